@@ -13,6 +13,7 @@ pub struct Config {
     /// How long running connections may go on after a stop was asked for.
     pub grace_period: Duration,
     /// The most verbose level that is logged; the library itself ignores it.
+    #[serde(skip)]
     pub log_level: log::LevelFilter,
     /// The side of the clients.
     pub proxy: Proxy,
