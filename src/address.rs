@@ -1,16 +1,23 @@
 //! Where something listens or is dialled.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
-use serde::Deserialize;
+/// The longest path of a UNIX socket, in bytes: the kernel's 108 less the NUL at the end.
+const UNIX_PATH_BYTES_MAX: usize = 107;
+/// The longest host name, in bytes, as DNS has it.
+const HOST_BYTES_MAX: usize = 253;
 
 /// An address as the operator writes it; a host name is not looked up here.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// `tcp://host:port` or `host:port`. An empty host means all interfaces.
     Tcp {
-        /// A name or an IP literal, without brackets.
+        /// A name or an IP literal, without brackets; an IPv6 literal may end in `%zone`.
         host: String,
         /// 0 lets the system choose (listeners only).
         port: u16,
@@ -29,17 +36,33 @@ impl Address {
 impl FromStr for Address {
     type Err = String;
 
+    /// The error names the text and shows the right form.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (host, port) = text.rsplit_once(':').ok_or("stub")?;
-        Ok(Self::tcp(host, port.parse().map_err(|_| "stub")?))
-    }
-}
-
-impl TryFrom<String> for Address {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+        if text.is_empty() {
+            return Err(format!("an address is missing; {FORMS}"));
+        }
+        if text.chars().any(char::is_control) || text.trim() != text {
+            return Err(format!("{text:?} has white space or a control character in it; {FORMS}"));
+        }
+        if text.starts_with('/') {
+            return Err(format!(
+                "{text:?} is a path, not an address; did you mean `unix://{text}`?"
+            ));
+        }
+        match text.split_once("://") {
+            Some(("tcp", rest)) => parse_tcp(text, rest),
+            Some(("unix", path)) => parse_unix(text, path),
+            Some((scheme, _)) => {
+                Err(format!("{text:?} has the unknown scheme {scheme:?}; {FORMS}"))
+            }
+            None => match text.strip_prefix("unix:") {
+                Some(path) => Err(format!(
+                    "{text:?} lacks slashes; did you mean `unix://{}`?",
+                    absolute(path)
+                )),
+                None => parse_tcp(text, text),
+            },
+        }
     }
 }
 
@@ -50,5 +73,212 @@ impl fmt::Display for Address {
             Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
         }
+    }
+}
+
+/// The remedy of most errors.
+const FORMS: &str = "write `host:port`, `:port`, `[ipv6]:port` or `unix:///absolute/path`";
+
+fn parse_unix(text: &str, path: &str) -> Result<Address, String> {
+    if path.is_empty() {
+        return Err(format!(
+            "{text:?} lacks the path of the socket; write `unix:///absolute/path`"
+        ));
+    }
+    if !path.starts_with('/') {
+        return Err(format!(
+            "{text:?} has a relative path; did you mean `unix://{}`?",
+            absolute(path)
+        ));
+    }
+    if path.ends_with('/') || Path::new(path).file_name().is_none() {
+        return Err(format!(
+            "{text:?} names a directory; write the path of a socket file, as in `unix:///run/tcpause.sock`"
+        ));
+    }
+    if path.len() > UNIX_PATH_BYTES_MAX {
+        let length = path.len();
+        return Err(format!(
+            "{text:?} has a path of {length} bytes; the system allows {UNIX_PATH_BYTES_MAX}"
+        ));
+    }
+    Ok(Address::Unix(path.into()))
+}
+
+/// What was probably meant by a relative path; none but the operator knows, so it is only shown.
+fn absolute(path: &str) -> String {
+    format!("/{}", path.trim_start_matches(['.', '/']))
+}
+
+fn parse_tcp(text: &str, rest: &str) -> Result<Address, String> {
+    if rest.contains(char::is_whitespace) {
+        return Err(format!("{text:?} has white space in it; {FORMS}"));
+    }
+    if rest.contains('@') {
+        return Err(format!("{text:?} has user information in it; nobody logs in here: {FORMS}"));
+    }
+    if rest.contains(['/', '?', '#']) {
+        return Err(format!("{text:?} has something after the port; {FORMS}"));
+    }
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(inner) => {
+            let (literal, after) =
+                inner.split_once(']').ok_or_else(|| format!("{text:?} lacks a `]`; {FORMS}"))?;
+            check_v6(text, literal)?;
+            (literal, after.strip_prefix(':').ok_or_else(|| no_port(text))?)
+        }
+        None => rest.rsplit_once(':').ok_or_else(|| no_port(text))?,
+    };
+    if !rest.starts_with('[') {
+        check_host(text, host)?;
+    }
+    if port.is_empty() {
+        return Err(no_port(text));
+    }
+    let number =
+        if port.bytes().all(|byte| byte.is_ascii_digit()) { port.parse().ok() } else { None };
+    let port = number.ok_or_else(|| {
+        format!("{text:?} has the port {port:?}; a port is a number from 0 to 65535")
+    })?;
+    Ok(Address::tcp(host, port))
+}
+
+fn no_port(text: &str) -> String {
+    match text.parse::<u16>() {
+        Ok(port) => format!("{text:?} is only a number; did you mean `:{port}`?"),
+        Err(_) => format!("{text:?} lacks a port; {FORMS}"),
+    }
+}
+
+fn check_v6(text: &str, literal: &str) -> Result<(), String> {
+    let (ip, zone) = literal.split_once('%').map_or((literal, None), |(ip, zone)| (ip, Some(zone)));
+    let is_name = |zone: &str| !zone.is_empty() && !zone.contains(['%', '[', ']', ':']);
+    if ip.parse::<Ipv6Addr>().is_err() || !zone.is_none_or(is_name) {
+        return Err(format!(
+            "{text:?} has no IPv6 address between its brackets; write `[::1]:port` or `[fe80::1%eth0]:port`"
+        ));
+    }
+    Ok(())
+}
+
+fn check_host(text: &str, host: &str) -> Result<(), String> {
+    if host == "*" {
+        return Err(format!(
+            "{text:?} has `*` for a host; leave the host away for all interfaces: `:port`"
+        ));
+    }
+    if host.contains(':') {
+        return Err(format!(
+            "{text:?} has more than one colon; an IPv6 address needs brackets, as in `[::1]:3000`"
+        ));
+    }
+    if host.len() > HOST_BYTES_MAX
+        || !host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+    {
+        return Err(format!(
+            "{text:?} has the host {host:?}, which is neither a name nor an IP address; {FORMS}"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_form_and_shows_it_so_that_it_reads_the_same() {
+        for (text, expected) in [
+            ("localhost:3000", Address::tcp("localhost", 3000)),
+            ("tcp://localhost:3000", Address::tcp("localhost", 3000)),
+            ("127.0.0.1:0", Address::tcp("127.0.0.1", 0)),
+            (":3000", Address::tcp("", 3000)),
+            ("tcp://:65535", Address::tcp("", 65_535)),
+            ("db_1.example.org.:5432", Address::tcp("db_1.example.org.", 5432)),
+            ("[::1]:80", Address::tcp("::1", 80)),
+            ("tcp://[::]:80", Address::tcp("::", 80)),
+            ("[fe80::1%eth0]:80", Address::tcp("fe80::1%eth0", 80)),
+            ("[::ffff:127.0.0.1]:80", Address::tcp("::ffff:127.0.0.1", 80)),
+            ("unix:///run/tcpause.sock", Address::Unix("/run/tcpause.sock".into())),
+            ("unix:///run/my app/ä.sock", Address::Unix("/run/my app/ä.sock".into())),
+        ] {
+            let address: Address = text.parse().expect(text);
+            assert_eq!(address, expected);
+            assert_eq!(address.to_string().parse(), Ok(expected), "{address}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_wrong_and_shows_the_right_form() {
+        for (text, part) in [
+            ("", "an address is missing"),
+            ("localhost", "lacks a port"),
+            ("tcp://localhost", "lacks a port"),
+            ("localhost:", "lacks a port"),
+            (":", "lacks a port"),
+            ("[::1]", "lacks a port"),
+            ("[::1]80", "lacks a port"),
+            ("[::1]:", "lacks a port"),
+            ("3000", "did you mean `:3000`?"),
+            ("localhost:http", "has the port \"http\""),
+            ("localhost:-1", "has the port \"-1\""),
+            ("localhost:+80", "has the port \"+80\""),
+            ("localhost:65536", "a port is a number from 0 to 65535"),
+            ("localhost:99999999999999999999", "a port is a number"),
+            ("http://localhost:80", "unknown scheme \"http\""),
+            ("udp://localhost:80", "unknown scheme \"udp\""),
+            ("TCP://localhost:80", "unknown scheme \"TCP\""),
+            ("://localhost:80", "unknown scheme \"\""),
+            ("me@localhost:80", "user information"),
+            ("tcp://me:secret@localhost:80", "user information"),
+            ("localhost:80/", "after the port"),
+            ("tcp://localhost:80/path", "after the port"),
+            ("localhost:80?x", "after the port"),
+            ("local host:80", "white space"),
+            (" localhost:80", "white space"),
+            ("localhost:80\n", "white space or a control character"),
+            ("localhost:80\0", "control character"),
+            ("unix:///run/a\nb", "control character"),
+            ("::1:80", "`[::1]:3000`"),
+            ("::1", "`[::1]:3000`"),
+            ("fe80::1%eth0:80", "`[::1]:3000`"),
+            ("a:b:80", "more than one colon"),
+            ("[localhost]:80", "no IPv6 address"),
+            ("[127.0.0.1]:80", "no IPv6 address"),
+            ("[]:80", "no IPv6 address"),
+            ("[::1%]:80", "no IPv6 address"),
+            ("[::1%a%b]:80", "no IPv6 address"),
+            ("[::1:80", "lacks a `]`"),
+            ("*:80", "`:port`"),
+            ("exämple.org:80", "neither a name nor an IP address"),
+            ("a]:80", "neither a name nor an IP address"),
+            ("/run/tcpause.sock", "did you mean `unix:///run/tcpause.sock`?"),
+            ("unix:/run/tcpause.sock", "did you mean `unix:///run/tcpause.sock`?"),
+            ("unix:tcpause.sock", "did you mean `unix:///tcpause.sock`?"),
+            ("unix://", "lacks the path"),
+            ("unix://run/tcpause.sock", "did you mean `unix:///run/tcpause.sock`?"),
+            ("unix://./tcpause.sock", "has a relative path"),
+            ("unix:///", "names a directory"),
+            ("unix:///run/", "names a directory"),
+            ("unix:///run/..", "names a directory"),
+        ] {
+            let error = text.parse::<Address>().expect_err(text);
+            assert!(error.contains(part), "{text:?}: {error}");
+            assert!(
+                error.contains(&format!("{text:?}")) || text.is_empty(),
+                "{text:?} is not named: {error}"
+            );
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn long_names_have_a_limit() {
+        let path = |length: usize| format!("unix:///{}", "a".repeat(length - 1));
+        assert!(path(UNIX_PATH_BYTES_MAX).parse::<Address>().is_ok());
+        let error = path(UNIX_PATH_BYTES_MAX + 1).parse::<Address>().unwrap_err();
+        assert!(error.ends_with("has a path of 108 bytes; the system allows 107"), "{error}");
+        assert!(format!("{}:80", "a".repeat(HOST_BYTES_MAX)).parse::<Address>().is_ok());
+        assert!(format!("{}:80", "a".repeat(HOST_BYTES_MAX + 1)).parse::<Address>().is_err());
     }
 }

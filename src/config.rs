@@ -2,18 +2,14 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
-use serde::Deserialize;
-
 use crate::Address;
 
 /// All settings of a proxy. [`Config::default`] is complete and runs.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// How long running connections may go on after a stop was asked for.
     pub grace_period: Duration,
     /// The most verbose level that is logged; the library itself ignores it.
-    #[serde(skip)]
     pub log_level: log::LevelFilter,
     /// The side of the clients.
     pub proxy: Proxy,
@@ -24,8 +20,7 @@ pub struct Config {
 }
 
 /// The side of the clients: `proxy.*`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Proxy {
     /// Where clients connect to.
     pub addr: Address,
@@ -44,8 +39,7 @@ pub struct Proxy {
 }
 
 /// The certificate files: `proxy.tls.*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// PEM bundle that a client's certificate, if it sends one, is verified against.
     pub ca_cert: Option<PathBuf>,
@@ -56,8 +50,7 @@ pub struct Tls {
 }
 
 /// The HTTP API of the operator: `control.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
     /// Where the API listens.
     pub addr: Address,
@@ -66,8 +59,7 @@ pub struct Control {
 }
 
 /// The server behind the proxy: `upstream.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// Where the upstream listens.
     pub addr: Address,

@@ -3,12 +3,17 @@
 mod address;
 mod config;
 mod control;
+mod duration;
 mod error;
 mod handle;
+mod nearest;
 mod server;
+mod timestamp;
 
 pub use address::Address;
 pub use config::{Config, Control, Proxy, Tls, Upstream};
+pub use duration::{format_duration, parse_duration};
 pub use error::Error;
 pub use handle::{Handle, Status};
 pub use server::{Outcome, Server};
+pub use timestamp::Rfc3339;

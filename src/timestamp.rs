@@ -1,0 +1,80 @@
+//! Points in time as text.
+
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// Shows a time in RFC 3339, in UTC, to the millisecond: `2026-11-23T17:14:22.123Z`. A time before 1970 shows as 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rfc3339(pub SystemTime);
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+        // Years are counted from the 1st of March of the year 0, so that a leap day is the last day of its year; 400 years always have 146,097 days.
+        let days = days + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let (day, month, january) =
+            (day - (153 * month + 2) / 5 + 1, (month + 2) % 12 + 1, u64::from(month >= 10));
+        let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+        write!(f, "{:04}-{month:02}-{day:02}T", era * 400 + year + january)?;
+        write!(f, "{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn shows_known_dates() {
+        // Computed with GNU date.
+        for (milliseconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_799_999, "2000-02-29T23:59:59.999Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_735_689_599_001, "2024-12-31T23:59:59.001Z"),
+            (1_735_689_600_000, "2025-01-01T00:00:00.000Z"),
+            (1_795_454_062_123, "2026-11-23T17:14:22.123Z"),
+            (4_107_542_399_000, "2100-02-28T23:59:59.000Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (253_402_300_799_000, "9999-12-31T23:59:59.000Z"),
+        ] {
+            assert_eq!(Rfc3339(UNIX_EPOCH + Duration::from_millis(milliseconds)).to_string(), text);
+        }
+        assert_eq!(
+            Rfc3339(UNIX_EPOCH - Duration::from_secs(1)).to_string(),
+            "1970-01-01T00:00:00.000Z"
+        );
+    }
+
+    #[test]
+    fn every_day_follows_the_one_before() {
+        let mut expected = (1970, 1, 1);
+        for day in 0..200_000 {
+            let (year, month, of_month) = expected;
+            let shown = Rfc3339(UNIX_EPOCH + Duration::from_secs(day * 86_400)).to_string();
+            assert_eq!(&shown[..10], format!("{year:04}-{month:02}-{of_month:02}"));
+            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let length = match month {
+                2 => 28 + i32::from(leap),
+                4 | 6 | 9 | 11 => 30,
+                _ => 31,
+            };
+            expected = match (of_month == length, month) {
+                (false, _) => (year, month, of_month + 1),
+                (true, 12) => (year + 1, 1, 1),
+                (true, _) => (year, month + 1, 1),
+            };
+        }
+    }
+}
