@@ -1,8 +1,22 @@
 //! The configuration: every setting, its default and its meaning.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+mod settings;
+mod validate;
+mod yaml;
 
-use crate::Address;
+use std::{
+    fmt,
+    fs::File,
+    io::{ErrorKind, Read},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{Address, Error};
+
+/// The largest configuration file: ours has a kibibyte or two, and a huge one costs the parser seconds.
+const FILE_BYTES_MAX: usize = 1024 * 1024;
 
 /// All settings of a proxy. [`Config::default`] is complete and runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +79,88 @@ pub struct Upstream {
     pub addr: Address,
 }
 
+impl Config {
+    /// Reads a YAML file. What it leaves out keeps its default. The error names the file, line, column and key, and the remedy.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let name = path.display();
+        let mut bytes = Vec::new();
+        // One byte more than allowed is enough to see that there are too many.
+        let limit = FILE_BYTES_MAX as u64 + 1;
+        if let Err(error) =
+            File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        {
+            let remedy = match error.kind() {
+                ErrorKind::NotFound => "check the path",
+                ErrorKind::PermissionDenied => "let this user read it",
+                ErrorKind::IsADirectory => "name a file",
+                _ => "name a readable file",
+            };
+            return Err(Error::Config(format!(
+                "{name}: cannot read the configuration: {error}; {remedy}"
+            )));
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::parse(&text, &name.to_string()),
+            Err(error) if error.as_bytes().len() > FILE_BYTES_MAX => Err(too_large(&name)),
+            Err(error) => {
+                let good = String::from_utf8_lossy(
+                    error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default(),
+                );
+                let (line, column) = (
+                    good.split('\n').count(),
+                    good.rsplit('\n').next().unwrap_or_default().chars().count() + 1,
+                );
+                Err(Error::Config(format!(
+                    "{name}:{line}:{column}: this is not UTF-8; save the file as UTF-8"
+                )))
+            }
+        }
+    }
+
+    /// Reads YAML. `name` stands for the file in errors.
+    pub fn parse(text: &str, name: &str) -> Result<Self, Error> {
+        if text.len() > FILE_BYTES_MAX {
+            return Err(too_large(name));
+        }
+        yaml::parse(text).map_err(|error| Error::Config(format!("{name}:{error}")))
+    }
+
+    /// Every key, in the order of the file: `grace-period`, `log-level`, `proxy.addr` and so on.
+    pub fn keys() -> impl Iterator<Item = &'static str> {
+        settings::SETTINGS.iter().map(|setting| setting.key)
+    }
+
+    /// Sets one key from text, as an option of the command line does. The error does not name the key.
+    pub fn set(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let setting = settings::find(key).ok_or_else(|| format!("there is no key {key:?}"))?;
+        (setting.set)(self, text)
+    }
+
+    /// The value of one key, so that [`Config::set`] takes it; `None` when it is not set or there is no such key.
+    pub fn get(&self, key: &str) -> Option<String> {
+        yaml::to_text(&(settings::find(key)?.get)(self))
+    }
+
+    /// Checks what one key alone does not tell: that the settings fit together.
+    pub fn validate(&self) -> Result<(), Error> {
+        validate::validate(self).map_err(Error::Config)
+    }
+}
+
+fn too_large(name: impl fmt::Display) -> Error {
+    Error::Config(format!(
+        "{name}: the configuration is larger than {FILE_BYTES_MAX} bytes; is this the right file?"
+    ))
+}
+
+/// YAML that [`Config::parse`] reads the same.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&yaml::format(self).map_err(|_| fmt::Error)?)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -102,3 +198,6 @@ impl Default for Upstream {
         Self { addr: Address::tcp("localhost", 3002) }
     }
 }
+
+#[cfg(test)]
+mod tests;

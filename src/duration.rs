@@ -55,7 +55,8 @@ pub fn format_duration(duration: Duration) -> String {
     for (unit, length) in UNITS {
         let count = nanoseconds / u128::from(length);
         if count > 0 {
-            text += &format!("{count}{unit}");
+            text.push_str(&count.to_string());
+            text.push_str(unit);
             nanoseconds %= u128::from(length);
         }
     }

@@ -1,0 +1,154 @@
+//! The table of settings: what the YAML file and the command line share.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use log::LevelFilter;
+use serde_yaml::Value;
+
+use super::Config;
+use crate::{duration::format_duration, duration::parse_duration, nearest::nearest};
+
+/// One key of the configuration.
+pub(super) struct Setting {
+    /// Its place in the file, with dots between the levels.
+    pub(super) key: &'static str,
+    /// Reads it from a configuration; null when it is not set.
+    pub(super) get: fn(&Config) -> Value,
+    /// Sets it from text.
+    pub(super) set: fn(&mut Config, &str) -> Result<(), String>,
+}
+
+/// Every setting, in the order of the file.
+pub(super) static SETTINGS: [Setting; 14] = [
+    Setting {
+        key: "grace-period",
+        get: |config| format_duration(config.grace_period).into(),
+        set: |config, text| store(&mut config.grace_period, parse_duration(text)),
+    },
+    Setting {
+        key: "log-level",
+        get: |config| config.log_level.as_str().to_lowercase().into(),
+        set: |config, text| store(&mut config.log_level, parse_level(text)),
+    },
+    Setting {
+        key: "proxy.addr",
+        get: |config| config.proxy.addr.to_string().into(),
+        set: |config, text| store(&mut config.proxy.addr, text.parse()),
+    },
+    Setting {
+        key: "proxy.reject-clients",
+        get: |config| config.proxy.reject_clients.into(),
+        set: |config, text| store(&mut config.proxy.reject_clients, parse_bool(text)),
+    },
+    Setting {
+        key: "proxy.retry-after-interval",
+        get: |config| format_duration(config.proxy.retry_after_interval).into(),
+        set: |config, text| store(&mut config.proxy.retry_after_interval, parse_duration(text)),
+    },
+    Setting {
+        key: "proxy.block-poll-interval",
+        get: |config| format_duration(config.proxy.block_poll_interval).into(),
+        set: |config, text| store(&mut config.proxy.block_poll_interval, parse_duration(text)),
+    },
+    Setting {
+        key: "proxy.close-poll-interval",
+        get: |config| format_duration(config.proxy.close_poll_interval).into(),
+        set: |config, text| store(&mut config.proxy.close_poll_interval, parse_duration(text)),
+    },
+    Setting {
+        key: "proxy.tls.ca-cert",
+        get: |config| path_value(config.proxy.tls.ca_cert.as_ref()),
+        set: |config, text| store(&mut config.proxy.tls.ca_cert, parse_path(text)),
+    },
+    Setting {
+        key: "proxy.tls.cert",
+        get: |config| path_value(config.proxy.tls.cert.as_ref()),
+        set: |config, text| store(&mut config.proxy.tls.cert, parse_path(text)),
+    },
+    Setting {
+        key: "proxy.tls.key",
+        get: |config| path_value(config.proxy.tls.key.as_ref()),
+        set: |config, text| store(&mut config.proxy.tls.key, parse_path(text)),
+    },
+    Setting {
+        key: "proxy.threads",
+        get: |config| config.proxy.threads.map_or(Value::Null, |threads| threads.get().into()),
+        set: |config, text| store(&mut config.proxy.threads, parse_threads(text)),
+    },
+    Setting {
+        key: "control.addr",
+        get: |config| config.control.addr.to_string().into(),
+        set: |config, text| store(&mut config.control.addr, text.parse()),
+    },
+    Setting {
+        key: "control.hosts",
+        get: |config| config.control.hosts.clone().into(),
+        set: |config, text| store(&mut config.control.hosts, parse_hosts(text)),
+    },
+    Setting {
+        key: "upstream.addr",
+        get: |config| config.upstream.addr.to_string().into(),
+        set: |config, text| store(&mut config.upstream.addr, text.parse()),
+    },
+];
+
+/// The setting of a key.
+pub(super) fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+fn store<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *place = value?;
+    Ok(())
+}
+
+fn path_value(path: Option<&PathBuf>) -> Value {
+    path.map_or(Value::Null, |path| path.to_string_lossy().into_owned().into())
+}
+
+fn parse_level(text: &str) -> Result<LevelFilter, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    text.parse().map_err(|_| {
+        let hint = nearest(text, LEVELS)
+            .map_or_else(String::new, |level| format!("; did you mean `{level}`?"));
+        format!("{text:?} is not a level; the levels are {}{hint}", LEVELS.join(", "))
+    })
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "True" | "TRUE" => Ok(true),
+        "false" | "False" | "FALSE" => Ok(false),
+        _ => Err(format!("{text:?} is not a boolean; write true or false")),
+    }
+}
+
+fn parse_path(text: &str) -> Result<Option<PathBuf>, String> {
+    if text.is_empty() {
+        return Err("a path is missing; write the path of a PEM file".to_owned());
+    }
+    if text.contains(char::is_control) {
+        return Err(format!(
+            "{text:?} has a control character in it; write the path of a PEM file"
+        ));
+    }
+    Ok(Some(text.into()))
+}
+
+fn parse_threads(text: &str) -> Result<Option<NonZeroUsize>, String> {
+    text.parse().map(Some).map_err(|_| {
+        format!("{text:?} is not a number of threads; write 1 or more, or leave it away for one thread a core")
+    })
+}
+
+fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    text.split(',')
+        .map(str::trim)
+        .map(|host| match host {
+            "" => Err("a host name is missing; write names with commas between them, as in `a.example,b.example`".to_owned()),
+            _ if host.bytes().all(is_name) => Ok(host.to_owned()),
+            _ => Err(format!("{host:?} is not a host name; write the name alone, without scheme and port")),
+        })
+        .collect()
+}

@@ -1,0 +1,330 @@
+use std::{fs, io::Write};
+
+use super::*;
+
+fn error(text: &str) -> String {
+    Config::parse(text, "t.yml").expect_err(text).to_string()
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    for text in [
+        "",
+        "\n",
+        "# nothing\n",
+        "\u{feff}",
+        "---\n",
+        "{}",
+        "~",
+        "proxy:\n",
+        "proxy:\n  tls:\n",
+        "proxy:\n  addr:\n",
+    ] {
+        assert_eq!(Config::parse(text, "t.yml"), Ok(Config::default()), "{text:?}");
+    }
+}
+
+#[test]
+fn reads_every_key() {
+    let text = "\
+grace-period: 1m30s
+log-level: off
+proxy:
+  addr: unix:///run/a.sock
+  reject-clients: true
+  retry-after-interval: 0
+  block-poll-interval: 1ms
+  close-poll-interval: 2ms
+  tls: {ca-cert: ca.pem, cert: \"cert.pem\", key: 'key.pem'}
+  threads: 3
+control:
+  addr: \":3001\"
+  hosts: [a.example, b.example]
+upstream:
+  addr: '[::1]:80'
+";
+    let expected = Config {
+        grace_period: Duration::from_secs(90),
+        log_level: log::LevelFilter::Off,
+        proxy: Proxy {
+            addr: Address::Unix("/run/a.sock".into()),
+            reject_clients: true,
+            retry_after_interval: Duration::ZERO,
+            block_poll_interval: Duration::from_millis(1),
+            close_poll_interval: Duration::from_millis(2),
+            tls: Tls {
+                ca_cert: Some("ca.pem".into()),
+                cert: Some("cert.pem".into()),
+                key: Some("key.pem".into()),
+            },
+            threads: NonZeroUsize::new(3),
+        },
+        control: Control {
+            addr: Address::tcp("", 3001),
+            hosts: vec!["a.example".into(), "b.example".into()],
+        },
+        upstream: Upstream { addr: Address::tcp("::1", 80) },
+    };
+    assert_eq!(Config::parse(text, "t.yml"), Ok(expected.clone()));
+    assert_eq!(Config::parse(&text.replace('\n', "\r\n"), "t.yml"), Ok(expected.clone()));
+    assert_eq!(Config::parse(&format!("\u{feff}{text}"), "t.yml"), Ok(expected.clone()));
+    assert_eq!(Config::parse(&expected.to_string(), "t.yml"), Ok(expected));
+}
+
+#[test]
+fn what_is_written_reads_the_same() {
+    assert_eq!(Config::parse(&Config::default().to_string(), "t.yml"), Ok(Config::default()));
+    // Paths that YAML would take for something else, were they not quoted.
+    for path in [
+        "~", "null", "true", "12", "0x10", "1e3", "- a", "a: b", "a #b", "'a'", "\"", "*a", "&a",
+        "!a", " a ", "%", "ä", "{", "{a}",
+    ] {
+        let mut config = Config::default();
+        config.proxy.tls.cert = Some(path.into());
+        config.proxy.addr = Address::Unix(format!("/run/{path}x").into());
+        assert_eq!(Config::parse(&config.to_string(), "t.yml"), Ok(config), "{path}");
+    }
+}
+
+#[test]
+fn every_key_can_be_got_and_set() {
+    let text =
+        "{proxy: {threads: 2, tls: {ca-cert: a, cert: b, key: c}}, control: {hosts: [a, b]}}";
+    let full = Config::parse(text, "t.yml").unwrap();
+    let mut config = Config::default();
+    for key in Config::keys() {
+        let value = full.get(key).expect(key);
+        config.set(key, &value).expect(key);
+        assert!(config.set(key, "").is_err(), "{key} must not be empty");
+    }
+    assert_eq!(config, full);
+    assert_eq!(Config::default().get("proxy.threads"), None);
+    assert_eq!(Config::default().get("grace-period").as_deref(), Some("10s"));
+    assert_eq!(config.get("proxy"), None);
+    assert!(config.set("proxy", "x").is_err());
+}
+
+#[test]
+fn wrong_input_is_told_with_its_place_and_the_remedy() {
+    for (text, expected) in [
+        ("prxy:\n  addr: :80", "t.yml:1:1: unknown key `prxy`; did you mean `proxy`?"),
+        ("\nproxy:\n  adr: :80", "t.yml:3:3: proxy: unknown key `adr`; did you mean `addr`?"),
+        (
+            "proxy:\n  tls:\n    crt: x",
+            "t.yml:3:5: proxy.tls: unknown key `crt`; did you mean `cert`?",
+        ),
+        (
+            "proxy:\n  reject_clients: true",
+            "t.yml:2:3: proxy: unknown key `reject_clients`; did you mean `reject-clients`?",
+        ),
+        ("threads: 3", "t.yml:1:1: unknown key `threads`; did you mean `proxy.threads`?"),
+        (
+            "addr: :3",
+            "t.yml:1:1: unknown key `addr`; did you mean `proxy.addr`, `control.addr`, `upstream.addr`?",
+        ),
+        (
+            "proxy:\n  x: 3",
+            "t.yml:2:3: proxy: unknown key `x`; known here: `addr`, `reject-clients`,",
+        ),
+        (
+            "proxy.addr: :3",
+            "t.yml:1:1: unknown key `proxy.addr`; write the part before each dot on a line of its own, `proxy:`",
+        ),
+        ("\"a\\nb\": 3", "t.yml:1:1: unknown key `a\\nb`; known here:"),
+        ("<<: {grace-period: 1s}", "t.yml:1:1: unknown key `<<`"),
+        ("3: 3", "t.yml:1:1: unknown key `3`"),
+        ("? [a]\n: 3", "t.yml:1:3: invalid type: sequence, expected a key"),
+        (
+            "grace-period: 1s\ngrace-period: 2s",
+            "t.yml:2:1: the key `grace-period` is here for the second time; remove one",
+        ),
+        ("proxy: {}\nproxy: {}", "t.yml:2:1: the key `proxy` is here for the second time"),
+        (
+            "proxy:\n  addr: :1\n  addr: :1",
+            "t.yml:3:3: proxy: the key `addr` is here for the second time",
+        ),
+        (
+            "grace-period: 30",
+            "t.yml:1:15: grace-period: \"30\" ends without a unit; did you mean `30s`?",
+        ),
+        (
+            "grace-period: 1.5",
+            "t.yml:1:15: grace-period: \"1.5\" ends without a unit; did you mean `1.5s`?",
+        ),
+        ("grace-period: -3s", "t.yml:1:15: grace-period: \"-3s\" has a sign"),
+        ("grace-period: 1d", "t.yml:1:15: grace-period: \"1d\" has the unknown unit \"d\""),
+        ("grace-period: ''", "t.yml:1:15: grace-period: a duration is missing"),
+        (
+            "grace-period: [1s]",
+            "t.yml:1:15: grace-period: invalid type: sequence, expected one value, such as `10s`",
+        ),
+        (
+            "grace-period: {a: 1s}",
+            "t.yml:1:15: grace-period: invalid type: map, expected one value, such as `10s`",
+        ),
+        (
+            "proxy: 3000",
+            "t.yml:1:8: proxy: invalid type: integer `3000`, expected the keys `addr`, `reject-clients`,",
+        ),
+        ("proxy: [a]", "t.yml:1:8: proxy: invalid type: sequence, expected the keys `addr`,"),
+        ("- a", "t.yml:1:1: invalid type: sequence, expected the keys `grace-period`,"),
+        ("tcpause", "t.yml:1:1: invalid type: string \"tcpause\", expected the keys"),
+        (
+            "proxy:\n  addr: 3000",
+            "t.yml:2:9: proxy.addr: \"3000\" is only a number; did you mean `:3000`?",
+        ),
+        ("proxy:\n  addr: localhost", "t.yml:2:9: proxy.addr: \"localhost\" lacks a port;"),
+        (
+            "upstream:\n  addr: unix://x",
+            "t.yml:2:9: upstream.addr: \"unix://x\" has a relative path; did you mean",
+        ),
+        (
+            "proxy:\n  reject-clients: yes",
+            "t.yml:2:19: proxy.reject-clients: \"yes\" is not a boolean; write true or false",
+        ),
+        ("proxy:\n  reject-clients: on", "write true or false"),
+        ("proxy:\n  reject-clients: 1", "write true or false"),
+        (
+            "proxy:\n  reject-clients: [true]",
+            "invalid type: sequence, expected one value, such as `false`",
+        ),
+        (
+            "proxy:\n  threads: 0",
+            "t.yml:2:12: proxy.threads: \"0\" is not a number of threads; write 1 or more",
+        ),
+        ("proxy:\n  threads: -1", "write 1 or more"),
+        ("proxy:\n  threads: 1.5", "write 1 or more"),
+        ("proxy:\n  threads: many", "write 1 or more"),
+        ("proxy:\n  threads: 99999999999999999999999", "write 1 or more"),
+        ("proxy:\n  tls:\n    cert: ''", "t.yml:3:11: proxy.tls.cert: a path is missing"),
+        ("proxy:\n  tls:\n    cert: \"a\\0\"", "has a control character"),
+        (
+            "log-level: loud",
+            "t.yml:1:12: log-level: \"loud\" is not a level; the levels are off, error, warn, info, debug, trace",
+        ),
+        ("log-level: inf", "did you mean `info`?"),
+        (
+            "control:\n  hosts: a.example",
+            "t.yml:2:10: control.hosts: invalid type: string \"a.example\", expected a list, such as",
+        ),
+        ("control:\n  hosts: [a:80]", "t.yml:2:10: control.hosts: \"a:80\" is not a host name"),
+        ("control:\n  hosts: ['']", "a host name is missing"),
+        ("control:\n  hosts: [[a]]", "invalid type: sequence, expected a string"),
+        ("proxy:\n\taddr: :3", "t.yml:2:1: found character that cannot start any token"),
+        ("proxy: {", "t.yml:2:1: "),
+        ("log-level: *b", "unknown anchor"),
+        (
+            "grace-period: 1s\n---\ngrace-period: 1s",
+            "t.yml: deserializing from YAML containing more than one document",
+        ),
+        ("proxy:\n  addr: \"a\\nb\"", "\"a\\nb\" has white space or a control character"),
+    ] {
+        let error = error(text);
+        assert!(error.contains(expected), "{text:?} gives {error}");
+        assert!(error.starts_with("t.yml:"), "{error}");
+        assert!(!error.contains(char::is_control), "{error:?}");
+    }
+}
+
+#[test]
+fn deep_and_huge_input_is_refused() {
+    assert!(error(&"[".repeat(100_000)).starts_with("t.yml:"));
+    assert!(error(&format!("proxy: {}", "{a: ".repeat(1_000))).contains("unknown key `a`"));
+    assert!(error(&" ".repeat(FILE_BYTES_MAX + 1)).contains("is larger than 1048576 bytes"));
+    assert_eq!(Config::parse(&"\n".repeat(FILE_BYTES_MAX), "t.yml"), Ok(Config::default()));
+}
+
+#[test]
+fn unreadable_files_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |content: Option<&[u8]>| {
+        let path = folder.path().join("t.yml");
+        if let Some(content) = content {
+            fs::File::create(&path).unwrap().write_all(content).unwrap();
+        }
+        Config::load(&path)
+            .map_err(|error| error.to_string().split_once("t.yml").unwrap().1.to_owned())
+    };
+    assert_eq!(
+        load(None).unwrap_err(),
+        ": cannot read the configuration: No such file or directory (os error 2); check the path"
+    );
+    assert_eq!(load(Some(b"grace-period: 1s")).unwrap().grace_period, Duration::from_secs(1));
+    assert_eq!(
+        load(Some(b"grace-period: 30")).unwrap_err(),
+        ":1:15: grace-period: \"30\" ends without a unit; did you mean `30s`?"
+    );
+    assert_eq!(
+        load(Some(b"# \xc3\xa4\n# a\xff")).unwrap_err(),
+        ":2:4: this is not UTF-8; save the file as UTF-8"
+    );
+    assert!(load(Some(&vec![b'\n'; FILE_BYTES_MAX + 1])).unwrap_err().contains("is larger than"));
+    assert!(load(Some(&vec![0xff; FILE_BYTES_MAX + 1])).unwrap_err().contains("is larger than"));
+    let error = Config::load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("Is a directory") && error.ends_with("; name a file"), "{error}");
+}
+
+#[test]
+fn settings_must_fit_together() {
+    for (text, expected) in [
+        ("{}", None),
+        ("proxy: {tls: {cert: a, key: b}}", None),
+        ("proxy: {tls: {cert: a, key: b, ca-cert: c}}", None),
+        ("proxy: {tls: {cert: a}}", Some("proxy.tls.key is missing")),
+        ("proxy: {tls: {cert: a, ca-cert: c}}", Some("proxy.tls.key is missing")),
+        ("proxy: {tls: {key: a}}", Some("proxy.tls.cert is missing")),
+        ("proxy: {tls: {ca-cert: a}}", Some("proxy.tls.ca-cert needs proxy.tls.cert")),
+        ("proxy: {threads: 1024}", None),
+        ("proxy: {threads: 1025}", Some("proxy.threads: the most are 1024")),
+        ("upstream: {addr: 'localhost:0'}", Some("upstream.addr: tcp://localhost:0 has port 0")),
+        ("upstream: {addr: ':80'}", Some("did you mean `localhost:80`?")),
+        ("proxy: {addr: 'localhost:0'}\ncontrol: {addr: 'localhost:0'}", None),
+        (
+            "proxy: {addr: 'localhost:3001'}",
+            Some("control.addr: tcp://localhost:3001 is taken by proxy.addr"),
+        ),
+        ("proxy: {addr: 'LOCALHOST:3001'}", Some("is taken")),
+        ("proxy: {addr: '127.0.0.1:3001'}", Some("is taken")),
+        ("proxy: {addr: ':3001'}", Some("is taken")),
+        ("proxy: {addr: '0.0.0.0:3001'}", Some("is taken")),
+        ("proxy: {addr: '127.0.0.2:3001'}", None),
+        ("proxy: {addr: '[::1]:3001'}", None),
+        ("proxy: {addr: '[::]:3001'}\ncontrol: {addr: '[::1]:3001'}", Some("is taken")),
+        ("proxy: {addr: 'unix:///a'}\ncontrol: {addr: 'unix:///a'}", Some("is taken")),
+        ("proxy: {addr: 'unix:///a'}\ncontrol: {addr: 'unix:///b'}", None),
+        (
+            "upstream: {addr: 'localhost:3000'}",
+            Some("upstream.addr: tcp://localhost:3000 leads back to proxy.addr"),
+        ),
+        ("upstream: {addr: '127.0.0.1:3000'}", Some("leads back")),
+        ("upstream: {addr: '0.0.0.0:3000'}", Some("leads back")),
+        ("upstream: {addr: 'localhost:3001'}", Some("leads back to control.addr")),
+        ("proxy: {addr: ':3002'}", Some("leads back")),
+        ("proxy: {addr: 'db.example:80'}\nupstream: {addr: 'DB.example:80'}", Some("leads back")),
+        ("proxy: {addr: ':80'}\nupstream: {addr: 'db.example:80'}", None),
+        ("proxy: {addr: '0.0.0.0:80'}\nupstream: {addr: '10.0.0.5:80'}", None),
+        ("proxy: {addr: '127.0.0.1:80'}\nupstream: {addr: '127.0.0.2:80'}", None),
+        ("proxy: {addr: '[::1]:80'}\nupstream: {addr: '127.0.0.1:80'}", None),
+        ("proxy: {addr: 'unix:///a'}\nupstream: {addr: 'unix:///a'}", Some("leads back")),
+    ] {
+        let config = Config::parse(text, "t.yml").expect(text);
+        match (config.validate(), expected) {
+            (Ok(()), None) => {}
+            (Err(Error::Config(error)), Some(part)) => {
+                assert!(error.contains(part), "{text}: {error}")
+            }
+            (result, _) => panic!("{text}: {result:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_sample_is_the_default_and_shows_every_key() {
+    let sample = include_str!("../../tcpause.yml");
+    assert_eq!(Config::parse(sample, "tcpause.yml"), Ok(Config::default()));
+    let sample: serde_yaml::Value = serde_yaml::from_str(sample).unwrap();
+    for key in Config::keys() {
+        let shown = key.split('.').try_fold(&sample, |section, name| section.get(name));
+        assert!(shown.is_some(), "{key} is missing");
+    }
+}

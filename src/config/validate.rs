@@ -1,0 +1,104 @@
+//! What must hold between settings.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Config, Tls};
+use crate::Address;
+
+/// The most worker threads: far more than a machine has cores, and few enough to start.
+const THREADS_MAX: usize = 1024;
+
+/// The first thing that does not fit, as one line with the keys and the remedy.
+pub(super) fn validate(config: &Config) -> Result<(), String> {
+    check_tls(&config.proxy.tls)?;
+    if config.proxy.threads.is_some_and(|threads| threads.get() > THREADS_MAX) {
+        return Err(format!(
+            "proxy.threads: the most are {THREADS_MAX}; leave it away for one thread a core"
+        ));
+    }
+    let (proxy, control, upstream) =
+        (&config.proxy.addr, &config.control.addr, &config.upstream.addr);
+    if let Address::Tcp { host, port } = upstream {
+        if *port == 0 {
+            return Err(format!(
+                "upstream.addr: {upstream} has port 0; write the port that the upstream listens on"
+            ));
+        }
+        if host.is_empty() {
+            return Err(format!(
+                "upstream.addr: {upstream} names no host; did you mean `localhost:{port}`?"
+            ));
+        }
+    }
+    if same_listener(proxy, control) {
+        return Err(format!(
+            "control.addr: {control} is taken by proxy.addr ({proxy}); give one of them another port or path"
+        ));
+    }
+    for (key, listener) in [("proxy.addr", proxy), ("control.addr", control)] {
+        if leads_to(upstream, listener) {
+            return Err(format!(
+                "upstream.addr: {upstream} leads back to {key} ({listener}); write where the server behind the proxy listens"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_tls(tls: &Tls) -> Result<(), String> {
+    match (&tls.cert, &tls.key, &tls.ca_cert) {
+        (Some(_), None, _) => Err("proxy.tls.key is missing: proxy.tls.cert needs the private key that belongs to it".to_owned()),
+        (None, Some(_), _) => Err("proxy.tls.cert is missing: proxy.tls.key needs the certificate that belongs to it".to_owned()),
+        (None, None, Some(_)) => {
+            Err("proxy.tls.ca-cert needs proxy.tls.cert and proxy.tls.key: without them nothing is answered in TLS".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether two listeners cannot both be bound, as far as that can be told without looking names up.
+fn same_listener(left: &Address, right: &Address) -> bool {
+    match (left, right) {
+        (Address::Unix(left), Address::Unix(right)) => left == right,
+        (Address::Tcp { host: left, port }, Address::Tcp { host: right, port: other }) => {
+            let clash = |left: &IpAddr, right: &IpAddr| {
+                left == right
+                    || (left.is_ipv4() == right.is_ipv4()
+                        && (left.is_unspecified() || right.is_unspecified()))
+            };
+            port == other && *port != 0 && overlap(left, right, clash)
+        }
+        _ => false,
+    }
+}
+
+/// Whether dialling `upstream` reaches `listener`, as far as that can be told: which addresses this host has is not known here.
+fn leads_to(upstream: &Address, listener: &Address) -> bool {
+    match (upstream, listener) {
+        (Address::Unix(upstream), Address::Unix(listener)) => upstream == listener,
+        (Address::Tcp { host, port }, Address::Tcp { host: listener, port: other }) => {
+            let reaches = |dialled: &IpAddr, bound: &IpAddr| {
+                let local = dialled.is_loopback() || dialled.is_unspecified();
+                dialled == bound
+                    || (dialled.is_ipv4() == bound.is_ipv4() && local && bound.is_unspecified())
+                    || (dialled.is_unspecified() && bound.is_loopback())
+            };
+            port == other && overlap(host, listener, reaches)
+        }
+        _ => false,
+    }
+}
+
+fn overlap(left: &str, right: &str, meets: impl Fn(&IpAddr, &IpAddr) -> bool) -> bool {
+    left.eq_ignore_ascii_case(right)
+        || ips(left).iter().any(|left| ips(right).iter().any(|right| meets(left, right)))
+}
+
+/// The IP addresses that a host stands for; none for a name that would have to be looked up.
+fn ips(host: &str) -> Vec<IpAddr> {
+    match host {
+        "" => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        _ if host.eq_ignore_ascii_case("localhost") => vec![Ipv4Addr::LOCALHOST.into()],
+        _ => host.parse().into_iter().collect(),
+    }
+}
