@@ -6,6 +6,13 @@ fn error(text: &str) -> String {
     Config::parse(text, "t.yml").expect_err(text).to_string()
 }
 
+fn check_error(text: &str, expected: &str) {
+    let error = error(text);
+    assert!(error.contains(expected), "{text:?} gives {error}");
+    assert!(error.starts_with("t.yml:"), "{error}");
+    assert!(!error.contains(char::is_control), "{error:?}");
+}
+
 #[test]
 fn an_empty_file_is_the_default() {
     for text in [
@@ -105,7 +112,7 @@ fn every_key_can_be_got_and_set() {
 }
 
 #[test]
-fn wrong_input_is_told_with_its_place_and_the_remedy() {
+fn wrong_keys_are_told_with_their_place_and_the_remedy() {
     for (text, expected) in [
         ("prxy:\n  addr: :80", "t.yml:1:1: unknown key `prxy`; did you mean `proxy`?"),
         ("\nproxy:\n  adr: :80", "t.yml:3:3: proxy: unknown key `adr`; did you mean `addr`?"),
@@ -143,6 +150,14 @@ fn wrong_input_is_told_with_its_place_and_the_remedy() {
             "proxy:\n  addr: :1\n  addr: :1",
             "t.yml:3:3: proxy: the key `addr` is here for the second time",
         ),
+    ] {
+        check_error(text, expected);
+    }
+}
+
+#[test]
+fn wrong_values_are_told_with_their_place_and_the_remedy() {
+    for (text, expected) in [
         (
             "grace-period: 30",
             "t.yml:1:15: grace-period: \"30\" ends without a unit; did you mean `30s`?",
@@ -210,7 +225,10 @@ fn wrong_input_is_told_with_its_place_and_the_remedy() {
         ("control:\n  hosts: [a:80]", "t.yml:2:10: control.hosts: \"a:80\" is not a host name"),
         ("control:\n  hosts: ['']", "a host name is missing"),
         ("control:\n  hosts: [[a]]", "invalid type: sequence, expected a string"),
-        ("proxy:\n\taddr: :3", "t.yml:2:1: found character that cannot start any token"),
+        (
+            "proxy:\n\taddr: :3",
+            "t.yml:2:1: found character that cannot start any token, while scanning for the next token; indent with spaces",
+        ),
         ("proxy: {", "t.yml:2:1: "),
         ("log-level: *b", "unknown anchor"),
         (
@@ -219,10 +237,7 @@ fn wrong_input_is_told_with_its_place_and_the_remedy() {
         ),
         ("proxy:\n  addr: \"a\\nb\"", "\"a\\nb\" has white space or a control character"),
     ] {
-        let error = error(text);
-        assert!(error.contains(expected), "{text:?} gives {error}");
-        assert!(error.starts_with("t.yml:"), "{error}");
-        assert!(!error.contains(char::is_control), "{error:?}");
+        check_error(text, expected);
     }
 }
 
@@ -311,7 +326,7 @@ fn settings_must_fit_together() {
         match (config.validate(), expected) {
             (Ok(()), None) => {}
             (Err(Error::Config(error)), Some(part)) => {
-                assert!(error.contains(part), "{text}: {error}")
+                assert!(error.contains(part), "{text}: {error}");
             }
             (result, _) => panic!("{text}: {result:?}"),
         }

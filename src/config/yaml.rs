@@ -68,7 +68,14 @@ fn explain(error: &serde_yaml::Error) -> String {
         Some(place) => {
             let (line, column) = (place.line(), place.column());
             let text = text.replacen(&format!(" at line {line} column {column}"), "", 1);
-            format!("{line}:{column}: {text}")
+            // The parser's words for a tab, and for a value such as `@here`.
+            let bare = text.contains("cannot start any token");
+            let remedy = if bare {
+                "; indent with spaces, not tabs, and quote a value that is more than a word"
+            } else {
+                ""
+            };
+            format!("{line}:{column}: {text}{remedy}")
         }
     }
 }
