@@ -3,11 +3,15 @@
 mod address;
 mod config;
 mod control;
+mod counters;
 mod duration;
 mod error;
+mod gate;
 mod handle;
 mod nearest;
+mod queues;
 mod server;
+mod slots;
 mod timestamp;
 
 pub use address::Address;

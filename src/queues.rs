@@ -1,0 +1,172 @@
+//! The queues of a worker: each connection stands in at most one, in the order in which it came.
+//!
+//! All deadlines of one kind have one length, so the first of a queue is always the first to expire: no timer wheel, no
+//! heap. The queues are threaded through one array by slot number, so that a connection leaves in constant time from
+//! any place and nothing stale is ever left behind.
+
+use std::time::Instant;
+
+/// A place in the worker's table of connections.
+pub(crate) type SlotIndex = u32;
+
+/// Which queue a connection stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// Clients that wait for the resume.
+    Held,
+    /// An upstream is being dialled: until the attempt is given up.
+    Connecting,
+    /// A dial that could not even begin: until it is tried again.
+    Redial,
+    /// Both sides are carried; no deadline.
+    Relaying,
+    /// One side is gone and the other has yet to take what is left: until the next look.
+    Settling,
+    /// A client to reject that has not spoken yet: until it is answered unasked.
+    Sniffing,
+    /// A client to reject in its TLS handshake: until it is given up.
+    Handshaking,
+    /// A client to reject whose request inside TLS is awaited: until it is answered unasked.
+    Asking,
+    /// A rejected client that may still be sending: until it is closed all the same.
+    Lingering,
+}
+
+/// How many kinds of queue there are.
+const KINDS: usize = Queue::Lingering as usize + 1;
+
+/// No slot.
+const NONE: SlotIndex = SlotIndex::MAX;
+
+/// All queues of a worker.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    links: Vec<Option<Link>>,
+    ends: [Ends; KINDS],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    queue: Queue,
+    since: Instant,
+    before: SlotIndex,
+    behind: SlotIndex,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    first: SlotIndex,
+    last: SlotIndex,
+    len: u32,
+}
+
+impl Queues {
+    /// Empty queues.
+    pub(crate) fn new() -> Self {
+        Self { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; KINDS] }
+    }
+
+    /// Puts `slot` at the end of `queue`, out of the one it stood in.
+    pub(crate) fn enqueue(&mut self, queue: Queue, slot: SlotIndex, now: Instant) {
+        self.remove(slot);
+        if self.links.len() <= slot as usize {
+            self.links.resize(slot as usize + 1, None);
+        }
+        let last = std::mem::replace(&mut self.ends_mut(queue).last, slot);
+        match self.link_mut(last) {
+            Some(link) => link.behind = slot,
+            None => self.ends_mut(queue).first = slot,
+        }
+        if let Some(link) = self.links.get_mut(slot as usize) {
+            *link = Some(Link { queue, since: now, before: last, behind: NONE });
+        }
+        self.ends_mut(queue).len += 1;
+    }
+
+    /// Takes `slot` out of the queue it stands in, if any.
+    pub(crate) fn remove(&mut self, slot: SlotIndex) {
+        let Some(link) = self.links.get_mut(slot as usize).and_then(Option::take) else { return };
+        match self.link_mut(link.before) {
+            Some(before) => before.behind = link.behind,
+            None => self.ends_mut(link.queue).first = link.behind,
+        }
+        match self.link_mut(link.behind) {
+            Some(behind) => behind.before = link.before,
+            None => self.ends_mut(link.queue).last = link.before,
+        }
+        self.ends_mut(link.queue).len -= 1;
+    }
+
+    /// Who came first to `queue`, and when.
+    pub(crate) fn first(&self, queue: Queue) -> Option<(SlotIndex, Instant)> {
+        let slot = self.ends(queue).first;
+        let link = self.links.get(slot as usize)?.as_ref()?;
+        Some((slot, link.since))
+    }
+
+    /// Who stands behind `slot` in its queue.
+    #[cfg(test)]
+    fn behind(&self, slot: SlotIndex) -> Option<SlotIndex> {
+        let link = self.links.get(slot as usize)?.as_ref()?;
+        (link.behind != NONE).then_some(link.behind)
+    }
+
+    /// How many stand in `queue`.
+    pub(crate) fn len(&self, queue: Queue) -> usize {
+        self.ends(queue).len as usize
+    }
+
+    fn link_mut(&mut self, slot: SlotIndex) -> Option<&mut Link> {
+        self.links.get_mut(slot as usize)?.as_mut()
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
+    fn ends(&self, queue: Queue) -> &Ends {
+        &self.ends[queue as usize]
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
+    fn ends_mut(&mut self, queue: Queue) -> &mut Ends {
+        &mut self.ends[queue as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(queues: &Queues, queue: Queue) -> Vec<SlotIndex> {
+        let first = queues.first(queue).map(|(slot, _since)| slot);
+        let order: Vec<_> = std::iter::successors(first, |&slot| queues.behind(slot)).collect();
+        assert_eq!(order.len(), queues.len(queue));
+        order
+    }
+
+    #[test]
+    fn a_queue_keeps_the_order_of_arrival_whoever_leaves() {
+        let (mut queues, now) = (Queues::new(), Instant::now());
+        for slot in [5, 0, 3, 9] {
+            queues.enqueue(Queue::Held, slot, now);
+        }
+        assert_eq!(order(&queues, Queue::Held), [5, 0, 3, 9]);
+        queues.remove(0);
+        assert_eq!(order(&queues, Queue::Held), [5, 3, 9]);
+        queues.remove(5);
+        queues.remove(9);
+        assert_eq!(order(&queues, Queue::Held), [3]);
+        queues.remove(9);
+        queues.enqueue(Queue::Held, 5, now);
+        assert_eq!(order(&queues, Queue::Held), [3, 5]);
+    }
+
+    #[test]
+    fn a_slot_stands_in_one_queue_at_a_time() {
+        let (mut queues, now) = (Queues::new(), Instant::now());
+        queues.enqueue(Queue::Held, 1, now);
+        queues.enqueue(Queue::Connecting, 1, now);
+        queues.enqueue(Queue::Connecting, 2, now);
+        queues.enqueue(Queue::Connecting, 1, now);
+        assert_eq!(order(&queues, Queue::Held), []);
+        assert_eq!(order(&queues, Queue::Connecting), [2, 1]);
+    }
+}

@@ -1,0 +1,74 @@
+//! How many clients the descriptors allow: a count shared by the workers.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+/// The places for clients. Beyond them, clients wait in the kernel's backlog; nobody is refused.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    taken: AtomicUsize,
+    max: usize,
+    /// Whether a worker has stopped accepting for want of a slot and must be woken when one is free.
+    wanted: AtomicBool,
+}
+
+/// The place of one accepted client; dropping it frees the place.
+#[derive(Debug)]
+pub(crate) struct Slot(Arc<Slots>);
+
+impl Slots {
+    /// `max` free places.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), max, wanted: AtomicBool::new(false) }
+    }
+
+    /// How many places there are.
+    pub(crate) fn max(&self) -> usize {
+        self.max
+    }
+
+    /// A place, if one is free; otherwise the next [`Slots::take_wanted`] after one was freed says that it is wanted.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Slot> {
+        self.try_take().or_else(|| {
+            self.wanted.store(true, Ordering::SeqCst);
+            // One may have been freed before the wish was on record: look again, or nobody would ever tell.
+            self.try_take()
+        })
+    }
+
+    /// Whether someone waits for a place, once: who frees places asks, and wakes the workers.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst) && self.wanted.swap(false, Ordering::SeqCst)
+    }
+
+    fn try_take(self: &Arc<Self>) -> Option<Slot> {
+        let more = |taken| (taken < self.max).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+        Some(Slot(Arc::clone(self)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_slot_is_told_once_to_whoever_wanted_it() {
+        let slots = Arc::new(Slots::new(1));
+        let slot = slots.take().unwrap();
+        assert!(!slots.take_wanted());
+        assert!(slots.take().is_none());
+        drop(slot);
+        assert!(slots.take_wanted());
+        assert!(!slots.take_wanted());
+        assert!(slots.take().is_some());
+    }
+}
