@@ -5,13 +5,18 @@ mod config;
 mod control;
 mod counters;
 mod duration;
+mod endpoint;
 mod error;
 mod gate;
 mod handle;
 mod nearest;
+mod pipe;
 mod queues;
+mod relay;
 mod server;
 mod slots;
+mod sock_diag;
+mod sys;
 mod timestamp;
 
 pub use address::Address;

@@ -1,0 +1,200 @@
+//! One side of a connection: a socket, what is known of its readiness, and what became of its peer.
+
+use std::io;
+
+use mio::event::Event;
+
+use crate::{pipe::Pipe, sys::Socket};
+
+/// A socket and what is remembered of it.
+///
+/// Readiness is told once (the registration is edge-triggered), so it is remembered, and falls only when an operation
+/// shows that it is over.
+#[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own; no two exclude each other"
+)]
+pub(crate) struct Endpoint {
+    socket: Socket,
+    /// Reading may yield something.
+    readable: bool,
+    /// Writing may get something through.
+    writable: bool,
+    /// The peer has ended its stream: behind the last bytes comes the end, with no event of its own.
+    read_closed: bool,
+    /// The peer has reset the connection, or it has died: whatever reads as an end of stream is none.
+    reset: bool,
+    /// The peer sends urgent bytes: the kernel stops at each, so a short read does not mean that nothing is left.
+    urgent: bool,
+}
+
+/// What reading yielded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// So many bytes, at least one.
+    Bytes(usize),
+    /// Nothing now.
+    Nothing,
+    /// The orderly end of the stream.
+    End,
+    /// The end of an aborted stream.
+    Reset,
+    /// This socket cannot be spliced.
+    Unsupported,
+}
+
+/// What writing got through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// So many bytes, perhaps not all.
+    Bytes(usize),
+    /// Nothing now.
+    Nothing,
+    /// The peer takes nothing any more.
+    Broken,
+}
+
+impl Endpoint {
+    /// An accepted client, or an upstream that is connected.
+    pub(crate) fn connected(socket: Socket) -> Self {
+        Self {
+            socket,
+            readable: false,
+            writable: true,
+            read_closed: false,
+            reset: false,
+            urgent: false,
+        }
+    }
+
+    /// An upstream that is being dialled: an event will tell.
+    pub(crate) fn connecting(socket: Socket) -> Self {
+        Self { writable: false, ..Self::connected(socket) }
+    }
+
+    /// Remembers what `event` tells.
+    pub(crate) fn mark(&mut self, event: &Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.read_closed |= event.is_read_closed();
+        self.reset |= event.is_error();
+        self.urgent |= event.is_priority();
+    }
+
+    /// The socket, for what does not move bytes.
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Whether reading may yield something.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.readable
+    }
+
+    /// Whether writing may get something through.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether the peer has ended its stream or the connection has died.
+    pub(crate) fn is_read_closed(&self) -> bool {
+        self.read_closed || self.reset
+    }
+
+    /// Whether the connection was aborted.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.reset
+    }
+
+    /// Whether bytes may be spliced from here. A splice never gets past an urgent byte; a read does.
+    pub(crate) fn is_spliceable(&self) -> bool {
+        !self.urgent
+    }
+
+    /// Reads into `buffer`.
+    pub(crate) fn recv(&mut self, buffer: &mut [u8]) -> Received {
+        let result = self.socket.recv(buffer);
+        if let Ok(bytes) = result
+            && bytes < buffer.len()
+        {
+            // The socket is empty; the next bytes are an event of their own. But an end that came along with them, or
+            // bytes behind an urgent one, would never be told again; and on UNIX sockets a read stops at each message
+            // that carries descriptors.
+            self.readable = self.read_closed || self.urgent || self.socket.is_unix();
+        }
+        self.received(result)
+    }
+
+    /// Looks at the first bytes and leaves them where they are.
+    pub(crate) fn peek(&mut self, buffer: &mut [u8]) -> Received {
+        let result = self.socket.peek(buffer);
+        self.received(result)
+    }
+
+    /// Splices into `pipe`.
+    pub(crate) fn splice_into(&mut self, pipe: &mut Pipe) -> Received {
+        let result = pipe.fill(&self.socket);
+        self.received(result)
+    }
+
+    /// Writes from `bytes`.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Sent {
+        let result = self.socket.send(bytes);
+        self.sent(result)
+    }
+
+    /// Splices out of `pipe`.
+    pub(crate) fn splice_out_of(&mut self, pipe: &mut Pipe) -> Sent {
+        let result = pipe.drain(&self.socket);
+        self.sent(result)
+    }
+
+    /// Passes on the end of the stream.
+    pub(crate) fn shut_down_write(&mut self) -> Sent {
+        let result = self.socket.shut_down_write().map(|()| 0);
+        self.sent(result)
+    }
+
+    fn received(&mut self, result: io::Result<usize>) -> Received {
+        match result {
+            // The kernel reports a reset once, to whichever call comes first; from then on it reads as an end.
+            Ok(0) if self.reset => Received::Reset,
+            Ok(0) => Received::End,
+            Ok(bytes) => Received::Bytes(bytes),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    Received::Nothing
+                }
+                io::ErrorKind::Interrupted => Received::Nothing,
+                io::ErrorKind::InvalidInput => Received::Unsupported,
+                _ => {
+                    self.reset = true;
+                    Received::Reset
+                }
+            },
+        }
+    }
+
+    fn sent(&mut self, result: io::Result<usize>) -> Sent {
+        match result {
+            Ok(bytes) => Sent::Bytes(bytes),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    Sent::Nothing
+                }
+                io::ErrorKind::Interrupted => Sent::Bytes(0),
+                _ => {
+                    // A UNIX peer that has closed in good order breaks the pipe too, and what it sent before stands.
+                    self.reset |=
+                        !(self.socket.is_unix() && error.kind() == io::ErrorKind::BrokenPipe);
+                    // What the peer sent before it went is still to be read, and the end behind it.
+                    self.readable = true;
+                    Sent::Broken
+                }
+            },
+        }
+    }
+}

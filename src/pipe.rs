@@ -1,0 +1,117 @@
+//! Pipes: what bytes go through when they are spliced from socket to socket without entering user space.
+
+use std::{cell::Cell, io, rc::Rc};
+
+use crate::sys::{self, PipeEnds, Socket};
+
+/// What a pipe is asked to take at once: its nominal size. It may take less (its slots are counted in segments, not in
+/// bytes) or, from a socket with large segments, more.
+pub(crate) const PIPE_BYTES: usize = 64 * 1024;
+
+/// A pipe and how many bytes are in it.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    ends: PipeEnds,
+    len: usize,
+    /// How many pipes of the pool are alive; dropping one is the decrement.
+    alive: Rc<Cell<usize>>,
+}
+
+/// The empty pipes of one worker.
+///
+/// A pipe is taken only while bytes move and returned as soon as it is empty. One that is dropped with bytes in it is
+/// destroyed, never reused: else one connection's bytes would reach another.
+#[derive(Debug)]
+pub(crate) struct PipePool {
+    empty: Vec<Pipe>,
+    alive: Rc<Cell<usize>>,
+    max: usize,
+}
+
+impl Pipe {
+    /// Moves what `source` has, up to the pipe's size, into the pipe. 0 is the end of the stream.
+    pub(crate) fn fill(&mut self, source: &Socket) -> io::Result<usize> {
+        let moved = self.ends.splice_from(source, PIPE_BYTES)?;
+        self.len += moved;
+        Ok(moved)
+    }
+
+    /// Moves what is in the pipe, or the part that fits, to `sink`.
+    pub(crate) fn drain(&mut self, sink: &Socket) -> io::Result<usize> {
+        let moved = self.ends.splice_to(sink, self.len)?;
+        self.len -= moved;
+        Ok(moved)
+    }
+
+    /// How many bytes are in the pipe.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.alive.set(self.alive.get() - 1);
+    }
+}
+
+impl PipePool {
+    /// A pool that makes at most `max` pipes; with 0, every byte is copied.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { empty: Vec::new(), alive: Rc::new(Cell::new(0)), max }
+    }
+
+    /// An empty pipe, unless all are in use or the system has none left.
+    pub(crate) fn take(&mut self) -> Option<Pipe> {
+        self.empty.pop().or_else(|| {
+            if self.alive.get() >= self.max {
+                return None;
+            }
+            let ends = sys::pipe()
+                .inspect_err(|error| log::debug!("no pipe, bytes are copied: {error}"))
+                .ok()?;
+            self.alive.set(self.alive.get() + 1);
+            Some(Pipe { ends, len: 0, alive: Rc::clone(&self.alive) })
+        })
+    }
+
+    /// Takes a pipe back, if it is empty.
+    pub(crate) fn put(&mut self, pipe: Pipe) {
+        if pipe.len == 0 {
+            self.empty.push(pipe);
+        }
+    }
+
+    /// Makes no more pipes: the system does not splice these sockets.
+    pub(crate) fn disable(&mut self) {
+        self.max = 0;
+        self.empty.clear();
+    }
+
+    /// How many pipes are alive, in the pool or in use.
+    #[cfg(test)]
+    pub(crate) fn alive(&self) -> usize {
+        self.alive.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_with_bytes_in_it_never_returns_to_the_pool() {
+        let (source, peer) = sys::socket_pair().unwrap();
+        let mut pool = PipePool::new(1);
+        let mut pipe = pool.take().unwrap();
+        assert!(pool.take().is_none(), "the pool is bounded");
+        assert_eq!(peer.send(b"secret").unwrap(), 6);
+        assert_eq!(pipe.fill(&source).unwrap(), 6);
+        pool.put(pipe);
+        assert_eq!(pool.alive(), 0, "destroyed");
+
+        let pipe = pool.take().unwrap();
+        pool.put(pipe);
+        assert_eq!(pool.alive(), 1, "kept");
+    }
+}

@@ -1,0 +1,298 @@
+//! The relay: carries bytes both ways between a client and its upstream, and their ends with them.
+//!
+//! A relay is two *flows*, one a direction. A flow first drains what it has buffered, and only then fills from its
+//! source. So nothing to fill with means "source empty" and never "pipe full", an end of stream is seen only when
+//! nothing is left to deliver before it, and `Buffered` is the only place where bytes live between turns.
+
+use crate::{
+    endpoint::{Endpoint, Received, Sent},
+    pipe::{Pipe, PipePool},
+};
+
+/// The size of the buffer that a worker's flows share. A read that fills it turns the flow to splicing.
+pub(crate) const SCRATCH_BYTES: usize = 16 * 1024;
+
+/// What a flow may move before others have their turn.
+const TURN_BYTES_MAX: usize = 64 * 1024;
+
+/// What a worker lends to the relay it drives.
+#[derive(Debug)]
+pub(crate) struct Kit {
+    /// Where small amounts of bytes pass through.
+    pub(crate) scratch: Box<[u8]>,
+    /// What large amounts pass through.
+    pub(crate) pipes: PipePool,
+}
+
+/// The upstream of a client, and the bytes on their way between the two.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    upstream: Endpoint,
+    to_upstream: Flow,
+    to_client: Flow,
+}
+
+/// What a relay did in its turn and what it waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Bytes delivered to the upstream.
+    pub(crate) to_upstream: u64,
+    /// Bytes delivered to the client.
+    pub(crate) to_client: u64,
+    /// What comes next.
+    pub(crate) next: Next,
+}
+
+/// What comes after a relay's turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// An event.
+    Wait,
+    /// Another turn: it has used up this one.
+    Again,
+    /// One side was aborted, and the other has yet to take what came before.
+    Settle,
+    /// Both streams have ended: close.
+    Close,
+    /// One side was aborted, and the other has taken all that came before: reset it, and close.
+    Reset,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Flow {
+    stage: Stage,
+    buffered: Buffered,
+    /// Whether its source has much to say: then bytes are spliced.
+    bulk: bool,
+    /// Bytes delivered since the connection began.
+    delivered: u64,
+}
+
+/// How far a flow has come. Only an open one has bytes buffered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Bytes may come.
+    Open,
+    /// The source has ended its stream, and the sink knows.
+    Ended,
+    /// The source was aborted, and the sink has been sent all that came before.
+    Cut,
+    /// The sink takes nothing any more.
+    Broken,
+}
+
+/// Bytes taken from the source that the sink has not taken yet.
+#[derive(Debug)]
+enum Buffered {
+    Nothing,
+    /// A short write's leftover, and how much of it has been written since.
+    Bytes(Box<[u8]>, usize),
+    /// A pipe with bytes in it.
+    Pipe(Pipe),
+}
+
+impl Kit {
+    /// A kit with at most `pipes_max` pipes.
+    pub(crate) fn new(pipes_max: usize) -> Self {
+        Self { scratch: vec![0; SCRATCH_BYTES].into(), pipes: PipePool::new(pipes_max) }
+    }
+}
+
+impl Relay {
+    /// The relay to a connected `upstream`.
+    pub(crate) fn new(upstream: Endpoint) -> Self {
+        Self { upstream, to_upstream: Flow::new(), to_client: Flow::new() }
+    }
+
+    /// The upstream's side.
+    pub(crate) fn upstream(&self) -> &Endpoint {
+        &self.upstream
+    }
+
+    /// The upstream's side, to be marked.
+    pub(crate) fn upstream_mut(&mut self) -> &mut Endpoint {
+        &mut self.upstream
+    }
+
+    /// Bytes delivered to the upstream and to the client, since the connection began.
+    pub(crate) fn delivered(&self) -> (u64, u64) {
+        (self.to_upstream.delivered, self.to_client.delivered)
+    }
+
+    /// Moves bytes both ways until neither can move or each has had its share.
+    pub(crate) fn drive(&mut self, client: &mut Endpoint, kit: &mut Kit) -> Turn {
+        let before = self.delivered();
+        let more_up = self.to_upstream.pump(client, &mut self.upstream, kit);
+        let more_down = self.to_client.pump(&mut self.upstream, client, kit);
+        // Writing in one direction may have shown that there is an end to read in the other.
+        let more_up = more_up || self.to_upstream.can_move(client, &self.upstream);
+        Turn {
+            to_upstream: self.to_upstream.delivered - before.0,
+            to_client: self.to_client.delivered - before.1,
+            next: if more_up || more_down { Next::Again } else { self.next(client) },
+        }
+    }
+
+    fn next(&self, client: &Endpoint) -> Next {
+        // Whoever was aborted takes no more; what it sent before is delivered first. That done, the other is reset.
+        for (aborted, its_flow, other) in
+            [(client, &self.to_upstream, &self.upstream), (&self.upstream, &self.to_client, client)]
+        {
+            if aborted.is_reset() {
+                let settled = !its_flow.is_open() && (other.is_reset() || is_acknowledged(other));
+                return if settled { Next::Reset } else { Next::Settle };
+            }
+        }
+        if self.to_upstream.is_open() || self.to_client.is_open() {
+            Next::Wait
+        } else {
+            Next::Close
+        }
+    }
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { stage: Stage::Open, buffered: Buffered::Nothing, bulk: false, delivered: 0 }
+    }
+
+    fn is_open(&self) -> bool {
+        self.stage == Stage::Open
+    }
+
+    /// Whether pumping would get anywhere.
+    fn can_move(&self, source: &Endpoint, sink: &Endpoint) -> bool {
+        let unblocked = match self.buffered {
+            Buffered::Nothing => source.is_readable(),
+            Buffered::Bytes(..) | Buffered::Pipe(_) => sink.is_writable(),
+        };
+        self.is_open() && unblocked
+    }
+
+    /// Drains, fills, and drains again, until one of the two sockets has to be waited for (false), the flow is over
+    /// (false), or its share of the turn is used up (true).
+    fn pump(&mut self, source: &mut Endpoint, sink: &mut Endpoint, kit: &mut Kit) -> bool {
+        let mut share = TURN_BYTES_MAX;
+        while self.is_open() && self.drain(sink, kit) && source.is_readable() {
+            if share == 0 {
+                return true;
+            }
+            let received = self.fill(source, sink, kit);
+            match received {
+                Received::Bytes(bytes) => share = share.saturating_sub(bytes),
+                Received::Nothing => break,
+                Received::End => {
+                    self.stage = match sink.shut_down_write() {
+                        Sent::Broken => Stage::Broken,
+                        Sent::Bytes(_) | Sent::Nothing => Stage::Ended,
+                    }
+                }
+                Received::Reset => self.stage = Stage::Cut,
+                Received::Unsupported => kit.pipes.disable(),
+            }
+        }
+        false
+    }
+
+    /// Writes what is buffered. True when nothing is left and the sink would take more.
+    fn drain(&mut self, sink: &mut Endpoint, kit: &mut Kit) -> bool {
+        loop {
+            let sent = match &mut self.buffered {
+                Buffered::Nothing => return true,
+                _ if !sink.is_writable() => return false,
+                Buffered::Bytes(bytes, written) => {
+                    sink.send(bytes.get(*written..).unwrap_or_default())
+                }
+                Buffered::Pipe(pipe) => sink.splice_out_of(pipe),
+            };
+            match sent {
+                Sent::Bytes(bytes) => self.written(bytes, kit),
+                Sent::Nothing => return false,
+                Sent::Broken => {
+                    self.broken();
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Counts `bytes` of what was buffered as delivered, and lets go of an emptied buffer at once.
+    fn written(&mut self, bytes: usize, kit: &mut Kit) {
+        self.delivered += bytes as u64;
+        let left = match &mut self.buffered {
+            Buffered::Nothing => 0,
+            Buffered::Bytes(all, written) => {
+                *written += bytes;
+                all.len() - *written
+            }
+            Buffered::Pipe(pipe) => pipe.len(),
+        };
+        if left == 0
+            && let Buffered::Pipe(pipe) = std::mem::replace(&mut self.buffered, Buffered::Nothing)
+        {
+            kit.pipes.put(pipe);
+        }
+    }
+
+    /// Takes bytes from the source; nothing is buffered when it is called.
+    fn fill(&mut self, source: &mut Endpoint, sink: &mut Endpoint, kit: &mut Kit) -> Received {
+        if self.bulk
+            && source.is_spliceable()
+            && let Some(pipe) = kit.pipes.take()
+        {
+            return self.fill_pipe(pipe, source, kit);
+        }
+        let received = source.recv(&mut kit.scratch);
+        if let Received::Bytes(bytes) = received {
+            self.bulk = bytes == kit.scratch.len();
+            self.pass_on(kit.scratch.get(..bytes).unwrap_or_default(), sink);
+        }
+        received
+    }
+
+    fn fill_pipe(&mut self, mut pipe: Pipe, source: &mut Endpoint, kit: &mut Kit) -> Received {
+        let received = source.splice_into(&mut pipe);
+        match received {
+            Received::Bytes(bytes) => {
+                self.bulk = bytes >= SCRATCH_BYTES;
+                self.buffered = Buffered::Pipe(pipe);
+            }
+            _ => kit.pipes.put(pipe),
+        }
+        received
+    }
+
+    /// Writes `bytes`, which nothing is buffered before, and keeps what does not fit.
+    fn pass_on(&mut self, bytes: &[u8], sink: &mut Endpoint) {
+        let sent = if sink.is_writable() { sink.send(bytes) } else { Sent::Nothing };
+        let written = match sent {
+            Sent::Bytes(written) => written,
+            Sent::Nothing => 0,
+            Sent::Broken => return self.broken(),
+        };
+        self.delivered += written as u64;
+        let left = bytes.get(written..).unwrap_or_default();
+        if !left.is_empty() {
+            self.buffered = Buffered::Bytes(left.into(), 0);
+        }
+    }
+
+    /// The sink is gone: what was meant for it has nowhere to go. A pipe with bytes in it is destroyed.
+    fn broken(&mut self) {
+        self.stage = Stage::Broken;
+        self.buffered = Buffered::Nothing;
+    }
+}
+
+/// Whether the peer's kernel has all that was written: then a reset discards nothing.
+fn is_acknowledged(endpoint: &Endpoint) -> bool {
+    match endpoint.socket().unacknowledged() {
+        Ok(bytes) => bytes == 0,
+        Err(error) => {
+            // A kernel that cannot tell must not keep the connection for ever.
+            log::debug!("cannot ask the kernel what the peer has acknowledged: {error}");
+            true
+        }
+    }
+}

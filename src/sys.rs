@@ -1,0 +1,427 @@
+//! The system calls that mio lacks, in one place, by rustix's safe interface.
+//!
+//! mio's own sockets want all I/O to go through them; on epoll, readiness is a matter of the descriptor alone (epoll(7)),
+//! so descriptors of ours, registered through `SourceFd`, serve as well.
+
+use std::{
+    io,
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::sock_diag;
+use mio::{Interest, Registry, Token, unix::SourceFd};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrAny, SocketAddrUnix, SocketFlags,
+        SocketType, accept_with, bind, connect, getpeername, getsockname, listen, recv, send,
+        shutdown, socket_with, sockopt,
+    },
+    pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+
+/// After how long a silence, and how often, the kernel asks whether the peer is still there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The kernel cuts it to `net.core.somaxconn`.
+const BACKLOG_MAX: i32 = i32::MAX;
+
+const OPEN: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+/// A connected, or connecting, stream socket: TCP or UNIX, never blocking.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    is_unix: bool,
+}
+
+/// A listening socket, never blocking.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    fd: OwnedFd,
+    is_unix: bool,
+}
+
+/// The file of a UNIX listener; dropping it removes the file, if it is still the one that was made.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// An address that can be dialled or bound as it is: names are resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SocketAddress {
+    /// IPv4 or IPv6.
+    Inet(SocketAddr),
+    /// A path in the file system.
+    Unix(PathBuf),
+}
+
+/// How far a dial has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialled {
+    /// Connected already, as UNIX sockets always are.
+    Connected,
+    /// The socket becomes writable, or fails.
+    InProgress,
+}
+
+/// The two ends of a pipe.
+#[derive(Debug)]
+pub(crate) struct PipeEnds {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Socket {
+    /// Begins to connect. A full UNIX backlog is `WouldBlock`, and no event follows: try again later.
+    pub(crate) fn dial(address: &SocketAddress) -> io::Result<(Self, Dialled)> {
+        let (socket, result) = match address {
+            SocketAddress::Inet(address) => {
+                let socket = socket_with(family(address), SocketType::STREAM, OPEN, None)?;
+                tune(&socket)?;
+                let result = connect(&socket, address);
+                (socket, result)
+            }
+            SocketAddress::Unix(path) => {
+                let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
+                sockopt::set_socket_oobinline(&socket, true)?;
+                let result = connect(&socket, &SocketAddrUnix::new(path)?);
+                (socket, result)
+            }
+        };
+        let socket = Self { fd: socket, is_unix: matches!(address, SocketAddress::Unix(_)) };
+        match result {
+            Ok(()) => Ok((socket, Dialled::Connected)),
+            Err(Errno::INPROGRESS) => Ok((socket, Dialled::InProgress)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Why the connection attempt failed, if it has. Clears the error, so it is for dials alone: once bytes flow, a reset
+    /// must be learnt from the data path, after the bytes before it.
+    pub(crate) fn take_dial_error(&self) -> Option<io::Error> {
+        match sockopt::socket_error(self) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) | Err(error) => Some(error.into()),
+        }
+    }
+
+    /// Registers for every event, edge-triggered, once and for all. What is ready already is told at the next poll.
+    pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        register(
+            self,
+            registry,
+            token,
+            Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY,
+        )
+    }
+
+    /// Reads at most a buffer full. 0 is the end of the stream.
+    pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self, buffer, RecvFlags::empty())?.1)
+    }
+
+    /// Looks at the first bytes and leaves them where they are.
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self, buffer, RecvFlags::PEEK)?.1)
+    }
+
+    /// Writes what fits.
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    /// Passes on the end of the stream: a FIN behind all that was written.
+    pub(crate) fn shut_down_write(&self) -> io::Result<()> {
+        Ok(shutdown(self, Shutdown::Write)?)
+    }
+
+    /// Makes the close to come a reset, which also discards what the peer has not yet acknowledged. UNIX sockets know no
+    /// reset; they close.
+    pub(crate) fn reset_on_close(&self) {
+        // The socket may be dead already; then it is closed all the same.
+        sockopt::set_socket_linger(self, Some(Duration::ZERO)).ok();
+    }
+
+    /// Whether the peer, whose bytes nobody reads yet, has gone: has reset, has closed fully, or has shut its write side
+    /// without a word.
+    ///
+    /// On TCP a full close and a half-close look alike until we write. With bytes queued it is a client that waits for its
+    /// answer (as it would in a server's accept queue); without, a health check that has gone. UNIX sockets tell the two
+    /// apart.
+    pub(crate) fn has_gone(&self) -> bool {
+        let mut look = [PollFd::new(self, PollFlags::RDHUP)];
+        if poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_err() {
+            return false;
+        }
+        let seen = look.map(|fd| fd.revents())[0];
+        if seen.intersects(PollFlags::ERR | PollFlags::HUP) {
+            return true;
+        }
+        let silent = || rustix::io::ioctl_fionread(self).is_ok_and(|bytes| bytes == 0);
+        seen.contains(PollFlags::RDHUP) && silent() && !self.is_unix()
+    }
+
+    /// The peer's address, for the log. A peer that has reset has none.
+    pub(crate) fn peer(&self) -> String {
+        match getpeername(self) {
+            Ok(Some(address)) => SocketAddress::try_from(address)
+                .map_or_else(|()| "unix".into(), |it| it.to_string()),
+            Ok(None) | Err(_) => "unknown".into(),
+        }
+    }
+
+    /// Whether it is a UNIX socket, which knows no reset.
+    pub(crate) fn is_unix(&self) -> bool {
+        self.is_unix
+    }
+
+    /// How many bytes the peer's kernel has not acknowledged yet: a reset would discard them.
+    pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
+        if self.is_unix {
+            return Ok(0);
+        }
+        match (
+            getpeername(self)?.map(SocketAddress::try_from),
+            SocketAddress::try_from(getsockname(self)?),
+        ) {
+            (Some(Ok(SocketAddress::Inet(peer))), Ok(SocketAddress::Inet(local))) => {
+                sock_diag::send_queue(local, peer)
+            }
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Listener {
+    /// As many TCP listeners on one port as there are threads to serve them. Another process that listens there is an
+    /// error, even if it shares its port (`SO_REUSEPORT`): half of the clients would miss a pause.
+    pub(crate) fn tcp(address: SocketAddr, count: usize) -> io::Result<Vec<Self>> {
+        let open = || -> io::Result<OwnedFd> {
+            let socket = socket_with(family(&address), SocketType::STREAM, OPEN, None)?;
+            if address.is_ipv6() {
+                sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+            }
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            // Inherited by every accepted socket.
+            tune(&socket)?;
+            Ok(socket)
+        };
+        // The first binds alone, which fails beside any listener, and shares its port only then.
+        let first = open()?;
+        bind(&first, &address)?;
+        let address = local_inet(&first)?;
+        if count > 1 {
+            sockopt::set_socket_reuseport(&first, true)?;
+        }
+        let mut bound = vec![first];
+        for _more in 1..count {
+            let socket = open()?;
+            sockopt::set_socket_reuseport(&socket, true)?;
+            bind(&socket, &address)?;
+            bound.push(socket);
+        }
+        for socket in &bound {
+            listen(socket, BACKLOG_MAX)?;
+        }
+        Ok(bound.into_iter().map(|fd| Self { fd, is_unix: false }).collect())
+    }
+
+    /// A UNIX listener. A socket file that nobody listens on any more is replaced; `mode`, if given, holds from the first
+    /// moment at which anyone can connect.
+    pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Self, SocketFile)> {
+        let address = SocketAddrUnix::new(path)?;
+        if let Ok(metadata) = path.symlink_metadata() {
+            if !metadata.file_type().is_socket() {
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "the file there is not a socket",
+                ));
+            }
+            let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
+            match connect(&probe, &address) {
+                Err(Errno::CONNREFUSED) => std::fs::remove_file(path)?,
+                Err(Errno::ACCESS) => return Err(Errno::ACCESS.into()),
+                Ok(()) | Err(_) => return Err(Errno::ADDRINUSE.into()),
+            }
+        }
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
+        // Inherited by every accepted socket.
+        sockopt::set_socket_oobinline(&socket, true)?;
+        bind(&socket, &address)?;
+        let file = SocketFile { path: path.into(), identity: identity(path)? };
+        if let Some(mode) = mode {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        }
+        listen(&socket, BACKLOG_MAX)?;
+        Ok((Self { fd: socket, is_unix: true }, file))
+    }
+
+    /// Takes the client that has waited longest; `WouldBlock` when none waits.
+    pub(crate) fn accept(&self) -> io::Result<Socket> {
+        Ok(Socket { fd: accept_with(self, OPEN)?, is_unix: self.is_unix })
+    }
+
+    /// Where it listens, with the port that the system chose.
+    pub(crate) fn local_inet(&self) -> io::Result<SocketAddr> {
+        local_inet(&self.fd)
+    }
+
+    /// Registers for clients that arrive, edge-triggered.
+    pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        register(self, registry, token, Interest::READABLE)
+    }
+
+    /// Ends the registration, if there is one.
+    pub(crate) fn deregister(&self, registry: &Registry) {
+        registry.deregister(&mut SourceFd(&self.fd.as_raw_fd())).ok();
+    }
+
+    /// Whether it is a UNIX listener.
+    pub(crate) fn is_unix(&self) -> bool {
+        self.is_unix
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Whoever has taken the path over since keeps it.
+        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+            std::fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+impl From<Listener> for OwnedFd {
+    fn from(listener: Listener) -> Self {
+        listener.fd
+    }
+}
+
+impl PipeEnds {
+    /// Moves up to `len` bytes from a socket into the pipe.
+    pub(crate) fn splice_from(&self, source: &Socket, len: usize) -> io::Result<usize> {
+        Ok(splice(source, None, &self.write, None, len, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+    }
+
+    /// Moves up to `len` bytes from the pipe to a socket. No `SPLICE_F_MORE`: it would delay the last bytes by 200 ms. A
+    /// dead peer raises SIGPIPE, which Rust programs ignore.
+    pub(crate) fn splice_to(&self, sink: &Socket, len: usize) -> io::Result<usize> {
+        Ok(splice(&self.read, None, sink, None, len, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+    }
+}
+
+impl std::fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inet(address) => write!(f, "tcp://{address}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl TryFrom<SocketAddrAny> for SocketAddress {
+    type Error = ();
+
+    fn try_from(address: SocketAddrAny) -> Result<Self, ()> {
+        if let Ok(inet) = SocketAddrV4::try_from(address.clone()) {
+            return Ok(Self::Inet(inet.into()));
+        }
+        SocketAddrV6::try_from(address).map(|inet| Self::Inet(inet.into())).map_err(drop)
+    }
+}
+
+/// A new pipe.
+pub(crate) fn pipe() -> io::Result<PipeEnds> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    Ok(PipeEnds { read, write })
+}
+
+/// Whether an error means "not now" rather than "never": no descriptor, memory, port or place in a UNIX backlog is free.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|errno| {
+        matches!(
+            errno,
+            Errno::AGAIN
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+        )
+    })
+}
+
+/// Raises the limit of open files as far as an unprivileged process may. Returns the limit.
+pub(crate) fn raise_open_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    // Refused only where the limit is not ours to change; then what is there must do.
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).ok();
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+fn register(
+    fd: &impl AsFd,
+    registry: &Registry,
+    token: Token,
+    interest: Interest,
+) -> io::Result<()> {
+    registry.register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest)
+}
+
+/// What every TCP socket has: no delay for small writes, a look after silent peers, and urgent bytes kept in line, where
+/// none is lost.
+fn tune(socket: &OwnedFd) -> rustix::io::Result<()> {
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_socket_oobinline(socket, true)
+}
+
+/// The device and inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = path.symlink_metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn family(address: &SocketAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
+}
+
+fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    match SocketAddress::try_from(getsockname(socket)?) {
+        Ok(SocketAddress::Inet(address)) => Ok(address),
+        Ok(SocketAddress::Unix(_)) | Err(()) => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// Two UNIX sockets connected to each other.
+#[cfg(test)]
+pub(crate) fn socket_pair() -> io::Result<(Socket, Socket)> {
+    let (one, other) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
+    Ok((Socket { fd: one, is_unix: true }, Socket { fd: other, is_unix: true }))
+}
