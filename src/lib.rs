@@ -12,12 +12,14 @@ mod handle;
 mod nearest;
 mod pipe;
 mod queues;
+mod reject;
 mod relay;
 mod server;
 mod slots;
 mod sock_diag;
 mod sys;
 mod timestamp;
+mod tls;
 
 pub use address::Address;
 pub use config::{Config, Control, Proxy, Tls, Upstream};
