@@ -1,12 +1,33 @@
-//! `Handle`: what the operator can do with a running proxy.
+//! `Handle`: what the operator can do with a running proxy, and `Shared`: what its threads share.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
 
+use crossbeam_channel::Sender;
+use mio::Waker;
 use serde::Serialize;
 
+use crate::{
+    counters::{Count, Counters},
+    gate::Gate,
+    reject::Refusal,
+    slots::{Slot, Slots},
+    sys::Socket,
+    timestamp::Rfc3339,
+    upstream::Upstream,
+};
+
+/// How long a resume waits for the upstream's name to be looked up anew.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Pauses, resumes and observes a running proxy. Clones act on the same proxy.
-#[derive(Clone)]
-pub struct Handle;
+#[derive(Debug, Clone)]
+pub struct Handle(pub(crate) Arc<Shared>);
 
 /// A snapshot of the proxy, as `GET /status` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -41,40 +62,234 @@ pub struct Status {
     pub threads: usize,
 }
 
+/// What the threads of a proxy share. Workers read it without a lock.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Paused or not, and how many connections are served.
+    pub(crate) gate: Arc<Gate>,
+    /// How many clients there may be.
+    pub(crate) slots: Arc<Slots>,
+    /// Where the upstream is.
+    pub(crate) upstream: Arc<Upstream>,
+    /// How clients are rejected.
+    pub(crate) refusal: Refusal,
+    /// Whether new clients are rejected while paused, rather than held.
+    pub(crate) rejects_clients: bool,
+    /// How many pipes a worker may have.
+    pub(crate) pipes_per_worker: usize,
+    /// How long connections may go on after a stop.
+    pub(crate) grace_period: Duration,
+    /// One for each worker.
+    pub(crate) desks: Box<[Desk]>,
+    /// How many workers still listen.
+    pub(crate) listening: AtomicUsize,
+    /// When the proxy started.
+    pub(crate) started: Instant,
+    /// Since when it is paused; the lock also orders pauses and resumes, which are the operator's and rare.
+    pub(crate) paused_since: Mutex<Option<SystemTime>>,
+    /// Whether the proxy stops: only ever raised.
+    pub(crate) stop_level: AtomicU8,
+    /// When a stop ends.
+    pub(crate) stop_deadline: OnceLock<Instant>,
+}
+
+/// How a worker is reached, and what it shows.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    /// Ends its wait.
+    pub(crate) waker: Waker,
+    /// Takes clients that another worker has accepted.
+    pub(crate) mailbox: Sender<(Socket, Slot)>,
+    /// What it counts.
+    pub(crate) counters: Counters,
+}
+
+/// What the workers are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Accept and serve.
+    Running,
+    /// Listen no more; what there is may go on until the deadline.
+    Stopping {
+        /// When what is left is closed.
+        deadline: Instant,
+    },
+    /// Close everything.
+    Aborting,
+}
+
+// The levels of `Shared::stop_level`; below them the proxy runs.
+const STOPPING: u8 = 1;
+const ABORTING: u8 = 2;
+
 impl Handle {
-    /// Pauses: from now on no new client is served. Returns whether it was running before.
+    /// Pauses: once this has returned, no further client is admitted. Connections that run go on; those being dialled for
+    /// were admitted before, and are counted. Returns whether it was running before.
     pub fn pause(&self) -> bool {
-        unimplemented!()
+        let mut since = self.paused_since();
+        let was_running = self.0.gate.pause();
+        if was_running {
+            *since = Some(SystemTime::now());
+        }
+        was_running
     }
 
-    /// Resumes: held clients are served. Returns whether it was paused before.
+    /// Resumes: held clients are served, oldest first. The upstream's name is looked up before, for a second at most.
+    /// Returns whether it was paused before.
     pub fn resume(&self) -> bool {
-        unimplemented!()
+        if self.is_paused() {
+            self.0.upstream.refresh(REFRESH_TIMEOUT);
+        }
+        let mut since = self.paused_since();
+        let was_paused = self.0.gate.resume();
+        *since = None;
+        self.0.wake_all();
+        was_paused
     }
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        unimplemented!()
+        self.0.gate.is_paused()
     }
 
-    /// Whether no connection is carried or dialled for at this moment.
+    /// Whether no connection is carried or dialled for at this moment. Held and rejected clients do not count.
     pub fn is_idle(&self) -> bool {
-        unimplemented!()
+        self.0.gate.passes() == 0
     }
 
-    /// Waits until no connection is carried or dialled for; false when the time is up first.
+    /// Waits until no connection is carried or dialled for; false when `timeout` is over first.
     pub fn wait_idle(&self, timeout: Option<Duration>) -> bool {
-        let _ = timeout;
-        unimplemented!()
+        // A timeout beyond the clock's range is none.
+        self.0.gate.wait_idle(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
     }
 
     /// Has `callback` called whenever the last connection has closed, on the thread that closed it: it must not block.
-    pub fn on_idle(&self, callback: impl Fn() + Send + Sync + 'static) {
-        let _ = callback;
+    pub(crate) fn on_idle(&self, callback: impl Fn() + Send + Sync + 'static) {
+        self.0.gate.watch_idle(callback);
     }
 
-    /// A snapshot of all counts.
+    /// A snapshot of all counts. They are read one after the other while the proxy goes on.
     pub fn status(&self) -> Status {
-        unimplemented!("{:?}", SystemTime::now())
+        let shared = &self.0;
+        let sum = |count: fn(&Counters) -> &Count| {
+            shared.desks.iter().map(|desk| count(&desk.counters).get()).sum()
+        };
+        let paused_since = *self.paused_since();
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: shared.started.elapsed().as_secs_f64(),
+            paused: paused_since.is_some(),
+            paused_since: paused_since.map(|since| Rfc3339(since).to_string()),
+            held: sum(|counters| &counters.held),
+            connecting: sum(|counters| &counters.connecting),
+            active: sum(|counters| &counters.active),
+            accepted: sum(|counters| &counters.accepted),
+            rejected: sum(|counters| &counters.rejected),
+            failed: sum(|counters| &counters.failed),
+            bytes_to_upstream: sum(|counters| &counters.bytes_to_upstream),
+            bytes_to_client: sum(|counters| &counters.bytes_to_client),
+            upstream: shared.upstream.address().to_string(),
+            threads: shared.desks.len(),
+        }
+    }
+
+    fn paused_since(&self) -> std::sync::MutexGuard<'_, Option<SystemTime>> {
+        self.0.paused_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// What the workers are to do.
+    pub(crate) fn phase(&self) -> Phase {
+        match (self.stop_level.load(Ordering::Acquire), self.stop_deadline.get()) {
+            (STOPPING, Some(&deadline)) => Phase::Stopping { deadline },
+            (ABORTING, _) => Phase::Aborting,
+            _ => Phase::Running,
+        }
+    }
+
+    /// Begins to stop; the first call sets the deadline.
+    pub(crate) fn stop(&self) {
+        let now = Instant::now();
+        // A grace period beyond the clock's range is a day.
+        let day = Duration::from_secs(24 * 60 * 60);
+        self.stop_deadline.get_or_init(|| now.checked_add(self.grace_period).unwrap_or(now + day));
+        self.raise_stop_level(STOPPING);
+    }
+
+    /// Closes everything.
+    pub(crate) fn abort(&self) {
+        self.raise_stop_level(ABORTING);
+    }
+
+    /// Whether everything is to be closed at once.
+    pub(crate) fn is_aborting(&self) -> bool {
+        self.phase() == Phase::Aborting
+    }
+
+    /// When a stop ends, if one has begun.
+    pub(crate) fn stop_deadline(&self) -> Option<Instant> {
+        self.stop_deadline.get().copied()
+    }
+
+    /// A worker has closed its listener.
+    pub(crate) fn stopped_listening(&self) {
+        if self.listening.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.wake_all();
+        }
+    }
+
+    /// Whether a worker still listens, and may send clients to others.
+    pub(crate) fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Acquire) > 0
+    }
+
+    /// What the worker `index` counts.
+    #[expect(clippy::indexing_slicing, reason = "each worker has a desk")]
+    pub(crate) fn counters(&self, index: usize) -> &Counters {
+        &self.desks[index].counters
+    }
+
+    /// The worker other than `except` with the fewest clients, and how many.
+    pub(crate) fn least_loaded(&self, except: usize) -> Option<(usize, u64)> {
+        let load = |desk: &Desk| desk.counters.clients() + desk.mailbox.len() as u64;
+        let others = self.desks.iter().enumerate().filter(|&(index, _desk)| index != except);
+        others.map(|(index, desk)| (index, load(desk))).min_by_key(|&(_index, load)| load)
+    }
+
+    /// Sends a client to the worker `index`; gives it back when that worker's mailbox is full.
+    pub(crate) fn send(
+        &self,
+        index: usize,
+        client: Socket,
+        slot: Slot,
+    ) -> Result<(), (Socket, Slot)> {
+        match self.desks.get(index) {
+            Some(desk) => {
+                desk.mailbox
+                    .try_send((client, slot))
+                    .map_err(crossbeam_channel::TrySendError::into_inner)?;
+                desk.wake();
+                Ok(())
+            }
+            None => Err((client, slot)),
+        }
+    }
+
+    /// Ends every worker's wait.
+    pub(crate) fn wake_all(&self) {
+        self.desks.iter().for_each(Desk::wake);
+    }
+
+    fn raise_stop_level(&self, level: u8) {
+        self.stop_level.fetch_max(level, Ordering::AcqRel);
+        self.wake_all();
+    }
+}
+
+impl Desk {
+    fn wake(&self) {
+        // Writing to an eventfd fails only when it is full, and then the worker is awake.
+        self.waker.wake().ok();
     }
 }

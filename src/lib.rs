@@ -2,6 +2,7 @@
 
 mod address;
 mod config;
+mod connection;
 mod control;
 mod counters;
 mod duration;
@@ -20,11 +21,13 @@ mod sock_diag;
 mod sys;
 mod timestamp;
 mod tls;
+mod upstream;
+mod worker;
 
 pub use address::Address;
 pub use config::{Config, Control, Proxy, Tls, Upstream};
 pub use duration::{format_duration, parse_duration};
 pub use error::Error;
 pub use handle::{Handle, Status};
-pub use server::{Outcome, Server};
+pub use server::{Outcome, Server, Stopper};
 pub use timestamp::Rfc3339;

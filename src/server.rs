@@ -1,9 +1,63 @@
-//! `Server`: a running proxy.
+//! `Server`: binds everything, starts every thread, and ends them all.
 
-use crate::{Address, Config, Error, Handle};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU8, AtomicUsize},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
-/// A running proxy: its listeners are bound and its threads run.
-pub struct Server;
+use crossbeam_channel::bounded;
+use mio::{Poll, Waker};
+
+use crate::{
+    Address, Config, Error, Handle,
+    control::{Control, HostPolicy},
+    counters::Counters,
+    gate::Gate,
+    handle::{Desk, Shared},
+    reject::Refusal,
+    slots::Slots,
+    sys::{self, Listener, SocketFile},
+    tls,
+    upstream::Upstream,
+    worker::{End, Post, WAKER},
+};
+
+/// How many clients may be on their way from the worker that accepts to another.
+const MAILBOX_MAX: usize = 1024;
+
+/// How many pipes all workers together may have; an unprivileged user gets 1,024 of full size (pipe(7)).
+const PIPES_MAX: u64 = 512;
+
+/// The descriptors kept for what is no client: the control API, listeners, polls, look-ups.
+const RESERVED_FILES_MAX: u64 = 256;
+
+/// The mode of the control API's socket file: the API has no login.
+const CONTROL_SOCKET_MODE: u32 = 0o600;
+
+/// How long a worker rests that the system does not let work.
+const RESTART_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A running proxy: its listeners are bound and its threads run. Dropping it closes everything at once.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<End>>,
+    control: Option<Control>,
+    _control_file: Option<SocketFile>,
+    proxy_addr: Address,
+    control_addr: Address,
+}
+
+/// Stops a [`Server`] from another thread.
+#[derive(Debug, Clone)]
+pub struct Stopper(Arc<Shared>);
 
 /// How a proxy ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,34 +71,283 @@ pub enum Outcome {
 }
 
 impl Server {
-    /// Binds every listener and starts every thread, or changes nothing.
+    /// Binds every listener and starts every thread, or leaves everything as it was.
     pub fn start(config: Config) -> Result<Self, Error> {
-        unimplemented!("{config:?}")
+        config.validate()?;
+        let tls = tls::load(&config.proxy.tls)?;
+        let threads = config.proxy.threads.map_or_else(cores, usize::from);
+        let limits = Limits::from_open_files(sys::raise_open_files());
+
+        let control = listen("control.addr", &config.control.addr, 1, Some(CONTROL_SOCKET_MODE))?;
+        let proxy = listen("proxy.addr", &config.proxy.addr, threads, None)?;
+        let upstream = Upstream::start(config.upstream.addr)?;
+
+        let mut desks = Vec::with_capacity(threads);
+        let mut seats = Vec::with_capacity(threads);
+        for _worker in 0..threads {
+            let poll =
+                Poll::new().map_err(|error| system("cannot make an epoll instance", &error))?;
+            let waker = Waker::new(poll.registry(), WAKER)
+                .map_err(|error| system("cannot make an eventfd", &error))?;
+            let (sender, mailbox) = bounded(MAILBOX_MAX);
+            desks.push(Desk { waker, mailbox: sender, counters: Counters::default() });
+            seats.push((poll, mailbox));
+        }
+        let shared = Arc::new(Shared {
+            gate: Arc::new(Gate::new()),
+            slots: Arc::new(Slots::new(limits.clients)),
+            upstream,
+            refusal: Refusal::new(config.proxy.retry_after_interval, tls),
+            rejects_clients: config.proxy.reject_clients,
+            pipes_per_worker: limits.pipes / threads,
+            grace_period: config.grace_period,
+            desks: desks.into(),
+            listening: AtomicUsize::new(proxy.listeners.len()),
+            started: Instant::now(),
+            paused_since: Mutex::new(None),
+            stop_level: AtomicU8::new(0),
+            stop_deadline: OnceLock::new(),
+        });
+        let mut server = Self {
+            shared: Arc::clone(&shared),
+            workers: Vec::with_capacity(threads),
+            control: None,
+            _control_file: control.file,
+            proxy_addr: proxy.address,
+            control_addr: control.address,
+        };
+        let mut listeners = proxy.listeners.into_iter();
+        let mut socket_file = proxy.file;
+        for (index, (poll, mailbox)) in seats.into_iter().enumerate() {
+            let (listener, socket_file) = (listeners.next(), socket_file.take());
+            let post =
+                Post { index, poll, listener, socket_file, mailbox, shared: Arc::clone(&shared) };
+            server.workers.push(start_worker(post)?);
+        }
+        for listener in control.listeners {
+            let is_unix = listener.is_unix();
+            let policy = HostPolicy::new(&config.control);
+            server.control =
+                Some(Control::start(listener.into(), is_unix, server.handle(), policy)?);
+        }
+        server.announce(limits.clients);
+        Ok(server)
     }
 
     /// A handle to pause, resume and observe the proxy.
     pub fn handle(&self) -> Handle {
-        unimplemented!()
+        Handle(Arc::clone(&self.shared))
+    }
+
+    /// Stops the proxy from another thread, as [`Server::join`] takes this one.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.shared))
     }
 
     /// Where clients connect to, with the real port.
     pub fn proxy_addr(&self) -> &Address {
-        unimplemented!()
+        &self.proxy_addr
     }
 
     /// Where the control API listens, with the real port.
     pub fn control_addr(&self) -> &Address {
-        unimplemented!()
+        &self.control_addr
     }
 
-    /// Begins a graceful stop; returns at once. Connections have the grace period to end.
-    pub fn stop(&self) {}
+    /// Begins a graceful stop and returns at once. Nobody new is accepted but who is queued already; connections have the
+    /// grace period to end, and held clients are held for as long, in case of a resume.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
 
     /// Closes everything; returns at once.
-    pub fn abort(&self) {}
+    pub fn abort(&self) {
+        self.shared.abort();
+    }
 
-    /// Waits until the proxy has ended.
-    pub fn join(self) -> Outcome {
-        unimplemented!()
+    /// Waits until the proxy has ended. It ends by [`Server::stop`] or [`Server::abort`].
+    pub fn join(mut self) -> Outcome {
+        // A worker whose thread is gone has cut what it had.
+        let ends: Vec<End> =
+            self.workers.drain(..).map(|worker| worker.join().unwrap_or(End::Cut)).collect();
+        if let Some(control) = self.control.take() {
+            control.shut_down();
+        }
+        if ends.iter().all(|&end| end == End::Drained) {
+            Outcome::Drained
+        } else if self.shared.is_aborting() {
+            Outcome::Aborted
+        } else {
+            Outcome::DeadlineHit
+        }
+    }
+
+    fn announce(&self, clients_max: usize) {
+        let threads = self.workers.len();
+        log::info!(
+            "proxy listens on {} with {threads} threads, for up to {clients_max} clients",
+            self.proxy_addr
+        );
+        log::info!("control listens on {}", self.control_addr);
+        log::info!("upstream is {}", self.shared.upstream.address());
+        if let Address::Tcp { host, .. } = &self.control_addr
+            && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        {
+            log::warn!(
+                "control listens beyond loopback and has no login: whoever reaches it can pause the proxy"
+            );
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.abort();
+    }
+}
+
+impl Stopper {
+    /// As [`Server::stop`].
+    pub fn stop(&self) {
+        self.0.stop();
+    }
+
+    /// As [`Server::abort`].
+    pub fn abort(&self) {
+        self.0.abort();
+    }
+}
+
+/// What the limit of open files allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
+    clients: usize,
+    pipes: usize,
+}
+
+impl Limits {
+    /// A client takes two descriptors, its own and its upstream's, also while it is held: it must be possible to serve it.
+    fn from_open_files(files: u64) -> Self {
+        let reserved = (files / 2).min(RESERVED_FILES_MAX);
+        let pipes = (files / 16).min(PIPES_MAX);
+        let clients = files.saturating_sub(reserved + 2 * pipes) / 2;
+        let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Self { clients: number(clients.max(1)), pipes: number(pipes) }
+    }
+}
+
+/// What listens at one address.
+struct Listening {
+    listeners: Vec<Listener>,
+    file: Option<SocketFile>,
+    address: Address,
+}
+
+fn listen(
+    setting: &str,
+    address: &Address,
+    count: usize,
+    mode: Option<u32>,
+) -> Result<Listening, Error> {
+    let refuse = |error: io::Error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "something listens there already; stop it or choose another address"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 and foreign directories need privileges"
+            }
+            io::ErrorKind::AddrNotAvailable => "this host has no such address",
+            io::ErrorKind::NotFound => "its directory does not exist",
+            io::ErrorKind::AlreadyExists => "remove it or choose another path",
+            _ => "choose another address",
+        };
+        Error::System(format!("{setting}: cannot listen on {address}: {error}; {remedy}"))
+    };
+    match address {
+        Address::Unix(path) => {
+            let (listener, file) = Listener::unix(path, mode).map_err(refuse)?;
+            Ok(Listening { listeners: vec![listener], file: Some(file), address: address.clone() })
+        }
+        Address::Tcp { host, port } => {
+            let candidates = look_up(host, *port).map_err(|error| {
+                Error::System(format!(
+                    "{setting}: cannot look up {host}: {error}; use a name or IP of this host"
+                ))
+            })?;
+            let mut result = Err(io::ErrorKind::NotFound.into());
+            for candidate in candidates {
+                result = Listener::tcp(candidate, count);
+                match &result {
+                    Err(error)
+                        if error.raw_os_error()
+                            == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {}
+                    _ => break,
+                }
+            }
+            let listeners = result.map_err(refuse)?;
+            let first = listeners.first().ok_or_else(|| refuse(io::ErrorKind::NotFound.into()))?;
+            let local = first.local_inet().map_err(refuse)?;
+            let address = Address::tcp(local.ip().to_string(), local.port());
+            Ok(Listening { listeners, file: None, address })
+        }
+    }
+}
+
+/// The addresses of a listener, the first that the system knows to be taken: IPv4 before IPv6, as the original does.
+fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if host.is_empty() {
+        let all: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+        return Ok(all.map(|ip| SocketAddr::new(ip, port)).to_vec());
+    }
+    let mut found: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
+    found.sort_by_key(SocketAddr::is_ipv6);
+    Ok(found)
+}
+
+/// A worker and its supervisor: a panic costs the connections of that worker and no others. The listener stays, and with
+/// it the clients that are queued there.
+fn start_worker(mut post: Post) -> Result<JoinHandle<End>, Error> {
+    let name = format!("worker-{}", post.index);
+    let supervise = move || {
+        loop {
+            // The post holds nothing that a panic could leave half-changed: sockets, and what is made for sharing.
+            match catch_unwind(AssertUnwindSafe(|| post.work())) {
+                Ok(Ok(end)) => return end,
+                Ok(Err(error)) => {
+                    log::error!("worker {} cannot poll and starts anew: {error}", post.index);
+                    thread::sleep(RESTART_INTERVAL);
+                }
+                Err(_panic) => log::error!(
+                    "worker {} has panicked and starts anew: a defect of tcpause",
+                    post.index
+                ),
+            }
+        }
+    };
+    thread::Builder::new()
+        .name(name)
+        .spawn(supervise)
+        .map_err(|error| system("cannot start a thread", &error))
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn system(what: &str, error: &io::Error) -> Error {
+    Error::System(format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_kept_for_the_control_api() {
+        assert_eq!(Limits::from_open_files(20_000), Limits { clients: 9_360, pipes: 512 });
+        assert_eq!(Limits::from_open_files(1_024), Limits { clients: 320, pipes: 64 });
+        assert_eq!(Limits::from_open_files(64), Limits { clients: 12, pipes: 4 });
+        assert_eq!(Limits::from_open_files(1).clients, 1);
     }
 }

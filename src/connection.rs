@@ -1,0 +1,375 @@
+//! A client's connection: one enum for its state, and every legal transition.
+//!
+//! ```text
+//!            ┌──────┐ resume            ┌────────────┐ connected ┌──────────┐
+//!  accept ──▶│ Held │──────────────────▶│ Connecting │──────────▶│ Relaying │──▶ closed
+//!     │      └──────┘                   └────────────┘           └──────────┘
+//!     ├── the gate is open ──────────────────▲  ▲
+//!     │      ┌───────────┐ resume, and silent   │
+//!     └─────▶│ Rejecting │──────────────────────┘
+//!            └───────────┘──▶ closed
+//! ```
+//!
+//! A state owns what it may use and nothing else. Only a client that is connecting or relaying has a [`Pass`], so a held
+//! or a rejected one *cannot* be counted as active.
+
+use std::{
+    fmt, io,
+    time::{Duration, Instant},
+};
+
+use mio::{Registry, Token, event::Event};
+
+use crate::{
+    counters::Counters,
+    endpoint::Endpoint,
+    gate::Pass,
+    queues::Queue,
+    reject::{self, Refusal, Reject},
+    relay::{self, Kit, Relay},
+    slots::Slot,
+    sys::{Dialled, Socket, SocketAddress, is_shortage},
+    upstream::{Cached, Upstream},
+};
+
+/// How long all attempts to reach the upstream for one client may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a side that was not aborted may take nothing of what the aborted one had sent.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client and what is being done for it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    // The order of the fields is the order in which they are dropped: the client's socket, then the upstream's and the
+    // pass (in `State`), then the slot.
+    client: Endpoint,
+    state: State,
+    _slot: Slot,
+}
+
+/// What is being done for a client.
+#[derive(Debug)]
+enum State {
+    /// It waits for the resume; nothing of it is read.
+    Held,
+    /// Its upstream is being dialled.
+    Connecting(Dial),
+    /// Bytes are carried.
+    Relaying(Carriage),
+    /// It gets a 503.
+    Rejecting(Reject),
+}
+
+/// The attempts to reach the upstream for one client.
+#[derive(Debug)]
+struct Dial {
+    /// The attempt that is under way; none while waiting to try again.
+    upstream: Option<Endpoint>,
+    /// How many of the upstream's addresses have failed.
+    failed: usize,
+    since: Instant,
+    pass: Pass,
+}
+
+/// A relay and the pass that it is carried with.
+#[derive(Debug)]
+struct Carriage {
+    relay: Relay,
+    /// Since when nothing has moved after one side was aborted.
+    settling_since: Option<Instant>,
+    _pass: Pass,
+}
+
+/// What comes next for a connection.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// An event, or the deadline it had.
+    Stay,
+    /// Another turn.
+    Again,
+    /// An event, or the deadline of this queue, which begins now.
+    Wait(Queue),
+    /// The same, and being driven at once: it may go on already.
+    Enter(Queue),
+    /// Nothing: close it.
+    Close(Reason),
+}
+
+/// Why a connection is closed.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// Both streams have ended.
+    Ended,
+    /// One side was aborted, and so is the other.
+    Reset,
+    /// One side was aborted, and the other does not take what came before.
+    Stalled,
+    /// The client left before it was served.
+    Left,
+    /// The client has had its 503, or did not want it.
+    Rejected,
+    /// The upstream cannot be reached.
+    Unreachable(io::Error),
+    /// The proxy stops.
+    Stopped,
+}
+
+/// What a worker lends to the connection it drives.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    /// Where sockets are registered.
+    pub(crate) registry: &'a Registry,
+    /// What bytes pass through.
+    pub(crate) kit: &'a mut Kit,
+    /// Where the upstream is.
+    pub(crate) upstream: &'a Upstream,
+    /// The worker's copy of that.
+    pub(crate) cached: &'a mut Cached,
+    /// How clients are rejected.
+    pub(crate) refusal: &'a Refusal,
+    /// What the worker counts.
+    pub(crate) counters: &'a Counters,
+    /// When the turn began.
+    pub(crate) now: Instant,
+    /// The token of the connection's upstream.
+    pub(crate) upstream_token: Token,
+}
+
+impl Connection {
+    /// A client that was just accepted; it is held until something else is said.
+    pub(crate) fn new(client: Socket, slot: Slot) -> Self {
+        Self { client: Endpoint::connected(client), state: State::Held, _slot: slot }
+    }
+
+    /// The client's socket.
+    pub(crate) fn client(&self) -> &Socket {
+        self.client.socket()
+    }
+
+    /// Remembers what an event tells of the client.
+    pub(crate) fn mark_client(&mut self, event: &Event) {
+        self.client.mark(event);
+    }
+
+    /// Remembers what an event tells of the upstream.
+    pub(crate) fn mark_upstream(&mut self, event: &Event) {
+        match &mut self.state {
+            State::Connecting(Dial { upstream: Some(upstream), .. }) => upstream.mark(event),
+            State::Relaying(carriage) => carriage.relay.upstream_mut().mark(event),
+            State::Connecting(Dial { upstream: None, .. }) | State::Held | State::Rejecting(_) => {}
+        }
+    }
+
+    /// Bytes delivered to the upstream and to the client.
+    pub(crate) fn delivered(&self) -> (u64, u64) {
+        match &self.state {
+            State::Relaying(carriage) => carriage.relay.delivered(),
+            State::Held | State::Connecting(_) | State::Rejecting(_) => (0, 0),
+        }
+    }
+
+    /// Serves a client that is held, or that is to be rejected and was not touched yet.
+    pub(crate) fn serve(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
+        if self.client.socket().has_gone() {
+            return Verdict::Close(Reason::Left);
+        }
+        self.serve_new(pass, context)
+    }
+
+    /// Serves a client that was just accepted.
+    pub(crate) fn serve_new(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
+        self.state =
+            State::Connecting(Dial { upstream: None, failed: 0, since: context.now, pass });
+        self.dial(context)
+    }
+
+    /// Rejects a client that was just accepted.
+    pub(crate) fn reject(&mut self) -> Verdict {
+        self.state = State::Rejecting(Reject::Sniffing);
+        Verdict::Wait(Queue::Sniffing)
+    }
+
+    /// Goes as far as the readiness of the sockets allows.
+    pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
+        match &mut self.state {
+            State::Held => self.look_after_held(),
+            State::Connecting(Dial { upstream: Some(upstream), .. }) if upstream.is_writable() => {
+                self.connected(context)
+            }
+            State::Connecting(_) if self.client.is_reset() => Verdict::Close(Reason::Left),
+            State::Connecting(_) => Verdict::Stay,
+            State::Relaying(_) => self.carry(context),
+            State::Rejecting(reject) => {
+                let next =
+                    reject.drive(&mut self.client, context.refusal, &mut context.kit.scratch);
+                Self::rejecting(next, context)
+            }
+        }
+    }
+
+    /// The deadline of the queue it stands in has passed.
+    pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
+        match &mut self.state {
+            State::Held => Verdict::Stay,
+            State::Connecting(dial)
+                if context.now.duration_since(dial.since) >= CONNECT_TIMEOUT =>
+            {
+                Verdict::Close(Reason::Unreachable(io::ErrorKind::TimedOut.into()))
+            }
+            State::Connecting(dial) if dial.upstream.is_none() => self.dial(context),
+            State::Connecting(dial)
+                if dial.failed + 1 < context.upstream.read(context.cached).len() =>
+            {
+                self.next_address(io::ErrorKind::TimedOut.into(), context)
+            }
+            // The last address has what is left of the time.
+            State::Connecting(_) => Verdict::Wait(Queue::Connecting),
+            State::Relaying(_) => self.carry(context),
+            State::Rejecting(reject) => {
+                let next = reject.expire(&mut self.client, context.refusal);
+                Self::rejecting(next, context)
+            }
+        }
+    }
+
+    /// Prepares the sockets for the close that `reason` asks for: an abort must not look like an orderly end.
+    pub(crate) fn close(self, reason: &Reason) {
+        match reason {
+            Reason::Reset | Reason::Stalled | Reason::Unreachable(_) | Reason::Stopped => {
+                self.client.socket().reset_on_close();
+                if let State::Relaying(carriage) = &self.state {
+                    carriage.relay.upstream().socket().reset_on_close();
+                }
+            }
+            Reason::Ended | Reason::Left | Reason::Rejected => {}
+        }
+    }
+
+    /// A held client that has gone is dropped, and never dialled for.
+    fn look_after_held(&self) -> Verdict {
+        let gone = self.client.is_read_closed() && self.client.socket().has_gone();
+        if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
+    }
+
+    /// Begins an attempt at the first of the upstream's addresses that has not failed.
+    fn dial(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        let addresses = context.upstream.read(context.cached);
+        let Some(address) = addresses.get(dial.failed) else {
+            // Its name is not known yet.
+            context.upstream.ask();
+            return Verdict::Wait(Queue::Redial);
+        };
+        match attempt(address, context.registry, context.upstream_token) {
+            Ok((upstream, Dialled::Connected)) => {
+                dial.upstream = Some(Endpoint::connected(upstream));
+                self.begin_to_carry()
+            }
+            Ok((upstream, Dialled::InProgress)) => {
+                dial.upstream = Some(Endpoint::connecting(upstream));
+                Verdict::Wait(Queue::Connecting)
+            }
+            Err(error) if is_shortage(&error) => Verdict::Wait(Queue::Redial),
+            Err(error) => self.next_address(error, context),
+        }
+    }
+
+    /// The present address has failed with `error`: on to the next, if there is one.
+    fn next_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        dial.upstream = None;
+        dial.failed += 1;
+        if dial.failed < context.upstream.read(context.cached).len() {
+            return self.dial(context);
+        }
+        // The server may have moved; the next client shall find it.
+        context.upstream.ask();
+        Verdict::Close(Reason::Unreachable(error))
+    }
+
+    /// The attempt has come to its end, good or bad.
+    fn connected(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(Dial { upstream: Some(upstream), .. }) = &self.state else {
+            return Verdict::Stay;
+        };
+        match upstream.socket().take_dial_error() {
+            None => self.begin_to_carry(),
+            Some(error) => self.next_address(error, context),
+        }
+    }
+
+    fn begin_to_carry(&mut self) -> Verdict {
+        match std::mem::replace(&mut self.state, State::Held) {
+            State::Connecting(Dial { upstream: Some(upstream), pass, .. }) => {
+                let relay = Relay::new(upstream);
+                self.state = State::Relaying(Carriage { relay, settling_since: None, _pass: pass });
+            }
+            other => self.state = other,
+        }
+        Verdict::Enter(Queue::Relaying)
+    }
+
+    fn carry(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
+        let turn = carriage.relay.drive(&mut self.client, context.kit);
+        context.counters.bytes_to_upstream.add(turn.to_upstream);
+        context.counters.bytes_to_client.add(turn.to_client);
+        match turn.next {
+            relay::Next::Wait => Verdict::Stay,
+            relay::Next::Again => Verdict::Again,
+            relay::Next::Close => Verdict::Close(Reason::Ended),
+            relay::Next::Reset => Verdict::Close(Reason::Reset),
+            relay::Next::Settle => {
+                if turn.to_upstream + turn.to_client > 0 {
+                    carriage.settling_since = None;
+                }
+                let since = carriage.settling_since.get_or_insert(context.now);
+                if context.now.duration_since(*since) >= SETTLE_TIMEOUT {
+                    return Verdict::Close(Reason::Stalled);
+                }
+                Verdict::Wait(Queue::Settling)
+            }
+        }
+    }
+
+    fn rejecting(next: reject::Next, context: &Context<'_>) -> Verdict {
+        match next {
+            reject::Next::Wait => Verdict::Stay,
+            reject::Next::Again => Verdict::Again,
+            reject::Next::WaitIn(queue) => Verdict::Wait(queue),
+            reject::Next::Answered => {
+                context.counters.rejected.add(1);
+                Verdict::Enter(Queue::Lingering)
+            }
+            reject::Next::Close => Verdict::Close(Reason::Rejected),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("both sides have ended"),
+            Self::Reset => f.write_str("one side was reset, and so the other"),
+            Self::Stalled => {
+                f.write_str("one side was reset, and the other does not take what came before")
+            }
+            Self::Left => f.write_str("the client left before it was served"),
+            Self::Rejected => f.write_str("rejected"),
+            Self::Unreachable(error) => write!(f, "the upstream cannot be reached: {error}"),
+            Self::Stopped => f.write_str("tcpause stops"),
+        }
+    }
+}
+
+/// Dials `address` and registers the socket.
+fn attempt(
+    address: &SocketAddress,
+    registry: &Registry,
+    token: Token,
+) -> io::Result<(Socket, Dialled)> {
+    let (upstream, dialled) = Socket::dial(address)?;
+    upstream.register(registry, token)?;
+    Ok((upstream, dialled))
+}

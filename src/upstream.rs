@@ -1,0 +1,192 @@
+//! The addresses of the upstream: looked up away from the workers, which must never block.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::{Address, Error, sys::SocketAddress};
+
+/// How often a name is looked up without being asked to.
+const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How many requests to look up may wait; one more asks for nothing new.
+const REQUESTS_MAX: usize = 16;
+
+/// What the upstream's address stands for now. Shared by all workers.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    address: Address,
+    addresses: Mutex<Addresses>,
+    /// Counts the changes of `addresses`: as long as it stays the same, no worker takes the lock.
+    changes: AtomicU64,
+    /// To the thread that looks names up; none where there is nothing to look up.
+    look_up: Option<Sender<Request>>,
+}
+
+/// The addresses to try, in order.
+pub(crate) type Addresses = Arc<[SocketAddress]>;
+
+/// A worker's own copy of the addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Cached {
+    addresses: Addresses,
+    changes: u64,
+}
+
+/// Asks to look up; dropped when that is done.
+type Request = Option<Sender<()>>;
+
+impl Upstream {
+    /// Starts the thread that looks the name up, if it is one. That thread ends when this is dropped.
+    pub(crate) fn start(address: Address) -> Result<Arc<Self>, Error> {
+        let known = match &address {
+            Address::Unix(path) => Some(SocketAddress::Unix(path.clone())),
+            Address::Tcp { host, port } => {
+                host.parse().ok().map(|ip| SocketAddress::Inet(SocketAddr::new(ip, *port)))
+            }
+        };
+        let (requests, look_up) = match (&known, &address) {
+            (None, Address::Tcp { host, port }) => {
+                let (requests, receiver) = bounded(REQUESTS_MAX);
+                (Some(requests), Some((receiver, (host.clone(), *port))))
+            }
+            _ => (None, None),
+        };
+        let upstream = Arc::new(Self {
+            address,
+            addresses: Mutex::new(known.into_iter().collect()),
+            changes: AtomicU64::new(1),
+            look_up: requests,
+        });
+        if let Some((requests, name)) = look_up {
+            let weak = Arc::downgrade(&upstream);
+            let publish = move |found| {
+                if let Some(upstream) = weak.upgrade() {
+                    upstream.publish(found);
+                }
+            };
+            let run = move || run(&requests, &name, publish);
+            thread::Builder::new().name("names".into()).spawn(run).map_err(|error| {
+                Error::System(format!("cannot start the thread that looks names up: {error}"))
+            })?;
+        }
+        Ok(upstream)
+    }
+
+    /// The address as configured.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Brings `cached` up to date. Takes a lock only after a change.
+    pub(crate) fn read<'a>(&self, cached: &'a mut Cached) -> &'a Addresses {
+        let changes = self.changes.load(Ordering::Acquire);
+        if changes != cached.changes {
+            let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            *cached = Cached { addresses: Arc::clone(&addresses), changes };
+        }
+        &cached.addresses
+    }
+
+    /// Asks for a look-up, and does not wait for it.
+    pub(crate) fn ask(&self) {
+        if let Some(look_up) = &self.look_up {
+            // A full queue means that one is due anyway.
+            look_up.try_send(None).ok();
+        }
+    }
+
+    /// Looks the name up anew; gives up waiting after `timeout`, and what was known before stands.
+    pub(crate) fn refresh(&self, timeout: Duration) {
+        if let Some(look_up) = &self.look_up {
+            let (done, wait) = bounded(0);
+            if look_up.try_send(Some(done)).is_err()
+                || wait.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout)
+            {
+                log::warn!("looking up {} takes long; going on with what is known", self.address);
+            }
+        }
+    }
+
+    fn publish(&self, found: Addresses) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        // Name servers shuffle their answers; only another set of addresses is a change.
+        if addresses.len() != found.len()
+            || found.iter().any(|address| !addresses.contains(address))
+        {
+            let list = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            log::info!("upstream {} is at {list}", self.address);
+            *addresses = found;
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// Looks `name` up at once, when asked to, and every now and then, until nobody can ask any more.
+fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Addresses)) {
+    let mut asked: Vec<Request> = Vec::new();
+    loop {
+        match name.to_socket_addrs() {
+            Ok(found) => publish(found.map(SocketAddress::Inet).collect()),
+            Err(error) => log::warn!("cannot look up {}: {error}", name.0),
+        }
+        // Who asked hears of it by this; whoever asks from now on gets a look-up that begins later.
+        asked.clear();
+        match requests.recv_timeout(LOOK_UP_INTERVAL) {
+            Ok(request) => {
+                asked.extend(std::iter::once(request).chain(requests.try_iter().take(REQUESTS_MAX)));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn literal_addresses_are_known_at_once() {
+        for (address, expected) in [
+            ("127.0.0.1:80", "tcp://127.0.0.1:80"),
+            ("[::1]:80", "tcp://[::1]:80"),
+            ("unix:///run/app.sock", "unix:///run/app.sock"),
+        ] {
+            let upstream = Upstream::start(address.parse().unwrap()).unwrap();
+            let mut cached = Cached::default();
+            let list: Vec<_> = upstream.read(&mut cached).iter().map(ToString::to_string).collect();
+            assert_eq!(list, [expected]);
+        }
+    }
+
+    #[test]
+    fn a_name_is_looked_up_by_the_time_a_refresh_returns() {
+        let upstream = Upstream::start(Address::tcp("localhost", 80)).unwrap();
+        upstream.refresh(DEADLINE);
+        let mut cached = Cached::default();
+        assert!(!upstream.read(&mut cached).is_empty());
+    }
+
+    #[test]
+    fn a_change_reaches_the_copies_and_another_order_is_none() {
+        let upstream = Upstream::start(Address::tcp("127.0.0.1", 80)).unwrap();
+        let [one, other] =
+            ["127.0.0.2:80", "127.0.0.3:80"].map(|text| SocketAddress::Inet(text.parse().unwrap()));
+        let mut cached = Cached::default();
+        upstream.publish([one.clone(), other.clone()].into());
+        assert_eq!(upstream.read(&mut cached)[..], [one.clone(), other.clone()]);
+        upstream.publish([other.clone(), one.clone()].into());
+        assert_eq!(upstream.read(&mut cached)[..], [one, other]);
+    }
+}

@@ -1,0 +1,545 @@
+//! A worker: one thread, one poll, its own listener, connections and pipes.
+//!
+//! A *turn* is `wait → mark → obey → accept → release → drive → expire`. Marking only remembers what events tell and
+//! queues the connection; nothing is read, written or closed by it, so no slot can be reused while events of the same
+//! batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Receiver;
+use mio::{Events, Poll, Token};
+use slab::Slab;
+
+use crate::{
+    connection::{Connection, Context, Reason, Verdict},
+    handle::{Phase, Shared},
+    queues::{Queue, Queues, SlotIndex},
+    relay::Kit,
+    slots::Slot,
+    sys::{Listener, Socket, SocketFile, is_shortage},
+    upstream::Cached,
+};
+
+/// The token of the listener.
+const LISTENER: Token = Token(usize::MAX);
+/// The token of the waker.
+pub(crate) const WAKER: Token = Token(usize::MAX - 1);
+
+/// How many events are taken in one turn.
+const EVENTS_MAX: usize = 1024;
+/// How many clients are accepted in one turn.
+const TURN_ACCEPTS_MAX: usize = 64;
+/// How many clients that are queued in a listener are taken in before it is closed.
+const STOP_ACCEPTS_MAX: usize = 64 * 1024;
+/// How many clients are released in one turn after a resume.
+const TURN_RELEASES_MAX: usize = 64;
+/// How many upstream connections a worker dials at a time for released clients: more than a usual backlog would overflow
+/// it, and each one dropped costs its client a second (TCP repeats its SYN) or another try (UNIX).
+const RELEASED_CONNECTING_MAX: usize = 64;
+
+/// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How long an attempt lasts before the upstream's next address is tried.
+const CONNECT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long until a dial that could not begin is tried again.
+const REDIAL_INTERVAL: Duration = Duration::from_millis(10);
+/// How often to look whether a peer has acknowledged everything: no event tells.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a client to reject may be silent.
+const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a client to reject may take for its TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a rejected client may go on sending.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A troubled system is logged about at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The queues with a deadline, and its length.
+const DEADLINES: [(Queue, Duration); 7] = [
+    (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
+    (Queue::Redial, REDIAL_INTERVAL),
+    (Queue::Settling, SETTLE_INTERVAL),
+    (Queue::Sniffing, SNIFF_TIMEOUT),
+    (Queue::Handshaking, HANDSHAKE_TIMEOUT),
+    (Queue::Asking, SNIFF_TIMEOUT),
+    (Queue::Lingering, LINGER_TIMEOUT),
+];
+
+/// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
+#[derive(Debug)]
+pub(crate) struct Post {
+    /// Which of the workers it is.
+    pub(crate) index: usize,
+    /// Where events come from.
+    pub(crate) poll: Poll,
+    /// Where clients come from; none for a worker that gets them from another, or after a stop.
+    pub(crate) listener: Option<Listener>,
+    /// The file of a UNIX listener.
+    pub(crate) socket_file: Option<SocketFile>,
+    /// Clients that another worker has accepted.
+    pub(crate) mailbox: Receiver<(Socket, Slot)>,
+    /// What all workers share.
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Every connection had ended by itself.
+    Drained,
+    /// What was left was closed.
+    Cut,
+}
+
+/// A worker at its post.
+struct Worker<'a> {
+    post: &'a mut Post,
+    events: Events,
+    connections: Slab<Connection>,
+    queues: Queues,
+    /// Connections to be driven; each stands here at most once.
+    ready: VecDeque<SlotIndex>,
+    /// Which slots stand in `ready`.
+    is_ready: Vec<bool>,
+    kit: Kit,
+    cached: Cached,
+    accepting: Accepting,
+    accept_trouble: Throttle,
+    connect_trouble: Throttle,
+}
+
+/// What is known of the listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accepting {
+    /// A client may wait.
+    Ready,
+    /// None waits; an event will tell.
+    Empty,
+    /// No slot is free; whoever frees one wakes us.
+    Full,
+    /// The system is short of something; it is tried again at that moment.
+    Paused(Instant),
+}
+
+/// Lets one message through in each [`LOG_INTERVAL`], with the number of those that it held back.
+#[derive(Debug, Default)]
+struct Throttle {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Post {
+    /// Works until the proxy has stopped.
+    pub(crate) fn work(&mut self) -> io::Result<End> {
+        if let Some(listener) = &self.listener {
+            // A predecessor that panicked may have registered it.
+            listener.deregister(self.poll.registry());
+            listener.register(self.poll.registry(), LISTENER)?;
+        }
+        let pipes_max = self.shared.pipes_per_worker;
+        let mut worker = Worker {
+            post: self,
+            events: Events::with_capacity(EVENTS_MAX),
+            connections: Slab::new(),
+            queues: Queues::new(),
+            ready: VecDeque::new(),
+            is_ready: Vec::new(),
+            kit: Kit::new(pipes_max),
+            cached: Cached::default(),
+            accepting: Accepting::Ready,
+            accept_trouble: Throttle::default(),
+            connect_trouble: Throttle::default(),
+        };
+        worker.publish();
+        worker.run()
+    }
+}
+
+impl Worker<'_> {
+    fn run(&mut self) -> io::Result<End> {
+        loop {
+            self.wait()?;
+            let now = Instant::now();
+            self.mark();
+            if let Some(end) = self.obey(now) {
+                self.publish();
+                return Ok(end);
+            }
+            self.accept(now);
+            self.release(now);
+            self.drive(now);
+            self.expire(now);
+            self.publish();
+            if self.post.shared.slots.take_wanted() {
+                self.post.shared.wake_all();
+            }
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        let timeout = if self.has_work() { Some(Duration::ZERO) } else { self.next_deadline() };
+        match self.post.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether there is something to do without an event.
+    fn has_work(&self) -> bool {
+        let can_accept = self.post.listener.is_some() && self.accepting == Accepting::Ready;
+        !self.ready.is_empty() || can_accept || self.can_release()
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let accept_again = match self.accepting {
+            Accepting::Paused(until) => Some(until),
+            Accepting::Ready | Accepting::Empty | Accepting::Full => None,
+        };
+        let deadlines = DEADLINES
+            .iter()
+            .filter_map(|&(queue, length)| Some(self.queues.first(queue)?.1 + length));
+        let next = deadlines.chain(accept_again).chain(self.post.shared.stop_deadline()).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    fn mark(&mut self) {
+        for event in &self.events {
+            match event.token() {
+                WAKER => {
+                    if self.accepting == Accepting::Full {
+                        self.accepting = Accepting::Ready;
+                    }
+                }
+                LISTENER => self.accepting = Accepting::Ready,
+                token => {
+                    let slot = slot_of(token);
+                    // A client's event comes behind the close of its connection only if it was on its way already.
+                    let Some(connection) = self.connections.get_mut(slot as usize) else {
+                        continue;
+                    };
+                    if token == client_token(slot) {
+                        connection.mark_client(event);
+                    } else {
+                        connection.mark_upstream(event);
+                    }
+                    make_ready(&mut self.ready, &mut self.is_ready, slot);
+                }
+            }
+        }
+    }
+
+    /// Does what the handle or another worker asks for. Tells how to end, if so.
+    fn obey(&mut self, now: Instant) -> Option<End> {
+        match self.post.shared.phase() {
+            Phase::Running => self.collect(now),
+            Phase::Stopping { deadline } => {
+                self.stop_listening(now);
+                // Once nobody listens, nobody will send another client over.
+                let is_last_call = !self.post.shared.is_listening();
+                self.collect(now);
+                if is_last_call && self.connections.is_empty() {
+                    return Some(End::Drained);
+                }
+                if now >= deadline {
+                    self.close_all(now);
+                    return Some(End::Cut);
+                }
+            }
+            Phase::Aborting => {
+                self.close_all(now);
+                return Some(End::Cut);
+            }
+        }
+        None
+    }
+
+    /// Takes in the clients that another worker has accepted.
+    fn collect(&mut self, now: Instant) {
+        while let Ok((client, slot)) = self.post.mailbox.try_recv() {
+            self.admit(client, slot, now);
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        if matches!(self.accepting, Accepting::Paused(until) if until <= now) {
+            self.accepting = Accepting::Ready;
+        }
+        for _client in 0..TURN_ACCEPTS_MAX {
+            if self.accepting != Accepting::Ready || !self.accept_one(now) {
+                return;
+            }
+        }
+    }
+
+    /// Accepts a client. False when there is no listener.
+    fn accept_one(&mut self, now: Instant) -> bool {
+        let Some(listener) = &self.post.listener else { return false };
+        let Some(slot) = self.post.shared.slots.take() else {
+            self.accepting = Accepting::Full;
+            if let Some(more) = self.accept_trouble.let_through(now) {
+                let max = self.post.shared.slots.max();
+                log::warn!(
+                    "all {max} places are taken{more}: new clients wait in the backlog; raise the limit of open files"
+                );
+            }
+            return true;
+        };
+        match listener.accept() {
+            Ok(client) => {
+                self.post.shared.counters(self.post.index).accepted.add(1);
+                self.place(client, slot, now);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.accepting = Accepting::Empty;
+            }
+            Err(error) if is_shortage(&error) => {
+                self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
+                if let Some(more) = self.accept_trouble.let_through(now) {
+                    log::warn!(
+                        "cannot accept clients now{more}, they wait in the backlog: {error}"
+                    );
+                }
+            }
+            // That client has gone already (accept(2), "Error handling"); the next may be there.
+            Err(error) => log::debug!("a client left before it was accepted: {error}"),
+        }
+        true
+    }
+
+    /// Keeps a client, or sends it to a worker that has fewer: UNIX listeners cannot be multiplied, so one worker accepts
+    /// for all.
+    fn place(&mut self, client: Socket, slot: Slot, now: Instant) {
+        let shared = Arc::clone(&self.post.shared);
+        let own = self.connections.len() as u64;
+        if client.is_unix()
+            && let Some((index, load)) = shared.least_loaded(self.post.index)
+            && load < own
+            && shared.phase() == Phase::Running
+        {
+            if let Err((client, slot)) = shared.send(index, client, slot) {
+                self.admit(client, slot, now);
+            }
+            return;
+        }
+        self.admit(client, slot, now);
+    }
+
+    /// Serves, holds or rejects a client.
+    fn admit(&mut self, client: Socket, slot: Slot, now: Instant) {
+        let entry = self.connections.vacant_entry();
+        let Ok(index) = SlotIndex::try_from(entry.key()) else { return };
+        if let Err(error) = client.register(self.post.poll.registry(), client_token(index)) {
+            log::warn!("a client is closed: the system refused its socket: {error}");
+            return;
+        }
+        entry.insert(Connection::new(client, slot));
+        // Who came earlier goes first.
+        let pass =
+            if self.queues.len(Queue::Held) > 0 { None } else { self.post.shared.gate.enter() };
+        match pass {
+            Some(pass) => {
+                self.act(index, now, |connection, context| connection.serve_new(pass, context));
+            }
+            None if self.post.shared.rejects_clients && self.queues.len(Queue::Held) == 0 => {
+                self.act(index, now, |connection, _context| connection.reject());
+            }
+            None => self.queues.enqueue(Queue::Held, index, now),
+        }
+    }
+
+    /// Whether a client that waits can be served now.
+    fn can_release(&self) -> bool {
+        self.queues.len(Queue::Held) + self.queues.len(Queue::Sniffing) > 0
+            && self.connecting() < RELEASED_CONNECTING_MAX
+            && !self.post.shared.gate.is_paused()
+    }
+
+    /// Serves clients that were held, oldest first, or are to be rejected and have not spoken yet.
+    fn release(&mut self, now: Instant) {
+        for _client in 0..TURN_RELEASES_MAX {
+            if !self.can_release() {
+                return;
+            }
+            let first =
+                self.queues.first(Queue::Held).or_else(|| self.queues.first(Queue::Sniffing));
+            let (Some((slot, _since)), Some(pass)) = (first, self.post.shared.gate.enter()) else {
+                return;
+            };
+            self.act(slot, now, |connection, context| connection.serve(pass, context));
+        }
+    }
+
+    /// Gives each connection that was ready when this began its share.
+    fn drive(&mut self, now: Instant) {
+        for _connection in 0..self.ready.len() {
+            let Some(slot) = self.ready.pop_front() else { return };
+            if let Some(is_ready) = self.is_ready.get_mut(slot as usize) {
+                *is_ready = false;
+            }
+            self.act(slot, now, Connection::drive);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for (queue, length) in DEADLINES {
+            // One that stays in its queue gets a new deadline; none is looked at twice.
+            for _connection in 0..self.queues.len(queue) {
+                match self.queues.first(queue) {
+                    Some((slot, since)) if since + length <= now => {
+                        self.act(slot, now, Connection::expire);
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    /// Lends a connection what it needs to `act`, and does what comes of it.
+    fn act(
+        &mut self,
+        slot: SlotIndex,
+        now: Instant,
+        act: impl FnOnce(&mut Connection, &mut Context<'_>) -> Verdict,
+    ) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let shared = &self.post.shared;
+        let mut context = Context {
+            registry: self.post.poll.registry(),
+            kit: &mut self.kit,
+            upstream: &shared.upstream,
+            cached: &mut self.cached,
+            refusal: &shared.refusal,
+            counters: shared.counters(self.post.index),
+            now,
+            upstream_token: upstream_token(slot),
+        };
+        let mut verdict = act(connection, &mut context);
+        loop {
+            match verdict {
+                Verdict::Stay => return,
+                Verdict::Again => return make_ready(&mut self.ready, &mut self.is_ready, slot),
+                Verdict::Wait(queue) => return self.queues.enqueue(queue, slot, now),
+                Verdict::Enter(queue) => {
+                    self.queues.enqueue(queue, slot, now);
+                    verdict = connection.drive(&mut context);
+                }
+                Verdict::Close(reason) => return self.close(slot, &reason, now),
+            }
+        }
+    }
+
+    fn close(&mut self, slot: SlotIndex, reason: &Reason, now: Instant) {
+        self.queues.remove(slot);
+        let Some(connection) = self.connections.try_remove(slot as usize) else { return };
+        if let Reason::Unreachable(error) = reason {
+            self.post.shared.counters(self.post.index).failed.add(1);
+            if let Some(more) = self.connect_trouble.let_through(now) {
+                log::warn!(
+                    "cannot reach the upstream {}{more}: {error}",
+                    self.post.shared.upstream.address()
+                );
+            }
+        }
+        if log::log_enabled!(log::Level::Debug) {
+            let (up, down) = connection.delivered();
+            let peer = connection.client().peer();
+            log::debug!(
+                "client {peer} closed: {reason}; {up} bytes to the upstream, {down} to the client"
+            );
+        }
+        connection.close(reason);
+    }
+
+    /// Closes what is left.
+    fn close_all(&mut self, now: Instant) {
+        for slot in 0..self.connections.capacity() {
+            if let Ok(slot) = SlotIndex::try_from(slot) {
+                self.close(slot, &Reason::Stopped, now);
+            }
+        }
+    }
+
+    /// Takes in everyone who is queued in the listener and closes it: a client in the queue of a closed one is reset.
+    fn stop_listening(&mut self, now: Instant) {
+        if self.post.listener.is_none() {
+            return;
+        }
+        // From here on nobody finds the way to a UNIX listener, so its queue ends.
+        drop(self.post.socket_file.take());
+        self.accepting = Accepting::Ready;
+        for _client in 0..STOP_ACCEPTS_MAX {
+            if self.accepting != Accepting::Ready || !self.accept_one(now) {
+                break;
+            }
+        }
+        self.accepting = Accepting::Empty;
+        self.post.listener = None;
+        self.post.shared.stopped_listening();
+    }
+
+    fn connecting(&self) -> usize {
+        self.queues.len(Queue::Connecting) + self.queues.len(Queue::Redial)
+    }
+
+    /// Shows in the status what stands in the queues.
+    fn publish(&self) {
+        let len =
+            |queues: &[Queue]| queues.iter().map(|&queue| self.queues.len(queue) as u64).sum();
+        let counters = self.post.shared.counters(self.post.index);
+        counters.held.set(len(&[Queue::Held]));
+        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial]));
+        counters.active.set(len(&[Queue::Relaying, Queue::Settling]));
+        counters.rejecting.set(len(&[
+            Queue::Sniffing,
+            Queue::Handshaking,
+            Queue::Asking,
+            Queue::Lingering,
+        ]));
+    }
+}
+
+impl Throttle {
+    /// Whether a message may be logged now; if so, what to say of those held back since the last one.
+    fn let_through(&mut self, now: Instant) -> Option<String> {
+        if self.last.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL) {
+            self.held_back += 1;
+            return None;
+        }
+        self.last = Some(now);
+        let held_back = std::mem::take(&mut self.held_back);
+        Some(if held_back == 0 {
+            String::new()
+        } else {
+            format!(" ({held_back} more times since the last such line)")
+        })
+    }
+}
+
+/// Has `slot` driven in this turn or the next, once.
+fn make_ready(ready: &mut VecDeque<SlotIndex>, is_ready: &mut Vec<bool>, slot: SlotIndex) {
+    if is_ready.len() <= slot as usize {
+        is_ready.resize(slot as usize + 1, false);
+    }
+    if let Some(is_ready) = is_ready.get_mut(slot as usize)
+        && !std::mem::replace(is_ready, true)
+    {
+        ready.push_back(slot);
+    }
+}
+
+fn client_token(slot: SlotIndex) -> Token {
+    Token(slot as usize * 2)
+}
+
+fn upstream_token(slot: SlotIndex) -> Token {
+    Token(slot as usize * 2 + 1)
+}
+
+fn slot_of(token: Token) -> SlotIndex {
+    SlotIndex::try_from(token.0 / 2).unwrap_or(SlotIndex::MAX)
+}
