@@ -1,2 +1,159 @@
-//! stub
-fn main() {}
+//! The program: options, configuration, logger, server, signals, exit code.
+
+mod cli;
+mod demo;
+mod logger;
+mod nearest;
+
+use std::{
+    env,
+    fmt::Display,
+    io::{self, ErrorKind, Write},
+    path::Path,
+    process::{self, ExitCode},
+    thread,
+};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use tcpause::{Config, Error, Outcome, Server, Stopper, format_duration};
+
+use crate::{
+    cli::{Command, Invocation, Shell},
+    logger::{Logger, OneLine},
+};
+
+/// Every connection had ended by itself.
+const EXIT_DRAINED: u8 = 0;
+/// The system refused something, or a second signal forced the end.
+const EXIT_FAILURE: u8 = 1;
+/// The command line or the configuration is wrong.
+const EXIT_USAGE: u8 = 2;
+/// The grace period was over; what was left was closed.
+const EXIT_DEADLINE_HIT: u8 = 3;
+
+fn main() -> ExitCode {
+    let invocation = match cli::parse(env::args_os().skip(1)) {
+        Ok(invocation) => invocation,
+        Err(error) => return fail(EXIT_USAGE, error),
+    };
+    let result = match invocation.command {
+        Command::Run => run(&invocation),
+        Command::CheckConfig => check_config(&invocation),
+        Command::Demo => return demo::run(),
+        Command::Help => print(&cli::help()),
+        Command::Version => print(concat!("tcpause ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Man => print(&cli::man()),
+        Command::Completion(Shell::Bash) => print(&cli::bash()),
+        Command::Completion(Shell::Zsh) => print(&cli::zsh()),
+        Command::Completion(Shell::Fish) => print(&cli::fish()),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Error::Config(text)) => fail(EXIT_USAGE, text),
+        Err(Error::System(text)) => fail(EXIT_FAILURE, text),
+    }
+}
+
+/// Carries connections until a signal ends it.
+fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
+    // First of all, so that a signal during the start waits for the server instead of killing the program.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
+    let (config, file) = invocation.configure()?;
+    // Dropped last, when all has been logged.
+    let _logger = Logger::start(config.log_level)?;
+    announce(&config, file.as_deref());
+    let grace_period = format_duration(config.grace_period);
+    let server = Server::start(config)?;
+    let stopper = server.stopper();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || obey(signals, &stopper))
+        .map_err(|error| {
+            Error::System(format!("cannot start the thread that listens to signals: {error}"))
+        })?;
+    let code = match server.join() {
+        Outcome::Drained => {
+            log::info!("stopped: every connection had ended, exit code {EXIT_DRAINED}");
+            EXIT_DRAINED
+        }
+        Outcome::DeadlineHit => {
+            log::warn!(
+                "stopped: the grace period of {grace_period} was over and connections were closed, exit code {EXIT_DEADLINE_HIT}"
+            );
+            EXIT_DEADLINE_HIT
+        }
+        Outcome::Aborted => {
+            log::warn!(
+                "stopped: a second signal forced it and connections were closed, exit code {EXIT_FAILURE}"
+            );
+            EXIT_FAILURE
+        }
+    };
+    Ok(code.into())
+}
+
+/// Checks the configuration and prints what would run.
+fn check_config(invocation: &Invocation) -> Result<ExitCode, Error> {
+    let (config, file) = invocation.configure()?;
+    print(&format!("# {}\n{config}", OneLine(origin(file.as_deref()))))
+}
+
+/// Logs what starts, and what of its configuration is without effect.
+fn announce(config: &Config, file: Option<&Path>) {
+    let (version, pid) = (env!("CARGO_PKG_VERSION"), process::id());
+    log::info!("tcpause {version} starting, pid {pid}, {}", origin(file));
+    let default = Config::default();
+    for key in ["proxy.block-poll-interval", "proxy.close-poll-interval"] {
+        if config.get(key) != default.get(key) {
+            log::info!("{key} has no effect: nothing polls here");
+        }
+    }
+}
+
+fn origin(file: Option<&Path>) -> String {
+    file.map_or_else(
+        || "no configuration file".to_owned(),
+        |file| format!("configuration file {}", file.display()),
+    )
+}
+
+/// The first signal to end stops gracefully, the second by force.
+fn obey(mut signals: Signals, stopper: &Stopper) {
+    let mut stopping = false;
+    for signal in signals.forever() {
+        let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+        if signal == SIGHUP {
+            log::info!("SIGHUP is ignored: the configuration is read at start only");
+        } else if stopping {
+            log::warn!("{name}: closing all connections now");
+            stopper.abort();
+        } else {
+            log::info!(
+                "{name}: stopping once connections have ended; a second signal closes them at once"
+            );
+            stopping = true;
+            stopper.stop();
+        }
+    }
+}
+
+/// Writes to standard output. That nobody reads it to the end is no failure.
+fn print(text: &str) -> Result<ExitCode, Error> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::System(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Tells what went wrong in one line on standard error, as far as that is still open.
+fn fail(code: u8, text: impl Display) -> ExitCode {
+    drop(writeln!(io::stderr(), "tcpause: {}", OneLine(text)));
+    code.into()
+}

@@ -1,0 +1,285 @@
+//! The one table of options. Parsing, help, man page, completions and the README come from it.
+
+use tcpause::Config;
+
+/// One option of the command line.
+pub(crate) struct Opt {
+    /// The name after two dashes. For a setting it is the key of the file with its dots turned to dashes.
+    pub(crate) long: &'static str,
+    /// The letter after one dash.
+    pub(crate) short: Option<char>,
+    /// What stands for the value in the help; `None` for a switch.
+    pub(crate) value: Option<&'static str>,
+    /// One line for the help, without a full stop.
+    pub(crate) help: &'static str,
+    /// Whole sentences that the man page adds.
+    pub(crate) more: &'static str,
+    /// The heading it stands under.
+    pub(crate) section: Section,
+    /// What a shell offers for the value.
+    pub(crate) completion: Completion,
+    /// What it does.
+    pub(crate) action: Action,
+}
+
+/// The headings of the help, in their order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Section {
+    General,
+    Proxy,
+    Control,
+    Upstream,
+}
+
+/// What a shell offers for a value.
+pub(crate) enum Completion {
+    None,
+    File,
+    Choices(&'static [&'static str]),
+}
+
+/// What an option does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Sets this key of the configuration.
+    Set(&'static str),
+    ConfigFile,
+    CheckConfig,
+    Help,
+    Version,
+}
+
+impl Section {
+    /// Every heading with its title.
+    pub(crate) const ALL: [(Self, &'static str); 4] = [
+        (Self::General, "Options"),
+        (Self::Proxy, "Proxy: the side of the clients"),
+        (Self::Control, "Control: the HTTP API that pauses and resumes"),
+        (Self::Upstream, "Upstream: the server behind the proxy"),
+    ];
+}
+
+impl Opt {
+    /// The default as the help shows it; `None` when it goes without saying.
+    pub(crate) fn default(&self) -> Option<String> {
+        match self.action {
+            Action::Set(key) if self.value.is_some() => Config::default()
+                .get(key)
+                .map(|value| value.trim_start_matches("tcp://").to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// Every option, in the order of the help.
+pub(crate) static OPTIONS: [Opt; 18] = [
+    Opt {
+        long: "config",
+        short: Some('c'),
+        value: Some("FILE"),
+        help: "Read this YAML file; otherwise ./tcpause.yml or /etc/tcpause/tcpause.yml, if there",
+        more: "An option beats the file, the file beats the default, and no file is needed.",
+        section: Section::General,
+        completion: Completion::File,
+        action: Action::ConfigFile,
+    },
+    Opt {
+        long: "check-config",
+        short: None,
+        value: None,
+        help: "Say what is wrong with the configuration or show what would run, and exit",
+        more: "Prints the effective configuration, options included, as YAML.",
+        section: Section::General,
+        completion: Completion::None,
+        action: Action::CheckConfig,
+    },
+    Opt {
+        long: "grace-period",
+        short: Some('g'),
+        value: Some("DURATION"),
+        help: "How long running connections may go on after SIGTERM or SIGINT",
+        more: "What is left then is closed.",
+        section: Section::General,
+        completion: Completion::None,
+        action: Action::Set("grace-period"),
+    },
+    Opt {
+        long: "log-level",
+        short: None,
+        value: Some("LEVEL"),
+        help: "Log this level and above: off, error, warn, info, debug or trace",
+        more: "The environment variable RUST_LOG beats it.",
+        section: Section::General,
+        completion: Completion::Choices(&["off", "error", "warn", "info", "debug", "trace"]),
+        action: Action::Set("log-level"),
+    },
+    Opt {
+        long: "help",
+        short: Some('h'),
+        value: None,
+        help: "Show this help",
+        more: "",
+        section: Section::General,
+        completion: Completion::None,
+        action: Action::Help,
+    },
+    Opt {
+        long: "version",
+        short: Some('V'),
+        value: None,
+        help: "Show the version",
+        more: "",
+        section: Section::General,
+        completion: Completion::None,
+        action: Action::Version,
+    },
+    Opt {
+        long: "proxy-addr",
+        short: None,
+        value: Some("ADDRESS"),
+        help: "Where clients connect to",
+        more: "",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.addr"),
+    },
+    Opt {
+        long: "proxy-reject-clients",
+        short: None,
+        value: None,
+        help: "While paused, reject new clients with a 503 instead of holding them",
+        more: "It also takes a value behind an equals sign: --proxy-reject-clients=false.",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.reject-clients"),
+    },
+    Opt {
+        long: "proxy-retry-after-interval",
+        short: None,
+        value: Some("DURATION"),
+        help: "The Retry-After of that 503; 0s leaves the header out",
+        more: "It is rounded up to whole seconds.",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.retry-after-interval"),
+    },
+    Opt {
+        long: "proxy-block-poll-interval",
+        short: None,
+        value: Some("DURATION"),
+        help: "Has no effect; known for compatibility",
+        more: "Nothing polls here.",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.block-poll-interval"),
+    },
+    Opt {
+        long: "proxy-close-poll-interval",
+        short: None,
+        value: Some("DURATION"),
+        help: "Has no effect; known for compatibility",
+        more: "Nothing polls here.",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.close-poll-interval"),
+    },
+    Opt {
+        long: "proxy-tls-ca-cert",
+        short: None,
+        value: Some("FILE"),
+        help: "PEM bundle that a rejected client's certificate, if it sends one, is verified against",
+        more: "It needs a certificate and a key.",
+        section: Section::Proxy,
+        completion: Completion::File,
+        action: Action::Set("proxy.tls.ca-cert"),
+    },
+    Opt {
+        long: "proxy-tls-cert",
+        short: None,
+        value: Some("FILE"),
+        help: "PEM certificate chain for clients that open with TLS and are rejected",
+        more: "It needs a key. Without them, such a client is closed and reads no 503.",
+        section: Section::Proxy,
+        completion: Completion::File,
+        action: Action::Set("proxy.tls.cert"),
+    },
+    Opt {
+        long: "proxy-tls-key",
+        short: None,
+        value: Some("FILE"),
+        help: "PEM private key that belongs to the certificate",
+        more: "",
+        section: Section::Proxy,
+        completion: Completion::File,
+        action: Action::Set("proxy.tls.key"),
+    },
+    Opt {
+        long: "proxy-threads",
+        short: None,
+        value: Some("N"),
+        help: "How many worker threads; one a core if not set",
+        more: "",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.threads"),
+    },
+    Opt {
+        long: "control-addr",
+        short: None,
+        value: Some("ADDRESS"),
+        help: "Where the API listens; it has no login",
+        more: "Keep it on the loopback or on a UNIX socket.",
+        section: Section::Control,
+        completion: Completion::None,
+        action: Action::Set("control.addr"),
+    },
+    Opt {
+        long: "control-hosts",
+        short: None,
+        value: Some("NAMES"),
+        help: "Further names, with commas between them, that the Host of a request may carry",
+        more: "IP addresses, localhost and this host's own name are always allowed; other names are refused, so that no web page can pause a service.",
+        section: Section::Control,
+        completion: Completion::None,
+        action: Action::Set("control.hosts"),
+    },
+    Opt {
+        long: "upstream-addr",
+        short: None,
+        value: Some("ADDRESS"),
+        help: "Where the server listens",
+        more: "A name is looked up again while the proxy runs; all its addresses are tried.",
+        section: Section::Upstream,
+        completion: Completion::None,
+        action: Action::Set("upstream.addr"),
+    },
+];
+
+/// A word that makes the program do something else than carry.
+pub(crate) struct Word {
+    /// The word itself.
+    pub(crate) name: &'static str,
+    /// What follows it.
+    pub(crate) argument: &'static str,
+    /// One line for the help, without a full stop.
+    pub(crate) help: &'static str,
+}
+
+/// Every command, in the order of the help.
+pub(crate) static COMMANDS: [Word; 4] = [
+    Word {
+        name: "demo",
+        argument: "",
+        help: "Show a restart behind the proxy, with an embedded server; takes about 10 s",
+    },
+    Word { name: "help", argument: "", help: "Show this help" },
+    Word {
+        name: "completion",
+        argument: "SHELL",
+        help: "Print the completions for bash, zsh or fish",
+    },
+    Word { name: "man", argument: "", help: "Print the man page" },
+];
+
+/// The shells that there are completions for.
+pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];

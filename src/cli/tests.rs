@@ -1,0 +1,216 @@
+use std::{collections::BTreeSet, fs, os::unix::ffi::OsStringExt};
+
+use super::*;
+
+fn read(line: &str) -> Result<Invocation, String> {
+    parse(line.split_whitespace().map(OsString::from))
+}
+
+fn configured(line: &str) -> Config {
+    read(line).and_then(|invocation| apply(&invocation)).expect(line)
+}
+
+/// The defaults with the options, whatever files this machine has.
+fn apply(invocation: &Invocation) -> Result<Config, String> {
+    let empty = Invocation { config_file: Some("/dev/null".into()), ..invocation.clone() };
+    empty.configure().map(|(config, _)| config).map_err(|error| error.to_string())
+}
+
+#[test]
+fn options_are_the_keys_of_the_file_with_dashes() {
+    let expected: BTreeSet<String> = Config::keys().map(|key| key.replace('.', "-")).collect();
+    let mut found = BTreeSet::new();
+    for opt in &OPTIONS {
+        if let Action::Set(key) = opt.action {
+            assert_eq!(opt.long, key.replace('.', "-"));
+            assert!(found.insert(opt.long.to_owned()), "{} is there twice", opt.long);
+        }
+    }
+    assert_eq!(found, expected);
+    let names: BTreeSet<&str> = OPTIONS.iter().map(|opt| opt.long).collect();
+    assert_eq!(names.len(), OPTIONS.len());
+    let letters: BTreeSet<char> = OPTIONS.iter().filter_map(|opt| opt.short).collect();
+    assert_eq!(letters, BTreeSet::from(['c', 'g', 'h', 'V']));
+}
+
+#[test]
+fn the_choices_are_valid() {
+    for opt in &OPTIONS {
+        if let (Action::Set(key), options::Completion::Choices(values)) =
+            (opt.action, &opt.completion)
+        {
+            for value in *values {
+                assert_eq!(Config::default().set(key, value), Ok(()), "{key} {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn reads_commands() {
+    for (line, command) in [
+        ("", Command::Run),
+        ("--proxy-addr :1", Command::Run),
+        ("--check-config", Command::CheckConfig),
+        ("-h", Command::Help),
+        ("--help", Command::Help),
+        ("--help=x", Command::Help),
+        ("help", Command::Help),
+        ("--proxy-addr nonsense --help --unknown", Command::Help),
+        ("-V", Command::Version),
+        ("--version", Command::Version),
+        ("man", Command::Man),
+        ("demo", Command::Demo),
+        ("completion bash", Command::Completion(Shell::Bash)),
+        ("completion zsh", Command::Completion(Shell::Zsh)),
+        ("completion fish", Command::Completion(Shell::Fish)),
+        ("-g 1s completion fish", Command::Completion(Shell::Fish)),
+        ("-- man", Command::Man),
+    ] {
+        assert_eq!(read(line).map(|invocation| invocation.command), Ok(command), "{line}");
+    }
+}
+
+#[test]
+fn every_option_sets_its_key() {
+    for (line, key, value) in [
+        ("--grace-period 1m", "grace-period", "1m"),
+        ("-g 1m", "grace-period", "1m"),
+        ("-g1m", "grace-period", "1m"),
+        ("-g=1m", "grace-period", "1m"),
+        ("--grace-period=1m", "grace-period", "1m"),
+        ("-g 1s -g 2s", "grace-period", "2s"),
+        ("--log-level debug", "log-level", "debug"),
+        ("--proxy-addr :1", "proxy.addr", "tcp://:1"),
+        ("--proxy-reject-clients", "proxy.reject-clients", "true"),
+        ("--proxy-reject-clients=true", "proxy.reject-clients", "true"),
+        ("--proxy-reject-clients --proxy-reject-clients=false", "proxy.reject-clients", "false"),
+        ("--proxy-retry-after-interval 0", "proxy.retry-after-interval", "0s"),
+        ("--proxy-block-poll-interval 1s", "proxy.block-poll-interval", "1s"),
+        ("--proxy-close-poll-interval 1s", "proxy.close-poll-interval", "1s"),
+        ("--proxy-tls-cert=a --proxy-tls-key b --proxy-tls-ca-cert c", "proxy.tls.ca-cert", "c"),
+        ("--proxy-tls-cert=a --proxy-tls-key b", "proxy.tls.cert", "a"),
+        ("--proxy-tls-cert=a --proxy-tls-key b", "proxy.tls.key", "b"),
+        ("--proxy-threads 2", "proxy.threads", "2"),
+        ("--control-addr unix:///c", "control.addr", "unix:///c"),
+        ("--control-hosts a,b", "control.hosts", "a,b"),
+        ("--upstream-addr u:1", "upstream.addr", "tcp://u:1"),
+    ] {
+        assert_eq!(configured(line).get(key).as_deref(), Some(value), "{line}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_told_with_the_remedy() {
+    for (line, expected) in [
+        ("--proxy-adr :1", "unknown option --proxy-adr; did you mean --proxy-addr?"),
+        ("--nonsense", "unknown option --nonsense; tcpause --help lists all"),
+        ("--conf x", "unknown option --conf; tcpause --help lists all"),
+        ("-x", "unknown option -x; tcpause --help lists all"),
+        ("-config x", "unknown option -config; write it with two dashes: --config"),
+        ("-config=x", "unknown option -config; write it with two dashes: --config"),
+        ("-proxy-addr :1", "unknown option -proxy-addr; write it with two dashes: --proxy-addr"),
+        ("-proxy-adr :1", "unknown option -proxy-adr; did you mean --proxy-addr?"),
+        (
+            "-grace-period=1s",
+            "unknown option -grace-period; write it with two dashes: --grace-period",
+        ),
+        ("--proxy-addr", "--proxy-addr needs a value: --proxy-addr ADDRESS"),
+        ("--proxy-addr=", "--proxy-addr needs a value: --proxy-addr ADDRESS"),
+        ("-c", "--config needs a value: --config FILE"),
+        (
+            "--proxy-reject-clients=",
+            "--proxy-reject-clients needs a value: --proxy-reject-clients=true",
+        ),
+        (
+            "--proxy-reject-clients=yes",
+            "--proxy-reject-clients: \"yes\" is not a boolean; write true or false",
+        ),
+        ("--proxy-reject-clients true", "a switch takes its value behind an equals sign"),
+        ("--proxy-addr --help", "--proxy-addr needs a value, but \"--help\" follows"),
+        ("--check-config=x", "unexpected argument for option '--check-config': \"x\""),
+        ("start", "unknown command \"start\"; the commands are demo, help, completion, man"),
+        ("dmo", "unknown command \"dmo\"; did you mean demo?"),
+        ("man x", "unexpected argument \"x\"; remove it"),
+        ("completion", "completion: name a shell: bash, zsh, fish"),
+        ("completion tcsh", "completion: unknown shell \"tcsh\"; there are bash, zsh, fish"),
+        ("completion bash x", "unexpected argument \"x\""),
+        ("-g 30", "--grace-period: \"30\" ends without a unit; did you mean `30s`?"),
+        ("-g -3s", "--grace-period: \"-3s\" has a sign"),
+        ("--log-level loud", "--log-level: \"loud\" is not a level"),
+        ("--proxy-addr localhost", "--proxy-addr: \"localhost\" lacks a port"),
+        (
+            "--upstream-addr unix://a",
+            "--upstream-addr: \"unix://a\" has a relative path; did you mean `unix:///a`?",
+        ),
+        ("--proxy-threads 0", "--proxy-threads: \"0\" is not a number of threads"),
+        ("--proxy-threads 4096", "proxy.threads: the most are 1024"),
+        ("--control-hosts a,,b", "--control-hosts: a host name is missing"),
+        ("--proxy-tls-cert a", "proxy.tls.key is missing"),
+        ("--upstream-addr localhost:3000", "leads back to proxy.addr"),
+        ("--config /nowhere/x.yml", "/nowhere/x.yml: cannot read the configuration: No such file"),
+    ] {
+        let outcome = read(line).and_then(|invocation| match invocation.config_file {
+            Some(_) => {
+                invocation.configure().map(|(config, _)| config).map_err(|error| error.to_string())
+            }
+            None => apply(&invocation),
+        });
+        let error = outcome.expect_err(line);
+        assert!(error.contains(expected), "{line}: {error}");
+        assert!(!error.contains(char::is_control), "{error:?}");
+    }
+}
+
+#[test]
+fn arguments_that_are_not_utf8_or_empty_are_told() {
+    let bad = OsString::from_vec(b"a\xff\n".to_vec());
+    let error = parse(["--proxy-addr".into(), bad.clone()]).unwrap_err();
+    assert_eq!(error, "--proxy-addr: \"a\u{fffd}\\n\" is not UTF-8");
+    assert_eq!(parse(["-c".into(), bad.clone()]).unwrap().config_file, Some(bad.into()));
+    assert_eq!(
+        parse(["-c".into(), "".into()]).unwrap_err(),
+        "--config needs a value: --config FILE"
+    );
+    assert!(parse(["".into()]).unwrap_err().starts_with("unknown command \"\""));
+    assert_eq!(
+        parse(["--a\nb".into()]).unwrap_err(),
+        "unknown option --a\\nb; tcpause --help lists all"
+    );
+}
+
+#[test]
+fn an_option_beats_the_file_and_the_file_the_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("t.yml");
+    fs::write(&file, "grace-period: 1s\nproxy: {addr: ':1', reject-clients: true}").unwrap();
+    let arguments = [
+        "-c".into(),
+        file.clone().into(),
+        "-g".into(),
+        "2s".into(),
+        "--proxy-reject-clients=false".into(),
+    ];
+    let (config, from) = parse(arguments).unwrap().configure().unwrap();
+    assert_eq!(from, Some(file));
+    assert_eq!(config.get("grace-period").as_deref(), Some("2s"));
+    assert_eq!(config.get("proxy.addr").as_deref(), Some("tcp://:1"));
+    assert!(!config.proxy.reject_clients);
+    assert_eq!(config.upstream, Config::default().upstream);
+}
+
+#[test]
+fn the_first_file_that_exists_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("a.yml"), folder.path().join("b.yml"));
+    let find = || find_config([first.as_path(), second.as_path()]).unwrap();
+    assert_eq!(find(), None);
+    fs::write(&second, "").unwrap();
+    assert_eq!(find(), Some(second.clone()));
+    fs::write(&first, "").unwrap();
+    assert_eq!(find(), Some(first.clone()));
+    // A name too long for the system is neither there nor absent.
+    let long = PathBuf::from("x".repeat(5_000));
+    let error = find_config([long.as_path()]).unwrap_err().to_string();
+    assert!(error.contains("cannot look for the configuration"), "{error}");
+}
