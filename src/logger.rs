@@ -229,6 +229,19 @@ mod tests {
     /// Long enough for any machine; only a defect makes a test wait for it.
     const DEADLINE: Duration = Duration::from_secs(20);
 
+    /// Hands on what is written, until nobody listens.
+    struct Output(Sender<Vec<u8>>);
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     fn text(message: Message) -> String {
         match message {
             Message::Line(line) => String::from_utf8(line).unwrap(),
@@ -283,16 +296,6 @@ mod tests {
     fn a_flush_waits_for_the_lines_before_it() {
         let (queue, messages) = Queue::new();
         let (sender, written) = bounded(10);
-        struct Output(Sender<Vec<u8>>);
-        impl Write for Output {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
         let dropped = Arc::clone(&queue.dropped);
         let writer = thread::Builder::new()
             .spawn(move || write_lines(&messages, &dropped, Output(sender)))

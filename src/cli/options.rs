@@ -53,9 +53,9 @@ impl Section {
     /// Every heading with its title.
     pub(crate) const ALL: [(Self, &'static str); 4] = [
         (Self::General, "Options"),
-        (Self::Proxy, "Proxy: the side of the clients"),
-        (Self::Control, "Control: the HTTP API that pauses and resumes"),
-        (Self::Upstream, "Upstream: the server behind the proxy"),
+        (Self::Proxy, "Proxy, the side of the clients"),
+        (Self::Control, "Control, the HTTP API that pauses and resumes"),
+        (Self::Upstream, "Upstream, the server behind the proxy"),
     ];
 }
 

@@ -15,10 +15,10 @@ pause it, restart the server behind it, resume; no client notices.";
 
 const EXAMPLE: &str = "\
 tcpause --proxy-addr :5432 --upstream-addr unix:///run/postgresql/.s.PGSQL.5432 &
-curl -X PUT localhost:3001/paused                     # new clients are held
-curl 'localhost:3001/paused/block-until-idle?timeout=30s'   # running ones end
+curl -X PUT localhost:3001/paused      # new clients are held
+curl 'localhost:3001/paused/block-until-idle?timeout=30s'
 systemctl restart postgresql
-curl -X DELETE localhost:3001/paused                  # held clients are served";
+curl -X DELETE localhost:3001/paused   # held clients are served";
 
 /// The text of `--help`.
 pub(crate) fn help() -> String {
@@ -76,10 +76,11 @@ pub(crate) fn man() -> String {
     for (section, title) in Section::ALL {
         page.section(&title.to_uppercase(), &[]);
         for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
-            let default = opt
-                .default()
-                .map_or_else(String::new, |default| format!(" The default is {default}."));
-            page.entry(&synopsis(opt), &format!("{}. {}{default}", opt.help, opt.more));
+            let default = opt.default().map(|default| format!("The default is {default}."));
+            let sentences = [Some(format!("{}.", opt.help)), Some(opt.more.to_owned()), default];
+            let sentences: Vec<String> =
+                sentences.into_iter().flatten().filter(|text| !text.is_empty()).collect();
+            page.entry(&synopsis(opt), &sentences.join(" "));
         }
     }
     page.section("COMMANDS", &[]);
@@ -161,7 +162,7 @@ impl Roff {
 
     fn entry(&mut self, term: &str, text: &str) {
         self.0 += &format!(".TP\n\\fB{}\\fR\n", escape(term.trim_end()));
-        self.line(text.trim_end());
+        self.line(text);
     }
 
     /// A line of text; `\&` keeps a dot or a quote in front from being a command.
