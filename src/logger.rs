@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -129,9 +129,10 @@ impl Queue {
 
     /// Waits until all lines so far are written; false if that takes too long.
     fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         let (done, written) = bounded(1);
-        self.messages.send_timeout(Message::Flush(done), timeout).is_ok()
-            && written.recv_timeout(timeout).is_ok()
+        self.messages.send_deadline(Message::Flush(done), deadline).is_ok()
+            && written.recv_deadline(deadline).is_ok()
     }
 }
 
