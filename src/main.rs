@@ -65,9 +65,9 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     let (config, file) = invocation.configure()?;
     // Dropped last, when all has been logged.
     let _logger = Logger::start(config.log_level)?;
+    let server = Server::start(config.clone())?;
+    // Only now: a start that fails shows its one line and nothing else.
     announce(&config, file.as_deref());
-    let grace_period = format_duration(config.grace_period);
-    let server = Server::start(config)?;
     let stopper = server.stopper();
     thread::Builder::new()
         .name("signals".to_owned())
@@ -81,6 +81,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
             EXIT_DRAINED
         }
         Outcome::DeadlineHit => {
+            let grace_period = format_duration(config.grace_period);
             log::warn!(
                 "stopped: the grace period of {grace_period} was over and connections were closed, exit code {EXIT_DEADLINE_HIT}"
             );
@@ -102,10 +103,10 @@ fn check_config(invocation: &Invocation) -> Result<ExitCode, Error> {
     print(&format!("# {}\n{config}", OneLine(origin(file.as_deref()))))
 }
 
-/// Logs what starts, and what of its configuration is without effect.
+/// Logs what runs, and what of its configuration is without effect.
 fn announce(config: &Config, file: Option<&Path>) {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), process::id());
-    log::info!("tcpause {version} starting, pid {pid}, {}", origin(file));
+    log::info!("tcpause {version} started, pid {pid}, {}", origin(file));
     let default = Config::default();
     for key in ["proxy.block-poll-interval", "proxy.close-poll-interval"] {
         if config.get(key) != default.get(key) {
