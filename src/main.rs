@@ -108,10 +108,10 @@ fn announce(config: &Config, file: Option<&Path>) {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), process::id());
     log::info!("tcpause {version} started, pid {pid}, {}", origin(file));
     let default = Config::default();
-    for key in ["proxy.block-poll-interval", "proxy.close-poll-interval"] {
-        if config.get(key) != default.get(key) {
-            log::info!("{key} has no effect: nothing polls here");
-        }
+    let mut idle = vec!["proxy.block-poll-interval", "proxy.close-poll-interval"];
+    idle.retain(|key| config.get(key) != default.get(key));
+    if !idle.is_empty() {
+        log::info!("without effect, as nothing polls here: {}", idle.join(", "));
     }
 }
 
