@@ -104,8 +104,17 @@ impl Invocation {
         for (long, key, text) in &self.settings {
             config.set(key, text).map_err(|error| Error::Config(format!("--{long}: {error}")))?;
         }
-        config.validate()?;
+        config.validate().map_err(|error| self.name_option(error))?;
         Ok((config, file))
+    }
+
+    /// An error that begins with a key begins with the option instead, if that is where the setting is from.
+    fn name_option(&self, error: Error) -> Error {
+        let Error::Config(text) = &error else { return error };
+        let named = self.settings.iter().find_map(|(long, key, _)| {
+            text.strip_prefix(key).map(|rest| Error::Config(format!("--{long}{rest}")))
+        });
+        named.unwrap_or(error)
     }
 }
 

@@ -144,10 +144,12 @@ fn wrong_arguments_are_told_with_the_remedy() {
             "--upstream-addr: \"unix://a\" has a relative path; did you mean `unix:///a`?",
         ),
         ("--proxy-threads 0", "--proxy-threads: \"0\" is not a number of threads"),
-        ("--proxy-threads 4096", "proxy.threads: the most are 1024"),
+        ("--proxy-threads 4096", "--proxy-threads: the most are 1024"),
         ("--control-hosts a,,b", "--control-hosts: a host name is missing"),
         ("--proxy-tls-cert a", "proxy.tls.key is missing"),
         ("--upstream-addr localhost:3000", "leads back to proxy.addr"),
+        ("--upstream-addr localhost:0", "--upstream-addr: tcp://localhost:0 has port 0"),
+        ("--proxy-addr :3002", "upstream.addr: tcp://localhost:3002 leads back to proxy.addr"),
         ("--config /nowhere/x.yml", "/nowhere/x.yml: cannot read the configuration: No such file"),
     ] {
         let outcome = read(line).and_then(|invocation| match invocation.config_file {
