@@ -89,9 +89,7 @@ impl Gate {
         while self.passes() != 0 && idle.moments == since {
             idle = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
             {
-                None => {
-                    self.became_idle.wait(idle).unwrap_or_else(PoisonError::into_inner)
-                }
+                None => self.became_idle.wait(idle).unwrap_or_else(PoisonError::into_inner),
                 Some(left) if left.is_zero() => return false,
                 Some(left) => {
                     self.became_idle

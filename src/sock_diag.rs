@@ -114,7 +114,7 @@ mod tests {
 
             sender.set_nonblocking(true).unwrap();
             let mut sent = 0;
-            while let Ok(bytes) = sender.write(&[7; 64 * 1024]) {
+            while let Ok(bytes) = sender.write(&[7; 8 * 1024]) {
                 sent += bytes;
             }
             assert!(queued(&sender) > 0, "the reader's window is full");

@@ -13,18 +13,8 @@ use crate::{Error, config::Tls};
 
 /// Loads the files that `tls` names; nothing when it names none.
 pub(crate) fn load(tls: &Tls) -> Result<Option<Arc<ServerConfig>>, Error> {
-    let (cert, key) = match (&tls.cert, &tls.key) {
-        (Some(cert), Some(key)) => (cert, key),
-        (None, None) if tls.ca_cert.is_none() => return Ok(None),
-        (None, None) => {
-            return Err(refuse(
-                "proxy.tls.ca-cert",
-                "needs proxy.tls.cert and proxy.tls.key beside it",
-            ));
-        }
-        (Some(_), None) => return Err(refuse("proxy.tls.cert", "needs proxy.tls.key beside it")),
-        (None, Some(_)) => return Err(refuse("proxy.tls.key", "needs proxy.tls.cert beside it")),
-    };
+    // One without the other is refused by `Config::validate`.
+    let (Some(cert), Some(key)) = (&tls.cert, &tls.key) else { return Ok(None) };
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()

@@ -142,7 +142,8 @@ fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Addr
         asked.clear();
         match requests.recv_timeout(LOOK_UP_INTERVAL) {
             Ok(request) => {
-                asked.extend(std::iter::once(request).chain(requests.try_iter().take(REQUESTS_MAX)));
+                asked
+                    .extend(std::iter::once(request).chain(requests.try_iter().take(REQUESTS_MAX)));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
