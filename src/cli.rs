@@ -94,8 +94,15 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
 }
 
 impl Invocation {
-    /// The configuration and the file it came from. An option beats the file, the file beats the default.
+    /// The configuration and the file it came from, checked as far as that goes without opening a socket.
     pub(crate) fn configure(&self) -> Result<(Config, Option<PathBuf>), Error> {
+        let (config, file) = self.read()?;
+        config.validate().map_err(|error| self.name_option(error))?;
+        Ok((config, file))
+    }
+
+    /// An option beats the file, the file beats the default.
+    fn read(&self) -> Result<(Config, Option<PathBuf>), Error> {
         let file = match &self.config_file {
             Some(file) => Some(file.clone()),
             None => find_config(CONFIG_FILES.map(Path::new))?,
@@ -104,7 +111,6 @@ impl Invocation {
         for (long, key, text) in &self.settings {
             config.set(key, text).map_err(|error| Error::Config(format!("--{long}: {error}")))?;
         }
-        config.validate().map_err(|error| self.name_option(error))?;
         Ok((config, file))
     }
 

@@ -7,13 +7,17 @@ fn read(line: &str) -> Result<Invocation, String> {
 }
 
 fn configured(line: &str) -> Config {
-    read(line).and_then(|invocation| apply(&invocation)).expect(line)
+    without_files(&read(line).expect(line)).read().expect(line).0
 }
 
 /// The defaults with the options, whatever files this machine has.
 fn apply(invocation: &Invocation) -> Result<Config, String> {
-    let empty = Invocation { config_file: Some("/dev/null".into()), ..invocation.clone() };
-    empty.configure().map(|(config, _)| config).map_err(|error| error.to_string())
+    let configured = without_files(invocation).configure();
+    configured.map(|(config, _)| config).map_err(|error| error.to_string())
+}
+
+fn without_files(invocation: &Invocation) -> Invocation {
+    Invocation { config_file: Some("/dev/null".into()), ..invocation.clone() }
 }
 
 #[test]
