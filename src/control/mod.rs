@@ -1,35 +1,147 @@
-//! The control API: its place in the server; the API itself comes next.
+//! The control API: a front that checks every request, and a private `tiny_http` server behind it that answers them.
+//!
+//! ```text
+//! caller ──▶ front: one thread, one Poll ──▶ private UNIX socket ──▶ tiny_http ──▶ routes ──▶ Handle
+//!            bounds, deadlines, checks        one request each                     one thread
+//! ```
+//!
+//! `tiny_http` alone can be aborted with one packet and frozen with two lines; it never meets a byte that the front has not checked.
 
-use std::os::fd::OwnedFd;
+mod answer;
+mod front;
+mod private;
+mod request;
+mod routes;
+#[cfg(test)]
+mod tests;
 
-use crate::{Error, Handle, config};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::Arc,
+    thread::{Builder, JoinHandle},
+    time::{Duration, Instant},
+};
 
-#[derive(Debug)]
+use front::{Bell, Front};
+use log::error;
+use private::Private;
+pub(crate) use request::HostPolicy;
+
+use crate::{Error, Handle};
+
+/// How many descriptors the control API may need at once: keep as many free for it.
+pub(crate) const DESCRIPTORS_MAX: usize = 4 * front::CALLERS_MAX + 16;
+
+/// A running control API. Dropped, it answers or closes what is open and ends its threads.
 pub(crate) struct Control {
-    _listener: OwnedFd,
-    _handle: Handle,
-}
-
-pub(crate) struct HostPolicy;
-
-impl HostPolicy {
-    pub(crate) fn new(_config: &config::Control) -> Self {
-        Self
-    }
+    private: Arc<Private>,
+    bell: Bell,
+    serving: Option<JoinHandle<()>>,
+    front: Option<JoinHandle<()>>,
 }
 
 impl Control {
-    #[expect(clippy::unnecessary_wraps, reason = "it will fail when there is something to fail")]
+    /// Serves the API on `listener`, a bound, listening, non-blocking socket.
     pub(crate) fn start(
         listener: OwnedFd,
-        _is_unix: bool,
+        is_unix: bool,
         handle: Handle,
-        _policy: HostPolicy,
+        hosts: HostPolicy,
     ) -> Result<Self, Error> {
-        Ok(Self { _listener: listener, _handle: handle })
+        Self::start_with(listener, is_unix, handle, hosts, Timeouts::default())
     }
 
+    fn start_with(
+        listener: OwnedFd,
+        is_unix: bool,
+        handle: Handle,
+        hosts: HostPolicy,
+        timeouts: Timeouts,
+    ) -> Result<Self, Error> {
+        let refused =
+            |error: io::Error| Error::System(format!("the control API cannot start: {error}"));
+        let (private, inbox) = Private::new().map_err(refused)?;
+        let private = Arc::new(private);
+        let (front, bell) = Front::new(listener, is_unix, hosts, Arc::clone(&private), timeouts)
+            .map_err(refused)?;
+        // From here on the drop of `control` ends whatever has been started.
+        let mut control = Self { private: Arc::clone(&private), bell, serving: None, front: None };
+        let watched = Arc::clone(&private);
+        handle.on_idle(move || watched.idle());
+        let serve = move || private::serve(&private, &inbox, &handle);
+        control.serving =
+            Some(Builder::new().name("control".into()).spawn(serve).map_err(refused)?);
+        control.front = Some(
+            Builder::new()
+                .name("control-front".into())
+                .spawn(move || front.run())
+                .map_err(refused)?,
+        );
+        Ok(control)
+    }
+
+    /// Answers or closes what is open, ends the threads and removes the private directory.
     pub(crate) fn shut_down(self) {
         drop(self);
+    }
+}
+
+impl Drop for Control {
+    /// The serving thread ends first, so that the front can still deliver its last answers.
+    fn drop(&mut self) {
+        self.private.stop();
+        join(self.serving.take());
+        self.bell.ring();
+        join(self.front.take());
+    }
+}
+
+fn join(thread: Option<JoinHandle<()>>) {
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        error!("a defect: a thread of the control API panicked");
+    }
+}
+
+/// How long the front waits for a caller.
+#[derive(Debug, Clone, Copy)]
+struct Timeouts {
+    /// For the whole request.
+    request: Duration,
+    /// For the caller to take the whole answer.
+    answer: Duration,
+    /// For the caller to close after the answer: closing first could reset it, and the answer would be lost.
+    linger: Duration,
+    /// For the answer to a caller that has closed its sending side. Over TCP nobody can tell whether it still listens, so it may not wait for long.
+    half_closed: Duration,
+    /// For all callers together when the API stops.
+    stop: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            request: 5 * second,
+            answer: 5 * second,
+            linger: second,
+            half_closed: second,
+            stop: second,
+        }
+    }
+}
+
+/// Logs errors that may repeat quickly, at most one a second.
+#[derive(Default)]
+struct Seldom {
+    last: Option<Instant>,
+}
+
+impl Seldom {
+    fn error(&mut self, text: &str) {
+        if self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
+            self.last = Some(Instant::now());
+            error!("{text}");
+        }
     }
 }

@@ -1,0 +1,405 @@
+//! Checks one control request, byte by byte, before anything acts on it.
+//!
+//! `tiny_http` trusts what it reads: a wrong length aborts the process, an endless line fills the memory. Nothing of a caller's
+//! bytes but the method and the target passes this file.
+
+use std::{
+    collections::HashSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use super::answer::Answer;
+use crate::{Address, config};
+
+/// The longest request line and headers together.
+pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;
+/// The longest body. No request of the API needs one: it is read and ignored.
+pub(super) const BODY_BYTES_MAX: usize = 16 << 10;
+const HEADERS_MAX: usize = 64;
+
+/// What the bytes received so far amount to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// The request goes on.
+    More,
+    /// The head is whole; the caller sends the body once it is told to continue.
+    Continue,
+    /// The request is whole; bytes behind it are ignored.
+    Whole {
+        /// A method that HTTP knows.
+        method: String,
+        /// Path and query: printable ASCII that begins with a slash, or `*`.
+        target: String,
+    },
+}
+
+/// Looks at all that a caller has sent so far; the error is what refuses it.
+pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Answer> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut head = httparse::Request::new(&mut headers);
+    let (head_len, whole) = match head.parse(bytes).map_err(malformed)? {
+        httparse::Status::Complete(length) => (length, true),
+        httparse::Status::Partial => (bytes.len(), false),
+    };
+    if head_len > HEAD_BYTES_MAX {
+        return Err(Answer::error(
+            431,
+            "The request's head is too long: no request of this API needs more than 8 KiB.",
+        ));
+    }
+    check_lines(bytes.get(..head_len).unwrap_or_default())?;
+    if !whole {
+        return Ok(Progress::More);
+    }
+    let method = head.method.unwrap_or_default();
+    if !METHODS.contains(&method) {
+        return Err(Answer::error(
+            501,
+            "The method is not known here: use GET, HEAD, PUT, DELETE or OPTIONS, in capitals.",
+        ));
+    }
+    let headers = Headers(head.headers);
+    let body_len = body_length(&headers)?;
+    check_origin(&headers, head.version == Some(1), hosts)?;
+    let target = target(head.path.unwrap_or_default(), hosts)?;
+    let continues = continues(&headers)? && head.version == Some(1);
+    if bytes.len() - head_len < body_len {
+        return Ok(if continues { Progress::Continue } else { Progress::More });
+    }
+    Ok(Progress::Whole { method: method.to_owned(), target })
+}
+
+const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "POST", "PATCH", "TRACE"];
+
+fn malformed(error: httparse::Error) -> Answer {
+    match error {
+        httparse::Error::TooManyHeaders => {
+            Answer::error(431, "The request has too many headers: at most 64 are read.")
+        }
+        httparse::Error::Version => {
+            Answer::error(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+        }
+        _ => Answer::error(
+            400,
+            "This is not an HTTP request: plain HTTP/1.1 is spoken here, without TLS.",
+        ),
+    }
+}
+
+/// Lines end with CR LF and hold no other control byte. httparse is more lenient, and two readings of one request are a way in.
+fn check_lines(head: &[u8]) -> Result<(), Answer> {
+    let mut previous = 0;
+    for &byte in head {
+        let plain = match byte {
+            b'\n' => previous == b'\r',
+            b'\t' => previous != b'\r',
+            _ => previous != b'\r' && (byte == b'\r' || !byte.is_ascii_control()),
+        };
+        if !plain {
+            return Err(Answer::error(
+                400,
+                "The request's head holds a control byte, or a line that does not end with CR LF.",
+            ));
+        }
+        previous = byte;
+    }
+    Ok(())
+}
+
+fn body_length(headers: &Headers<'_>) -> Result<usize, Answer> {
+    if headers.any("Transfer-Encoding") {
+        return Err(Answer::error(
+            501,
+            "Transfer-Encoding is not supported: no request of this API needs a body.",
+        ));
+    }
+    let Some(length) = headers.one("Content-Length")? else { return Ok(0) };
+    if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+        return Err(Answer::error(400, "The Content-Length is not a number."));
+    }
+    let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()); // None: beyond 64 bits
+    length.filter(|length| *length <= BODY_BYTES_MAX).ok_or_else(|| {
+        Answer::error(413, "The body is too long: no request of this API needs one.")
+    })
+}
+
+/// Refuses what a web page in the operator's browser could send: it carries an `Origin`, a foreign `Sec-Fetch-Site`, or, by DNS rebinding, a foreign `Host`.
+fn check_origin(
+    headers: &Headers<'_>,
+    host_needed: bool,
+    hosts: &HostPolicy,
+) -> Result<(), Answer> {
+    let site = headers.one("Sec-Fetch-Site")?.unwrap_or(b"none");
+    if headers.any("Origin") || !matches!(site, b"none" | b"same-origin") {
+        return Err(Answer::error(
+            403,
+            "Requests of web pages are refused: use curl, or send no Origin header.",
+        ));
+    }
+    match headers.one("Host")? {
+        None if host_needed => Err(Answer::error(400, "HTTP/1.1 needs a Host header.")),
+        Some(host) if !hosts.allow(host) => Err(foreign_host()),
+        _ => Ok(()),
+    }
+}
+
+fn foreign_host() -> Answer {
+    Answer::error(
+        403,
+        "The Host header carries a foreign name: use an IP address or localhost, or add the name to control.hosts.",
+    )
+}
+
+/// The path and query of the target, whose absolute form names a host too.
+fn target(target: &str, hosts: &HostPolicy) -> Result<String, Answer> {
+    let path = match target.split_at_checked(7) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => {
+            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            if authority.is_empty() || !hosts.allow(authority.as_bytes()) {
+                return Err(foreign_host());
+            }
+            path
+        }
+        _ => target,
+    };
+    if !path.bytes().all(|byte| byte.is_ascii_graphic()) || !(path.starts_with('/') || path == "*")
+    {
+        return Err(Answer::error(400, "The request's target is no path: try /paused or /status."));
+    }
+    Ok(path.to_owned())
+}
+
+fn continues(headers: &Headers<'_>) -> Result<bool, Answer> {
+    match headers.one("Expect")? {
+        None => Ok(false),
+        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
+        Some(_) => Err(Answer::error(417, "Only `Expect: 100-continue` is understood.")),
+    }
+}
+
+struct Headers<'a>(&'a [httparse::Header<'a>]);
+
+impl<'a> Headers<'a> {
+    fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.0
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| header.value)
+    }
+
+    fn any(&self, name: &str) -> bool {
+        self.all(name).next().is_some()
+    }
+
+    fn one(&self, name: &str) -> Result<Option<&'a [u8]>, Answer> {
+        let mut values = self.all(name);
+        let first = values.next();
+        if values.next().is_some() {
+            return Err(Answer::error(400, &format!("The {name} header is given more than once.")));
+        }
+        Ok(first)
+    }
+}
+
+/// Which `Host` headers are answered: IP literals, `localhost` and names below it, the configured control host, this machine's
+/// own name with and without its domain, and `control.hosts`. An empty one names no host at all and is answered too.
+#[derive(Debug, Clone)]
+pub(crate) struct HostPolicy {
+    names: HashSet<String>,
+}
+
+impl HostPolicy {
+    pub(crate) fn new(config: &config::Control) -> Self {
+        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let mut names = vec![machine.split('.').next().unwrap_or_default().to_owned(), machine];
+        if let Address::Tcp { host, .. } = &config.addr {
+            names.push(host.clone());
+        }
+        names.extend(config.hosts.iter().cloned());
+        Self {
+            names: names.iter().map(|name| normal(name)).filter(|name| !name.is_empty()).collect(),
+        }
+    }
+
+    fn allow(&self, authority: &[u8]) -> bool {
+        let Ok(authority) = std::str::from_utf8(authority) else { return false };
+        if let Some(literal) = authority.strip_prefix('[') {
+            return literal.split_once(']').is_some_and(|(address, port)| {
+                let address = address.split('%').next().unwrap_or_default();
+                address.parse::<Ipv6Addr>().is_ok()
+                    && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+            });
+        }
+        let (host, port) = authority.split_once(':').unwrap_or((authority, ""));
+        let host = normal(host);
+        is_port(port)
+            && (host.is_empty()
+                || host == "localhost"
+                || host.ends_with(".localhost")
+                || host.parse::<Ipv4Addr>().is_ok()
+                || self.names.contains(&host))
+    }
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Names are compared in small letters and without the root's dot.
+fn normal(name: &str) -> String {
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts() -> HostPolicy {
+        HostPolicy::new(&config::Control {
+            addr: Address::tcp("Control.Example", 3001),
+            hosts: vec!["lb.example.".into()],
+        })
+    }
+
+    fn status(request: &[u8]) -> u16 {
+        match check(request, &hosts()) {
+            Ok(Progress::More) => 0,
+            Ok(Progress::Continue) => 100,
+            Ok(Progress::Whole { .. }) => 200,
+            Err(answer) => answer.status,
+        }
+    }
+
+    #[test]
+    fn hosts_are_ours_or_foreign() {
+        let machine = rustix::system::uname().nodename().to_str().unwrap().to_owned();
+        let ours = [
+            "localhost",
+            "LocalHost:3001",
+            "db.localhost",
+            "127.0.0.1",
+            "10.1.2.3:80",
+            "[::1]:3001",
+            "[fe80::1%25eth0]",
+            "[::1]",
+        ];
+        let named = ["control.example:3001", "lb.example", "LB.EXAMPLE.", "", machine.as_str()];
+        for host in ours.iter().chain(&named) {
+            assert!(hosts().allow(host.as_bytes()), "{host}");
+        }
+        let foreign = [
+            "evil.example",
+            "localhost.evil.example",
+            "notlocalhost",
+            "127.0.0.1.evil.example",
+            "[::1",
+            "[x]",
+            "::1",
+        ];
+        let odd = [
+            "localhost:80:80",
+            "localhost:x",
+            "a@localhost",
+            "127.1",
+            "0x7f.1",
+            "localhost ",
+            "[::1]x",
+            "[::1]:x",
+        ];
+        for host in foreign.iter().chain(&odd) {
+            assert!(!hosts().allow(host.as_bytes()), "{host}");
+        }
+        assert!(!hosts().allow(b"\xff"));
+    }
+
+    #[test]
+    fn requests_are_whole_or_refused() {
+        let table: &[(u16, &str)] = &[
+            (200, "GET /paused HTTP/1.0\r\n\r\n"),
+            (200, "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            (200, "\r\nGET /paused HTTP/1.1\r\nhOST:localhost\r\n\r\n"),
+            (200, "GET http://localhost:3001/paused?a=b HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            (200, "PUT /paused HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc"),
+            (200, "PUT /paused HTTP/1.0\r\nContent-Length: 0\r\n\r\nGET /paused HTTP/1.0\r\n\r\n"),
+            (200, "GET / HTTP/1.0\r\nSec-Fetch-Site: none\r\n\r\n"),
+            (200, "GET / HTTP/1.0\r\nX: caf\u{e9}\ta\r\n\r\n"),
+            (0, ""),
+            (0, "GET /paused HTTP/1.1\r\nHost: localhost\r\n"),
+            (0, "PUT /paused HTTP/1.0\r\nContent-Length: 3\r\n\r\nab"),
+            (0, "PUT /paused HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"),
+            (
+                100,
+                "PUT /paused HTTP/1.1\r\nHost:\r\nContent-Length: 3\r\nExpect: 100-Continue\r\n\r\n",
+            ),
+            (400, "GET /paused HTTP/1.1\r\n\r\n"),
+            (400, "GET /paused HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\n\n"),
+            (400, "GET /paused HTTP/1.0\r\nA: b\n\r\n"),
+            (400, "\nGET /paused HTTP/1.0\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nA: \0\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nA: b\rc\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nA: b\r\n folded\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nContent-Length : 3\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nContent-Length: +2\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nContent-Length: 1, 1\r\n\r\n"),
+            (400, "GET /paused HTTP/1.0\r\nContent-Length:\r\n\r\n"),
+            (400, "GET paused HTTP/1.0\r\n\r\n"),
+            (400, "GET /p\u{e4}used HTTP/1.0\r\n\r\n"),
+            (400, "GET http://localhost HTTP/1.0\r\n\r\n"),
+            (400, "\x16\x03\x01\x02"),
+            (403, "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"),
+            (403, "GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            (403, "PUT /paused HTTP/1.0\r\nOrigin: null\r\n\r\n"),
+            (403, "PUT /paused HTTP/1.0\r\nSec-Fetch-Site: same-site\r\n\r\n"),
+            (403, "PUT /paused HTTP/1.0\r\nSec-Fetch-Site: cross-site\r\n\r\n"),
+            (413, "PUT /paused HTTP/1.0\r\nContent-Length: 70368744177664\r\n\r\n"),
+            (413, "PUT /paused HTTP/1.0\r\nContent-Length: 99999999999999999999999\r\n\r\n"),
+            (413, "PUT /paused HTTP/1.0\r\nContent-Length: 16385\r\n\r\n"),
+            (417, "PUT /paused HTTP/1.0\r\nExpect: wonders\r\n\r\n"),
+            (501, "PUT /paused HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (501, "get /paused HTTP/1.0\r\n\r\n"),
+            (501, "CONNECT localhost:80 HTTP/1.0\r\n\r\n"),
+            (505, "GET / HTTP/2.0\r\n\r\n"),
+            (505, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            (505, "GET / HTTP/1.2\r\n\r\n"),
+        ];
+        for (expected, request) in table {
+            assert_eq!(status(request.as_bytes()), *expected, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn long_heads_are_refused_before_they_end() {
+        let long = format!("GET / HTTP/1.0\r\nA: {}", "a".repeat(HEAD_BYTES_MAX));
+        assert_eq!(status(long.as_bytes()), 431);
+        assert_eq!(status(format!("{long}\r\n\r\n").as_bytes()), 431);
+        assert_eq!(
+            status("A: b\r\n".repeat(65).replacen("A: b", "GET / HTTP/1.0", 1).as_bytes()),
+            0
+        );
+        assert_eq!(
+            status("A: b\r\n".repeat(66).replacen("A: b", "GET / HTTP/1.0", 1).as_bytes()),
+            431
+        );
+        assert!(
+            matches!(status(b"GET /paused\r\n"), 400 | 505),
+            "HTTP/0.9 is answered without waiting for more"
+        );
+    }
+
+    #[test]
+    fn every_beginning_of_a_request_is_incomplete() {
+        let request = b"PUT /paused?a=b HTTP/1.1\r\nHost: localhost:3001\r\nContent-Length: 4\r\nA: b\r\n\r\nbody";
+        for end in 0..request.len() {
+            assert_eq!(
+                status(&request[..end]),
+                0,
+                "{:?}",
+                String::from_utf8_lossy(&request[..end])
+            );
+        }
+        let whole = Progress::Whole { method: "PUT".into(), target: "/paused?a=b".into() };
+        assert_eq!(check(request, &hosts()).unwrap(), whole);
+    }
+}

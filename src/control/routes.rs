@@ -1,0 +1,185 @@
+//! The routes of the control API: what each request asks of the `Handle`.
+
+use std::time::Duration;
+
+use log::{debug, info};
+use tiny_http::Method;
+
+use super::answer::Answer;
+use crate::{Handle, parse_duration};
+
+/// What a request comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is answered now.
+    Answered(Answer),
+    /// It is answered when the proxy is idle, or when the time is up; without a time it may wait for ever.
+    Waits(Option<Duration>),
+}
+
+/// Does what `method` and `target` ask for. `caller` is who asked, for the log.
+pub(super) fn route(method: &Method, target: &str, caller: &str, handle: &Handle) -> Outcome {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (allow, parameters): (_, &[&str]) = match path {
+        "/paused" => ("GET, HEAD, PUT, DELETE, OPTIONS", &[]),
+        "/paused/block-until-idle" => ("GET, HEAD, OPTIONS", &["timeout"]),
+        "/status" => ("GET, HEAD, OPTIONS", &[]),
+        _ => {
+            return refused(
+                404,
+                "There is nothing here: try /paused, /paused/block-until-idle or /status.",
+            );
+        }
+    };
+    if !allow.split(", ").any(|allowed| allowed == method.as_str()) {
+        let text = format!("This path does not know the method: it knows {allow}.");
+        return Outcome::Answered(Answer::error(405, &text).with_allow(allow));
+    }
+    let timeout = match parse_query(query, parameters) {
+        Ok(timeout) => timeout,
+        Err(text) => return refused(400, &text),
+    };
+    Outcome::Answered(match (method, path) {
+        (Method::Options, _) => Answer::empty(204).with_allow(allow),
+        (Method::Put, _) => pause(caller, handle),
+        (Method::Delete, _) => resume(caller, handle),
+        (_, "/paused") => Answer::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
+        (_, "/status") => status(handle),
+        _ => return Outcome::Waits(timeout),
+    })
+}
+
+fn refused(status: u16, text: &str) -> Outcome {
+    Outcome::Answered(Answer::error(status, text))
+}
+
+fn pause(caller: &str, handle: &Handle) -> Answer {
+    if handle.pause() {
+        info!("paused by {caller}");
+    } else {
+        debug!("asked to pause by {caller}: it was paused already");
+    }
+    Answer::empty(201)
+}
+
+fn resume(caller: &str, handle: &Handle) -> Answer {
+    if handle.resume() {
+        info!("resumed by {caller}");
+    } else {
+        debug!("asked to resume by {caller}: it was not paused");
+    }
+    Answer::empty(204)
+}
+
+fn status(handle: &Handle) -> Answer {
+    match serde_json::to_string(&handle.status()) {
+        Ok(body) => Answer::json(body),
+        Err(error) => {
+            Answer::error(500, &format!("The status cannot be written as JSON: {error}."))
+        }
+    }
+}
+
+/// Reads the query of a path that knows `parameters`, of which `timeout` is the only one that exists.
+fn parse_query(query: &str, parameters: &[&str]) -> Result<Option<Duration>, String> {
+    let mut timeout = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decode(name)?, decode(value)?);
+        if !parameters.contains(&name.as_str()) {
+            return Err(match parameters {
+                [] => format!("The parameter {name:?} is not known: this path takes none."),
+                _ => format!(
+                    "The parameter {name:?} is not known: this path takes {}.",
+                    parameters.join(", ")
+                ),
+            });
+        }
+        if timeout.replace(parse_duration(&value)?).is_some() {
+            return Err(format!("The parameter {name:?} is given more than once."));
+        }
+    }
+    Ok(timeout)
+}
+
+/// Undoes the percent-encoding of a query's name or value.
+fn decode(text: &str) -> Result<String, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
+                let value =
+                    digit().zip(digit()).and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
+                value.ok_or("The query holds a % that two hexadecimal digits do not follow.")?
+            }
+            _ => byte,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| "The query is not UTF-8.".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_answer_by_the_table() {
+        use Method::{Delete, Get, Head, Options, Post, Put};
+        let handle = super::super::tests::handle();
+        let table = [
+            (Get, "/paused", 200, r#"{"paused": false}"#),
+            (Put, "/paused?x=1", 400, ""),
+            (Get, "/paused", 200, r#"{"paused": false}"#),
+            (Put, "/paused", 201, ""),
+            (Put, "/paused?", 201, ""),
+            (Get, "/paused", 200, r#"{"paused": true}"#),
+            (Head, "/paused", 200, r#"{"paused": true}"#),
+            (Delete, "/paused", 204, ""),
+            (Delete, "/paused", 204, ""),
+            (Get, "/paused", 200, r#"{"paused": false}"#),
+            (Options, "/status", 204, ""),
+            (Post, "/paused", 405, ""),
+            (Put, "/paused/block-until-idle", 405, ""),
+            (Delete, "/status", 405, ""),
+            (Get, "/paused/", 404, ""),
+            (Post, "*", 404, ""),
+            (Get, "/status?a", 400, ""),
+            (Get, "/paused/block-until-idle?timeout=x", 400, ""),
+            (Get, "/paused/block-until-idle?timeout", 400, ""),
+            (Get, "/paused/block-until-idle?timeout=1s&timeout=1s", 400, ""),
+            (Get, "/paused/block-until-idle?Timeout=1s", 400, ""),
+            (Get, "/paused/block-until-idle?timeout=%3", 400, ""),
+            (Get, "/paused/block-until-idle?timeout=%ff", 400, ""),
+        ];
+        for (method, target, status, body) in table {
+            let Outcome::Answered(answer) = route(&method, target, "a test", &handle) else {
+                panic!("{target} waits")
+            };
+            assert_eq!(answer.status, status, "{method} {target}");
+            assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
+            assert_eq!(
+                answer.allow.is_some(),
+                status == 405 || method == Options,
+                "{method} {target}"
+            );
+        }
+    }
+
+    #[test]
+    fn waits_take_a_timeout() {
+        let handle = super::super::tests::handle();
+        for (query, expected) in [
+            ("", None),
+            ("?", None),
+            ("?timeout=30s", Some(30)),
+            ("?&%74imeout=%33%30s&", Some(30)),
+        ] {
+            let outcome =
+                route(&Method::Get, &format!("/paused/block-until-idle{query}"), "a test", &handle);
+            assert_eq!(outcome, Outcome::Waits(expected.map(Duration::from_secs)), "{query}");
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! The whole control API on a loopback listener, under friendly and hostile callers.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::*;
+use crate::{Address, config};
+
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// A handle to a proxy that is idle.
+pub(super) fn handle() -> Handle {
+    Handle::default()
+}
+
+/// One connection that is carried until it is dropped.
+struct Busy(Handle);
+
+impl Busy {
+    fn new(handle: &Handle) -> Self {
+        handle.stub_enter();
+        Self(handle.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.stub_leave();
+    }
+}
+
+struct Api {
+    control: Control,
+    handle: Handle,
+    addr: SocketAddr,
+}
+
+impl Api {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (addr, handle) = (listener.local_addr().unwrap(), handle());
+        let control =
+            Control::start_with(listener.into(), false, handle.clone(), hosts(), timeouts())
+                .unwrap();
+        Self { control, handle, addr }
+    }
+
+    fn connect(&self) -> TcpStream {
+        connect(self.addr)
+    }
+
+    /// Sends `request` and returns the status of the answer, which must end cleanly.
+    fn status(&self, request: &str) -> u16 {
+        let mut caller = self.connect();
+        caller.write_all(request.as_bytes()).unwrap();
+        status(&answer(&mut caller))
+    }
+
+    fn send(&self, request: &str) -> TcpStream {
+        let mut caller = self.connect();
+        caller.write_all(request.as_bytes()).unwrap();
+        caller
+    }
+
+    fn assert_answers(&self, after: &str) {
+        assert_eq!(self.status(GET), 200, "after {after}");
+        assert!(!self.handle.is_paused(), "{after} has paused");
+    }
+}
+
+const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+fn hosts() -> HostPolicy {
+    HostPolicy::new(&config::Control { addr: Address::tcp("localhost", 0), hosts: Vec::new() })
+}
+
+fn timeouts() -> Timeouts {
+    let short = Duration::from_millis(250);
+    Timeouts { request: 2 * short, answer: short, linger: short, half_closed: short, stop: short }
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let caller = TcpStream::connect(addr).unwrap();
+    caller.set_read_timeout(Some(WAIT_MAX)).unwrap();
+    caller.set_write_timeout(Some(WAIT_MAX)).unwrap();
+    caller
+}
+
+fn answer(caller: &mut impl Read) -> String {
+    let mut text = String::new();
+    caller.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn status(answer: &str) -> u16 {
+    answer
+        .get(9..12)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or_else(|| panic!("no answer: {answer:?}"))
+}
+
+/// An answer as a head without its `Date`, and a body.
+fn parts(answer: &str) -> (String, &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (
+        head.split("\r\n")
+            .filter(|line| !line.starts_with("Date: "))
+            .collect::<Vec<_>>()
+            .join("\n"),
+        body,
+    )
+}
+
+#[test]
+fn the_contract_to_the_byte() {
+    let api = Api::start();
+    let json = |length| {
+        format!(
+            "HTTP/1.1 200 OK\nContent-Type: application/json\nContent-Length: {length}\nConnection: close"
+        )
+    };
+    let no_content = "HTTP/1.1 204 No Content\nConnection: close".to_owned();
+    let created = "HTTP/1.1 201 Created\nContent-Length: 0\nConnection: close".to_owned();
+    let table = [
+        ("GET /paused", json(17), r#"{"paused": false}"#),
+        ("PUT /paused", created.clone(), ""),
+        ("PUT /paused", created, ""),
+        ("GET /paused", json(16), r#"{"paused": true}"#),
+        ("HEAD /paused", json(16), ""),
+        ("DELETE /paused", no_content.clone(), ""),
+        ("DELETE /paused", no_content.clone(), ""),
+        ("GET /paused/block-until-idle", no_content.clone(), ""),
+        ("HEAD /paused/block-until-idle?timeout=1s", no_content, ""),
+    ];
+    for (line, head, body) in table {
+        for request in [
+            format!("{line} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            format!("{line} HTTP/1.0\r\n\r\n"),
+        ] {
+            let answer = answer(&mut api.send(&request));
+            assert_eq!(parts(&answer), (head.clone(), body), "{request}");
+        }
+    }
+    let text = answer(&mut api.send("POST /paused HTTP/1.0\r\n\r\n"));
+    assert!(
+        text.contains("\r\nAllow: GET, HEAD, PUT, DELETE, OPTIONS\r\n") && status(&text) == 405,
+        "{text}"
+    );
+    let text = answer(&mut api.send("GET /status HTTP/1.0\r\n\r\n"));
+    let value: serde_json::Value = serde_json::from_str(parts(&text).1).unwrap();
+    assert_eq!(value["paused"], false);
+    let text = answer(&mut api.send("GET /nothing HTTP/1.0\r\n\r\n"));
+    let value: serde_json::Value = serde_json::from_str(parts(&text).1).unwrap();
+    assert!(value["status"] == 404 && value["error"].is_string(), "{text}");
+}
+
+/// Rows 1 to 3, 6, 7 and 15 to 17 of what breaks `tiny_http`: requests that must not reach it.
+#[test]
+fn hostile_requests_are_refused_and_change_nothing() {
+    let api = Api::start();
+    let table = [
+        (413, "PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70368744177664\r\n\r\n"),
+        (
+            413,
+            "PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9223372036854775809\r\n\r\n",
+        ),
+        (408, "PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1025\r\n\r\n"),
+        (505, "GET / HTTP/2.0\r\n\r\n"),
+        (
+            501,
+            "PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+        (
+            400,
+            "PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
+        ),
+        (400, "PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n"),
+        (400, "PUT /paused HTTP/1.1\nHost: localhost\n\n"),
+        (400, "\x16\x03\x01\x02\0\x01\0\x01\u{7c}\x03\x03"),
+        (403, "PUT /paused HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\r\n"),
+        (403, "PUT /paused HTTP/1.1\r\nHost: evil.example\r\n\r\n"),
+        (403, "PUT /paused HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\n\r\n"),
+        (408, "PUT /paused HTTP/1.1\r\nHost: localhost\r\n"),
+    ];
+    for (expected, request) in table {
+        assert_eq!(api.status(request), expected, "{request:?}");
+        api.assert_answers(request);
+    }
+    assert_eq!(parts(&answer(&mut api.send("HEAD / HTTP/1.0\r\nOrigin: a\r\n\r\n"))).1, "");
+}
+
+#[test]
+fn a_body_is_read_and_ignored() {
+    let api = Api::start();
+    let head = format!(
+        "PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n",
+        request::BODY_BYTES_MAX
+    );
+    let body = vec![b'x'; request::BODY_BYTES_MAX];
+    let mut caller = api.send(&format!("{head}Expect: 100-continue\r\n\r\n"));
+    let mut interim = [0; 25];
+    caller.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    assert!(!api.handle.is_paused());
+    caller.write_all(&body).unwrap();
+    assert_eq!(status(&answer(&mut caller)), 201);
+    assert!(api.handle.is_paused());
+    api.handle.resume();
+    assert_eq!(api.status(&format!("{head}Expect: 100-continue\r\n\r\n")), 100, "and then 408");
+    api.assert_answers("a body that never comes");
+}
+
+/// Row 4: what is pipelined behind a request is neither carried out nor in its way.
+#[test]
+fn a_pipelined_request_is_ignored() {
+    let api = Api::start();
+    let busy = Busy::new(&api.handle);
+    let mut waiter = api.send(&format!("{WAIT}PUT /paused HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    api.assert_answers("a pipelined request");
+    drop(busy);
+    let text = answer(&mut waiter);
+    assert_eq!(status(&text), 204);
+    assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
+    api.assert_answers("a pipelined request that was answered");
+}
+
+/// Rows 5 and 6: whoever sends without end is cut off.
+#[test]
+fn endless_senders_are_cut_off() {
+    let api = Api::start();
+    for (begin, part) in [("GET / HTTP/1.0\r\nA: ", "a".repeat(1 << 16)), ("", GET.repeat(1000))] {
+        let mut caller = api.send(begin);
+        let mut sent = 0;
+        while let Ok(count) = caller.write(part.as_bytes()) {
+            sent += count;
+            assert!(sent < 200 << 20, "nobody stops the sender");
+        }
+        api.assert_answers("an endless request");
+    }
+}
+
+/// Row 8, while an operator goes on working.
+#[test]
+fn two_thousand_half_requests_do_not_keep_out_a_whole_one() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let api = Api::start();
+    let (busy, waiter) = (Busy::new(&api.handle), api.send(WAIT));
+    let attacking = AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let half = (0..2_000)
+                .map(|_| api.send("PUT /paused HTTP/1.1\r\nHost: loc"))
+                .collect::<Vec<_>>();
+            attacking.store(false, Ordering::SeqCst);
+            half
+        });
+        let (mut answered, mut longest) = (0, Duration::ZERO);
+        while attacking.load(Ordering::SeqCst) || answered < 20 {
+            let begin = Instant::now();
+            api.assert_answers("half requests");
+            longest = longest.max(begin.elapsed());
+            answered += 1;
+        }
+        println!("{answered} requests answered under attack, the longest after {longest:?}");
+    });
+    drop(busy);
+    assert_eq!(status(&answer(&mut { waiter })), 204, "the waiter outlives the attack");
+}
+
+/// Row 9.
+#[test]
+fn a_burst_is_answered_whole() {
+    let api = Api::start();
+    for _ in 0..5 {
+        let mut callers = (0..60).map(|_| api.connect()).collect::<Vec<_>>();
+        for caller in &mut callers {
+            caller.write_all(GET.as_bytes()).unwrap();
+        }
+        for caller in &mut callers {
+            assert_eq!(status(&answer(caller)), 200);
+        }
+    }
+}
+
+/// Rows 10 to 12, in a process of its own, whose descriptors can run out without harm to other tests.
+#[test]
+fn a_shortage_of_descriptors_is_survived() {
+    const CHILD: &str = "TCPAUSE_TEST_SHORTAGE";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "control::tests::a_shortage_of_descriptors_is_survived";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        return assert!(child.status.success(), "{child:?}");
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: Some(64) }).unwrap();
+    let api = Api::start();
+    for left in 0..8 {
+        let mut callers = [api.connect(), api.connect()];
+        let mut hoard = std::iter::from_fn(|| File::open("/dev/null").ok()).collect::<Vec<_>>();
+        hoard.truncate(hoard.len() - left);
+        callers[0].write_all(GET.as_bytes()).unwrap();
+        let short = Duration::from_millis(300);
+        callers[0].set_read_timeout(Some(short)).unwrap();
+        let mut text = String::new();
+        let during = callers[0].read_to_string(&mut text);
+        drop(hoard);
+        callers[0].set_read_timeout(Some(WAIT_MAX)).unwrap();
+        if during.is_err() {
+            callers[0].read_to_string(&mut text).unwrap();
+        }
+        assert_eq!(status(&text), 200, "{left} descriptors were left: {text}");
+        api.assert_answers("a shortage");
+    }
+}
+
+/// Row 10, as the front sees it: the private socket is refused, or not even there.
+#[test]
+fn a_lost_private_server_is_replaced() {
+    let api = Api::start();
+    let busy = Busy::new(&api.handle);
+    let waiter = api.send(WAIT);
+    api.assert_answers("the beginning");
+    for _ in 0..3 {
+        std::fs::remove_file(api.control.private.socket().unwrap()).unwrap();
+        api.assert_answers("the loss of the private socket");
+    }
+    drop(busy);
+    assert_eq!(status(&answer(&mut { waiter })), 204, "who waits is not forgotten");
+}
+
+/// Row 13.
+#[test]
+fn callers_that_reset_leave_nothing_behind() {
+    let api = Api::start();
+    let _busy = Busy::new(&api.handle);
+    for request in ["", GET, "GET /pau", WAIT] {
+        for _ in 0..100 {
+            let caller = api.send(request);
+            rustix::net::sockopt::set_socket_linger(&caller, Some(Duration::ZERO)).unwrap();
+        }
+        api.assert_answers("resets");
+    }
+    assert_waiters_fit(&api);
+}
+
+/// Row 14: as many as fit have waited and left, by a reset or by an ordinary close.
+#[test]
+fn waiters_that_leave_are_forgotten() {
+    let api = Api::start();
+    let _busy = Busy::new(&api.handle);
+    for _ in 0..3 {
+        let waiters = (0..private::WAITERS_MAX).map(|_| api.send(WAIT)).collect::<Vec<_>>();
+        api.assert_answers("waiters");
+        drop(waiters);
+        assert_waiters_fit(&api);
+    }
+}
+
+/// A full number of waiters can wait, once the earlier ones are forgotten; one more is refused.
+fn assert_waiters_fit(api: &Api) {
+    let deadline = Instant::now() + WAIT_MAX;
+    loop {
+        let brief = "GET /paused/block-until-idle?timeout=10ms HTTP/1.0\r\n\r\n";
+        let mut callers = (0..private::WAITERS_MAX)
+            .map(|_| api.send(&brief.replace("10ms", "200ms")))
+            .collect::<Vec<_>>();
+        let statuses = callers.iter_mut().map(|caller| status(&answer(caller))).collect::<Vec<_>>();
+        if statuses.iter().all(|status| *status == 504) {
+            return;
+        }
+        assert!(statuses.iter().all(|status| matches!(status, 504 | 503)), "{statuses:?}");
+        assert!(Instant::now() < deadline, "waiters that left are still there: {statuses:?}");
+    }
+}
+
+#[test]
+fn too_many_waiters_are_refused() {
+    let api = Api::start();
+    let busy = Busy::new(&api.handle);
+    let waiters = (0..private::WAITERS_MAX).map(|_| api.send(WAIT)).collect::<Vec<_>>();
+    // Requests reach the serving thread in any order: ask until all the others are there.
+    let deadline = Instant::now() + WAIT_MAX;
+    while api.status("GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n") != 503 {
+        assert!(Instant::now() < deadline, "there is room for more waiters than there may be");
+    }
+    api.assert_answers("too many waiters");
+    drop(busy);
+    for mut waiter in waiters {
+        assert!(matches!(status(&answer(&mut waiter)), 204 | 503));
+    }
+}
+
+#[test]
+fn every_waiter_sees_a_short_idle_moment() {
+    let api = Api::start();
+    for _ in 0..20 {
+        let busy = Busy::new(&api.handle);
+        let mut waiters = (0..40).map(|_| api.send(WAIT)).collect::<Vec<_>>();
+        // A request that comes after them all is answered after them, and they have no idle moment yet.
+        for waiter in &mut waiters {
+            waiter.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+            assert_eq!(waiter.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            waiter.set_read_timeout(Some(WAIT_MAX)).unwrap();
+        }
+        drop(busy);
+        let _busy_again = Busy::new(&api.handle);
+        for waiter in &mut waiters {
+            assert_eq!(status(&answer(waiter)), 204);
+        }
+    }
+}
+
+#[test]
+fn a_wait_ends_with_its_time() {
+    let api = Api::start();
+    let _busy = Busy::new(&api.handle);
+    let begin = Instant::now();
+    assert_eq!(api.status("GET /paused/block-until-idle?timeout=200ms HTTP/1.0\r\n\r\n"), 504);
+    assert!(begin.elapsed() >= Duration::from_millis(200));
+    assert_eq!(api.status("GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n"), 504);
+}
+
+#[test]
+fn unix_callers_and_half_closed_ones_are_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let handle = handle();
+    let control =
+        Control::start_with(listener.into(), true, handle.clone(), hosts(), timeouts()).unwrap();
+    for (request, expected) in
+        [("GET /paused HTTP/1.0\r\n\r\n", 200), (WAIT, 204), ("GET /paused", 400)]
+    {
+        let mut caller = UnixStream::connect(&path).unwrap();
+        caller.set_read_timeout(Some(WAIT_MAX)).unwrap();
+        caller.write_all(request.as_bytes()).unwrap();
+        caller.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(status(&answer(&mut caller)), expected, "{request}");
+    }
+    // Who has closed altogether is heard all the same.
+    UnixStream::connect(&path).unwrap().write_all(b"PUT /paused HTTP/1.0\r\n\r\n").unwrap();
+    let deadline = Instant::now() + WAIT_MAX;
+    while !handle.is_paused() {
+        assert!(Instant::now() < deadline);
+        thread::yield_now();
+    }
+    control.shut_down();
+}
+
+#[test]
+fn a_half_closed_waiter_counts_as_gone() {
+    let api = Api::start();
+    let _busy = Busy::new(&api.handle);
+    let mut waiter = api.send(WAIT);
+    waiter.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(answer(&mut waiter), "");
+    let mut caller = api.send(GET);
+    caller.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(status(&answer(&mut caller)), 200);
+}
+
+#[test]
+fn shut_down_answers_who_is_there_and_cleans_up() {
+    let api = Api::start();
+    let _busy = Busy::new(&api.handle);
+    let socket = api.control.private.socket().unwrap();
+    let (mut waiter, mut half, _silent) = (api.send(WAIT), api.send("GET /pa"), api.connect());
+    api.assert_answers("the beginning");
+    api.control.shut_down();
+    assert_eq!(status(&answer(&mut waiter)), 503);
+    assert_eq!(status(&answer(&mut half)), 503);
+    assert!(!socket.parent().unwrap().exists());
+    assert!(TcpStream::connect(api.addr).is_err());
+}
