@@ -29,6 +29,10 @@ impl Answer {
         Self { status, body: format!(r#"{{"error": {text}, "status": {status}}}"#), allow: None }
     }
 
+    pub(super) fn stopping() -> Self {
+        Self::error(503, "tcpause is stopping.")
+    }
+
     pub(super) fn with_allow(self, methods: &'static str) -> Self {
         Self { allow: Some(methods), ..self }
     }

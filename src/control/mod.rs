@@ -8,6 +8,7 @@
 //! `tiny_http` alone can be aborted with one packet and frozen with two lines; it never meets a byte that the front has not checked.
 
 mod answer;
+mod caller;
 mod front;
 mod private;
 mod request;
@@ -23,8 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use front::{Bell, Front};
+use front::Front;
 use log::error;
+use mio::Waker;
 use private::Private;
 pub(crate) use request::HostPolicy;
 
@@ -36,7 +38,7 @@ pub(crate) const DESCRIPTORS_MAX: usize = 4 * front::CALLERS_MAX + 16;
 /// A running control API. Dropped, it answers or closes what is open and ends its threads.
 pub(crate) struct Control {
     private: Arc<Private>,
-    bell: Bell,
+    stop_front: Waker,
     serving: Option<JoinHandle<()>>,
     front: Option<JoinHandle<()>>,
 }
@@ -63,10 +65,12 @@ impl Control {
             |error: io::Error| Error::System(format!("the control API cannot start: {error}"));
         let (private, inbox) = Private::new().map_err(refused)?;
         let private = Arc::new(private);
-        let (front, bell) = Front::new(listener, is_unix, hosts, Arc::clone(&private), timeouts)
-            .map_err(refused)?;
+        let (front, stop_front) =
+            Front::new(listener, is_unix, hosts, Arc::clone(&private), timeouts)
+                .map_err(refused)?;
         // From here on the drop of `control` ends whatever has been started.
-        let mut control = Self { private: Arc::clone(&private), bell, serving: None, front: None };
+        let mut control =
+            Self { private: Arc::clone(&private), stop_front, serving: None, front: None };
         let watched = Arc::clone(&private);
         handle.on_idle(move || watched.idle());
         let serve = move || private::serve(&private, &inbox, &handle);
@@ -92,8 +96,10 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.private.stop();
         join(self.serving.take());
-        self.bell.ring();
-        join(self.front.take());
+        match self.stop_front.wake() {
+            Ok(()) => join(self.front.take()),
+            Err(error) => error!("the control API cannot be woken to stop: {error}"),
+        }
     }
 }
 

@@ -298,12 +298,10 @@ impl Serving<'_> {
     fn stop(&mut self) {
         self.retire();
         for (_, waiter) in self.waiters.drain() {
-            respond(waiter.request, &Answer::error(503, STOPPING));
+            respond(waiter.request, &Answer::stopping());
         }
     }
 }
-
-pub(super) const STOPPING: &str = "tcpause is stopping.";
 
 fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request
