@@ -344,6 +344,23 @@ fn a_lost_private_server_is_replaced() {
     assert_eq!(status(&answer(&mut { waiter })), 204, "who waits is not forgotten");
 }
 
+/// Row 11: the private server takes a request and dies with it, once without a word and once in the middle of its answer.
+#[test]
+fn a_lost_answer_is_asked_for_again() {
+    let api = Api::start();
+    for last_words in ["", "HTTP/1.1 201 Created\r\nContent-"] {
+        let socket = api.control.private.socket().unwrap();
+        std::fs::remove_file(&socket).unwrap();
+        let dying = UnixListener::bind(&socket).unwrap();
+        let mut caller = api.send("PUT /paused HTTP/1.0\r\n\r\n");
+        let (mut private, _) = dying.accept().unwrap();
+        private.write_all(last_words.as_bytes()).unwrap();
+        drop((private, dying));
+        assert_eq!(status(&answer(&mut caller)), 201);
+        assert!(api.handle.resume());
+    }
+}
+
 /// Row 13.
 #[test]
 fn callers_that_reset_leave_nothing_behind() {
