@@ -19,7 +19,7 @@ use super::{
     Timeouts,
     answer::{Answer, relayed},
     private::{CALLER_HEADER, ID_HEADER, Notice, Private, RETRY_INTERVAL},
-    request::{HostPolicy, Progress, check},
+    request::{HEAD_BYTES_MAX, HostPolicy, Progress, check},
 };
 
 /// The longest answer of the private server.
@@ -35,6 +35,8 @@ pub(super) struct Means {
     pub(super) private: Arc<Private>,
     pub(super) hosts: HostPolicy,
     pub(super) timeouts: Timeouts,
+    /// Once the control API stops: when the last caller has to be gone.
+    pub(super) stops_at: Option<Instant>,
     pub(super) scratch: Vec<u8>,
 }
 
@@ -190,6 +192,9 @@ impl Caller {
         }
         // The private server has been replaced meanwhile. Every request of the API may be made twice.
         self.state = State::Dialling { request: mem::take(request), tries: *tries };
+        if means.stops_at.is_some() {
+            return self.answer(&Answer::stopping(), means);
+        }
         self.wait_for(RETRY_INTERVAL)
     }
 
@@ -264,14 +269,13 @@ impl Caller {
         self.deadline = Some(self.deadline.map_or(deadline, |own| own.min(deadline)));
     }
 
-    /// The order in which callers make room; a whole request that is being answered is kept.
+    /// The order in which callers make room. What the private server has in hand is seen through to its end.
     pub(super) fn expendable(&self) -> Option<u8> {
         match self.state {
             State::Lingering { .. } => Some(0),
             State::Reading { .. } => Some(1),
-            State::Abandoned { .. } => Some(2),
-            State::Answering { .. } => Some(3),
-            State::Dialling { .. } | State::Asking { .. } => None,
+            State::Answering { .. } => Some(2),
+            State::Dialling { .. } | State::Asking { .. } | State::Abandoned { .. } => None,
         }
     }
 
@@ -283,8 +287,10 @@ impl Caller {
     }
 }
 
-/// Tells a caller that there is no room for it, if its socket takes that.
+/// Tells a caller that there is no room for it, if its socket takes that. Its request is read first if it is there: to close
+/// with bytes unread resets the connection, and the answer may be lost.
 pub(super) fn refuse(socket: &OwnedFd) {
+    let _ = read(socket, &mut [0; HEAD_BYTES_MAX]);
     let answer = Answer::error(503, "Too many callers at once: try again.");
     let _ = send(socket, &answer.to_bytes(false), SendFlags::NOSIGNAL);
     let _ = shutdown(socket, Shutdown::Write);

@@ -42,8 +42,6 @@ pub(super) struct Front {
     callers: Slab<Caller>,
     next_id: u64,
     means: Means,
-    /// Once it stops: when the last caller has to be gone.
-    stops_at: Option<Instant>,
     complaints: Seldom,
 }
 
@@ -60,7 +58,14 @@ impl Front {
         let registry = poll.registry().try_clone()?;
         registry.register(&mut SourceFd(&listener.as_raw_fd()), LISTENER, Interest::READABLE)?;
         let stop = Waker::new(&registry, STOP)?;
-        let means = Means { registry, private, hosts, timeouts, scratch: vec![0; READ_BYTES] };
+        let means = Means {
+            registry,
+            private,
+            hosts,
+            timeouts,
+            stops_at: None,
+            scratch: vec![0; READ_BYTES],
+        };
         let (callers, complaints) = (Slab::with_capacity(CALLERS_MAX), Seldom::default());
         Ok((
             Self {
@@ -71,7 +76,6 @@ impl Front {
                 callers,
                 next_id: 1,
                 means,
-                stops_at: None,
                 complaints,
             },
             stop,
@@ -81,7 +85,7 @@ impl Front {
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(2 * CALLERS_MAX);
-        while self.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at) {
+        while self.means.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at) {
             if catch_unwind(AssertUnwindSafe(|| self.turn(&mut events))).is_err() {
                 error!(
                     "a defect: the control API's front panicked; its callers are cut off and it goes on"
@@ -95,7 +99,7 @@ impl Front {
     /// Wait, mark, drive, accept, expire. Marking closes nothing, so that no slot is reused while events still name it.
     fn turn(&mut self, events: &mut Events) {
         let deadlines = self.callers.iter().filter_map(|(_, caller)| caller.deadline);
-        let next = deadlines.chain(self.accept_at).chain(self.stops_at).min();
+        let next = deadlines.chain(self.accept_at).chain(self.means.stops_at).min();
         let timeout = next.map(|next| next.saturating_duration_since(Instant::now()));
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -106,7 +110,7 @@ impl Front {
         for key in self.mark(events) {
             self.drive(key);
         }
-        if self.stops_at.is_some() {
+        if self.means.stops_at.is_some() {
             self.accept_at = None;
         } else if self.accept_at.is_some_and(|at| at <= Instant::now()) {
             self.accept();
@@ -122,7 +126,7 @@ impl Front {
                 LISTENER => self.accept_at = Some(Instant::now()),
                 STOP => {
                     let deadline = Instant::now() + self.means.timeouts.stop;
-                    self.stops_at = Some(deadline);
+                    self.means.stops_at = Some(deadline);
                     for (key, caller) in &mut self.callers {
                         caller.stop(deadline, &self.means);
                         ready.push(key);

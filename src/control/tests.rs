@@ -267,13 +267,22 @@ fn two_thousand_half_requests_do_not_keep_out_a_whole_one() {
             attacking.store(false, Ordering::SeqCst);
             half
         });
-        let (mut answered, mut longest) = (0, Duration::ZERO);
+        let (mut answered, mut refused, mut longest) = (0, 0, Duration::ZERO);
         while attacking.load(Ordering::SeqCst) || answered < 20 {
             let begin = Instant::now();
-            api.assert_answers("half requests");
+            match api.status(GET) {
+                200 => answered += 1,
+                // The machine let a whole house of attackers pass between the connect and the request.
+                503 => refused += 1,
+                status => panic!("{status}"),
+            }
             longest = longest.max(begin.elapsed());
-            answered += 1;
+            assert!(
+                refused <= 2 + answered / 10,
+                "{refused} requests refused, {answered} answered"
+            );
         }
+        assert!(!api.handle.is_paused());
         println!("{answered} requests answered under attack, the longest after {longest:?}");
     });
     drop(busy);
@@ -393,8 +402,12 @@ fn assert_house_empties(api: &Api) {
     let deadline = Instant::now() + WAIT_MAX;
     loop {
         let callers = (0..private::WAITERS_MAX).map(|_| api.send(brief)).collect::<Vec<_>>();
-        let statuses =
-            callers.into_iter().map(|mut caller| status(&answer(&mut caller))).collect::<Vec<_>>();
+        // While the front is full of callers that have just left, it refuses and may reset.
+        let status_or_reset = |mut caller: TcpStream| {
+            let mut text = String::new();
+            caller.read_to_string(&mut text).map_or(503, |_| status(&text))
+        };
+        let statuses = callers.into_iter().map(status_or_reset).collect::<Vec<_>>();
         if statuses.iter().all(|status| *status == 504) {
             return;
         }
