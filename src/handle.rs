@@ -287,6 +287,30 @@ impl Shared {
     }
 }
 
+#[cfg(test)]
+impl Shared {
+    /// For tests of what does without workers.
+    pub(crate) fn without_workers() -> Arc<Self> {
+        let upstream =
+            Upstream::start(crate::Address::tcp("127.0.0.1", 9)).expect("nothing to look up");
+        Arc::new(Self {
+            gate: Arc::new(Gate::new()),
+            slots: Arc::new(Slots::new(1)),
+            upstream,
+            refusal: Refusal::new(Duration::ZERO, None),
+            rejects_clients: false,
+            pipes_per_worker: 0,
+            grace_period: Duration::ZERO,
+            desks: [].into(),
+            listening: AtomicUsize::new(0),
+            started: Instant::now(),
+            paused_since: Mutex::new(None),
+            stop_level: AtomicU8::new(0),
+            stop_deadline: OnceLock::new(),
+        })
+    }
+}
+
 impl Desk {
     fn wake(&self) {
         // Writing to an eventfd fails only when it is full, and then the worker is awake.

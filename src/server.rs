@@ -17,7 +17,7 @@ use mio::{Poll, Waker};
 
 use crate::{
     Address, Config, Error, Handle,
-    control::{Control, HostPolicy},
+    control::{self, Control, HostPolicy},
     counters::Counters,
     gate::Gate,
     handle::{Desk, Shared},
@@ -35,8 +35,8 @@ const MAILBOX_MAX: usize = 1024;
 /// How many pipes all workers together may have; an unprivileged user gets 1,024 of full size (pipe(7)).
 const PIPES_MAX: u64 = 512;
 
-/// The descriptors kept for what is no client: the control API, listeners, polls, look-ups.
-const RESERVED_FILES_MAX: u64 = 256;
+/// The descriptors kept for what is no client: the control API, and listeners, polls and look-ups.
+const RESERVED_FILES_MAX: u64 = control::DESCRIPTORS_MAX as u64 + 64;
 
 /// The mode of the control API's socket file: the API has no login.
 const CONTROL_SOCKET_MODE: u32 = 0o600;
@@ -345,8 +345,8 @@ mod tests {
 
     #[test]
     fn descriptors_are_kept_for_the_control_api() {
-        assert_eq!(Limits::from_open_files(20_000), Limits { clients: 9_360, pipes: 512 });
-        assert_eq!(Limits::from_open_files(1_024), Limits { clients: 320, pipes: 64 });
+        assert_eq!(Limits::from_open_files(20_000), Limits { clients: 9_192, pipes: 512 });
+        assert_eq!(Limits::from_open_files(1_024), Limits { clients: 192, pipes: 64 });
         assert_eq!(Limits::from_open_files(64), Limits { clients: 12, pipes: 4 });
         assert_eq!(Limits::from_open_files(1).clients, 1);
     }

@@ -17,7 +17,7 @@ mod routes;
 mod tests;
 
 use std::{
-    io,
+    fmt, io,
     os::fd::OwnedFd,
     sync::Arc,
     thread::{Builder, JoinHandle},
@@ -100,6 +100,12 @@ impl Drop for Control {
             Ok(()) => join(self.front.take()),
             Err(error) => error!("the control API cannot be woken to stop: {error}"),
         }
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
     }
 }
 

@@ -13,28 +13,21 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::*;
-use crate::{Address, config};
+use crate::{Address, config, gate::Pass, handle::Shared};
 
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A handle to a proxy that is idle.
 pub(super) fn handle() -> Handle {
-    Handle::default()
+    Handle(Shared::without_workers())
 }
 
 /// One connection that is carried until it is dropped.
-struct Busy(Handle);
+struct Busy(#[expect(dead_code, reason = "its drop is the end of the connection")] Pass);
 
 impl Busy {
     fn new(handle: &Handle) -> Self {
-        handle.stub_enter();
-        Self(handle.clone())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.stub_leave();
+        Self(handle.0.gate.enter().expect("the gate is open"))
     }
 }
 
