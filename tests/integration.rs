@@ -1,1 +1,27 @@
-//! Integration tests.
+//! Black-box tests: the real binary on free ports, one file a topic.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::missing_panics_doc,
+    reason = "clippy allows these in test functions, and here every function is part of a test"
+)]
+
+mod carry;
+mod cli;
+mod config;
+mod control;
+mod control_abuse;
+mod drain;
+mod harness;
+mod hold;
+mod idle;
+mod limits;
+mod regression;
+mod reject;
+mod reject_tls;
+mod stop;
+mod tidy;

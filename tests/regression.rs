@@ -1,0 +1,112 @@
+//! One test for each bug that was found, named after it: in tcpause itself, or in the proxies it was measured against.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use crate::harness::{End, Proxy, Received, Upstream, assert_same, echo, pattern, spawn};
+
+/// A small message and the FIN behind it come as one event: whoever stops at a short read never sees the end.
+#[test]
+fn data_and_fin_in_one_event() {
+    let upstream = Upstream::tcp(|mut stream| {
+        let received = stream.receive_all();
+        stream.send(&received.bytes);
+        received
+    });
+    let proxy = Proxy::to(&upstream);
+    for round in 0..300 {
+        let mut client = proxy.connect();
+        let bytes = pattern(round, 1 + usize::try_from(round).unwrap());
+        client.send(&bytes);
+        client.finish();
+        assert_eq!(client.receive_all(), Received { bytes, end: End::Eof });
+    }
+}
+
+/// Lengths that fill a buffer exactly are the ones for which an end is missed or awaited.
+#[test]
+fn lengths_around_the_buffers() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    for buffer in [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 1 << 20] {
+        for length in [buffer - 1, buffer, buffer + 1] {
+            let bytes = pattern(length as u64, length);
+            let mut client = proxy.connect();
+            assert_same(&client.round_trip(&bytes), &bytes);
+            assert_same(&client.round_trip(&bytes), &bytes);
+            client.finish();
+            assert_eq!(client.receive_all(), Received { bytes: Vec::new(), end: End::Eof });
+        }
+    }
+}
+
+/// A client that comes between the bit of the pause and the release of the held ones must not be forgotten.
+#[test]
+fn a_client_between_pause_and_resume() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (addr, goes_on) = (proxy.addr().clone(), goes_on.clone());
+            spawn(move || {
+                while goes_on.load(Ordering::SeqCst) {
+                    addr.connect().assert_echo(b"nobody is forgotten");
+                }
+            })
+        })
+        .collect();
+    for _ in 0..200 {
+        proxy.control().pause();
+        proxy.control().resume();
+    }
+    goes_on.store(false, Ordering::SeqCst);
+    for client in clients {
+        client.join().unwrap();
+    }
+    let status = proxy.control().wait_status("all have left", |status| status.active == 0);
+    assert_eq!((status.held, status.connecting, status.failed), (0, 0, 0));
+    assert_eq!(status.accepted, upstream.accepted() as u64);
+}
+
+/// With edge-triggered events a burst that is larger than one turn accepts must not wait for the next client.
+#[test]
+fn a_burst_of_clients_that_all_wait_in_the_backlog() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).args(["--proxy-threads", "1"]).start();
+    proxy.signal(rustix::process::Signal::STOP);
+    let mut clients: Vec<_> = (0..1_000).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.send(b"hello");
+    }
+    proxy.signal(rustix::process::Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.receive(5), b"hello");
+    }
+    assert_eq!(upstream.accepted(), 1_000);
+}
+
+/// Clients that reset before they are accepted must not end the worker, nor be counted for ever.
+#[test]
+fn clients_that_reset_before_they_are_accepted() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    for paused in [false, true] {
+        if paused {
+            proxy.control().pause();
+        }
+        proxy.signal(rustix::process::Signal::STOP);
+        let clients: Vec<_> = (0..50).map(|_| proxy.connect()).collect();
+        for client in clients {
+            client.reset();
+        }
+        proxy.signal(rustix::process::Signal::CONT);
+        proxy.control().wait_status("nobody is left", |status| {
+            status.held == 0 && status.active == 0 && status.connecting == 0
+        });
+    }
+    proxy.control().resume();
+    proxy.connect().assert_echo(b"all is as before");
+}

@@ -1,0 +1,194 @@
+//! Rejecting plain clients while paused.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{
+    Builder, End, Family, Proxy, Response, Stream, Upstream, echo, pattern, spawn,
+};
+
+/// How long a client may be silent before it gets its answer.
+const SILENCE: Duration = Duration::from_secs(1);
+
+fn rejecting(upstream: &Upstream) -> Builder {
+    Proxy::builder().upstream(upstream).arg("--proxy-reject-clients")
+}
+
+/// Sends the whole request and only then reads: fails if anything cannot be sent, or if the end is not clean.
+fn strict_client(mut stream: Stream, request: &[u8]) -> Vec<u8> {
+    stream.send(request);
+    let received = stream.receive_all();
+    assert_eq!(received.end, End::Eof, "after {:?}", String::from_utf8_lossy(&received.bytes));
+    received.bytes
+}
+
+/// The head of a rejection, line by line; the order of the headers is free.
+#[track_caller]
+fn assert_rejection(answer: &[u8], retry_after: Option<u32>) {
+    let text = std::str::from_utf8(answer).unwrap();
+    let head =
+        text.strip_suffix("\r\n\r\n").unwrap_or_else(|| panic!("not exactly one head: {text:?}"));
+    let mut lines: Vec<&str> = head.split("\r\n").collect();
+    assert_eq!(lines.remove(0), "HTTP/1.1 503 Service Unavailable");
+    lines.sort_unstable();
+    let retry_after = retry_after.map(|seconds| format!("Retry-After: {seconds}"));
+    let mut wanted = vec!["Connection: close", "Content-Length: 0"];
+    wanted.extend(retry_after.as_deref());
+    assert_eq!(lines, wanted);
+}
+
+fn post(length: usize) -> Vec<u8> {
+    let mut request =
+        format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n")
+            .into_bytes();
+    request.extend(pattern(1, length));
+    request
+}
+
+#[test]
+fn a_plain_client_gets_a_503() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = rejecting(&upstream).listen(family).start();
+        proxy.connect().assert_echo(b"not paused yet");
+        proxy.control().pause();
+        assert_rejection(
+            &strict_client(proxy.connect(), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            Some(3),
+        );
+        let status = proxy.control().status();
+        assert_eq!((status.rejected, status.held, status.accepted), (1, 0, 2));
+        proxy.control().resume();
+        proxy.connect().assert_echo(b"resumed");
+        assert_eq!(upstream.accepted(), 2);
+    }
+}
+
+#[test]
+fn the_retry_interval_is_rounded_up_to_seconds() {
+    for (interval, seconds) in
+        [("3s", Some(3)), ("1500ms", Some(2)), ("1ms", Some(1)), ("2m", Some(120)), ("0s", None)]
+    {
+        let upstream = Upstream::tcp(echo);
+        let proxy = rejecting(&upstream).args(["--proxy-retry-after-interval", interval]).start();
+        proxy.control().pause();
+        assert_rejection(&strict_client(proxy.connect(), b"GET / HTTP/1.1\r\n\r\n"), seconds);
+    }
+}
+
+#[test]
+fn any_first_byte_but_a_handshake_is_answered_plain() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = rejecting(&upstream).start();
+    proxy.control().pause();
+    for request in
+        [&b"G"[..], b"\0\0\0\x08\x04\xd2\x16\x2f", b"SSH-2.0-client\r\n", b"\x80\x2e\x01", b"\xff"]
+    {
+        assert_rejection(&strict_client(proxy.connect(), request), Some(3));
+    }
+}
+
+#[test]
+fn a_silent_client_is_answered_after_a_second() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = rejecting(&upstream).start();
+    proxy.control().pause();
+    let start = Instant::now();
+    let clients: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+    for mut client in clients {
+        let received = client.receive_all();
+        assert!(start.elapsed() >= SILENCE, "answered after {:?}", start.elapsed());
+        assert_eq!(received.end, End::Eof);
+        assert_rejection(&received.bytes, Some(3));
+    }
+    proxy.control().wait_status("all are counted", |status| status.rejected == 20);
+    assert_eq!(upstream.accepted(), 0);
+}
+
+#[test]
+fn a_large_request_ends_with_the_answer_and_no_reset() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = rejecting(&upstream).listen(family).start();
+        proxy.control().pause();
+        let clients: Vec<_> = [0, 1, 1_000, 20_000, 200_000, 1 << 20]
+            .repeat(10)
+            .into_iter()
+            .map(|length| {
+                let stream = proxy.connect();
+                spawn(move || strict_client(stream, &post(length)))
+            })
+            .collect();
+        for client in clients {
+            assert_rejection(&client.join().unwrap(), Some(3));
+        }
+    }
+}
+
+#[test]
+fn pipelined_requests_get_one_answer_and_no_reset() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = rejecting(&upstream).start();
+    proxy.control().pause();
+    let requests = b"GET /1 HTTP/1.1\r\n\r\n".repeat(100);
+    for _ in 0..20 {
+        assert_rejection(&strict_client(proxy.connect(), &requests), Some(3));
+    }
+}
+
+#[test]
+fn a_client_that_shuts_its_side_is_answered() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = rejecting(&upstream).start();
+    proxy.control().pause();
+    for request in [&b"GET / HTTP/1.0\r\n\r\n"[..], b""] {
+        let mut client = proxy.connect();
+        client.send(request);
+        client.finish();
+        assert_eq!(Response::read(&mut client).status, 503);
+    }
+}
+
+#[test]
+fn a_client_that_never_closes_is_let_go() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = rejecting(&upstream).start();
+    proxy.control().pause();
+    let before = proxy.descriptors();
+    let mut client = proxy.connect();
+    client.send(b"GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(Response::read(&mut client).status, 503);
+    crate::harness::wait_until("the proxy has closed its side", || proxy.descriptors() <= before);
+}
+
+#[test]
+fn running_connections_are_not_rejected() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = rejecting(&upstream).start();
+    let mut running = proxy.connect();
+    running.assert_echo(b"before");
+    proxy.control().pause();
+    running.assert_echo(b"during");
+    assert_eq!(Response::parse(&strict_client(proxy.connect(), b"GET")).status, 503);
+    proxy.control().resume();
+    running.assert_echo(b"after");
+}
+
+#[test]
+fn a_resume_serves_a_client_that_is_still_silent() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = rejecting(&upstream).start();
+    // The answer comes after a second: a try on a machine too busy to resume within that does not count.
+    for _ in 0..10 {
+        proxy.control().pause();
+        let accepted = proxy.control().status().accepted;
+        let start = Instant::now();
+        let mut client = proxy.connect();
+        proxy.control().wait_status("it is there", |status| status.accepted == accepted + 1);
+        proxy.control().resume();
+        if start.elapsed() < SILENCE {
+            client.assert_echo(b"served after all");
+            return;
+        }
+    }
+    panic!("the machine is too busy for this test");
+}

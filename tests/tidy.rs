@@ -1,0 +1,217 @@
+//! What reviewers would have to repeat: the hygiene of the source, as tests.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// A source file longer than this asks what can go.
+const LINES_MAX: usize = 600;
+
+/// Every key of the configuration.
+const KEYS: [&str; 14] = [
+    "control.addr",
+    "control.hosts",
+    "grace-period",
+    "log-level",
+    "proxy.addr",
+    "proxy.block-poll-interval",
+    "proxy.close-poll-interval",
+    "proxy.reject-clients",
+    "proxy.retry-after-interval",
+    "proxy.threads",
+    "proxy.tls.ca-cert",
+    "proxy.tls.cert",
+    "proxy.tls.key",
+    "upstream.addr",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// All files below `folders` whose names end in `.rs`, with what is in them.
+fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
+    let mut open: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
+    let mut found = Vec::new();
+    while let Some(folder) = open.pop() {
+        for entry in
+            fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                // The fuzz targets build into a folder of their own.
+                if path.file_name().is_none_or(|name| name != "target") {
+                    open.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// Whether `line` has `word` as a whole word.
+fn has_word(line: &str, word: &str) -> bool {
+    line.split(|char: char| !char.is_alphanumeric() && char != '_').any(|part| part == word)
+}
+
+/// The line without a comment at its end; good enough, as no string of ours has two slashes and a forbidden word.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+#[track_caller]
+fn assert_none(found: &[String], rule: &str) {
+    assert!(found.is_empty(), "{rule}:\n{}", found.join("\n"));
+}
+
+/// Each line of each file for which `breaks` holds, with its place.
+fn offences(files: &[(PathBuf, String)], breaks: impl Fn(&str) -> bool) -> Vec<String> {
+    files
+        .iter()
+        .flat_map(|(path, text)| {
+            text.lines().enumerate().map(move |(number, line)| (path, number + 1, line))
+        })
+        .filter(|(_, _, line)| breaks(line))
+        .map(|(path, number, line)| format!("{}:{number}: {line}", path.display()))
+        .collect()
+}
+
+#[test]
+fn no_unsafe_code() {
+    let word = concat!("un", "safe");
+    assert_none(
+        &offences(&sources(&["src", "tests", "benches"]), |line| has_word(code(line), word)),
+        word,
+    );
+}
+
+#[test]
+fn no_unfinished_work() {
+    let words =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("HA", "CK")];
+    let calls = [concat!("db", "g!("), concat!("to", "do!("), concat!("unimple", "mented!(")];
+    let files = sources(&["src", "tests", "benches"]);
+    let found = offences(&files, |line| {
+        words.iter().any(|word| has_word(line, word))
+            || calls.iter().any(|call| line.contains(call))
+    });
+    assert_none(&found, "unfinished work");
+}
+
+#[test]
+fn no_sleep_in_the_proxy() {
+    // The demonstration tells a story at a human pace; nothing else may wait for luck.
+    let mut files = sources(&["src"]);
+    files.retain(|(path, _)| !path.to_string_lossy().contains("demo"));
+    assert_none(
+        &offences(&files, |line| code(line).contains("sleep(")),
+        "a sleep where an event exists",
+    );
+}
+
+#[test]
+fn no_ignored_tests() {
+    let mark = concat!("#[ig", "nore");
+    assert_none(
+        &offences(&sources(&["src", "tests"]), |line| line.contains(mark)),
+        "a test that is not run",
+    );
+}
+
+#[test]
+fn no_tabs_and_no_trailing_spaces() {
+    let mut files = sources(&["src", "tests", "benches"]);
+    for name in ["Cargo.toml", "README.md", "CHANGELOG.md", "src/README.md", "tcpause.yml"] {
+        files.push((root().join(name), read(name)));
+    }
+    assert_none(&offences(&files, |line| line.contains('\t')), "a tab");
+    files.push((root().join("Makefile"), read("Makefile")));
+    assert_none(&offences(&files, |line| line.trim_end() != line), "spaces at the end of a line");
+    for (path, text) in &files {
+        assert!(
+            text.ends_with('\n') && !text.ends_with("\n\n"),
+            "{}: its end is not one newline",
+            path.display()
+        );
+        assert!(!text.contains('\r'), "{}: a carriage return", path.display());
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    let mut found = Vec::new();
+    for (path, text) in sources(&["src", "tests", "benches"]) {
+        let path = path.display();
+        match text.lines().next().and_then(|line| line.strip_prefix("//! ")) {
+            Some(head) if head.len() >= 10 => {}
+            _ => found.push(format!("{path}: it does not begin with what it is")),
+        }
+    }
+    assert_none(&found, "a file without a head");
+}
+
+#[test]
+fn every_file_is_short() {
+    let long: Vec<String> = sources(&["src", "tests", "benches"])
+        .into_iter()
+        .map(|(path, text)| (path, text.lines().count()))
+        .filter(|(_, lines)| *lines > LINES_MAX)
+        .map(|(path, lines)| format!("{}: {lines} lines", path.display()))
+        .collect();
+    assert_none(&long, "a file too long to be read at one sitting");
+}
+
+#[test]
+fn the_gate_imports_nothing_of_the_crate() {
+    let gate = [(root().join("src/gate.rs"), read("src/gate.rs"))];
+    assert_none(
+        &offences(&gate, |line| code(line).contains("crate::") && !line.contains("loom")),
+        "an import",
+    );
+}
+
+#[test]
+fn the_readme_and_the_sample_show_every_key() {
+    let (readme, sample) = (read("README.md"), read("tcpause.yml"));
+    for key in KEYS {
+        assert!(readme.contains(key), "README.md does not show {key}");
+        let name = key.rsplit('.').next().unwrap();
+        let shown = sample.lines().any(|line| {
+            let line = line.trim_start_matches(['#', ' ']);
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'))
+        });
+        assert!(shown, "tcpause.yml does not show {key}");
+    }
+}
+
+#[test]
+fn the_top_level_is_small() {
+    let expected = [
+        "CHANGELOG.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "benches",
+        "src",
+        "target",
+        "tcpause.yml",
+        "tests",
+    ];
+    let found: Vec<String> = fs::read_dir(root())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with('.') && !expected.contains(&name.as_str()))
+        .collect();
+    assert_none(&found, "something new at the top level");
+}
