@@ -7,15 +7,29 @@ use crate::harness::{Authority, Finished, Program, Proxy, Upstream, echo, progra
 /// A line longer than this is not read any more.
 const LINE_LENGTH_MAX: usize = 400;
 
-/// Whether it was refused with exit code 2 and one line that has all of `words`.
+/// What is wrong with a refusal that should have exit code 2 and one line with all of `words`.
+fn fault(finished: &Finished, words: &[&str]) -> Option<String> {
+    let line = finished.stderr.trim_end();
+    if (finished.code, &*finished.stdout) != (2, "") {
+        return Some(format!("{finished:?}"));
+    }
+    if line.contains('\n') || line.len() > LINE_LENGTH_MAX {
+        return Some(format!("not one line: {line}"));
+    }
+    let missing = words.iter().find(|word| !line.contains(**word))?;
+    Some(format!("no {missing:?} in: {line}"))
+}
+
 #[track_caller]
 fn assert_refused(finished: &Finished, words: &[&str]) {
-    assert_eq!((finished.code, &*finished.stdout), (2, ""), "{finished:?}");
-    let line = finished.stderr.trim_end();
-    assert!(!line.contains('\n') && line.len() <= LINE_LENGTH_MAX, "not one line: {line}");
-    for word in words {
-        assert!(line.contains(word), "no {word:?} in: {line}");
-    }
+    assert_eq!(fault(finished, words), None);
+}
+
+/// Shows all faults of a table at once.
+#[track_caller]
+fn assert_no_faults(faults: impl IntoIterator<Item = Option<String>>) {
+    let faults: Vec<String> = faults.into_iter().flatten().collect();
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
 #[test]
@@ -34,7 +48,7 @@ fn a_wrong_command_line_is_refused() {
         (&["--control-addr", "localhost"], &["--control-addr", "host:port"]),
         (&["--upstream-addr", "unix://relative/path"], &["--upstream-addr", "unix:///"]),
         (&["--upstream-addr", "unix://"], &["--upstream-addr", "unix:///"]),
-        (&["--upstream-addr", "localhost:0"], &["--upstream-addr"]),
+        (&["--upstream-addr", "localhost:0"], &["upstream", "port"]),
         (&["--grace-period", "10"], &["--grace-period", "10s"]),
         (&["--grace-period", "soon"], &["--grace-period", "soon"]),
         (&["--grace-period=-1s"], &["--grace-period"]),
@@ -52,9 +66,7 @@ fn a_wrong_command_line_is_refused() {
         (&["--config", "missing.yml"], &["missing.yml"]),
         (&["--config", "/"], &["/"]),
     ];
-    for (args, words) in cases {
-        assert_refused(&program().args(*args).run(), words);
-    }
+    assert_no_faults(cases.iter().map(|(args, words)| fault(&program().args(*args).run(), words)));
 }
 
 #[test]
@@ -85,12 +97,11 @@ fn a_wrong_file_is_refused_with_the_place() {
         ("just a sentence\n", &["bad.yml"]),
         ("a: 1\n---\nb: 2\n", &["bad.yml"]),
     ];
-    for (content, words) in cases {
-        for check in [false, true] {
+    for check in [&[][..], &["--check-config"]] {
+        assert_no_faults(cases.iter().map(|(content, words)| {
             let program = program().file("bad.yml", content).args(["--config", "bad.yml"]);
-            let program = if check { program.arg("--check-config") } else { program };
-            assert_refused(&program.run(), words);
-        }
+            fault(&program.args(check).run(), words)
+        }));
     }
 }
 
@@ -119,7 +130,8 @@ fn a_wrong_certificate_is_refused_with_its_file() {
         .unwrap();
 
     let run = |ca: Option<&Path>, cert: Option<&Path>, key: Option<&Path>| {
-        let mut program = program().arg("--proxy-reject-clients");
+        let mut program =
+            program().args(["--proxy-addr=127.0.0.1:0", "--control-addr=127.0.0.1:0"]);
         for (option, file) in
             [("--proxy-tls-ca-cert", ca), ("--proxy-tls-cert", cert), ("--proxy-tls-key", key)]
         {
@@ -132,22 +144,21 @@ fn a_wrong_certificate_is_refused_with_its_file() {
     let (cert, key) = (Some(&*files.cert), Some(&*files.key));
     let name = |path: &Path| path.display().to_string();
 
-    assert_refused(&run(None, cert, None), &["tls", "key"]);
-    assert_refused(&run(None, None, key), &["tls", "cert"]);
-    assert_refused(&run(None, Some(&missing), key), &[&name(&missing)]);
-    assert_refused(&run(None, cert, Some(&missing)), &[&name(&missing)]);
-    assert_refused(&run(Some(&missing), cert, key), &[&name(&missing)]);
-    assert_refused(&run(None, Some(&nothing), key), &[&name(&nothing)]);
-    assert_refused(&run(None, cert, Some(&nothing)), &[&name(&nothing)]);
-    assert_refused(&run(Some(&nothing), cert, key), &[&name(&nothing)]);
-    assert_refused(&run(None, Some(&broken), key), &[&name(&broken)]);
-    assert_refused(&run(Some(&broken), cert, key), &[&name(&broken)]);
-    assert_refused(&run(None, key, key), &[&name(&files.key)]);
-    assert_refused(&run(None, cert, cert), &[&name(&files.cert)]);
-    assert_refused(
-        &run(None, cert, Some(&foreign.key)),
-        &[&name(&files.cert), &name(&foreign.key)],
-    );
+    assert_no_faults([
+        fault(&run(None, cert, None), &["tls", "key"]),
+        fault(&run(None, None, key), &["tls", "cert"]),
+        fault(&run(None, Some(&missing), key), &[&name(&missing)]),
+        fault(&run(None, cert, Some(&missing)), &[&name(&missing)]),
+        fault(&run(Some(&missing), cert, key), &[&name(&missing)]),
+        fault(&run(None, Some(&nothing), key), &[&name(&nothing)]),
+        fault(&run(None, cert, Some(&nothing)), &[&name(&nothing)]),
+        fault(&run(Some(&nothing), cert, key), &[&name(&nothing)]),
+        fault(&run(None, Some(&broken), key), &[&name(&broken)]),
+        fault(&run(Some(&broken), cert, key), &[&name(&broken)]),
+        fault(&run(None, key, key), &[&name(&files.key)]),
+        fault(&run(None, cert, cert), &[&name(&files.cert)]),
+        fault(&run(None, cert, Some(&foreign.key)), &[&name(&files.cert), &name(&foreign.key)]),
+    ]);
 }
 
 /// Checks a configuration, and gives all that the check says.
@@ -284,11 +295,14 @@ fn each_form_of_an_address_is_understood() {
 
 #[test]
 fn a_check_of_the_configuration_opens_nothing() {
-    let taken = Upstream::tcp(echo);
-    checked(program().args([
-        "--proxy-addr",
-        &taken.addr().to_string(),
-        "--control-addr",
-        &taken.addr().to_string(),
-    ]));
+    let (proxy, control) = (Upstream::tcp(echo), Upstream::tcp(echo));
+    let (proxy_addr, control_addr) = (proxy.addr().to_string(), control.addr().to_string());
+    checked(program().args(["--proxy-addr", &proxy_addr, "--control-addr", &control_addr]));
+    assert_eq!((proxy.accepted(), control.accepted()), (0, 0));
+}
+
+#[test]
+fn two_listeners_at_one_address_are_refused() {
+    let args = ["--proxy-addr", "localhost:4000", "--control-addr", "localhost:4000"];
+    assert_refused(&program().args(args).run(), &["proxy", "control", "4000"]);
 }

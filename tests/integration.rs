@@ -19,6 +19,7 @@ mod drain;
 mod harness;
 mod hold;
 mod idle;
+mod library;
 mod limits;
 mod regression;
 mod reject;

@@ -92,7 +92,7 @@ fn a_burst_of_clients_that_all_wait_in_the_backlog() {
 #[test]
 fn clients_that_reset_before_they_are_accepted() {
     let upstream = Upstream::tcp(echo);
-    let proxy = Proxy::to(&upstream);
+    let proxy = Proxy::builder().upstream(&upstream).args(["--proxy-threads", "1"]).start();
     for paused in [false, true] {
         if paused {
             proxy.control().pause();
