@@ -34,9 +34,9 @@ pub(crate) struct Gate {
 /// What those who wait for idle share.
 #[derive(Default)]
 struct Idle {
-    /// How often the count has come down to 0: a waiter that sleeps through a short idle moment still learns of it.
+    /// How many idle moments there were: a waiter that sleeps through a short one still learns of it.
     moments: u64,
-    /// Called at each such moment.
+    /// Called at each of them.
     watchers: Vec<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -102,7 +102,13 @@ impl Gate {
         true
     }
 
-    /// Has `watcher` called at each moment the count comes down to 0, by the thread that leaves: it must not block.
+    /// How many idle moments there were: when it has changed, the gate was idle in between.
+    pub(crate) fn idle_moments(&self) -> u64 {
+        self.lock().moments
+    }
+
+    /// Has `watcher` called at each idle moment, by the thread that leaves and under a lock of the gate: it must neither
+    /// block nor ask the gate.
     pub(crate) fn watch_idle(&self, watcher: impl Fn() + Send + Sync + 'static) {
         self.lock().watchers.push(Box::new(watcher));
     }
@@ -112,9 +118,13 @@ impl Gate {
         debug_assert_ne!(before & !PAUSED, 0, "more left than entered");
         if before & !PAUSED == 1 {
             let mut idle = self.lock();
-            idle.moments += 1;
-            self.became_idle.notify_all();
-            idle.watchers.iter().for_each(|watcher| watcher());
+            // Another may have entered since. Then this moment is over, and whoever has begun to wait after it must not
+            // take it for its own; the last to leave will be back here.
+            if self.passes() == 0 {
+                idle.moments += 1;
+                self.became_idle.notify_all();
+                idle.watchers.iter().for_each(|watcher| watcher());
+            }
         }
     }
 
@@ -242,6 +252,29 @@ mod loom_tests {
             let threads = [passes.0, passes.1].map(|pass| thread::spawn(move || drop(pass)));
             assert!(gate.wait_idle(None));
             threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+    }
+
+    /// The late word of an idle moment before the wait must not end it: the upstream would be stopped under a connection.
+    #[test]
+    fn a_wait_ends_only_after_all_who_were_inside_when_it_began() {
+        loom::model(|| {
+            let gate = Arc::new(Gate::new());
+            let early = gate.enter().unwrap();
+            let early = thread::spawn(move || drop(early));
+            let late = gate.enter().unwrap();
+            let left = Arc::new(loom::sync::atomic::AtomicBool::new(false));
+            let late = thread::spawn({
+                let left = Arc::clone(&left);
+                move || {
+                    left.store(true, Ordering::SeqCst);
+                    drop(late);
+                }
+            });
+            assert!(gate.wait_idle(None));
+            assert!(left.load(Ordering::SeqCst));
+            early.join().unwrap();
+            late.join().unwrap();
         });
     }
 

@@ -163,7 +163,13 @@ impl Handle {
         self.0.gate.wait_idle(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
     }
 
-    /// Has `callback` called whenever the last connection has closed, on the thread that closed it: it must not block.
+    /// How many idle moments there were: when it has changed, the proxy was idle in between.
+    pub(crate) fn idle_moments(&self) -> u64 {
+        self.0.gate.idle_moments()
+    }
+
+    /// Has `callback` called whenever the last connection has closed, on the thread that closed it: it must neither block
+    /// nor ask for idle moments.
     pub(crate) fn on_idle(&self, callback: impl Fn() + Send + Sync + 'static) {
         self.0.gate.watch_idle(callback);
     }

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -56,8 +56,6 @@ pub(super) struct Private {
     stopping: AtomicBool,
     /// Whether the serving thread is to be woken at the next idle moment.
     wants_idle: AtomicBool,
-    /// How often the proxy became idle.
-    idle_moments: AtomicU64,
 }
 
 /// A server with the directory of its socket. It is dropped first: its drop dials its own socket to end its accept thread.
@@ -81,7 +79,7 @@ impl Private {
         let built = Mutex::new(Some(build(0)?));
         let (notices, inbox) = bounded(NOTICES_MAX);
         let (stopping, wants_idle) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok((Self { built, notices, stopping, wants_idle, idle_moments: AtomicU64::new(0) }, inbox))
+        Ok((Self { built, notices, stopping, wants_idle }, inbox))
     }
 
     /// Connects to the private server. Any error means: try again later.
@@ -110,7 +108,6 @@ impl Private {
 
     /// The last connection has closed. Called on the thread that closed it: wakes the serving thread only if somebody waits.
     pub(super) fn idle(&self) {
-        self.idle_moments.fetch_add(1, Ordering::SeqCst);
         if self.wants_idle.swap(false, Ordering::SeqCst) {
             self.wake();
         }
@@ -216,7 +213,7 @@ impl Serving<'_> {
     fn take(&mut self, request: Request) {
         let id = header(&request, ID_HEADER).and_then(|id| id.parse().ok()).unwrap_or_default();
         let caller = header(&request, CALLER_HEADER).unwrap_or("an unknown caller");
-        let since = self.private.idle_moments.load(Ordering::SeqCst);
+        let since = self.handle.idle_moments();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             route(request.method(), request.url(), caller, self.handle)
         }));
@@ -249,7 +246,7 @@ impl Serving<'_> {
             return;
         }
         self.private.wants_idle.store(true, Ordering::SeqCst);
-        let moments = self.private.idle_moments.load(Ordering::SeqCst);
+        let moments = self.handle.idle_moments();
         let (idle, now) = (self.handle.is_idle(), Instant::now());
         for (_, waiter) in self.waiters.extract_if(|_, waiter| {
             idle || waiter.since != moments
