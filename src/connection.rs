@@ -45,6 +45,8 @@ pub(crate) struct Connection {
     // pass (in `State`), then the slot.
     client: Endpoint,
     state: State,
+    /// Who the client is, if that is going to be logged: a socket that was reset does not tell any more.
+    peer: Option<Box<str>>,
     _slot: Slot,
 }
 
@@ -139,12 +141,8 @@ pub(crate) struct Context<'a> {
 impl Connection {
     /// A client that was just accepted; it is held until something else is said.
     pub(crate) fn new(client: Socket, slot: Slot) -> Self {
-        Self { client: Endpoint::connected(client), state: State::Held, _slot: slot }
-    }
-
-    /// The client's socket.
-    pub(crate) fn client(&self) -> &Socket {
-        self.client.socket()
+        let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
+        Self { client: Endpoint::connected(client), state: State::Held, peer, _slot: slot }
     }
 
     /// Remembers what an event tells of the client.
@@ -158,14 +156,6 @@ impl Connection {
             State::Connecting(Dial { upstream: Some(upstream), .. }) => upstream.mark(event),
             State::Relaying(carriage) => carriage.relay.upstream_mut().mark(event),
             State::Connecting(Dial { upstream: None, .. }) | State::Held | State::Rejecting(_) => {}
-        }
-    }
-
-    /// Bytes delivered to the upstream and to the client.
-    pub(crate) fn delivered(&self) -> (u64, u64) {
-        match &self.state {
-            State::Relaying(carriage) => carriage.relay.delivered(),
-            State::Held | State::Connecting(_) | State::Rejecting(_) => (0, 0),
         }
     }
 
@@ -233,8 +223,17 @@ impl Connection {
         }
     }
 
-    /// Prepares the sockets for the close that `reason` asks for: an abort must not look like an orderly end.
+    /// Closes it with its one line in the log, and so that an abort does not look like an orderly end.
     pub(crate) fn close(self, reason: &Reason) {
+        if let Some(peer) = &self.peer {
+            let (up, down) = match &self.state {
+                State::Relaying(carriage) => carriage.relay.delivered(),
+                State::Held | State::Connecting(_) | State::Rejecting(_) => (0, 0),
+            };
+            log::debug!(
+                "client {peer} closed: {reason}; {up} bytes to the upstream, {down} to the client"
+            );
+        }
         match reason {
             Reason::Reset | Reason::Stalled | Reason::Unreachable(_) | Reason::Stopped => {
                 self.client.socket().reset_on_close();

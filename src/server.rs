@@ -316,7 +316,7 @@ fn start_worker(mut post: Post) -> Result<JoinHandle<End>, Error> {
                 Ok(Ok(end)) => return end,
                 Ok(Err(error)) => {
                     log::error!("worker {} cannot poll and starts anew: {error}", post.index);
-                    thread::sleep(RESTART_INTERVAL);
+                    thread::park_timeout(RESTART_INTERVAL);
                 }
                 Err(_panic) => log::error!(
                     "worker {} has panicked and starts anew: a defect of tcpause",

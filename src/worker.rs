@@ -445,13 +445,6 @@ impl Worker<'_> {
                 );
             }
         }
-        if log::log_enabled!(log::Level::Debug) {
-            let (up, down) = connection.delivered();
-            let peer = connection.client().peer();
-            log::debug!(
-                "client {peer} closed: {reason}; {up} bytes to the upstream, {down} to the client"
-            );
-        }
         connection.close(reason);
     }
 

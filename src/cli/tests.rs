@@ -1,3 +1,5 @@
+//! The command line, from arguments to configuration and generated pages.
+
 use std::{collections::BTreeSet, fs, os::unix::ffi::OsStringExt};
 
 use super::*;

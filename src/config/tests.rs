@@ -1,3 +1,5 @@
+//! The configuration: what is read, what is refused, and with which words.
+
 use std::{fs, io::Write};
 
 use super::*;

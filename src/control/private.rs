@@ -40,8 +40,8 @@ use crate::Handle;
 pub(super) const WAITERS_MAX: usize = 64;
 /// After which time something that failed for want of descriptors or threads is tried again.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// The longest sleep of the serving thread; nothing depends on it, it only bounds the wait.
-const SLEEP_MAX: Duration = Duration::from_secs(3600);
+/// The longest wait of the serving thread; nothing depends on it, it only bounds the wait.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// Notices are repeated until they have worked, so that one that does not fit is no loss.
 const NOTICES_MAX: usize = 256;
 
@@ -176,7 +176,7 @@ impl Serving<'_> {
         self.answer_waiters();
         let server = self.private.built().as_ref().map(|built| Arc::clone(&built.server));
         let Some(server) = server else { return self.rebuild() };
-        match server.recv_timeout(self.sleep()) {
+        match server.recv_timeout(self.time_left()) {
             Ok(Some(request)) => self.take(request),
             Ok(None) => {} // woken, or a deadline
             Err(error) => {
@@ -194,9 +194,9 @@ impl Serving<'_> {
     }
 
     /// Until the next deadline.
-    fn sleep(&self) -> Duration {
+    fn time_left(&self) -> Duration {
         let next = self.waiters.values().filter_map(|waiter| waiter.deadline).min();
-        next.map_or(SLEEP_MAX, |next| next.saturating_duration_since(Instant::now()).min(SLEEP_MAX))
+        next.map_or(WAIT_MAX, |next| next.saturating_duration_since(Instant::now()).min(WAIT_MAX))
     }
 
     fn obey(&mut self, notice: &Notice) {

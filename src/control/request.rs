@@ -55,7 +55,7 @@ pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Answer
     if !METHODS.contains(&method) {
         return Err(Answer::error(
             501,
-            "The method is not known here: use GET, HEAD, PUT, DELETE or OPTIONS, in capitals.",
+            "The method is not known here: use GET, HEAD, PUT or DELETE, in capitals.",
         ));
     }
     let headers = Headers(head.headers);
