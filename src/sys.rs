@@ -262,8 +262,6 @@ impl Listener {
             }
         }
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
-        // Inherited by every accepted socket.
-        sockopt::set_socket_oobinline(&socket, true)?;
         bind(&socket, &address)?;
         let file = SocketFile { path: path.into(), identity: identity(path)? };
         if let Some(mode) = mode {
@@ -275,7 +273,12 @@ impl Listener {
 
     /// Takes the client that has waited longest; `WouldBlock` when none waits.
     pub(crate) fn accept(&self) -> io::Result<Socket> {
-        Ok(Socket { fd: accept_with(self, OPEN)?, is_unix: self.is_unix })
+        let fd = accept_with(self, OPEN)?;
+        if self.is_unix {
+            // Unlike TCP sockets, UNIX sockets do not inherit it from their listener.
+            sockopt::set_socket_oobinline(&fd, true)?;
+        }
+        Ok(Socket { fd, is_unix: self.is_unix })
     }
 
     /// Where it listens, with the port that the system chose.
