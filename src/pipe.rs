@@ -93,6 +93,12 @@ impl PipePool {
     pub(crate) fn alive(&self) -> usize {
         self.alive.get()
     }
+
+    /// How many pipes are in the pool.
+    #[cfg(test)]
+    pub(crate) fn pooled(&self) -> usize {
+        self.empty.len()
+    }
 }
 
 #[cfg(test)]

@@ -145,10 +145,15 @@ impl Relay {
             }
         }
         if self.to_upstream.is_open() || self.to_client.is_open() {
-            Next::Wait
-        } else {
-            Next::Close
+            return Next::Wait;
         }
+        // A flow that broke may have left bytes unread, and closing a socket with bytes unread is a reset too.
+        for (flow, source) in [(&self.to_upstream, client), (&self.to_client, &self.upstream)] {
+            if flow.stage == Stage::Broken && !is_acknowledged(source) {
+                return Next::Settle;
+            }
+        }
+        Next::Close
     }
 }
 
