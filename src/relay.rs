@@ -301,3 +301,6 @@ fn is_acknowledged(endpoint: &Endpoint) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod simulation;

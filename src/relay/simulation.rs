@@ -1,0 +1,562 @@
+//! The relay under seeded schedules, on real sockets with small buffers.
+//!
+//! A schedule is a random sequence of steps: a peer writes, reads, ends its stream, aborts; or the worker's part, events
+//! as the kernel tells them and one turn. A failure prints its seed and steps; `TCPAUSE_SEED=n` replays one schedule, and
+//! `TCPAUSE_SCHEDULES=n` sets how many each test runs.
+
+use std::{
+    io,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Poll, Token};
+use rustix::net::{SendFlags, send, sockopt};
+
+use super::*;
+use crate::sys::{Listener, Socket, SocketAddress, SocketFile};
+
+/// How many schedules each test runs.
+const SCHEDULES: u64 = 400;
+/// Far more than a schedule needs to come to its end.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// The most that a peer writes at once.
+const WRITE_BYTES_MAX: usize = 100_000;
+/// The receive buffers of peers that have small ones. With less, TCP waits 200 ms for a window that is worth a segment.
+const RECEIVE_BUFFER_BYTES: usize = 20_000;
+/// After how many bytes what a peer writes repeats: a prime, so that no buffer's size divides it.
+const PERIOD: usize = 65_521;
+
+/// What peers write: which bytes a peer got tells whose they are and where in the stream they stood.
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut random = Random(1);
+    let period: Vec<u8> = (0..PERIOD).map(|_| random.next().to_le_bytes()[0]).collect();
+    period.iter().copied().cycle().take(PERIOD + WRITE_BYTES_MAX).collect()
+});
+
+/// A xorshift generator; any seed but 0.
+struct Random(u64);
+
+/// The two sides of a connection; also the indices of its peers.
+const CLIENT: usize = 0;
+const UPSTREAM: usize = 1;
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Write { side: usize, bytes: usize },
+    Read { side: usize, bytes: usize },
+    Urgent { side: usize },
+    Shut { side: usize },
+    Close { side: usize },
+    Reset { side: usize },
+    Events,
+    Turn,
+}
+
+/// How a peer saw its stream end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Orderly,
+    Aborted,
+}
+
+/// How a peer left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Closed,
+    Reset,
+}
+
+/// A client or an upstream.
+#[derive(Debug)]
+struct Peer {
+    socket: Option<Socket>,
+    is_unix: bool,
+    /// Where in the pattern its stream begins.
+    key: usize,
+    sent: usize,
+    received: usize,
+    shut: bool,
+    /// Whether a write was told of a reset; the kernel then tells no read of it.
+    broken: bool,
+    seen: Option<Ending>,
+    left: Option<Left>,
+    /// When it left: how many of its bytes had come as far as the relay's kernel.
+    owed: usize,
+}
+
+/// A connection under test: two peers, and what a worker has between them.
+struct Connection {
+    peers: [Peer; 2],
+    /// None after the close.
+    carried: Option<(Endpoint, Relay)>,
+    /// Whether an event has come since the last turn.
+    ready: bool,
+    next: Next,
+    delivered: (u64, u64),
+}
+
+/// What connections of one schedule share, as those of one worker do.
+struct Worker {
+    poll: Poll,
+    events: Events,
+    kit: Kit,
+}
+
+/// Where one side's sockets come from.
+struct Port {
+    listener: Listener,
+    address: SocketAddress,
+    _file: Option<(SocketFile, tempfile::TempDir)>,
+}
+
+/// Tells, when a test fails, how to see it again.
+struct Replay {
+    seed: u64,
+    steps: Vec<(usize, Step)>,
+}
+
+#[test]
+fn tcp_to_tcp() {
+    simulate(&Port::tcp(), &Port::tcp());
+}
+
+#[test]
+fn tcp_to_unix() {
+    simulate(&Port::tcp(), &Port::unix());
+}
+
+#[test]
+fn unix_to_tcp() {
+    simulate(&Port::unix(), &Port::tcp());
+}
+
+#[test]
+fn unix_to_unix() {
+    simulate(&Port::unix(), &Port::unix());
+}
+
+/// Closing the upstream's socket with bytes unread resets it, which discarded what it had yet to acknowledge.
+#[test]
+fn a_unix_client_that_closes_under_an_answer_is_heard_to_the_end() {
+    let mut worker = Worker::new(0);
+    let mut connection = [Connection::new(&Port::unix(), &Port::tcp(), 0, &worker)];
+    let reader = connection[0].peers[UPSTREAM].socket.as_ref().unwrap();
+    sockopt::set_socket_recv_buffer_size(reader, RECEIVE_BUFFER_BYTES).unwrap();
+    connection[0].act(Step::Write { side: CLIENT, bytes: WRITE_BYTES_MAX });
+    connection[0].act(Step::Write { side: UPSTREAM, bytes: WRITE_BYTES_MAX });
+    connection[0].act(Step::Close { side: CLIENT });
+    for _turn in 0..10 {
+        worker.mark(&mut connection, Duration::ZERO);
+        connection[0].drive(&mut worker.kit);
+    }
+    worker.finish(&mut connection);
+    connection[0].judge();
+}
+
+/// Accepted UNIX sockets do not inherit `SO_OOBINLINE`.
+#[test]
+fn an_urgent_byte_of_a_unix_client_keeps_its_place() {
+    let mut worker = Worker::new(0);
+    let mut connection = [Connection::new(&Port::unix(), &Port::tcp(), 0, &worker)];
+    connection[0].act(Step::Write { side: CLIENT, bytes: 10 });
+    connection[0].act(Step::Urgent { side: CLIENT });
+    connection[0].act(Step::Write { side: CLIENT, bytes: 10 });
+    worker.finish(&mut connection);
+    connection[0].judge();
+}
+
+fn simulate(client: &Port, upstream: &Port) {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    if let Some(seed) = number("TCPAUSE_SEED") {
+        return run(seed, client, upstream);
+    }
+    for seed in 1..=number("TCPAUSE_SCHEDULES").unwrap_or(SCHEDULES) {
+        run(seed, client, upstream);
+    }
+}
+
+/// Runs the schedule of `seed` and brings it to its end.
+fn run(seed: u64, client: &Port, upstream: &Port) {
+    let mut replay = Replay { seed, steps: Vec::new() };
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    for _warm_up in 0..8 {
+        random.next();
+    }
+    let mut worker = Worker::new([0, 1, 100][random.below(3)]);
+    let buffers = [None, Some(1), Some(20_000)][random.below(3)];
+    let mut connections: Vec<_> = (0..=random.below(3))
+        .map(|index| {
+            let mut connection = Connection::new(client, upstream, index, &worker);
+            connection.peers.iter_mut().for_each(|peer| peer.key = random.below(PERIOD));
+            if let Some(bytes) = buffers {
+                connection.shrink_buffers(bytes);
+            }
+            connection
+        })
+        .collect();
+    let (may_abort, may_be_urgent) = (random.below(2) == 0, random.below(4) == 0);
+
+    for _step in 0..10 + random.below(150) {
+        let index = random.below(connections.len());
+        let step = random.step(may_abort, may_be_urgent);
+        replay.steps.push((index, step));
+        match step {
+            Step::Events => worker.mark(&mut connections, Duration::ZERO),
+            Step::Turn => connections[index].drive(&mut worker.kit),
+            step => connections[index].act(step),
+        }
+        worker.check(&mut connections);
+    }
+    worker.finish(&mut connections);
+    connections.iter().for_each(Connection::judge);
+    drop(connections);
+    assert_eq!(worker.kit.pipes.alive(), worker.kit.pipes.pooled(), "no pipe is lost");
+}
+
+impl Worker {
+    fn new(pipes_max: usize) -> Self {
+        Self {
+            poll: Poll::new().unwrap(),
+            events: Events::with_capacity(16),
+            kit: Kit::new(pipes_max),
+        }
+    }
+
+    /// Marks what the kernel tells.
+    fn mark(&mut self, connections: &mut [Connection], timeout: Duration) {
+        self.poll.poll(&mut self.events, Some(timeout)).unwrap();
+        for event in &self.events {
+            let connection = &mut connections[event.token().0 / 2];
+            let Some((client, relay)) = &mut connection.carried else { continue };
+            match event.token().0 % 2 {
+                CLIENT => client.mark(event),
+                _ => relay.upstream_mut().mark(event),
+            }
+            connection.ready = true;
+        }
+    }
+
+    /// What must hold after each step.
+    fn check(&self, connections: &mut [Connection]) {
+        let mut in_use = 0;
+        for connection in connections {
+            in_use += connection.check();
+        }
+        assert_eq!(self.kit.pipes.alive(), self.kit.pipes.pooled() + in_use, "no pipe is lost");
+    }
+
+    /// Has every peer that is still there end its stream and read on, until all have seen the end of theirs.
+    fn finish(&mut self, connections: &mut [Connection]) {
+        for connection in connections.iter_mut() {
+            connection.act(Step::Shut { side: CLIENT });
+            connection.act(Step::Shut { side: UPSTREAM });
+        }
+        let deadline = Instant::now() + DEADLINE;
+        while !connections.iter().all(Connection::is_over) {
+            for connection in connections.iter_mut() {
+                connection.act(Step::Read { side: CLIENT, bytes: WRITE_BYTES_MAX });
+                connection.act(Step::Read { side: UPSTREAM, bytes: WRITE_BYTES_MAX });
+                connection.drive(&mut self.kit);
+            }
+            self.check(connections);
+            self.mark(connections, Duration::from_millis(1));
+            if Instant::now() > deadline {
+                let stuck = connections.iter().find(|it| !it.is_over()).unwrap();
+                let relay = &stuck.carried;
+                panic!("it stalls: {:?}, {relay:#?}, {:#?}", stuck.next, stuck.peers);
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn new(client: &Port, upstream: &Port, index: usize, worker: &Worker) -> Self {
+        let (client_peer, client) = client.connect();
+        let (upstream, upstream_peer) = upstream.connect();
+        client.register(worker.poll.registry(), Token(index * 2 + CLIENT)).unwrap();
+        upstream.register(worker.poll.registry(), Token(index * 2 + UPSTREAM)).unwrap();
+        Self {
+            peers: [Peer::new(client_peer), Peer::new(upstream_peer)],
+            carried: Some((Endpoint::connected(client), Relay::new(Endpoint::connected(upstream)))),
+            ready: true,
+            next: Next::Wait,
+            delivered: (0, 0),
+        }
+    }
+
+    fn shrink_buffers(&self, bytes: usize) {
+        let (client, relay) = self.carried.as_ref().unwrap();
+        for socket in [client.socket(), relay.upstream().socket()] {
+            sockopt::set_socket_send_buffer_size(socket, bytes).unwrap();
+        }
+        for socket in self.peers.iter().filter_map(|peer| peer.socket.as_ref()) {
+            sockopt::set_socket_send_buffer_size(socket, bytes).unwrap();
+            sockopt::set_socket_recv_buffer_size(socket, RECEIVE_BUFFER_BYTES).unwrap();
+        }
+    }
+
+    /// A peer's step.
+    fn act(&mut self, step: Step) {
+        match step {
+            Step::Write { side, bytes } => self.peers[side].write(bytes, SendFlags::NOSIGNAL),
+            Step::Urgent { side } => {
+                self.peers[side].write(1, SendFlags::NOSIGNAL | SendFlags::OOB);
+            }
+            Step::Read { side, bytes } => {
+                let key = self.peers[1 - side].key;
+                self.peers[side].read(bytes, key);
+            }
+            Step::Shut { side } => self.peers[side].shut(),
+            Step::Close { side } => self.leave(side, Left::Closed),
+            Step::Reset { side } => self.leave(side, Left::Reset),
+            Step::Events | Step::Turn => unreachable!("the worker's"),
+        }
+    }
+
+    fn leave(&mut self, side: usize, how: Left) {
+        let relay_has = self.taken(side) + self.queued_in_kernel(side);
+        let peer = &mut self.peers[side];
+        let Some(socket) = peer.socket.take() else { return };
+        peer.owed = relay_has;
+        peer.left = Some(how);
+        if how == Left::Reset {
+            socket.reset_on_close();
+        }
+    }
+
+    /// A turn, if the worker would give it one.
+    fn drive(&mut self, kit: &mut Kit) {
+        let Some((client, relay)) = &mut self.carried else { return };
+        if !self.ready && !matches!(self.next, Next::Again | Next::Settle) {
+            return;
+        }
+        self.ready = false;
+        let turn = relay.drive(client, kit);
+        self.next = turn.next;
+        self.delivered.0 += turn.to_upstream;
+        self.delivered.1 += turn.to_client;
+        assert_eq!(self.delivered, relay.delivered(), "the turn tells what it delivered");
+        if turn.next == Next::Reset {
+            client.socket().reset_on_close();
+            relay.upstream().socket().reset_on_close();
+        }
+        if matches!(turn.next, Next::Close | Next::Reset) {
+            self.carried = None;
+        }
+    }
+
+    /// How many of `side`'s bytes the relay has taken from its kernel.
+    fn taken(&self, side: usize) -> usize {
+        let (delivered, flow) = match side {
+            CLIENT => (self.delivered.0, self.carried.as_ref().map(|(_, it)| &it.to_upstream)),
+            _ => (self.delivered.1, self.carried.as_ref().map(|(_, it)| &it.to_client)),
+        };
+        let buffered = flow.map_or(0, |flow| match &flow.buffered {
+            Buffered::Nothing => 0,
+            Buffered::Bytes(bytes, written) => bytes.len() - written,
+            Buffered::Pipe(pipe) => pipe.len(),
+        });
+        usize::try_from(delivered).unwrap() + buffered
+    }
+
+    /// How many of `side`'s bytes wait to be taken.
+    fn queued_in_kernel(&self, side: usize) -> usize {
+        let Some((client, relay)) = &self.carried else { return 0 };
+        let socket = if side == CLIENT { client.socket() } else { relay.upstream().socket() };
+        queued(socket)
+    }
+
+    /// What must hold after each step; returns how many pipes are in use.
+    fn check(&mut self) -> usize {
+        for (side, delivered) in [(CLIENT, self.delivered.0), (UPSTREAM, self.delivered.1)] {
+            let (source, sink) = (&self.peers[side], &self.peers[1 - side]);
+            let delivered = usize::try_from(delivered).unwrap();
+            let taken = self.taken(side);
+            assert!(sink.received <= delivered, "more was received than delivered");
+            assert!(taken <= source.sent, "more was taken than sent");
+            // On UNIX sockets what is sent is in the other's queue at once, so all bytes can be accounted for.
+            let broken = self.carried.as_ref().is_none_or(|(_, relay)| {
+                let flow = if side == CLIENT { &relay.to_upstream } else { &relay.to_client };
+                flow.stage == Stage::Broken
+            });
+            if source.is_unix && !broken {
+                assert_eq!(source.sent, taken + self.queued_in_kernel(side), "bytes are lost");
+            }
+            if let Some(socket) = &sink.socket
+                && sink.is_unix
+            {
+                assert_eq!(delivered, sink.received + queued(socket), "bytes are lost");
+            }
+        }
+        let flows = self.carried.iter().flat_map(|(_, it)| [&it.to_upstream, &it.to_client]);
+        flows.filter(|flow| matches!(flow.buffered, Buffered::Pipe(_))).count()
+    }
+
+    fn is_over(&self) -> bool {
+        let is_done = |peer: &Peer| peer.socket.is_none() || peer.seen.is_some();
+        self.carried.is_none() && self.peers.iter().all(is_done)
+    }
+
+    /// What must hold in the end.
+    fn judge(&self) {
+        for side in [CLIENT, UPSTREAM] {
+            let (source, sink) = (&self.peers[side], &self.peers[1 - side]);
+            if sink.left.is_some() {
+                continue;
+            }
+            match source.left {
+                None => {
+                    assert_eq!(sink.received, source.sent, "all arrives: {self}");
+                    assert_eq!(sink.seen, Some(Ending::Orderly), "and so does the end: {self}");
+                }
+                Some(left) => {
+                    assert!(sink.received >= source.owed, "what came before arrives: {self}");
+                    // UNIX sockets know no reset.
+                    let was_ended = source.shut || left == Left::Closed || source.is_unix;
+                    assert!(
+                        sink.seen == Some(Ending::Aborted)
+                            || sink.is_unix
+                            || was_ended && sink.received == source.sent,
+                        "an aborted stream does not look whole: {self}"
+                    );
+                    assert!(was_ended || self.next == Next::Reset, "a reset is passed on: {self}");
+                }
+            }
+        }
+        if self.peers.iter().all(|peer| peer.left.is_none()) {
+            assert_eq!(self.next, Next::Close);
+        }
+    }
+}
+
+impl std::fmt::Display for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}, {:#?}", self.next, self.peers)
+    }
+}
+
+impl Peer {
+    fn new(socket: Socket) -> Self {
+        Self {
+            is_unix: socket.is_unix(),
+            socket: Some(socket),
+            key: 0,
+            sent: 0,
+            received: 0,
+            shut: false,
+            broken: false,
+            seen: None,
+            left: None,
+            owed: 0,
+        }
+    }
+
+    fn write(&mut self, bytes: usize, flags: SendFlags) {
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.shut) else { return };
+        let start = (self.key + self.sent) % PERIOD;
+        match send(socket, &PATTERN[start..start + bytes], flags).map_err(io::Error::from) {
+            Ok(bytes) => self.sent += bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.broken = true,
+        }
+    }
+
+    /// Reads up to `bytes`, which must be what the peer with `key` sent.
+    fn read(&mut self, bytes: usize, key: usize) {
+        let Some(socket) = &self.socket else { return };
+        let mut buffer = vec![0; bytes];
+        match socket.recv(&mut buffer) {
+            Ok(0) if self.broken => self.seen = Some(Ending::Aborted),
+            Ok(0) => self.seen = self.seen.or(Some(Ending::Orderly)),
+            Ok(bytes) => {
+                let start = (key + self.received) % PERIOD;
+                let expected = &PATTERN[start..start + bytes];
+                assert!(buffer[..bytes] == *expected, "other bytes were sent");
+                assert_eq!(self.seen, None, "nothing comes behind the end");
+                self.received += bytes;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.seen = Some(Ending::Aborted),
+        }
+    }
+
+    fn shut(&mut self) {
+        if let Some(socket) = &self.socket {
+            self.shut = true;
+            // The relay may have closed the connection already.
+            socket.shut_down_write().ok();
+        }
+    }
+}
+
+impl Port {
+    fn tcp() -> Self {
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
+        let address = SocketAddress::Inet(listener.local_inet().unwrap());
+        Self { listener, address, _file: None }
+    }
+
+    fn unix() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (listener, file) = Listener::unix(&path, None).unwrap();
+        Self { listener, address: SocketAddress::Unix(path), _file: Some((file, folder)) }
+    }
+
+    /// The dialling and the accepted end of a new connection.
+    fn connect(&self) -> (Socket, Socket) {
+        let deadline = Instant::now() + DEADLINE;
+        let (dialled, _) = Socket::dial(&self.address).unwrap();
+        loop {
+            match self.listener.accept() {
+                Ok(accepted) => return (dialled, accepted),
+                Err(error) => assert!(Instant::now() < deadline, "nobody comes: {error}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() >> 33).unwrap() % limit
+    }
+
+    fn step(&mut self, may_abort: bool, may_be_urgent: bool) -> Step {
+        let side = self.below(2);
+        // From one byte to the most, all orders of magnitude alike.
+        let magnitude = self.below(17);
+        let bytes = 1 + self.below(WRITE_BYTES_MAX >> magnitude);
+        match self.below(100) {
+            0..25 => Step::Write { side, bytes },
+            25..45 => Step::Read { side, bytes },
+            45..50 if may_be_urgent => Step::Urgent { side },
+            50..52 => Step::Shut { side },
+            52 if may_abort => Step::Close { side },
+            53 if may_abort => Step::Reset { side },
+            54..75 => Step::Events,
+            _ => Step::Turn,
+        }
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("replay with TCPAUSE_SEED={}\nsteps: {:?}", self.seed, self.steps);
+        }
+    }
+}
+
+/// How many bytes can be read from `socket` now.
+fn queued(socket: &Socket) -> usize {
+    usize::try_from(rustix::io::ioctl_fionread(socket).unwrap_or(0)).unwrap()
+}
