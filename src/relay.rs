@@ -246,7 +246,11 @@ impl Flow {
             && source.is_spliceable()
             && let Some(pipe) = kit.pipes.take()
         {
-            return self.fill_pipe(pipe, source, kit);
+            let received = self.fill_pipe(pipe, source, kit);
+            // A splice stops before an urgent byte and tells of what is behind it: only a read finds the true end.
+            if !matches!(received, Received::End | Received::Reset) {
+                return received;
+            }
         }
         let received = source.recv(&mut kit.scratch);
         if let Received::Bytes(bytes) = received {

@@ -166,6 +166,28 @@ fn an_urgent_byte_of_a_unix_client_keeps_its_place() {
     connection[0].judge();
 }
 
+/// A splice stops before an urgent byte, and tells of the end or the reset behind it as if nothing were in between.
+#[test]
+fn an_urgent_byte_at_the_end_of_a_bulk_stream_arrives() {
+    for last in [Step::Shut { side: CLIENT }, Step::Reset { side: CLIENT }] {
+        let mut worker = Worker::new(2);
+        let mut connection = [Connection::new(&Port::tcp(), &Port::tcp(), 0, &worker)];
+        for _write in 0..2 {
+            connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SCRATCH_BYTES });
+            worker.mark(&mut connection, DEADLINE);
+            connection[0].drive(&mut worker.kit);
+        }
+        connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SCRATCH_BYTES });
+        worker.mark(&mut connection, DEADLINE);
+        connection[0].act(Step::Urgent { side: CLIENT });
+        connection[0].act(last);
+        connection[0].drive(&mut worker.kit);
+        worker.finish(&mut connection);
+        connection[0].judge();
+        assert_eq!(connection[0].peers[UPSTREAM].received, 9 * SCRATCH_BYTES + 1);
+    }
+}
+
 fn simulate(client: &Port, upstream: &Port) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     if let Some(seed) = number("TCPAUSE_SEED") {
