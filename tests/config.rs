@@ -255,7 +255,11 @@ fn a_file_with_every_key_runs() {
         files.key.display(),
         upstream.addr(),
     );
-    let builder = Proxy::builder().file("all.yml", content).args(["-c", "all.yml"]).log_level(None);
+    let builder = Proxy::builder()
+        .file("all.yml", content)
+        .args(["-c", "all.yml"])
+        .log_level(None)
+        .grace_period(None);
     let proxy = builder.start();
     proxy.connect().assert_echo(b"hello");
     assert_eq!(proxy.control().status().threads, 1);

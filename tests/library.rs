@@ -10,6 +10,8 @@ fn config(upstream: &Upstream) -> Config {
     let mut config = Config::default();
     config.proxy.addr = Address::tcp("127.0.0.1", 0);
     config.control.addr = Address::tcp("127.0.0.1", 0);
+    // Longer than any test waits: a stop must end because all is done.
+    config.grace_period = Duration::from_secs(60 * 60);
     config.upstream.addr = upstream.addr().to_string().parse().unwrap();
     config
 }

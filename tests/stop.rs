@@ -69,7 +69,7 @@ fn a_connection_that_does_not_end_is_closed_after_the_grace_period() {
         .listen(Family::Unix)
         .control(Family::Unix)
         .upstream(&upstream)
-        .args(["--grace-period", "300ms"])
+        .grace_period(Some("300ms"))
         .start();
     let mut client = proxy.connect();
     client.assert_echo(b"hello");
@@ -83,7 +83,7 @@ fn a_connection_that_does_not_end_is_closed_after_the_grace_period() {
 #[test]
 fn a_transfer_that_is_cut_by_the_grace_period_does_not_look_complete() {
     let upstream = Upstream::tcp(echo);
-    let mut proxy = Proxy::builder().upstream(&upstream).args(["--grace-period", "200ms"]).start();
+    let mut proxy = Proxy::builder().upstream(&upstream).grace_period(Some("200ms")).start();
     let mut client = proxy.connect();
     client.assert_echo(b"half an answer");
     proxy.terminate();
@@ -139,7 +139,7 @@ fn held_clients_are_served_by_a_resume_during_the_stop() {
 #[test]
 fn held_clients_are_closed_after_the_grace_period() {
     let upstream = Upstream::tcp(echo);
-    let mut proxy = Proxy::builder().upstream(&upstream).args(["--grace-period", "200ms"]).start();
+    let mut proxy = Proxy::builder().upstream(&upstream).grace_period(Some("200ms")).start();
     proxy.control().pause();
     let mut client = proxy.connect_held();
     proxy.terminate();
@@ -152,12 +152,8 @@ fn held_clients_are_closed_after_the_grace_period() {
 fn a_second_signal_ends_it_at_once() {
     for second in [Signal::TERM, Signal::INT] {
         let upstream = Upstream::tcp(echo);
-        let mut proxy = Proxy::builder()
-            .listen(Family::Unix)
-            .control(Family::Unix)
-            .upstream(&upstream)
-            .args(["--grace-period", "1h"])
-            .start();
+        let mut proxy =
+            Proxy::builder().listen(Family::Unix).control(Family::Unix).upstream(&upstream).start();
         let mut client = proxy.connect();
         client.assert_echo(b"hello");
         proxy.terminate();

@@ -211,6 +211,7 @@ pub(crate) struct Builder {
     control: Option<Addr>,
     upstream: Option<String>,
     level: Option<&'static str>,
+    grace_period: Option<&'static str>,
 }
 
 impl Builder {
@@ -268,6 +269,12 @@ impl Builder {
         Self { level, ..self }
     }
 
+    /// How long a stop may take. The default of the tests is far beyond their patience, so that a stop that only ends
+    /// because its time is up is found out. Nothing leaves the flag out.
+    pub(crate) fn grace_period(self, grace_period: Option<&'static str>) -> Self {
+        Self { grace_period, ..self }
+    }
+
     /// The limit of open files of the proxy's process.
     pub(crate) fn descriptors(mut self, files: u32) -> Self {
         self.program.files = Some(files);
@@ -318,6 +325,9 @@ impl Builder {
         if let Some(level) = self.level {
             flag("--log-level", level.to_owned());
         }
+        if let Some(grace_period) = self.grace_period {
+            flag("--grace-period", grace_period.to_owned());
+        }
         program.args.extend(self.program.args);
         let process = Process::start(&program);
         Proxy { process, addr, control: Control::new(control), dir: program.dir }
@@ -349,6 +359,7 @@ impl Proxy {
             control: None,
             upstream: None,
             level: Some("debug"),
+            grace_period: Some("1h"),
         }
     }
 
