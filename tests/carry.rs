@@ -331,7 +331,8 @@ fn a_refused_connection_fails_alone() {
             .wait_status("it is counted", |status| status.failed == failed && status.active == 0);
     }
     let _upstream = Upstream::on(port.listen(), echo);
-    proxy.connect().assert_echo(b"now it is there");
+    let mut client = proxy.connect();
+    client.assert_echo(b"now it is there");
     let status = proxy.control().status();
     assert_eq!((status.failed, status.accepted, status.active), (3, 4, 1));
 }
