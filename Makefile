@@ -1,0 +1,70 @@
+# `make` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+CARGO ?= cargo
+INSTALL ?= install
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+ARGS ?=
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TCPAUSE := $(TARGET)/release/tcpause
+BIN := $(DESTDIR)$(PREFIX)/bin/tcpause
+MAN := $(DESTDIR)$(PREFIX)/share/man/man1/tcpause.1
+BASH := $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tcpause
+ZSH := $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tcpause
+FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tcpause.fish
+CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run build test bench lint loom doc check install uninstall clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## See a server restarted behind the proxy, in ten seconds
+	@$(TCPAUSE) demo
+
+run: build ## Run the proxy: make run ARGS="--upstream-addr localhost:5432"
+	$(TCPAUSE) $(ARGS)
+
+build: ## Build the release binary
+	$(CARGO) build --release --locked
+
+test: ## Run the tests
+	$(CARGO) test --locked
+
+bench: ## Compare the relay with a direct connection
+	$(CARGO) bench --locked
+
+lint: ## Check the format and the lints
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# Link-time optimisation would cost a minute and find nothing.
+loom: ## Try every interleaving of the gate
+	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom gate
+
+doc: ## Build the documentation of the library
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+
+check: lint test loom doc ## All that must pass before a commit
+
+# Without a prerequisite, so that `sudo make install` compiles nothing as root.
+install: ## Install what `make build` has built: PREFIX=/usr/local DESTDIR=
+	@test -x $(TCPAUSE) || { echo "There is no $(TCPAUSE) yet: run make build first." >&2; exit 1; }
+	$(INSTALL) -D -m 755 $(TCPAUSE) $(BIN)
+	$(TCPAUSE) man | $(INSTALL) -D -m 644 /dev/stdin $(MAN)
+	$(TCPAUSE) completion bash | $(INSTALL) -D -m 644 /dev/stdin $(BASH)
+	$(TCPAUSE) completion zsh | $(INSTALL) -D -m 644 /dev/stdin $(ZSH)
+	$(TCPAUSE) completion fish | $(INSTALL) -D -m 644 /dev/stdin $(FISH)
+	test -e $(CONFIG) || $(INSTALL) -D -m 644 tcpause.yml $(CONFIG)
+
+uninstall: ## Remove what was installed, but for the configuration
+	rm -f $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH)
+
+clean: ## Remove what was built
+	$(CARGO) clean
