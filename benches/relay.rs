@@ -28,7 +28,7 @@ const MESSAGE_BYTES: usize = 64;
 const ECHO_THREADS: usize = 4;
 
 const WARM_UP_TIME: Duration = Duration::from_millis(500);
-const MEASUREMENT_TIME: Duration = Duration::from_secs(3);
+const MEASUREMENT_TIME: Duration = Duration::from_secs(2);
 
 /// One way, a large transfer: from the first byte written to the word that the last was read.
 fn bulk(criterion: &mut Criterion) {
