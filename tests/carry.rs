@@ -241,10 +241,9 @@ fn hundreds_of_connections_at_once() {
             assert_eq!(client.receive(7), format!("{round} {number:5}").as_bytes());
         }
     }
-    let status = proxy.control().status();
-    assert_eq!(
-        (status.active, status.connecting, status.accepted, status.failed),
-        (COUNT as u64, 0, COUNT as u64, 0)
+    proxy.control().wait_counts(
+        |status| (status.active, status.connecting, status.accepted, status.failed),
+        (COUNT as u64, 0, COUNT as u64, 0),
     );
     drop(clients);
     let status = proxy.control().wait_status("all have left", |status| status.active == 0);
@@ -333,8 +332,9 @@ fn a_refused_connection_fails_alone() {
     let _upstream = Upstream::on(port.listen(), echo);
     let mut client = proxy.connect();
     client.assert_echo(b"now it is there");
-    let status = proxy.control().status();
-    assert_eq!((status.failed, status.accepted, status.active), (3, 4, 1));
+    proxy
+        .control()
+        .wait_counts(|status| (status.failed, status.accepted, status.active), (3, 4, 1));
 }
 
 #[test]

@@ -86,8 +86,10 @@ fn the_byte_counts_are_exact_for_bulk_too() {
     let bytes = vec![1; 3 << 20];
     proxy.connect().round_trip(&bytes);
     proxy.control().wait_idle();
-    let status = proxy.control().status();
-    assert_eq!((status.bytes_to_upstream, status.bytes_to_client), (3 << 20, 3 << 20));
+    proxy.control().wait_counts(
+        |status| (status.bytes_to_upstream, status.bytes_to_client),
+        (3 << 20, 3 << 20),
+    );
 }
 
 #[test]

@@ -80,10 +80,10 @@ fn an_upstream_is_restarted_under_load_and_nothing_fails() {
         proxy.control().pause();
         proxy.control().wait_idle();
         let accepted = upstream.accepted();
-        let status = proxy
-            .control()
-            .wait_status("all clients are held", |status| status.held == CLIENTS as u64);
-        assert_eq!((status.active, status.connecting), (0, 0));
+        proxy.control().wait_counts(
+            |status| (status.held, status.active, status.connecting),
+            (CLIENTS as u64, 0, 0),
+        );
         assert_eq!(upstream.accepted(), accepted, "nobody is dialled for while paused");
         drop(upstream);
         upstream = Upstream::on(Listener::bind(&addr), echo);
@@ -93,8 +93,7 @@ fn an_upstream_is_restarted_under_load_and_nothing_fails() {
     load.wait_progress();
     let done = load.stop();
     proxy.control().wait_idle();
-    let status = proxy.control().status();
-    assert_eq!((status.failed, status.accepted), (0, done as u64));
+    proxy.control().wait_counts(|status| (status.failed, status.accepted), (0, done as u64));
 }
 
 #[test]
@@ -107,8 +106,10 @@ fn after_the_answer_to_a_pause_no_connection_reaches_the_upstream() {
         proxy.control().pause();
         proxy.control().wait_idle();
         // What the proxy has connected is accepted at once: the upstream does nothing else.
-        let status = proxy.control().wait_status("all clients are held", |status| status.held == 8);
-        assert_eq!((status.active, status.connecting), (0, 0));
+        let status =
+            proxy.control().wait_status("all clients are held, and nothing else", |status| {
+                (status.held, status.active, status.connecting) == (8, 0, 0)
+            });
         wait_until("the upstream has seen all that was carried", || {
             upstream.accepted() as u64 == status.accepted - status.held
         });

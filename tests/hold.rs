@@ -10,15 +10,18 @@ fn a_held_client_is_served_on_resume() {
         proxy.control().pause();
         let mut client = proxy.connect_held();
         client.send(b"early");
-        let status = proxy.control().status();
-        assert_eq!((status.held, status.connecting, status.active), (1, 0, 0));
+        proxy
+            .control()
+            .wait_counts(|status| (status.held, status.connecting, status.active), (1, 0, 0));
         assert_eq!(upstream.accepted(), 0);
 
         proxy.control().resume();
         assert_eq!(client.receive(5), b"early");
         client.assert_echo(b"late");
-        let status = proxy.control().status();
-        assert_eq!((status.held, status.active, status.accepted, status.failed), (0, 1, 1, 0));
+        proxy.control().wait_counts(
+            |status| (status.held, status.active, status.accepted, status.failed),
+            (0, 1, 1, 0),
+        );
         assert_eq!(upstream.accepted(), 1);
     }
 }
@@ -168,8 +171,9 @@ fn thousands_of_held_clients_are_all_served() {
     for (number, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.receive(8), format!("{number:8}").as_bytes());
     }
-    let status = proxy.control().status();
-    assert_eq!((status.held, status.active, status.failed), (0, COUNT as u64, 0));
+    proxy
+        .control()
+        .wait_counts(|status| (status.held, status.active, status.failed), (0, COUNT as u64, 0));
     drop(clients);
     proxy.control().wait_idle();
     assert_eq!(upstream.accepted(), COUNT);

@@ -30,8 +30,7 @@ fn more_clients_than_descriptors_wait_for_their_turn() {
         assert_eq!(client.receive(5), b"hello");
     }
     proxy.control().wait_idle();
-    let status = proxy.control().status();
-    assert_eq!((status.accepted, status.failed), (COUNT as u64, 0));
+    proxy.control().wait_counts(|status| (status.accepted, status.failed), (COUNT as u64, 0));
     proxy.connect().assert_echo(b"all is as before");
 }
 

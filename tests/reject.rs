@@ -55,8 +55,9 @@ fn a_plain_client_gets_a_503() {
             &strict_client(proxy.connect(), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
             Some(3),
         );
-        let status = proxy.control().status();
-        assert_eq!((status.rejected, status.held, status.accepted), (1, 0, 2));
+        proxy
+            .control()
+            .wait_counts(|status| (status.rejected, status.held, status.accepted), (1, 0, 2));
         proxy.control().resume();
         proxy.connect().assert_echo(b"resumed");
         assert_eq!(upstream.accepted(), 2);

@@ -1,6 +1,11 @@
 //! The operator: a plain HTTP client of the control API that sees each byte.
 
-use std::{fmt, io::Write, thread, time::Instant};
+use std::{
+    fmt::{self, Debug},
+    io::Write,
+    thread,
+    time::Instant,
+};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -139,6 +144,17 @@ impl Control {
         assert_eq!(response.status, 200, "{response}");
         serde_json::from_slice(&response.body)
             .unwrap_or_else(|error| panic!("{error} in {response}"))
+    }
+
+    /// Waits until the `counts` of the status are as wanted: a worker may show them a moment after their cause was seen.
+    #[expect(clippy::needless_pass_by_value, reason = "callers write it on the spot")]
+    #[track_caller]
+    pub(crate) fn wait_counts<T: PartialEq + Debug>(
+        &self,
+        counts: impl Fn(&Status) -> T,
+        wanted: T,
+    ) {
+        self.wait_status(&format!("the counts are {wanted:?}"), |status| counts(status) == wanted);
     }
 
     /// Waits until the status is as `condition` wants it; `what` says so in words.
