@@ -49,7 +49,7 @@ fn the_control_api_answers_during_a_stop() {
     client.assert_echo(b"hello");
     proxy.terminate();
     proxy.wait_refused();
-    assert_eq!(proxy.control().status().active, 1);
+    proxy.control().wait_counts(|status| status.active, 1);
     let mut waiter = proxy.control().send("GET", "/paused/block-until-idle", &[]);
     assert!(!proxy.control().is_paused());
     drop(client);
