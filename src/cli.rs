@@ -10,7 +10,7 @@ use std::{
 };
 
 use lexopt::{Arg, Parser};
-use tcpause::{Config, Error};
+use tcpause::{Config, Error, Server};
 
 use self::options::{Action, COMMANDS, OPTIONS, Opt, SHELLS};
 pub(crate) use self::{
@@ -97,7 +97,7 @@ impl Invocation {
     /// The configuration and the file it came from, checked as far as that goes without opening a socket.
     pub(crate) fn configure(&self) -> Result<(Config, Option<PathBuf>), Error> {
         let (config, file) = self.read()?;
-        config.validate().map_err(|error| self.name_option(error))?;
+        Server::check(&config).map_err(|error| self.name_option(error))?;
         Ok((config, file))
     }
 

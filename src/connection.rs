@@ -78,8 +78,8 @@ struct Dial {
 #[derive(Debug)]
 struct Carriage {
     relay: Relay,
-    /// Since when nothing has moved after one side was aborted.
-    settling_since: Option<Instant>,
+    /// Once one side was aborted: how much the other had yet to take when it last took something, and when that was.
+    settling: Option<(u32, Instant)>,
     _pass: Pass,
 }
 
@@ -302,7 +302,7 @@ impl Connection {
         match std::mem::replace(&mut self.state, State::Held) {
             State::Connecting(Dial { upstream: Some(upstream), pass, .. }) => {
                 let relay = Relay::new(upstream);
-                self.state = State::Relaying(Carriage { relay, settling_since: None, _pass: pass });
+                self.state = State::Relaying(Carriage { relay, settling: None, _pass: pass });
             }
             other => self.state = other,
         }
@@ -319,13 +319,15 @@ impl Connection {
             relay::Next::Again => Verdict::Again,
             relay::Next::Close => Verdict::Close(Reason::Ended),
             relay::Next::Reset => Verdict::Close(Reason::Reset),
-            relay::Next::Settle => {
-                if turn.to_upstream + turn.to_client > 0 {
-                    carriage.settling_since = None;
-                }
-                let since = carriage.settling_since.get_or_insert(context.now);
-                if context.now.duration_since(*since) >= SETTLE_TIMEOUT {
-                    return Verdict::Close(Reason::Stalled);
+            relay::Next::Settle(under_way) => {
+                let is_moving = turn.to_upstream + turn.to_client > 0;
+                match carriage.settling {
+                    Some((before, since)) if before == under_way && !is_moving => {
+                        if context.now.duration_since(since) >= SETTLE_TIMEOUT {
+                            return Verdict::Close(Reason::Stalled);
+                        }
+                    }
+                    _ => carriage.settling = Some((under_way, context.now)),
                 }
                 Verdict::Wait(Queue::Settling)
             }

@@ -167,7 +167,6 @@ impl Endpoint {
                     self.readable = false;
                     Received::Nothing
                 }
-                io::ErrorKind::Interrupted => Received::Nothing,
                 io::ErrorKind::InvalidInput => Received::Unsupported,
                 _ => {
                     self.reset = true;
@@ -185,7 +184,6 @@ impl Endpoint {
                     self.writable = false;
                     Sent::Nothing
                 }
-                io::ErrorKind::Interrupted => Sent::Bytes(0),
                 _ => {
                     // A UNIX peer that has closed in good order breaks the pipe too, and what it sent before stands.
                     self.reset |=

@@ -50,8 +50,8 @@ pub(crate) enum Next {
     Wait,
     /// Another turn: it has used up this one.
     Again,
-    /// One side was aborted, and the other has yet to take what came before.
-    Settle,
+    /// One side was aborted, and the other has yet to take what came before; so many bytes of it are on their way.
+    Settle(u32),
     /// Both streams have ended: close.
     Close,
     /// One side was aborted, and the other has taken all that came before: reset it, and close.
@@ -140,8 +140,9 @@ impl Relay {
             [(client, &self.to_upstream, &self.upstream), (&self.upstream, &self.to_client, client)]
         {
             if aborted.is_reset() {
-                let settled = !its_flow.is_open() && (other.is_reset() || is_acknowledged(other));
-                return if settled { Next::Reset } else { Next::Settle };
+                let under_way = if other.is_reset() { 0 } else { unacknowledged(other) };
+                let settled = !its_flow.is_open() && under_way == 0;
+                return if settled { Next::Reset } else { Next::Settle(under_way) };
             }
         }
         if self.to_upstream.is_open() || self.to_client.is_open() {
@@ -149,8 +150,11 @@ impl Relay {
         }
         // A flow that broke may have left bytes unread, and closing a socket with bytes unread is a reset too.
         for (flow, source) in [(&self.to_upstream, client), (&self.to_client, &self.upstream)] {
-            if flow.stage == Stage::Broken && !is_acknowledged(source) {
-                return Next::Settle;
+            if flow.stage == Stage::Broken {
+                let under_way = unacknowledged(source);
+                if under_way > 0 {
+                    return Next::Settle(under_way);
+                }
             }
         }
         Next::Close
@@ -294,16 +298,13 @@ impl Flow {
     }
 }
 
-/// Whether the peer's kernel has all that was written: then a reset discards nothing.
-fn is_acknowledged(endpoint: &Endpoint) -> bool {
-    match endpoint.socket().unacknowledged() {
-        Ok(bytes) => bytes == 0,
-        Err(error) => {
-            // A kernel that cannot tell must not keep the connection for ever.
-            log::debug!("cannot ask the kernel what the peer has acknowledged: {error}");
-            true
-        }
-    }
+/// How many bytes the peer's kernel has not got yet: a reset would discard them.
+fn unacknowledged(endpoint: &Endpoint) -> u32 {
+    endpoint.socket().unacknowledged().unwrap_or_else(|error| {
+        // A kernel that cannot tell must not keep the connection for ever.
+        log::debug!("cannot ask the kernel what the peer has acknowledged: {error}");
+        0
+    })
 }
 
 #[cfg(test)]

@@ -33,10 +33,16 @@ use crate::{
 const MAILBOX_MAX: usize = 1024;
 
 /// How many pipes all workers together may have; an unprivileged user gets 1,024 of full size (pipe(7)).
-const PIPES_MAX: u64 = 512;
+const PIPES_MAX: usize = 512;
 
-/// The descriptors kept for what is no client: the control API, and listeners, polls and look-ups.
-const RESERVED_FILES_MAX: u64 = control::DESCRIPTORS_MAX as u64 + 64;
+/// Callers of the control API that are served at once, waiting ones included; fewer where descriptors are few.
+const CALLERS_MAX: usize = 128;
+const CALLERS_MIN: usize = 2;
+
+/// The descriptors of what is there once: the control API, signals, the log, a look-up.
+const FIXED_FILES: usize = 20;
+/// The descriptors of a worker: its poll, its waker, its listener.
+const WORKER_FILES: usize = 3;
 
 /// The mode of the control API's socket file: the API has no login.
 const CONTROL_SOCKET_MODE: u32 = 0o600;
@@ -71,12 +77,17 @@ pub enum Outcome {
 }
 
 impl Server {
+    /// Finds what a start would refuse before it opens a socket: settings that do not fit together, and certificate files
+    /// that cannot be used.
+    pub fn check(config: &Config) -> Result<(), Error> {
+        load(config).map(drop)
+    }
+
     /// Binds every listener and starts every thread, or leaves everything as it was.
     pub fn start(config: Config) -> Result<Self, Error> {
-        config.validate()?;
-        let tls = tls::load(&config.proxy.tls)?;
+        let tls = load(&config)?;
         let threads = config.proxy.threads.map_or_else(cores, usize::from);
-        let limits = Limits::from_open_files(sys::raise_open_files());
+        let limits = Limits::from_open_files(sys::raise_open_files(), threads);
 
         let control = listen("control.addr", &config.control.addr, 1, Some(CONTROL_SOCKET_MODE))?;
         let proxy = listen("proxy.addr", &config.proxy.addr, threads, None)?;
@@ -127,8 +138,13 @@ impl Server {
         for listener in control.listeners {
             let is_unix = listener.is_unix();
             let policy = HostPolicy::new(&config.control);
-            server.control =
-                Some(Control::start(listener.into(), is_unix, server.handle(), policy)?);
+            server.control = Some(Control::start(
+                listener.into(),
+                is_unix,
+                server.handle(),
+                policy,
+                limits.callers,
+            )?);
         }
         server.announce(limits.clients);
         Ok(server)
@@ -223,17 +239,27 @@ impl Stopper {
 struct Limits {
     clients: usize,
     pipes: usize,
+    callers: usize,
 }
 
 impl Limits {
     /// A client takes two descriptors, its own and its upstream's, also while it is held: it must be possible to serve it.
-    fn from_open_files(files: u64) -> Self {
-        let reserved = (files / 2).min(RESERVED_FILES_MAX);
+    fn from_open_files(files: u64, threads: usize) -> Self {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let fixed = FIXED_FILES + WORKER_FILES * threads;
+        let most = CALLERS_MAX * control::CALLER_FILES;
+        let callers =
+            (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN * control::CALLER_FILES, most);
         let pipes = (files / 16).min(PIPES_MAX);
-        let clients = files.saturating_sub(reserved + 2 * pipes) / 2;
-        let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        Self { clients: number(clients.max(1)), pipes: number(pipes) }
+        let clients = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
+        Self { clients: clients.max(1), pipes, callers: callers / control::CALLER_FILES }
     }
+}
+
+/// Checks the configuration; returns what its certificate files hold.
+fn load(config: &Config) -> Result<Option<Arc<rustls::ServerConfig>>, Error> {
+    config.validate()?;
+    tls::load(&config.proxy.tls)
 }
 
 /// What listens at one address.
@@ -345,9 +371,18 @@ mod tests {
 
     #[test]
     fn descriptors_are_kept_for_the_control_api() {
-        assert_eq!(Limits::from_open_files(20_000), Limits { clients: 9_192, pipes: 512 });
-        assert_eq!(Limits::from_open_files(1_024), Limits { clients: 192, pipes: 64 });
-        assert_eq!(Limits::from_open_files(64), Limits { clients: 12, pipes: 4 });
-        assert_eq!(Limits::from_open_files(1).clients, 1);
+        for (files, threads, clients, pipes, callers) in [
+            (1_000_000, 2, 499_219, 512, 128),
+            (20_000, 2, 9_219, 512, 128),
+            (1_024, 2, 320, 64, 57),
+            (64, 2, 11, 4, 2),
+            (1, 2, 1, 0, 2),
+        ] {
+            assert_eq!(
+                Limits::from_open_files(files, threads),
+                Limits { clients, pipes, callers },
+                "{files}"
+            );
+        }
     }
 }

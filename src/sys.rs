@@ -18,7 +18,7 @@ use crate::sock_diag;
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
+    io::{Errno, retry_on_intr},
     net::{
         AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrAny, SocketAddrUnix, SocketFlags,
         SocketType, accept_with, bind, connect, getpeername, getsockname, listen, recv, send,
@@ -35,6 +35,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const BACKLOG_MAX: i32 = i32::MAX;
 
 const OPEN: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 /// A connected, or connecting, stream socket: TCP or UNIX, never blocking.
 #[derive(Debug)]
@@ -128,17 +130,17 @@ impl Socket {
 
     /// Reads at most a buffer full. 0 is the end of the stream.
     pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(recv(self, buffer, RecvFlags::empty())?.1)
+        Ok(retry_on_intr(|| recv(self, &mut *buffer, RecvFlags::empty()))?.1)
     }
 
     /// Looks at the first bytes and leaves them where they are.
     pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(recv(self, buffer, RecvFlags::PEEK)?.1)
+        Ok(retry_on_intr(|| recv(self, &mut *buffer, RecvFlags::PEEK))?.1)
     }
 
     /// Writes what fits.
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(self, bytes, SendFlags::NOSIGNAL)?)
+        Ok(retry_on_intr(|| send(self, bytes, SendFlags::NOSIGNAL))?)
     }
 
     /// Passes on the end of the stream: a FIN behind all that was written.
@@ -326,13 +328,13 @@ impl From<Listener> for OwnedFd {
 impl PipeEnds {
     /// Moves up to `len` bytes from a socket into the pipe.
     pub(crate) fn splice_from(&self, source: &Socket, len: usize) -> io::Result<usize> {
-        Ok(splice(source, None, &self.write, None, len, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+        Ok(retry_on_intr(|| splice(source, None, &self.write, None, len, SPLICE))?)
     }
 
     /// Moves up to `len` bytes from the pipe to a socket. No `SPLICE_F_MORE`: it would delay the last bytes by 200 ms. A
     /// dead peer raises SIGPIPE, which Rust programs ignore.
     pub(crate) fn splice_to(&self, sink: &Socket, len: usize) -> io::Result<usize> {
-        Ok(splice(&self.read, None, sink, None, len, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+        Ok(retry_on_intr(|| splice(&self.read, None, sink, None, len, SPLICE))?)
     }
 }
 

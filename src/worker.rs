@@ -167,7 +167,6 @@ impl Worker<'_> {
             let now = Instant::now();
             self.mark();
             if let Some(end) = self.obey(now) {
-                self.publish();
                 return Ok(end);
             }
             self.accept(now);
@@ -177,6 +176,9 @@ impl Worker<'_> {
             self.publish();
             if self.post.shared.slots.take_wanted() {
                 self.post.shared.wake_all();
+            }
+            if self.is_drained() {
+                return Ok(End::Drained);
             }
         }
     }
@@ -233,29 +235,32 @@ impl Worker<'_> {
         }
     }
 
-    /// Does what the handle or another worker asks for. Tells how to end, if so.
+    /// Does what the handle or another worker asks for. Tells how to end if it is cut short.
     fn obey(&mut self, now: Instant) -> Option<End> {
         match self.post.shared.phase() {
             Phase::Running => self.collect(now),
-            Phase::Stopping { deadline } => {
+            Phase::Stopping { deadline } if now < deadline => {
                 self.stop_listening(now);
-                // Once nobody listens, nobody will send another client over.
-                let is_last_call = !self.post.shared.is_listening();
                 self.collect(now);
-                if is_last_call && self.connections.is_empty() {
-                    return Some(End::Drained);
-                }
-                if now >= deadline {
-                    self.close_all(now);
-                    return Some(End::Cut);
-                }
             }
-            Phase::Aborting => {
+            Phase::Stopping { .. } | Phase::Aborting => {
+                self.stop_listening(now);
+                self.collect(now);
+                let end = if self.connections.is_empty() { End::Drained } else { End::Cut };
                 self.close_all(now);
-                return Some(End::Cut);
+                return Some(end);
             }
         }
         None
+    }
+
+    /// Whether there is nothing left to do, and there never will be.
+    fn is_drained(&self) -> bool {
+        // Only once nobody listens, nobody sends another client over: the order of the two looks matters.
+        self.post.shared.phase() != Phase::Running
+            && !self.post.shared.is_listening()
+            && self.post.mailbox.is_empty()
+            && self.connections.is_empty()
     }
 
     /// Takes in the clients that another worker has accepted.
@@ -445,6 +450,8 @@ impl Worker<'_> {
                 );
             }
         }
+        // Whoever has learnt that the proxy is idle shall see it in the counts.
+        self.publish();
         connection.close(reason);
     }
 

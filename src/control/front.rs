@@ -24,10 +24,10 @@ use super::{
     request::HostPolicy,
 };
 
-/// How many callers are served at once, waiting ones included. For one more, the one that matters least has to go.
-pub(super) const CALLERS_MAX: usize = 128;
 /// Accepted in one turn, so that callers already here are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
+/// How many events are taken in one turn.
+const EVENTS_MAX: usize = 256;
 const READ_BYTES: usize = 16 << 10;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -40,6 +40,8 @@ pub(super) struct Front {
     /// When to accept, although no event says so: after a full turn, or when accepting has failed (no further edge comes then).
     accept_at: Option<Instant>,
     callers: Slab<Caller>,
+    /// How many callers are served at once, waiting ones included. For one more, the one that matters least has to go.
+    callers_max: usize,
     next_id: u64,
     means: Means,
     complaints: Seldom,
@@ -52,6 +54,7 @@ impl Front {
         is_unix: bool,
         hosts: HostPolicy,
         private: Arc<Private>,
+        callers_max: usize,
         timeouts: Timeouts,
     ) -> io::Result<(Self, Waker)> {
         let poll = Poll::new()?;
@@ -66,7 +69,7 @@ impl Front {
             stops_at: None,
             scratch: vec![0; READ_BYTES],
         };
-        let (callers, complaints) = (Slab::with_capacity(CALLERS_MAX), Seldom::default());
+        let (callers, complaints) = (Slab::new(), Seldom::default());
         Ok((
             Self {
                 poll,
@@ -74,6 +77,7 @@ impl Front {
                 is_unix,
                 accept_at: None,
                 callers,
+                callers_max,
                 next_id: 1,
                 means,
                 complaints,
@@ -84,7 +88,7 @@ impl Front {
 
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
     pub(super) fn run(mut self) {
-        let mut events = Events::with_capacity(2 * CALLERS_MAX);
+        let mut events = Events::with_capacity(EVENTS_MAX);
         while self.means.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at) {
             if catch_unwind(AssertUnwindSafe(|| self.turn(&mut events))).is_err() {
                 error!(
@@ -175,7 +179,7 @@ impl Front {
     }
 
     fn admit(&mut self, socket: OwnedFd) {
-        if self.callers.len() >= CALLERS_MAX && !self.evict() {
+        if self.callers.len() >= self.callers_max && !self.evict() {
             return refuse(&socket);
         }
         let slot = self.callers.vacant_entry();

@@ -32,8 +32,8 @@ pub(crate) use request::HostPolicy;
 
 use crate::{Error, Handle};
 
-/// How many descriptors the control API may need at once: keep as many free for it.
-pub(crate) const DESCRIPTORS_MAX: usize = 4 * front::CALLERS_MAX + 16;
+/// How many descriptors a caller may need: its socket, and the private connection with what `tiny_http` makes of it.
+pub(crate) const CALLER_FILES: usize = 4;
 
 /// A running control API. Dropped, it answers or closes what is open and ends its threads.
 pub(crate) struct Control {
@@ -44,14 +44,15 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Serves the API on `listener`, a bound, listening, non-blocking socket.
+    /// Serves the API on `listener`, a bound, listening, non-blocking socket, for up to `callers_max` callers at once.
     pub(crate) fn start(
         listener: OwnedFd,
         is_unix: bool,
         handle: Handle,
         hosts: HostPolicy,
+        callers_max: usize,
     ) -> Result<Self, Error> {
-        Self::start_with(listener, is_unix, handle, hosts, Timeouts::default())
+        Self::start_with(listener, is_unix, handle, hosts, callers_max, Timeouts::default())
     }
 
     fn start_with(
@@ -59,14 +60,15 @@ impl Control {
         is_unix: bool,
         handle: Handle,
         hosts: HostPolicy,
+        callers_max: usize,
         timeouts: Timeouts,
     ) -> Result<Self, Error> {
         let refused =
             |error: io::Error| Error::System(format!("the control API cannot start: {error}"));
-        let (private, inbox) = Private::new().map_err(refused)?;
+        let (private, inbox) = Private::new(callers_max / 2).map_err(refused)?;
         let private = Arc::new(private);
         let (front, stop_front) =
-            Front::new(listener, is_unix, hosts, Arc::clone(&private), timeouts)
+            Front::new(listener, is_unix, hosts, Arc::clone(&private), callers_max, timeouts)
                 .map_err(refused)?;
         // From here on the drop of `control` ends whatever has been started.
         let mut control =

@@ -36,8 +36,6 @@ use super::{
 };
 use crate::Handle;
 
-/// How many callers may wait for idle at once; each costs four descriptors.
-pub(super) const WAITERS_MAX: usize = 64;
 /// After which time something that failed for want of descriptors or threads is tried again.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest wait of the serving thread; nothing depends on it, it only bounds the wait.
@@ -54,6 +52,8 @@ pub(super) struct Private {
     built: Mutex<Option<Built>>,
     notices: Sender<Notice>,
     stopping: AtomicBool,
+    /// How many callers may wait for idle at once.
+    waiters_max: usize,
     /// Whether the serving thread is to be woken at the next idle moment.
     wants_idle: AtomicBool,
 }
@@ -75,11 +75,11 @@ pub(super) enum Notice {
 
 impl Private {
     /// Builds the first server; [`serve`] is to answer what it reads.
-    pub(super) fn new() -> io::Result<(Self, Receiver<Notice>)> {
+    pub(super) fn new(waiters_max: usize) -> io::Result<(Self, Receiver<Notice>)> {
         let built = Mutex::new(Some(build(0)?));
         let (notices, inbox) = bounded(NOTICES_MAX);
         let (stopping, wants_idle) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok((Self { built, notices, stopping, wants_idle }, inbox))
+        Ok((Self { built, notices, stopping, waiters_max, wants_idle }, inbox))
     }
 
     /// Connects to the private server. Any error means: try again later.
@@ -219,7 +219,7 @@ impl Serving<'_> {
         }));
         match outcome {
             Ok(Outcome::Answered(answer)) => respond(request, &answer),
-            Ok(Outcome::Waits(_)) if self.waiters.len() >= WAITERS_MAX => {
+            Ok(Outcome::Waits(_)) if self.waiters.len() >= self.private.waiters_max => {
                 respond(
                     request,
                     &Answer::error(503, "Too many callers wait for idle already: try again later."),
@@ -294,6 +294,8 @@ impl Serving<'_> {
 
     fn stop(&mut self) {
         self.retire();
+        // Who has seen idle hears of it, not of the stop.
+        self.answer_waiters();
         for (_, waiter) in self.waiters.drain() {
             respond(waiter.request, &Answer::stopping());
         }

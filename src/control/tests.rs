@@ -17,6 +17,9 @@ use crate::{Address, config, gate::Pass, handle::Shared};
 
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// As many callers as the server allows where descriptors are plenty.
+const CALLERS_MAX: usize = 128;
+
 /// A handle to a proxy that is idle.
 pub(super) fn handle() -> Handle {
     Handle(Shared::without_workers())
@@ -43,9 +46,15 @@ impl Api {
         listener.set_nonblocking(true).unwrap();
         rustix::net::listen(&listener, 4096).unwrap(); // as the server does
         let (addr, handle) = (listener.local_addr().unwrap(), handle());
-        let control =
-            Control::start_with(listener.into(), false, handle.clone(), hosts(), timeouts())
-                .unwrap();
+        let control = Control::start_with(
+            listener.into(),
+            false,
+            handle.clone(),
+            hosts(),
+            CALLERS_MAX,
+            timeouts(),
+        )
+        .unwrap();
         Self { control, handle, addr }
     }
 
@@ -394,7 +403,7 @@ fn assert_house_empties(api: &Api) {
     let brief = "GET /paused/block-until-idle?timeout=100ms HTTP/1.0\r\n\r\n";
     let deadline = Instant::now() + WAIT_MAX;
     loop {
-        let callers = (0..private::WAITERS_MAX).map(|_| api.send(brief)).collect::<Vec<_>>();
+        let callers = (0..CALLERS_MAX / 2).map(|_| api.send(brief)).collect::<Vec<_>>();
         // While the front is full of callers that have just left, it refuses and may reset.
         let status_or_reset = |mut caller: TcpStream| {
             let mut text = String::new();
@@ -410,7 +419,7 @@ fn assert_house_empties(api: &Api) {
 
 /// As many callers as may wait, all of them known to the serving thread: one more is refused.
 fn full_house(api: &Api) -> Vec<TcpStream> {
-    let mut waiters = (0..private::WAITERS_MAX).map(|_| api.send(WAIT)).collect::<Vec<_>>();
+    let mut waiters = (0..CALLERS_MAX / 2).map(|_| api.send(WAIT)).collect::<Vec<_>>();
     let deadline = Instant::now() + WAIT_MAX;
     while api.status("GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n") != 503 {
         assert!(Instant::now() < deadline, "there is room for more waiters than there may be");
@@ -458,8 +467,15 @@ fn unix_callers_and_half_closed_ones_are_answered() {
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     let handle = handle();
-    let control =
-        Control::start_with(listener.into(), true, handle.clone(), hosts(), timeouts()).unwrap();
+    let control = Control::start_with(
+        listener.into(),
+        true,
+        handle.clone(),
+        hosts(),
+        CALLERS_MAX,
+        timeouts(),
+    )
+    .unwrap();
     for (request, expected) in
         [("GET /paused HTTP/1.0\r\n\r\n", 200), (WAIT, 204), ("GET /paused", 400)]
     {

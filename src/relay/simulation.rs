@@ -350,7 +350,7 @@ impl Connection {
     /// A turn, if the worker would give it one.
     fn drive(&mut self, kit: &mut Kit) {
         let Some((client, relay)) = &mut self.carried else { return };
-        if !self.ready && !matches!(self.next, Next::Again | Next::Settle) {
+        if !self.ready && !matches!(self.next, Next::Again | Next::Settle(_)) {
             return;
         }
         self.ready = false;
