@@ -374,3 +374,6 @@ fn attempt(
     upstream.register(registry, token)?;
     Ok((upstream, dialled))
 }
+
+#[cfg(test)]
+mod tests;

@@ -264,21 +264,4 @@ impl Write for Raw<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_retry_interval_is_rounded_up_and_left_out_when_zero() {
-        for (interval, line) in [
-            (Duration::from_secs(3), "Retry-After: 3\r\n"),
-            (Duration::from_millis(1500), "Retry-After: 2\r\n"),
-            (Duration::from_nanos(1), "Retry-After: 1\r\n"),
-            (Duration::ZERO, ""),
-        ] {
-            let answer = format!(
-                "HTTP/1.1 503 Service Unavailable\r\n{line}Connection: close\r\nContent-Length: 0\r\n\r\n"
-            );
-            assert_eq!(*Refusal::new(interval, None).http, *answer.as_bytes());
-        }
-    }
-}
+mod tests;

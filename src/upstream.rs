@@ -116,7 +116,8 @@ impl Upstream {
         }
     }
 
-    fn publish(&self, found: Addresses) {
+    /// Takes `found` for the addresses from now on.
+    pub(crate) fn publish(&self, found: Addresses) {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         // Name servers shuffle their answers; only another set of addresses is a change.
         if addresses.len() != found.len()

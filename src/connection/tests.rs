@@ -1,0 +1,498 @@
+//! Each state is built, and the event is sent.
+
+use std::{
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    sync::Arc,
+};
+
+use mio::{Events, Poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+
+use super::*;
+use crate::{gate::Gate, slots::Slots, sys::Listener};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const CLIENT: Token = Token(0);
+const UPSTREAM: Token = Token(1);
+
+/// What a worker has, for one connection.
+struct Bench {
+    poll: Poll,
+    gate: Arc<Gate>,
+    slots: Arc<Slots>,
+    kit: Kit,
+    upstream: Arc<Upstream>,
+    cached: Cached,
+    refusal: Refusal,
+    counters: Counters,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(upstream: &SocketAddress) -> Self {
+        Self {
+            poll: Poll::new().unwrap(),
+            gate: Arc::new(Gate::new()),
+            slots: Arc::new(Slots::new(1)),
+            kit: Kit::new(2),
+            upstream: Upstream::start(upstream.to_string().parse().unwrap()).unwrap(),
+            cached: Cached::default(),
+            refusal: Refusal::new(Duration::ZERO, None),
+            counters: Counters::default(),
+            now: Instant::now(),
+        }
+    }
+
+    /// Where nobody listens, and nobody is dialled.
+    fn nowhere() -> Self {
+        Self::new(&refusing())
+    }
+
+    /// A client that was just accepted.
+    fn connection(&self, client: Socket) -> Connection {
+        client.register(self.poll.registry(), CLIENT).unwrap();
+        Connection::new(client, self.slots.take().unwrap())
+    }
+
+    fn serve(&mut self, connection: &mut Connection) -> Verdict {
+        let pass = self.gate.enter().unwrap();
+        self.act(|context| connection.serve(pass, context))
+    }
+
+    fn act(&mut self, act: impl FnOnce(&mut Context<'_>) -> Verdict) -> Verdict {
+        act(&mut Context {
+            registry: self.poll.registry(),
+            kit: &mut self.kit,
+            upstream: &self.upstream,
+            cached: &mut self.cached,
+            refusal: &self.refusal,
+            counters: &self.counters,
+            now: self.now,
+            upstream_token: UPSTREAM,
+        })
+    }
+
+    /// Marks what the kernel tells next.
+    fn mark(&mut self, connection: &mut Connection) {
+        let mut events = Events::with_capacity(8);
+        self.poll.poll(&mut events, Some(DEADLINE)).unwrap();
+        assert!(!events.is_empty(), "no event in {DEADLINE:?}");
+        for event in &events {
+            match event.token() {
+                CLIENT => connection.mark_client(event),
+                _ => connection.mark_upstream(event),
+            }
+        }
+    }
+
+    /// Takes events and turns until a verdict is `enough`.
+    fn until(
+        &mut self,
+        connection: &mut Connection,
+        enough: impl Fn(&Connection, &Verdict) -> bool,
+    ) -> Verdict {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let mut verdict = self.act(|context| connection.drive(context));
+            while matches!(verdict, Verdict::Again | Verdict::Enter(_)) {
+                verdict = self.act(|context| connection.drive(context));
+            }
+            if enough(connection, &verdict) {
+                return verdict;
+            }
+            assert!(Instant::now() < deadline, "{verdict:?} in {connection:?}");
+            self.mark(connection);
+        }
+    }
+
+    /// Events and turns until the connection is closed, and why it is.
+    fn reason(&mut self, connection: &mut Connection) -> Reason {
+        match self.until(connection, |_, verdict| matches!(verdict, Verdict::Close(_))) {
+            Verdict::Close(reason) => reason,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    fn until_relaying(&mut self, connection: &mut Connection) {
+        self.until(connection, |it, _| matches!(it.state, State::Relaying(_)));
+    }
+
+    /// Lets the client go, with the count to prove it.
+    fn close(&self, connection: Connection, reason: &Reason) {
+        connection.close(reason);
+        assert_eq!(self.gate.passes(), 0, "the pass is given back");
+        assert!(self.slots.take().is_some(), "the slot is free");
+    }
+}
+
+/// The client's end and the accepted end of a TCP connection.
+fn tcp_pair() -> (Socket, Socket) {
+    let (listener, address) = tcp_listener();
+    let (client, _) = Socket::dial(&address).unwrap();
+    (client, accept(&listener))
+}
+
+fn tcp_listener() -> (Listener, SocketAddress) {
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
+    let address = SocketAddress::Inet(listener.local_inet().unwrap());
+    (listener, address)
+}
+
+fn accept(listener: &Listener) -> Socket {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match listener.accept() {
+            Ok(socket) => return socket,
+            Err(error) => assert!(Instant::now() < deadline, "nobody comes: {error}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Bound by nobody who listens: it refuses, and no other test can take it.
+fn refusing() -> SocketAddress {
+    static BOUND: std::sync::OnceLock<(OwnedFd, SocketAddr)> = std::sync::OnceLock::new();
+    let (_, address) = BOUND.get_or_init(|| {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let socket = socket.unwrap();
+        bind(&socket, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+        let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        (socket, address)
+    });
+    SocketAddress::Inet(*address)
+}
+
+/// Reads what is there; nothing when the stream has ended.
+fn read(socket: &Socket) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 64 * 1024];
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match socket.recv(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                assert!(Instant::now() < deadline, "nothing comes");
+                std::thread::yield_now();
+            }
+            result => return result.map(|bytes| buffer[..bytes].into()),
+        }
+    }
+}
+
+#[test]
+fn a_held_client_that_ends_without_a_word_has_left() {
+    let mut bench = Bench::nowhere();
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    client.shut_down_write().unwrap();
+    let reason = bench.reason(&mut connection);
+    assert!(matches!(reason, Reason::Left), "{reason:?}");
+    bench.close(connection, &reason);
+}
+
+#[test]
+fn a_held_client_that_ends_behind_its_request_stays_and_is_served() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::new(&address);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    client.send(b"request").unwrap();
+    client.shut_down_write().unwrap();
+    bench.until(&mut connection, |it, verdict| {
+        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
+        it.client.is_read_closed()
+    });
+    assert!(bench.kit.pipes.alive() == 0 && matches!(connection.state, State::Held));
+
+    bench.serve(&mut connection);
+    bench.until_relaying(&mut connection);
+    let server = accept(&listener);
+    server.send(b"answer").unwrap();
+    server.shut_down_write().unwrap();
+    let reason = bench.reason(&mut connection);
+    assert!(matches!(reason, Reason::Ended), "{reason:?}");
+    bench.close(connection, &reason);
+    assert_eq!(read(&server).unwrap(), b"request");
+    assert_eq!(read(&server).unwrap(), b"");
+    assert_eq!(read(&client).unwrap(), b"answer");
+    assert_eq!(read(&client).unwrap(), b"");
+    let counters = &bench.counters;
+    assert_eq!((counters.bytes_to_upstream.get(), counters.bytes_to_client.get()), (7, 6));
+}
+
+#[test]
+fn a_held_client_that_resets_has_left_whatever_it_sent() {
+    let mut bench = Bench::nowhere();
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    client.send(b"request").unwrap();
+    client.reset_on_close();
+    drop(client);
+    let reason = bench.reason(&mut connection);
+    assert!(matches!(reason, Reason::Left), "{reason:?}");
+    bench.close(connection, &reason);
+}
+
+#[test]
+fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
+    let mut bench = Bench::nowhere();
+    let (client, accepted) = crate::sys::socket_pair().unwrap();
+    let mut connection = bench.connection(accepted);
+    client.shut_down_write().unwrap();
+    bench.until(&mut connection, |it, verdict| {
+        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
+        it.client.is_read_closed()
+    });
+    drop(client);
+    let reason = bench.reason(&mut connection);
+    assert!(matches!(reason, Reason::Left), "{reason:?}");
+    bench.close(connection, &reason);
+}
+
+/// A client that has gone in the very moment of the resume, before any event.
+#[test]
+fn a_client_that_has_gone_is_not_dialled_for() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::new(&address);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    drop(client);
+    let verdict = bench.serve(&mut connection);
+    assert!(matches!(verdict, Verdict::Close(Reason::Left)), "{verdict:?}");
+    assert_eq!(bench.gate.passes(), 0);
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nobody was dialled");
+}
+
+#[test]
+fn only_a_client_that_is_dialled_for_or_carried_has_a_pass() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::new(&address);
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    assert_eq!(bench.gate.passes(), 0, "held");
+    connection.reject();
+    assert_eq!(bench.gate.passes(), 0, "to be rejected");
+    bench.serve(&mut connection);
+    assert!(matches!(connection.state, State::Connecting(_)), "{connection:?}");
+    assert_eq!(bench.gate.passes(), 1, "connecting");
+    bench.until_relaying(&mut connection);
+    assert_eq!(bench.gate.passes(), 1, "relaying");
+    drop(accept(&listener));
+    bench.close(connection, &Reason::Ended);
+}
+
+#[test]
+fn a_refused_client_is_reset_and_gives_its_pass_back() {
+    let mut bench = Bench::nowhere();
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    let verdict = bench.serve(&mut connection);
+    let reason = match verdict {
+        Verdict::Close(reason) => reason,
+        _ => bench.reason(&mut connection),
+    };
+    let Reason::Unreachable(error) = &reason else { panic!("{reason:?}") };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    bench.close(connection, &reason);
+    assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn the_next_address_is_tried_when_one_refuses() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::nowhere();
+    bench.upstream.publish([refusing(), address].into());
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    bench.until_relaying(&mut connection);
+    accept(&listener);
+}
+
+#[test]
+fn an_attempt_that_takes_long_makes_room_for_the_next_address() {
+    let (silent, _full) = full_tcp_listener();
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::nowhere();
+    bench.upstream.publish([silent, address].into());
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    let verdict = bench.serve(&mut connection);
+    assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
+    bench.act(|context| connection.expire(context));
+    bench.until_relaying(&mut connection);
+    accept(&listener);
+}
+
+#[test]
+fn the_last_address_has_all_the_time_there_is_and_no_more() {
+    let (silent, _full) = full_tcp_listener();
+    let mut bench = Bench::new(&silent);
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    bench.now += CONNECT_TIMEOUT - Duration::from_millis(1);
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
+    bench.now += Duration::from_millis(1);
+    let verdict = bench.act(|context| connection.expire(context));
+    let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
+    bench.close(connection, &reason);
+}
+
+#[test]
+fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("upstream.sock");
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.unwrap();
+    bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    listen(&socket, 0).unwrap();
+    let listener = UnixListener::from(socket);
+    let address = SocketAddress::Unix(path);
+    let mut waiting = Vec::new();
+    while let Ok((socket, _)) = Socket::dial(&address) {
+        waiting.push(socket);
+    }
+    assert!((1..10).contains(&waiting.len()), "the backlog is full");
+
+    let mut bench = Bench::new(&address);
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    let verdict = bench.serve(&mut connection);
+    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
+    listener.accept().unwrap();
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Enter(Queue::Relaying)), "{verdict:?}");
+}
+
+#[test]
+fn a_backlog_that_stays_full_is_given_up_in_time() {
+    let (client, accepted) = tcp_pair();
+    let mut bench = Bench::nowhere();
+    bench.upstream.publish([].into());
+    let mut connection = bench.connection(accepted);
+    let verdict = bench.serve(&mut connection);
+    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "the name is unknown: {verdict:?}");
+    bench.now += CONNECT_TIMEOUT;
+    let verdict = bench.act(|context| connection.expire(context));
+    let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
+    bench.close(connection, &reason);
+    assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_client_that_resets_while_its_upstream_is_dialled_has_left() {
+    let (silent, _full) = full_tcp_listener();
+    let mut bench = Bench::new(&silent);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    client.reset_on_close();
+    drop(client);
+    let reason = bench.reason(&mut connection);
+    assert!(matches!(reason, Reason::Left), "{reason:?}");
+    bench.close(connection, &reason);
+}
+
+#[test]
+fn a_client_that_ends_its_stream_while_its_upstream_is_dialled_is_waited_for() {
+    let (silent, _full) = full_tcp_listener();
+    let mut bench = Bench::new(&silent);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    client.send(b"request").unwrap();
+    client.shut_down_write().unwrap();
+    bench.until(&mut connection, |it, verdict| {
+        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
+        it.client.is_read_closed()
+    });
+}
+
+/// How each reason looks to both peers: an abort must not pass for an orderly end.
+#[test]
+fn the_reason_decides_between_a_reset_and_an_end() {
+    let aborted = |reason: Reason| {
+        let (listener, address) = tcp_listener();
+        let mut bench = Bench::new(&address);
+        let (client, accepted) = tcp_pair();
+        let mut connection = bench.connection(accepted);
+        bench.serve(&mut connection);
+        bench.until_relaying(&mut connection);
+        let server = accept(&listener);
+        bench.close(connection, &reason);
+        [client, server].map(|peer| read(&peer).is_err())
+    };
+    for reason in [
+        Reason::Reset,
+        Reason::Stalled,
+        Reason::Unreachable(io::ErrorKind::TimedOut.into()),
+        Reason::Stopped,
+    ] {
+        let text = reason.to_string();
+        assert_eq!(aborted(reason), [true, true], "{text}");
+    }
+    for reason in [Reason::Ended, Reason::Left, Reason::Rejected] {
+        let text = reason.to_string();
+        assert_eq!(aborted(reason), [false, false], "{text}");
+    }
+}
+
+#[test]
+fn a_reset_waits_until_the_other_side_has_everything() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::new(&address);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    bench.until_relaying(&mut connection);
+    let server = accept(&listener);
+    // More than the server's kernel takes unread.
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        client.send(&[7; 64 * 1024]).ok();
+        bench.until(&mut connection, |_, _| true);
+        let State::Relaying(it) = &connection.state else { panic!("{connection:?}") };
+        if it.relay.upstream().socket().unacknowledged().unwrap() > 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the server's buffers have no end");
+        bench.mark(&mut connection);
+    }
+    client.reset_on_close();
+    drop(client);
+    let verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Settling)), "{verdict:?}");
+
+    let before = bench.now;
+    bench.now = before + SETTLE_TIMEOUT - Duration::from_millis(1);
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Settling)), "{verdict:?}");
+    bench.now = before + SETTLE_TIMEOUT;
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Close(Reason::Stalled)), "{verdict:?}");
+    assert!(!read(&server).unwrap().is_empty());
+}
+
+/// An address that neither accepts nor refuses: its backlog is full, and more SYNs are dropped.
+fn full_tcp_listener() -> (SocketAddress, (OwnedFd, Vec<Socket>)) {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.unwrap();
+    bind(&socket, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+    listen(&socket, 0).unwrap();
+    let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+    let address = SocketAddress::Inet(address);
+    // A backlog of 0 takes one.
+    let mut waiting = vec![Socket::dial(&address).unwrap().0];
+    let deadline = Instant::now() + DEADLINE;
+    while waiting[0].peer() == "unknown" {
+        assert!(Instant::now() < deadline, "the first is not taken");
+        std::thread::yield_now();
+    }
+    waiting.push(Socket::dial(&address).unwrap().0);
+    (address, (socket, waiting))
+}
