@@ -146,7 +146,7 @@ fn a_large_request_is_read_to_its_end_before_the_close() {
     assert_eq!(scene.drive(), Next::Answered);
     let (mut sent, deadline) = (0, Instant::now() + DEADLINE);
     while sent < 4 << 20 {
-        sent += scene.peer().send(&[b'x'; 64 * 1024]).unwrap_or(0);
+        sent += scene.peer().send(&[b'x'; 16 * 1024]).unwrap_or(0);
         let next = scene.drive();
         assert!(matches!(next, Next::Wait | Next::Again), "{next:?}");
         assert!(Instant::now() < deadline, "it stalls after {sent} bytes");
@@ -177,7 +177,7 @@ fn what_is_discarded_has_a_bound_in_a_turn_and_in_all() {
     scene.send(b"POST");
     assert_eq!(scene.drive(), Next::Answered);
     let mut queued = 0;
-    while let Ok(bytes) = scene.peer().send(&[b'x'; 64 * 1024]) {
+    while let Ok(bytes) = scene.peer().send(&[b'x'; 16 * 1024]) {
         queued += bytes;
     }
     assert!(queued > TURN_BYTES_MAX + scene.scratch.len(), "too small a buffer: {queued} bytes");
