@@ -71,6 +71,7 @@ enum Left {
 
 /// A client or an upstream.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Peer {
     socket: Option<Socket>,
     is_unix: bool,
