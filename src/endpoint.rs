@@ -179,20 +179,18 @@ impl Endpoint {
     fn sent(&mut self, result: io::Result<usize>) -> Sent {
         match result {
             Ok(bytes) => Sent::Bytes(bytes),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    self.writable = false;
-                    Sent::Nothing
-                }
-                _ => {
-                    // A UNIX peer that has closed in good order breaks the pipe too, and what it sent before stands.
-                    self.reset |=
-                        !(self.socket.is_unix() && error.kind() == io::ErrorKind::BrokenPipe);
-                    // What the peer sent before it went is still to be read, and the end behind it.
-                    self.readable = true;
-                    Sent::Broken
-                }
-            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.writable = false;
+                Sent::Nothing
+            }
+            Err(error) => {
+                // A UNIX peer that has closed in good order breaks the pipe too, and what it sent before stands.
+                let in_order = self.socket.is_unix() && error.kind() == io::ErrorKind::BrokenPipe;
+                self.reset |= !in_order;
+                // What the peer sent before it went is still to be read, and the end behind it.
+                self.readable = true;
+                Sent::Broken
+            }
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Zero downtime for the clients of a server that restarts.
+//!
 #![doc = include_str!("README.md")]
 
 mod address;

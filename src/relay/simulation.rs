@@ -4,40 +4,23 @@
 //! as the kernel tells them and one turn. A failure prints its seed and steps; `TCPAUSE_SEED=n` replays one schedule, and
 //! `TCPAUSE_SCHEDULES=n` sets how many each test runs.
 
-use std::{
-    io,
-    sync::LazyLock,
-    time::{Duration, Instant},
-};
+mod peer;
+
+use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
-use rustix::net::{SendFlags, send, sockopt};
+use rustix::net::{SendFlags, sockopt};
 
+use self::peer::{DEADLINE, Ending, Left, PERIOD, Peer, Port, Random, WRITE_BYTES_MAX};
 use super::*;
-use crate::sys::{Listener, Socket, SocketAddress, SocketFile};
+use crate::sys::Socket;
 
 /// How many schedules each test runs.
 const SCHEDULES: u64 = 150;
-/// Far more than a schedule needs to come to its end.
-const DEADLINE: Duration = Duration::from_secs(20);
-/// The most that a peer writes at once.
-const WRITE_BYTES_MAX: usize = 100_000;
 /// The receive buffers of peers that have small ones. With less, TCP waits 200 ms for a window that is worth a segment.
 const RECEIVE_BUFFER_BYTES: usize = 20_000;
 /// How many turns in a row may find out that nothing can be moved.
 const IDLE_TURNS_MAX: usize = 3;
-/// After how many bytes what a peer writes repeats: a prime, so that no buffer's size divides it.
-const PERIOD: usize = 65_521;
-
-/// What peers write: which bytes a peer got tells whose they are and where in the stream they stood.
-static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let mut random = Random(1);
-    let period: Vec<u8> = (0..PERIOD).map(|_| random.next().to_le_bytes()[0]).collect();
-    period.iter().copied().cycle().take(PERIOD + WRITE_BYTES_MAX).collect()
-});
-
-/// A xorshift generator; any seed but 0.
-struct Random(u64);
 
 /// The two sides of a connection; also the indices of its peers.
 const CLIENT: usize = 0;
@@ -53,41 +36,6 @@ enum Step {
     Reset { side: usize },
     Events,
     Turn,
-}
-
-/// How a peer saw its stream end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    Orderly,
-    Aborted,
-}
-
-/// How a peer left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
-    Closed,
-    Reset,
-}
-
-/// A client or an upstream.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-struct Peer {
-    socket: Option<Socket>,
-    is_unix: bool,
-    /// Where in the pattern its stream begins.
-    key: usize,
-    sent: usize,
-    received: usize,
-    shut: bool,
-    /// Whether a write was told of a reset; the kernel then tells no read of it.
-    broken: bool,
-    seen: Option<Ending>,
-    left: Option<Left>,
-    /// Whether it left in good order: a UNIX socket that was closed with nothing unread.
-    left_in_order: bool,
-    /// When it left: how many of its bytes had come as far as the relay's kernel.
-    owed: usize,
 }
 
 /// A connection under test: two peers, and what a worker has between them.
@@ -108,13 +56,6 @@ struct Worker {
     poll: Poll,
     events: Events,
     kit: Kit,
-}
-
-/// Where one side's sockets come from.
-struct Port {
-    listener: Listener,
-    address: SocketAddress,
-    _file: Option<(SocketFile, tempfile::TempDir)>,
 }
 
 /// Tells, when a test fails, how to see it again.
@@ -231,7 +172,7 @@ fn run(seed: u64, client: &Port, upstream: &Port) {
 
     for _step in 0..10 + random.below(150) {
         let index = random.below(connections.len());
-        let step = random.step(may_abort, may_be_urgent, magnitudes);
+        let step = Step::random(&mut random, may_abort, may_be_urgent, magnitudes);
         replay.steps.push((index, step));
         match step {
             Step::Events => worker.mark(&mut connections, Duration::ZERO),
@@ -502,114 +443,25 @@ impl std::fmt::Display for Connection {
     }
 }
 
-impl Peer {
-    fn new(socket: Socket) -> Self {
-        Self {
-            is_unix: socket.is_unix(),
-            socket: Some(socket),
-            key: 0,
-            sent: 0,
-            received: 0,
-            shut: false,
-            broken: false,
-            seen: None,
-            left: None,
-            left_in_order: false,
-            owed: 0,
-        }
-    }
-
-    fn write(&mut self, bytes: usize, flags: SendFlags) {
-        let Some(socket) = self.socket.as_ref().filter(|_| !self.shut) else { return };
-        let start = (self.key + self.sent) % PERIOD;
-        match send(socket, &PATTERN[start..start + bytes], flags).map_err(io::Error::from) {
-            Ok(bytes) => self.sent += bytes,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.broken = true,
-        }
-    }
-
-    /// Reads up to `bytes`, which must be what the peer with `key` sent.
-    fn read(&mut self, bytes: usize, key: usize) {
-        let Some(socket) = &self.socket else { return };
-        let mut buffer = vec![0; bytes];
-        match socket.recv(&mut buffer) {
-            Ok(0) if self.broken => self.seen = Some(Ending::Aborted),
-            Ok(0) => self.seen = self.seen.or(Some(Ending::Orderly)),
-            Ok(bytes) => {
-                let start = (key + self.received) % PERIOD;
-                let expected = &PATTERN[start..start + bytes];
-                assert!(buffer[..bytes] == *expected, "other bytes were sent");
-                assert_eq!(self.seen, None, "nothing comes behind the end");
-                self.received += bytes;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.seen = Some(Ending::Aborted),
-        }
-    }
-
-    fn shut(&mut self) {
-        if let Some(socket) = &self.socket {
-            self.shut = true;
-            // The relay may have closed the connection already.
-            socket.shut_down_write().ok();
-        }
-    }
-}
-
-impl Port {
-    fn tcp() -> Self {
-        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
-        let address = SocketAddress::Inet(listener.local_inet().unwrap());
-        Self { listener, address, _file: None }
-    }
-
-    fn unix() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let (listener, file) = Listener::unix(&path, None).unwrap();
-        Self { listener, address: SocketAddress::Unix(path), _file: Some((file, folder)) }
-    }
-
-    /// The dialling and the accepted end of a new connection.
-    fn connect(&self) -> (Socket, Socket) {
-        let deadline = Instant::now() + DEADLINE;
-        let (dialled, _) = Socket::dial(&self.address).unwrap();
-        loop {
-            match self.listener.accept() {
-                Ok(accepted) => return (dialled, accepted),
-                Err(error) => assert!(Instant::now() < deadline, "nobody comes: {error}"),
-            }
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() >> 33).unwrap() % limit
-    }
-
-    fn step(&mut self, may_abort: bool, may_be_urgent: bool, magnitudes: usize) -> Step {
-        let side = self.below(2);
-        let magnitude = self.below(magnitudes);
-        let bytes = 1 + self.below(WRITE_BYTES_MAX >> magnitude);
-        match self.below(100) {
-            0..25 => Step::Write { side, bytes },
-            25..45 => Step::Read { side, bytes },
-            45..50 if may_be_urgent => Step::Urgent { side },
-            50..52 => Step::Shut { side },
-            52 if may_abort => Step::Close { side },
-            53 if may_abort => Step::Reset { side },
-            54..75 => Step::Events,
-            _ => Step::Turn,
+impl Step {
+    fn random(
+        random: &mut Random,
+        may_abort: bool,
+        may_be_urgent: bool,
+        magnitudes: usize,
+    ) -> Self {
+        let side = random.below(2);
+        let magnitude = random.below(magnitudes);
+        let bytes = 1 + random.below(WRITE_BYTES_MAX >> magnitude);
+        match random.below(100) {
+            0..25 => Self::Write { side, bytes },
+            25..45 => Self::Read { side, bytes },
+            45..50 if may_be_urgent => Self::Urgent { side },
+            50..52 => Self::Shut { side },
+            52 if may_abort => Self::Close { side },
+            53 if may_abort => Self::Reset { side },
+            54..75 => Self::Events,
+            _ => Self::Turn,
         }
     }
 }
