@@ -215,6 +215,10 @@ impl Connection {
             }
             // The last address has what is left of the time.
             State::Connecting(_) => Verdict::Wait(Queue::Connecting),
+            State::Relaying(carriage) if carriage.settling.is_none() => {
+                carriage.relay.upstream().socket().keep_alive();
+                Verdict::Wait(Queue::Relaying)
+            }
             State::Relaying(_) => self.carry(context),
             State::Rejecting(reject) => {
                 let next = reject.expire(&mut self.client, context.refusal);
@@ -292,7 +296,9 @@ impl Connection {
         let State::Connecting(Dial { upstream: Some(upstream), .. }) = &self.state else {
             return Verdict::Stay;
         };
-        match upstream.socket().take_dial_error() {
+        // A failure is told by the event; asking the kernel again would cost a call for each connection.
+        let failure = if upstream.is_reset() { upstream.socket().take_dial_error() } else { None };
+        match failure {
             None => self.begin_to_carry(),
             Some(error) => self.next_address(error, context),
         }
@@ -306,7 +312,7 @@ impl Connection {
             }
             other => self.state = other,
         }
-        Verdict::Enter(Queue::Relaying)
+        Verdict::Enter(Queue::Fresh)
     }
 
     fn carry(&mut self, context: &mut Context<'_>) -> Verdict {

@@ -18,6 +18,8 @@ pub(crate) enum Queue {
     Connecting,
     /// A dial that could not even begin: until it is tried again.
     Redial,
+    /// Both sides are carried, and have not been for long: until the connection is worth its keepalive.
+    Fresh,
     /// Both sides are carried; no deadline.
     Relaying,
     /// One side is gone and the other has yet to take what is left: until the next look.

@@ -123,8 +123,10 @@ impl Relay {
     /// Moves bytes both ways until neither can move or each has had its share.
     pub(crate) fn drive(&mut self, client: &mut Endpoint, kit: &mut Kit) -> Turn {
         let before = self.delivered();
-        let more_up = self.to_upstream.pump(client, &mut self.upstream, kit);
-        let more_down = self.to_client.pump(&mut self.upstream, client, kit);
+        let is_last = self.to_client.stage == Stage::Ended;
+        let more_up = self.to_upstream.pump(client, &mut self.upstream, kit, is_last);
+        let is_last = self.to_upstream.stage == Stage::Ended;
+        let more_down = self.to_client.pump(&mut self.upstream, client, kit, is_last);
         // Writing in one direction may have shown that there is an end to read in the other.
         let more_up = more_up || self.to_upstream.can_move(client, &self.upstream);
         Turn {
@@ -180,8 +182,15 @@ impl Flow {
     }
 
     /// Drains, fills, and drains again, until one of the two sockets has to be waited for (false), the flow is over
-    /// (false), or its share of the turn is used up (true).
-    fn pump(&mut self, source: &mut Endpoint, sink: &mut Endpoint, kit: &mut Kit) -> bool {
+    /// (false), or its share of the turn is used up (true). `is_last` says that the other flow has ended: then the close
+    /// that follows passes on the end of this one, and no call of its own is needed.
+    fn pump(
+        &mut self,
+        source: &mut Endpoint,
+        sink: &mut Endpoint,
+        kit: &mut Kit,
+        is_last: bool,
+    ) -> bool {
         let mut share = TURN_BYTES_MAX;
         while self.is_open() && self.drain(sink, kit) && source.is_readable() {
             if share == 0 {
@@ -191,6 +200,7 @@ impl Flow {
             match received {
                 Received::Bytes(bytes) => share = share.saturating_sub(bytes),
                 Received::Nothing => break,
+                Received::End if is_last => self.stage = Stage::Ended,
                 Received::End => {
                     self.stage = match sink.shut_down_write() {
                         Sent::Broken => Stage::Broken,

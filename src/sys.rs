@@ -29,7 +29,7 @@ use rustix::{
 };
 
 /// After how long a silence, and how often, the kernel asks whether the peer is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG_MAX: i32 = i32::MAX;
@@ -90,7 +90,8 @@ impl Socket {
         let (socket, result) = match address {
             SocketAddress::Inet(address) => {
                 let socket = socket_with(family(address), SocketType::STREAM, OPEN, None)?;
-                tune(&socket)?;
+                sockopt::set_tcp_nodelay(&socket, true)?;
+                sockopt::set_socket_oobinline(&socket, true)?;
                 let result = connect(&socket, address);
                 (socket, result)
             }
@@ -115,6 +116,14 @@ impl Socket {
         match sockopt::socket_error(self) {
             Ok(Ok(())) => None,
             Ok(Err(error)) | Err(error) => Some(error.into()),
+        }
+    }
+
+    /// Has the kernel ask silent peers whether they are there. Dialled sockets get it late: most connections end before it
+    /// matters, and it takes three calls. (Accepted ones inherit it.)
+    pub(crate) fn keep_alive(&self) {
+        if !self.is_unix && keep_alive(&self.fd).is_err() {
+            log::debug!("the system refused a keepalive");
         }
     }
 
@@ -396,14 +405,19 @@ fn register(
     registry.register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest)
 }
 
-/// What every TCP socket has: no delay for small writes, a look after silent peers, and urgent bytes kept in line, where
-/// none is lost.
-fn tune(socket: &OwnedFd) -> rustix::io::Result<()> {
-    sockopt::set_tcp_nodelay(socket, true)?;
+/// What accepted TCP sockets inherit: no delay for small writes, urgent bytes kept in line, where none is lost, and a look
+/// after silent peers.
+fn tune(listener: &OwnedFd) -> rustix::io::Result<()> {
+    sockopt::set_tcp_nodelay(listener, true)?;
+    sockopt::set_socket_oobinline(listener, true)?;
+    keep_alive(listener)
+}
+
+/// The idle time comes last: set on a socket that has been silent for longer, it has the kernel ask at once.
+fn keep_alive(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepidle(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
-    sockopt::set_socket_oobinline(socket, true)
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_INTERVAL)
 }
 
 /// The device and inode of a file.

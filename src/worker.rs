@@ -21,7 +21,7 @@ use crate::{
     queues::{Queue, Queues, SlotIndex},
     relay::Kit,
     slots::Slot,
-    sys::{Listener, Socket, SocketFile, is_shortage},
+    sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile, is_shortage},
     upstream::Cached,
 };
 
@@ -60,9 +60,10 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The queues with a deadline, and its length.
-const DEADLINES: [(Queue, Duration); 7] = [
+const DEADLINES: [(Queue, Duration); 8] = [
     (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
     (Queue::Redial, REDIAL_INTERVAL),
+    (Queue::Fresh, KEEPALIVE_INTERVAL),
     (Queue::Settling, SETTLE_INTERVAL),
     (Queue::Sniffing, SNIFF_TIMEOUT),
     (Queue::Handshaking, HANDSHAKE_TIMEOUT),
@@ -493,7 +494,7 @@ impl Worker<'_> {
         let counters = self.post.shared.counters(self.post.index);
         counters.held.set(len(&[Queue::Held]));
         counters.connecting.set(len(&[Queue::Connecting, Queue::Redial]));
-        counters.active.set(len(&[Queue::Relaying, Queue::Settling]));
+        counters.active.set(len(&[Queue::Fresh, Queue::Relaying, Queue::Settling]));
         counters.rejecting.set(len(&[
             Queue::Sniffing,
             Queue::Handshaking,

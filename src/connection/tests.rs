@@ -366,7 +366,7 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
     listener.accept().unwrap();
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Enter(Queue::Relaying)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Enter(Queue::Fresh)), "{verdict:?}");
 }
 
 #[test]
@@ -495,4 +495,24 @@ fn full_tcp_listener() -> (SocketAddress, (OwnedFd, Vec<Socket>)) {
     }
     waiting.push(Socket::dial(&address).unwrap().0);
     (address, (socket, waiting))
+}
+
+#[test]
+fn a_connection_that_lasts_gets_its_keepalive() {
+    let upstream = Listener::tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
+    let mut bench = Bench::new(&SocketAddress::Inet(upstream.local_inet().unwrap()));
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    bench.until(&mut connection, |connection, _| matches!(connection.state, State::Relaying(_)));
+    let has_keepalive = |connection: &Connection| match &connection.state {
+        State::Relaying(carriage) => {
+            rustix::net::sockopt::socket_keepalive(carriage.relay.upstream().socket()).unwrap()
+        }
+        state => panic!("{state:?}"),
+    };
+    assert!(!has_keepalive(&connection));
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Relaying)), "{verdict:?}");
+    assert!(has_keepalive(&connection));
 }
