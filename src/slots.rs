@@ -38,9 +38,12 @@ impl Slots {
         })
     }
 
-    /// Whether someone waits for a place, once: who frees places asks, and wakes the workers.
+    /// Whether someone waits for a place that is free, once: who may have freed one asks, and wakes the workers. While all
+    /// are taken the wish stays on record, or those who wait would wake each other in a circle.
     pub(crate) fn take_wanted(&self) -> bool {
-        self.wanted.load(Ordering::SeqCst) && self.wanted.swap(false, Ordering::SeqCst)
+        self.wanted.load(Ordering::SeqCst)
+            && self.taken.load(Ordering::SeqCst) < self.max
+            && self.wanted.swap(false, Ordering::SeqCst)
     }
 
     fn try_take(self: &Arc<Self>) -> Option<Slot> {
@@ -66,6 +69,7 @@ mod tests {
         let slot = slots.take().unwrap();
         assert!(!slots.take_wanted());
         assert!(slots.take().is_none());
+        assert!(!slots.take_wanted(), "none is free: waking would only ask again");
         drop(slot);
         assert!(slots.take_wanted());
         assert!(!slots.take_wanted());
