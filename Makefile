@@ -38,7 +38,7 @@ test: ## Run the tests
 	$(CARGO) test --locked
 
 bench: ## Compare the relay with a direct connection
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench relay
 
 lint: ## Check the format and the lints
 	$(CARGO) fmt --check

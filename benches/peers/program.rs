@@ -1,0 +1,301 @@
+//! The programs under test: how each is started in front of an upstream, and what it has used so far.
+
+use std::{
+    env, fs, io,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::load::{self, Address};
+
+/// How long a program may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// The unit of the times in `/proc/PID/stat` (`USER_HZ`, a hundredth of a second on every Linux port in use).
+const TICK: Duration = Duration::from_millis(10);
+
+/// What can stand between a client and an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    Direct,
+    Tcpause,
+    HaproxySplicing,
+    Haproxy,
+    Nginx,
+    Socat,
+    SocketProxyd,
+}
+
+/// A kind of address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tcp,
+    Unix,
+}
+
+/// A program that runs; dropping it ends it.
+pub(crate) struct Running {
+    child: Option<Child>,
+    /// Where clients connect to.
+    pub(crate) front: Address,
+}
+
+impl Program {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Tcpause,
+        Self::HaproxySplicing,
+        Self::Haproxy,
+        Self::Nginx,
+        Self::Socat,
+        Self::SocketProxyd,
+    ];
+
+    /// The column's heading.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Tcpause => "tcpause",
+            Self::HaproxySplicing => "haproxy splicing",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx stream",
+            Self::Socat => "socat",
+            Self::SocketProxyd => "socket-proxyd",
+        }
+    }
+
+    /// Its version as it tells it; none when it is not on this machine.
+    pub(crate) fn version(self) -> Option<String> {
+        let (file, argument) = match self {
+            Self::Direct => return Some("no proxy".into()),
+            Self::Tcpause => (PathBuf::from(env!("CARGO_BIN_EXE_tcpause")), "--version"),
+            Self::HaproxySplicing | Self::Haproxy => (find("haproxy")?, "-v"),
+            Self::Nginx if Path::new(NGINX_MODULE).exists() => (find("nginx")?, "-v"),
+            Self::Nginx => return None,
+            Self::Socat => (find("socat")?, "-V"),
+            Self::SocketProxyd => {
+                find("systemd-socket-activate")?;
+                (find("systemd-socket-proxyd")?, "--version")
+            }
+        };
+        let output = Command::new(file).arg(argument).output().ok()?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.lines()
+            .find(|line| line.contains(|letter: char| letter.is_ascii_digit()))
+            .map(Into::into)
+    }
+
+    /// Starts it with one worker, in front of `upstream`; its files lie in `dir`.
+    pub(crate) fn start(self, front: Kind, upstream: &Address, dir: &Path) -> io::Result<Running> {
+        if self == Self::Direct {
+            return Ok(Running { child: None, front: upstream.clone() });
+        }
+        let stem = format!("{}-{front:?}-{}", self.name().replace(' ', "-"), kind_of(upstream));
+        let front = match front {
+            Kind::Tcp => Address::Tcp(TcpListener::bind("127.0.0.1:0")?.local_addr()?),
+            Kind::Unix => Address::Unix(dir.join(format!("{stem}.sock"))),
+        };
+        let mut command = self.command(&front, upstream, &dir.join(&stem))?;
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let running = Running { child: Some(child), front };
+        let deadline = Instant::now() + START_TIMEOUT;
+        while load::idle(&running.front, 1).is_err() {
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("{} does not start", self.name())));
+            }
+            std::thread::sleep(TICK);
+        }
+        Ok(running)
+    }
+
+    fn command(self, front: &Address, upstream: &Address, stem: &Path) -> io::Result<Command> {
+        let plain = |address: &Address, unix: &str| match address {
+            Address::Tcp(address) => address.to_string(),
+            Address::Unix(path) => format!("{unix}{}", path.display()),
+        };
+        let config = stem.with_extension("conf");
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let command = match self {
+            Self::Direct => return Err(missing()),
+            Self::Tcpause => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_tcpause"));
+                fs::write(&config, "")?;
+                command.arg("--config").arg(&config).args([
+                    "--proxy-threads",
+                    "1",
+                    "--log-level",
+                    "warn",
+                ]);
+                command.args([
+                    "--proxy-addr",
+                    &plain(front, "unix://"),
+                    "--upstream-addr",
+                    &plain(upstream, "unix://"),
+                ]);
+                command
+                    .arg("--control-addr")
+                    .arg(format!("unix://{}", stem.with_extension("control").display()));
+                command
+            }
+            Self::HaproxySplicing | Self::Haproxy => {
+                let splice = "option splice-request\n option splice-response\n";
+                let splice = if self == Self::Haproxy { "" } else { splice };
+                let text = format!(
+                    "global\n nbthread 1\n maxconn 4500\ndefaults\n mode tcp\n {splice} timeout connect 5s\n \
+                     timeout client 1h\n timeout server 1h\nlisten it\n bind {}\n server it {}\n",
+                    plain(front, "unix@"),
+                    plain(upstream, "unix@")
+                );
+                fs::write(&config, text)?;
+                let mut command = Command::new(find("haproxy").ok_or_else(missing)?);
+                command.arg("-db").arg("-f").arg(&config);
+                command
+            }
+            Self::Nginx => {
+                let text = format!(
+                    "load_module {NGINX_MODULE};\nworker_processes 1;\nworker_rlimit_nofile 20000;\ndaemon off;\n\
+                     pid {};\nevents {{ worker_connections 19000; }}\n\
+                     stream {{ server {{ listen {}; proxy_pass {}; proxy_timeout 1h; }} }}\n",
+                    stem.with_extension("pid").display(),
+                    plain(front, "unix:"),
+                    plain(upstream, "unix:")
+                );
+                fs::write(&config, text)?;
+                let mut command = Command::new(find("nginx").ok_or_else(missing)?);
+                command.arg("-c").arg(&config).arg("-e").arg(stem.with_extension("log"));
+                command
+            }
+            Self::Socat => {
+                let mut command = Command::new(find("socat").ok_or_else(missing)?);
+                command.arg(match front {
+                    Address::Tcp(address) => {
+                        format!(
+                            "TCP-LISTEN:{},bind={},reuseaddr,fork,nodelay,backlog=4096",
+                            address.port(),
+                            address.ip()
+                        )
+                    }
+                    Address::Unix(path) => {
+                        format!("UNIX-LISTEN:{},fork,backlog=4096", path.display())
+                    }
+                });
+                command.arg(match upstream {
+                    Address::Tcp(address) => format!("TCP:{address},nodelay"),
+                    Address::Unix(path) => format!("UNIX-CONNECT:{}", path.display()),
+                });
+                command
+            }
+            Self::SocketProxyd => {
+                let mut command =
+                    Command::new(find("systemd-socket-activate").ok_or_else(missing)?);
+                command
+                    .args(["-l", &plain(front, "")])
+                    .arg(find("systemd-socket-proxyd").ok_or_else(missing)?);
+                command.args(["--connections-max=9000", &plain(upstream, "")]);
+                command
+            }
+        };
+        Ok(command)
+    }
+}
+
+impl Running {
+    /// The CPU time that the program and its children, dead ones included, have used.
+    pub(crate) fn cpu(&self) -> Duration {
+        let processes = self.processes();
+        let living: u64 = processes.iter().map(|process| nanoseconds(process.pid)).sum();
+        let dead: u32 = processes.iter().map(|process| process.ticks_of_dead_children).sum();
+        Duration::from_nanos(living) + TICK * dead
+    }
+
+    /// The resident memory of the program and its children, in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let resident = |process: &Process| {
+            let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid)).ok()?;
+            let line = text.lines().find(|line| line.starts_with("Pss:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        self.processes().iter().filter_map(resident).sum()
+    }
+
+    fn processes(&self) -> Vec<Process> {
+        let Some(child) = &self.child else { return Vec::new() };
+        let all: Vec<Process> = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Process::read(entry.ok()?.file_name().to_str()?.parse().ok()?))
+            .collect();
+        let mut ours = vec![child.id()];
+        let mut index = 0;
+        while index < ours.len() {
+            let parent = ours[index];
+            ours.extend(
+                all.iter().filter(|process| process.parent == parent).map(|process| process.pid),
+            );
+            index += 1;
+        }
+        all.into_iter().filter(|process| ours.contains(&process.pid)).collect()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let processes = self.processes();
+        if let Some(child) = &mut self.child {
+            // Children first: an nginx master or a socat parent that is killed leaves them behind.
+            for process in processes.iter().rev() {
+                if let Some(pid) =
+                    i32::try_from(process.pid).ok().and_then(rustix::process::Pid::from_raw)
+                {
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+                }
+            }
+            child.wait().ok();
+        }
+    }
+}
+
+/// A line of `/proc/PID/stat` (`proc_pid_stat(5)`).
+struct Process {
+    pid: u32,
+    parent: u32,
+    ticks_of_dead_children: u32,
+}
+
+impl Process {
+    fn read(pid: u32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the name, which may hold anything, the third field comes first.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u32>().ok();
+        Some(Self { pid, parent: field(4)?, ticks_of_dead_children: field(16)? + field(17)? })
+    }
+}
+
+/// The time that all threads of a process have spent on a CPU: `/proc/PID/stat` counts it in hundredths of a second only.
+fn nanoseconds(pid: u32) -> u64 {
+    let thread = |entry: io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(entry.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(thread).sum()
+}
+
+const NGINX_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// Where an executable is.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin", "/lib/systemd", "/usr/lib/systemd"].map(PathBuf::from);
+    env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn kind_of(address: &Address) -> &'static str {
+    match address {
+        Address::Tcp(_) => "tcp",
+        Address::Unix(_) => "unix",
+    }
+}
