@@ -292,6 +292,12 @@ impl Listener {
         Ok(Socket { fd, is_unix: self.is_unix })
     }
 
+    /// Lets nobody new into the queue while someone is in it; their SYNs are repeated, perhaps to a successor.
+    pub(crate) fn cut_backlog(&self) {
+        // Refused or not: the queue is taken in all the same.
+        listen(self, 0).ok();
+    }
+
     /// Where it listens, with the port that the system chose.
     pub(crate) fn local_inet(&self) -> io::Result<SocketAddr> {
         local_inet(&self.fd)

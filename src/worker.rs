@@ -248,6 +248,7 @@ impl Worker<'_> {
             }
             Phase::Stopping { .. } | Phase::Aborting => {
                 self.stop_listening(now);
+                self.close_listener();
                 self.collect(now);
                 let end = if self.connections.is_empty() { End::Drained } else { End::Cut };
                 self.close_all(now);
@@ -474,22 +475,33 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes in everyone who is queued in the listener and closes it: a client in the queue of a closed one is reset.
+    /// Takes in everyone who is queued in the listener and closes it: a client in the queue of a closed one is reset. As long
+    /// as there is no slot or descriptor for the rest, the listener stays for them.
     fn stop_listening(&mut self, now: Instant) {
         if self.post.listener.is_none() {
             return;
         }
         // From here on nobody finds the way to a UNIX listener, so its queue ends.
         drop(self.post.socket_file.take());
-        self.accepting = Accepting::Ready;
+        if self.accepting == Accepting::Empty {
+            self.accepting = Accepting::Ready;
+        }
         for _client in 0..STOP_ACCEPTS_MAX {
             if self.accepting != Accepting::Ready || !self.accept_one(now) {
                 break;
             }
         }
-        self.accepting = Accepting::Empty;
-        self.post.listener = None;
-        self.post.shared.stopped_listening();
+        match (&self.post.listener, self.accepting) {
+            (Some(listener), Accepting::Full | Accepting::Paused(_)) => listener.cut_backlog(),
+            _ => self.close_listener(),
+        }
+    }
+
+    fn close_listener(&mut self) {
+        if self.post.listener.take().is_some() {
+            self.accepting = Accepting::Empty;
+            self.post.shared.stopped_listening();
+        }
     }
 
     fn connecting(&self) -> usize {

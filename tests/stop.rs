@@ -114,6 +114,28 @@ fn queued_connections_are_served() {
 }
 
 #[test]
+fn queued_connections_beyond_the_descriptors_are_served_as_others_leave() {
+    const COUNT: usize = 60;
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let mut proxy = Proxy::builder()
+            .listen(family)
+            .upstream(&upstream)
+            .descriptors(64)
+            .args(["--proxy-threads", "1"])
+            .start();
+        let mut clients: Vec<_> = (0..COUNT).map(|_| proxy.connect()).collect();
+        clients.first_mut().unwrap().assert_echo(b"the first are carried");
+        proxy.terminate();
+        for mut client in clients {
+            client.assert_echo(b"served");
+        }
+        assert_eq!(proxy.exit_code(), 0);
+        assert_eq!(upstream.accepted(), COUNT);
+    }
+}
+
+#[test]
 fn held_clients_are_served_by_a_resume_during_the_stop() {
     let upstream = Upstream::tcp(echo);
     let mut proxy = Proxy::to(&upstream);
