@@ -219,6 +219,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.abort();
+        // Whoever goes on from here, perhaps to the end of the program, finds nothing open and no socket file left.
+        for worker in self.workers.drain(..) {
+            worker.join().ok();
+        }
     }
 }
 

@@ -90,6 +90,24 @@ fn a_server_may_be_aborted_or_run_out_of_time() {
 }
 
 #[test]
+fn a_dropped_server_has_closed_everything() {
+    const COUNT: u64 = 400;
+    let upstream = Upstream::tcp(echo);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("proxy");
+    let mut config = config(&upstream);
+    config.proxy.addr = format!("unix://{}", path.display()).parse().unwrap();
+    let server = Server::start(config).unwrap();
+    let (handle, proxy) = (server.handle(), addr(server.proxy_addr()));
+    handle.pause();
+    let _clients: Vec<_> = (0..COUNT).map(|_| proxy.connect()).collect();
+    wait_until("they are held", || handle.status().held == COUNT);
+    drop(server);
+    assert_eq!(handle.status().held, 0);
+    assert!(!path.exists(), "the socket file is still there");
+}
+
+#[test]
 fn two_servers_do_not_know_each_other() {
     let upstream = Upstream::tcp(echo);
     let (first, second) =
