@@ -70,6 +70,8 @@ struct Dial {
     upstream: Option<Endpoint>,
     /// How many of the upstream's addresses have failed.
     failed: usize,
+    /// Whether one of them failed for a reason that may pass: then all are tried again while there is time.
+    may_pass: bool,
     since: Instant,
     pass: Pass,
 }
@@ -169,8 +171,13 @@ impl Connection {
 
     /// Serves a client that was just accepted.
     pub(crate) fn serve_new(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
-        self.state =
-            State::Connecting(Dial { upstream: None, failed: 0, since: context.now, pass });
+        self.state = State::Connecting(Dial {
+            upstream: None,
+            failed: 0,
+            may_pass: false,
+            since: context.now,
+            pass,
+        });
         self.dial(context)
     }
 
@@ -211,6 +218,7 @@ impl Connection {
             State::Connecting(dial)
                 if dial.failed + 1 < context.upstream.read(context.cached).len() =>
             {
+                dial.may_pass = true;
                 self.next_address(io::ErrorKind::TimedOut.into(), context)
             }
             // The last address has what is left of the time.
@@ -273,18 +281,25 @@ impl Connection {
                 dial.upstream = Some(Endpoint::connecting(upstream));
                 Verdict::Wait(Queue::Connecting)
             }
-            Err(error) if is_shortage(&error) => Verdict::Wait(Queue::Redial),
-            Err(error) => self.next_address(error, context),
+            Err(error) => {
+                dial.may_pass |= is_shortage(&error);
+                self.next_address(error, context)
+            }
         }
     }
 
-    /// The present address has failed with `error`: on to the next, if there is one.
+    /// The present address has failed with `error`: on to the next, if there is one. After the last, those that were only
+    /// slow or short of something have another chance.
     fn next_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         dial.upstream = None;
         dial.failed += 1;
         if dial.failed < context.upstream.read(context.cached).len() {
             return self.dial(context);
+        }
+        if std::mem::take(&mut dial.may_pass) {
+            dial.failed = 0;
+            return Verdict::Wait(Queue::Redial);
         }
         // The server may have moved; the next client shall find it.
         context.upstream.ask();

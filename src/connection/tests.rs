@@ -326,6 +326,25 @@ fn an_attempt_that_takes_long_makes_room_for_the_next_address() {
 }
 
 #[test]
+fn a_slow_address_is_tried_again_after_another_has_refused() {
+    let (silent, full) = full_tcp_listener();
+    let mut bench = Bench::nowhere();
+    bench.upstream.publish([silent, refusing()].into());
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    let mut verdict = bench.act(|context| connection.expire(context));
+    if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
+        verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
+    }
+    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
+    // Now it has room.
+    listen(&full.0, 16).unwrap();
+    bench.act(|context| connection.expire(context));
+    bench.until_relaying(&mut connection);
+}
+
+#[test]
 fn the_last_address_has_all_the_time_there_is_and_no_more() {
     let (silent, _full) = full_tcp_listener();
     let mut bench = Bench::new(&silent);
