@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -16,6 +16,9 @@ use crate::{Address, Error, sys::SocketAddress};
 
 /// How often a name is looked up without being asked to.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How often at most it is looked up for connections that fail: they may be many.
+const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many requests to look up may wait; one more asks for nothing new.
 const REQUESTS_MAX: usize = 16;
@@ -133,21 +136,40 @@ impl Upstream {
 
 /// Looks `name` up at once, when asked to, and every now and then, until nobody can ask any more.
 fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Addresses)) {
-    let mut asked: Vec<Request> = Vec::new();
+    let mut asked = Vec::new();
     loop {
+        let begun = Instant::now();
         match name.to_socket_addrs() {
             Ok(found) => publish(found.map(SocketAddress::Inet).collect()),
             Err(error) => log::warn!("cannot look up {}: {error}", name.0),
         }
         // Who asked hears of it by this; whoever asks from now on gets a look-up that begins later.
-        asked.clear();
-        match requests.recv_timeout(LOOK_UP_INTERVAL) {
-            Ok(request) => {
-                asked
-                    .extend(std::iter::once(request).chain(requests.try_iter().take(REQUESTS_MAX)));
+        drop(asked);
+        match wait(requests, begun) {
+            Some(others) => asked = others,
+            None => return,
+        }
+    }
+}
+
+/// Waits until the next look-up is due: at once where somebody waits for it, soon where somebody has asked. Returns those who
+/// wait; none when nobody can ask any more.
+fn wait(requests: &Receiver<Request>, begun: Instant) -> Option<Vec<Sender<()>>> {
+    let mut due = begun + LOOK_UP_INTERVAL;
+    loop {
+        match requests.recv_deadline(due) {
+            Ok(Some(done)) => {
+                let others = requests.try_iter().take(REQUESTS_MAX).flatten();
+                return Some(std::iter::once(done).chain(others).collect());
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Ok(None) => {
+                due = begun + ASKED_INTERVAL;
+                if due <= Instant::now() {
+                    return Some(Vec::new());
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => return Some(Vec::new()),
+            Err(RecvTimeoutError::Disconnected) => return None,
         }
     }
 }
@@ -190,5 +212,30 @@ mod tests {
         assert_eq!(upstream.read(&mut cached)[..], [one.clone(), other.clone()]);
         upstream.publish([other.clone(), one.clone()].into());
         assert_eq!(upstream.read(&mut cached)[..], [one, other]);
+    }
+
+    #[test]
+    fn a_crowd_that_asks_does_not_get_a_look_up_each() {
+        let (requests, receiver) = bounded(REQUESTS_MAX);
+        let looked_up = Arc::new(AtomicU64::new(0));
+        let begun = Instant::now();
+        let thread = thread::Builder::new().spawn({
+            let looked_up = Arc::clone(&looked_up);
+            let count = move |_found| {
+                looked_up.fetch_add(1, Ordering::Relaxed);
+            };
+            move || run(&receiver, &("127.0.0.1".into(), 80), count)
+        });
+        for _client in 0..1000 {
+            requests.send(None).unwrap();
+        }
+        // One that is waited for comes at once all the same.
+        let (done, wait) = bounded(0);
+        requests.send(Some(done)).unwrap();
+        assert_eq!(wait.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
+        drop(requests);
+        thread.unwrap().join().unwrap();
+        let (count, most) = (looked_up.load(Ordering::Relaxed), 2 + begun.elapsed().as_secs());
+        assert!((2..=most).contains(&count), "{count} look-ups, {most} expected at most");
     }
 }
