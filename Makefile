@@ -20,10 +20,10 @@ FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tcpause.fish
 CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test bench lint loom doc check install uninstall clean
+.PHONY: help demo run build test bench bench-peers lint loom mutants doc check install uninstall clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## See a server restarted behind the proxy, in ten seconds
 	@$(TCPAUSE) demo
@@ -40,6 +40,9 @@ test: ## Run the tests
 bench: ## Compare the relay with a direct connection
 	$(CARGO) bench --locked --bench relay
 
+bench-peers: ## Compare the CPU time with other proxies on this machine (ten minutes)
+	$(CARGO) bench --locked --bench peers
+
 lint: ## Check the format and the lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -47,6 +50,9 @@ lint: ## Check the format and the lints
 # Link-time optimisation would cost a minute and find nothing.
 loom: ## Try every interleaving of the gate
 	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom gate
+
+mutants: ## Demand that the gate's tests kill its mutants (three minutes)
+	.ci/gate-mutants
 
 doc: ## Build the documentation of the library
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib

@@ -20,7 +20,7 @@ pub(crate) struct Counters {
     pub(crate) rejecting: Count,
     /// Clients accepted.
     pub(crate) accepted: Count,
-    /// Clients answered with a 503.
+    /// Clients rejected.
     pub(crate) rejected: Count,
     /// Connections whose upstream could not be reached.
     pub(crate) failed: Count,

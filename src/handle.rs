@@ -48,7 +48,7 @@ pub struct Status {
     pub active: u64,
     /// Clients accepted since the start.
     pub accepted: u64,
-    /// Clients answered with a 503 since the start.
+    /// Clients rejected since the start: with a 503, or a TLS alert where no certificate is configured.
     pub rejected: u64,
     /// Connections whose upstream could not be reached since the start.
     pub failed: u64,

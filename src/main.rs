@@ -59,10 +59,10 @@ fn main() -> ExitCode {
 
 /// Carries connections until a signal ends it.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
-    // First of all, so that a signal during the start waits for the server instead of killing the program.
+    let (config, file) = invocation.configure()?;
+    // Before anything is opened that has to be closed in order: until here a signal just ends the program.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
-    let (config, file) = invocation.configure()?;
     // Dropped last, when all has been logged.
     let _logger = Logger::start(config.log_level)?;
     let server = Server::start(config.clone())?;

@@ -24,6 +24,9 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// What a TLS client gets where no certificate is configured: a fatal `handshake_failure` alert (RFC 8446, 6.2).
 const TLS_REFUSAL: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x28];
 
+/// What a TLS client may send before it has asked for something: far more than a handshake with certificates.
+const UNASKED_BYTES_MAX: usize = 256 * 1024;
+
 /// What a rejected client may still send before it is closed all the same.
 const DISCARDED_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -44,7 +47,14 @@ pub(crate) enum Reject {
     /// It has not said anything.
     Sniffing,
     /// It speaks TLS.
-    Tls(Box<ServerConnection>, Answer),
+    Tls {
+        /// The server's end.
+        session: Box<ServerConnection>,
+        /// Whether it was answered.
+        answer: Answer,
+        /// How many bytes it has sent without having asked for anything.
+        received: usize,
+    },
     /// It has its answer and the end of our stream; what it still sends is discarded.
     Lingering {
         /// How many bytes have been.
@@ -88,6 +98,11 @@ impl Refusal {
         http.push_str("Connection: close\r\nContent-Length: 0\r\n\r\n");
         Self { http: http.into_bytes().into(), tls }
     }
+
+    /// Whether clients that speak TLS get the answer.
+    pub(crate) fn has_certificate(&self) -> bool {
+        self.tls.is_some()
+    }
 }
 
 impl Next {
@@ -107,7 +122,7 @@ impl Reject {
     ) -> Next {
         match self {
             Self::Sniffing => self.sniff(client, refusal, scratch),
-            Self::Tls(..) => self.shake_hands(client, refusal),
+            Self::Tls { .. } => self.shake_hands(client, refusal),
             Self::Lingering { discarded } => linger(discarded, client, scratch),
         }
     }
@@ -116,11 +131,13 @@ impl Reject {
     pub(crate) fn expire(&mut self, client: &mut Endpoint, refusal: &Refusal) -> Next {
         match self {
             Self::Sniffing => self.answer(client, &refusal.http),
-            Self::Tls(tls, answer @ Answer::Pending) if !tls.is_handshaking() => {
-                give(tls, answer, refusal);
+            Self::Tls { session, answer: answer @ Answer::Pending, .. }
+                if !session.is_handshaking() =>
+            {
+                give(session, answer, refusal);
                 self.shake_hands(client, refusal).or_wait_in(Queue::Handshaking)
             }
-            Self::Tls(..) | Self::Lingering { .. } => Next::Close,
+            Self::Tls { .. } | Self::Lingering { .. } => Next::Close,
         }
     }
 
@@ -133,8 +150,9 @@ impl Reject {
                 self.answer(client, &refusal.http)
             }
             Received::Bytes(_) => match refusal.tls.clone().map(ServerConnection::new) {
-                Some(Ok(tls)) => {
-                    *self = Self::Tls(tls.into(), Answer::Pending);
+                Some(Ok(session)) => {
+                    *self =
+                        Self::Tls { session: session.into(), answer: Answer::Pending, received: 0 };
                     self.shake_hands(client, refusal).or_wait_in(Queue::Handshaking)
                 }
                 Some(Err(_)) | None => self.answer(client, &TLS_REFUSAL),
@@ -164,16 +182,18 @@ impl Reject {
 
     /// Moves the TLS connection on: the handshake, then the client's request, then our answer.
     fn shake_hands(&mut self, client: &mut Endpoint, refusal: &Refusal) -> Next {
-        let Self::Tls(tls, answer) = self else { return Next::Close };
-        let was_handshaking = tls.is_handshaking();
+        let Self::Tls { session, answer, received } = self else { return Next::Close };
+        let was_handshaking = session.is_handshaking();
         while *answer == Answer::Pending && client.is_readable() {
-            match tls.read_tls(&mut Raw(client)) {
+            match session.read_tls(&mut Raw(client)) {
+                // Records without content are no reason to go on reading for ever.
                 Ok(0) => return Next::Close,
-                Ok(_) => {}
+                Ok(bytes) if *received + bytes > UNASKED_BYTES_MAX => return Next::Close,
+                Ok(bytes) => *received += bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return Next::Close,
             }
-            let asked = match tls.process_new_packets() {
+            let asked = match session.process_new_packets() {
                 Ok(state) => state.plaintext_bytes_to_read() > 0 || state.peer_has_closed(),
                 Err(error) => {
                     log::debug!("TLS handshake with a client to reject failed: {error}");
@@ -183,17 +203,17 @@ impl Reject {
                 }
             };
             if asked {
-                give(tls, answer, refusal);
+                give(session, answer, refusal);
             }
         }
-        while tls.wants_write() && client.is_writable() {
-            match tls.write_tls(&mut Raw(client)) {
+        while session.wants_write() && client.is_writable() {
+            match session.write_tls(&mut Raw(client)) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return Next::Close,
             }
         }
-        if *answer == Answer::Given && !tls.wants_write() {
+        if *answer == Answer::Given && !session.wants_write() {
             return if client.shut_down_write() == Sent::Broken {
                 Next::Close
             } else {
@@ -201,7 +221,7 @@ impl Reject {
             };
         }
         // The handshake is done; a client that then says nothing is answered as any silent one.
-        if was_handshaking && !tls.is_handshaking() {
+        if was_handshaking && !session.is_handshaking() {
             Next::WaitIn(Queue::Asking)
         } else {
             Next::Wait
@@ -210,10 +230,10 @@ impl Reject {
 }
 
 /// Puts the answer and the end of our stream inside the TLS connection.
-fn give(tls: &mut ServerConnection, answer: &mut Answer, refusal: &Refusal) {
+fn give(session: &mut ServerConnection, answer: &mut Answer, refusal: &Refusal) {
     // rustls buffers it; there is nothing to fail.
-    tls.writer().write_all(&refusal.http).ok();
-    tls.send_close_notify();
+    session.writer().write_all(&refusal.http).ok();
+    session.send_close_notify();
     *answer = Answer::Given;
 }
 

@@ -205,7 +205,16 @@ impl Server {
             self.proxy_addr
         );
         log::info!("control listens on {}", self.control_addr);
-        log::info!("upstream is {}", self.shared.upstream.address());
+        let while_paused =
+            match (self.shared.rejects_clients, self.shared.refusal.has_certificate()) {
+                (false, _) => "held",
+                (true, true) => "rejected, in TLS if they speak it",
+                (true, false) => "rejected, without a certificate for those who speak TLS",
+            };
+        log::info!(
+            "upstream is {}; while paused, new clients are {while_paused}",
+            self.shared.upstream.address()
+        );
         if let Address::Tcp { host, .. } = &self.control_addr
             && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
         {

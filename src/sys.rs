@@ -284,7 +284,7 @@ impl Listener {
 
     /// Takes the client that has waited longest; `WouldBlock` when none waits.
     pub(crate) fn accept(&self) -> io::Result<Socket> {
-        let fd = accept_with(self, OPEN)?;
+        let fd = retry_on_intr(|| accept_with(self, OPEN))?;
         if self.is_unix {
             // Unlike TCP sockets, UNIX sockets do not inherit it from their listener.
             sockopt::set_socket_oobinline(&fd, true)?;

@@ -38,7 +38,7 @@ pub(crate) fn load(tls: &Tls) -> Result<Option<Arc<ServerConfig>>, Error> {
     };
     let mut config = builder
         .with_single_cert(certificates("proxy.tls.cert", cert)?, private_key(key)?)
-        .map_err(|error| refuse("proxy.tls.key", &mismatch(&error, cert, key)))?;
+        .map_err(|error| refuse_pair(&error, cert, key))?;
     // The one answer inside is a refusal: there is no session worth resuming, and no protocol to agree on. (With a list of
     // protocols, a client that offers none of them would get an alert in place of the 503.)
     config.send_tls13_tickets = 0;
@@ -76,16 +76,24 @@ fn read(setting: &str, path: &Path) -> Result<Vec<u8>, Error> {
         .map_err(|error| bad_file(setting, path, &format!("cannot read it: {error}")))
 }
 
-fn mismatch(error: &rustls::Error, cert: &Path, key: &Path) -> String {
+fn refuse_pair(error: &rustls::Error, cert: &Path, key: &Path) -> Error {
     match error {
         rustls::Error::InconsistentKeys(_) => {
-            format!("{} does not belong to the certificate in {}", key.display(), cert.display())
+            let problem = format!("it does not belong to the certificate in {}", cert.display());
+            bad_file("proxy.tls.key", key, &problem)
         }
-        error => format!(
-            "{} cannot be used with {}: {error}; RSA of 2048 bits or more, ECDSA P-256, P-384 and Ed25519 can",
-            key.display(),
-            cert.display()
-        ),
+        rustls::Error::InvalidCertificate(error) => {
+            let problem = format!("not a certificate of X.509 version 3 that can be used: {error}");
+            bad_file("proxy.tls.cert", cert, &problem)
+        }
+        error => {
+            let kinds = "RSA of 2048 bits or more, ECDSA P-256 and P-384, and Ed25519";
+            bad_file(
+                "proxy.tls.key",
+                key,
+                &format!("it cannot be used: {error}; keys that can are {kinds}"),
+            )
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     queues::{Queue, Queues, SlotIndex},
     relay::Kit,
     slots::Slot,
-    sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile, is_shortage},
+    sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile},
     upstream::Cached,
 };
 
@@ -306,7 +306,10 @@ impl Worker<'_> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.accepting = Accepting::Empty;
             }
-            Err(error) if is_shortage(&error) => {
+            // That client has gone already; the next may be there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // The system is short of something, most likely, and no event will tell when it no longer is.
+            Err(error) => {
                 self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
                 if let Some(more) = self.accept_trouble.let_through(now) {
                     log::warn!(
@@ -314,8 +317,6 @@ impl Worker<'_> {
                     );
                 }
             }
-            // That client has gone already (accept(2), "Error handling"); the next may be there.
-            Err(error) => log::debug!("a client left before it was accepted: {error}"),
         }
         true
     }

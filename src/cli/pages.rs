@@ -14,9 +14,9 @@ A zero-downtime proxy for TCP and UNIX sockets:
 pause it, restart the server behind it, resume; no client notices.";
 
 const EXAMPLE: &str = "\
-tcpause --proxy-addr :5432 --upstream-addr unix:///run/postgresql/.s.PGSQL.5432 &
+tcpause --proxy-addr :6432 --upstream-addr unix:///run/postgresql/.s.PGSQL.5432 &
 curl -X PUT localhost:3001/paused      # new clients are held
-curl 'localhost:3001/paused/block-until-idle?timeout=30s'
+curl -f 'localhost:3001/paused/block-until-idle?timeout=30s' &&
 systemctl restart postgresql
 curl -X DELETE localhost:3001/paused   # held clients are served";
 

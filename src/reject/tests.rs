@@ -251,6 +251,24 @@ fn rubbish_that_looks_like_tls_gets_an_alert() {
 }
 
 #[test]
+fn a_tls_client_that_talks_without_asking_is_closed() {
+    let authority = Authority::new();
+    let mut scene = Scene::new(Some(server_config(&authority)));
+    let mut tls = tls_client(&authority, None);
+    converse(&mut scene, &mut tls).unwrap();
+    let Reject::Tls { received, .. } = &mut scene.reject else {
+        panic!("it waits for the request")
+    };
+    *received = UNASKED_BYTES_MAX;
+    // A record without content.
+    tls.refresh_traffic_keys().unwrap();
+    let mut out = Vec::new();
+    tls.write_tls(&mut out).unwrap();
+    scene.send(&out);
+    assert_eq!(scene.drive(), Next::Close);
+}
+
+#[test]
 fn a_handshake_that_stops_halfway_is_given_up() {
     let authority = Authority::new();
     let mut scene = Scene::new(Some(server_config(&authority)));
