@@ -1,14 +1,15 @@
+//! tcpause beside its peers: CPU time of the proxy per unit of work, and memory per idle connection.
+//!
+//! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this]`. Wall-clock figures mislead on
+//! shared machines; the proxy's own CPU time holds. All programs run in turn in each round (A B A B ...), one worker each;
+//! the figure is the median of the rounds. Peers that are not installed are named and skipped.
+
 #![allow(
     clippy::print_stdout,
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
     reason = "a bench prints, and may fail loudly"
 )]
-//! tcpause beside its peers: CPU time of the proxy per unit of work, and memory per idle connection.
-//!
-//! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this]`. Wall-clock figures mislead on
-//! shared machines; the proxy's own CPU time holds. All programs run in turn in each round (A B A B ...), one worker each;
-//! the figure is the median of the rounds. Peers that are not installed are named and skipped.
 
 mod peers {
     pub(crate) mod load;
