@@ -21,6 +21,7 @@ mod server;
 mod slots;
 mod sock_diag;
 mod sys;
+mod throttle;
 mod timestamp;
 mod tls;
 mod upstream;

@@ -22,6 +22,7 @@ use crate::{
     relay::Kit,
     slots::Slot,
     sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile},
+    throttle::Throttle,
     upstream::Cached,
 };
 
@@ -58,8 +59,6 @@ const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a rejected client may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A troubled system is logged about at most this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The queues with a deadline, and its length.
 const DEADLINES: [(Queue, Duration); 8] = [
@@ -127,13 +126,6 @@ enum Accepting {
     Full,
     /// The system is short of something; it is tried again at that moment.
     Paused(Instant),
-}
-
-/// Lets one message through in each [`LOG_INTERVAL`], with the number of those that it held back.
-#[derive(Debug, Default)]
-struct Throttle {
-    last: Option<Instant>,
-    held_back: u64,
 }
 
 impl Post {
@@ -523,23 +515,6 @@ impl Worker<'_> {
             Queue::Asking,
             Queue::Lingering,
         ]));
-    }
-}
-
-impl Throttle {
-    /// Whether a message may be logged now; if so, what to say of those held back since the last one.
-    fn let_through(&mut self, now: Instant) -> Option<String> {
-        if self.last.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL) {
-            self.held_back += 1;
-            return None;
-        }
-        self.last = Some(now);
-        let held_back = std::mem::take(&mut self.held_back);
-        Some(if held_back == 0 {
-            String::new()
-        } else {
-            format!(" ({held_back} more times since the last such line)")
-        })
     }
 }
 
