@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
@@ -17,73 +17,79 @@ use rustix::{
 };
 use slab::Slab;
 
-use super::{
-    Seldom, Timeouts,
-    caller::{Caller, Means, Step, refuse},
-    private::{Private, RETRY_INTERVAL},
-    request::HostPolicy,
-};
+use super::caller::{Caller, Means};
 
 /// Accepted in one turn, so that callers already here are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
 /// How many events are taken in one turn.
 const EVENTS_MAX: usize = 256;
-const READ_BYTES: usize = 16 << 10;
 
 const LISTENER: Token = Token(usize::MAX);
-const STOP: Token = Token(usize::MAX - 1);
+const BELL: Token = Token(usize::MAX - 1);
 
 pub(super) struct Front {
     poll: Poll,
     listener: OwnedFd,
-    is_unix: bool,
-    /// When to accept, although no event says so: after a full turn, or when accepting has failed (no further edge comes then).
-    accept_at: Option<Instant>,
+    /// Whether a caller may wait in the listener: an event says so only once.
+    may_accept: bool,
     callers: Slab<Caller>,
     /// How many callers are served at once, waiting ones included. For one more, the one that matters least has to go.
     callers_max: usize,
-    next_id: u64,
-    means: Means,
-    complaints: Seldom,
+    pub(super) means: Means,
+}
+
+/// How other threads wake the front.
+#[derive(Debug)]
+pub(super) struct Bell {
+    waker: Waker,
+    awaits_idle: AtomicBool,
+    stops: AtomicBool,
+}
+
+impl Bell {
+    pub(super) fn new(poll: &Poll) -> io::Result<Self> {
+        let waker = Waker::new(poll.registry(), BELL)?;
+        Ok(Self { waker, awaits_idle: AtomicBool::new(false), stops: AtomicBool::new(false) })
+    }
+
+    /// Asks for a ring at the next idle moment.
+    pub(super) fn await_idle(&self) {
+        self.awaits_idle.store(true, Ordering::SeqCst);
+    }
+
+    /// The last connection has closed. Called on the thread that closed it: rings only if somebody waits.
+    pub(super) fn idle(&self) {
+        if self.awaits_idle.swap(false, Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// Has the front send its callers away and end.
+    pub(super) fn stop(&self) {
+        self.stops.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        // Writing to an eventfd fails only when it is full, and then the front is awake.
+        self.waker.wake().ok();
+    }
 }
 
 impl Front {
-    /// The waker stops the front.
+    /// `listener` is bound, listening and non-blocking.
     pub(super) fn new(
+        poll: Poll,
         listener: OwnedFd,
-        is_unix: bool,
-        hosts: HostPolicy,
-        private: Arc<Private>,
         callers_max: usize,
-        timeouts: Timeouts,
-    ) -> io::Result<(Self, Waker)> {
-        let poll = Poll::new()?;
-        let registry = poll.registry().try_clone()?;
-        registry.register(&mut SourceFd(&listener.as_raw_fd()), LISTENER, Interest::READABLE)?;
-        let stop = Waker::new(&registry, STOP)?;
-        let means = Means {
-            registry,
-            private,
-            hosts,
-            timeouts,
-            stops_at: None,
-            scratch: vec![0; READ_BYTES],
-        };
-        let (callers, complaints) = (Slab::new(), Seldom::default());
-        Ok((
-            Self {
-                poll,
-                listener,
-                is_unix,
-                accept_at: None,
-                callers,
-                callers_max,
-                next_id: 1,
-                means,
-                complaints,
-            },
-            stop,
-        ))
+        means: Means,
+    ) -> io::Result<Self> {
+        poll.registry().register(
+            &mut SourceFd(&listener.as_raw_fd()),
+            LISTENER,
+            Interest::READABLE,
+        )?;
+        Ok(Self { poll, listener, may_accept: true, callers: Slab::new(), callers_max, means })
     }
 
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
@@ -95,134 +101,105 @@ impl Front {
                     "a defect: the control API's front panicked; its callers are cut off and it goes on"
                 );
                 self.callers.clear();
-                self.accept_at = Some(Instant::now());
+                self.may_accept = true;
             }
         }
     }
 
-    /// Wait, mark, drive, accept, expire. Marking closes nothing, so that no slot is reused while events still name it.
+    /// Wait, mark, accept, drive. Marking closes nothing, so that no slot is reused while events still name it.
     fn turn(&mut self, events: &mut Events) {
-        let deadlines = self.callers.iter().filter_map(|(_, caller)| caller.deadline);
-        let next = deadlines.chain(self.accept_at).chain(self.means.stops_at).min();
-        let timeout = next.map(|next| next.saturating_duration_since(Instant::now()));
-        match self.poll.poll(events, timeout) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                self.complaints.error(&format!("the control API cannot wait for callers: {error}"));
-            }
-            _ => {}
+        if let Err(error) = self.wait(events) {
+            self.means.complain(&format!("the control API cannot wait for callers: {error}"));
         }
-        for key in self.mark(events) {
-            self.drive(key);
+        self.mark(events);
+        if self.means.short_until.is_some_and(|until| until <= Instant::now()) {
+            self.means.short_until = None;
+            self.ready_all();
         }
-        if self.means.stops_at.is_some() {
-            self.accept_at = None;
-        } else if self.accept_at.is_some_and(|at| at <= Instant::now()) {
-            self.accept();
-        }
-        self.expire();
+        self.accept();
+        self.callers.retain(|_, caller| caller.drive(&mut self.means));
     }
 
-    /// Remembers what the events say; returns whose turn it is.
-    fn mark(&mut self, events: &Events) -> Vec<usize> {
-        let mut ready = Vec::new();
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let mut next: Vec<Instant> =
+            self.callers.iter().filter_map(|(_, caller)| caller.deadline).collect();
+        next.extend(self.means.short_until.into_iter().chain(self.means.stops_at));
+        next.extend(self.can_accept().then(Instant::now));
+        let timeout = next.iter().min().map(|at| at.saturating_duration_since(Instant::now()));
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Remembers what the events say.
+    fn mark(&mut self, events: &Events) {
         for event in events {
             match event.token() {
-                LISTENER => self.accept_at = Some(Instant::now()),
-                STOP => {
-                    let deadline = Instant::now() + self.means.timeouts.stop;
-                    self.means.stops_at = Some(deadline);
-                    for (key, caller) in &mut self.callers {
-                        caller.stop(deadline, &self.means);
-                        ready.push(key);
+                LISTENER => self.may_accept = true,
+                BELL => {
+                    if self.means.bell.stops.load(Ordering::SeqCst) {
+                        self.means.stops_at = Some(Instant::now() + self.means.timeouts.linger);
                     }
+                    self.ready_all();
                 }
-                Token(token) => {
-                    let Some(caller) = self.callers.get_mut(token / 2) else { continue };
-                    if token % 2 == 0 {
-                        caller.mark(event); // else it is of the connection to the private server
+                Token(key) => {
+                    if let Some(caller) = self.callers.get_mut(key) {
+                        caller.mark(event);
                     }
-                    ready.push(token / 2);
                 }
             }
         }
-        ready
     }
 
-    fn drive(&mut self, key: usize) {
-        while let Some(caller) = self.callers.get_mut(key) {
-            match caller.step(Token(2 * key + 1), &mut self.means) {
-                Step::Again => {}
-                Step::Blocked => break,
-                Step::Done => drop(self.callers.remove(key)),
-            }
-        }
+    fn ready_all(&mut self) {
+        self.callers.iter_mut().for_each(|(_, caller)| caller.ready = true);
+    }
+
+    fn can_accept(&self) -> bool {
+        self.may_accept && self.means.short_until.is_none() && self.means.stops_at.is_none()
     }
 
     fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_TURN {
+            if !self.can_accept() {
+                return;
+            }
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => self.admit(socket),
-                Err(Errno::AGAIN) => {
-                    self.accept_at = None;
-                    return;
-                }
+                Err(Errno::AGAIN) => self.may_accept = false,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(error) => {
-                    self.complaints.error(&format!(
-                        "the control API cannot accept a caller: {error}; it is tried again"
-                    ));
-                    self.accept_at = Some(Instant::now() + RETRY_INTERVAL);
-                    return;
-                }
+                Err(error) => self.means.run_short("accept a caller", &error.into()),
             }
         }
     }
 
     fn admit(&mut self, socket: OwnedFd) {
+        let timeouts = self.means.timeouts;
         if self.callers.len() >= self.callers_max && !self.evict() {
-            return refuse(&socket);
+            return Caller::new(socket, timeouts).refuse();
         }
-        let slot = self.callers.vacant_entry();
-        let (key, interest) = (slot.key(), Interest::READABLE | Interest::WRITABLE);
-        if let Err(error) = self.means.registry.register(
+        let registered = self.poll.registry().register(
             &mut SourceFd(&socket.as_raw_fd()),
-            Token(2 * key),
-            interest,
-        ) {
-            return self
-                .complaints
-                .error(&format!("the control API cannot serve a caller: {error}"));
+            Token(self.callers.vacant_key()),
+            Interest::READABLE | Interest::WRITABLE,
+        );
+        if let Err(error) = registered {
+            return self.means.run_short("serve a caller", &error);
         }
-        slot.insert(Caller::new(self.next_id, socket, self.is_unix, &self.means.timeouts));
-        self.next_id += 1;
-        self.drive(key);
+        let mut caller = Caller::new(socket, timeouts);
+        if caller.drive(&mut self.means) {
+            self.callers.insert(caller);
+        }
     }
 
-    /// Closes the caller that matters least. One that sends half a request must not keep out one that sends a whole one.
+    /// Closes the caller that matters least, if any may go. One that sends half a request must not keep out one that sends
+    /// a whole one.
     fn evict(&mut self) -> bool {
-        let victim = self
-            .callers
-            .iter()
-            .filter_map(|(key, caller)| Some((caller.expendable()?, caller.id, key)))
-            .min();
-        if let Some((_, _, key)) = victim {
-            self.callers.remove(key).evict();
-        }
-        victim.is_some()
-    }
-
-    fn expire(&mut self) {
-        let now = Instant::now();
-        let late = self
-            .callers
-            .iter()
-            .filter(|(_, caller)| caller.deadline.is_some_and(|deadline| deadline <= now));
-        for key in late.map(|(key, _)| key).collect::<Vec<_>>() {
-            match self.callers.get_mut(key).map(|caller| caller.expire(&self.means)) {
-                Some(Step::Again) => self.drive(key),
-                Some(Step::Done) => drop(self.callers.remove(key)),
-                _ => {}
-            }
-        }
+        let expendable =
+            self.callers.iter().filter_map(|(key, caller)| Some((caller.expendable()?, key)));
+        let Some((_, key)) = expendable.min() else { return false };
+        self.callers.remove(key).refuse();
+        true
     }
 }

@@ -17,29 +17,31 @@ mod routes;
 mod tests;
 
 use std::{
-    fmt, io,
+    io,
     os::fd::OwnedFd,
     sync::Arc,
     thread::{Builder, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use front::Front;
+use caller::Means;
+use front::{Bell, Front};
 use log::error;
-use mio::Waker;
+use mio::Poll;
 use private::Private;
 pub(crate) use request::HostPolicy;
 
-use crate::{Error, Handle};
+use crate::{Error, Handle, throttle::Throttle};
 
 /// How many descriptors a caller may need: its socket, and the private connection with what `tiny_http` makes of it.
 pub(crate) const CALLER_FILES: usize = 4;
 
+const READ_BYTES: usize = 16 << 10;
+
 /// A running control API. Dropped, it answers or closes what is open and ends its threads.
+#[derive(Debug)]
 pub(crate) struct Control {
-    private: Arc<Private>,
-    stop_front: Waker,
-    serving: Option<JoinHandle<()>>,
+    bell: Arc<Bell>,
     front: Option<JoinHandle<()>>,
 }
 
@@ -47,115 +49,73 @@ impl Control {
     /// Serves the API on `listener`, a bound, listening, non-blocking socket, for up to `callers_max` callers at once.
     pub(crate) fn start(
         listener: OwnedFd,
-        is_unix: bool,
+        _is_unix: bool,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
     ) -> Result<Self, Error> {
-        Self::start_with(listener, is_unix, handle, hosts, callers_max, Timeouts::default())
+        Private::start(handle.clone())
+            .and_then(|private| {
+                Self::start_with(listener, handle, hosts, callers_max, private, TIMEOUTS)
+            })
+            .map_err(|error| Error::System(format!("the control API cannot start: {error}")))
     }
 
     fn start_with(
         listener: OwnedFd,
-        is_unix: bool,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
+        private: Private,
         timeouts: Timeouts,
-    ) -> Result<Self, Error> {
-        let refused =
-            |error: io::Error| Error::System(format!("the control API cannot start: {error}"));
-        let (private, inbox) = Private::new(callers_max / 2).map_err(refused)?;
-        let private = Arc::new(private);
-        let (front, stop_front) =
-            Front::new(listener, is_unix, hosts, Arc::clone(&private), callers_max, timeouts)
-                .map_err(refused)?;
-        // From here on the drop of `control` ends whatever has been started.
-        let mut control =
-            Self { private: Arc::clone(&private), stop_front, serving: None, front: None };
-        let watched = Arc::clone(&private);
-        handle.on_idle(move || watched.idle());
-        let serve = move || private::serve(&private, &inbox, &handle);
-        control.serving =
-            Some(Builder::new().name("control".into()).spawn(serve).map_err(refused)?);
-        control.front = Some(
-            Builder::new()
-                .name("control-front".into())
-                .spawn(move || front.run())
-                .map_err(refused)?,
-        );
-        Ok(control)
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let bell = Arc::new(Bell::new(&poll)?);
+        let idle_bell = Arc::clone(&bell);
+        handle.on_idle(move || idle_bell.idle());
+        let means = Means {
+            bell: Arc::clone(&bell),
+            handle,
+            private,
+            hosts,
+            timeouts,
+            waiters_max: callers_max / 2,
+            seat: Arc::new(()),
+            scratch: vec![0; READ_BYTES],
+            short_until: None,
+            stops_at: None,
+            troubles: Throttle::default(),
+        };
+        let front = Front::new(poll, listener, callers_max, means)?;
+        let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
+        Ok(Self { bell, front: Some(front) })
     }
 
-    /// Answers or closes what is open, ends the threads and removes the private directory.
+    /// Answers or closes what is open and ends the threads.
     pub(crate) fn shut_down(self) {
         drop(self);
     }
 }
 
 impl Drop for Control {
-    /// The serving thread ends first, so that the front can still deliver its last answers.
     fn drop(&mut self) {
-        self.private.stop();
-        join(self.serving.take());
-        match self.stop_front.wake() {
-            Ok(()) => join(self.front.take()),
-            Err(error) => error!("the control API cannot be woken to stop: {error}"),
+        self.bell.stop();
+        if self.front.take().is_some_and(|front| front.join().is_err()) {
+            error!("a defect: a thread of the control API panicked");
         }
-    }
-}
-
-impl fmt::Debug for Control {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Control").finish_non_exhaustive()
-    }
-}
-
-fn join(thread: Option<JoinHandle<()>>) {
-    if thread.is_some_and(|thread| thread.join().is_err()) {
-        error!("a defect: a thread of the control API panicked");
     }
 }
 
 /// How long the front waits for a caller.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
-    /// For the whole request.
-    request: Duration,
-    /// For the caller to take the whole answer.
-    answer: Duration,
-    /// For the caller to close after the answer: closing first could reset it, and the answer would be lost.
+    /// For the whole request, and for the caller to take the whole answer.
+    exchange: Duration,
+    /// For callers that should have gone: for one to close after its answer (closing first could reset it, and the answer
+    /// would be lost); for idle where the caller has closed its sending side (over TCP nobody can tell whether it still
+    /// listens); and for all of them together when the API stops.
     linger: Duration,
-    /// For the answer to a caller that has closed its sending side. Over TCP nobody can tell whether it still listens, so it may not wait for long.
-    half_closed: Duration,
-    /// For all callers together when the API stops.
-    stop: Duration,
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        let second = Duration::from_secs(1);
-        Self {
-            request: 5 * second,
-            answer: 5 * second,
-            linger: second,
-            half_closed: second,
-            stop: second,
-        }
-    }
-}
-
-/// Logs errors that may repeat quickly, at most one a second.
-#[derive(Default)]
-struct Seldom {
-    last: Option<Instant>,
-}
-
-impl Seldom {
-    fn error(&mut self, text: &str) {
-        if self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
-            self.last = Some(Instant::now());
-            error!("{text}");
-        }
-    }
-}
+const TIMEOUTS: Timeouts =
+    Timeouts { exchange: Duration::from_secs(5), linger: Duration::from_secs(1) };

@@ -8,24 +8,15 @@ use tiny_http::Method;
 use super::answer::Answer;
 use crate::{Handle, parse_duration};
 
-/// What a request comes to.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// It is answered now.
-    Answered(Answer),
-    /// It is answered when the proxy is idle, or when the time is up; without a time it may wait for ever.
-    Waits(Option<Duration>),
-}
-
 /// Does what `method` and `target` ask for. `caller` is who asked, for the log.
-pub(super) fn route(method: &Method, target: &str, caller: &str, handle: &Handle) -> Outcome {
+pub(super) fn route(method: &Method, target: &str, caller: &str, handle: &Handle) -> Answer {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let (allow, parameters): (_, &[&str]) = match path {
         "/paused" => ("GET, HEAD, PUT, DELETE", &[]),
         "/paused/block-until-idle" => ("GET, HEAD", &["timeout"]),
         "/status" => ("GET, HEAD", &[]),
         _ => {
-            return refused(
+            return Answer::error(
                 404,
                 "There is nothing here: try /paused, /paused/block-until-idle or /status.",
             );
@@ -33,23 +24,19 @@ pub(super) fn route(method: &Method, target: &str, caller: &str, handle: &Handle
     };
     if !allow.split(", ").any(|allowed| allowed == method.as_str()) {
         let text = format!("This path does not know the method: it knows {allow}.");
-        return Outcome::Answered(Answer::error(405, &text).with_allow(allow));
+        return Answer::error(405, &text).with_header("Allow", allow.to_owned());
     }
     let timeout = match parse_query(query, parameters) {
         Ok(timeout) => timeout,
-        Err(text) => return refused(400, &text),
+        Err(text) => return Answer::error(400, &text),
     };
-    Outcome::Answered(match (method, path) {
+    match (method, path) {
         (Method::Put, _) => pause(caller, handle),
         (Method::Delete, _) => resume(caller, handle),
         (_, "/paused") => Answer::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
         (_, "/status") => status(handle),
-        _ => return Outcome::Waits(timeout),
-    })
-}
-
-fn refused(status: u16, text: &str) -> Outcome {
-    Outcome::Answered(Answer::error(status, text))
+        _ => Answer::empty(204).when_idle(timeout),
+    }
 }
 
 fn pause(caller: &str, handle: &Handle) -> Answer {
@@ -154,12 +141,10 @@ mod tests {
             (Get, "/paused/block-until-idle?timeout=%ff", 400, ""),
         ];
         for (method, target, status, body) in table {
-            let Outcome::Answered(answer) = route(&method, target, "a test", &handle) else {
-                panic!("{target} waits")
-            };
+            let answer = route(&method, target, "a test", &handle);
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
-            assert_eq!(answer.allow.is_some(), status == 405, "{method} {target}");
+            assert_eq!(answer.header.is_some(), status == 405, "{method} {target}");
         }
     }
 
@@ -172,9 +157,10 @@ mod tests {
             ("?timeout=30s", Some(30)),
             ("?&%74imeout=%33%30s&", Some(30)),
         ] {
-            let outcome =
+            let answer =
                 route(&Method::Get, &format!("/paused/block-until-idle{query}"), "a test", &handle);
-            assert_eq!(outcome, Outcome::Waits(expected.map(Duration::from_secs)), "{query}");
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(answer, Answer::empty(204).when_idle(expected), "{query}");
         }
     }
 }

@@ -8,11 +8,12 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Instant,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::*;
+use super::{private::Door, *};
 use crate::{Address, config, gate::Pass, handle::Shared};
 
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -42,19 +43,25 @@ struct Api {
 
 impl Api {
     fn start() -> Self {
+        let handle = handle();
+        let private = Private::start(handle.clone()).unwrap();
+        Self::start_before(private, handle)
+    }
+
+    /// Before a private server that is played by the test, and lost with the listener.
+    fn start_before_ours() -> (Self, UnixListener) {
+        let (handle, (ours, door)) = (handle(), Door::open().unwrap());
+        let unused = Door::open().unwrap().0;
+        let private = Private::behind(door, unused, handle.clone()).unwrap();
+        (Self::start_before(private, handle), ours)
+    }
+
+    fn start_before(private: Private, handle: Handle) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         rustix::net::listen(&listener, 4096).unwrap(); // as the server does
-        let (addr, handle) = (listener.local_addr().unwrap(), handle());
-        let control = Control::start_with(
-            listener.into(),
-            false,
-            handle.clone(),
-            hosts(),
-            CALLERS_MAX,
-            timeouts(),
-        )
-        .unwrap();
+        let addr = listener.local_addr().unwrap();
+        let control = start(listener.into(), &handle, private);
         Self { control, handle, addr }
     }
 
@@ -84,13 +91,12 @@ impl Api {
 const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-fn hosts() -> HostPolicy {
-    HostPolicy::new(&config::Control { addr: Address::tcp("localhost", 0), hosts: Vec::new() })
-}
-
-fn timeouts() -> Timeouts {
+fn start(listener: OwnedFd, handle: &Handle, private: Private) -> Control {
+    let control = config::Control { addr: Address::tcp("localhost", 0), hosts: Vec::new() };
     let short = Duration::from_millis(250);
-    Timeouts { request: 2 * short, answer: short, linger: short, half_closed: short, stop: short }
+    let timeouts = Timeouts { exchange: 2 * short, linger: short };
+    let hosts = HostPolicy::new(&control);
+    Control::start_with(listener, handle.clone(), hosts, CALLERS_MAX, private, timeouts).unwrap()
 }
 
 fn connect(addr: SocketAddr) -> TcpStream {
@@ -340,17 +346,21 @@ fn a_shortage_of_descriptors_is_survived() {
     }
 }
 
-/// Row 10, as the front sees it: the private socket is refused, or not even there.
+/// Row 10, as the front sees it: the private server accepts no more.
 #[test]
 fn a_lost_private_server_is_replaced() {
-    let api = Api::start();
+    let (api, ours) = Api::start_before_ours();
     let busy = Busy::new(&api.handle);
     let waiter = api.send(WAIT);
-    api.assert_answers("the beginning");
-    for _ in 0..3 {
-        std::fs::remove_file(api.control.private.socket().unwrap()).unwrap();
-        api.assert_answers("the loss of the private socket");
-    }
+    let (mut private, _) = ours.accept().unwrap();
+    private
+        .write_all(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX-Hold: 1000000000000\r\n\r\n")
+        .unwrap();
+    drop(private);
+    let in_the_backlog = api.send(GET);
+    drop(ours);
+    assert_eq!(status(&answer(&mut { in_the_backlog })), 200);
+    api.assert_answers("the loss of the private server");
     drop(busy);
     assert_eq!(status(&answer(&mut { waiter })), 204, "who waits is not forgotten");
 }
@@ -358,11 +368,8 @@ fn a_lost_private_server_is_replaced() {
 /// Row 11: the private server takes a request and dies with it, once without a word and once in the middle of its answer.
 #[test]
 fn a_lost_answer_is_asked_for_again() {
-    let api = Api::start();
     for last_words in ["", "HTTP/1.1 201 Created\r\nContent-"] {
-        let socket = api.control.private.socket().unwrap();
-        std::fs::remove_file(&socket).unwrap();
-        let dying = UnixListener::bind(&socket).unwrap();
+        let (api, dying) = Api::start_before_ours();
         let mut caller = api.send("PUT /paused HTTP/1.0\r\n\r\n");
         let (mut private, _) = dying.accept().unwrap();
         private.write_all(last_words.as_bytes()).unwrap();
@@ -467,15 +474,7 @@ fn unix_callers_and_half_closed_ones_are_answered() {
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     let handle = handle();
-    let control = Control::start_with(
-        listener.into(),
-        true,
-        handle.clone(),
-        hosts(),
-        CALLERS_MAX,
-        timeouts(),
-    )
-    .unwrap();
+    let control = start(listener.into(), &handle, Private::start(handle.clone()).unwrap());
     for (request, expected) in
         [("GET /paused HTTP/1.0\r\n\r\n", 200), (WAIT, 204), ("GET /paused", 400)]
     {
@@ -508,15 +507,13 @@ fn a_half_closed_waiter_counts_as_gone() {
 }
 
 #[test]
-fn shut_down_answers_who_is_there_and_cleans_up() {
+fn shut_down_answers_who_is_there() {
     let api = Api::start();
     let _busy = Busy::new(&api.handle);
-    let socket = api.control.private.socket().unwrap();
     let (mut waiter, mut half, _silent) = (api.send(WAIT), api.send("GET /pa"), api.connect());
     api.assert_answers("the beginning");
     api.control.shut_down();
     assert_eq!(status(&answer(&mut waiter)), 503);
     assert_eq!(status(&answer(&mut half)), 503);
-    assert!(!socket.parent().unwrap().exists());
     assert!(TcpStream::connect(api.addr).is_err());
 }
