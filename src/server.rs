@@ -136,15 +136,8 @@ impl Server {
             server.workers.push(start_worker(post)?);
         }
         for listener in control.listeners {
-            let is_unix = listener.is_unix();
-            let policy = HostPolicy::new(&config.control);
-            server.control = Some(Control::start(
-                listener.into(),
-                is_unix,
-                server.handle(),
-                policy,
-                limits.callers,
-            )?);
+            let (handle, policy) = (server.handle(), HostPolicy::new(&config.control));
+            server.control = Some(Control::start(listener.into(), handle, policy, limits.callers)?);
         }
         server.announce(limits.clients);
         Ok(server)
@@ -186,9 +179,7 @@ impl Server {
         // A worker whose thread is gone has cut what it had.
         let ends: Vec<End> =
             self.workers.drain(..).map(|worker| worker.join().unwrap_or(End::Cut)).collect();
-        if let Some(control) = self.control.take() {
-            control.shut_down();
-        }
+        drop(self.control.take());
         if ends.iter().all(|&end| end == End::Drained) {
             Outcome::Drained
         } else if self.shared.is_aborting() {

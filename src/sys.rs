@@ -312,11 +312,6 @@ impl Listener {
     pub(crate) fn deregister(&self, registry: &Registry) {
         registry.deregister(&mut SourceFd(&self.fd.as_raw_fd())).ok();
     }
-
-    /// Whether it is a UNIX listener.
-    pub(crate) fn is_unix(&self) -> bool {
-        self.is_unix
-    }
 }
 
 impl AsFd for Listener {

@@ -33,10 +33,6 @@ impl Answer {
         Self { status, body: format!(r#"{{"error": {text}, "status": {status}}}"#), header: None }
     }
 
-    pub(super) fn stopping() -> Self {
-        Self::error(503, "tcpause is stopping.")
-    }
-
     pub(super) fn with_header(self, name: &'static str, value: String) -> Self {
         Self { header: Some((name, value)), ..self }
     }

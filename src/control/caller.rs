@@ -20,7 +20,7 @@ use super::{
     answer::Answer,
     front::Bell,
     private::{Private, request_of},
-    request::{HEAD_BYTES_MAX, HostPolicy, Progress, check},
+    request::{HEAD_BYTES_MAX, HostPolicy, Progress, Refusal, check},
 };
 use crate::{Handle, throttle::Throttle};
 
@@ -30,6 +30,8 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// After which time something that failed for want of descriptors or threads is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+const STOPPING: Refusal = (503, "tcpause is stopping.");
 
 /// What callers need besides themselves.
 pub(super) struct Means {
@@ -100,14 +102,14 @@ enum Halt {
     /// There is nothing to do before the next event or the deadline.
     Blocked,
     /// The caller is to be told why it does not get what it wants.
-    Refused(Answer),
+    Refused(Refusal),
     /// The caller is done with.
     Done,
 }
 
-impl From<Answer> for Halt {
-    fn from(answer: Answer) -> Self {
-        Self::Refused(answer)
+impl From<Refusal> for Halt {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
@@ -153,9 +155,9 @@ impl Caller {
         loop {
             match step {
                 Ok(()) => {}
-                Err(Halt::Refused(answer)) => {
-                    debug!("control request of {} refused: {}", self.name, answer.body);
-                    self.answer(answer.to_bytes(is_head(&self.request)));
+                Err(Halt::Refused((status, text))) => {
+                    debug!("control request of {} refused: {status} {text}", self.name);
+                    self.answer(Answer::error(status, text).to_bytes(is_head(&self.request)));
                 }
                 Err(Halt::Blocked) => return true,
                 Err(Halt::Done) => return false,
@@ -186,23 +188,21 @@ impl Caller {
 
     fn expire(&self) -> Halt {
         let now = Instant::now();
-        let (status, text) = match self.state {
+        Halt::Refused(match self.state {
             State::Reading { .. } => (408, "The request took too long to arrive."),
             State::Asking => (503, "The control API lacks descriptors or threads: try again."),
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => {
                 (504, "The time is up: connections are still running. GET /status counts them.")
             }
             _ => return Halt::Done,
-        };
-        Answer::error(status, text).into()
+        })
     }
 
     /// Goes as far as one system call can.
     fn step(&mut self, means: &mut Means) -> Result<(), Halt> {
+        let stops = means.stops_at.is_some();
         match self.state {
-            State::Reading { .. } | State::Asking if means.stops_at.is_some() => {
-                Err(Answer::stopping().into())
-            }
+            State::Reading { .. } | State::Asking if stops => Err(Halt::Refused(STOPPING)),
             State::Reading { .. } => self.read(means),
             State::Asking => self.ask(means),
             State::Waiting { .. } => self.wait(means),
@@ -224,7 +224,7 @@ impl Caller {
             return Err(Halt::Done);
         }
         if count == 0 {
-            return Err(Answer::error(400, "The request ended before it was whole.").into());
+            return Err(Halt::Refused((400, "The request ended before it was whole.")));
         }
         self.request.extend_from_slice(means.scratch.get(..count).unwrap_or_default());
         match check(&self.request, &means.hosts)? {
@@ -259,7 +259,7 @@ impl Caller {
             None => self.answer(relayed.bytes),
             Some(_) if Arc::strong_count(&means.seat) > means.waiters_max => {
                 let text = "Too many callers wait for idle already: try again later.";
-                return Err(Answer::error(503, text).into());
+                return Err(Halt::Refused((503, text)));
             }
             Some(time) => {
                 self.deadline = Instant::now().checked_add(time);
@@ -288,7 +288,7 @@ impl Caller {
         }
         // Who has seen idle hears of it, not of the stop.
         if means.stops_at.is_some() {
-            return Err(Answer::stopping().into());
+            return Err(Halt::Refused(STOPPING));
         }
         if self.half_closed {
             let soon = Instant::now() + self.timeouts.linger;

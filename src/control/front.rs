@@ -139,7 +139,8 @@ impl Front {
                 LISTENER => self.may_accept = true,
                 BELL => {
                     if self.means.bell.stops.load(Ordering::SeqCst) {
-                        self.means.stops_at = Some(Instant::now() + self.means.timeouts.linger);
+                        let deadline = Instant::now() + self.means.timeouts.linger;
+                        self.means.stops_at.get_or_insert(deadline);
                     }
                     self.ready_all();
                 }

@@ -33,7 +33,7 @@ pub(crate) use request::HostPolicy;
 
 use crate::{Error, Handle, throttle::Throttle};
 
-/// How many descriptors a caller may need: its socket, and the private connection with what `tiny_http` makes of it.
+/// How many descriptors are kept for a caller: its socket, and its share of what `tiny_http` takes for the request at hand.
 pub(crate) const CALLER_FILES: usize = 4;
 
 const READ_BYTES: usize = 16 << 10;
@@ -49,7 +49,6 @@ impl Control {
     /// Serves the API on `listener`, a bound, listening, non-blocking socket, for up to `callers_max` callers at once.
     pub(crate) fn start(
         listener: OwnedFd,
-        _is_unix: bool,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
@@ -89,11 +88,6 @@ impl Control {
         let front = Front::new(poll, listener, callers_max, means)?;
         let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
         Ok(Self { bell, front: Some(front) })
-    }
-
-    /// Answers or closes what is open and ends the threads.
-    pub(crate) fn shut_down(self) {
-        drop(self);
     }
 }
 

@@ -83,6 +83,7 @@ impl Private {
             dialled => dialled?,
         };
         let mut server = UnixStream::from(dialled);
+        server.set_nonblocking(false)?;
         server.set_read_timeout(Some(SILENCE_TIMEOUT))?;
         server.set_write_timeout(Some(SILENCE_TIMEOUT))?;
         server.write_all(request)?;
@@ -111,10 +112,9 @@ pub(super) struct Door(OwnedFd);
 
 impl Door {
     pub(super) fn open() -> io::Result<(UnixListener, Self)> {
-        let explained = |error: io::Error, need: &str| {
-            io::Error::new(error.kind(), format!("it needs {need}: {error}"))
-        };
-        fs::metadata(OWN_FILES).map_err(|error| explained(error, "/proc to be mounted"))?;
+        let explained =
+            |error: io::Error, what: &str| io::Error::new(error.kind(), format!("{what}: {error}"));
+        fs::metadata(OWN_FILES).map_err(|error| explained(error, "/proc must be mounted"))?;
         let directory = env::temp_dir()
             .join(format!("tcpause-{:016x}", RandomState::new().hash_one(Instant::now())));
         let path = directory.join("control");
@@ -126,13 +126,15 @@ impl Door {
         });
         drop((fs::remove_file(&path), fs::remove_dir(&directory)));
         opened.map_err(|error| {
-            explained(error, &format!("TMPDIR to be writable and short ({})", directory.display()))
+            let place = directory.display();
+            explained(error, &format!("no socket can be made in {place} (TMPDIR says where)"))
         })
     }
 
     fn dial(&self) -> Result<OwnedFd, Errno> {
-        let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
-        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        // A full backlog must not make it wait.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         // The link leads to the socket itself, whether or not it still has a name.
         let address = SocketAddrUnix::new(format!("{OWN_FILES}/{}", self.0.as_raw_fd()))?;
         connect(&socket, &address)?;

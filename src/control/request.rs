@@ -8,7 +8,6 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use super::answer::Answer;
 use crate::{Address, config};
 
 /// The longest request line and headers together.
@@ -33,8 +32,11 @@ pub(super) enum Progress {
     },
 }
 
-/// Looks at all that a caller has sent so far; the error is what refuses it.
-pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Answer> {
+/// Why a request is refused: a status, and a sentence that tells the caller what to do.
+pub(super) type Refusal = (u16, &'static str);
+
+/// Looks at all that a caller has sent so far.
+pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers);
     let (head_len, whole) = match head.parse(bytes).map_err(malformed)? {
@@ -42,10 +44,7 @@ pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Answer
         httparse::Status::Partial => (bytes.len(), false),
     };
     if head_len > HEAD_BYTES_MAX {
-        return Err(Answer::error(
-            431,
-            "The request's head is too long: no request of this API needs more than 8 KiB.",
-        ));
+        return Err((431, "The request's head is too long: at most 8 KiB are read."));
     }
     check_lines(bytes.get(..head_len).unwrap_or_default())?;
     if !whole {
@@ -54,7 +53,7 @@ pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Answer
     let method = head.method.unwrap_or_default();
     // tiny_http takes any case; RFC 9110 (9.1) does not. Which methods a path knows is for the routes to say.
     if !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
-        return Err(Answer::error(501, "The method is not known here: write it in capitals."));
+        return Err((501, "The method is not known here: write it in capitals."));
     }
     let headers = Headers(head.headers);
     let body_len = body_length(&headers)?;
@@ -67,23 +66,16 @@ pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Answer
     Ok(Progress::Whole { method: method.to_owned(), target })
 }
 
-fn malformed(error: httparse::Error) -> Answer {
+fn malformed(error: httparse::Error) -> Refusal {
     match error {
-        httparse::Error::TooManyHeaders => {
-            Answer::error(431, "The request has too many headers: at most 64 are read.")
-        }
-        httparse::Error::Version => {
-            Answer::error(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
-        }
-        _ => Answer::error(
-            400,
-            "This is not an HTTP request: plain HTTP/1.1 is spoken here, without TLS.",
-        ),
+        httparse::Error::TooManyHeaders => (431, "Too many headers: at most 64 are read."),
+        httparse::Error::Version => (505, "Only HTTP/1.0 and HTTP/1.1 are spoken here."),
+        _ => (400, "Not an HTTP request: plain HTTP/1.1 is spoken here, without TLS."),
     }
 }
 
 /// Lines end with CR LF and hold no other control byte. httparse is more lenient, and two readings of one request are a way in.
-fn check_lines(head: &[u8]) -> Result<(), Answer> {
+fn check_lines(head: &[u8]) -> Result<(), Refusal> {
     let mut previous = 0;
     for &byte in head {
         let plain = match byte {
@@ -92,31 +84,25 @@ fn check_lines(head: &[u8]) -> Result<(), Answer> {
             _ => previous != b'\r' && (byte == b'\r' || !byte.is_ascii_control()),
         };
         if !plain {
-            return Err(Answer::error(
-                400,
-                "The request's head holds a control byte, or a line that does not end with CR LF.",
-            ));
+            return Err((400, "The head holds a control byte, or a line without CR LF."));
         }
         previous = byte;
     }
     Ok(())
 }
 
-fn body_length(headers: &Headers<'_>) -> Result<usize, Answer> {
+fn body_length(headers: &Headers<'_>) -> Result<usize, Refusal> {
     if headers.any("Transfer-Encoding") {
-        return Err(Answer::error(
-            501,
-            "Transfer-Encoding is not supported: no request of this API needs a body.",
-        ));
+        return Err((501, "Transfer-Encoding is not supported: no body is needed."));
     }
     let Some(length) = headers.one("Content-Length")? else { return Ok(0) };
     if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
-        return Err(Answer::error(400, "The Content-Length is not a number."));
+        return Err((400, "The Content-Length is not a number."));
     }
     let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()); // None: beyond 64 bits
-    length.filter(|length| *length <= BODY_BYTES_MAX).ok_or_else(|| {
-        Answer::error(413, "The body is too long: no request of this API needs one.")
-    })
+    length
+        .filter(|length| *length <= BODY_BYTES_MAX)
+        .ok_or((413, "The body is too long: no request of this API needs one."))
 }
 
 /// Refuses what a web page in the operator's browser could send: it carries an `Origin`, a foreign `Sec-Fetch-Site`, or, by DNS rebinding, a foreign `Host`.
@@ -124,35 +110,28 @@ fn check_origin(
     headers: &Headers<'_>,
     host_needed: bool,
     hosts: &HostPolicy,
-) -> Result<(), Answer> {
+) -> Result<(), Refusal> {
     let site = headers.one("Sec-Fetch-Site")?.unwrap_or(b"none");
     if headers.any("Origin") || !matches!(site, b"none" | b"same-origin") {
-        return Err(Answer::error(
-            403,
-            "Requests of web pages are refused: use curl, or send no Origin header.",
-        ));
+        return Err((403, "Web pages are refused: use curl, or send no Origin header."));
     }
     match headers.one("Host")? {
-        None if host_needed => Err(Answer::error(400, "HTTP/1.1 needs a Host header.")),
-        Some(host) if !hosts.allow(host) => Err(foreign_host()),
+        None if host_needed => Err((400, "HTTP/1.1 needs a Host header.")),
+        Some(host) if !hosts.allow(host) => Err(FOREIGN_HOST),
         _ => Ok(()),
     }
 }
 
-fn foreign_host() -> Answer {
-    Answer::error(
-        403,
-        "The Host header carries a foreign name: use an IP address or localhost, or add the name to control.hosts.",
-    )
-}
+const FOREIGN_HOST: Refusal =
+    (403, "A foreign Host: use an IP address or localhost, or add the name to control.hosts.");
 
 /// The path and query of the target, whose absolute form names a host too.
-fn target(target: &str, hosts: &HostPolicy) -> Result<String, Answer> {
+fn target(target: &str, hosts: &HostPolicy) -> Result<String, Refusal> {
     let path = match target.split_at_checked(7) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => {
             let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
             if authority.is_empty() || !hosts.allow(authority.as_bytes()) {
-                return Err(foreign_host());
+                return Err(FOREIGN_HOST);
             }
             path
         }
@@ -160,16 +139,16 @@ fn target(target: &str, hosts: &HostPolicy) -> Result<String, Answer> {
     };
     if !path.bytes().all(|byte| byte.is_ascii_graphic()) || !(path.starts_with('/') || path == "*")
     {
-        return Err(Answer::error(400, "The request's target is no path: try /paused or /status."));
+        return Err((400, "The request's target is no path: try /paused or /status."));
     }
     Ok(path.to_owned())
 }
 
-fn continues(headers: &Headers<'_>) -> Result<bool, Answer> {
+fn continues(headers: &Headers<'_>) -> Result<bool, Refusal> {
     match headers.one("Expect")? {
         None => Ok(false),
         Some(value) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
-        Some(_) => Err(Answer::error(417, "Only `Expect: 100-continue` is understood.")),
+        Some(_) => Err((417, "Only `Expect: 100-continue` is understood.")),
     }
 }
 
@@ -187,11 +166,11 @@ impl<'a> Headers<'a> {
         self.all(name).next().is_some()
     }
 
-    fn one(&self, name: &str) -> Result<Option<&'a [u8]>, Answer> {
+    fn one(&self, name: &str) -> Result<Option<&'a [u8]>, Refusal> {
         let mut values = self.all(name);
         let first = values.next();
         if values.next().is_some() {
-            return Err(Answer::error(400, &format!("The {name} header is given more than once.")));
+            return Err((400, "A header that may come once is given more than once."));
         }
         Ok(first)
     }
@@ -262,7 +241,7 @@ mod tests {
             Ok(Progress::More) => 0,
             Ok(Progress::Continue) => 100,
             Ok(Progress::Whole { .. }) => 200,
-            Err(answer) => answer.status,
+            Err((status, _)) => status,
         }
     }
 

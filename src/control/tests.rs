@@ -491,7 +491,7 @@ fn unix_callers_and_half_closed_ones_are_answered() {
         assert!(Instant::now() < deadline);
         thread::yield_now();
     }
-    control.shut_down();
+    drop(control);
 }
 
 #[test]
@@ -512,7 +512,7 @@ fn shut_down_answers_who_is_there() {
     let _busy = Busy::new(&api.handle);
     let (mut waiter, mut half, _silent) = (api.send(WAIT), api.send("GET /pa"), api.connect());
     api.assert_answers("the beginning");
-    api.control.shut_down();
+    drop(api.control);
     assert_eq!(status(&answer(&mut waiter)), 503);
     assert_eq!(status(&answer(&mut half)), 503);
     assert!(TcpStream::connect(api.addr).is_err());
