@@ -17,7 +17,7 @@ use mio::{Poll, Waker};
 
 use crate::{
     Address, Config, Error, Handle,
-    control::{self, Control, HostPolicy},
+    control::{Control, HostPolicy},
     counters::Counters,
     gate::Gate,
     handle::{Desk, Shared},
@@ -39,8 +39,8 @@ const PIPES_MAX: usize = 512;
 const CALLERS_MAX: usize = 128;
 const CALLERS_MIN: usize = 2;
 
-/// The descriptors of what is there once: the control API, signals, the log, a look-up.
-const FIXED_FILES: usize = 20;
+/// The descriptors of what is there once: the control API and the request it has in hand, signals, the log, a look-up.
+const FIXED_FILES: usize = 28;
 /// The descriptors of a worker: its poll, its waker, its listener.
 const WORKER_FILES: usize = 3;
 
@@ -251,12 +251,11 @@ impl Limits {
     fn from_open_files(files: u64, threads: usize) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let fixed = FIXED_FILES + WORKER_FILES * threads;
-        let most = CALLERS_MAX * control::CALLER_FILES;
-        let callers =
-            (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN * control::CALLER_FILES, most);
+        // A caller takes one.
+        let callers = (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN, CALLERS_MAX);
         let pipes = (files / 16).min(PIPES_MAX);
         let clients = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
-        Self { clients: clients.max(1), pipes, callers: callers / control::CALLER_FILES }
+        Self { clients: clients.max(1), pipes, callers }
     }
 }
 
@@ -376,10 +375,10 @@ mod tests {
     #[test]
     fn descriptors_are_kept_for_the_control_api() {
         for (files, threads, clients, pipes, callers) in [
-            (1_000_000, 2, 499_219, 512, 128),
-            (20_000, 2, 9_219, 512, 128),
-            (1_024, 2, 320, 64, 57),
-            (64, 2, 11, 4, 2),
+            (1_000_000, 2, 499_407, 512, 128),
+            (20_000, 2, 9_407, 512, 128),
+            (1_024, 2, 367, 64, 128),
+            (64, 2, 10, 4, 2),
             (1, 2, 1, 0, 2),
         ] {
             assert_eq!(

@@ -33,9 +33,6 @@ pub(crate) use request::HostPolicy;
 
 use crate::{Error, Handle, throttle::Throttle};
 
-/// How many descriptors are kept for a caller: its socket, and its share of what `tiny_http` takes for the request at hand.
-pub(crate) const CALLER_FILES: usize = 4;
-
 const READ_BYTES: usize = 16 << 10;
 
 /// A running control API. Dropped, it answers or closes what is open and ends its threads.

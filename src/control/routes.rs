@@ -41,7 +41,8 @@ pub(super) fn route(method: &Method, target: &str, caller: &str, handle: &Handle
 
 fn pause(caller: &str, handle: &Handle) -> Answer {
     if handle.pause() {
-        info!("paused by {caller}");
+        let status = handle.status();
+        info!("paused by {caller}; {} connections run", status.connecting + status.active);
     } else {
         debug!("asked to pause by {caller}: it was paused already");
     }
@@ -49,8 +50,10 @@ fn pause(caller: &str, handle: &Handle) -> Answer {
 }
 
 fn resume(caller: &str, handle: &Handle) -> Answer {
+    let before = handle.status();
     if handle.resume() {
-        info!("resumed by {caller}");
+        let since = before.paused_since.as_deref().unwrap_or("a moment ago");
+        info!("resumed by {caller}, paused since {since}; {} clients are held", before.held);
     } else {
         debug!("asked to resume by {caller}: it was not paused");
     }
@@ -59,7 +62,8 @@ fn resume(caller: &str, handle: &Handle) -> Answer {
 
 fn status(handle: &Handle) -> Answer {
     match serde_json::to_string(&handle.status()) {
-        Ok(body) => Answer::json(body),
+        // The end of the line is for those who read it on a terminal.
+        Ok(body) => Answer::json(body + "\n"),
         Err(error) => {
             Answer::error(500, &format!("The status cannot be written as JSON: {error}."))
         }
