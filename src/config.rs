@@ -50,6 +50,8 @@ pub struct Proxy {
     pub tls: Tls,
     /// How many worker threads; the number of cores when absent.
     pub threads: Option<NonZeroUsize>,
+    /// How many pipes each worker may splice bulk data through, 0 to copy all of it; a share of the open files when absent.
+    pub pipes: Option<usize>,
 }
 
 /// The certificate files: `proxy.tls.*`.
@@ -183,6 +185,7 @@ impl Default for Proxy {
             close_poll_interval: Duration::from_millis(100),
             tls: Tls::default(),
             threads: None,
+            pipes: None,
         }
     }
 }

@@ -87,7 +87,7 @@ impl Server {
     pub fn start(config: Config) -> Result<Self, Error> {
         let tls = load(&config)?;
         let threads = config.proxy.threads.map_or_else(cores, usize::from);
-        let limits = Limits::from_open_files(sys::raise_open_files(), threads);
+        let limits = Limits::new(sys::raise_open_files(), threads, config.proxy.pipes);
 
         let control = listen("control.addr", &config.control.addr, 1, Some(CONTROL_SOCKET_MODE))?;
         let proxy = listen("proxy.addr", &config.proxy.addr, threads, None)?;
@@ -248,12 +248,12 @@ struct Limits {
 
 impl Limits {
     /// A client takes two descriptors, its own and its upstream's, also while it is held: it must be possible to serve it.
-    fn from_open_files(files: u64, threads: usize) -> Self {
+    fn new(files: u64, threads: usize, pipes_per_worker: Option<usize>) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let fixed = FIXED_FILES + WORKER_FILES * threads;
         // A caller takes one.
         let callers = (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN, CALLERS_MAX);
-        let pipes = (files / 16).min(PIPES_MAX);
+        let pipes = pipes_per_worker.map_or((files / 16).min(PIPES_MAX), |pipes| pipes * threads);
         let clients = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
         Self { clients: clients.max(1), pipes, callers }
     }
@@ -382,7 +382,7 @@ mod tests {
             (1, 2, 1, 0, 2),
         ] {
             assert_eq!(
-                Limits::from_open_files(files, threads),
+                Limits::new(files, threads, None),
                 Limits { clients, pipes, callers },
                 "{files}"
             );

@@ -72,7 +72,7 @@ impl Opt {
 }
 
 /// Every option, in the order of the help.
-pub(crate) static OPTIONS: [Opt; 18] = [
+pub(crate) static OPTIONS: [Opt; 19] = [
     Opt {
         long: "config",
         short: Some('c'),
@@ -222,6 +222,16 @@ pub(crate) static OPTIONS: [Opt; 18] = [
         section: Section::Proxy,
         completion: Completion::None,
         action: Action::Set("proxy.threads"),
+    },
+    Opt {
+        long: "proxy-pipes",
+        short: None,
+        value: Some("N"),
+        help: "How many pipes each thread may splice bulk data through; 0 copies all",
+        more: "Large transfers pass through kernel pipes without being copied. By default all threads together take a share of the open files.",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.pipes"),
     },
     Opt {
         long: "control-addr",

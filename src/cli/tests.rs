@@ -98,6 +98,7 @@ fn every_option_sets_its_key() {
         ("--proxy-tls-cert=a --proxy-tls-key b", "proxy.tls.cert", "a"),
         ("--proxy-tls-cert=a --proxy-tls-key b", "proxy.tls.key", "b"),
         ("--proxy-threads 2", "proxy.threads", "2"),
+        ("--proxy-pipes 0", "proxy.pipes", "0"),
         ("--control-addr unix:///c", "control.addr", "unix:///c"),
         ("--control-hosts a,b", "control.hosts", "a,b"),
         ("--upstream-addr u:1", "upstream.addr", "tcp://u:1"),

@@ -19,7 +19,7 @@ pub(super) struct Setting {
 }
 
 /// Every setting, in the order of the file.
-pub(super) static SETTINGS: [Setting; 14] = [
+pub(super) static SETTINGS: [Setting; 15] = [
     Setting {
         key: "grace-period",
         get: |config| format_duration(config.grace_period).into(),
@@ -74,6 +74,11 @@ pub(super) static SETTINGS: [Setting; 14] = [
         key: "proxy.threads",
         get: |config| config.proxy.threads.map_or(Value::Null, |threads| threads.get().into()),
         set: |config, text| store(&mut config.proxy.threads, parse_threads(text)),
+    },
+    Setting {
+        key: "proxy.pipes",
+        get: |config| config.proxy.pipes.map_or(Value::Null, Into::into),
+        set: |config, text| store(&mut config.proxy.pipes, parse_pipes(text)),
     },
     Setting {
         key: "control.addr",
@@ -138,6 +143,12 @@ fn parse_path(text: &str) -> Result<Option<PathBuf>, String> {
 fn parse_threads(text: &str) -> Result<Option<NonZeroUsize>, String> {
     text.parse().map(Some).map_err(|_| {
         format!("{text:?} is not a number of threads; write 1 or more, or leave it away for one thread a core")
+    })
+}
+
+fn parse_pipes(text: &str) -> Result<Option<usize>, String> {
+    text.parse().map(Some).map_err(|_| {
+        format!("{text:?} is not a number of pipes; write 0 or more, or leave it away for a share of the open files")
     })
 }
 

@@ -46,6 +46,7 @@ proxy:
   close-poll-interval: 2ms
   tls: {ca-cert: ca.pem, cert: \"cert.pem\", key: 'key.pem'}
   threads: 3
+  pipes: 0
 control:
   addr: \":3001\"
   hosts: [a.example, b.example]
@@ -67,6 +68,7 @@ upstream:
                 key: Some("key.pem".into()),
             },
             threads: NonZeroUsize::new(3),
+            pipes: Some(0),
         },
         control: Control {
             addr: Address::tcp("", 3001),
@@ -97,8 +99,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text =
-        "{proxy: {threads: 2, tls: {ca-cert: a, cert: b, key: c}}, control: {hosts: [a, b]}}";
+    let text = "{proxy: {threads: 2, pipes: 3, tls: {ca-cert: a, cert: b, key: c}}, control: {hosts: [a, b]}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {
@@ -209,6 +210,7 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
             "proxy:\n  threads: 0",
             "t.yml:2:12: proxy.threads: \"0\" is not a number of threads; write 1 or more",
         ),
+        ("proxy:\n  pipes: -1", "write 0 or more"),
         ("proxy:\n  threads: -1", "write 1 or more"),
         ("proxy:\n  threads: 1.5", "write 1 or more"),
         ("proxy:\n  threads: many", "write 1 or more"),
@@ -291,6 +293,8 @@ fn settings_must_fit_together() {
         ("proxy: {tls: {cert: a, ca-cert: c}}", Some("proxy.tls.key is missing")),
         ("proxy: {tls: {key: a}}", Some("proxy.tls.cert is missing")),
         ("proxy: {tls: {ca-cert: a}}", Some("proxy.tls.ca-cert needs proxy.tls.cert")),
+        ("proxy: {pipes: 1024}", None),
+        ("proxy: {pipes: 1025}", Some("proxy.pipes: the most are 1024")),
         ("proxy: {threads: 1024}", None),
         ("proxy: {threads: 1025}", Some("proxy.threads: the most are 1024")),
         ("upstream: {addr: 'localhost:0'}", Some("upstream.addr: tcp://localhost:0 has port 0")),

@@ -8,6 +8,9 @@ use crate::Address;
 /// The most worker threads: far more than a machine has cores, and few enough to start.
 const THREADS_MAX: usize = 1024;
 
+/// The most pipes of a worker: the system gives an unprivileged user no more of full size (`pipe(7)`).
+const PIPES_MAX: usize = 1024;
+
 /// The first thing that does not fit, as one line with the keys and the remedy.
 pub(super) fn validate(config: &Config) -> Result<(), String> {
     check_tls(&config.proxy.tls)?;
@@ -15,6 +18,9 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
         return Err(format!(
             "proxy.threads: the most are {THREADS_MAX}; leave it away for one thread a core"
         ));
+    }
+    if config.proxy.pipes.is_some_and(|pipes| pipes > PIPES_MAX) {
+        return Err(format!("proxy.pipes: the most are {PIPES_MAX} for each thread"));
     }
     let (proxy, control, upstream) =
         (&config.proxy.addr, &config.control.addr, &config.upstream.addr);
