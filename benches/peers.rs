@@ -16,7 +16,7 @@ mod peers {
     pub(crate) mod program;
 }
 
-use std::{env, fs, io, time::Duration};
+use std::{env, fs, io, thread, time::Duration};
 
 use peers::{
     load::{self, Address, RoundTrips, Way},
@@ -42,6 +42,8 @@ enum Work {
     Bulk(Way),
     /// Microseconds of CPU per round trip.
     RoundTrips { open: usize, busy: usize, size: usize, count: usize },
+    /// The same beside a connection that moves bytes as fast as it can; the tail is the point.
+    BesideBulk { count: usize },
     /// Microseconds of CPU per connection.
     Short { count: usize },
     /// KiB per connection.
@@ -114,6 +116,11 @@ fn rows() -> Vec<Row> {
         back: Kind::Tcp,
         work,
     };
+    rows.push(tcp(
+        "round trip of 64 B beside one bulk connection",
+        "us each, bulk included",
+        Work::BesideBulk { count: 20_000 },
+    ));
     rows.push(tcp("short connections, 64 at a time", "us each", Work::Short { count: 8_000 }));
     rows.push(tcp("idle connections", "KiB each", Work::Idle));
     rows
@@ -171,6 +178,22 @@ impl Work {
                     cost,
                     tail: times.get(count * 99 / 100).map(|time| time.as_secs_f64() * 1e6),
                 })
+            }
+            Self::BesideBulk { count } => {
+                let mut trips = RoundTrips::open(&running.front, 1, 64)?;
+                let front = running.front.clone();
+                let bulk = thread::Builder::new()
+                    .spawn(move || load::bulk(&front, Way::Up, 1, 3 * 1024))?;
+                let before = running.cpu();
+                let mut times = Vec::new();
+                while !bulk.is_finished() && times.len() < count {
+                    times.extend(trips.run(1, 100)?);
+                }
+                let cost = each(running.cpu().saturating_sub(before), times.len());
+                times.sort_unstable();
+                let tail = times.get(times.len() * 99 / 100).map(|time| time.as_secs_f64() * 1e6);
+                bulk.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
+                Ok(Figure { cost, tail })
             }
             Self::Short { count } => {
                 load::short(&running.front, count / 10, 64)?;

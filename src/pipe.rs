@@ -4,9 +4,10 @@ use std::{cell::Cell, io, rc::Rc};
 
 use crate::sys::{self, PipeEnds, Socket};
 
-/// What a pipe is asked to take at once: its nominal size. It may take less (its slots are counted in segments, not in
-/// bytes) or, from a socket with large segments, more.
-pub(crate) const PIPE_BYTES: usize = 64 * 1024;
+/// The size that a pipe is given, if the system allows it (an unprivileged user has 64 MiB for all pipes together, pipe(7)).
+/// Each batch wakes the sink's reader once, so that sixteen times the default size halves the cost of a byte. A pipe may take less
+/// than its size (its slots are counted in segments, not in bytes) or, from a socket with large segments, more.
+pub(crate) const PIPE_BYTES: usize = 1024 * 1024;
 
 /// A pipe and how many bytes are in it.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl PipePool {
             if self.alive.get() >= self.max {
                 return None;
             }
-            let ends = sys::pipe()
+            let ends = sys::pipe(PIPE_BYTES)
                 .inspect_err(|error| log::debug!("no pipe, bytes are copied: {error}"))
                 .ok()?;
             self.alive.set(self.alive.get() + 1);

@@ -32,8 +32,9 @@ use crate::{
 /// How many clients may be on their way from the worker that accepts to another.
 const MAILBOX_MAX: usize = 1024;
 
-/// How many pipes all workers together may have; an unprivileged user gets 1,024 of full size (pipe(7)).
-const PIPES_MAX: usize = 512;
+/// How many pipes all workers together have by default: half of what an unprivileged user may have of their size. One is
+/// taken only while bytes wait in it; whoever finds none copies.
+const PIPES_MAX: usize = 32;
 
 /// Callers of the control API that are served at once, waiting ones included; fewer where descriptors are few.
 const CALLERS_MAX: usize = 128;
@@ -375,9 +376,9 @@ mod tests {
     #[test]
     fn descriptors_are_kept_for_the_control_api() {
         for (files, threads, clients, pipes, callers) in [
-            (1_000_000, 2, 499_407, 512, 128),
-            (20_000, 2, 9_407, 512, 128),
-            (1_024, 2, 367, 64, 128),
+            (1_000_000, 2, 499_887, 32, 128),
+            (20_000, 2, 9_887, 32, 128),
+            (1_024, 2, 399, 32, 128),
             (64, 2, 10, 4, 2),
             (1, 2, 1, 0, 2),
         ] {

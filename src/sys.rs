@@ -24,7 +24,7 @@ use rustix::{
         SocketType, accept_with, bind, connect, getpeername, getsockname, listen, recv, send,
         shutdown, socket_with, sockopt,
     },
-    pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
@@ -368,9 +368,11 @@ impl TryFrom<SocketAddrAny> for SocketAddress {
     }
 }
 
-/// A new pipe.
-pub(crate) fn pipe() -> io::Result<PipeEnds> {
+/// A new pipe of `bytes`, or as large as the system allows.
+pub(crate) fn pipe(bytes: usize) -> io::Result<PipeEnds> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // Refused beyond the user's share; then it has the size that pipes have by default.
+    fcntl_setpipe_size(&write, bytes).ok();
     Ok(PipeEnds { read, write })
 }
 

@@ -11,7 +11,7 @@ use std::{
 use super::load::{self, Address};
 
 /// How long a program may take to start.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(3);
 /// The unit of the times in `/proc/PID/stat` (`USER_HZ`, a hundredth of a second on every Linux port in use).
 const TICK: Duration = Duration::from_millis(10);
 
@@ -92,11 +92,15 @@ impl Program {
         if self == Self::Direct {
             return Ok(Running { child: None, front: upstream.clone() });
         }
-        let stem = format!("{}-{front:?}-{}", self.name().replace(' ', "-"), kind_of(upstream));
+        let stem = format!("{self:?}-{front:?}-{}", kind_of(upstream));
         let front = match front {
             Kind::Tcp => Address::Tcp(TcpListener::bind("127.0.0.1:0")?.local_addr()?),
             Kind::Unix => Address::Unix(dir.join(format!("{stem}.sock"))),
         };
+        if let Address::Unix(path) = &front {
+            // Of the round before; not every program replaces it.
+            fs::remove_file(path).ok();
+        }
         let mut command = self.command(&front, upstream, &dir.join(&stem))?;
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;

@@ -8,7 +8,7 @@ use crate::Address;
 /// The most worker threads: far more than a machine has cores, and few enough to start.
 const THREADS_MAX: usize = 1024;
 
-/// The most pipes of a worker: the system gives an unprivileged user no more of full size (`pipe(7)`).
+/// The most pipes of a worker: beyond it, they take more memory than they save time.
 const PIPES_MAX: usize = 1024;
 
 /// The first thing that does not fit, as one line with the keys and the remedy.
