@@ -2,7 +2,7 @@
 //!
 //! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this]`. Wall-clock figures mislead on
 //! shared machines; the proxy's own CPU time holds. All programs run in turn in each round (A B A B ...), one worker each;
-//! the figure is the median of the rounds. Peers that are not installed are named and skipped.
+//! the load has one processor and they the other, and the figure is the median of the rounds. Peers that are not installed are named and skipped.
 
 #![allow(
     clippy::print_stdout,
@@ -20,7 +20,7 @@ use std::{env, fs, io, thread, time::Duration};
 
 use peers::{
     load::{self, Address, RoundTrips, Way},
-    program::{Kind, Program, Running},
+    program::{self, Kind, Program, Running},
 };
 
 /// How often each row is measured.
@@ -62,6 +62,7 @@ fn main() -> io::Result<()> {
     let wanted =
         env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     raise_open_files();
+    program::pin_load();
     let dir = tempfile::tempdir()?;
     let (tcp, unix) = load::serve(&dir.path().join("upstream.sock"))?;
     let mut programs = Vec::new();

@@ -9,8 +9,12 @@ use crate::{
     pipe::{Pipe, PipePool},
 };
 
-/// The size of the buffer that a worker's flows share. A read that fills it turns the flow to splicing.
-pub(crate) const SCRATCH_BYTES: usize = 16 * 1024;
+/// The size of the buffer that a worker's flows share. A read that fills it turns the flow to splicing: the largest messages
+/// of request-response protocols still pass in one read and one write.
+pub(crate) const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// A splice that moves less turns the flow back to copying.
+const SPLICED_BYTES_MIN: usize = 16 * 1024;
 
 /// What a flow may move before others have their turn.
 const TURN_BYTES_MAX: usize = 64 * 1024;
@@ -278,7 +282,7 @@ impl Flow {
         let received = source.splice_into(&mut pipe);
         match received {
             Received::Bytes(bytes) => {
-                self.bulk = bytes >= SCRATCH_BYTES;
+                self.bulk = bytes >= SPLICED_BYTES_MIN;
                 self.buffered = Buffered::Pipe(pipe);
             }
             _ => kit.pipes.put(pipe),

@@ -121,7 +121,7 @@ impl RoundTrips {
         }
         let mut events = Events::with_capacity(1024);
         while times.len() < count {
-            self.poll.poll(&mut events, Some(TIMEOUT))?;
+            wait(&mut self.poll, &mut events, Some(TIMEOUT))?;
             if events.is_empty() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -165,7 +165,7 @@ pub(crate) fn short(address: &Address, count: usize, at_once: usize) -> io::Resu
                 *place = Some(Client { stream, sent: 0, received: 0, began: Instant::now() });
             }
         }
-        poll.poll(&mut events, Some(TIMEOUT))?;
+        wait(&mut poll, &mut events, Some(TIMEOUT))?;
         if events.is_empty() {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -222,6 +222,16 @@ fn download(address: &Address, mebibytes: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Polls until it was not interrupted.
+fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    loop {
+        match poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// One connection of the event loops above.
 struct Client {
     stream: Polled,
@@ -272,7 +282,7 @@ fn serve_all(mut tcp: mio::net::TcpListener, mut unix: mio::net::UnixListener) -
     let mut events = Events::with_capacity(1024);
     let mut scratch = vec![0; 64 * 1024];
     loop {
-        poll.poll(&mut events, None)?;
+        wait(&mut poll, &mut events, None)?;
         for event in &events {
             let token = event.token();
             if token == TCP || token == UNIX {

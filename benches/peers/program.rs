@@ -101,7 +101,8 @@ impl Program {
             // Of the round before; not every program replaces it.
             fs::remove_file(path).ok();
         }
-        let mut command = self.command(&front, upstream, &dir.join(&stem))?;
+        let command = self.command(&front, upstream, &dir.join(&stem))?;
+        let mut command = pinned(&command);
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let running = Running { child: Some(child), front };
@@ -286,6 +287,23 @@ fn nanoseconds(pid: u32) -> u64 {
         text.split_whitespace().next()?.parse::<u64>().ok()
     };
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(thread).sum()
+}
+
+/// Moves this process and its threads to the first processor. The programs run on the second: where the scheduler puts them
+/// otherwise decides more about the cost of a wake-up than they do.
+pub(crate) fn pin_load() {
+    let pid = std::process::id().to_string();
+    let done = Command::new("taskset").args(["-acp", "0", &pid]).stdout(Stdio::null()).status();
+    if !done.is_ok_and(|status| status.success()) {
+        println!("taskset does not work here: the figures vary with the scheduler's choices");
+    }
+}
+
+/// The same command, on the second processor.
+fn pinned(command: &Command) -> Command {
+    let mut pinned = Command::new("taskset");
+    pinned.args(["-c", "1"]).arg(command.get_program()).args(command.get_args());
+    pinned
 }
 
 const NGINX_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
