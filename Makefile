@@ -20,7 +20,7 @@ FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tcpause.fish
 CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test bench bench-peers lint loom mutants doc check install uninstall clean
+.PHONY: help demo run build test test-pipes bench bench-peers lint loom mutants doc check install uninstall clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ build: ## Build the release binary
 
 test: ## Run the tests
 	$(CARGO) test --locked
+
+test-pipes: ## Run the integration tests without pipes, and with one for each worker
+	TCPAUSE_PIPES=0 $(CARGO) test --locked --test integration
+	TCPAUSE_PIPES=1 $(CARGO) test --locked --test integration
 
 bench: ## Compare the relay with a direct connection
 	$(CARGO) bench --locked --bench relay

@@ -1,6 +1,7 @@
 //! The real binary: run to its end, or as a proxy that serves.
 
 use std::{
+    env,
     ffi::{OsStr, OsString},
     fs,
     io::{BufRead, BufReader, Read},
@@ -15,6 +16,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{Addr, Control, Family, GLANCE, PATIENCE, Stream, Upstream, spawn};
+
+/// Tells how many pipes the proxies of the tests may have, where a test does not say so itself.
+const PIPES: &str = "TCPAUSE_PIPES";
 
 /// The binary under test, with no configuration of this machine in reach.
 pub(crate) fn program() -> Program {
@@ -308,6 +312,8 @@ impl Builder {
     }
 
     /// Starts it without waiting: the addresses must be known beforehand, as the log is not read.
+    ///
+    /// `TCPAUSE_PIPES=n` gives every proxy of the tests so many pipes for each worker; `make test-pipes` sets it.
     #[track_caller]
     pub(crate) fn launch(self) -> Proxy {
         let dir = self.program.dir.path();
@@ -327,6 +333,11 @@ impl Builder {
         }
         if let Some(grace_period) = self.grace_period {
             flag("--grace-period", grace_period.to_owned());
+        }
+        if let Some(pipes) = env::var_os(PIPES)
+            && !self.program.args.iter().any(|arg| arg == "--proxy-pipes")
+        {
+            program.args.extend([OsString::from("--proxy-pipes"), pipes]);
         }
         program.args.extend(self.program.args);
         let process = Process::start(&program);
