@@ -41,8 +41,8 @@ test-pipes: ## Run the integration tests without pipes, and with one for each wo
 	TCPAUSE_PIPES=0 $(CARGO) test --locked --test integration
 	TCPAUSE_PIPES=1 $(CARGO) test --locked --test integration
 
-bench: ## Compare the relay with a direct connection
-	$(CARGO) bench --locked --bench relay
+bench: ## Compare the relay with a direct connection, time a resume and the gate (five minutes)
+	$(CARGO) bench --locked --bench relay --bench pause
 
 bench-peers: ## Compare the CPU time with other proxies on this machine (ten minutes)
 	$(CARGO) bench --locked --bench peers

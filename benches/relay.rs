@@ -1,12 +1,12 @@
-//! The relay against a direct connection: bulk, round trips, short connections.
+//! The relay against a direct connection: bulk by size, round trips, short connections.
 //!
-//! Client, proxy (one worker) and server share this process and the loopback, so the figures compare the two ways and
-//! say little about a network. `make bench` runs all; `cargo bench -- bulk` runs one group.
+//! Client, proxy (one worker) and server share this process and the loopback, so the figures compare the ways and say
+//! little about a network. `make bench` runs all; `cargo bench --bench relay -- bulk-up/64M` runs one group.
 #![expect(clippy::expect_used, reason = "a bench that cannot run shall stop")]
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     num::NonZeroUsize,
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
@@ -14,155 +14,204 @@ use std::{
     time::Duration,
 };
 
-use criterion::{
-    BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
-    measurement::WallTime,
-};
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use tcpause::{Address, Config, Server};
+use tempfile::TempDir;
 
-const BULK_BYTES: u64 = 64 * 1024 * 1024;
-const CHUNK_BYTES: usize = 64 * 1024;
-const MESSAGE_BYTES: usize = 64;
+/// What is measured: a request of so many bytes and an answer of so many.
+struct Case {
+    group: &'static str,
+    request_bytes: usize,
+    answer_bytes: usize,
+    /// Whether each request has a connection of its own.
+    connects: bool,
+}
 
-/// How many connections the echoing server serves at a time: more than one, as the last one may still be ending.
-const ECHO_THREADS: usize = 4;
+const CASES: [Case; 11] = [
+    stays("bulk-up/64K", 64 * KIB, HEAD_BYTES),
+    stays("bulk-up/1M", MIB, HEAD_BYTES),
+    stays("bulk-up/64M", 64 * MIB, HEAD_BYTES),
+    stays("bulk-down/64K", HEAD_BYTES, 64 * KIB),
+    stays("bulk-down/1M", HEAD_BYTES, MIB),
+    stays("bulk-down/64M", HEAD_BYTES, 64 * MIB),
+    stays("round-trip/64", 64, 64),
+    stays("round-trip/1K", KIB, KIB),
+    stays("round-trip/16K", 16 * KIB, 16 * KIB),
+    stays("round-trip/64K", 64 * KIB, 64 * KIB),
+    Case { connects: true, ..stays("short-connection/64", 64, 64) },
+];
 
-const WARM_UP_TIME: Duration = Duration::from_millis(500);
-const MEASUREMENT_TIME: Duration = Duration::from_secs(2);
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
 
-/// One way, a large transfer: from the first byte written to the word that the last was read.
-fn bulk(criterion: &mut Criterion) {
-    let sink = tcp_server(count_bytes);
-    let server = proxy(&Address::tcp("127.0.0.1", 0), &address(sink));
-    let mut group = criterion.benchmark_group("bulk");
-    group
-        .throughput(Throughput::Bytes(BULK_BYTES))
-        .sample_size(10)
-        .sampling_mode(SamplingMode::Flat);
-    for (way, target) in [("direct", sink), ("relay", tcp(server.proxy_addr()))] {
-        group.bench_function(format!("tcp/{way}"), |bencher| {
-            bencher.iter(|| send_bulk(target).expect("a transfer"));
-        });
+/// A request begins with its own length and the length of the answer.
+const HEAD_BYTES: usize = 16;
+/// What is written or read at once.
+const CHUNK_BYTES: usize = 64 * KIB;
+/// How many connections a server serves at a time: more than one, as the last one may still be ending.
+const SERVER_THREADS: usize = 4;
+
+const WARM_UP_TIME: Duration = Duration::from_millis(300);
+const MEASUREMENT_TIME: Duration = Duration::from_secs(1);
+
+/// A case whose requests share a connection.
+const fn stays(group: &'static str, request_bytes: usize, answer_bytes: usize) -> Case {
+    Case { group, request_bytes, answer_bytes, connects: false }
+}
+
+/// Every case on every way.
+fn relay(criterion: &mut Criterion) {
+    let ways = Ways::start();
+    for case in CASES {
+        let mut group = criterion.benchmark_group(case.group);
+        group.sampling_mode(SamplingMode::Flat).throughput(
+            if case.request_bytes == case.answer_bytes {
+                Throughput::Elements(1)
+            } else {
+                Throughput::Bytes(case.request_bytes.max(case.answer_bytes) as u64)
+            },
+        );
+        for (name, address) in &ways.addresses {
+            group.bench_function(name, |bencher| {
+                let mut client = Client::new(address, &case);
+                bencher.iter(|| client.ask().expect("an answer"));
+            });
+        }
+        group.finish();
     }
-    group.finish();
-    end(server);
+    ways.end();
 }
 
-/// There and back again, on a connection that stays.
-fn round_trips(criterion: &mut Criterion) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = |name: &str| folder.path().join(name);
-    let mut group = criterion.benchmark_group("round-trip");
-    group.throughput(Throughput::Elements(1));
+/// The servers themselves, and each pair of them with a proxy in between, with and without pipes.
+struct Ways {
+    addresses: Vec<(String, Address)>,
+    proxies: Vec<Server>,
+    /// The place of the socket files.
+    _folder: TempDir,
+}
 
-    let upstream = tcp_server(echo);
-    let server = proxy(&Address::tcp("127.0.0.1", 0), &address(upstream));
-    for (way, target) in [("direct", upstream), ("relay", tcp(server.proxy_addr()))] {
-        round_trip(&mut group, &format!("tcp/{way}"), connect(target).expect("a connection"));
+impl Ways {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let unix = |name: &str| Address::Unix(folder.path().join(name));
+        let tcp_server = serve_tcp();
+        let unix_server = unix("server");
+        serve_unix(&folder.path().join("server"));
+
+        let port = || Address::tcp("127.0.0.1", 0);
+        let mut ways = vec![
+            ("direct/tcp".to_owned(), tcp_server.clone()),
+            ("direct/unix".to_owned(), unix_server.clone()),
+        ];
+        let mut proxies = Vec::new();
+        for (suffix, pipes) in [("pipes", None), ("copy", Some(0))] {
+            for (route, addr, upstream) in [
+                ("tcp-tcp", port(), &tcp_server),
+                ("tcp-unix", port(), &unix_server),
+                ("unix-unix", unix(suffix), &unix_server),
+            ] {
+                let proxy = proxy(addr, upstream.clone(), pipes);
+                ways.push((format!("{route}/{suffix}"), proxy.proxy_addr().clone()));
+                proxies.push(proxy);
+            }
+        }
+        Self { addresses: ways, proxies, _folder: folder }
     }
-    end(server);
 
-    unix_server(&path("upstream"), echo);
-    let server = proxy(&Address::Unix(path("proxy")), &Address::Unix(path("upstream")));
-    for (way, name) in [("direct", "upstream"), ("relay", "proxy")] {
-        let stream = UnixStream::connect(path(name)).expect("a connection");
-        round_trip(&mut group, &format!("unix/{way}"), stream);
-    }
-    end(server);
-    group.finish();
-}
-
-/// Connect, there and back again, close.
-fn short_connections(criterion: &mut Criterion) {
-    let upstream = tcp_server(echo);
-    let server = proxy(&Address::tcp("127.0.0.1", 0), &address(upstream));
-    let mut group = criterion.benchmark_group("short-connection");
-    group.throughput(Throughput::Elements(1));
-    for (way, target) in [("direct", upstream), ("relay", tcp(server.proxy_addr()))] {
-        group.bench_function(format!("tcp/{way}"), |bencher| {
-            bencher
-                .iter(|| connect(target).and_then(|mut it| exchange(&mut it)).expect("an answer"));
-        });
-    }
-    group.finish();
-    end(server);
-}
-
-fn round_trip(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut stream: impl Read + Write) {
-    group.bench_function(name, |bencher| {
-        bencher.iter(|| exchange(&mut stream).expect("an answer"));
-    });
-}
-
-/// Sends a message and reads it back.
-fn exchange(stream: &mut (impl Read + Write)) -> io::Result<()> {
-    let mut answer = [0; MESSAGE_BYTES];
-    stream.write_all(&[7; MESSAGE_BYTES])?;
-    stream.read_exact(&mut answer)
-}
-
-/// Sends the whole amount, and waits until the other side has read it all.
-fn send_bulk(address: SocketAddr) -> io::Result<()> {
-    let mut stream = connect(address)?;
-    let chunk = vec![7; CHUNK_BYTES];
-    for _chunk in 0..BULK_BYTES / CHUNK_BYTES as u64 {
-        stream.write_all(&chunk)?;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut received = [0; 8];
-    stream.read_exact(&mut received)?;
-    assert_eq!(u64::from_le_bytes(received), BULK_BYTES);
-    Ok(())
-}
-
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// Reads to the end and answers how much there was.
-fn count_bytes(mut stream: impl Read + Write) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut received = 0u64;
-    loop {
-        match stream.read(&mut chunk)? {
-            0 => return stream.write_all(&received.to_le_bytes()),
-            bytes => received += bytes as u64,
+    fn end(self) {
+        for proxy in self.proxies {
+            proxy.abort();
+            proxy.join();
         }
     }
 }
 
-/// Sends back what it reads.
-fn echo(mut stream: impl Read + Write) -> io::Result<()> {
-    let mut message = [0; MESSAGE_BYTES];
-    loop {
-        match stream.read(&mut message)? {
-            0 => return Ok(()),
-            bytes => stream.write_all(message.get(..bytes).unwrap_or_default())?,
-        }
+/// A proxy with one worker thread.
+fn proxy(addr: Address, upstream: Address, pipes: Option<usize>) -> Server {
+    let mut config = Config::default();
+    config.proxy.addr = addr;
+    config.proxy.threads = Some(NonZeroUsize::MIN);
+    config.proxy.pipes = pipes;
+    config.control.addr = Address::tcp("127.0.0.1", 0);
+    config.upstream.addr = upstream;
+    Server::start(config).expect("a proxy")
+}
+
+/// Who asks.
+struct Client<'a> {
+    address: &'a Address,
+    case: &'a Case,
+    stream: Option<Box<dyn Stream>>,
+    request: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl<'a> Client<'a> {
+    fn new(address: &'a Address, case: &'a Case) -> Self {
+        let mut request = vec![7; case.request_bytes];
+        let head = [case.request_bytes, case.answer_bytes].map(usize::to_le_bytes);
+        request.splice(..HEAD_BYTES, head.into_iter().flatten());
+        let answer = vec![0; case.answer_bytes.min(CHUNK_BYTES)];
+        Self { address, case, stream: None, request, answer }
     }
+
+    /// Sends one request and reads the whole answer.
+    fn ask(&mut self) -> io::Result<()> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => connect(self.address)?,
+        };
+        for chunk in self.request.chunks(CHUNK_BYTES) {
+            stream.write_all(chunk)?;
+        }
+        let mut left = self.case.answer_bytes;
+        while left > 0 {
+            match stream.read(&mut self.answer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                bytes => left -= bytes,
+            }
+        }
+        self.stream = (!self.case.connects).then_some(stream);
+        Ok(())
+    }
+}
+
+/// A socket of either kind.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
+fn connect(address: &Address) -> io::Result<Box<dyn Stream>> {
+    Ok(match address {
+        Address::Unix(path) => Box::new(UnixStream::connect(path)?),
+        Address::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port))?;
+            stream.set_nodelay(true)?;
+            Box::new(stream)
+        }
+    })
 }
 
 /// A server on a port of its own, until the process ends.
-fn tcp_server(serve: fn(TcpStream) -> io::Result<()>) -> SocketAddr {
+fn serve_tcp() -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
-    for _thread in 0..ECHO_THREADS {
+    for _thread in 0..SERVER_THREADS {
         let listener = listener.try_clone().expect("a descriptor");
         serve_each(move || {
             let (stream, _address) = listener.accept()?;
             stream.set_nodelay(true)?;
-            serve(stream)
+            answer_all(stream)
         });
     }
-    listener.local_addr().expect("an address")
+    let address = listener.local_addr().expect("an address");
+    Address::tcp(address.ip().to_string(), address.port())
 }
 
-fn unix_server(path: &Path, serve: fn(UnixStream) -> io::Result<()>) {
+fn serve_unix(path: &Path) {
     let listener = UnixListener::bind(path).expect("a listener");
-    for _thread in 0..ECHO_THREADS {
+    for _thread in 0..SERVER_THREADS {
         let listener = listener.try_clone().expect("a descriptor");
-        serve_each(move || serve(listener.accept()?.0));
+        serve_each(move || answer_all(listener.accept()?.0));
     }
 }
 
@@ -176,34 +225,41 @@ fn serve_each(serve_next: impl Fn() -> io::Result<()> + Send + 'static) {
     Builder::new().spawn(serve).expect("a thread");
 }
 
-/// A proxy with one worker thread.
-fn proxy(addr: &Address, upstream: &Address) -> Server {
-    let mut config = Config::default();
-    config.proxy.addr = addr.clone();
-    config.proxy.threads = Some(NonZeroUsize::MIN);
-    config.control.addr = Address::tcp("127.0.0.1", 0);
-    config.upstream.addr = upstream.clone();
-    Server::start(config).expect("a proxy")
+/// Answers one request after the other, each once it has come whole.
+fn answer_all(mut stream: impl Stream) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let mut received = 0;
+        while received < HEAD_BYTES {
+            match stream.read(chunk.get_mut(received..).unwrap_or_default())? {
+                0 => return Ok(()),
+                bytes => received += bytes,
+            }
+        }
+        let [request_bytes, mut left] = head(&chunk);
+        while received < request_bytes {
+            match stream.read(&mut chunk)? {
+                0 => return Ok(()),
+                bytes => received += bytes,
+            }
+        }
+        while left > 0 {
+            let piece = left.min(CHUNK_BYTES);
+            stream.write_all(chunk.get(..piece).unwrap_or_default())?;
+            left -= piece;
+        }
+    }
 }
 
-fn end(server: Server) {
-    server.abort();
-    server.join();
-}
-
-/// The address of a proxy on TCP.
-fn tcp(address: &Address) -> SocketAddr {
-    let text = address.to_string();
-    text.trim_start_matches("tcp://").parse().expect("an IP and a port")
-}
-
-fn address(address: SocketAddr) -> Address {
-    Address::tcp(address.ip().to_string(), address.port())
+/// The lengths of a request and of its answer.
+fn head(chunk: &[u8]) -> [usize; 2] {
+    let (words, _rest) = chunk.as_chunks();
+    [0, 1].map(|word| words.get(word).copied().map_or(0, usize::from_le_bytes))
 }
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().warm_up_time(WARM_UP_TIME).measurement_time(MEASUREMENT_TIME).sample_size(30);
-    targets = bulk, round_trips, short_connections
+    config = Criterion::default().warm_up_time(WARM_UP_TIME).measurement_time(MEASUREMENT_TIME).sample_size(10);
+    targets = relay
 }
 criterion_main!(benches);
