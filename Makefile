@@ -20,7 +20,7 @@ FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tcpause.fish
 CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test test-pipes bench bench-peers lint loom mutants doc check install uninstall clean
+.PHONY: help demo run build test test-pipes soak bench bench-peers lint loom mutants doc check install uninstall clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: ## Run the tests
 test-pipes: ## Run the integration tests without pipes, and with one for each worker
 	TCPAUSE_PIPES=0 $(CARGO) test --locked --test integration
 	TCPAUSE_PIPES=1 $(CARGO) test --locked --test integration
+
+soak: ## Run the tests under load with ten GiB and 100,000 connections (ten minutes)
+	TCPAUSE_LOAD_MIB=10240 TCPAUSE_LOAD_CONNECTIONS=100000 TCPAUSE_LOAD_BURST=9000 TCPAUSE_LOAD_HELD=5000 TCPAUSE_LOAD_OPEN=4000 \
+		$(CARGO) test --locked --release --test integration -- load:: --nocapture --test-threads=1
 
 bench: ## Compare the relay with a direct connection, time a resume and the gate (five minutes)
 	$(CARGO) bench --locked --bench relay --bench pause

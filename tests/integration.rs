@@ -21,6 +21,7 @@ mod hold;
 mod idle;
 mod library;
 mod limits;
+mod load;
 mod regression;
 mod reject;
 mod reject_tls;

@@ -453,6 +453,16 @@ impl Proxy {
         self.count_in("fd")
     }
 
+    /// How many descriptors of one kind it has open; `socket:` and `pipe:` are kinds.
+    pub(crate) fn descriptors_of(&self, kind: &str) -> usize {
+        fs::read_dir(self.proc("fd"))
+            .expect("a running process")
+            // One that has been closed meanwhile has no target.
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with(kind))
+            .count()
+    }
+
     pub(crate) fn threads(&self) -> usize {
         self.count_in("task")
     }
