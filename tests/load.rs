@@ -118,8 +118,14 @@ fn load_leaves_no_descriptor_behind() {
 /// One of the ways in which a client can come and go.
 fn come_and_go(proxy: &Proxy, number: u64) {
     let mut client = proxy.connect();
+    if number.is_multiple_of(50) {
+        // It takes the beginning of a flood, and resets while pipes are full.
+        client.send(&[FLOOD]);
+        assert!(client.receive(1 << 20) == text(0, 1 << 20));
+        return client.reset();
+    }
     match number % 5 {
-        0 => client.assert_echo(text(number, 64)),
+        0 => client.assert_echo(b"hello"),
         1 => assert!(client.round_trip(text(number, 128 << 10)) == text(number, 128 << 10)),
         2 => {
             client.assert_echo(b"!");
@@ -290,10 +296,17 @@ impl Drop for Crowd {
     }
 }
 
+/// What asks for bytes without end.
+const FLOOD: u8 = b'#';
+
 /// Sends back what comes, and remembers nothing.
 fn mirror(mut stream: Stream) -> Received {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
+        if buffer[..bytes] == [FLOOD] {
+            while stream.write_all(text(0, PERIOD)).is_ok() {}
+            break;
+        }
         if stream.write_all(&buffer[..bytes]).is_err() {
             break;
         }
