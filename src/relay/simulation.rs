@@ -19,6 +19,8 @@ use crate::sys::Socket;
 const SCHEDULES: u64 = 150;
 /// The receive buffers of peers that have small ones. With less, TCP waits 200 ms for a window that is worth a segment.
 const RECEIVE_BUFFER_BYTES: usize = 20_000;
+/// The buffer of the flows: small, so that the peers' small buffers fill it and flows turn to splicing.
+const SMALL_SCRATCH_BYTES: usize = 16 * 1024;
 /// How many turns in a row may find out that nothing can be moved.
 const IDLE_TURNS_MAX: usize = 3;
 
@@ -121,11 +123,11 @@ fn an_urgent_byte_at_the_end_of_a_bulk_stream_arrives() {
         let mut worker = Worker::new(2);
         let mut connection = [Connection::new(&Port::tcp(), &Port::tcp(), 0, &worker)];
         for _write in 0..2 {
-            connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SCRATCH_BYTES });
+            connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SMALL_SCRATCH_BYTES });
             worker.mark(&mut connection, DEADLINE);
             connection[0].drive(&mut worker.kit);
         }
-        connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SCRATCH_BYTES });
+        connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SMALL_SCRATCH_BYTES });
         worker.mark(&mut connection, DEADLINE);
         connection[0].act(Step::Urgent { side: CLIENT });
         connection[0].act(last);
@@ -133,7 +135,7 @@ fn an_urgent_byte_at_the_end_of_a_bulk_stream_arrives() {
         worker.finish(&mut connection, CLIENT);
         connection[0].judge();
         assert!(worker.kit.pipes.alive() > 0, "it is spliced");
-        assert_eq!(connection[0].peers[UPSTREAM].received, 9 * SCRATCH_BYTES + 1);
+        assert_eq!(connection[0].peers[UPSTREAM].received, 9 * SMALL_SCRATCH_BYTES + 1);
     }
 }
 
@@ -192,7 +194,7 @@ impl Worker {
         Self {
             poll: Poll::new().unwrap(),
             events: Events::with_capacity(16),
-            kit: Kit::new(pipes_max),
+            kit: Kit { scratch: vec![0; SMALL_SCRATCH_BYTES].into(), ..Kit::new(pipes_max) },
         }
     }
 
