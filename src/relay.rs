@@ -133,10 +133,16 @@ impl Relay {
         let more_down = self.to_client.pump(&mut self.upstream, client, kit, is_last);
         // Writing in one direction may have shown that there is an end to read in the other.
         let more_up = more_up || self.to_upstream.can_move(client, &self.upstream);
+        // Once a side was aborted, only what it had sent is worth another turn.
+        let more = match (client.is_reset(), self.upstream.is_reset()) {
+            (true, _) => more_up,
+            (false, true) => more_down,
+            (false, false) => more_up || more_down,
+        };
         Turn {
             to_upstream: self.to_upstream.delivered - before.0,
             to_client: self.to_client.delivered - before.1,
-            next: if more_up || more_down { Next::Again } else { self.next(client) },
+            next: if more { Next::Again } else { self.next(client) },
         }
     }
 
@@ -196,6 +202,9 @@ impl Flow {
         is_last: bool,
     ) -> bool {
         let mut share = TURN_BYTES_MAX;
+        if self.stage == Stage::Broken && sink.is_reset() {
+            Self::discard(source, kit);
+        }
         while self.is_open() && self.drain(sink, kit) && source.is_readable() {
             if share == 0 {
                 return true;
@@ -216,6 +225,19 @@ impl Flow {
             }
         }
         false
+    }
+
+    /// Reads what nobody is there to take. The source may be blocked in writing it, and would never come to read what the
+    /// aborted side had sent before.
+    fn discard(source: &mut Endpoint, kit: &mut Kit) {
+        let mut share = TURN_BYTES_MAX;
+        while source.is_readable() && share > 0 {
+            match source.recv(&mut kit.scratch) {
+                Received::Bytes(bytes) => share = share.saturating_sub(bytes),
+                Received::Nothing => {}
+                Received::End | Received::Reset | Received::Unsupported => return,
+            }
+        }
     }
 
     /// Writes what is buffered. True when nothing is left and the sink would take more.

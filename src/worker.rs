@@ -37,8 +37,6 @@ const EVENTS_MAX: usize = 1024;
 const TURN_ACCEPTS_MAX: usize = 64;
 /// How many clients that are queued in a listener are taken in before it is closed.
 const STOP_ACCEPTS_MAX: usize = 64 * 1024;
-/// How large a table of connections is kept when it is empty.
-const TABLE_KEPT: usize = 256;
 /// How many clients are released in one turn after a resume.
 const TURN_RELEASES_MAX: usize = 64;
 /// How many upstream connections a worker dials at a time for released clients: more than a usual backlog would overflow
@@ -450,13 +448,6 @@ impl Worker<'_> {
         // Whoever has learnt that the proxy is idle shall see it in the counts.
         self.publish();
         connection.close(reason);
-        if self.connections.is_empty() && self.connections.capacity() > TABLE_KEPT {
-            // After a burst, what it needed is given back.
-            self.connections = Slab::new();
-            self.queues = Queues::new();
-            self.ready = VecDeque::new();
-            self.is_ready = Vec::new();
-        }
     }
 
     /// Closes what is left.

@@ -1,11 +1,16 @@
 //! One test for each bug that was found, named after it: in tcpause itself, or in the proxies it was measured against.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use crate::harness::{End, Proxy, Received, Upstream, assert_same, echo, pattern, spawn};
+use crate::harness::{
+    End, Proxy, Received, Stream, Upstream, assert_same, echo, pattern, spawn, wait_until,
+};
 
 /// A small message and the FIN behind it come as one event: whoever stops at a short read never sees the end.
 #[test]
@@ -111,4 +116,24 @@ fn clients_that_reset_before_they_are_accepted() {
     }
     proxy.control().resume();
     proxy.connect().assert_echo(b"all is as before");
+}
+
+/// An upstream that is blocked in writing to a client that has reset never comes to read what that client had sent.
+#[test]
+fn a_reset_reaches_an_upstream_that_is_blocked_in_writing() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let client = proxy.connect();
+    let Stream::Tcp(stream) = &client else { panic!("the proxy listens on TCP") };
+    stream.set_nonblocking(true).unwrap();
+    // The client reads nothing, so the echo comes to a halt, and then the upload.
+    let chunk = vec![7; 256 << 10];
+    let mut carried = 0;
+    wait_until("nothing moves any more", || {
+        let before = std::mem::replace(&mut carried, proxy.control().status().bytes_to_upstream);
+        let blocked = (&*stream).write(&chunk).is_err();
+        blocked && before == carried && carried > 0
+    });
+    client.reset();
+    proxy.control().wait_status("the connection has ended", |status| status.active == 0);
 }
