@@ -99,7 +99,7 @@ fn rows() -> Vec<Row> {
         }
     }
     for (size, name) in [(64, "64 B"), (16 * 1024, "16 KiB")] {
-        for (busy, count) in [(1, 15_000), (16, 30_000), (256, 60_000)] {
+        for (busy, count) in [(1, 8_000), (16, 16_000), (256, 30_000)] {
             let name = format!("round trip of {name}, {busy} connections");
             let work = Work::RoundTrips { open: busy, busy, size, count };
             rows.push(Row { name, unit: "us each", front: Kind::Tcp, back: Kind::Tcp, work });
@@ -107,7 +107,7 @@ fn rows() -> Vec<Row> {
     }
     for open in [64, 4000] {
         let name = format!("round trip of 64 B, 64 busy of {open}");
-        let work = Work::RoundTrips { open, busy: 64, size: 64, count: 40_000 };
+        let work = Work::RoundTrips { open, busy: 64, size: 64, count: 20_000 };
         rows.push(Row { name, unit: "us each", front: Kind::Tcp, back: Kind::Tcp, work });
     }
     let tcp = |name: &str, unit, work| Row {
@@ -122,7 +122,7 @@ fn rows() -> Vec<Row> {
         "us each, bulk included",
         Work::BesideBulk { count: 20_000 },
     ));
-    rows.push(tcp("short connections, 64 at a time", "us each", Work::Short { count: 8_000 }));
+    rows.push(tcp("short connections, 64 at a time", "us each", Work::Short { count: 6_000 }));
     rows.push(tcp("idle connections", "KiB each", Work::Idle));
     rows
 }
