@@ -16,7 +16,7 @@ pub(crate) const SCRATCH_BYTES: usize = 64 * 1024;
 /// A splice that moves less turns the flow back to copying.
 const SPLICED_BYTES_MIN: usize = 16 * 1024;
 
-/// What a flow may move before others have their turn.
+/// What a flow may move before others have their turn. The last splice of a turn may move a whole pipe on top of it.
 const TURN_BYTES_MAX: usize = 64 * 1024;
 
 /// What a worker lends to the relay it drives.

@@ -254,7 +254,9 @@ impl Limits {
         let fixed = FIXED_FILES + WORKER_FILES * threads;
         // A caller takes one.
         let callers = (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN, CALLERS_MAX);
-        let pipes = pipes_per_worker.map_or((files / 16).min(PIPES_MAX), |pipes| pipes * threads);
+        // However many workers there are, none goes without where descriptors allow it.
+        let share = (files / 16).min(PIPES_MAX.max(threads));
+        let pipes = pipes_per_worker.map_or(share, |pipes| pipes * threads);
         let clients = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
         Self { clients: clients.max(1), pipes, callers }
     }
@@ -379,6 +381,7 @@ mod tests {
             (1_000_000, 2, 499_887, 32, 128),
             (20_000, 2, 9_887, 32, 128),
             (1_024, 2, 399, 32, 128),
+            (20_000, 64, 9_762, 64, 128),
             (64, 2, 10, 4, 2),
             (1, 2, 1, 0, 2),
         ] {
