@@ -1,6 +1,7 @@
 //! tcpause beside its peers: CPU time of the proxy per unit of work, and memory per idle connection.
 //!
-//! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this]`. Wall-clock figures mislead on
+//! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this [programs, by name]]`. With
+//! `TCPAUSE_BASELINE=FILE` another build of tcpause is measured as well. Wall-clock figures mislead on
 //! shared machines; the proxy's own CPU time holds. All programs run in turn in each round (A B A B ...), one worker each;
 //! the load has one processor and they the other, and the figure is the median of the rounds. Peers that are not installed are named and skipped.
 
@@ -59,14 +60,17 @@ struct Figure {
 }
 
 fn main() -> io::Result<()> {
-    let wanted =
-        env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let mut arguments = env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let wanted = arguments.next().unwrap_or_default();
+    let names: Vec<String> = arguments.collect();
     raise_open_files();
     program::pin_load();
     let dir = tempfile::tempdir()?;
     let (tcp, unix) = load::serve(&dir.path().join("upstream.sock"))?;
     let mut programs = Vec::new();
-    for program in Program::ALL {
+    let is_wanted =
+        |program: &Program| names.is_empty() || names.iter().any(|name| name == program.name());
+    for program in Program::ALL.into_iter().filter(is_wanted) {
         match program.version() {
             Some(version) => {
                 println!("{:<17} {version}", program.name());

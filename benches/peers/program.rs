@@ -15,11 +15,16 @@ const START_TIMEOUT: Duration = Duration::from_secs(3);
 /// The unit of the times in `/proc/PID/stat` (`USER_HZ`, a hundredth of a second on every Linux port in use).
 const TICK: Duration = Duration::from_millis(10);
 
+/// Names the binary of another build of tcpause to measure beside this one.
+const BASELINE: &str = "TCPAUSE_BASELINE";
+
 /// What can stand between a client and an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
     Direct,
     Tcpause,
+    /// Another build of tcpause, which [`BASELINE`] names: what a change costs or saves.
+    Baseline,
     HaproxySplicing,
     Haproxy,
     Nginx,
@@ -42,9 +47,10 @@ pub(crate) struct Running {
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Direct,
         Self::Tcpause,
+        Self::Baseline,
         Self::HaproxySplicing,
         Self::Haproxy,
         Self::Nginx,
@@ -57,6 +63,7 @@ impl Program {
         match self {
             Self::Direct => "direct",
             Self::Tcpause => "tcpause",
+            Self::Baseline => "baseline",
             Self::HaproxySplicing => "haproxy splicing",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx stream",
@@ -69,7 +76,7 @@ impl Program {
     pub(crate) fn version(self) -> Option<String> {
         let (file, argument) = match self {
             Self::Direct => return Some("no proxy".into()),
-            Self::Tcpause => (PathBuf::from(env!("CARGO_BIN_EXE_tcpause")), "--version"),
+            Self::Tcpause | Self::Baseline => (self.tcpause()?, "--version"),
             Self::HaproxySplicing | Self::Haproxy => (find("haproxy")?, "-v"),
             Self::Nginx if Path::new(NGINX_MODULE).exists() => (find("nginx")?, "-v"),
             Self::Nginx => return None,
@@ -116,6 +123,14 @@ impl Program {
         Ok(running)
     }
 
+    /// The binary of tcpause itself; no baseline unless one is named.
+    fn tcpause(self) -> Option<PathBuf> {
+        match self {
+            Self::Baseline => env::var_os(BASELINE).map(PathBuf::from),
+            _ => Some(PathBuf::from(env!("CARGO_BIN_EXE_tcpause"))),
+        }
+    }
+
     fn command(self, front: &Address, upstream: &Address, stem: &Path) -> io::Result<Command> {
         let plain = |address: &Address, unix: &str| match address {
             Address::Tcp(address) => address.to_string(),
@@ -125,8 +140,8 @@ impl Program {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let command = match self {
             Self::Direct => return Err(missing()),
-            Self::Tcpause => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_tcpause"));
+            Self::Tcpause | Self::Baseline => {
+                let mut command = Command::new(self.tcpause().ok_or_else(missing)?);
                 fs::write(&config, "")?;
                 command.arg("--config").arg(&config).args([
                     "--proxy-threads",
@@ -162,8 +177,10 @@ impl Program {
             Self::Nginx => {
                 let text = format!(
                     "load_module {NGINX_MODULE};\nworker_processes 1;\nworker_rlimit_nofile 20000;\ndaemon off;\n\
-                     pid {};\nevents {{ worker_connections 19000; }}\n\
+                     user {};\npid {};\nevents {{ worker_connections 19000; }}\n\
                      stream {{ server {{ listen {}; proxy_pass {}; proxy_timeout 1h; }} }}\n",
+                    // Its worker must reach the sockets in our directory.
+                    env::var("USER").unwrap_or_else(|_| "root".into()),
                     stem.with_extension("pid").display(),
                     plain(front, "unix:"),
                     plain(upstream, "unix:")
