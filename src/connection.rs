@@ -18,11 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mio::{Registry, Token, event::Event};
+use mio::event::Event;
 
 use crate::{
     counters::Counters,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Registration},
     gate::Pass,
     queues::Queue,
     reject::{self, Refusal, Reject},
@@ -122,8 +122,8 @@ pub(crate) enum Reason {
 /// What a worker lends to the connection it drives.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
-    /// Where sockets are registered.
-    pub(crate) registry: &'a Registry,
+    /// Where its sockets are registered.
+    pub(crate) registration: Registration<'a>,
     /// What bytes pass through.
     pub(crate) kit: &'a mut Kit,
     /// Where the upstream is.
@@ -136,8 +136,6 @@ pub(crate) struct Context<'a> {
     pub(crate) counters: &'a Counters,
     /// When the turn began.
     pub(crate) now: Instant,
-    /// The token of the connection's upstream.
-    pub(crate) upstream_token: Token,
 }
 
 impl Connection {
@@ -272,7 +270,7 @@ impl Connection {
             context.upstream.ask();
             return Verdict::Wait(Queue::Redial);
         };
-        match attempt(address, context.registry, context.upstream_token) {
+        match attempt(address, &context.registration) {
             Ok((upstream, Dialled::Connected)) => {
                 dial.upstream = Some(Endpoint::connected(upstream));
                 self.begin_to_carry()
@@ -332,7 +330,7 @@ impl Connection {
 
     fn carry(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
-        let turn = carriage.relay.drive(&mut self.client, context.kit);
+        let turn = carriage.relay.drive(&mut self.client, context.kit, &context.registration);
         context.counters.bytes_to_upstream.add(turn.to_upstream);
         context.counters.bytes_to_client.add(turn.to_client);
         match turn.next {
@@ -388,11 +386,10 @@ impl fmt::Display for Reason {
 /// Dials `address` and registers the socket.
 fn attempt(
     address: &SocketAddress,
-    registry: &Registry,
-    token: Token,
+    registration: &Registration<'_>,
 ) -> io::Result<(Socket, Dialled)> {
     let (upstream, dialled) = Socket::dial(address)?;
-    upstream.register(registry, token)?;
+    upstream.register(registration.registry, registration.upstream)?;
     Ok((upstream, dialled))
 }
 

@@ -2,9 +2,12 @@
 
 use std::io;
 
-use mio::event::Event;
+use mio::{Interest, Registry, Token, event::Event};
 
-use crate::{pipe::Pipe, sys::Socket};
+use crate::{
+    pipe::Pipe,
+    sys::{EVERYTHING, READABLE, Socket},
+};
 
 /// A socket and what is remembered of it.
 ///
@@ -27,6 +30,28 @@ pub(crate) struct Endpoint {
     reset: bool,
     /// The peer sends urgent bytes: the kernel stops at each, so a short read does not mean that nothing is left.
     urgent: bool,
+    /// Which events the kernel tells of; resets it always does.
+    interest: Interest,
+}
+
+/// Where the sockets of a connection are registered, and as what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Registration<'a> {
+    /// Where.
+    pub(crate) registry: &'a Registry,
+    /// The token of the client.
+    pub(crate) client: Token,
+    /// The token of its upstream.
+    pub(crate) upstream: Token,
+}
+
+/// What a connection waits for at one of its sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Awaited {
+    /// Something to read.
+    pub(crate) readable: bool,
+    /// Room to write.
+    pub(crate) writable: bool,
 }
 
 /// What reading yielded.
@@ -65,6 +90,7 @@ impl Endpoint {
             read_closed: false,
             reset: false,
             urgent: false,
+            interest: EVERYTHING,
         }
     }
 
@@ -107,9 +133,36 @@ impl Endpoint {
         self.reset
     }
 
-    /// Whether bytes may be spliced from here. A splice never gets past an urgent byte; a read does.
-    pub(crate) fn is_spliceable(&self) -> bool {
-        !self.urgent
+    /// Whether bytes are to be spliced from here to `sink`. A splice never gets past an urgent byte; a read does. And what a
+    /// UNIX socket holds costs TCP twice as much by splice as by copy.
+    pub(crate) fn is_worth_splicing_to(&self, sink: &Self) -> bool {
+        !self.urgent && (!self.socket.is_unix() || sink.socket.is_unix())
+    }
+
+    /// Has the kernel tell when there is something to read, or room to write, where that is `awaited`. It goes on telling of
+    /// what is not until an event `was_in_vain`: most never cause one, and each change of mind costs a call.
+    ///
+    /// The kernel tells at once what is ready when it is asked (`EPOLL_CTL_MOD`, epoll(7)): no event is lost in between.
+    pub(crate) fn await_events(
+        &mut self,
+        awaited: Awaited,
+        was_in_vain: bool,
+        registry: &Registry,
+        token: Token,
+    ) {
+        let readable = awaited.readable || (self.interest.is_readable() && !was_in_vain);
+        // TCP tells of room only where a write found none; UNIX sockets tell whenever the peer has read.
+        let is_quiet = !was_in_vain || !self.socket.is_unix();
+        let writable = awaited.writable || (self.interest.is_writable() && is_quiet);
+        let interest = match (readable, writable) {
+            (true, true) => EVERYTHING,
+            (true, false) => READABLE,
+            // Asked for urgent bytes, the kernel tells of any; and to ask for nothing is not possible.
+            (false, _) => Interest::WRITABLE,
+        };
+        if interest != self.interest && self.socket.reregister(registry, token, interest).is_ok() {
+            self.interest = interest;
+        }
     }
 
     /// Reads into `buffer`.
@@ -132,9 +185,9 @@ impl Endpoint {
         self.received(result)
     }
 
-    /// Splices into `pipe`.
-    pub(crate) fn splice_into(&mut self, pipe: &mut Pipe) -> Received {
-        let result = pipe.fill(&self.socket);
+    /// Splices up to `len` bytes into `pipe`.
+    pub(crate) fn splice_into(&mut self, pipe: &mut Pipe, len: usize) -> Received {
+        let result = pipe.fill(&self.socket, len);
         self.received(result)
     }
 

@@ -30,9 +30,9 @@ pub(crate) struct PipePool {
 }
 
 impl Pipe {
-    /// Moves what `source` has, up to the pipe's size, into the pipe. 0 is the end of the stream.
-    pub(crate) fn fill(&mut self, source: &Socket) -> io::Result<usize> {
-        let moved = self.ends.splice_from(source, PIPE_BYTES)?;
+    /// Moves what `source` has, up to `len` bytes, into the pipe. 0 is the end of the stream.
+    pub(crate) fn fill(&mut self, source: &Socket, len: usize) -> io::Result<usize> {
+        let moved = self.ends.splice_from(source, len)?;
         self.len += moved;
         Ok(moved)
     }
@@ -113,7 +113,7 @@ mod tests {
         let mut pipe = pool.take().unwrap();
         assert!(pool.take().is_none(), "the pool is bounded");
         assert_eq!(peer.send(b"secret").unwrap(), 6);
-        assert_eq!(pipe.fill(&source).unwrap(), 6);
+        assert_eq!(pipe.fill(&source, PIPE_BYTES).unwrap(), 6);
         pool.put(pipe);
         assert_eq!(pool.alive(), 0, "destroyed");
 

@@ -4,20 +4,31 @@
 //! source. So nothing to fill with means "source empty" and never "pipe full", an end of stream is seen only when
 //! nothing is left to deliver before it, and `Buffered` is the only place where bytes live between turns.
 
+use std::time::{Duration, Instant};
+
 use crate::{
-    endpoint::{Endpoint, Received, Sent},
-    pipe::{Pipe, PipePool},
+    endpoint::{Awaited, Endpoint, Received, Registration, Sent},
+    pipe::{PIPE_BYTES, Pipe, PipePool},
 };
 
-/// The size of the buffer that a worker's flows share. A read that fills it turns the flow to splicing: the largest messages
-/// of request-response protocols still pass in one read and one write.
-pub(crate) const SCRATCH_BYTES: usize = 64 * 1024;
+/// The size of the buffer that a worker's flows share. A read that fills it turns the flow to splicing: nearly all messages
+/// of request-response protocols pass in one read and one write.
+///
+/// It is 45 segments of an Ethernet, the most that TCP sends in one packet (64 KiB with its headers). A few bytes more would
+/// make each write a packet and a small rest: over the loopback, that doubles what a byte costs.
+pub(crate) const SCRATCH_BYTES: usize = 45 * 1448;
 
 /// A splice that moves less turns the flow back to copying.
 const SPLICED_BYTES_MIN: usize = 16 * 1024;
 
 /// What a flow may move before others have their turn. The last splice of a turn may move a whole pipe on top of it.
 const TURN_BYTES_MAX: usize = 64 * 1024;
+
+/// How much a splice moves while others exchange small messages: they wait for it. Alone, it moves a whole pipe.
+const SPLICED_BYTES_BESIDE_OTHERS_MAX: usize = 128 * 1024;
+
+/// For how long after a small message others are expected.
+const OTHERS_EXPECTED_FOR: Duration = Duration::from_millis(10);
 
 /// What a worker lends to the relay it drives.
 #[derive(Debug)]
@@ -26,6 +37,10 @@ pub(crate) struct Kit {
     pub(crate) scratch: Box<[u8]>,
     /// What large amounts pass through.
     pub(crate) pipes: PipePool,
+    /// When the turn began.
+    pub(crate) now: Instant,
+    /// When a small message last passed.
+    small_at: Option<Instant>,
 }
 
 /// The upstream of a client, and the bytes on their way between the two.
@@ -99,7 +114,18 @@ enum Buffered {
 impl Kit {
     /// A kit with at most `pipes_max` pipes.
     pub(crate) fn new(pipes_max: usize) -> Self {
-        Self { scratch: vec![0; SCRATCH_BYTES].into(), pipes: PipePool::new(pipes_max) }
+        Self {
+            scratch: vec![0; SCRATCH_BYTES].into(),
+            pipes: PipePool::new(pipes_max),
+            now: Instant::now(),
+            small_at: None,
+        }
+    }
+
+    /// How much a splice may move.
+    fn spliced_bytes_max(&self) -> usize {
+        let others = self.small_at.is_some_and(|at| self.now < at + OTHERS_EXPECTED_FOR);
+        if others { SPLICED_BYTES_BESIDE_OTHERS_MAX } else { PIPE_BYTES }
     }
 }
 
@@ -124,8 +150,14 @@ impl Relay {
         (self.to_upstream.delivered, self.to_client.delivered)
     }
 
-    /// Moves bytes both ways until neither can move or each has had its share.
-    pub(crate) fn drive(&mut self, client: &mut Endpoint, kit: &mut Kit) -> Turn {
+    /// Moves bytes both ways until neither can move or each has had its share. Then the kernel is to tell of what is waited
+    /// for.
+    pub(crate) fn drive(
+        &mut self,
+        client: &mut Endpoint,
+        kit: &mut Kit,
+        registration: &Registration<'_>,
+    ) -> Turn {
         let before = self.delivered();
         let is_last = self.to_client.stage == Stage::Ended;
         let more_up = self.to_upstream.pump(client, &mut self.upstream, kit, is_last);
@@ -139,11 +171,30 @@ impl Relay {
             (false, true) => more_down,
             (false, false) => more_up || more_down,
         };
-        Turn {
-            to_upstream: self.to_upstream.delivered - before.0,
-            to_client: self.to_client.delivered - before.1,
-            next: if more { Next::Again } else { self.next(client) },
-        }
+        let next = if more { Next::Again } else { self.next(client) };
+        let delivered = self.delivered();
+        self.await_events(client, next == Next::Wait && delivered == before, registration);
+        Turn { to_upstream: delivered.0 - before.0, to_client: delivered.1 - before.1, next }
+    }
+
+    /// Has the kernel tell of what the relay waits for, and of nothing that woke it in vain: a source that goes on sending
+    /// while its sink is full would do so at every segment.
+    fn await_events(
+        &mut self,
+        client: &mut Endpoint,
+        was_in_vain: bool,
+        registration: &Registration<'_>,
+    ) {
+        let (up, down) = (self.to_upstream.has_buffered(), self.to_client.has_buffered());
+        let Registration { registry, client: token, upstream } = *registration;
+        client.await_events(
+            Awaited { readable: !up, writable: down },
+            was_in_vain,
+            registry,
+            token,
+        );
+        let awaited = Awaited { readable: !down, writable: up };
+        self.upstream.await_events(awaited, was_in_vain, registry, upstream);
     }
 
     fn next(&self, client: &Endpoint) -> Next {
@@ -180,6 +231,11 @@ impl Flow {
 
     fn is_open(&self) -> bool {
         self.stage == Stage::Open
+    }
+
+    /// Whether bytes wait for the sink.
+    fn has_buffered(&self) -> bool {
+        !matches!(self.buffered, Buffered::Nothing)
     }
 
     /// Whether pumping would get anywhere.
@@ -283,7 +339,7 @@ impl Flow {
     /// Takes bytes from the source; nothing is buffered when it is called.
     fn fill(&mut self, source: &mut Endpoint, sink: &mut Endpoint, kit: &mut Kit) -> Received {
         if self.bulk
-            && source.is_spliceable()
+            && source.is_worth_splicing_to(sink)
             && let Some(pipe) = kit.pipes.take()
         {
             let received = self.fill_pipe(pipe, source, kit);
@@ -295,13 +351,16 @@ impl Flow {
         let received = source.recv(&mut kit.scratch);
         if let Received::Bytes(bytes) = received {
             self.bulk = bytes == kit.scratch.len();
+            if bytes < SPLICED_BYTES_MIN {
+                kit.small_at = Some(kit.now);
+            }
             self.pass_on(kit.scratch.get(..bytes).unwrap_or_default(), sink);
         }
         received
     }
 
     fn fill_pipe(&mut self, mut pipe: Pipe, source: &mut Endpoint, kit: &mut Kit) -> Received {
-        let received = source.splice_into(&mut pipe);
+        let received = source.splice_into(&mut pipe, kit.spliced_bytes_max());
         match received {
             Received::Bytes(bytes) => {
                 self.bulk = bytes >= SPLICED_BYTES_MIN;

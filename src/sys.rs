@@ -34,6 +34,12 @@ pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG_MAX: i32 = i32::MAX;
 
+/// Something to read, urgent bytes included.
+pub(crate) const READABLE: Interest = Interest::READABLE.add(Interest::PRIORITY);
+
+/// What connected sockets are registered for at first.
+pub(crate) const EVERYTHING: Interest = READABLE.add(Interest::WRITABLE);
+
 const OPEN: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
@@ -127,14 +133,19 @@ impl Socket {
         }
     }
 
-    /// Registers for every event, edge-triggered, once and for all. What is ready already is told at the next poll.
+    /// Registers for every event, edge-triggered. What is ready already is told at the next poll.
     pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
-        register(
-            self,
-            registry,
-            token,
-            Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY,
-        )
+        register(self, registry, token, EVERYTHING)
+    }
+
+    /// Changes what it is registered for. What is ready already is told at the next poll.
+    pub(crate) fn reregister(
+        &self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        registry.reregister(&mut SourceFd(&self.fd.as_raw_fd()), token, interest)
     }
 
     /// Reads at most a buffer full. 0 is the end of the stream.

@@ -17,6 +17,7 @@ use slab::Slab;
 
 use crate::{
     connection::{Connection, Context, Reason, Verdict},
+    endpoint::Registration,
     handle::{Phase, Shared},
     queues::{Queue, Queues, SlotIndex},
     relay::Kit,
@@ -158,6 +159,7 @@ impl Worker<'_> {
         loop {
             self.wait()?;
             let now = Instant::now();
+            self.kit.now = now;
             self.mark();
             if let Some(end) = self.obey(now) {
                 return Ok(end);
@@ -409,14 +411,17 @@ impl Worker<'_> {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
         let shared = &self.post.shared;
         let mut context = Context {
-            registry: self.post.poll.registry(),
+            registration: Registration {
+                registry: self.post.poll.registry(),
+                client: client_token(slot),
+                upstream: upstream_token(slot),
+            },
             kit: &mut self.kit,
             upstream: &shared.upstream,
             cached: &mut self.cached,
             refusal: &shared.refusal,
             counters: shared.counters(self.post.index),
             now,
-            upstream_token: upstream_token(slot),
         };
         let mut verdict = act(connection, &mut context);
         loop {

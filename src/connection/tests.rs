@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use mio::{Events, Poll};
+use mio::{Events, Poll, Token};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 
 use super::*;
@@ -62,14 +62,17 @@ impl Bench {
 
     fn act(&mut self, act: impl FnOnce(&mut Context<'_>) -> Verdict) -> Verdict {
         act(&mut Context {
-            registry: self.poll.registry(),
+            registration: Registration {
+                registry: self.poll.registry(),
+                client: CLIENT,
+                upstream: UPSTREAM,
+            },
             kit: &mut self.kit,
             upstream: &self.upstream,
             cached: &mut self.cached,
             refusal: &self.refusal,
             counters: &self.counters,
             now: self.now,
-            upstream_token: UPSTREAM,
         })
     }
 

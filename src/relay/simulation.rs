@@ -45,6 +45,8 @@ struct Connection {
     peers: [Peer; 2],
     /// None after the close.
     carried: Option<(Endpoint, Relay)>,
+    /// Which one of the worker's it is.
+    index: usize,
     /// Whether an event has come since the last turn.
     ready: bool,
     next: Next,
@@ -98,7 +100,7 @@ fn a_unix_client_that_closes_under_an_answer_is_heard_to_the_end() {
     connection[0].act(Step::Close { side: CLIENT });
     for _turn in 0..10 {
         worker.mark(&mut connection, Duration::ZERO);
-        connection[0].drive(&mut worker.kit);
+        connection[0].drive(&mut worker);
     }
     worker.finish(&mut connection, CLIENT);
     connection[0].judge();
@@ -125,13 +127,13 @@ fn an_urgent_byte_at_the_end_of_a_bulk_stream_arrives() {
         for _write in 0..2 {
             connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SMALL_SCRATCH_BYTES });
             worker.mark(&mut connection, DEADLINE);
-            connection[0].drive(&mut worker.kit);
+            connection[0].drive(&mut worker);
         }
         connection[0].act(Step::Write { side: CLIENT, bytes: 3 * SMALL_SCRATCH_BYTES });
         worker.mark(&mut connection, DEADLINE);
         connection[0].act(Step::Urgent { side: CLIENT });
         connection[0].act(last);
-        connection[0].drive(&mut worker.kit);
+        connection[0].drive(&mut worker);
         worker.finish(&mut connection, CLIENT);
         connection[0].judge();
         assert!(worker.kit.pipes.alive() > 0, "it is spliced");
@@ -178,7 +180,7 @@ fn run(seed: u64, client: &Port, upstream: &Port) {
         replay.steps.push((index, step));
         match step {
             Step::Events => worker.mark(&mut connections, Duration::ZERO),
-            Step::Turn => connections[index].drive(&mut worker.kit),
+            Step::Turn => connections[index].drive(&mut worker),
             step => connections[index].act(step),
         }
         worker.check(&mut connections);
@@ -248,7 +250,7 @@ impl Worker {
             for connection in connections.iter_mut() {
                 connection.act(Step::Read { side: CLIENT, bytes: WRITE_BYTES_MAX });
                 connection.act(Step::Read { side: UPSTREAM, bytes: WRITE_BYTES_MAX });
-                connection.drive(&mut self.kit);
+                connection.drive(self);
             }
             self.check(connections);
             self.mark(connections, Duration::from_millis(1));
@@ -260,11 +262,12 @@ impl Connection {
     fn new(client: &Port, upstream: &Port, index: usize, worker: &Worker) -> Self {
         let (client_peer, client) = client.connect();
         let (upstream, upstream_peer) = upstream.connect();
-        client.register(worker.poll.registry(), Token(index * 2 + CLIENT)).unwrap();
-        upstream.register(worker.poll.registry(), Token(index * 2 + UPSTREAM)).unwrap();
+        client.register(worker.poll.registry(), token(index, CLIENT)).unwrap();
+        upstream.register(worker.poll.registry(), token(index, UPSTREAM)).unwrap();
         Self {
             peers: [Peer::new(client_peer), Peer::new(upstream_peer)],
             carried: Some((Endpoint::connected(client), Relay::new(Endpoint::connected(upstream)))),
+            index,
             ready: true,
             next: Next::Wait,
             delivered: (0, 0),
@@ -314,14 +317,19 @@ impl Connection {
     }
 
     /// A turn, if the worker would give it one.
-    fn drive(&mut self, kit: &mut Kit) {
+    fn drive(&mut self, worker: &mut Worker) {
         if !self.ready && !matches!(self.next, Next::Again | Next::Settle(_)) {
             return;
         }
         self.ready = false;
         let before = self.taken(CLIENT) + self.taken(UPSTREAM);
         let Some((client, relay)) = &mut self.carried else { return };
-        let turn = relay.drive(client, kit);
+        let registration = Registration {
+            registry: worker.poll.registry(),
+            client: token(self.index, CLIENT),
+            upstream: token(self.index, UPSTREAM),
+        };
+        let turn = relay.drive(client, &mut worker.kit, &registration);
         self.next = turn.next;
         self.delivered.0 += turn.to_upstream;
         self.delivered.1 += turn.to_client;
@@ -474,6 +482,10 @@ impl Drop for Replay {
             eprintln!("replay with TCPAUSE_SEED={}\nsteps: {:?}", self.seed, self.steps);
         }
     }
+}
+
+fn token(index: usize, side: usize) -> Token {
+    Token(index * 2 + side)
 }
 
 /// How many bytes can be read from `socket` now.
