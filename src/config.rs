@@ -38,8 +38,10 @@ pub struct Config {
 pub struct Proxy {
     /// Where clients connect to.
     pub addr: Address,
-    /// Whether new clients are rejected with a 503 while paused, rather than held.
+    /// Whether new clients are rejected while paused, rather than held.
     pub reject_clients: bool,
+    /// What they are rejected with.
+    pub reject_with: RejectWith,
     /// The `Retry-After` of a rejection; zero leaves the header out.
     pub retry_after_interval: Duration,
     /// Accepted for compatibility; has no effect.
@@ -52,6 +54,20 @@ pub struct Proxy {
     pub threads: Option<NonZeroUsize>,
     /// How many pipes each worker may splice bulk data through, 0 to copy all of it; a share of the open files when absent.
     pub pipes: Option<usize>,
+}
+
+/// What new clients are rejected with: `proxy.reject-with`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum RejectWith {
+    /// A 503; clients of SSH and PostgreSQL get the end of the stream.
+    #[default]
+    Http,
+    /// The end of the stream.
+    Close,
+    /// A reset.
+    Reset,
+    /// What is in this file.
+    File(PathBuf),
 }
 
 /// The certificate files: `proxy.tls.*`.
@@ -180,6 +196,7 @@ impl Default for Proxy {
         Self {
             addr: Address::tcp("localhost", 3000),
             reject_clients: false,
+            reject_with: RejectWith::default(),
             retry_after_interval: Duration::from_secs(3),
             block_poll_interval: Duration::from_millis(100),
             close_poll_interval: Duration::from_millis(100),

@@ -25,7 +25,8 @@ use crate::{
     endpoint::{Endpoint, Registration},
     gate::Pass,
     queues::Queue,
-    reject::{self, Refusal, Reject},
+    refusal::Refusal,
+    reject::{self, Reject},
     relay::{self, Kit, Relay},
     slots::Slot,
     sys::{Dialled, Socket, SocketAddress, is_shortage},
@@ -59,7 +60,7 @@ enum State {
     Connecting(Dial),
     /// Bytes are carried.
     Relaying(Carriage),
-    /// It gets a 503.
+    /// It gets its refusal.
     Rejecting(Reject),
 }
 
@@ -111,7 +112,7 @@ pub(crate) enum Reason {
     Stalled,
     /// The client left before it was served.
     Left,
-    /// The client has had its 503, or did not want it.
+    /// The client was rejected, or did not wait for it.
     Rejected,
     /// The upstream cannot be reached.
     Unreachable(io::Error),
@@ -134,6 +135,8 @@ pub(crate) struct Context<'a> {
     pub(crate) refusal: &'a Refusal,
     /// What the worker counts.
     pub(crate) counters: &'a Counters,
+    /// How many more steps TLS handshakes may take in this turn.
+    pub(crate) handshake_steps: &'a mut usize,
     /// When the turn began.
     pub(crate) now: Instant,
 }
@@ -180,9 +183,17 @@ impl Connection {
     }
 
     /// Rejects a client that was just accepted.
-    pub(crate) fn reject(&mut self) -> Verdict {
-        self.state = State::Rejecting(Reject::Sniffing);
-        Verdict::Wait(Queue::Sniffing)
+    pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
+        let (reject, next) = Reject::new(&mut self.client, context.refusal);
+        self.state = State::Rejecting(reject);
+        self.rejecting(next, context)
+    }
+
+    /// Begins the TLS handshake with a client to reject that waits for it.
+    pub(crate) fn begin_handshake(&mut self, permit: Slot, context: &mut Context<'_>) -> Verdict {
+        let State::Rejecting(reject) = &mut self.state else { return Verdict::Stay };
+        let next = reject.begin_handshake(permit, context.refusal);
+        self.rejecting(next, context)
     }
 
     /// Goes as far as the readiness of the sockets allows.
@@ -196,9 +207,10 @@ impl Connection {
             State::Connecting(_) => Verdict::Stay,
             State::Relaying(_) => self.carry(context),
             State::Rejecting(reject) => {
-                let next =
-                    reject.drive(&mut self.client, context.refusal, &mut context.kit.scratch);
-                Self::rejecting(next, context)
+                let scratch = &mut context.kit.scratch;
+                let steps = &mut *context.handshake_steps;
+                let next = reject.drive(&mut self.client, context.refusal, scratch, steps);
+                self.rejecting(next, context)
             }
         }
     }
@@ -228,7 +240,7 @@ impl Connection {
             State::Relaying(_) => self.carry(context),
             State::Rejecting(reject) => {
                 let next = reject.expire(&mut self.client, context.refusal);
-                Self::rejecting(next, context)
+                self.rejecting(next, context)
             }
         }
     }
@@ -353,14 +365,18 @@ impl Connection {
         }
     }
 
-    fn rejecting(next: reject::Next, context: &Context<'_>) -> Verdict {
+    fn rejecting(&self, next: reject::Next, context: &Context<'_>) -> Verdict {
+        if matches!(next, reject::Next::Answered | reject::Next::Reset) {
+            context.counters.rejected.add(1);
+        }
         match next {
             reject::Next::Wait => Verdict::Stay,
             reject::Next::Again => Verdict::Again,
-            reject::Next::WaitIn(queue) => Verdict::Wait(queue),
-            reject::Next::Answered => {
-                context.counters.rejected.add(1);
-                Verdict::Enter(Queue::Lingering)
+            reject::Next::WaitIn(queue) => Verdict::Enter(queue),
+            reject::Next::Answered => Verdict::Enter(Queue::Lingering),
+            reject::Next::Reset => {
+                self.client.socket().reset_on_close();
+                Verdict::Close(Reason::Rejected)
             }
             reject::Next::Close => Verdict::Close(Reason::Rejected),
         }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::{
     counters::{Count, Counters},
     gate::Gate,
-    reject::Refusal,
+    refusal::Refusal,
     slots::{Slot, Slots},
     sys::Socket,
     timestamp::Rfc3339,
@@ -46,9 +46,11 @@ pub struct Status {
     pub connecting: u64,
     /// Connections that are carried.
     pub active: u64,
+    /// Clients that are being rejected.
+    pub rejecting: u64,
     /// Clients accepted since the start.
     pub accepted: u64,
-    /// Clients rejected since the start: with a 503, or a TLS alert where no certificate is configured.
+    /// Clients rejected since the start, with whatever answer.
     pub rejected: u64,
     /// Connections whose upstream could not be reached since the start.
     pub failed: u64,
@@ -189,6 +191,7 @@ impl Handle {
             held: sum(|counters| &counters.held),
             connecting: sum(|counters| &counters.connecting),
             active: sum(|counters| &counters.active),
+            rejecting: sum(|counters| &counters.rejecting),
             accepted: sum(|counters| &counters.accepted),
             rejected: sum(|counters| &counters.rejected),
             failed: sum(|counters| &counters.failed),
@@ -303,7 +306,7 @@ impl Shared {
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(1)),
             upstream,
-            refusal: Refusal::new(Duration::ZERO, None),
+            refusal: Refusal::new(crate::refusal::Answer::Close, None),
             rejects_clients: false,
             pipes_per_worker: 0,
             grace_period: Duration::ZERO,

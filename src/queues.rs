@@ -26,6 +26,8 @@ pub(crate) enum Queue {
     Settling,
     /// A client to reject that has not spoken yet: until it is answered unasked.
     Sniffing,
+    /// A client to reject that waits for its TLS handshake to begin: until it gets an alert.
+    Knocking,
     /// A client to reject in its TLS handshake: until it is given up.
     Handshaking,
     /// A client to reject whose request inside TLS is awaited: until it is answered unasked.

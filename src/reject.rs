@@ -1,28 +1,31 @@
-//! Rejecting: a client that comes while the proxy is paused gets a 503, in TLS if it speaks TLS, and gets it for sure.
+//! Rejecting: a client that comes while the proxy is paused gets its answer, in TLS if it speaks TLS, and gets it for sure.
 //!
-//! `Sniffing → (Tls →) Lingering`. Nothing is read until the client has spoken or its time is up: a silent client can
-//! still be served when the proxy resumes. After the answer, what the client still sends is read and discarded for a
-//! while: closing with bytes unread would reset the connection, and the answer would be lost on its way.
+//! `Sniffing → (Knocking → Tls →) Lingering`. Nothing is read until the client has said enough to know what it speaks, or
+//! its time is up: a silent client can still be served when the proxy resumes, and so can one that waits for a handshake.
+//! With the answer, and behind it, what the client still sends is read and discarded for a while: closing with bytes
+//! unread would reset the connection, and the answer would be lost on its way.
 
 use std::{
-    fmt::Write as _,
     io::{self, Read, Write},
     sync::Arc,
-    time::Duration,
 };
 
-use rustls::{ServerConfig, ServerConnection};
+use rustls::ServerConnection;
 
 use crate::{
     endpoint::{Endpoint, Received, Sent},
+    opening::{OPENING_BYTES_MAX, Opening, recognise},
     queues::Queue,
+    refusal::{Answer, Refusal},
+    slots::Slot,
 };
 
-/// The first byte of a TLS connection: a handshake record (RFC 8446, 5.1).
-const TLS_HANDSHAKE: u8 = 0x16;
-
-/// What a TLS client gets where no certificate is configured: a fatal `handshake_failure` alert (RFC 8446, 6.2).
+/// What a TLS client gets where no certificate is configured, or no handshake is free: a fatal `handshake_failure` alert
+/// (RFC 8446, 6.2).
 const TLS_REFUSAL: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x28];
+
+/// The answer that is none: but for the end of the stream.
+const NOTHING: [u8; 0] = [];
 
 /// What a TLS client may send before it has asked for something: far more than a handshake with certificates.
 const UNASKED_BYTES_MAX: usize = 256 * 1024;
@@ -33,42 +36,38 @@ const DISCARDED_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// What is discarded in one turn.
 const TURN_BYTES_MAX: usize = 256 * 1024;
 
-/// How rejected clients are answered.
-#[derive(Debug)]
-pub(crate) struct Refusal {
-    /// The whole answer.
-    http: Box<[u8]>,
-    tls: Option<Arc<ServerConfig>>,
-}
-
 /// A client that is being rejected.
 #[derive(Debug)]
 pub(crate) enum Reject {
-    /// It has not said anything.
+    /// It has not said enough to know what it speaks. Nothing of it was read.
     Sniffing,
-    /// It speaks TLS.
+    /// It speaks TLS and waits until a handshake is free. Nothing of it was read.
+    Knocking,
+    /// It speaks TLS, and has not asked for anything yet.
     Tls {
         /// The server's end.
         session: Box<ServerConnection>,
-        /// Whether it was answered.
-        answer: Answer,
-        /// How many bytes it has sent without having asked for anything.
+        /// How many bytes it has sent.
         received: usize,
+        /// Its place among the handshakes.
+        permit: Slot,
     },
-    /// It has its answer and the end of our stream; what it still sends is discarded.
+    /// It gets its answer and the end of our stream; what it still sends is discarded.
     Lingering {
-        /// How many bytes have been.
+        /// What is still to be written; nothing once our stream has ended.
+        rest: Option<Rest>,
+        /// How many bytes have been discarded.
         discarded: usize,
     },
 }
 
-/// Whether the answer inside TLS has been given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// In the handshake, or waiting for the request.
-    Pending,
-    /// Given; it may still have to be written.
-    Given,
+/// What is still to be written of an answer.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    bytes: Arc<[u8]>,
+    written: usize,
+    /// What is encrypted is a copy for this client alone: their number stays bounded.
+    _permit: Option<Slot>,
 }
 
 /// What comes next for a client that is being rejected.
@@ -76,134 +75,124 @@ pub(crate) enum Answer {
 pub(crate) enum Next {
     /// An event.
     Wait,
-    /// An event, until the deadline of this queue.
+    /// What is there already or an event, until the deadline of this queue.
     WaitIn(Queue),
     /// Another turn.
     Again,
-    /// It has its answer, and lingers from now on.
+    /// It gets its answer, and lingers from now on.
     Answered,
+    /// It is rejected by a reset: close.
+    Reset,
     /// It is done: close.
     Close,
 }
 
-impl Refusal {
-    /// A 503 that asks to come back after `retry_after`, rounded up to whole seconds; zero asks for nothing.
-    pub(crate) fn new(retry_after: Duration, tls: Option<Arc<ServerConfig>>) -> Self {
-        let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
-        let mut http = String::from("HTTP/1.1 503 Service Unavailable\r\n");
-        if seconds > 0 {
-            // Writing to a String cannot fail.
-            write!(http, "Retry-After: {seconds}\r\n").ok();
-        }
-        http.push_str("Connection: close\r\nContent-Length: 0\r\n\r\n");
-        Self { http: http.into_bytes().into(), tls }
-    }
-
-    /// Whether clients that speak TLS get the answer.
-    pub(crate) fn has_certificate(&self) -> bool {
-        self.tls.is_some()
-    }
-}
-
-impl Next {
-    /// Where nothing but an event is waited for, the deadline of `queue` begins.
-    fn or_wait_in(self, queue: Queue) -> Self {
-        if self == Self::Wait { Self::WaitIn(queue) } else { self }
-    }
-}
-
 impl Reject {
-    /// Goes as far as the client's bytes allow.
+    /// A client that was just accepted.
+    pub(crate) fn new(client: &mut Endpoint, refusal: &Refusal) -> (Self, Next) {
+        let mut reject = Self::Sniffing;
+        let next = match refusal.answer() {
+            Answer::Http(_) | Answer::File(_) => Next::WaitIn(Queue::Sniffing),
+            Answer::Close => reject.answer(client, NOTHING),
+            Answer::Reset => Next::Reset,
+        };
+        (reject, next)
+    }
+
+    /// Goes as far as the client's bytes allow, in TLS as far as `steps` does: each step counts it down.
     pub(crate) fn drive(
         &mut self,
         client: &mut Endpoint,
         refusal: &Refusal,
         scratch: &mut [u8],
+        steps: &mut usize,
     ) -> Next {
         match self {
-            Self::Sniffing => self.sniff(client, refusal, scratch),
-            Self::Tls { .. } => self.shake_hands(client, refusal),
-            Self::Lingering { discarded } => linger(discarded, client, scratch),
+            Self::Sniffing => self.sniff(client, refusal, false),
+            Self::Knocking if client.is_reset() => Next::Close,
+            Self::Knocking => Next::Wait,
+            Self::Tls { .. } => self.shake_hands(client, refusal, steps),
+            Self::Lingering { rest, discarded } => linger(rest, discarded, client, scratch),
+        }
+    }
+
+    /// A handshake is free for a client that knocks.
+    pub(crate) fn begin_handshake(&mut self, permit: Slot, refusal: &Refusal) -> Next {
+        match refusal.tls().cloned().map(ServerConnection::new) {
+            Some(Ok(session)) => {
+                *self = Self::Tls { session: session.into(), received: 0, permit };
+                Next::WaitIn(Queue::Handshaking)
+            }
+            Some(Err(_)) | None => Next::Close,
         }
     }
 
     /// The time of the client's present queue is up.
     pub(crate) fn expire(&mut self, client: &mut Endpoint, refusal: &Refusal) -> Next {
         match self {
-            Self::Sniffing => self.answer(client, &refusal.http),
-            Self::Tls { session, answer: answer @ Answer::Pending, .. }
-                if !session.is_handshaking() =>
-            {
-                give(session, answer, refusal);
-                self.shake_hands(client, refusal).or_wait_in(Queue::Handshaking)
+            Self::Sniffing => self.sniff(client, refusal, true),
+            Self::Knocking => self.answer(client, TLS_REFUSAL),
+            Self::Tls { session, .. } if !session.is_handshaking() => {
+                self.answer_in_tls(client, &refusal.answer_to(Opening::Other))
             }
             Self::Tls { .. } | Self::Lingering { .. } => Next::Close,
         }
     }
 
-    fn sniff(&mut self, client: &mut Endpoint, refusal: &Refusal, scratch: &mut [u8]) -> Next {
-        if !client.is_readable() {
-            return Next::Wait;
-        }
-        match client.peek(scratch.get_mut(..1).unwrap_or_default()) {
-            Received::Bytes(_) if scratch.first() != Some(&TLS_HANDSHAKE) => {
-                self.answer(client, &refusal.http)
+    fn sniff(&mut self, client: &mut Endpoint, refusal: &Refusal, is_time_up: bool) -> Next {
+        let mut first = [0; OPENING_BYTES_MAX];
+        let received =
+            if client.is_readable() { client.peek(&mut first) } else { Received::Nothing };
+        let opening = match received {
+            Received::Bytes(bytes) => recognise(first.get(..bytes).unwrap_or_default()),
+            Received::End | Received::Nothing => None,
+            Received::Reset | Received::Unsupported => return Next::Close,
+        };
+        match opening {
+            Some(Opening::Tls) if refusal.tls().is_some() => {
+                *self = Self::Knocking;
+                Next::WaitIn(Queue::Knocking)
             }
-            Received::Bytes(_) => match refusal.tls.clone().map(ServerConnection::new) {
-                Some(Ok(session)) => {
-                    *self =
-                        Self::Tls { session: session.into(), answer: Answer::Pending, received: 0 };
-                    self.shake_hands(client, refusal).or_wait_in(Queue::Handshaking)
-                }
-                Some(Err(_)) | None => self.answer(client, &TLS_REFUSAL),
-            },
-            // It has ended its stream without a word, and may wait for an answer.
-            Received::End => self.answer(client, &refusal.http),
-            Received::Nothing => Next::Wait,
-            Received::Reset | Received::Unsupported => Next::Close,
+            Some(Opening::Tls) => self.answer(client, TLS_REFUSAL),
+            // One that has ended its stream says no more, and may wait for an answer.
+            None if !is_time_up && !client.is_read_closed() => Next::Wait,
+            None => self.answer(client, refusal.answer_to(Opening::Other)),
+            Some(opening) => self.answer(client, refusal.answer_to(opening)),
         }
     }
 
-    /// Writes `bytes`, ends our stream and goes on to linger.
-    fn answer(&mut self, client: &mut Endpoint, bytes: &[u8]) -> Next {
-        // Nothing was written before, so the send buffer takes it whole, or the client is gone.
-        if client.send(bytes) != Sent::Bytes(bytes.len())
-            || client.shut_down_write() == Sent::Broken
-        {
-            return Next::Close;
-        }
-        self.begin_to_linger()
-    }
-
-    fn begin_to_linger(&mut self) -> Next {
-        *self = Self::Lingering { discarded: 0 };
-        Next::Answered
-    }
-
-    /// Moves the TLS connection on: the handshake, then the client's request, then our answer.
-    fn shake_hands(&mut self, client: &mut Endpoint, refusal: &Refusal) -> Next {
-        let Self::Tls { session, answer, received } = self else { return Next::Close };
+    /// Takes one step of the TLS connection: towards the end of the handshake, then to the client's request.
+    fn shake_hands(&mut self, client: &mut Endpoint, refusal: &Refusal, steps: &mut usize) -> Next {
+        let Self::Tls { session, received, .. } = self else { return Next::Close };
         let was_handshaking = session.is_handshaking();
-        while *answer == Answer::Pending && client.is_readable() {
+        if client.is_readable() {
+            if *steps == 0 {
+                return Next::Again;
+            }
+            *steps -= 1;
             match session.read_tls(&mut Raw(client)) {
                 // Records without content are no reason to go on reading for ever.
-                Ok(0) => return Next::Close,
-                Ok(bytes) if *received + bytes > UNASKED_BYTES_MAX => return Next::Close,
+                Ok(bytes) if bytes == 0 || *received + bytes > UNASKED_BYTES_MAX => {
+                    return Next::Close;
+                }
                 Ok(bytes) => *received += bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return Next::Close,
             }
-            let asked = match session.process_new_packets() {
-                Ok(state) => state.plaintext_bytes_to_read() > 0 || state.peer_has_closed(),
+            match session.process_new_packets() {
+                Ok(state) if state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() => {
+                    let mut first = [0; OPENING_BYTES_MAX];
+                    let bytes = session.reader().read(&mut first).unwrap_or_default();
+                    let opening = recognise(first.get(..bytes).unwrap_or_default());
+                    let answer = refusal.answer_to(opening.unwrap_or(Opening::Other));
+                    return self.answer_in_tls(client, &answer);
+                }
+                Ok(_) => {}
                 Err(error) => {
                     log::debug!("TLS handshake with a client to reject failed: {error}");
                     // What is left to write is the alert.
-                    *answer = Answer::Given;
-                    false
+                    return self.hand_over(client);
                 }
-            };
-            if asked {
-                give(session, answer, refusal);
             }
         }
         while session.wants_write() && client.is_writable() {
@@ -213,36 +202,85 @@ impl Reject {
                 Err(_) => return Next::Close,
             }
         }
-        if *answer == Answer::Given && !session.wants_write() {
-            return if client.shut_down_write() == Sent::Broken {
-                Next::Close
-            } else {
-                self.begin_to_linger()
-            };
+        match (was_handshaking, session.is_handshaking()) {
+            // A client that then says nothing is answered as any silent one.
+            (true, false) => Next::WaitIn(Queue::Asking),
+            _ if client.is_readable() => Next::Again,
+            _ => Next::Wait,
         }
-        // The handshake is done; a client that then says nothing is answered as any silent one.
-        if was_handshaking && !session.is_handshaking() {
-            Next::WaitIn(Queue::Asking)
-        } else {
-            Next::Wait
+    }
+
+    /// Puts `bytes` and the end of our stream inside the TLS connection.
+    fn answer_in_tls(&mut self, client: &mut Endpoint, bytes: &[u8]) -> Next {
+        if let Self::Tls { session, .. } = self {
+            // The answer has a bound of its own.
+            session.set_buffer_limit(None);
+            // rustls buffers it; there is nothing to fail.
+            session.writer().write_all(bytes).ok();
+            session.send_close_notify();
         }
+        self.hand_over(client)
+    }
+
+    /// Takes out of the TLS connection what it has to say, as it has nothing to hear any more.
+    fn hand_over(&mut self, client: &mut Endpoint) -> Next {
+        let Self::Tls { mut session, permit, .. } = std::mem::replace(self, Self::Sniffing) else {
+            return Next::Close;
+        };
+        let mut bytes = Vec::new();
+        // Writing to a Vec cannot fail.
+        while session.wants_write() && session.write_tls(&mut bytes).is_ok() {}
+        self.finish(client, Rest { bytes: bytes.into(), written: 0, _permit: Some(permit) })
+    }
+
+    fn answer(&mut self, client: &mut Endpoint, bytes: impl Into<Arc<[u8]>>) -> Next {
+        self.finish(client, Rest { bytes: bytes.into(), written: 0, _permit: None })
+    }
+
+    /// Begins to write the answer and to linger.
+    fn finish(&mut self, client: &mut Endpoint, answer: Rest) -> Next {
+        let mut rest = Some(answer);
+        let sent = write_on(&mut rest, client);
+        *self = Self::Lingering { rest, discarded: 0 };
+        if sent == Sent::Broken { Next::Close } else { Next::Answered }
     }
 }
 
-/// Puts the answer and the end of our stream inside the TLS connection.
-fn give(session: &mut ServerConnection, answer: &mut Answer, refusal: &Refusal) {
-    // rustls buffers it; there is nothing to fail.
-    session.writer().write_all(&refusal.http).ok();
-    session.send_close_notify();
-    *answer = Answer::Given;
+/// Writes what fits of the answer, and behind its last byte ends our stream.
+fn write_on(rest: &mut Option<Rest>, client: &mut Endpoint) -> Sent {
+    while let Some(Rest { bytes, written, .. }) = rest {
+        match bytes.get(*written..) {
+            Some(left @ [_, ..]) if client.is_writable() => match client.send(left) {
+                Sent::Bytes(bytes) => *written += bytes,
+                other => return other,
+            },
+            Some([_, ..]) => return Sent::Nothing,
+            _ => {
+                *rest = None;
+                return client.shut_down_write();
+            }
+        }
+    }
+    Sent::Nothing
 }
 
-fn linger(discarded: &mut usize, client: &mut Endpoint, scratch: &mut [u8]) -> Next {
+/// Writes on, and discards what comes: a client that sends before it reads must not wait for us, as we do for it.
+fn linger(
+    rest: &mut Option<Rest>,
+    discarded: &mut usize,
+    client: &mut Endpoint,
+    scratch: &mut [u8],
+) -> Next {
+    if write_on(rest, client) == Sent::Broken {
+        return Next::Close;
+    }
     let turn_ends = *discarded + TURN_BYTES_MAX;
     while client.is_readable() {
         match client.recv(scratch) {
             Received::Bytes(bytes) => *discarded += bytes,
             Received::Nothing => break,
+            // It may have ended its stream and still read.
+            Received::End if rest.is_some() => break,
             Received::End | Received::Reset | Received::Unsupported => return Next::Close,
         }
         if *discarded > DISCARDED_BYTES_MAX {

@@ -21,10 +21,9 @@ use crate::{
     counters::Counters,
     gate::Gate,
     handle::{Desk, Shared},
-    reject::Refusal,
+    refusal::Refusal,
     slots::Slots,
     sys::{self, Listener, SocketFile},
-    tls,
     upstream::Upstream,
     worker::{End, Post, WAKER},
 };
@@ -78,15 +77,15 @@ pub enum Outcome {
 }
 
 impl Server {
-    /// Finds what a start would refuse before it opens a socket: settings that do not fit together, and certificate files
-    /// that cannot be used.
+    /// Finds what a start would refuse before it opens a socket: settings that do not fit together, and files of
+    /// the rejection that cannot be used.
     pub fn check(config: &Config) -> Result<(), Error> {
         load(config).map(drop)
     }
 
     /// Binds every listener and starts every thread, or leaves everything as it was.
     pub fn start(config: Config) -> Result<Self, Error> {
-        let tls = load(&config)?;
+        let refusal = load(&config)?;
         let threads = config.proxy.threads.map_or_else(cores, usize::from);
         let limits = Limits::new(sys::raise_open_files(), threads, config.proxy.pipes);
 
@@ -109,7 +108,7 @@ impl Server {
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(limits.clients)),
             upstream,
-            refusal: Refusal::new(config.proxy.retry_after_interval, tls),
+            refusal,
             rejects_clients: config.proxy.reject_clients,
             pipes_per_worker: limits.pipes / threads,
             grace_period: config.grace_period,
@@ -197,12 +196,8 @@ impl Server {
             self.proxy_addr
         );
         log::info!("control listens on {}", self.control_addr);
-        let while_paused =
-            match (self.shared.rejects_clients, self.shared.refusal.has_certificate()) {
-                (false, _) => "held",
-                (true, true) => "rejected, in TLS if they speak it",
-                (true, false) => "rejected, without a certificate for those who speak TLS",
-            };
+        let rejects = self.shared.rejects_clients;
+        let while_paused = if rejects { self.shared.refusal.describe() } else { "held" };
         log::info!(
             "upstream is {}; while paused, new clients are {while_paused}",
             self.shared.upstream.address()
@@ -262,10 +257,10 @@ impl Limits {
     }
 }
 
-/// Checks the configuration; returns what its certificate files hold.
-fn load(config: &Config) -> Result<Option<Arc<rustls::ServerConfig>>, Error> {
+/// Checks the configuration; returns what the files of the rejection hold.
+fn load(config: &Config) -> Result<Refusal, Error> {
     config.validate()?;
-    tls::load(&config.proxy.tls)
+    Refusal::load(&config.proxy)
 }
 
 /// What listens at one address.

@@ -1,20 +1,21 @@
-//! How many clients the descriptors allow: a count shared by the workers.
+//! How many there may be of something: a count shared by the workers.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-/// The places for clients. Beyond them, clients wait in the kernel's backlog; nobody is refused.
+/// A bounded number of places: for clients, as many as the descriptors allow, and for TLS handshakes. Beyond them, clients
+/// wait.
 #[derive(Debug)]
 pub(crate) struct Slots {
     taken: AtomicUsize,
     max: usize,
-    /// Whether a worker has stopped accepting for want of a slot and must be woken when one is free.
+    /// Whether a worker has stopped for want of a slot and must be woken when one is free.
     wanted: AtomicBool,
 }
 
-/// The place of one accepted client; dropping it frees the place.
+/// The place of one client; dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Slot(Arc<Slots>);
 
@@ -27,6 +28,11 @@ impl Slots {
     /// How many places there are.
     pub(crate) fn max(&self) -> usize {
         self.max
+    }
+
+    /// Whether a place is free.
+    pub(crate) fn is_any_free(&self) -> bool {
+        self.taken.load(Ordering::SeqCst) < self.max
     }
 
     /// A place, if one is free; otherwise the next [`Slots::take_wanted`] after one was freed says that it is wanted.
@@ -42,7 +48,7 @@ impl Slots {
     /// are taken the wish stays on record, or those who wait would wake each other in a circle.
     pub(crate) fn take_wanted(&self) -> bool {
         self.wanted.load(Ordering::SeqCst)
-            && self.taken.load(Ordering::SeqCst) < self.max
+            && self.is_any_free()
             && self.wanted.swap(false, Ordering::SeqCst)
     }
 

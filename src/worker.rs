@@ -1,7 +1,7 @@
 //! A worker: one thread, one poll, its own listener, connections and pipes.
 //!
-//! A *turn* is `wait → mark → obey → accept → release → drive → expire`. Marking only remembers what events tell and
-//! queues the connection; nothing is read, written or closed by it, so no slot can be reused while events of the same
+//! A *turn* is `wait → mark → obey → accept → release → drive → welcome → expire`. Marking only remembers what events tell
+//! and queues the connection; nothing is read, written or closed by it, so no slot can be reused while events of the same
 //! batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
 
 use std::{
@@ -43,6 +43,9 @@ const TURN_RELEASES_MAX: usize = 64;
 /// How many upstream connections a worker dials at a time for released clients: more than a usual backlog would overflow
 /// it, and each one dropped costs its client a second (TCP repeats its SYN) or another try (UNIX).
 const RELEASED_CONNECTING_MAX: usize = 64;
+/// How many steps of TLS handshakes are taken in one turn: one may cost a signature, a millisecond with RSA, and those who
+/// are carried shall not feel it.
+const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
 
 /// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -52,7 +55,7 @@ const CONNECT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
 const REDIAL_INTERVAL: Duration = Duration::from_millis(10);
 /// How often to look whether a peer has acknowledged everything: no event tells.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a client to reject may be silent.
+/// How long a client to reject may be silent, or waits for its TLS handshake.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client to reject may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -60,12 +63,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues with a deadline, and its length.
-const DEADLINES: [(Queue, Duration); 8] = [
+const DEADLINES: [(Queue, Duration); 9] = [
     (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
     (Queue::Redial, REDIAL_INTERVAL),
     (Queue::Fresh, KEEPALIVE_INTERVAL),
     (Queue::Settling, SETTLE_INTERVAL),
     (Queue::Sniffing, SNIFF_TIMEOUT),
+    (Queue::Knocking, SNIFF_TIMEOUT),
     (Queue::Handshaking, HANDSHAKE_TIMEOUT),
     (Queue::Asking, SNIFF_TIMEOUT),
     (Queue::Lingering, LINGER_TIMEOUT),
@@ -108,6 +112,8 @@ struct Worker<'a> {
     /// Which slots stand in `ready`.
     is_ready: Vec<bool>,
     kit: Kit,
+    /// How many more steps TLS handshakes may take in this turn.
+    handshake_steps: usize,
     cached: Cached,
     accepting: Accepting,
     accept_trouble: Throttle,
@@ -144,6 +150,7 @@ impl Post {
             ready: VecDeque::new(),
             is_ready: Vec::new(),
             kit: Kit::new(pipes_max),
+            handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
             cached: Cached::default(),
             accepting: Accepting::Ready,
             accept_trouble: Throttle::default(),
@@ -167,10 +174,12 @@ impl Worker<'_> {
             self.accept(now);
             self.release(now);
             self.drive(now);
+            self.welcome(now);
             self.expire(now);
             self.publish();
-            if self.post.shared.slots.take_wanted() {
-                self.post.shared.wake_all();
+            let shared = &self.post.shared;
+            if shared.slots.take_wanted() | shared.refusal.handshakes().take_wanted() {
+                shared.wake_all();
             }
             if self.is_drained() {
                 return Ok(End::Drained);
@@ -189,7 +198,7 @@ impl Worker<'_> {
     /// Whether there is something to do without an event.
     fn has_work(&self) -> bool {
         let can_accept = self.post.listener.is_some() && self.accepting == Accepting::Ready;
-        !self.ready.is_empty() || can_accept || self.can_release()
+        !self.ready.is_empty() || can_accept || self.can_release() || self.can_welcome()
     }
 
     fn next_deadline(&self) -> Option<Duration> {
@@ -348,7 +357,7 @@ impl Worker<'_> {
                 self.act(index, now, |connection, context| connection.serve_new(pass, context));
             }
             None if self.post.shared.rejects_clients && self.queues.len(Queue::Held) == 0 => {
-                self.act(index, now, |connection, _context| connection.reject());
+                self.act(index, now, Connection::reject);
             }
             None => self.queues.enqueue(Queue::Held, index, now),
         }
@@ -356,19 +365,21 @@ impl Worker<'_> {
 
     /// Whether a client that waits can be served now.
     fn can_release(&self) -> bool {
-        self.queues.len(Queue::Held) + self.queues.len(Queue::Sniffing) > 0
+        let untouched = [Queue::Held, Queue::Sniffing, Queue::Knocking];
+        untouched.iter().any(|&queue| self.queues.len(queue) > 0)
             && self.connecting() < RELEASED_CONNECTING_MAX
             && !self.post.shared.gate.is_paused()
     }
 
-    /// Serves clients that were held, oldest first, or are to be rejected and have not spoken yet.
+    /// Serves clients that were held, oldest first, or are to be rejected and were not touched yet.
     fn release(&mut self, now: Instant) {
         for _client in 0..TURN_RELEASES_MAX {
             if !self.can_release() {
                 return;
             }
-            let first =
-                self.queues.first(Queue::Held).or_else(|| self.queues.first(Queue::Sniffing));
+            let first = [Queue::Held, Queue::Knocking, Queue::Sniffing]
+                .into_iter()
+                .find_map(|queue| self.queues.first(queue));
             let (Some((slot, _since)), Some(pass)) = (first, self.post.shared.gate.enter()) else {
                 return;
             };
@@ -378,12 +389,28 @@ impl Worker<'_> {
 
     /// Gives each connection that was ready when this began its share.
     fn drive(&mut self, now: Instant) {
+        self.handshake_steps = TURN_HANDSHAKE_STEPS_MAX;
         for _connection in 0..self.ready.len() {
             let Some(slot) = self.ready.pop_front() else { return };
             if let Some(is_ready) = self.is_ready.get_mut(slot as usize) {
                 *is_ready = false;
             }
             self.act(slot, now, Connection::drive);
+        }
+    }
+
+    /// Whether a TLS handshake can begin with a client to reject.
+    fn can_welcome(&self) -> bool {
+        self.queues.len(Queue::Knocking) > 0 && self.post.shared.refusal.handshakes().is_any_free()
+    }
+
+    /// Begins TLS handshakes with clients to reject, oldest first, with what those under way have left of the turn.
+    fn welcome(&mut self, now: Instant) {
+        while self.handshake_steps > 0
+            && let Some((slot, _since)) = self.queues.first(Queue::Knocking)
+            && let Some(permit) = self.post.shared.refusal.handshakes().take()
+        {
+            self.act(slot, now, |connection, context| connection.begin_handshake(permit, context));
         }
     }
 
@@ -421,6 +448,7 @@ impl Worker<'_> {
             cached: &mut self.cached,
             refusal: &shared.refusal,
             counters: shared.counters(self.post.index),
+            handshake_steps: &mut self.handshake_steps,
             now,
         };
         let mut verdict = act(connection, &mut context);
@@ -507,6 +535,7 @@ impl Worker<'_> {
         counters.active.set(len(&[Queue::Fresh, Queue::Relaying, Queue::Settling]));
         counters.rejecting.set(len(&[
             Queue::Sniffing,
+            Queue::Knocking,
             Queue::Handshaking,
             Queue::Asking,
             Queue::Lingering,

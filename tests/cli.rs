@@ -8,7 +8,7 @@ use std::{
 use crate::harness::{Addr, Family, Proxy, Upstream, echo, program, wait_until};
 
 /// Every long option.
-const OPTIONS: [&str; 18] = [
+const OPTIONS: [&str; 19] = [
     "--check-config",
     "--config",
     "--control-addr",
@@ -19,6 +19,7 @@ const OPTIONS: [&str; 18] = [
     "--proxy-block-poll-interval",
     "--proxy-close-poll-interval",
     "--proxy-reject-clients",
+    "--proxy-reject-with",
     "--proxy-retry-after-interval",
     "--proxy-threads",
     "--proxy-tls-ca-cert",

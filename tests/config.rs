@@ -247,7 +247,7 @@ fn a_file_with_every_key_runs() {
     let upstream = Upstream::tcp(echo);
     let content = format!(
         "grace-period: 1m30s\nlog-level: trace\nproxy:\n  addr: 127.0.0.1:0\n  reject-clients: true\n  \
-         retry-after-interval: 7s\n  block-poll-interval: 50ms\n  close-poll-interval: 1.5h\n  threads: 1\n  tls:\n    \
+         reject-with: http\n  retry-after-interval: 7s\n  block-poll-interval: 50ms\n  close-poll-interval: 1.5h\n  threads: 1\n  tls:\n    \
          ca-cert: {}\n    cert: {}\n    key: {}\ncontrol:\n  addr: 127.0.0.1:0\n  hosts: [proxy.internal]\nupstream:\n  \
          addr: {}\n",
         files.ca_cert.display(),

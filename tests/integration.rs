@@ -25,5 +25,6 @@ mod load;
 mod regression;
 mod reject;
 mod reject_tls;
+mod reject_with;
 mod stop;
 mod tidy;

@@ -9,7 +9,7 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// Every key of the configuration.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "control.addr",
     "control.hosts",
     "grace-period",
@@ -18,6 +18,7 @@ const KEYS: [&str; 14] = [
     "proxy.block-poll-interval",
     "proxy.close-poll-interval",
     "proxy.reject-clients",
+    "proxy.reject-with",
     "proxy.retry-after-interval",
     "proxy.threads",
     "proxy.tls.ca-cert",

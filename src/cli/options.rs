@@ -72,7 +72,7 @@ impl Opt {
 }
 
 /// Every option, in the order of the help.
-pub(crate) static OPTIONS: [Opt; 19] = [
+pub(crate) static OPTIONS: [Opt; 20] = [
     Opt {
         long: "config",
         short: Some('c'),
@@ -147,17 +147,27 @@ pub(crate) static OPTIONS: [Opt; 19] = [
         long: "proxy-reject-clients",
         short: None,
         value: None,
-        help: "While paused, reject new clients with a 503 instead of holding them",
+        help: "While paused, reject new clients instead of holding them",
         more: "It also takes a value behind an equals sign: --proxy-reject-clients=false.",
         section: Section::Proxy,
         completion: Completion::None,
         action: Action::Set("proxy.reject-clients"),
     },
     Opt {
+        long: "proxy-reject-with",
+        short: None,
+        value: Some("HOW"),
+        help: "What they get: http (a 503), close, reset or file:PATH",
+        more: "The bytes of a file, 64 KiB at most, are the whole answer; it is read at start. With http, clients of SSH and PostgreSQL are closed without an answer.",
+        section: Section::Proxy,
+        completion: Completion::Choices(&["http", "close", "reset"]),
+        action: Action::Set("proxy.reject-with"),
+    },
+    Opt {
         long: "proxy-retry-after-interval",
         short: None,
         value: Some("DURATION"),
-        help: "The Retry-After of that 503; 0s leaves the header out",
+        help: "The Retry-After of the 503; 0s leaves the header out",
         more: "It is rounded up to whole seconds.",
         section: Section::Proxy,
         completion: Completion::None,

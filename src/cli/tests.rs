@@ -91,6 +91,7 @@ fn every_option_sets_its_key() {
         ("--proxy-reject-clients", "proxy.reject-clients", "true"),
         ("--proxy-reject-clients=true", "proxy.reject-clients", "true"),
         ("--proxy-reject-clients --proxy-reject-clients=false", "proxy.reject-clients", "false"),
+        ("--proxy-reject-with close", "proxy.reject-with", "close"),
         ("--proxy-retry-after-interval 0", "proxy.retry-after-interval", "0s"),
         ("--proxy-block-poll-interval 1s", "proxy.block-poll-interval", "1s"),
         ("--proxy-close-poll-interval 1s", "proxy.close-poll-interval", "1s"),

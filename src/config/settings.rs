@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use log::LevelFilter;
 use serde_yaml::Value;
 
-use super::Config;
+use super::{Config, RejectWith};
 use crate::{duration::format_duration, duration::parse_duration, nearest::nearest};
 
 /// One key of the configuration.
@@ -19,7 +19,7 @@ pub(super) struct Setting {
 }
 
 /// Every setting, in the order of the file.
-pub(super) static SETTINGS: [Setting; 15] = [
+pub(super) static SETTINGS: [Setting; 16] = [
     Setting {
         key: "grace-period",
         get: |config| format_duration(config.grace_period).into(),
@@ -39,6 +39,11 @@ pub(super) static SETTINGS: [Setting; 15] = [
         key: "proxy.reject-clients",
         get: |config| config.proxy.reject_clients.into(),
         set: |config, text| store(&mut config.proxy.reject_clients, parse_bool(text)),
+    },
+    Setting {
+        key: "proxy.reject-with",
+        get: |config| reject_with_value(&config.proxy.reject_with),
+        set: |config, text| store(&mut config.proxy.reject_with, parse_reject_with(text)),
     },
     Setting {
         key: "proxy.retry-after-interval",
@@ -111,6 +116,15 @@ fn path_value(path: Option<&PathBuf>) -> Value {
     path.map_or(Value::Null, |path| path.to_string_lossy().into_owned().into())
 }
 
+fn reject_with_value(reject_with: &RejectWith) -> Value {
+    match reject_with {
+        RejectWith::Http => "http".into(),
+        RejectWith::Close => "close".into(),
+        RejectWith::Reset => "reset".into(),
+        RejectWith::File(path) => format!("file:{}", path.to_string_lossy()).into(),
+    }
+}
+
 fn parse_level(text: &str) -> Result<LevelFilter, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     text.parse().map_err(|_| {
@@ -125,6 +139,26 @@ fn parse_bool(text: &str) -> Result<bool, String> {
         "true" | "True" | "TRUE" => Ok(true),
         "false" | "False" | "FALSE" => Ok(false),
         _ => Err(format!("{text:?} is not a boolean; write true or false")),
+    }
+}
+
+fn parse_reject_with(text: &str) -> Result<RejectWith, String> {
+    match text {
+        "http" => Ok(RejectWith::Http),
+        "close" => Ok(RejectWith::Close),
+        "reset" => Ok(RejectWith::Reset),
+        _ => match text.strip_prefix("file:") {
+            Some("") => {
+                Err("a path is missing; write it as in `file:/etc/tcpause/answer`".to_owned())
+            }
+            Some(path) if path.contains(char::is_control) => Err(format!(
+                "{text:?} has a control character in it; write `file:` and the path of a file"
+            )),
+            Some(path) => Ok(RejectWith::File(path.into())),
+            None => {
+                Err(format!("{text:?} is no way to reject; write http, close, reset or file:PATH"))
+            }
+        },
     }
 }
 

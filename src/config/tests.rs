@@ -41,6 +41,7 @@ log-level: off
 proxy:
   addr: unix:///run/a.sock
   reject-clients: true
+  reject-with: file:/etc/sorry
   retry-after-interval: 0
   block-poll-interval: 1ms
   close-poll-interval: 2ms
@@ -59,6 +60,7 @@ upstream:
         proxy: Proxy {
             addr: Address::Unix("/run/a.sock".into()),
             reject_clients: true,
+            reject_with: RejectWith::File("/etc/sorry".into()),
             retry_after_interval: Duration::ZERO,
             block_poll_interval: Duration::from_millis(1),
             close_poll_interval: Duration::from_millis(2),

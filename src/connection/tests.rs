@@ -10,7 +10,7 @@ use mio::{Events, Poll, Token};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 
 use super::*;
-use crate::{gate::Gate, slots::Slots, sys::Listener};
+use crate::{gate::Gate, refusal::Answer, slots::Slots, sys::Listener};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const CLIENT: Token = Token(0);
@@ -38,7 +38,7 @@ impl Bench {
             kit: Kit::new(2),
             upstream: Upstream::start(upstream.to_string().parse().unwrap()).unwrap(),
             cached: Cached::default(),
-            refusal: Refusal::new(Duration::ZERO, None),
+            refusal: Refusal::new(Answer::http(Duration::ZERO), None),
             counters: Counters::default(),
             now: Instant::now(),
         }
@@ -72,6 +72,7 @@ impl Bench {
             cached: &mut self.cached,
             refusal: &self.refusal,
             counters: &self.counters,
+            handshake_steps: &mut 1,
             now: self.now,
         })
     }
@@ -274,7 +275,7 @@ fn only_a_client_that_is_dialled_for_or_carried_has_a_pass() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     assert_eq!(bench.gate.passes(), 0, "held");
-    connection.reject();
+    bench.act(|context| connection.reject(context));
     assert_eq!(bench.gate.passes(), 0, "to be rejected");
     bench.serve(&mut connection);
     assert!(matches!(connection.state, State::Connecting(_)), "{connection:?}");

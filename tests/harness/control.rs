@@ -28,6 +28,7 @@ pub(crate) struct Status {
     pub(crate) held: u64,
     pub(crate) connecting: u64,
     pub(crate) active: u64,
+    pub(crate) rejecting: u64,
     pub(crate) accepted: u64,
     pub(crate) rejected: u64,
     pub(crate) failed: u64,

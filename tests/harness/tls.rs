@@ -120,12 +120,17 @@ impl TlsClient {
 
     /// Sends `request` and reads to the end, which must be announced (`close_notify`), not cut off.
     pub(crate) fn exchange(self, stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
-        let mut tls = StreamOwned::new(self.connection(), stream);
+        let mut tls = self.over(stream);
         tls.write_all(request)?;
         tls.flush()?;
         let mut answer = Vec::new();
         tls.read_to_end(&mut answer)?;
         Ok(answer)
+    }
+
+    /// The client's end of a TLS connection over `stream`.
+    pub(crate) fn over<S: Read + Write>(self, stream: S) -> StreamOwned<ClientConnection, S> {
+        StreamOwned::new(self.connection(), stream)
     }
 
     /// The client's first flight, for a test that speaks by hand.

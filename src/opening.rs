@@ -1,0 +1,90 @@
+//! What a client speaks, by its first bytes.
+
+/// How many bytes are enough to tell.
+pub(crate) const OPENING_BYTES_MAX: usize = 8;
+
+/// The first byte of a TLS connection: a handshake record (RFC 8446, 5.1).
+pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What an SSH client's banner begins with (RFC 4253, 4.2).
+const SSH: &[u8] = b"SSH-";
+
+/// The length of a first PostgreSQL packet, itself included: a server takes no other.
+const POSTGRES_BYTES: std::ops::RangeInclusive<u32> = 8..=10_000;
+
+/// What stands behind that length: a request to cancel, to use TLS or to use GSSAPI …
+const POSTGRES_REQUESTS: std::ops::RangeInclusive<u32> = 80_877_102..=80_877_104;
+
+/// … or the version of the protocol, whose major number has been this one since 2003.
+const POSTGRES_MAJOR: u32 = 3;
+
+/// What a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// TLS.
+    Tls,
+    /// SSH.
+    Ssh,
+    /// PostgreSQL.
+    Postgres,
+    /// Most likely HTTP, or nobody knows.
+    Other,
+}
+
+/// Tells from the first bytes what a client speaks; nothing as long as more of them are needed.
+pub(crate) fn recognise(bytes: &[u8]) -> Option<Opening> {
+    match bytes {
+        [] => None,
+        [TLS_HANDSHAKE, ..] => Some(Opening::Tls),
+        _ if bytes.starts_with(SSH) => Some(Opening::Ssh),
+        _ if SSH.starts_with(bytes) => None,
+        [0, 0, third, fourth, code @ ..] if code.len() >= 4 => {
+            let length = u32::from_be_bytes([0, 0, *third, *fourth]);
+            let code = code.iter().take(4).fold(0, |code, &byte| code << 8 | u32::from(byte));
+            let is_ours = POSTGRES_REQUESTS.contains(&code) || code >> 16 == POSTGRES_MAJOR;
+            let is_postgres = POSTGRES_BYTES.contains(&length) && is_ours;
+            Some(if is_postgres { Opening::Postgres } else { Opening::Other })
+        }
+        [0] | [0, 0, ..] => None,
+        _ => Some(Opening::Other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_what_a_client_speaks() {
+        let table: [(&[u8], Opening); 17] = [
+            (b"\x16", Opening::Tls),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Opening::Ssh),
+            (b"SSH-1.99-old", Opening::Ssh),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Opening::Postgres),
+            (b"\0\0\0\x08\x04\xd2\x16\x30", Opening::Postgres),
+            (b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\0\0\0\x02", Opening::Postgres),
+            (b"\0\0\0\x17\0\x03\0\0user\0", Opening::Postgres),
+            (b"\0\0\0\x17\0\x03\0\x02", Opening::Postgres),
+            (b"\0\0\0\x08\x04\xd2\x16\x2d", Opening::Other),
+            (b"\0\0\0\x07\x04\xd2\x16\x2f", Opening::Other),
+            (b"\0\0\x27\x11\0\x03\0\0", Opening::Other),
+            (b"\0\0\0\x85\xffSMB", Opening::Other),
+            (b"\0\x01", Opening::Other),
+            (b"G", Opening::Other),
+            (b"SEARCH /", Opening::Other),
+            (b"SSH ", Opening::Other),
+            (b"\x80\x2e", Opening::Other),
+        ];
+        for (bytes, opening) in table {
+            assert_eq!(recognise(bytes), Some(opening), "{bytes:?}");
+            // However few of them have come, none is taken for something else.
+            for length in 0..bytes.len() {
+                let early = recognise(&bytes[..length]);
+                assert!(early.is_none() || early == Some(opening), "{length} of {bytes:?}");
+            }
+        }
+        for bytes in [&b""[..], b"S", b"SSH", b"\0", b"\0\0\0\x08\x04\xd2\x16"] {
+            assert_eq!(recognise(bytes), None, "{bytes:?}");
+        }
+    }
+}
