@@ -24,6 +24,7 @@ mod limits;
 mod load;
 mod regression;
 mod reject;
+mod reject_storm;
 mod reject_tls;
 mod reject_with;
 mod stop;
