@@ -23,6 +23,7 @@ mod server;
 mod slots;
 mod sock_diag;
 mod sys;
+mod table;
 mod throttle;
 mod timestamp;
 mod tls;

@@ -101,6 +101,17 @@ impl Queues {
         self.ends_mut(link.queue).len -= 1;
     }
 
+    /// Gives memory back: no slot from `end` on is taken.
+    pub(crate) fn forget_from(&mut self, end: SlotIndex) {
+        let end = end as usize;
+        if end < self.links.len() {
+            self.links.truncate(end);
+            if end < self.links.capacity() / 4 {
+                self.links.shrink_to(end);
+            }
+        }
+    }
+
     /// Who came first to `queue`, and when.
     pub(crate) fn first(&self, queue: Queue) -> Option<(SlotIndex, Instant)> {
         let slot = self.ends(queue).first;

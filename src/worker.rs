@@ -13,7 +13,6 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use mio::{Events, Poll, Token};
-use slab::Slab;
 
 use crate::{
     connection::{Connection, Context, Reason, Verdict},
@@ -23,6 +22,7 @@ use crate::{
     relay::Kit,
     slots::Slot,
     sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile},
+    table::Table,
     throttle::Throttle,
     upstream::Cached,
 };
@@ -105,7 +105,7 @@ pub(crate) enum End {
 struct Worker<'a> {
     post: &'a mut Post,
     events: Events,
-    connections: Slab<Connection>,
+    connections: Table<Connection>,
     queues: Queues,
     /// Connections to be driven; each stands here at most once.
     ready: VecDeque<SlotIndex>,
@@ -145,7 +145,7 @@ impl Post {
         let mut worker = Worker {
             post: self,
             events: Events::with_capacity(EVENTS_MAX),
-            connections: Slab::new(),
+            connections: Table::new(),
             queues: Queues::new(),
             ready: VecDeque::new(),
             is_ready: Vec::new(),
@@ -225,7 +225,7 @@ impl Worker<'_> {
                 token => {
                     let slot = slot_of(token);
                     // A client's event comes behind the close of its connection only if it was on its way already.
-                    let Some(connection) = self.connections.get_mut(slot as usize) else {
+                    let Some(connection) = self.connections.get_mut(slot) else {
                         continue;
                     };
                     if token == client_token(slot) {
@@ -342,13 +342,12 @@ impl Worker<'_> {
 
     /// Serves, holds or rejects a client.
     fn admit(&mut self, client: Socket, slot: Slot, now: Instant) {
-        let entry = self.connections.vacant_entry();
-        let Ok(index) = SlotIndex::try_from(entry.key()) else { return };
+        let index = self.connections.vacant();
         if let Err(error) = client.register(self.post.poll.registry(), client_token(index)) {
             log::warn!("a client is closed: the system refused its socket: {error}");
             return;
         }
-        entry.insert(Connection::new(client, slot));
+        self.connections.insert(Connection::new(client, slot));
         // Who came earlier goes first.
         let pass =
             if self.queues.len(Queue::Held) > 0 { None } else { self.post.shared.gate.enter() };
@@ -435,7 +434,7 @@ impl Worker<'_> {
         now: Instant,
         act: impl FnOnce(&mut Connection, &mut Context<'_>) -> Verdict,
     ) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
         let shared = &self.post.shared;
         let mut context = Context {
             registration: Registration {
@@ -468,7 +467,8 @@ impl Worker<'_> {
 
     fn close(&mut self, slot: SlotIndex, reason: &Reason, now: Instant) {
         self.queues.remove(slot);
-        let Some(connection) = self.connections.try_remove(slot as usize) else { return };
+        let Some(connection) = self.connections.remove(slot) else { return };
+        self.queues.forget_from(self.connections.end());
         if let Reason::Unreachable(error) = reason {
             self.post.shared.counters(self.post.index).failed.add(1);
             if let Some(more) = self.connect_trouble.let_through(now) {
@@ -485,10 +485,8 @@ impl Worker<'_> {
 
     /// Closes what is left.
     fn close_all(&mut self, now: Instant) {
-        for slot in 0..self.connections.capacity() {
-            if let Ok(slot) = SlotIndex::try_from(slot) {
-                self.close(slot, &Reason::Stopped, now);
-            }
+        for slot in 0..self.connections.end() {
+            self.close(slot, &Reason::Stopped, now);
         }
     }
 
