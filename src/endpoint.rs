@@ -168,15 +168,14 @@ impl Endpoint {
     /// Reads into `buffer`.
     pub(crate) fn recv(&mut self, buffer: &mut [u8]) -> Received {
         let result = self.socket.recv(buffer);
-        if let Ok(bytes) = result
-            && bytes < buffer.len()
+        if let Ok(read) = result
+            && read.bytes < buffer.len()
         {
             // The socket is empty; the next bytes are an event of their own. But an end that came along with them, or
-            // bytes behind an urgent one, would never be told again; and on UNIX sockets a read stops at each message
-            // that carries descriptors.
-            self.readable = self.read_closed || self.urgent || self.socket.is_unix();
+            // bytes behind an urgent one, would never be told again.
+            self.readable = self.read_closed || self.urgent || read.was_stopped;
         }
-        self.received(result)
+        self.received(result.map(|read| read.bytes))
     }
 
     /// Looks at the first bytes and leaves them where they are.
@@ -245,5 +244,38 @@ impl Endpoint {
                 Sent::Broken
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::IoSlice, mem::MaybeUninit, os::fd::AsFd};
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+    use crate::sys::socket_pair;
+
+    #[test]
+    fn a_short_read_of_a_unix_socket_ends_the_reading_but_at_descriptors() {
+        let (socket, peer) = socket_pair().unwrap();
+        let mut endpoint = Endpoint { readable: true, ..Endpoint::connected(socket) };
+        let mut buffer = [0; 64];
+        peer.send(b"one").unwrap();
+        peer.send(b"two").unwrap();
+        assert_eq!(endpoint.recv(&mut buffer), Received::Bytes(6));
+        assert!(!endpoint.is_readable());
+
+        endpoint.readable = true;
+        let descriptors = [peer.as_fd()];
+        let mut space = [MaybeUninit::uninit(); 64];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        assert!(along.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&peer, &[IoSlice::new(b"with")], &mut along, SendFlags::empty()).unwrap();
+        peer.send(b"behind").unwrap();
+        assert_eq!(endpoint.recv(&mut buffer), Received::Bytes(4));
+        assert!(endpoint.is_readable(), "no event would tell of the rest");
+        assert_eq!(endpoint.recv(&mut buffer), Received::Bytes(6));
+        assert!(!endpoint.is_readable());
     }
 }

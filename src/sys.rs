@@ -4,7 +4,7 @@
 //! so descriptors of ours, registered through `SourceFd`, serve as well.
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -20,9 +20,9 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, retry_on_intr},
     net::{
-        AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrAny, SocketAddrUnix, SocketFlags,
-        SocketType, accept_with, bind, connect, getpeername, getsockname, listen, recv, send,
-        shutdown, socket_with, sockopt,
+        AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, Shutdown,
+        SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+        getpeername, getsockname, listen, recv, recvmsg, send, shutdown, socket_with, sockopt,
     },
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -81,6 +81,15 @@ pub(crate) enum Dialled {
     Connected,
     /// The socket becomes writable, or fails.
     InProgress,
+}
+
+/// What a read yielded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Read {
+    /// How many bytes.
+    pub(crate) bytes: usize,
+    /// Whether more may be there although the buffer is not full.
+    pub(crate) was_stopped: bool,
 }
 
 /// The two ends of a pipe.
@@ -149,8 +158,18 @@ impl Socket {
     }
 
     /// Reads at most a buffer full. 0 is the end of the stream.
-    pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(retry_on_intr(|| recv(self, &mut *buffer, RecvFlags::empty()))?.1)
+    pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<Read> {
+        if self.is_unix {
+            // A read stops at each message that carries descriptors. They are not carried on, and so cut off.
+            let mut into = [IoSliceMut::new(buffer)];
+            let mut nothing = RecvAncillaryBuffer::default();
+            let read =
+                retry_on_intr(|| recvmsg(self, &mut into, &mut nothing, RecvFlags::CMSG_CLOEXEC))?;
+            let was_stopped = read.flags.contains(ReturnFlags::CTRUNC);
+            return Ok(Read { bytes: read.bytes, was_stopped });
+        }
+        let (_, bytes) = retry_on_intr(|| recv(self, &mut *buffer, RecvFlags::empty()))?;
+        Ok(Read { bytes, was_stopped: false })
     }
 
     /// Looks at the first bytes and leaves them where they are.

@@ -178,7 +178,7 @@ fn read(socket: &Socket) -> io::Result<Vec<u8>> {
                 assert!(Instant::now() < deadline, "nothing comes");
                 std::thread::yield_now();
             }
-            result => return result.map(|bytes| buffer[..bytes].into()),
+            result => return result.map(|read| buffer[..read.bytes].into()),
         }
     }
 }

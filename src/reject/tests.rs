@@ -94,7 +94,7 @@ impl Scene {
     fn received(&self) -> (Vec<u8>, bool) {
         let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
-            match self.peer().recv(&mut buffer) {
+            match self.peer().recv(&mut buffer).map(|read| read.bytes) {
                 Ok(0) => return (all, true),
                 Ok(bytes) => all.extend_from_slice(&buffer[..bytes]),
                 Err(error) => {
@@ -445,9 +445,8 @@ fn a_handshake_takes_a_step_at_a_time_as_far_as_the_turn_allows() {
     scene.steps = 2;
     let mut steps = scene.steps;
     let next = scene.reject.drive(&mut scene.client, &scene.refusal, &mut [], &mut steps);
-    assert_eq!((next, steps), (Next::Again, 1));
+    assert_eq!((next, steps), (Next::Wait, 1), "nothing more was there");
     assert!(!scene.received().0.is_empty(), "the server's part of the handshake");
-    assert_eq!(scene.drive(), Next::Wait, "nothing more was there");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Peer {
     pub(super) fn read(&mut self, bytes: usize, key: usize) {
         let Some(socket) = &self.socket else { return };
         let mut buffer = vec![0; bytes];
-        match socket.recv(&mut buffer) {
+        match socket.recv(&mut buffer).map(|read| read.bytes) {
             Ok(0) if self.broken => self.seen = Some(Ending::Aborted),
             Ok(0) => self.seen = self.seen.or(Some(Ending::Orderly)),
             Ok(bytes) => {
