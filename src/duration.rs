@@ -100,7 +100,8 @@ fn parse_part(text: &str) -> Result<(u64, &str), Fault<'_>> {
     let (unit, rest) =
         rest.split_at(rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len()));
     if unit.is_empty() {
-        return Err(Fault::NoUnit);
+        // A unit may be missing at the end; before a second point, more is wrong.
+        return Err(if rest.is_empty() { Fault::NoUnit } else { Fault::NoNumber });
     }
     let (_, length) =
         UNITS.into_iter().find(|(name, _)| *name == unit).ok_or(Fault::UnknownUnit(unit))?;
@@ -196,6 +197,7 @@ mod tests {
             ("30", "did you mean `30s`?"),
             ("1.5", "did you mean `1.5s`?"),
             ("1m30", "did you mean `1m30s`?"),
+            ("1..5s", "is not a duration"),
             ("00", "did you mean `00s`?"),
             ("-5s", "has a sign"),
             ("+5s", "has a sign"),
@@ -213,7 +215,6 @@ mod tests {
             ("1e3s", "unknown unit \"e\""),
             ("1s-1s", "unknown unit \"s-\""),
             ("5s\n", "\"5s\\n\" has the unknown unit"),
-            ("1..5s", "without a unit"),
             ("9223372036854775808ns", "is too long"),
             ("9223372036854775.808us", "is too long"),
             ("9223372036854775807ns1ns", "is too long"),
