@@ -1,6 +1,8 @@
 //! The command line: what the operator asked for, and the configuration that follows from it.
 
 mod completion;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod options;
 mod pages;
 

@@ -10,6 +10,9 @@ mod counters;
 mod duration;
 mod endpoint;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 mod handle;
 mod nearest;

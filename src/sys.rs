@@ -471,7 +471,7 @@ fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
 }
 
 /// Two UNIX sockets connected to each other.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn socket_pair() -> io::Result<(Socket, Socket)> {
     let (one, other) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;

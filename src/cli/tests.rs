@@ -224,3 +224,15 @@ fn the_first_file_that_exists_is_taken() {
     let error = find_config([long.as_path()]).unwrap_err().to_string();
     assert!(error.contains("cannot look for the configuration"), "{error}");
 }
+
+#[test]
+fn the_corpus_of_the_fuzz_target_is_replayed() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/corpus/command_line");
+    let files: Vec<_> = fs::read_dir(folder).unwrap().collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let path = file.unwrap().path();
+        println!("{}", path.display());
+        fuzz::command_line(&fs::read(path).unwrap());
+    }
+}

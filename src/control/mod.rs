@@ -10,6 +10,8 @@
 mod answer;
 mod caller;
 mod front;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod private;
 mod request;
 mod routes;

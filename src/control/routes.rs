@@ -71,7 +71,7 @@ fn status(handle: &Handle) -> Answer {
 }
 
 /// Reads a query, in which `timeout` is the only parameter there is.
-fn parse_query(query: &str, takes_timeout: bool) -> Result<Option<Duration>, String> {
+pub(super) fn parse_query(query: &str, takes_timeout: bool) -> Result<Option<Duration>, String> {
     let mut timeout = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -1,0 +1,155 @@
+//! What the fuzz targets of `tests/fuzz` call, one function each. `make test` replays their corpus by the same functions.
+
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a panic is how a target tells what it has found"
+)]
+
+use std::{sync::Arc, time::Duration};
+
+use mio::{Events, Poll, Token};
+use rustls::ServerConfig;
+
+pub use crate::control::fuzz::control_request;
+use crate::{
+    Address, Config,
+    endpoint::Endpoint,
+    format_duration, parse_duration,
+    reject::{Next, Refusal, Reject},
+    sys::socket_pair,
+};
+
+/// What is read of an answer, far more than there is.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// The most turns that a client of the targets can need.
+const TURNS_MAX: usize = 1_000;
+
+/// What is read as a configuration is written so that it reads the same, and checked without a panic.
+pub fn configuration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Config::parse(text, "fuzz.yml") {
+        Ok(config) => {
+            assert_eq!(Config::parse(&config.to_string(), "again").as_ref(), Ok(&config));
+            for key in Config::keys() {
+                let mut again = config.clone();
+                let value = config.get(key);
+                assert_eq!(value.map_or(Ok(()), |value| again.set(key, &value)), Ok(()), "{key}");
+                assert_eq!(again, config, "{key}");
+            }
+            drop(config.validate());
+        }
+        Err(error) => assert!(error.to_string().starts_with("fuzz.yml:"), "{error}"),
+    }
+}
+
+/// What is read as an address is written so that it reads the same; an error is one line that shows the text.
+pub fn address(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match text.parse::<Address>() {
+        Ok(address) => assert_eq!(address.to_string().parse().as_ref(), Ok(&address)),
+        Err(error) => assert_one_line(&error),
+    }
+}
+
+/// What is read as a duration is written so that it reads the same; an error is one line.
+pub fn duration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match parse_duration(text) {
+        Ok(duration) => assert_eq!(parse_duration(&format_duration(duration)), Ok(duration)),
+        Err(error) => assert_one_line(&error),
+    }
+}
+
+/// A rejected client that sends these bytes, the first of them alone, and ends its stream: it is done with in a bounded number
+/// of turns and of bytes.
+pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
+    let (peer, socket) = socket_pair().expect("two sockets");
+    let mut poll = Poll::new().expect("a poll");
+    socket.register(poll.registry(), Token(0)).expect("a new socket");
+    let mut events = Events::with_capacity(8);
+    let mut client = Endpoint::connected(socket);
+    let refusal = Refusal::new(Duration::from_secs(3), tls);
+    let (mut reject, mut next) = (Reject::Sniffing, Next::Wait);
+    let mut scratch = vec![0; 16 << 10];
+    let mut received = 0;
+    // The socket's buffer takes as many bytes as a fuzzer sends at once.
+    let parts =
+        [bytes.get(..1), bytes.get(1..)].into_iter().flatten().filter(|part| !part.is_empty());
+    for part in parts.map(Some).chain([None]) {
+        match part {
+            Some(part) => drop(peer.send(part)),
+            None => drop(peer.shut_down_write()),
+        }
+        poll.poll(&mut events, Some(Duration::ZERO)).expect("a poll");
+        events.iter().for_each(|event| client.mark(event));
+        let mut turns = 0;
+        while next != Next::Close {
+            next = reject.drive(&mut client, &refusal, &mut scratch);
+            received += peer.recv(&mut scratch).unwrap_or_default();
+            if matches!(next, Next::Wait | Next::WaitIn(_)) {
+                break;
+            }
+            turns += 1;
+            assert!(turns < TURNS_MAX, "it goes on for ever");
+        }
+    }
+    // Who says nothing more has ended its stream, or is sent away when its time is up.
+    if next != Next::Close {
+        reject.expire(&mut client, &refusal);
+    }
+    received += peer.recv(&mut scratch).unwrap_or_default();
+    assert!(received < ANSWER_BYTES_MAX, "{received} bytes of answer");
+}
+
+#[track_caller]
+fn assert_one_line(error: &str) {
+    assert!(!error.is_empty() && !error.contains(['\n', '\r', '\0']), "{error:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use rustls::{
+        crypto::ring,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    };
+
+    use super::*;
+
+    /// Feeds every file of a target's corpus to its function.
+    fn replay(target: &str, function: impl Fn(&[u8])) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+        let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+        let mut count = 0;
+        for file in files {
+            let path = file.unwrap().path();
+            println!("{}", path.display());
+            function(&fs::read(path).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{folder:?} is empty");
+    }
+
+    #[test]
+    fn the_corpus_of_each_target_is_replayed() {
+        replay("configuration", configuration);
+        replay("address", address);
+        replay("duration", duration);
+        replay("control_request", control_request);
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], PrivateKeyDer::Pkcs8(key))
+            .unwrap();
+        let tls = Arc::new(tls);
+        replay("rejected_client", |bytes| {
+            rejected_client(bytes, None);
+            rejected_client(bytes, Some(Arc::clone(&tls)));
+        });
+    }
+}

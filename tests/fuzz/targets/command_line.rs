@@ -1,0 +1,14 @@
+//! Fuzzes the command line, which is a part of the program and so included here.
+
+#![no_main]
+#![allow(dead_code, unused_imports, reason = "the pages and completions are no part of this")]
+
+#[path = "../../../src"]
+mod program {
+    pub(crate) mod cli;
+    pub(crate) mod nearest;
+}
+
+use program::nearest;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| program::cli::fuzz::command_line(bytes));

@@ -1,0 +1,5 @@
+//! Fuzzes the configuration file.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tcpause::fuzz::configuration(bytes));
