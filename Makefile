@@ -9,6 +9,7 @@ PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR ?=
 ARGS ?=
+FUZZ_SECONDS ?= 30
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TCPAUSE := $(TARGET)/release/tcpause
@@ -20,7 +21,7 @@ FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tcpause.fish
 CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test test-pipes soak bench bench-peers lint loom mutants doc check install uninstall clean
+.PHONY: help demo run build test test-pipes test-unprivileged fuzz soak bench bench-peers lint loom mutants doc check install uninstall clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,13 @@ test-pipes: ## Run the integration tests without pipes, and with one for each wo
 	TCPAUSE_PIPES=0 $(CARGO) test --locked --test integration
 	TCPAUSE_PIPES=1 $(CARGO) test --locked --test integration
 
+# The tests of the source need the source, which that user may not see.
+test-unprivileged: ## Run the integration tests as a user without privileges
+	$(CARGO) test --locked --test integration --config "target.'cfg(unix)'.runner = '.ci/unprivileged'" -- --skip tidy::
+
+fuzz: ## Fuzz each parser for half a minute: make fuzz FUZZ_SECONDS=30
+	.ci/fuzz $(FUZZ_SECONDS)
+
 soak: ## Run the tests under load with ten GiB and 100,000 connections (ten minutes)
 	TCPAUSE_LOAD_MIB=10240 TCPAUSE_LOAD_CONNECTIONS=100000 TCPAUSE_LOAD_BURST=9000 TCPAUSE_LOAD_HELD=5000 TCPAUSE_LOAD_OPEN=4000 \
 		TCPAUSE_REJECT_ROUNDS=20 TCPAUSE_STORM_SECONDS=30 \
@@ -54,6 +62,7 @@ bench-peers: ## Compare the CPU time with other proxies on this machine (ten min
 
 lint: ## Check the format and the lints
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path tests/fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 # Link-time optimisation would cost a minute and find nothing.

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::harness::{Addr, Family, Proxy, Upstream, echo, program, wait_until};
+use crate::harness::{Addr, Family, Proxy, Upstream, binary, echo, program, wait_until};
 
 /// Every long option.
 const OPTIONS: [&str; 19] = [
@@ -156,7 +156,7 @@ fn a_reader_of_the_log_that_stalls_does_not_stall_the_proxy() {
     let (proxy, control) = (socket("proxy.sock"), socket("control.sock"));
     // Nobody ever reads from this pipe, and it is full after some hundred lines.
     let (_unread, full) = std::io::pipe().unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tcpause"))
+    let mut child = Command::new(binary())
         .args([
             "--log-level",
             "trace",

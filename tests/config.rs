@@ -234,8 +234,8 @@ fn an_empty_file_means_the_defaults() {
 
 #[test]
 fn the_sample_is_good() {
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tcpause.yml");
-    let said = checked(program().arg("--config").arg(sample));
+    let sample = include_str!("../tcpause.yml");
+    let said = checked(program().file("sample.yml", sample).args(["--config", "sample.yml"]));
     assert!(said.contains("localhost:3002"), "{said}");
 }
 

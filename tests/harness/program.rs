@@ -20,6 +20,14 @@ use super::{Addr, Control, Family, GLANCE, PATIENCE, Stream, Upstream, spawn};
 /// Tells how many pipes the proxies of the tests may have, where a test does not say so itself.
 const PIPES: &str = "TCPAUSE_PIPES";
 
+/// Tells where the binary is, if it is not where it was built: `.ci/unprivileged` copies it.
+const BINARY: &str = "TCPAUSE_BIN";
+
+/// Where the binary under test is.
+pub(crate) fn binary() -> OsString {
+    env::var_os(BINARY).unwrap_or_else(|| env!("CARGO_BIN_EXE_tcpause").into())
+}
+
 /// The binary under test, with no configuration of this machine in reach.
 pub(crate) fn program() -> Program {
     Program {
@@ -78,7 +86,7 @@ impl Program {
     }
 
     fn command(&self) -> Command {
-        let binary = env!("CARGO_BIN_EXE_tcpause");
+        let binary = binary();
         let mut command = match self.files {
             None => Command::new(binary),
             Some(files) => {
