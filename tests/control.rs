@@ -193,10 +193,21 @@ fn a_web_page_can_do_nothing() {
                 proxy.control().pause();
             }
             let own = format!("Origin: http://{}", proxy.control().host());
-            for origin in
-                ["Origin: http://evil.example", "Origin: null", "origin: http://evil.example", &own]
-            {
-                assert_forbidden(proxy.control(), origin);
+            for header in [
+                "Origin: http://evil.example",
+                "Origin: null",
+                "origin: http://evil.example",
+                &own,
+                "Sec-Fetch-Site: cross-site",
+                "sec-fetch-site: same-site",
+                "Sec-Fetch-Site: Cross-Site",
+            ] {
+                assert_forbidden(proxy.control(), header);
+            }
+            // An address that the operator has typed, into a browser that tells so.
+            for site in ["none", "same-origin"] {
+                let header = format!("Sec-Fetch-Site: {site}");
+                assert_eq!(proxy.control().request("GET", "/paused", &[&header]).status, 200);
             }
         }
     }

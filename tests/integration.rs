@@ -15,6 +15,7 @@ mod cli;
 mod config;
 mod control;
 mod control_abuse;
+mod control_flood;
 mod drain;
 mod harness;
 mod hold;

@@ -87,7 +87,7 @@ fn a_crowd_at_the_control_api_costs_the_clients_nothing() {
     let crowd: Vec<_> = (0..200).map(|_| proxy.control().addr().connect()).collect();
     let mut client = proxy.connect();
     // Less than the time that a silent caller may take: the client must not have to wait for one to be thrown out.
-    client.read_timeout(Duration::from_secs(4));
+    client.read_timeout(Duration::from_secs(3));
     client.assert_echo(b"carried all the same");
     drop(crowd);
     wait_until("the API answers", || proxy.control().probe() == Some(200));

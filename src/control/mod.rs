@@ -102,7 +102,7 @@ impl Drop for Control {
 /// How long the front waits for a caller.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
-    /// For the whole request, and for the caller to take the whole answer.
+    /// For the whole request, and for the caller to take the whole answer. With `linger`, a bad caller is gone after 5 s.
     exchange: Duration,
     /// For callers that should have gone: for one to close after its answer (closing first could reset it, and the answer
     /// would be lost); for idle where the caller has closed its sending side (over TCP nobody can tell whether it still
@@ -111,4 +111,4 @@ struct Timeouts {
 }
 
 const TIMEOUTS: Timeouts =
-    Timeouts { exchange: Duration::from_secs(5), linger: Duration::from_secs(1) };
+    Timeouts { exchange: Duration::from_secs(4), linger: Duration::from_secs(1) };

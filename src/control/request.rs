@@ -106,6 +106,10 @@ fn body_length(headers: &Headers<'_>) -> Result<usize, Refusal> {
 }
 
 /// Refuses what a web page in the operator's browser could send: it carries an `Origin`, a foreign `Sec-Fetch-Site`, or, by DNS rebinding, a foreign `Host`.
+///
+/// `same-site` is foreign: the other ports of this host are, the proxied service among them. `none` is an address that was
+/// typed, and `same-origin` what a browser asks for on its own behind that. Neither changes anything: a browser sends no
+/// PUT or DELETE without an `Origin`.
 fn check_origin(
     headers: &Headers<'_>,
     host_needed: bool,

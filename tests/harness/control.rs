@@ -93,6 +93,11 @@ impl Control {
 
     /// The status code of a `GET /paused`, if any answer comes at all: for a moment when the API may be too busy for one.
     pub(crate) fn probe(&self) -> Option<u16> {
+        self.try_get().map(|response| response.status)
+    }
+
+    /// The answer to a `GET /paused`, if any comes.
+    pub(crate) fn try_get(&self) -> Option<Response> {
         let mut stream = self.addr.try_connect().ok()?;
         write!(
             stream,
@@ -100,7 +105,7 @@ impl Control {
             self.host()
         )
         .ok()?;
-        Response::try_parse(&stream.receive_all().bytes).map(|response| response.status)
+        Response::try_parse(&stream.receive_all().bytes)
     }
 
     /// What curl would send as `Host`.
@@ -201,7 +206,7 @@ impl Response {
             .unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(bytes)))
     }
 
-    fn try_parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn try_parse(bytes: &[u8]) -> Option<Self> {
         let head_end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..head_end]).ok()?;
         let mut lines = head.split("\r\n");

@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
 use super::{Addr, Control, Family, GLANCE, PATIENCE, Stream, Upstream, spawn};
@@ -477,8 +477,24 @@ impl Proxy {
 
     /// The resident memory in KiB.
     pub(crate) fn memory_kib(&self) -> usize {
+        self.status_kib("VmRSS:")
+    }
+
+    /// The most resident memory that there was at any time, in KiB.
+    pub(crate) fn memory_peak_kib(&self) -> usize {
+        self.status_kib("VmHWM:")
+    }
+
+    /// Changes a limit of the running process; nothing means the most that it may have.
+    pub(crate) fn limit(&self, resource: Resource, current: Option<u64>) {
+        let pid = Some(Pid::from_child(&self.process.child));
+        let maximum = getrlimit(resource).maximum;
+        prlimit(pid, resource, Rlimit { current: current.or(maximum), maximum }).expect("a limit");
+    }
+
+    fn status_kib(&self, name: &str) -> usize {
         let status = fs::read_to_string(self.proc("status")).expect("a running process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 

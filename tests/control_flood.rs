@@ -1,0 +1,292 @@
+//! The control API under floods: whatever a crowd does to it, an operator is answered, and nothing is left of the crowd.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    io::Write,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Resource, geteuid};
+
+use crate::harness::{
+    Control, Family, PATIENCE, Proxy, Response, Stream, Upstream, echo, wait_until,
+};
+
+const GET: &[u8] = b"GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const WAIT: &str = "GET /paused/block-until-idle?timeout=3s HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// A crowd.
+const CROWD: usize = 2_000;
+/// How many callers each of four threads is, one after the other; `TCPAUSE_LOAD_REQUESTS` says otherwise.
+const REQUESTS: usize = 2_000;
+/// By so much the memory may grow.
+const GROWTH_MAX_KIB: usize = 8 << 10;
+/// An operator who waits longer for an answer has reason to complain. Mostly it is a few milliseconds.
+const LATENCY_MAX: Duration = Duration::from_secs(2);
+/// As in `control_abuse.rs`: whoever is not answered well is closed after so long, or twice that on a busy machine.
+const CLOSED_AFTER: Duration = Duration::from_secs(5);
+
+/// Has `attack` done to a proxy while an operator asks it all the time, and looks at what is left.
+fn withstand(name: &str, attack: impl FnOnce(&Control)) {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).log_level(Some("info")).start();
+    let mut carried = proxy.connect();
+    carried.assert_echo(b"so that it is not idle");
+    // Whatever the API starts for an ordinary crowd is there from now on.
+    for mut caller in (0..60).map(|_| send(proxy.control(), GET)).collect::<Vec<_>>() {
+        assert_eq!(Response::read(&mut caller).status, 200);
+    }
+    let descriptors = proxy.descriptors();
+    let (threads, memory) = (proxy.threads(), proxy.memory_kib());
+    let stops = AtomicBool::new(false);
+    let watched = thread::scope(|scope| {
+        let operator = scope.spawn(|| watch(proxy.control(), &stops));
+        // The operator has to stop even if the attack fails.
+        let attacked =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| attack(proxy.control())));
+        stops.store(true, Ordering::SeqCst);
+        let watched = operator.join().unwrap();
+        attacked.unwrap();
+        watched
+    });
+    let grown = proxy.memory_peak_kib().saturating_sub(memory);
+    println!(
+        "{name}: the operator was answered {} times, the longest after {:?}, sent away {} times; memory grew by {grown} KiB",
+        watched.answered, watched.longest, watched.refused
+    );
+    assert!(watched.longest < LATENCY_MAX, "{:?}", watched.longest);
+    assert!(watched.refused <= 2 + watched.answered / 10, "sent away {} times", watched.refused);
+    assert!(grown <= GROWTH_MAX_KIB, "the memory grew by {grown} KiB");
+    wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
+    wait_until("no thread is left", || proxy.threads() <= threads);
+    carried.assert_echo(b"it has not been touched");
+    assert_works(&proxy, carried);
+}
+
+/// What an operator has seen.
+#[derive(Default)]
+struct Watched {
+    answered: usize,
+    /// How often a whole crowd came between the connect and the request, so that there was no room.
+    refused: usize,
+    longest: Duration,
+}
+
+fn watch(control: &Control, stops: &AtomicBool) -> Watched {
+    let mut watched = Watched::default();
+    while !stops.load(Ordering::SeqCst) {
+        let begin = Instant::now();
+        loop {
+            match control.try_get() {
+                Some(response) if response.status == 200 => {
+                    assert_eq!(response.text(), r#"{"paused": false}"#);
+                    break;
+                }
+                _ => watched.refused += 1,
+            }
+            assert!(begin.elapsed() < PATIENCE, "the operator is not answered");
+        }
+        watched.answered += 1;
+        watched.longest = watched.longest.max(begin.elapsed());
+    }
+    watched
+}
+
+/// Everything that the API does.
+fn assert_works(proxy: &Proxy, carried: Stream) {
+    let control = proxy.control();
+    control.pause();
+    assert!(control.is_paused());
+    assert_eq!(control.get("/paused/block-until-idle?timeout=1ms").status, 504);
+    control.resume();
+    assert!(!control.is_paused());
+    drop(carried);
+    control.wait_idle();
+}
+
+/// Connects and sends; a caller that is sent away already may have no socket to send to.
+fn send(control: &Control, request: &[u8]) -> Stream {
+    let mut caller = control.addr().connect();
+    drop(caller.write_all(request));
+    caller
+}
+
+/// How many got which status; 0 is none, of a connection that was closed or reset without a word.
+fn statuses(callers: impl IntoIterator<Item = Stream>) -> BTreeMap<u16, usize> {
+    let mut counts = BTreeMap::new();
+    for mut caller in callers {
+        let received = caller.receive_all();
+        let status = Response::try_parse(&received.bytes).map_or(0, |response| response.status);
+        *counts.entry(status).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn two_thousand_half_requests() {
+    withstand("half requests", |control| {
+        let halves: [&[u8]; 4] = [
+            b"",
+            b"PUT /pau",
+            b"PUT /paused HTTP/1.1\r\nHost: loc",
+            b"PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+        ];
+        let callers: Vec<Stream> =
+            halves.iter().cycle().take(CROWD).map(|half| send(control, half)).collect();
+        let begin = Instant::now();
+        let counts = statuses(callers);
+        let elapsed = begin.elapsed();
+        println!("half requests: {counts:?}, the last closed after {elapsed:?}");
+        assert!(elapsed < 2 * CLOSED_AFTER, "{elapsed:?}");
+        // Some have made room for later ones, the others had their time.
+        assert!(counts.keys().all(|status| [408, 503].contains(status)), "{counts:?}");
+        assert!(counts.contains_key(&408));
+    });
+}
+
+#[test]
+fn heads_of_two_hundred_megabytes() {
+    withstand("endless heads", |control| {
+        const BYTES: usize = 200 << 20;
+        let chunk = vec![b'a'; 1 << 20];
+        for begin in ["GET /paused HTTP/1.1\r\nX: ", "GET /", "X", "GET /paused HTTP/1.1\r\nHost: "]
+        {
+            let mut caller = send(control, begin.as_bytes());
+            let taken = (0..BYTES).step_by(chunk.len()).find(|_| caller.write_all(&chunk).is_err());
+            assert!(
+                taken.is_some_and(|taken| taken < BYTES / 4),
+                "{begin:?}: {taken:?} bytes were taken"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_thousand_waiters_of_which_half_vanish() {
+    withstand("waiters", |control| {
+        let mut waiters = Vec::new();
+        for number in 0..CROWD / 2 {
+            let waiter = send(control, WAIT.as_bytes());
+            match number % 4 {
+                0 => waiter.reset(),
+                1 => drop(waiter),
+                _ => waiters.push(waiter),
+            }
+        }
+        // Those that have gone have left their seats.
+        wait_until("there is room for another", || {
+            control.get("/paused/block-until-idle?timeout=1ms").status == 504
+        });
+        let counts = statuses(waiters);
+        println!("waiters: {counts:?}");
+        assert!(counts.keys().all(|status| [503, 504].contains(status)), "{counts:?}");
+        assert!(counts[&504] >= 10, "{counts:?}");
+    });
+}
+
+#[test]
+fn resets_before_and_behind_every_step() {
+    withstand("resets", |control| {
+        let requests: [&[u8]; 4] = [b"", &GET[..20], GET, WAIT.as_bytes()];
+        for request in requests.iter().cycle().take(CROWD) {
+            send(control, request).reset();
+        }
+    });
+}
+
+#[test]
+fn callers_that_do_not_read() {
+    withstand("deaf callers", |control| {
+        let many = GET.repeat(200);
+        let callers: Vec<Stream> = (0..300).map(|_| send(control, &many)).collect();
+        let begin = Instant::now();
+        wait_until("all of them are closed", || {
+            callers.iter().all(|caller| {
+                rustix::net::send(caller, b"x", rustix::net::SendFlags::NOSIGNAL).is_err()
+            })
+        });
+        assert!(begin.elapsed() < 2 * CLOSED_AFTER);
+    });
+}
+
+#[test]
+fn very_many_small_requests() {
+    let requests = env::var("TCPAUSE_LOAD_REQUESTS")
+        .map_or(REQUESTS, |text| text.parse().expect("a number in TCPAUSE_LOAD_REQUESTS"));
+    withstand("small requests", |control| {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for number in 0..requests {
+                        let (target, status) =
+                            [("/paused", 200), ("/status", 200), ("/nothing", 404)][number % 3];
+                        assert_eq!(control.get(target).status, status, "{target}");
+                    }
+                });
+            }
+        });
+        println!("small requests: {} answered", 4 * requests);
+    });
+}
+
+#[test]
+fn a_shortage_of_descriptors_passes() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = Proxy::builder().control(family).upstream(&upstream).start();
+        let control = proxy.control();
+        assert!(!control.is_paused());
+        let (descriptors, threads) = (proxy.descriptors(), proxy.threads());
+        for spare in 0..8 {
+            proxy.limit(Resource::Nofile, Some((descriptors + spare) as u64));
+            let callers: Vec<Stream> = (0..20).map(|_| send(control, GET)).collect();
+            // The first of them meets the shortage, or is answered in spite of it.
+            callers[0].read_timeout(Duration::from_millis(300));
+            let early = callers[0].try_clone().receive_all().bytes;
+            let early = Response::try_parse(&early);
+            assert!(early.is_none_or(|response| response.status == 200));
+            proxy.limit(Resource::Nofile, None);
+            let counts = statuses(callers.into_iter().skip(1));
+            assert_eq!(counts, BTreeMap::from([(200, 19)]), "{spare} descriptors were left");
+        }
+        wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
+        wait_until("no thread is left", || proxy.threads() <= threads);
+        let mut carried = proxy.connect();
+        carried.assert_echo(b"not idle");
+        assert_works(&proxy, carried);
+    }
+}
+
+#[test]
+fn a_shortage_of_threads_passes() {
+    if geteuid().is_root() {
+        println!("skipped: root has no such limit; make test-unprivileged shows it");
+        return;
+    }
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let control = proxy.control();
+    assert!(!control.is_paused());
+    let (descriptors, threads) = (proxy.descriptors(), proxy.threads());
+    proxy.limit(Resource::Nproc, Some(1));
+    let callers: Vec<Stream> = (0..100).map(|_| send(control, GET)).collect();
+    assert_eq!(statuses(callers), BTreeMap::from([(200, 100)]), "no further thread is needed");
+    // Now the private server is lost too, and there are no threads for another.
+    proxy.limit(Resource::Nofile, Some(descriptors as u64 + 2));
+    let caller = send(control, GET);
+    proxy.wait_for_log("it is tried again");
+    proxy.limit(Resource::Nofile, None);
+    let callers: Vec<Stream> = (0..20).map(|_| send(control, GET)).chain([caller]).collect();
+    callers[0].read_timeout(Duration::from_millis(300));
+    drop(callers[0].try_clone().receive_all());
+    proxy.limit(Resource::Nproc, None);
+    assert_eq!(statuses(callers.into_iter().skip(1)), BTreeMap::from([(200, 20)]));
+    wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
+    wait_until("no thread is left", || proxy.threads() <= threads);
+    let mut carried = proxy.connect();
+    carried.assert_echo(b"not idle");
+    assert_works(&proxy, carried);
+}
