@@ -75,9 +75,7 @@ impl<T: fmt::Display> fmt::Display for OneLine<T> {
                     self.1 += letter.len_utf8();
                     if self.1 > MESSAGE_BYTES_MAX {
                         self.0.write_str("...")?;
-                    } else if letter.is_control()
-                        || matches!(letter, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-                    {
+                    } else if letter.is_control() || is_invisible(letter) {
                         write!(self.0, "{}", letter.escape_default())?;
                     } else {
                         self.0.write_char(letter)?;
@@ -88,6 +86,11 @@ impl<T: fmt::Display> fmt::Display for OneLine<T> {
         }
         write!(Escape(f, 0), "{}", self.0)
     }
+}
+
+/// Whether it turns, breaks or hides text on a terminal, although it is no control character.
+fn is_invisible(letter: char) -> bool {
+    matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// `2026-11-23T17:14:22.123Z INFO message`
@@ -257,6 +260,7 @@ mod tests {
             ("a\r\nb\tc", "a\\r\\nb\\tc"),
             ("\x1b[31m\0\x7f", "\\u{1b}[31m\\u{0}\\u{7f}"),
             ("\u{85}\u{9b}\u{2028}\u{202e}\u{2066}", "\\u{85}\\u{9b}\\u{2028}\\u{202e}\\u{2066}"),
+            ("\u{200b}\u{200f}\u{61c}\u{feff}", "\\u{200b}\\u{200f}\\u{61c}\\u{feff}"),
         ] {
             assert_eq!(OneLine(message).to_string(), shown);
         }

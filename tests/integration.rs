@@ -23,6 +23,7 @@ mod idle;
 mod library;
 mod limits;
 mod load;
+mod log_lines;
 mod regression;
 mod reject;
 mod reject_storm;
