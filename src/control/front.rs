@@ -106,7 +106,8 @@ impl Front {
         }
     }
 
-    /// Wait, mark, accept, drive. Marking closes nothing, so that no slot is reused while events still name it.
+    /// Wait, mark, drive, accept. Marking closes nothing, so that no slot is reused while events still name it. Who is here
+    /// comes first: where descriptors are short, a newcomer would take the one that the answer needs.
     fn turn(&mut self, events: &mut Events) {
         if let Err(error) = self.wait(events) {
             self.means.complain(&format!("the control API cannot wait for callers: {error}"));
@@ -116,8 +117,8 @@ impl Front {
             self.means.short_until = None;
             self.ready_all();
         }
-        self.accept();
         self.callers.retain(|_, caller| caller.drive(&mut self.means));
+        self.accept();
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {

@@ -15,7 +15,7 @@ use std::{
         },
     },
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, mpsc::sync_channel},
     thread::Builder,
     time::{Duration, Instant},
 };
@@ -61,15 +61,19 @@ impl Private {
     }
 
     pub(super) fn behind(door: Door, listener: UnixListener, handle: Handle) -> io::Result<Self> {
-        // tiny_http panics when the system refuses a thread.
+        let (give, take) = sync_channel::<Arc<Inside>>(1);
+        let private_handle = handle.clone();
+        // Before the server: where the system refuses threads, this is an error, and tiny_http would panic.
+        Builder::new().name("control".into()).spawn(move || {
+            take.recv().map(|inside| serve(&inside.server, &handle)).ok();
+        })?;
         let server = catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None)))
             .map_err(|_| io::Error::other("no thread to be had"))?
             .map_err(io::Error::other)?;
         let inside = Arc::new(Inside { server, door });
-        let serving = Arc::clone(&inside);
-        let private = Self { inside, handle: handle.clone() };
-        Builder::new().name("control".into()).spawn(move || serve(&serving.server, &handle))?;
-        Ok(private)
+        // The thread waits for it.
+        give.send(Arc::clone(&inside)).ok();
+        Ok(Self { inside, handle: private_handle })
     }
 
     /// Waits for the answer to a request. A server that accepts no more is replaced; any error means: ask again later. This
