@@ -4,6 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     fmt::{self, Write as _},
     io::{self, Write},
+    panic,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +30,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct Logger(Queue);
 
 impl Logger {
-    /// Starts the writer thread and installs the logger. `RUST_LOG`, if it is set, beats the level.
+    /// Starts the writer thread and installs the logger. `RUST_LOG`, if it is set, beats the level. A panic is logged too: by
+    /// itself it writes several lines, and waits until standard error takes them.
     pub(crate) fn start(level: LevelFilter) -> Result<Self, Error> {
         let (queue, lines) = Queue::new();
         let dropped = Arc::clone(&queue.dropped);
@@ -46,6 +48,10 @@ impl Logger {
             .target(env_logger::Target::Pipe(Box::new(queue.clone())))
             .try_init()
             .map_err(|error| Error::System(format!("cannot start the log: {error}")))?;
+        panic::set_hook(Box::new(|panic| {
+            let name = thread::current().name().unwrap_or("without a name").to_owned();
+            log::error!("a defect in thread {name}: {}", panic.to_string().replace('\n', " "));
+        }));
         for warning in warnings {
             // Past the filter: it is the filter that is wrong.
             queue.push(format!("{}\n", Line(Level::Warn, &warning)).into_bytes());
