@@ -16,6 +16,7 @@ mod config;
 mod control;
 mod control_abuse;
 mod control_flood;
+mod dependencies;
 mod drain;
 mod harness;
 mod hold;
