@@ -16,12 +16,16 @@ use crate::{
     Address, Config,
     endpoint::Endpoint,
     format_duration, parse_duration,
-    reject::{Next, Refusal, Reject},
+    queues::Queue,
+    refusal::{Answer, Refusal},
+    reject::{Next, Reject},
     sys::socket_pair,
 };
 
 /// What is read of an answer, far more than there is.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// How many steps of a handshake a turn takes.
+const TURN_STEPS_MAX: usize = 4;
 /// The most turns that a client of the targets can need.
 const TURNS_MAX: usize = 1_000;
 
@@ -69,8 +73,8 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
     socket.register(poll.registry(), Token(0)).expect("a new socket");
     let mut events = Events::with_capacity(8);
     let mut client = Endpoint::connected(socket);
-    let refusal = Refusal::new(Duration::from_secs(3), tls);
-    let (mut reject, mut next) = (Reject::Sniffing, Next::Wait);
+    let refusal = Refusal::new(Answer::http(Duration::from_secs(3)), tls);
+    let (mut reject, mut next) = Reject::new(&mut client, &refusal);
     let mut scratch = vec![0; 16 << 10];
     let mut received = 0;
     // The socket's buffer takes as many bytes as a fuzzer sends at once.
@@ -85,10 +89,15 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
         events.iter().for_each(|event| client.mark(event));
         let mut turns = 0;
         while next != Next::Close {
-            next = reject.drive(&mut client, &refusal, &mut scratch);
-            received += peer.recv(&mut scratch).unwrap_or_default();
-            if matches!(next, Next::Wait | Next::WaitIn(_)) {
-                break;
+            next = reject.drive(&mut client, &refusal, &mut scratch, &mut { TURN_STEPS_MAX });
+            received += peer.recv(&mut scratch).map_or(0, |read| read.bytes);
+            match next {
+                Next::WaitIn(Queue::Knocking) => {
+                    let permit = refusal.handshakes().take().expect("nobody else is here");
+                    next = reject.begin_handshake(permit, &refusal);
+                }
+                Next::Wait | Next::WaitIn(_) => break,
+                _ => {}
             }
             turns += 1;
             assert!(turns < TURNS_MAX, "it goes on for ever");
@@ -98,7 +107,7 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
     if next != Next::Close {
         reject.expire(&mut client, &refusal);
     }
-    received += peer.recv(&mut scratch).unwrap_or_default();
+    received += peer.recv(&mut scratch).map_or(0, |read| read.bytes);
     assert!(received < ANSWER_BYTES_MAX, "{received} bytes of answer");
 }
 
