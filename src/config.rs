@@ -8,6 +8,7 @@ use std::{
     fmt,
     fs::File,
     io::{ErrorKind, Read},
+    net::IpAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
@@ -54,6 +55,8 @@ pub struct Proxy {
     pub threads: Option<NonZeroUsize>,
     /// How many pipes each worker may splice bulk data through, 0 to copy all of it; a share of the open files when absent.
     pub pipes: Option<usize>,
+    /// How many clients there may be at a time; as many as the open files allow when absent.
+    pub max_connections: Option<NonZeroUsize>,
 }
 
 /// What new clients are rejected with: `proxy.reject-with`.
@@ -95,6 +98,10 @@ pub struct Control {
 pub struct Upstream {
     /// Where the upstream listens.
     pub addr: Address,
+    /// How long all attempts to reach it for one client may take.
+    pub connect_timeout: Duration,
+    /// The addresses of this host to reach it from, in turn; the system chooses when there are none.
+    pub source_addrs: Vec<IpAddr>,
 }
 
 impl Config {
@@ -203,6 +210,7 @@ impl Default for Proxy {
             tls: Tls::default(),
             threads: None,
             pipes: None,
+            max_connections: None,
         }
     }
 }
@@ -215,7 +223,11 @@ impl Default for Control {
 
 impl Default for Upstream {
     fn default() -> Self {
-        Self { addr: Address::tcp("localhost", 3002) }
+        Self {
+            addr: Address::tcp("localhost", 3002),
+            connect_timeout: Duration::from_secs(5),
+            source_addrs: Vec::new(),
+        }
     }
 }
 

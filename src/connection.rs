@@ -25,16 +25,14 @@ use crate::{
     endpoint::{Endpoint, Registration},
     gate::Pass,
     queues::Queue,
+    reach::{Outlook, REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
     refusal::Refusal,
     reject::{self, Reject},
     relay::{self, Kit, Relay},
     slots::Slot,
-    sys::{Dialled, Socket, SocketAddress, is_shortage},
+    sys::{Dialled, Socket, is_shortage},
     upstream::{Cached, Upstream},
 };
-
-/// How long all attempts to reach the upstream for one client may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a side that was not aborted may take nothing of what the aborted one had sent.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,8 +69,10 @@ struct Dial {
     upstream: Option<Endpoint>,
     /// How many of the upstream's addresses have failed.
     failed: usize,
-    /// Whether one of them failed for a reason that may pass: then all are tried again while there is time.
-    may_pass: bool,
+    /// Whether one of them failed for want of something of this host's: then all are tried again soon.
+    in_short: bool,
+    /// Why the last attempt has failed.
+    error: Option<io::Error>,
     since: Instant,
     pass: Pass,
 }
@@ -97,6 +97,8 @@ pub(crate) enum Verdict {
     Wait(Queue),
     /// The same, and being driven at once: it may go on already.
     Enter(Queue),
+    /// The resume: the proxy is paused, and it has no pass any more.
+    Hold,
     /// Nothing: close it.
     Close(Reason),
 }
@@ -131,6 +133,8 @@ pub(crate) struct Context<'a> {
     pub(crate) upstream: &'a Upstream,
     /// The worker's copy of that.
     pub(crate) cached: &'a mut Cached,
+    /// How the worker's dials fare.
+    pub(crate) reach: &'a mut Reach,
     /// How clients are rejected.
     pub(crate) refusal: &'a Refusal,
     /// What the worker counts.
@@ -175,7 +179,8 @@ impl Connection {
         self.state = State::Connecting(Dial {
             upstream: None,
             failed: 0,
-            may_pass: false,
+            in_short: false,
+            error: None,
             since: context.now,
             pass,
         });
@@ -199,7 +204,7 @@ impl Connection {
     /// Goes as far as the readiness of the sockets allows.
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
-            State::Held => self.look_after_held(),
+            State::Held | State::Connecting(Dial { upstream: None, .. }) => self.look_after_held(),
             State::Connecting(Dial { upstream: Some(upstream), .. }) if upstream.is_writable() => {
                 self.connected(context)
             }
@@ -220,15 +225,25 @@ impl Connection {
         match &mut self.state {
             State::Held => Verdict::Stay,
             State::Connecting(dial)
-                if context.now.duration_since(dial.since) >= CONNECT_TIMEOUT =>
+                if context.now.duration_since(dial.since) >= context.upstream.connect_timeout() =>
             {
-                Verdict::Close(Reason::Unreachable(io::ErrorKind::TimedOut.into()))
+                let waits = dial.upstream.is_none();
+                let error = dial.error.take().filter(|_| waits);
+                Verdict::Close(Reason::Unreachable(
+                    error.unwrap_or_else(|| io::ErrorKind::TimedOut.into()),
+                ))
             }
-            State::Connecting(dial) if dial.upstream.is_none() => self.dial(context),
+            State::Connecting(Dial { upstream: None, in_short, pass, .. }) => {
+                let (queue, interval) = waiting(*in_short);
+                if pass.is_paused() || context.reach.may_probe(interval, context.now) {
+                    self.redial(context)
+                } else {
+                    Verdict::Wait(queue)
+                }
+            }
             State::Connecting(dial)
                 if dial.failed + 1 < context.upstream.read(context.cached).len() =>
             {
-                dial.may_pass = true;
                 self.next_address(io::ErrorKind::TimedOut.into(), context)
             }
             // The last address has what is left of the time.
@@ -267,10 +282,25 @@ impl Connection {
         }
     }
 
-    /// A held client that has gone is dropped, and never dialled for.
+    /// A client that waits and has gone is dropped, and not dialled for any more.
     fn look_after_held(&self) -> Verdict {
         let gone = self.client.is_read_closed() && self.client.socket().has_gone();
         if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
+    }
+
+    /// Tries again to reach the upstream, from its first address on. A client that has left meanwhile is dropped; a pause
+    /// means that no connection to the upstream begins any more, and is waited for like by any other.
+    pub(crate) fn redial(&mut self, context: &mut Context<'_>) -> Verdict {
+        if let Verdict::Close(reason) = self.look_after_held() {
+            return Verdict::Close(reason);
+        }
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        if dial.pass.is_paused() {
+            self.state = State::Held;
+            return Verdict::Hold;
+        }
+        (dial.failed, dial.in_short) = (0, false);
+        self.dial(context)
     }
 
     /// Begins an attempt at the first of the upstream's addresses that has not failed.
@@ -280,40 +310,51 @@ impl Connection {
         let Some(address) = addresses.get(dial.failed) else {
             // Its name is not known yet.
             context.upstream.ask();
-            return Verdict::Wait(Queue::Redial);
+            context.reach.failed();
+            dial.in_short = true;
+            return Verdict::Wait(waiting(true).0);
         };
-        match attempt(address, &context.registration) {
+        let Registration { registry, upstream: token, .. } = context.registration;
+        let attempt =
+            context.reach.dial(address, context.upstream).and_then(|(socket, dialled)| {
+                socket.register(registry, token)?;
+                Ok((socket, dialled))
+            });
+        match attempt {
             Ok((upstream, Dialled::Connected)) => {
                 dial.upstream = Some(Endpoint::connected(upstream));
-                self.begin_to_carry()
+                self.begin_to_carry(context)
             }
             Ok((upstream, Dialled::InProgress)) => {
                 dial.upstream = Some(Endpoint::connecting(upstream));
                 Verdict::Wait(Queue::Connecting)
             }
-            Err(error) => {
-                dial.may_pass |= is_shortage(&error);
-                self.next_address(error, context)
-            }
+            Err(error) => self.next_address(error, context),
         }
     }
 
-    /// The present address has failed with `error`: on to the next, if there is one. After the last, those that were only
-    /// slow or short of something have another chance.
+    /// The present address has failed with `error`: on to the next, if there is one. After the last, all are tried again a
+    /// little later, as long as there is time: the upstream may be restarting.
     fn next_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         dial.upstream = None;
         dial.failed += 1;
+        let is_shortage = is_shortage(&error);
+        dial.in_short |= is_shortage;
+        if !is_shortage {
+            context.reach.complain(context.upstream, &error, Outlook::TriedAgain, context.now);
+        }
+        dial.error = Some(error);
+        if dial.pass.is_paused() {
+            return self.redial(context);
+        }
         if dial.failed < context.upstream.read(context.cached).len() {
             return self.dial(context);
         }
-        if std::mem::take(&mut dial.may_pass) {
-            dial.failed = 0;
-            return Verdict::Wait(Queue::Redial);
-        }
-        // The server may have moved; the next client shall find it.
+        // The server may have moved.
         context.upstream.ask();
-        Verdict::Close(Reason::Unreachable(error))
+        context.reach.failed();
+        Verdict::Wait(waiting(dial.in_short).0)
     }
 
     /// The attempt has come to its end, good or bad.
@@ -324,12 +365,13 @@ impl Connection {
         // A failure is told by the event; asking the kernel again would cost a call for each connection.
         let failure = if upstream.is_reset() { upstream.socket().take_dial_error() } else { None };
         match failure {
-            None => self.begin_to_carry(),
+            None => self.begin_to_carry(context),
             Some(error) => self.next_address(error, context),
         }
     }
 
-    fn begin_to_carry(&mut self) -> Verdict {
+    fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
+        context.reach.succeeded();
         match std::mem::replace(&mut self.state, State::Held) {
             State::Connecting(Dial { upstream: Some(upstream), pass, .. }) => {
                 let relay = Relay::new(upstream);
@@ -399,14 +441,9 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Dials `address` and registers the socket.
-fn attempt(
-    address: &SocketAddress,
-    registration: &Registration<'_>,
-) -> io::Result<(Socket, Dialled)> {
-    let (upstream, dialled) = Socket::dial(address)?;
-    upstream.register(registration.registry, registration.upstream)?;
-    Ok((upstream, dialled))
+/// Where a dial that has failed waits, and how long.
+fn waiting(in_short: bool) -> (Queue, Duration) {
+    if in_short { (Queue::Redial, REDIAL_INTERVAL) } else { (Queue::Refused, REFUSED_INTERVAL) }
 }
 
 #[cfg(test)]

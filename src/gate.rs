@@ -134,6 +134,13 @@ impl Gate {
     }
 }
 
+impl Pass {
+    /// Whether the gate that it is for is paused now: it would not be given any more.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
         self.0.leave();

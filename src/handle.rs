@@ -300,8 +300,9 @@ impl Shared {
 impl Shared {
     /// For tests of what does without workers.
     pub(crate) fn without_workers() -> Arc<Self> {
-        let upstream =
-            Upstream::start(crate::Address::tcp("127.0.0.1", 9)).expect("nothing to look up");
+        let addr = crate::Address::tcp("127.0.0.1", 9);
+        let settings = crate::config::Upstream { addr, ..Default::default() };
+        let upstream = Upstream::start(settings).expect("nothing to look up");
         Arc::new(Self {
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(1)),

@@ -19,6 +19,7 @@ mod nearest;
 mod opening;
 mod pipe;
 mod queues;
+mod reach;
 mod refusal;
 mod reject;
 mod relay;

@@ -18,6 +18,8 @@ pub(crate) enum Queue {
     Connecting,
     /// A dial that could not even begin: until it is tried again.
     Redial,
+    /// An upstream that is away: until it is dialled again.
+    Refused,
     /// Both sides are carried, and have not been for long: until the connection is worth its keepalive.
     Fresh,
     /// Both sides are carried; no deadline.

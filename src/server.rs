@@ -16,7 +16,7 @@ use crossbeam_channel::bounded;
 use mio::{Poll, Waker};
 
 use crate::{
-    Address, Config, Error, Handle,
+    Address, Config, Error, Handle, config,
     control::{Control, HostPolicy},
     counters::Counters,
     gate::Gate,
@@ -87,11 +87,25 @@ impl Server {
     pub fn start(config: Config) -> Result<Self, Error> {
         let refusal = load(&config)?;
         let threads = config.proxy.threads.map_or_else(cores, usize::from);
-        let limits = Limits::new(sys::raise_open_files(), threads, config.proxy.pipes);
+        let files = sys::raise_open_files();
+        let limits = Limits::new(files, threads, &config.proxy);
+        if let Some(max) = config.proxy.max_connections.filter(|max| max.get() > limits.clients) {
+            log::warn!(
+                "proxy.max-connections: {max} are more than {files} open files allow; there are {} places: raise the limit of open files",
+                limits.clients
+            );
+        }
+        for &ip in &config.upstream.source_addrs {
+            sys::check_source(ip).map_err(|error| {
+                Error::System(format!(
+                    "upstream.source-addrs: cannot connect from {ip}: {error}; write addresses of this host"
+                ))
+            })?;
+        }
 
         let control = listen("control.addr", &config.control.addr, 1, Some(CONTROL_SOCKET_MODE))?;
         let proxy = listen("proxy.addr", &config.proxy.addr, threads, None)?;
-        let upstream = Upstream::start(config.upstream.addr)?;
+        let upstream = Upstream::start(config.upstream)?;
 
         let mut desks = Vec::with_capacity(threads);
         let mut seats = Vec::with_capacity(threads);
@@ -234,7 +248,7 @@ impl Stopper {
     }
 }
 
-/// What the limit of open files allows.
+/// What the limit of open files and the settings allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limits {
     clients: usize,
@@ -244,16 +258,17 @@ struct Limits {
 
 impl Limits {
     /// A client takes two descriptors, its own and its upstream's, also while it is held: it must be possible to serve it.
-    fn new(files: u64, threads: usize, pipes_per_worker: Option<usize>) -> Self {
+    fn new(files: u64, threads: usize, settings: &config::Proxy) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let fixed = FIXED_FILES + WORKER_FILES * threads;
         // A caller takes one.
         let callers = (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN, CALLERS_MAX);
         // However many workers there are, none goes without where descriptors allow it.
         let share = (files / 16).min(PIPES_MAX.max(threads));
-        let pipes = pipes_per_worker.map_or(share, |pipes| pipes * threads);
-        let clients = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
-        Self { clients: clients.max(1), pipes, callers }
+        let pipes = settings.pipes.map_or(share, |pipes| pipes * threads);
+        let allowed = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
+        let wanted = settings.max_connections.map_or(usize::MAX, usize::from);
+        Self { clients: allowed.min(wanted).max(1), pipes, callers }
     }
 }
 
@@ -368,20 +383,29 @@ fn system(what: &str, error: &io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
 
     #[test]
     fn descriptors_are_kept_for_the_control_api() {
-        for (files, threads, clients, pipes, callers) in [
-            (1_000_000, 2, 499_887, 32, 128),
-            (20_000, 2, 9_887, 32, 128),
-            (1_024, 2, 399, 32, 128),
-            (20_000, 64, 9_762, 64, 128),
-            (64, 2, 10, 4, 2),
-            (1, 2, 1, 0, 2),
+        for (files, threads, max, clients, pipes, callers) in [
+            (1_000_000, 2, 0, 499_887, 32, 128),
+            (20_000, 2, 0, 9_887, 32, 128),
+            (20_000, 2, 5, 5, 32, 128),
+            (1_024, 2, 0, 399, 32, 128),
+            (1_024, 2, 5_000, 399, 32, 128),
+            (20_000, 64, 0, 9_762, 64, 128),
+            (64, 2, 0, 10, 4, 2),
+            (1, 2, 0, 1, 0, 2),
         ] {
+            let max_connections = NonZeroUsize::new(max);
             assert_eq!(
-                Limits::new(files, threads, None),
+                Limits::new(
+                    files,
+                    threads,
+                    &config::Proxy { max_connections, ..Default::default() }
+                ),
                 Limits { clients, pipes, callers },
                 "{files}"
             );

@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, IoSliceMut},
-    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
@@ -100,13 +100,20 @@ pub(crate) struct PipeEnds {
 }
 
 impl Socket {
-    /// Begins to connect. A full UNIX backlog is `WouldBlock`, and no event follows: try again later.
-    pub(crate) fn dial(address: &SocketAddress) -> io::Result<(Self, Dialled)> {
+    /// Begins to connect, from `source` or from where the system chooses. A full UNIX backlog is `WouldBlock`, and no event
+    /// follows: try again later.
+    pub(crate) fn dial(
+        address: &SocketAddress,
+        source: Option<IpAddr>,
+    ) -> io::Result<(Self, Dialled)> {
         let (socket, result) = match address {
             SocketAddress::Inet(address) => {
                 let socket = socket_with(family(address), SocketType::STREAM, OPEN, None)?;
                 sockopt::set_tcp_nodelay(&socket, true)?;
                 sockopt::set_socket_oobinline(&socket, true)?;
+                if let Some(source) = source {
+                    bind_source(&socket, source)?;
+                }
                 let result = connect(&socket, address);
                 (socket, result)
             }
@@ -406,19 +413,24 @@ pub(crate) fn pipe(bytes: usize) -> io::Result<PipeEnds> {
     Ok(PipeEnds { read, write })
 }
 
-/// Whether an error means "not now" rather than "never": no descriptor, memory, port or place in a UNIX backlog is free.
+/// Whether a dial has failed for want of something that is free again in a moment: a descriptor, memory, a place in a UNIX
+/// backlog.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|errno| {
-        matches!(
-            errno,
-            Errno::AGAIN
-                | Errno::MFILE
-                | Errno::NFILE
-                | Errno::NOBUFS
-                | Errno::NOMEM
-                | Errno::ADDRNOTAVAIL
-        )
+        matches!(errno, Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
     })
+}
+
+/// Whether a dial has failed because no local port is free. To look for one takes the kernel long.
+pub(crate) fn is_port_shortage(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ADDRNOTAVAIL.raw_os_error())
+}
+
+/// Whether sockets can be bound to `ip`: whether it is an address of this host.
+pub(crate) fn check_source(ip: IpAddr) -> io::Result<()> {
+    let address = SocketAddr::new(ip, 0);
+    let socket = socket_with(family(&address), SocketType::STREAM, OPEN, None)?;
+    bind_source(&socket, ip)
 }
 
 /// Raises the limit of open files as far as an unprivileged process may. Returns the limit.
@@ -427,6 +439,20 @@ pub(crate) fn raise_open_files() -> u64 {
     // Refused only where the limit is not ours to change; then what is there must do.
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).ok();
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Makes `source` the address that `socket` connects from. Its port is chosen when it connects: chosen now, it would be
+/// taken from all servers instead of from one.
+fn bind_source(socket: &OwnedFd, source: IpAddr) -> io::Result<()> {
+    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+    bind(socket, &SocketAddr::new(source, 0)).map_err(|error| match error {
+        // The same error as when ports are used up, and another cause.
+        Errno::ADDRNOTAVAIL => io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!("{source} is no address of this host"),
+        ),
+        error => error.into(),
+    })
 }
 
 fn register(

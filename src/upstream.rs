@@ -1,7 +1,7 @@
 //! The addresses of the upstream: looked up away from the workers, which must never block.
 
 use std::{
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +12,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use crate::{Address, Error, sys::SocketAddress};
+use crate::{Address, Error, config, sys::SocketAddress};
 
 /// How often a name is looked up without being asked to.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
@@ -27,6 +27,8 @@ const REQUESTS_MAX: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Upstream {
     address: Address,
+    connect_timeout: Duration,
+    sources: Sources,
     addresses: Mutex<Addresses>,
     /// Counts the changes of `addresses`: as long as it stays the same, no worker takes the lock.
     changes: AtomicU64,
@@ -44,12 +46,20 @@ pub(crate) struct Cached {
     changes: u64,
 }
 
+/// Where to dial from: each in turn. `None` leaves it to the system.
+#[derive(Debug)]
+struct Sources {
+    v4: Box<[Option<IpAddr>]>,
+    v6: Box<[Option<IpAddr>]>,
+}
+
 /// Asks to look up; dropped when that is done.
 type Request = Option<Sender<()>>;
 
 impl Upstream {
     /// Starts the thread that looks the name up, if it is one. That thread ends when this is dropped.
-    pub(crate) fn start(address: Address) -> Result<Arc<Self>, Error> {
+    pub(crate) fn start(settings: config::Upstream) -> Result<Arc<Self>, Error> {
+        let address = settings.addr;
         let known = match &address {
             Address::Unix(path) => Some(SocketAddress::Unix(path.clone())),
             Address::Tcp { host, port } => {
@@ -65,6 +75,8 @@ impl Upstream {
         };
         let upstream = Arc::new(Self {
             address,
+            connect_timeout: settings.connect_timeout,
+            sources: Sources::new(&settings.source_addrs),
             addresses: Mutex::new(known.into_iter().collect()),
             changes: AtomicU64::new(1),
             look_up: requests,
@@ -87,6 +99,20 @@ impl Upstream {
     /// The address as configured.
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How long all attempts for one client may take.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// What to dial `address` from, in turn; nothing if there are source addresses, but none of its kind.
+    pub(crate) fn sources(&self, address: &SocketAddress) -> &[Option<IpAddr>] {
+        match address {
+            SocketAddress::Inet(SocketAddr::V4(_)) => &self.sources.v4,
+            SocketAddress::Inet(SocketAddr::V6(_)) => &self.sources.v6,
+            SocketAddress::Unix(_) => &[None],
+        }
     }
 
     /// Brings `cached` up to date. Takes a lock only after a change.
@@ -131,6 +157,16 @@ impl Upstream {
             *addresses = found;
             self.changes.fetch_add(1, Ordering::Release);
         }
+    }
+}
+
+impl Sources {
+    fn new(ips: &[IpAddr]) -> Self {
+        let of_kind = |is_ipv4| {
+            let of_kind = ips.iter().filter(|ip| ip.is_ipv4() == is_ipv4).copied().map(Some);
+            if ips.is_empty() { [None].into() } else { of_kind.collect() }
+        };
+        Self { v4: of_kind(true), v6: of_kind(false) }
     }
 }
 
@@ -180,6 +216,10 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
+    fn at(addr: Address) -> config::Upstream {
+        config::Upstream { addr, ..config::Upstream::default() }
+    }
+
     #[test]
     fn literal_addresses_are_known_at_once() {
         for (address, expected) in [
@@ -187,7 +227,7 @@ mod tests {
             ("[::1]:80", "tcp://[::1]:80"),
             ("unix:///run/app.sock", "unix:///run/app.sock"),
         ] {
-            let upstream = Upstream::start(address.parse().unwrap()).unwrap();
+            let upstream = Upstream::start(at(address.parse().unwrap())).unwrap();
             let mut cached = Cached::default();
             let list: Vec<_> = upstream.read(&mut cached).iter().map(ToString::to_string).collect();
             assert_eq!(list, [expected]);
@@ -196,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_name_is_looked_up_by_the_time_a_refresh_returns() {
-        let upstream = Upstream::start(Address::tcp("localhost", 80)).unwrap();
+        let upstream = Upstream::start(at(Address::tcp("localhost", 80))).unwrap();
         upstream.refresh(DEADLINE);
         let mut cached = Cached::default();
         assert!(!upstream.read(&mut cached).is_empty());
@@ -204,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_change_reaches_the_copies_and_another_order_is_none() {
-        let upstream = Upstream::start(Address::tcp("127.0.0.1", 80)).unwrap();
+        let upstream = Upstream::start(at(Address::tcp("127.0.0.1", 80))).unwrap();
         let [one, other] =
             ["127.0.0.2:80", "127.0.0.3:80"].map(|text| SocketAddress::Inet(text.parse().unwrap()));
         let mut cached = Cached::default();

@@ -1,8 +1,8 @@
 //! A worker: one thread, one poll, its own listener, connections and pipes.
 //!
-//! A *turn* is `wait → mark → obey → accept → release → drive → welcome → expire`. Marking only remembers what events tell
-//! and queues the connection; nothing is read, written or closed by it, so no slot can be reused while events of the same
-//! batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
+//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → expire`. Marking only remembers what
+//! events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused while events
+//! of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
 
 use std::{
     collections::VecDeque,
@@ -19,6 +19,7 @@ use crate::{
     endpoint::Registration,
     handle::{Phase, Shared},
     queues::{Queue, Queues, SlotIndex},
+    reach::{Outlook, REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
     relay::Kit,
     slots::Slot,
     sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile},
@@ -51,8 +52,6 @@ const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long an attempt lasts before the upstream's next address is tried.
 const CONNECT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long until a dial that could not begin is tried again.
-const REDIAL_INTERVAL: Duration = Duration::from_millis(10);
 /// How often to look whether a peer has acknowledged everything: no event tells.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a client to reject may be silent, or waits for its TLS handshake.
@@ -63,9 +62,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues with a deadline, and its length.
-const DEADLINES: [(Queue, Duration); 9] = [
+const DEADLINES: [(Queue, Duration); 10] = [
     (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
     (Queue::Redial, REDIAL_INTERVAL),
+    (Queue::Refused, REFUSED_INTERVAL),
     (Queue::Fresh, KEEPALIVE_INTERVAL),
     (Queue::Settling, SETTLE_INTERVAL),
     (Queue::Sniffing, SNIFF_TIMEOUT),
@@ -117,7 +117,7 @@ struct Worker<'a> {
     cached: Cached,
     accepting: Accepting,
     accept_trouble: Throttle,
-    connect_trouble: Throttle,
+    reach: Reach,
 }
 
 /// What is known of the listener.
@@ -154,7 +154,7 @@ impl Post {
             cached: Cached::default(),
             accepting: Accepting::Ready,
             accept_trouble: Throttle::default(),
-            connect_trouble: Throttle::default(),
+            reach: Reach::default(),
         };
         worker.publish();
         worker.run()
@@ -172,6 +172,7 @@ impl Worker<'_> {
                 return Ok(end);
             }
             self.accept(now);
+            self.redial(now);
             self.release(now);
             self.drive(now);
             self.welcome(now);
@@ -198,7 +199,11 @@ impl Worker<'_> {
     /// Whether there is something to do without an event.
     fn has_work(&self) -> bool {
         let can_accept = self.post.listener.is_some() && self.accepting == Accepting::Ready;
-        !self.ready.is_empty() || can_accept || self.can_release() || self.can_welcome()
+        !self.ready.is_empty()
+            || can_accept
+            || self.can_redial()
+            || self.can_release()
+            || self.can_welcome()
     }
 
     fn next_deadline(&self) -> Option<Duration> {
@@ -294,7 +299,7 @@ impl Worker<'_> {
             if let Some(more) = self.accept_trouble.let_through(now) {
                 let max = self.post.shared.slots.max();
                 log::warn!(
-                    "all {max} places are taken{more}: new clients wait in the backlog; raise the limit of open files"
+                    "all {max} places are taken{more}: new clients wait in the backlog; raise the limit of open files or proxy.max-connections"
                 );
             }
             return true;
@@ -359,6 +364,26 @@ impl Worker<'_> {
                 self.act(index, now, Connection::reject);
             }
             None => self.queues.enqueue(Queue::Held, index, now),
+        }
+    }
+
+    /// Whether a client whose dial has failed may try again: another has got through since.
+    fn can_redial(&self) -> bool {
+        !self.reach.is_failing()
+            && self.queues.len(Queue::Redial) + self.queues.len(Queue::Refused) > 0
+            && self.queues.len(Queue::Connecting) < RELEASED_CONNECTING_MAX
+    }
+
+    /// Dials again for clients whose dial has failed, oldest first, until one fails.
+    fn redial(&mut self, now: Instant) {
+        for _client in 0..TURN_RELEASES_MAX {
+            if !self.can_redial() {
+                return;
+            }
+            let first =
+                self.queues.first(Queue::Redial).or_else(|| self.queues.first(Queue::Refused));
+            let Some((slot, _since)) = first else { return };
+            self.act(slot, now, Connection::redial);
         }
     }
 
@@ -445,6 +470,7 @@ impl Worker<'_> {
             kit: &mut self.kit,
             upstream: &shared.upstream,
             cached: &mut self.cached,
+            reach: &mut self.reach,
             refusal: &shared.refusal,
             counters: shared.counters(self.post.index),
             handshake_steps: &mut self.handshake_steps,
@@ -460,6 +486,14 @@ impl Worker<'_> {
                     self.queues.enqueue(queue, slot, now);
                     verdict = connection.drive(&mut context);
                 }
+                Verdict::Hold if shared.rejects_clients && self.queues.len(Queue::Held) == 0 => {
+                    verdict = match connection.reject(&mut context) {
+                        // What it has sent meanwhile is no event any more.
+                        Verdict::Wait(queue) => Verdict::Enter(queue),
+                        other => other,
+                    };
+                }
+                Verdict::Hold => return self.queues.enqueue(Queue::Held, slot, now),
                 Verdict::Close(reason) => return self.close(slot, &reason, now),
             }
         }
@@ -471,12 +505,7 @@ impl Worker<'_> {
         self.queues.forget_from(self.connections.end());
         if let Reason::Unreachable(error) = reason {
             self.post.shared.counters(self.post.index).failed.add(1);
-            if let Some(more) = self.connect_trouble.let_through(now) {
-                log::warn!(
-                    "cannot reach the upstream {}{more}: {error}",
-                    self.post.shared.upstream.address()
-                );
-            }
+            self.reach.complain(&self.post.shared.upstream, error, Outlook::GivenUp, now);
         }
         // Whoever has learnt that the proxy is idle shall see it in the counts.
         self.publish();
@@ -529,7 +558,7 @@ impl Worker<'_> {
             |queues: &[Queue]| queues.iter().map(|&queue| self.queues.len(queue) as u64).sum();
         let counters = self.post.shared.counters(self.post.index);
         counters.held.set(len(&[Queue::Held]));
-        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial]));
+        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial, Queue::Refused]));
         counters.active.set(len(&[Queue::Fresh, Queue::Relaying, Queue::Settling]));
         counters.rejecting.set(len(&[
             Queue::Sniffing,

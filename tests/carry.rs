@@ -333,7 +333,10 @@ fn assert_reset(proxy: &Proxy) {
 #[test]
 fn a_refused_connection_fails_alone() {
     let port = reserve();
-    let proxy = Proxy::builder().upstream_at(&port.addr()).start();
+    let proxy = Proxy::builder()
+        .upstream_at(&port.addr())
+        .args(["--upstream-connect-timeout", "50ms"])
+        .start();
     for failed in 1..=3 {
         assert_reset(&proxy);
         proxy
@@ -353,10 +356,11 @@ fn a_unix_upstream_may_come_later() {
     let dir = tempfile::tempdir().unwrap();
     let addr = crate::harness::Addr::Unix(dir.path().join("later.sock"));
     let proxy = Proxy::builder().upstream_at(&addr).start();
-    assert_reset(&proxy);
-    proxy.control().wait_status("it is counted", |status| status.failed == 1);
+    let mut client = proxy.connect();
+    proxy.control().wait_status("it waits", |status| status.connecting == 1);
     let _upstream = Upstream::on(Listener::bind(&addr), echo);
-    proxy.connect().assert_echo(b"now it is there");
+    client.assert_echo(b"now it is there");
+    assert_eq!(proxy.control().status().failed, 0);
 }
 
 #[test]

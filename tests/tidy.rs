@@ -9,7 +9,7 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// Every key of the configuration.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 18] = [
     "control.addr",
     "control.hosts",
     "grace-period",
@@ -17,6 +17,7 @@ const KEYS: [&str; 15] = [
     "proxy.addr",
     "proxy.block-poll-interval",
     "proxy.close-poll-interval",
+    "proxy.max-connections",
     "proxy.reject-clients",
     "proxy.reject-with",
     "proxy.retry-after-interval",
@@ -25,6 +26,8 @@ const KEYS: [&str; 15] = [
     "proxy.tls.cert",
     "proxy.tls.key",
     "upstream.addr",
+    "upstream.connect-timeout",
+    "upstream.source-addrs",
 ];
 
 fn root() -> &'static Path {

@@ -72,7 +72,7 @@ impl Opt {
 }
 
 /// Every option, in the order of the help.
-pub(crate) static OPTIONS: [Opt; 20] = [
+pub(crate) static OPTIONS: [Opt; 23] = [
     Opt {
         long: "config",
         short: Some('c'),
@@ -244,6 +244,16 @@ pub(crate) static OPTIONS: [Opt; 20] = [
         action: Action::Set("proxy.pipes"),
     },
     Opt {
+        long: "proxy-max-connections",
+        short: None,
+        value: Some("N"),
+        help: "How many clients there may be at a time; as many as the open files allow if not set",
+        more: "Held and rejected ones count too. Further clients wait in the kernel's backlog and are not refused.",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.max-connections"),
+    },
+    Opt {
         long: "control-addr",
         short: None,
         value: Some("ADDRESS"),
@@ -272,6 +282,26 @@ pub(crate) static OPTIONS: [Opt; 20] = [
         section: Section::Upstream,
         completion: Completion::None,
         action: Action::Set("upstream.addr"),
+    },
+    Opt {
+        long: "upstream-connect-timeout",
+        short: None,
+        value: Some("DURATION"),
+        help: "How long all attempts to reach the server for one client may take",
+        more: "A server that refuses, or is away, is tried again until then.",
+        section: Section::Upstream,
+        completion: Completion::None,
+        action: Action::Set("upstream.connect-timeout"),
+    },
+    Opt {
+        long: "upstream-source-addrs",
+        short: None,
+        value: Some("IPS"),
+        help: "Addresses of this host, with commas between them, to reach the server from in turn",
+        more: "Each has ports of its own: about 28,000 connections to one address and port of a server. By default the system chooses one address.",
+        section: Section::Upstream,
+        completion: Completion::None,
+        action: Action::Set("upstream.source-addrs"),
     },
 ];
 

@@ -100,9 +100,12 @@ fn every_option_sets_its_key() {
         ("--proxy-tls-cert=a --proxy-tls-key b", "proxy.tls.key", "b"),
         ("--proxy-threads 2", "proxy.threads", "2"),
         ("--proxy-pipes 0", "proxy.pipes", "0"),
+        ("--proxy-max-connections 9", "proxy.max-connections", "9"),
         ("--control-addr unix:///c", "control.addr", "unix:///c"),
         ("--control-hosts a,b", "control.hosts", "a,b"),
         ("--upstream-addr u:1", "upstream.addr", "tcp://u:1"),
+        ("--upstream-connect-timeout 1s", "upstream.connect-timeout", "1s"),
+        ("--upstream-source-addrs ::1,127.0.0.1", "upstream.source-addrs", "::1,127.0.0.1"),
     ] {
         assert_eq!(configured(line).get(key).as_deref(), Some(value), "{line}");
     }
@@ -154,6 +157,7 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("--proxy-threads 0", "--proxy-threads: \"0\" is not a number of threads"),
         ("--proxy-threads 4096", "--proxy-threads: the most are 1024"),
         ("--control-hosts a,,b", "--control-hosts: a host name is missing"),
+        ("--upstream-source-addrs eth0", "--upstream-source-addrs: \"eth0\" is not an IP address"),
         ("--proxy-tls-cert a", "proxy.tls.key is missing"),
         ("--upstream-addr localhost:3000", "leads back to proxy.addr"),
         ("--upstream-addr localhost:0", "--upstream-addr: tcp://localhost:0 has port 0"),

@@ -1,6 +1,6 @@
 //! The table of settings: what the YAML file and the command line share.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{net::IpAddr, num::NonZeroUsize, path::PathBuf};
 
 use log::LevelFilter;
 use serde_yaml::Value;
@@ -19,7 +19,7 @@ pub(super) struct Setting {
 }
 
 /// Every setting, in the order of the file.
-pub(super) static SETTINGS: [Setting; 16] = [
+pub(super) static SETTINGS: [Setting; 19] = [
     Setting {
         key: "grace-period",
         get: |config| format_duration(config.grace_period).into(),
@@ -86,6 +86,11 @@ pub(super) static SETTINGS: [Setting; 16] = [
         set: |config, text| store(&mut config.proxy.pipes, parse_pipes(text)),
     },
     Setting {
+        key: "proxy.max-connections",
+        get: |config| config.proxy.max_connections.map_or(Value::Null, |max| max.get().into()),
+        set: |config, text| store(&mut config.proxy.max_connections, parse_connections(text)),
+    },
+    Setting {
         key: "control.addr",
         get: |config| config.control.addr.to_string().into(),
         set: |config, text| store(&mut config.control.addr, text.parse()),
@@ -99,6 +104,19 @@ pub(super) static SETTINGS: [Setting; 16] = [
         key: "upstream.addr",
         get: |config| config.upstream.addr.to_string().into(),
         set: |config, text| store(&mut config.upstream.addr, text.parse()),
+    },
+    Setting {
+        key: "upstream.connect-timeout",
+        get: |config| format_duration(config.upstream.connect_timeout).into(),
+        set: |config, text| store(&mut config.upstream.connect_timeout, parse_duration(text)),
+    },
+    Setting {
+        key: "upstream.source-addrs",
+        get: |config| {
+            let ips = config.upstream.source_addrs.iter().map(IpAddr::to_string);
+            ips.collect::<Vec<_>>().into()
+        },
+        set: |config, text| store(&mut config.upstream.source_addrs, parse_ips(text)),
     },
 ];
 
@@ -184,6 +202,23 @@ fn parse_pipes(text: &str) -> Result<Option<usize>, String> {
     text.parse().map(Some).map_err(|_| {
         format!("{text:?} is not a number of pipes; write 0 or more, or leave it away for a share of the open files")
     })
+}
+
+fn parse_connections(text: &str) -> Result<Option<NonZeroUsize>, String> {
+    text.parse().map(Some).map_err(|_| {
+        format!("{text:?} is not a number of connections; write 1 or more, or leave it away for as many as the open files allow")
+    })
+}
+
+fn parse_ips(text: &str) -> Result<Vec<IpAddr>, String> {
+    text.split(',')
+        .map(str::trim)
+        .map(|ip| {
+            ip.parse().map_err(|_| {
+                format!("{ip:?} is not an IP address; write addresses of this host with commas between them, as in `192.0.2.1,192.0.2.2`")
+            })
+        })
+        .collect()
 }
 
 fn parse_hosts(text: &str) -> Result<Vec<String>, String> {

@@ -48,11 +48,14 @@ proxy:
   tls: {ca-cert: ca.pem, cert: \"cert.pem\", key: 'key.pem'}
   threads: 3
   pipes: 0
+  max-connections: 7
 control:
   addr: \":3001\"
   hosts: [a.example, b.example]
 upstream:
   addr: '[::1]:80'
+  connect-timeout: 1s
+  source-addrs: ['::1', 127.0.0.2]
 ";
     let expected = Config {
         grace_period: Duration::from_secs(90),
@@ -71,12 +74,17 @@ upstream:
             },
             threads: NonZeroUsize::new(3),
             pipes: Some(0),
+            max_connections: NonZeroUsize::new(7),
         },
         control: Control {
             addr: Address::tcp("", 3001),
             hosts: vec!["a.example".into(), "b.example".into()],
         },
-        upstream: Upstream { addr: Address::tcp("::1", 80) },
+        upstream: Upstream {
+            addr: Address::tcp("::1", 80),
+            connect_timeout: Duration::from_secs(1),
+            source_addrs: ["::1", "127.0.0.2"].map(|ip| ip.parse().unwrap()).into(),
+        },
     };
     assert_eq!(Config::parse(text, "t.yml"), Ok(expected.clone()));
     assert_eq!(Config::parse(&text.replace('\n', "\r\n"), "t.yml"), Ok(expected.clone()));
@@ -101,7 +109,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text = "{proxy: {threads: 2, pipes: 3, tls: {ca-cert: a, cert: b, key: c}}, control: {hosts: [a, b]}}";
+    let text = "{proxy: {threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, control: {hosts: [a, b]}, upstream: {source-addrs: [127.0.0.1]}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {
@@ -213,6 +221,12 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
             "t.yml:2:12: proxy.threads: \"0\" is not a number of threads; write 1 or more",
         ),
         ("proxy:\n  pipes: -1", "write 0 or more"),
+        ("proxy:\n  max-connections: 0", "\"0\" is not a number of connections; write 1 or more"),
+        (
+            "upstream:\n  source-addrs: [127.0.0.1:80]",
+            "upstream.source-addrs: \"127.0.0.1:80\" is not an IP address; write addresses of this host",
+        ),
+        ("upstream:\n  source-addrs: [lo]", "\"lo\" is not an IP address"),
         ("proxy:\n  threads: -1", "write 1 or more"),
         ("proxy:\n  threads: 1.5", "write 1 or more"),
         ("proxy:\n  threads: many", "write 1 or more"),
@@ -301,6 +315,21 @@ fn settings_must_fit_together() {
         ("proxy: {threads: 1025}", Some("proxy.threads: the most are 1024")),
         ("upstream: {addr: 'localhost:0'}", Some("upstream.addr: tcp://localhost:0 has port 0")),
         ("upstream: {addr: ':80'}", Some("did you mean `localhost:80`?")),
+        ("upstream: {connect-timeout: 0s}", Some("upstream.connect-timeout: 0s leaves no time")),
+        ("upstream: {source-addrs: [127.0.0.1]}", None),
+        ("upstream: {addr: '127.0.0.1:80', source-addrs: ['::1', 127.0.0.1]}", None),
+        (
+            "upstream: {addr: '127.0.0.1:80', source-addrs: ['::1']}",
+            Some("upstream.source-addrs: none of them is IPv4, as upstream.addr"),
+        ),
+        (
+            "upstream: {addr: '[::1]:80', source-addrs: [127.0.0.1]}",
+            Some("upstream.source-addrs: none of them is IPv6"),
+        ),
+        (
+            "upstream: {addr: 'unix:///a', source-addrs: [127.0.0.1]}",
+            Some("upstream.source-addrs: unix:///a is a UNIX socket"),
+        ),
         ("proxy: {addr: 'localhost:0'}\ncontrol: {addr: 'localhost:0'}", None),
         (
             "proxy: {addr: 'localhost:3001'}",

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Config, Tls};
+use super::{Config, Tls, Upstream};
 use crate::Address;
 
 /// The most worker threads: far more than a machine has cores, and few enough to start.
@@ -36,6 +36,7 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
             ));
         }
     }
+    check_dialling(&config.upstream)?;
     if same_listener(proxy, control) {
         return Err(format!(
             "control.addr: {control} is taken by proxy.addr ({proxy}); give one of them another port or path"
@@ -49,6 +50,33 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn check_dialling(upstream: &Upstream) -> Result<(), String> {
+    if upstream.connect_timeout.is_zero() {
+        return Err(
+            "upstream.connect-timeout: 0s leaves no time to connect; write how long it may take, as in `5s`"
+                .to_owned(),
+        );
+    }
+    let sources = &upstream.source_addrs;
+    match &upstream.addr {
+        _ if sources.is_empty() => Ok(()),
+        Address::Unix(_) => Err(format!(
+            "upstream.source-addrs: {} is a UNIX socket, which is reached from no address; leave upstream.source-addrs away",
+            upstream.addr
+        )),
+        Address::Tcp { host, .. } => match host.parse::<IpAddr>() {
+            Ok(ip) if sources.iter().all(|source| source.is_ipv4() != ip.is_ipv4()) => {
+                let version = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+                Err(format!(
+                    "upstream.source-addrs: none of them is {version}, as upstream.addr ({}) is; add one of this host",
+                    upstream.addr
+                ))
+            }
+            _ => Ok(()),
+        },
+    }
 }
 
 fn check_tls(tls: &Tls) -> Result<(), String> {

@@ -189,7 +189,7 @@ impl<'de> Visitor<'de> for Scalar<'_> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match to_text(&(self.setting.get)(&Config::default())) {
-            _ if self.is_list() => f.write_str("a list, such as `[a.example, b.example]`"),
+            _ if self.is_list() => f.write_str("a list, such as `[one, another]`"),
             Some(example) => write!(f, "one value, such as `{example}`"),
             None => f.write_str("one value"),
         }

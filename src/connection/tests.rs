@@ -1,5 +1,7 @@
 //! Each state is built, and the event is sent.
 
+mod refused;
+
 use std::{
     net::SocketAddr,
     os::{fd::OwnedFd, unix::net::UnixListener},
@@ -10,7 +12,13 @@ use mio::{Events, Poll, Token};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 
 use super::*;
-use crate::{gate::Gate, refusal::Answer, slots::Slots, sys::Listener};
+use crate::{
+    config,
+    gate::Gate,
+    refusal::Answer,
+    slots::Slots,
+    sys::{Listener, SocketAddress},
+};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const CLIENT: Token = Token(0);
@@ -24,6 +32,7 @@ struct Bench {
     kit: Kit,
     upstream: Arc<Upstream>,
     cached: Cached,
+    reach: Reach,
     refusal: Refusal,
     counters: Counters,
     now: Instant,
@@ -36,8 +45,13 @@ impl Bench {
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(1)),
             kit: Kit::new(2),
-            upstream: Upstream::start(upstream.to_string().parse().unwrap()).unwrap(),
+            upstream: Upstream::start(config::Upstream {
+                addr: upstream.to_string().parse().unwrap(),
+                ..config::Upstream::default()
+            })
+            .unwrap(),
             cached: Cached::default(),
+            reach: Reach::default(),
             refusal: Refusal::new(Answer::http(Duration::ZERO), None),
             counters: Counters::default(),
             now: Instant::now(),
@@ -60,6 +74,16 @@ impl Bench {
         self.act(|context| connection.serve(pass, context))
     }
 
+    /// Serves a client whose upstream refuses.
+    fn serve_refused(&mut self, connection: &mut Connection) {
+        let mut verdict = self.serve(connection);
+        if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
+            verdict = self.until(connection, |_, verdict| !matches!(verdict, Verdict::Stay));
+        }
+        assert!(matches!(verdict, Verdict::Wait(Queue::Refused)), "{verdict:?}");
+        assert!(self.reach.is_failing());
+    }
+
     fn act(&mut self, act: impl FnOnce(&mut Context<'_>) -> Verdict) -> Verdict {
         act(&mut Context {
             registration: Registration {
@@ -70,6 +94,7 @@ impl Bench {
             kit: &mut self.kit,
             upstream: &self.upstream,
             cached: &mut self.cached,
+            reach: &mut self.reach,
             refusal: &self.refusal,
             counters: &self.counters,
             handshake_steps: &mut 1,
@@ -133,7 +158,7 @@ impl Bench {
 /// The client's end and the accepted end of a TCP connection.
 fn tcp_pair() -> (Socket, Socket) {
     let (listener, address) = tcp_listener();
-    let (client, _) = Socket::dial(&address).unwrap();
+    let (client, _) = Socket::dial(&address, None).unwrap();
     (client, accept(&listener))
 }
 
@@ -287,22 +312,6 @@ fn only_a_client_that_is_dialled_for_or_carried_has_a_pass() {
 }
 
 #[test]
-fn a_refused_client_is_reset_and_gives_its_pass_back() {
-    let mut bench = Bench::nowhere();
-    let (client, accepted) = tcp_pair();
-    let mut connection = bench.connection(accepted);
-    let verdict = bench.serve(&mut connection);
-    let reason = match verdict {
-        Verdict::Close(reason) => reason,
-        _ => bench.reason(&mut connection),
-    };
-    let Reason::Unreachable(error) = &reason else { panic!("{reason:?}") };
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    bench.close(connection, &reason);
-    assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-}
-
-#[test]
 fn the_next_address_is_tried_when_one_refuses() {
     let (listener, address) = tcp_listener();
     let mut bench = Bench::nowhere();
@@ -341,7 +350,7 @@ fn a_slow_address_is_tried_again_after_another_has_refused() {
     if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
-    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Queue::Refused)), "{verdict:?}");
     // Now it has room.
     listen(&full.0, 16).unwrap();
     bench.act(|context| connection.expire(context));
@@ -355,7 +364,7 @@ fn the_last_address_has_all_the_time_there_is_and_no_more() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     bench.serve(&mut connection);
-    bench.now += CONNECT_TIMEOUT.saturating_sub(Duration::from_millis(1));
+    bench.now += bench.upstream.connect_timeout().saturating_sub(Duration::from_millis(1));
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
     bench.now += Duration::from_millis(1);
@@ -375,7 +384,7 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     let listener = UnixListener::from(socket);
     let address = SocketAddress::Unix(path);
     let mut waiting = Vec::new();
-    while let Ok((socket, _)) = Socket::dial(&address) {
+    while let Ok((socket, _)) = Socket::dial(&address, None) {
         waiting.push(socket);
     }
     assert!((1..10).contains(&waiting.len()), "the backlog is full");
@@ -388,6 +397,7 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
     listener.accept().unwrap();
+    bench.now += REDIAL_INTERVAL;
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Enter(Queue::Fresh)), "{verdict:?}");
 }
@@ -400,7 +410,7 @@ fn a_backlog_that_stays_full_is_given_up_in_time() {
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
     assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "the name is unknown: {verdict:?}");
-    bench.now += CONNECT_TIMEOUT;
+    bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
     let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
     bench.close(connection, &reason);
@@ -510,13 +520,13 @@ fn full_tcp_listener() -> (SocketAddress, (OwnedFd, Vec<Socket>)) {
     let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
     let address = SocketAddress::Inet(address);
     // A backlog of 0 takes one.
-    let mut waiting = vec![Socket::dial(&address).unwrap().0];
+    let mut waiting = vec![Socket::dial(&address, None).unwrap().0];
     let deadline = Instant::now() + DEADLINE;
     while waiting[0].peer() == "unknown" {
         assert!(Instant::now() < deadline, "the first is not taken");
         std::thread::yield_now();
     }
-    waiting.push(Socket::dial(&address).unwrap().0);
+    waiting.push(Socket::dial(&address, None).unwrap().0);
     (address, (socket, waiting))
 }
 

@@ -141,7 +141,7 @@ impl Port {
     /// The dialling and the accepted end of a new connection.
     pub(super) fn connect(&self) -> (Socket, Socket) {
         let deadline = Instant::now() + DEADLINE;
-        let (dialled, _) = Socket::dial(&self.address).unwrap();
+        let (dialled, _) = Socket::dial(&self.address, None).unwrap();
         loop {
             match self.listener.accept() {
                 Ok(accepted) => return (dialled, accepted),
