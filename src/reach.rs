@@ -29,7 +29,9 @@ pub(crate) struct Reach {
     probed: Option<Instant>,
     /// How many dials were begun: each has the next source address.
     dials: usize,
-    trouble: Throttle,
+    /// Lets lines of dials through that are tried again, and of those that are given up.
+    delays: Throttle,
+    losses: Throttle,
 }
 
 /// What comes of a dial that has failed.
@@ -94,12 +96,12 @@ impl Reach {
         outlook: Outlook,
         now: Instant,
     ) {
-        let Some(more) = self.trouble.let_through(now) else { return };
-        let address = upstream.address();
-        let outlook = match outlook {
-            Outlook::TriedAgain => "trying again",
-            Outlook::GivenUp => "a client is reset",
+        let (throttle, outlook) = match outlook {
+            Outlook::TriedAgain => (&mut self.delays, "trying again"),
+            Outlook::GivenUp => (&mut self.losses, "a client is reset"),
         };
+        let Some(more) = throttle.let_through(now) else { return };
+        let address = upstream.address();
         if is_port_shortage(error) {
             log::warn!(
                 "no local port is free to reach the upstream {address}{more}; {outlook}; add addresses to upstream.source-addrs"

@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
@@ -27,6 +27,9 @@ const BINARY: &str = "TCPAUSE_BIN";
 pub(crate) fn binary() -> OsString {
     env::var_os(BINARY).unwrap_or_else(|| env!("CARGO_BIN_EXE_tcpause").into())
 }
+
+/// The unit in which the kernel shows processor time (`USER_HZ`).
+const CPU_TICKS_PER_SECOND: u32 = 100;
 
 /// The binary under test, with no configuration of this machine in reach.
 pub(crate) fn program() -> Program {
@@ -496,6 +499,16 @@ impl Proxy {
         let status = fs::read_to_string(self.proc("status")).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// The processor time that it has used so far.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(self.proc("stat")).expect("a running process");
+        // The name is the second field, in brackets, and may have anything in it.
+        let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
+        // The fields 14 and 15: the time in the program and in the kernel.
+        let ticks = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number"));
+        Duration::from_secs(ticks.sum()) / CPU_TICKS_PER_SECOND
     }
 
     fn count_in(&self, name: &str) -> usize {

@@ -1,0 +1,157 @@
+//! Running out of local ports to reach the upstream from, in a network of the test's own with very few.
+
+use std::{
+    env, fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::harness::{Addr, Builder, Family, Listener, Proxy, Stream, Upstream, echo};
+
+/// Says that this process has the network to itself.
+const INSIDE: &str = "TCPAUSE_TEST_NETWORK";
+
+/// How many local ports there are.
+const PORTS: usize = 200;
+
+/// How many clients come.
+const CLIENTS: usize = 260;
+
+/// Runs `test`, which has the name `name`, in another process with a network of its own. Where the system allows none, it
+/// is skipped.
+fn in_own_network(name: &str, test: fn()) {
+    if env::var_os(INSIDE).is_some() {
+        // One port less would be as good; the lowest must be beyond those that the upstreams have.
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", format!("40000 {}", 39_999 + PORTS))
+            .unwrap();
+        return test();
+    }
+    let unshare = |command: &[&str]| {
+        let begin = ["-rn", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"];
+        Command::new("unshare").args(begin).args(command).env(INSIDE, "1").output()
+    };
+    match unshare(&["true"]) {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            return println!("skipped: no network of its own: {}", error.trim());
+        }
+        Err(error) => return println!("skipped: no unshare: {error}"),
+    }
+    let binary = env::current_exe().unwrap();
+    let name = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
+    let output = unshare(&[binary.to_str().unwrap(), "--exact", &name, "--nocapture"]).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "it has failed in its network");
+}
+
+/// An upstream outside the range of local ports.
+fn upstream(port: u16) -> Upstream {
+    Upstream::on(Listener::bind(&Addr::Tcp(([127, 0, 0, 1], port).into())), echo)
+}
+
+/// A proxy whose clients and operator take no port.
+fn builder(upstream: &Upstream) -> Builder {
+    Proxy::builder().listen(Family::Unix).control(Family::Unix).upstream(upstream)
+}
+
+fn crowd(proxy: &Proxy, count: usize) -> Vec<Stream> {
+    let mut clients: Vec<_> = (0..count).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send(b"hello"));
+    clients
+}
+
+fn wait_full(proxy: &Proxy) {
+    let left = (CLIENTS - PORTS) as u64;
+    proxy.control().wait_counts(|status| (status.active, status.connecting), (PORTS as u64, left));
+}
+
+#[test]
+fn clients_wait_for_a_port_and_are_served_as_others_leave() {
+    in_own_network("clients_wait_for_a_port_and_are_served_as_others_leave", || {
+        let upstream = upstream(5000);
+        let proxy = builder(&upstream).args(["--upstream-connect-timeout", "20s"]).start();
+        let mut clients = crowd(&proxy, CLIENTS);
+        wait_full(&proxy);
+        let line = proxy.wait_for_log("no local port is free to reach the upstream");
+        assert!(line.contains("tcp://127.0.0.1:5000"), "{line}");
+        assert!(line.ends_with("add addresses to upstream.source-addrs"), "{line}");
+        // As many leave as wait, of those who were served.
+        let (begin, cpu) = (Instant::now(), proxy.cpu_time());
+        let mut left = CLIENTS - PORTS;
+        clients.retain_mut(|client| {
+            client.read_timeout(Duration::from_millis(1));
+            let leaves = left > 0 && std::io::Read::read(client, &mut [0; 5]).is_ok();
+            left -= usize::from(leaves);
+            !leaves
+        });
+        proxy.control().wait_counts(|status| (status.active, status.connecting), (PORTS as u64, 0));
+        assert_eq!(proxy.control().status().failed, 0);
+        assert_eq!(upstream.accepted(), CLIENTS);
+        println!(
+            "{CLIENTS} clients, {PORTS} ports: the last {} served {:?} after as many had left, with {:?} of CPU time",
+            CLIENTS - PORTS,
+            begin.elapsed(),
+            proxy.cpu_time() - cpu
+        );
+    });
+}
+
+#[test]
+fn clients_without_a_port_are_given_up_in_time() {
+    in_own_network("clients_without_a_port_are_given_up_in_time", || {
+        let upstream = upstream(5000);
+        let proxy = builder(&upstream).args(["--upstream-connect-timeout", "500ms"]).start();
+        let clients = crowd(&proxy, CLIENTS);
+        let left = (CLIENTS - PORTS) as u64;
+        proxy.control().wait_counts(
+            |status| (status.active, status.connecting, status.failed),
+            (PORTS as u64, 0, left),
+        );
+        println!("{CLIENTS} clients, {PORTS} ports: {left} given up");
+        drop(clients);
+    });
+}
+
+#[test]
+fn another_source_address_has_ports_of_its_own() {
+    in_own_network("another_source_address_has_ports_of_its_own", || {
+        let upstream = upstream(5000);
+        let proxy =
+            builder(&upstream).args(["--upstream-source-addrs", "127.0.0.1,127.0.0.2"]).start();
+        let clients = crowd(&proxy, CLIENTS);
+        for mut client in clients {
+            assert_eq!(client.receive(5), b"hello");
+        }
+        assert_eq!((upstream.accepted(), proxy.control().status().failed), (CLIENTS, 0));
+        println!("{CLIENTS} clients, {PORTS} ports at each of two addresses: all served");
+    });
+}
+
+/// A port that is chosen when the socket is bound is lost to all servers, and not to one.
+#[test]
+fn a_source_address_has_all_its_ports_for_each_upstream() {
+    in_own_network("a_source_address_has_all_its_ports_for_each_upstream", || {
+        let (one, other) = (upstream(5000), upstream(5001));
+        let elsewhere: Vec<_> = (0..150).map(|_| other.addr().connect()).collect();
+        let proxy = builder(&one).args(["--upstream-source-addrs", "127.0.0.1"]).start();
+        for mut client in crowd(&proxy, PORTS) {
+            assert_eq!(client.receive(5), b"hello");
+        }
+        assert_eq!((one.accepted(), proxy.control().status().failed), (PORTS, 0));
+        drop(elsewhere);
+    });
+}
+
+#[test]
+fn a_source_address_that_this_host_has_not_is_refused_at_the_start() {
+    let upstream = Upstream::tcp(echo);
+    let finished = Proxy::builder()
+        .upstream(&upstream)
+        .args(["--upstream-source-addrs", "127.0.0.1,192.0.2.1"])
+        .fail();
+    assert_eq!(finished.code, 1);
+    let wanted = "upstream.source-addrs: cannot connect from 192.0.2.1: 192.0.2.1 is no address of this host";
+    assert!(finished.stderr.contains(wanted), "{}", finished.stderr);
+}
