@@ -25,13 +25,13 @@ use crate::{
     endpoint::{Endpoint, Registration},
     gate::Pass,
     queues::Queue,
-    reach::{Outlook, REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
+    reach::{REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
     refusal::Refusal,
     reject::{self, Reject},
     relay::{self, Kit, Relay},
     slots::Slot,
     sys::{Dialled, Socket, is_shortage},
-    upstream::{Cached, Upstream},
+    upstream::{Cached, Outlook, Upstream},
 };
 
 /// How long a side that was not aborted may take nothing of what the aborted one had sent.
@@ -342,7 +342,7 @@ impl Connection {
         let is_shortage = is_shortage(&error);
         dial.in_short |= is_shortage;
         if !is_shortage {
-            context.reach.complain(context.upstream, &error, Outlook::TriedAgain, context.now);
+            context.upstream.complain(&error, Outlook::TriedAgain, context.now);
         }
         dial.error = Some(error);
         if dial.pass.is_paused() {

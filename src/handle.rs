@@ -18,6 +18,7 @@ use crate::{
     refusal::Refusal,
     slots::{Slot, Slots},
     sys::Socket,
+    throttle::Throttle,
     timestamp::Rfc3339,
     upstream::Upstream,
 };
@@ -71,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     /// How many clients there may be.
     pub(crate) slots: Arc<Slots>,
+    /// Lets through what is said of clients that cannot be accepted.
+    pub(crate) accept_trouble: Throttle,
     /// Where the upstream is.
     pub(crate) upstream: Arc<Upstream>,
     /// How clients are rejected.
@@ -306,6 +309,7 @@ impl Shared {
         Arc::new(Self {
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(1)),
+            accept_trouble: Throttle::default(),
             upstream,
             refusal: Refusal::new(crate::refusal::Answer::Close, None),
             rejects_clients: false,

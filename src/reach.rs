@@ -9,8 +9,7 @@ use std::{
 };
 
 use crate::{
-    sys::{Dialled, Socket, SocketAddress, is_port_shortage},
-    throttle::Throttle,
+    sys::{Dialled, Socket, SocketAddress},
     upstream::Upstream,
 };
 
@@ -29,18 +28,6 @@ pub(crate) struct Reach {
     probed: Option<Instant>,
     /// How many dials were begun: each has the next source address.
     dials: usize,
-    /// Lets lines of dials through that are tried again, and of those that are given up.
-    delays: Throttle,
-    losses: Throttle,
-}
-
-/// What comes of a dial that has failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outlook {
-    /// It is tried again.
-    TriedAgain,
-    /// Its time is up.
-    GivenUp,
 }
 
 impl Reach {
@@ -86,28 +73,5 @@ impl Reach {
             }
         }
         result
-    }
-
-    /// Logs why the upstream was not reached, unless that has just been said.
-    pub(crate) fn complain(
-        &mut self,
-        upstream: &Upstream,
-        error: &io::Error,
-        outlook: Outlook,
-        now: Instant,
-    ) {
-        let (throttle, outlook) = match outlook {
-            Outlook::TriedAgain => (&mut self.delays, "trying again"),
-            Outlook::GivenUp => (&mut self.losses, "a client is reset"),
-        };
-        let Some(more) = throttle.let_through(now) else { return };
-        let address = upstream.address();
-        if is_port_shortage(error) {
-            log::warn!(
-                "no local port is free to reach the upstream {address}{more}; {outlook}; add addresses to upstream.source-addrs"
-            );
-        } else {
-            log::warn!("cannot reach the upstream {address}{more}: {error}; {outlook}");
-        }
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     refusal::Refusal,
     slots::Slots,
     sys::{self, Listener, SocketFile},
+    throttle::Throttle,
     upstream::Upstream,
     worker::{End, Post, WAKER},
 };
@@ -121,6 +122,7 @@ impl Server {
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(limits.clients)),
+            accept_trouble: Throttle::default(),
             upstream,
             refusal,
             rejects_clients: config.proxy.reject_clients,

@@ -1,31 +1,45 @@
 //! `Throttle`: keeps what may repeat quickly from filling the log.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 /// A trouble is logged about at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets one message through in each [`LOG_INTERVAL`], with the number of those that it held back.
-#[derive(Debug, Default)]
+/// Lets one message through in each [`LOG_INTERVAL`], with the number of those that it held back. Threads share it: the
+/// trouble that all of them have is told once.
+#[derive(Debug)]
 pub(crate) struct Throttle {
-    last: Option<Instant>,
-    held_back: u64,
+    begin: Instant,
+    /// Milliseconds after `begin`: until then, messages are held back.
+    until: AtomicU64,
+    held_back: AtomicU64,
 }
 
 impl Throttle {
     /// Whether a message may be logged now; if so, what to say of those held back since the last one.
-    pub(crate) fn let_through(&mut self, now: Instant) -> Option<String> {
-        if self.last.is_some_and(|last| now.duration_since(last) < LOG_INTERVAL) {
-            self.held_back += 1;
+    pub(crate) fn let_through(&self, now: Instant) -> Option<String> {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let now = millis(now.saturating_duration_since(self.begin));
+        let next = now.saturating_add(millis(LOG_INTERVAL));
+        let advance = |until| (until <= now).then_some(next);
+        // Of threads that come at the same time one goes first, and the others are held back.
+        if self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, advance).is_err() {
+            self.held_back.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        self.last = Some(now);
-        let held_back = std::mem::take(&mut self.held_back);
-        Some(if held_back == 0 {
-            String::new()
-        } else {
-            format!(" ({held_back} more times since the last such line)")
+        Some(match self.held_back.swap(0, Ordering::Relaxed) {
+            0 => String::new(),
+            held_back => format!(" ({held_back} more times since the last such line)"),
         })
+    }
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self { begin: Instant::now(), until: AtomicU64::new(0), held_back: AtomicU64::new(0) }
     }
 }
 
@@ -35,7 +49,7 @@ mod tests {
 
     #[test]
     fn one_message_in_each_interval_tells_of_the_others() {
-        let (mut throttle, begin) = (Throttle::default(), Instant::now());
+        let (throttle, begin) = (Throttle::default(), Instant::now());
         assert_eq!(throttle.let_through(begin), Some(String::new()));
         assert_eq!(throttle.let_through(begin), None);
         assert_eq!(throttle.let_through(begin + LOG_INTERVAL / 2), None);

@@ -1,6 +1,7 @@
 //! The addresses of the upstream: looked up away from the workers, which must never block.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::{
         Arc, Mutex, PoisonError,
@@ -12,7 +13,11 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use crate::{Address, Error, config, sys::SocketAddress};
+use crate::{
+    Address, Error, config,
+    sys::{SocketAddress, is_port_shortage},
+    throttle::Throttle,
+};
 
 /// How often a name is looked up without being asked to.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
@@ -29,6 +34,9 @@ pub(crate) struct Upstream {
     address: Address,
     connect_timeout: Duration,
     sources: Sources,
+    /// Lets through what is said of dials that are tried again, and of those that are given up.
+    delays: Throttle,
+    losses: Throttle,
     addresses: Mutex<Addresses>,
     /// Counts the changes of `addresses`: as long as it stays the same, no worker takes the lock.
     changes: AtomicU64,
@@ -51,6 +59,15 @@ pub(crate) struct Cached {
 struct Sources {
     v4: Box<[Option<IpAddr>]>,
     v6: Box<[Option<IpAddr>]>,
+}
+
+/// What comes of a dial that has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// It is tried again.
+    TriedAgain,
+    /// Its time is up.
+    GivenUp,
 }
 
 /// Asks to look up; dropped when that is done.
@@ -77,6 +94,8 @@ impl Upstream {
             address,
             connect_timeout: settings.connect_timeout,
             sources: Sources::new(&settings.source_addrs),
+            delays: Throttle::default(),
+            losses: Throttle::default(),
             addresses: Mutex::new(known.into_iter().collect()),
             changes: AtomicU64::new(1),
             look_up: requests,
@@ -112,6 +131,23 @@ impl Upstream {
             SocketAddress::Inet(SocketAddr::V4(_)) => &self.sources.v4,
             SocketAddress::Inet(SocketAddr::V6(_)) => &self.sources.v6,
             SocketAddress::Unix(_) => &[None],
+        }
+    }
+
+    /// Logs why it was not reached, unless that has just been said.
+    pub(crate) fn complain(&self, error: &io::Error, outlook: Outlook, now: Instant) {
+        let (throttle, outlook) = match outlook {
+            Outlook::TriedAgain => (&self.delays, "trying again"),
+            Outlook::GivenUp => (&self.losses, "a client is reset"),
+        };
+        let Some(more) = throttle.let_through(now) else { return };
+        let address = &self.address;
+        if is_port_shortage(error) {
+            log::warn!(
+                "no local port is free to reach the upstream {address}{more}; {outlook}; add addresses to upstream.source-addrs"
+            );
+        } else {
+            log::warn!("cannot reach the upstream {address}{more}: {error}; {outlook}");
         }
     }
 

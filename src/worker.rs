@@ -19,13 +19,12 @@ use crate::{
     endpoint::Registration,
     handle::{Phase, Shared},
     queues::{Queue, Queues, SlotIndex},
-    reach::{Outlook, REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
+    reach::{REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
     relay::Kit,
     slots::Slot,
     sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile},
     table::Table,
-    throttle::Throttle,
-    upstream::Cached,
+    upstream::{Cached, Outlook},
 };
 
 /// The token of the listener.
@@ -116,7 +115,6 @@ struct Worker<'a> {
     handshake_steps: usize,
     cached: Cached,
     accepting: Accepting,
-    accept_trouble: Throttle,
     reach: Reach,
 }
 
@@ -153,7 +151,6 @@ impl Post {
             handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
             cached: Cached::default(),
             accepting: Accepting::Ready,
-            accept_trouble: Throttle::default(),
             reach: Reach::default(),
         };
         worker.publish();
@@ -296,7 +293,7 @@ impl Worker<'_> {
         let Some(listener) = &self.post.listener else { return false };
         let Some(slot) = self.post.shared.slots.take() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.accept_trouble.let_through(now) {
+            if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
                 let max = self.post.shared.slots.max();
                 log::warn!(
                     "all {max} places are taken{more}: new clients wait in the backlog; raise the limit of open files or proxy.max-connections"
@@ -317,7 +314,7 @@ impl Worker<'_> {
             // The system is short of something, most likely, and no event will tell when it no longer is.
             Err(error) => {
                 self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
-                if let Some(more) = self.accept_trouble.let_through(now) {
+                if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
                     log::warn!(
                         "cannot accept clients now{more}, they wait in the backlog: {error}"
                     );
@@ -505,7 +502,7 @@ impl Worker<'_> {
         self.queues.forget_from(self.connections.end());
         if let Reason::Unreachable(error) = reason {
             self.post.shared.counters(self.post.index).failed.add(1);
-            self.reach.complain(&self.post.shared.upstream, error, Outlook::GivenUp, now);
+            self.post.shared.upstream.complain(error, Outlook::GivenUp, now);
         }
         // Whoever has learnt that the proxy is idle shall see it in the counts.
         self.publish();

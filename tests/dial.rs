@@ -1,12 +1,10 @@
 //! Reaching the upstream: one that refuses, is away, or does not answer.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Addr, Builder, End, Family, Listener, Proxy, Received, Stream, Upstream, echo, reserve, spawn,
+    Addr, Builder, CPU_PERCENT_MAX, End, Family, Listener, Proxy, Received, Stream, Upstream, echo,
+    reserve, spawn,
 };
 
 /// The connect timeout of those tests that wait for its end.
@@ -14,12 +12,6 @@ const TIMEOUT: Duration = Duration::from_millis(600);
 
 /// How much later an attempt may be given up: what one attempt lasts, and what a busy machine adds.
 const DELAY_MAX: Duration = Duration::from_secs(3);
-
-/// How long the proxy's processor time is looked at.
-const WINDOW: Duration = Duration::from_millis(500);
-
-/// The share of a core, in percent, that a proxy with nothing to do may use.
-const CPU_MAX: u128 = 20;
 
 /// A place where nobody listens until somebody does.
 enum Vacant {
@@ -59,16 +51,11 @@ impl Vacant {
 /// Clients of an upstream that is away: they wait, and have asked already.
 fn waiting(proxy: &Proxy, count: usize) -> Vec<Stream> {
     let mut clients: Vec<_> = (0..count).map(|_| proxy.connect()).collect();
-    clients.iter_mut().for_each(|client| client.send(b"hello"));
+    for client in &mut clients {
+        client.send(b"hello");
+    }
     proxy.control().wait_counts(|status| status.connecting, count as u64);
     clients
-}
-
-/// What the proxy uses of a core, in percent.
-fn cpu_percent(proxy: &Proxy) -> u128 {
-    let (begin, before) = (Instant::now(), proxy.cpu_time());
-    thread::sleep(WINDOW);
-    (proxy.cpu_time() - before).as_nanos() * 100 / begin.elapsed().as_nanos()
 }
 
 #[test]
@@ -78,7 +65,7 @@ fn an_upstream_that_is_away_for_a_while_costs_no_client_its_connection() {
         let vacant = Vacant::new(family);
         let proxy = vacant.proxy().args(["--upstream-connect-timeout", "20s"]).start();
         let clients = waiting(&proxy, COUNT);
-        let percent = cpu_percent(&proxy);
+        let percent = proxy.cpu_percent();
         assert!(!proxy.control().is_paused());
         let (upstream, _dir) = vacant.open();
         let begin = Instant::now();
@@ -89,7 +76,7 @@ fn an_upstream_that_is_away_for_a_while_costs_no_client_its_connection() {
             "{family:?}: {COUNT} clients waited at {percent} % of a core, all served {:?} after the start",
             begin.elapsed()
         );
-        assert!(percent < CPU_MAX, "{percent} % of a core");
+        assert!(percent < CPU_PERCENT_MAX, "{percent} % of a core");
         assert_eq!(upstream.accepted(), COUNT);
         assert_eq!(proxy.control().status().failed, 0);
         proxy.wait_for_log("trying again");
@@ -147,7 +134,9 @@ fn a_black_hole_ends_in_time_and_the_other_clients_do_not_feel_it() {
         });
         let mut rounds = 0;
         while proxy.control().status().failed == 0 {
-            carried.iter_mut().for_each(|client| client.assert_echo(b"still carried"));
+            for client in &mut carried {
+                client.assert_echo(b"still carried");
+            }
             rounds += 1;
         }
         assert!(rounds > 0, "{status:?}");
@@ -177,7 +166,9 @@ fn a_client_that_leaves_while_the_upstream_is_away_is_never_dialled_for() {
     }
     proxy.control().wait_counts(|status| (status.connecting, status.failed), (10, 0));
     let (upstream, _dir) = vacant.open();
-    clients.iter_mut().for_each(|client| client.assert_echo(b"still here"));
+    for client in &mut clients {
+        client.assert_echo(b"still here");
+    }
     assert_eq!(upstream.accepted(), 10);
 }
 

@@ -1,8 +1,8 @@
 //! Running out of descriptors.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::harness::{Proxy, Upstream, echo, wait_until};
+use crate::harness::{Builder, CPU_PERCENT_MAX, Proxy, Upstream, echo, wait_until};
 
 /// The limit of open files of these proxies: room for a few clients.
 const DESCRIPTORS: u32 = 64;
@@ -92,4 +92,86 @@ fn a_crowd_at_the_control_api_costs_the_clients_nothing() {
     drop(crowd);
     wait_until("the API answers", || proxy.control().probe() == Some(200));
     proxy.connect().assert_echo(b"all is as before");
+}
+
+#[test]
+fn more_clients_than_connections_are_allowed_wait_for_others_to_leave() {
+    wait_for_room(|builder| {
+        builder.args(["--proxy-threads", "2", "--proxy-max-connections", "20"])
+    });
+}
+
+#[test]
+fn more_clients_than_descriptors_allow_wait_for_others_to_leave() {
+    // This limit leaves room for 20, beside what is kept for the control API and for pipes.
+    wait_for_room(|builder| {
+        builder.descriptors(84).args(["--proxy-threads", "2", "--proxy-pipes", "2"])
+    });
+}
+
+/// With room for 20, 60 come, 20 of them leave, and then the next 20.
+fn wait_for_room(limit: impl Fn(Builder) -> Builder) {
+    const ROOM: usize = 20;
+    const COUNT: usize = 60;
+    let upstream = Upstream::tcp(echo);
+    let proxy = limit(Proxy::builder().upstream(&upstream)).start();
+    proxy.wait_for_log(&format!("for up to {ROOM} clients"));
+    let begin = Instant::now();
+    let mut clients: Vec<_> = (0..COUNT).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.send(b"hello");
+    }
+    for served in [ROOM, 2 * ROOM, COUNT] {
+        let (count, bytes) = (served as u64, 5 * served as u64);
+        proxy.control().wait_counts(
+            |status| (status.accepted, status.failed, status.bytes_to_client),
+            (count, 0, bytes),
+        );
+        if served == ROOM {
+            let percent = proxy.cpu_percent();
+            assert_eq!(proxy.control().status().accepted, ROOM as u64);
+            println!("{} clients wait for a place, at {percent} % of a core", COUNT - ROOM);
+            assert!(percent < CPU_PERCENT_MAX, "{percent} % of a core");
+        }
+        // Which of those who wait come first is the kernel's to say: each worker has a queue of its own.
+        let mut left = ROOM;
+        clients.retain_mut(|client| {
+            // Whoever is served has its answer already.
+            client.read_timeout(Duration::from_millis(1));
+            let is_served = left > 0 && is_echoed(client);
+            left -= usize::from(is_served);
+            !is_served
+        });
+        assert_eq!(left, 0, "{left} of {ROOM} were not answered");
+        assert!(!proxy.control().is_paused());
+    }
+    let lines = proxy.log_count("places are taken");
+    let seconds = begin.elapsed().as_secs() + 1;
+    assert!((1..=seconds).contains(&(lines as u64)), "{lines} lines in {seconds} s");
+    proxy.control().wait_idle();
+}
+
+/// Whether the answer to what was sent has come.
+fn is_echoed(client: &mut crate::harness::Stream) -> bool {
+    match std::io::Read::read(client, &mut [0; 5]) {
+        Ok(bytes) => bytes == 5,
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "closed");
+            false
+        }
+    }
+}
+
+#[test]
+fn more_connections_than_the_descriptors_allow_are_cut_down_with_a_warning() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder()
+        .upstream(&upstream)
+        .descriptors(DESCRIPTORS)
+        .args(["--proxy-threads", "1", "--proxy-pipes", "0", "--proxy-max-connections", "5000"])
+        .start();
+    proxy.wait_for_log(
+        "proxy.max-connections: 5000 are more than 64 open files allow; there are 15 places",
+    );
+    proxy.wait_for_log("for up to 15 clients");
 }

@@ -19,7 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub(crate) use control::{Control, Response};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, Stream, reserve};
-pub(crate) use program::{Builder, Finished, Program, Proxy, binary, program};
+pub(crate) use program::{Builder, CPU_PERCENT_MAX, Finished, Program, Proxy, binary, program};
 pub(crate) use tls::{Authority, TlsClient};
 pub(crate) use upstream::{Upstream, echo, record};
 

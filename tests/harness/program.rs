@@ -31,6 +31,12 @@ pub(crate) fn binary() -> OsString {
 /// The unit in which the kernel shows processor time (`USER_HZ`).
 const CPU_TICKS_PER_SECOND: u32 = 100;
 
+/// How long processor time is looked at.
+const CPU_WINDOW: Duration = Duration::from_millis(500);
+
+/// What a proxy with nothing to do may use of a core, in percent. It is far less on a machine that has time.
+pub(crate) const CPU_PERCENT_MAX: u128 = 20;
+
 /// The binary under test, with no configuration of this machine in reach.
 pub(crate) fn program() -> Program {
     Program {
@@ -455,6 +461,11 @@ impl Proxy {
         line.unwrap_or_else(|| panic!("no {text:?} in the log:\n{}", self.log_so_far()))
     }
 
+    /// How many lines of the log have `text` in them so far.
+    pub(crate) fn log_count(&self, text: &str) -> usize {
+        self.log_so_far().lines().filter(|line| line.contains(text)).count()
+    }
+
     pub(crate) fn log_so_far(&self) -> String {
         self.process.log.text()
     }
@@ -509,6 +520,14 @@ impl Proxy {
         // The fields 14 and 15: the time in the program and in the kernel.
         let ticks = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number"));
         Duration::from_secs(ticks.sum()) / CPU_TICKS_PER_SECOND
+    }
+
+    /// What it uses of a core, in percent, looked at for [`CPU_WINDOW`].
+    pub(crate) fn cpu_percent(&self) -> u128 {
+        let (begin, before) = (Instant::now(), self.cpu_time());
+        thread::sleep(CPU_WINDOW);
+        let used = self.cpu_time().saturating_sub(before);
+        used.as_nanos() * 100 / begin.elapsed().as_nanos()
     }
 
     fn count_in(&self, name: &str) -> usize {
