@@ -33,4 +33,5 @@ mod reject_storm;
 mod reject_tls;
 mod reject_with;
 mod stop;
+mod streams;
 mod tidy;

@@ -313,6 +313,15 @@ impl Stream {
         }
         .expect("a timeout above zero");
     }
+
+    /// Sets how long a write may take.
+    pub(crate) fn write_timeout(&self, timeout: Duration) {
+        match self {
+            Self::Tcp(stream) => stream.set_write_timeout(Some(timeout)),
+            Self::Unix(stream) => stream.set_write_timeout(Some(timeout)),
+        }
+        .expect("a timeout above zero");
+    }
 }
 
 impl TryFrom<TcpStream> for Stream {
