@@ -341,6 +341,8 @@ struct Part {
     /// Where in the pattern its bytes begin.
     start: u64,
     length: u64,
+    /// Whether its kernel takes little at a time for it to send.
+    is_tight: bool,
     writes_slowly: bool,
     reads_slowly: bool,
 }
@@ -370,6 +372,10 @@ impl Script {
             Role::Client => (self.client, self.upstream),
             Role::Upstream => (self.upstream, self.client),
         };
+        if mine.is_tight {
+            // The kernel takes its least.
+            rustix::net::sockopt::set_socket_send_buffer_size(&stream, 1).unwrap();
+        }
         let played = match self.resetter {
             Some(resetter) if resetter == role => reset_midway(stream, mine, theirs),
             resetter => talk(stream, mine, theirs).and_then(|(heard, said)| {
@@ -392,10 +398,14 @@ fn is_reset(error: &io::Error) -> bool {
 
 impl Part {
     fn new(dice: &mut Dice) -> Self {
+        // TCP is slow with a buffer of a few segments: what it sends is less.
+        let is_tight = dice.below(8) == 0;
+        let length_max = if is_tight { 64 << 10 } else { 16 << 20 };
         Self {
             start: dice.below(PERIOD),
             // A stream in eight has no bytes: its end comes first.
-            length: if dice.below(8) == 0 { 0 } else { dice.spread(16 << 20) },
+            length: if dice.below(8) == 0 { 0 } else { dice.spread(length_max) },
+            is_tight,
             writes_slowly: dice.below(4) == 0,
             reads_slowly: dice.below(4) == 0,
         }
