@@ -44,6 +44,10 @@ const KINDS: usize = Queue::Lingering as usize + 1;
 /// No slot.
 const NONE: SlotIndex = SlotIndex::MAX;
 
+/// What a connection takes in them.
+#[cfg(test)]
+pub(crate) const LINK_BYTES: usize = std::mem::size_of::<Option<Link>>();
+
 /// All queues of a worker.
 #[derive(Debug)]
 pub(crate) struct Queues {

@@ -549,3 +549,11 @@ fn a_connection_that_lasts_gets_its_keepalive() {
     assert!(matches!(verdict, Verdict::Wait(Queue::Relaying)), "{verdict:?}");
     assert!(has_keepalive(&connection));
 }
+
+/// The architecture's table of costs tells it: held, idle or busy, a connection has one place of this size.
+#[test]
+fn a_connection_is_small() {
+    let bytes = std::mem::size_of::<Connection>();
+    println!("a connection: {bytes} bytes, {} in its queue", crate::queues::LINK_BYTES);
+    assert!(bytes + crate::queues::LINK_BYTES <= 256, "{bytes} bytes");
+}
