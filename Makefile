@@ -66,8 +66,8 @@ lint: ## Check the format and the lints
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 # Link-time optimisation would cost a minute and find nothing.
-loom: ## Try every interleaving of the gate
-	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom gate
+loom: ## Try every interleaving of the gate and of the barrier
+	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- gate barrier
 
 mutants: ## Demand that the gate's tests kill its mutants (three minutes)
 	.ci/gate-mutants

@@ -13,6 +13,7 @@ use mio::Waker;
 use serde::Serialize;
 
 use crate::{
+    barrier::Barrier,
     counters::{Count, Counters},
     gate::Gate,
     refusal::Refusal,
@@ -22,6 +23,9 @@ use crate::{
     timestamp::Rfc3339,
     upstream::Upstream,
 };
+
+/// How long a pause waits for every worker to end its turn, which takes well below a millisecond.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a resume waits for the upstream's name to be looked up anew.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,6 +74,8 @@ pub struct Status {
 pub(crate) struct Shared {
     /// Paused or not, and how many connections are served.
     pub(crate) gate: Arc<Gate>,
+    /// Where a pause waits for the workers.
+    pub(crate) barrier: Barrier,
     /// How many clients there may be.
     pub(crate) slots: Arc<Slots>,
     /// Lets through what is said of clients that cannot be accepted.
@@ -128,9 +134,21 @@ const STOPPING: u8 = 1;
 const ABORTING: u8 = 2;
 
 impl Handle {
-    /// Pauses: once this has returned, no further client is admitted. Connections that run go on; those being dialled for
-    /// were admitted before, and are counted. Returns whether it was running before.
+    /// Pauses: once this has returned, no further client is admitted, and no connection to the upstream begins. Connections
+    /// that run go on; those under way to the upstream were admitted before, and are counted. Returns whether it was running
+    /// before.
     pub fn pause(&self) -> bool {
+        let was_running = self.close_gate();
+        // A worker may have let a client in just before, and be about to dial.
+        let question = self.0.barrier.ask();
+        self.0.wake_all();
+        if !self.0.barrier.wait(question, TURN_TIMEOUT) {
+            log::warn!("a worker's turn takes long: what it has admitted may still be under way");
+        }
+        was_running
+    }
+
+    fn close_gate(&self) -> bool {
         let mut since = self.paused_since();
         let was_running = self.0.gate.pause();
         if was_running {
@@ -308,6 +326,7 @@ impl Shared {
         let upstream = Upstream::start(settings).expect("nothing to look up");
         Arc::new(Self {
             gate: Arc::new(Gate::new()),
+            barrier: Barrier::new(0),
             slots: Arc::new(Slots::new(1)),
             accept_trouble: Throttle::default(),
             upstream,

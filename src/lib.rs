@@ -3,6 +3,7 @@
 #![doc = include_str!("README.md")]
 
 mod address;
+mod barrier;
 mod config;
 mod connection;
 mod control;

@@ -16,7 +16,9 @@ use crossbeam_channel::bounded;
 use mio::{Poll, Waker};
 
 use crate::{
-    Address, Config, Error, Handle, config,
+    Address, Config, Error, Handle,
+    barrier::Barrier,
+    config,
     control::{Control, HostPolicy},
     counters::Counters,
     gate::Gate,
@@ -121,6 +123,7 @@ impl Server {
         }
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
+            barrier: Barrier::new(threads),
             slots: Arc::new(Slots::new(limits.clients)),
             accept_trouble: Throttle::default(),
             upstream,
@@ -357,7 +360,10 @@ fn start_worker(mut post: Post) -> Result<JoinHandle<End>, Error> {
         loop {
             // The post holds nothing that a panic could leave half-changed: sockets, and what is made for sharing.
             match catch_unwind(AssertUnwindSafe(|| post.work())) {
-                Ok(Ok(end)) => return end,
+                Ok(Ok(end)) => {
+                    post.shared.barrier.leave(post.index);
+                    return end;
+                }
                 Ok(Err(error)) => {
                     log::error!("worker {} cannot poll and starts anew: {error}", post.index);
                     thread::park_timeout(RESTART_INTERVAL);

@@ -116,6 +116,8 @@ struct Worker<'a> {
     cached: Cached,
     accepting: Accepting,
     reach: Reach,
+    /// The last question of a pause that it has answered.
+    passed: u64,
 }
 
 /// What is known of the listener.
@@ -152,6 +154,7 @@ impl Post {
             cached: Cached::default(),
             accepting: Accepting::Ready,
             reach: Reach::default(),
+            passed: 0,
         };
         worker.publish();
         worker.run()
@@ -176,6 +179,7 @@ impl Worker<'_> {
             self.expire(now);
             self.publish();
             let shared = &self.post.shared;
+            shared.barrier.pass(self.post.index, &mut self.passed);
             if shared.slots.take_wanted() | shared.refusal.handshakes().take_wanted() {
                 shared.wake_all();
             }

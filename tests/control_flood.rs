@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     io::Write,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -12,7 +11,7 @@ use std::{
 use rustix::process::{Resource, geteuid};
 
 use crate::harness::{
-    Control, Family, PATIENCE, Proxy, Response, Stream, Upstream, echo, wait_until,
+    Control, Family, PATIENCE, Proxy, Response, Stream, Upstream, amount, echo, wait_until,
 };
 
 const GET: &[u8] = b"GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -214,8 +213,7 @@ fn callers_that_do_not_read() {
 
 #[test]
 fn very_many_small_requests() {
-    let requests = env::var("TCPAUSE_LOAD_REQUESTS")
-        .map_or(REQUESTS, |text| text.parse().expect("a number in TCPAUSE_LOAD_REQUESTS"));
+    let requests = amount("TCPAUSE_LOAD_REQUESTS", REQUESTS);
     withstand("small requests", |control| {
         thread::scope(|scope| {
             for _ in 0..4 {

@@ -26,6 +26,7 @@ mod library;
 mod limits;
 mod load;
 mod log_lines;
+mod pause;
 mod ports;
 mod regression;
 mod reject;

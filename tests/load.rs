@@ -6,7 +6,6 @@
 #![allow(clippy::cast_possible_truncation, reason = "lengths here are far below 4 GiB")]
 
 use std::{
-    env,
     io::{self, ErrorKind, Read, Write},
     net::Ipv4Addr,
     sync::{
@@ -21,8 +20,8 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use crate::harness::{
-    Addr, Builder, End, Family, Listener, PATIENCE, Proxy, Received, Stream, Upstream, pattern,
-    spawn, wait_until,
+    Addr, Builder, End, Family, Listener, PATIENCE, Proxy, Received, Stream, Upstream, amount,
+    pattern, spawn, wait_until,
 };
 
 /// How many workers the proxies have.
@@ -223,11 +222,6 @@ fn load_of_a_few_among_thousands() {
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How much of something: what the environment says, or the default.
-fn amount(name: &str, default: usize) -> usize {
-    env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
 /// As `amount`, for clients that are there at the same time: each takes two descriptors of this process.

@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    env, fmt,
+    fmt,
     io::{self, ErrorKind, Read, Write},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::harness::{Builder, End, Family, Proxy, Response, Stream, Upstream, echo, pattern};
+use crate::harness::{
+    Builder, End, Family, Proxy, Response, Stream, Upstream, amount, echo, pattern,
+};
 
 /// How long a client may be silent before it gets its answer.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -86,7 +88,7 @@ pub(crate) struct Tally(BTreeMap<Outcome, usize>);
 impl Tally {
     /// Bodies of each size from so many clients at the same time; `make soak` repeats it.
     pub(crate) fn of_batches(clients: usize, client: impl Fn(usize) -> Outcome + Sync) -> Self {
-        let rounds = env::var("TCPAUSE_REJECT_ROUNDS").map_or(1, |text| text.parse().unwrap());
+        let rounds = amount("TCPAUSE_REJECT_ROUNDS", 1);
         let mut tally = Self::default();
         for length in [0, 20_000, 1_000_000].repeat(rounds) {
             thread::scope(|scope| {

@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::harness::{
-    Authority, Proxy, Response, Stream, TlsClient, Upstream, echo, pattern, wait_until,
+    Authority, Proxy, Response, Stream, TlsClient, Upstream, amount, echo, pattern, wait_until,
 };
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -76,7 +75,7 @@ fn longest(goes_on: &AtomicBool, mut work: impl FnMut()) -> Duration {
 
 #[test]
 fn a_storm_of_handshakes_is_felt_by_nobody_else() {
-    let seconds = env::var("TCPAUSE_STORM_SECONDS").map_or(2, |text| text.parse().unwrap());
+    let seconds = amount("TCPAUSE_STORM_SECONDS", 2) as u64;
     let authority = Authority::new("ours");
     let upstream = Upstream::tcp(echo);
     let proxy = start(&authority, &upstream);

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    env, fmt,
+    fmt,
     io::{self, ErrorKind, Read, Write},
     ops::Range,
     sync::{
@@ -18,7 +18,7 @@ use std::{
 use rustix::net::sockopt;
 
 use crate::harness::{
-    Addr, End, Family, PATIENCE, Proxy, Received, Stream, Upstream, pattern, spawn,
+    Addr, End, Family, PATIENCE, Proxy, Received, Stream, Upstream, amount, pattern, spawn,
 };
 
 /// How often each scenario runs on each route.
@@ -448,7 +448,7 @@ impl Stage {
 
 /// Runs every scenario on a route, with pipes and without.
 fn run(route: Route) {
-    let times = env::var("TCPAUSE_LOAD_STREAMS").map_or(TIMES, |text| text.parse().unwrap());
+    let times = amount("TCPAUSE_LOAD_STREAMS", TIMES);
     let stage = Stage::new(route);
     let proxy = |pipes| {
         let builder = Proxy::builder().listen(route.client).upstream(&stage.upstream);

@@ -10,6 +10,7 @@ mod tls;
 mod upstream;
 
 use std::{
+    env,
     sync::Once,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -81,4 +82,9 @@ pub(crate) fn raise_descriptor_limit() {
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
             .expect("the limit of open files");
     });
+}
+
+/// How much of something a test does: what the environment says, as `make soak` does, or what suits `make test`.
+pub(crate) fn amount(name: &str, default: usize) -> usize {
+    env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
