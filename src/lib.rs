@@ -33,6 +33,7 @@ mod throttle;
 mod timestamp;
 mod tls;
 mod upstream;
+mod window;
 mod worker;
 
 pub use address::Address;

@@ -4,7 +4,12 @@
 //! heap. The queues are threaded through one array by slot number, so that a connection leaves in constant time from
 //! any place and nothing stale is ever left behind.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use crate::{
+    reach::{REDIAL_INTERVAL, REFUSED_INTERVAL},
+    sys::KEEPALIVE_INTERVAL,
+};
 
 /// A place in the worker's table of connections.
 pub(crate) type SlotIndex = u32;
@@ -37,6 +42,31 @@ pub(crate) enum Queue {
     /// A rejected client that may still be sending: until it is closed all the same.
     Lingering,
 }
+
+/// How long an attempt lasts before the upstream's next address is tried.
+const CONNECT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
+/// How often to look whether a peer has acknowledged everything: no event tells.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a client to reject may be silent, or waits for its TLS handshake.
+const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a client to reject may take for its TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a rejected client may go on sending.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The queues with a deadline, and its length.
+pub(crate) const DEADLINES: [(Queue, Duration); 10] = [
+    (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
+    (Queue::Redial, REDIAL_INTERVAL),
+    (Queue::Refused, REFUSED_INTERVAL),
+    (Queue::Fresh, KEEPALIVE_INTERVAL),
+    (Queue::Settling, SETTLE_INTERVAL),
+    (Queue::Sniffing, SNIFF_TIMEOUT),
+    (Queue::Knocking, SNIFF_TIMEOUT),
+    (Queue::Handshaking, HANDSHAKE_TIMEOUT),
+    (Queue::Asking, SNIFF_TIMEOUT),
+    (Queue::Lingering, LINGER_TIMEOUT),
+];
 
 /// How many kinds of queue there are.
 const KINDS: usize = Queue::Lingering as usize + 1;

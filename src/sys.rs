@@ -329,6 +329,11 @@ impl Listener {
         Ok(Socket { fd, is_unix: self.is_unix })
     }
 
+    /// Whether it is a UNIX socket.
+    pub(crate) fn is_unix(&self) -> bool {
+        self.is_unix
+    }
+
     /// Lets nobody new into the queue while someone is in it; their SYNs are repeated, perhaps to a successor.
     pub(crate) fn cut_backlog(&self) {
         // Refused or not: the queue is taken in all the same.

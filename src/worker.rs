@@ -18,13 +18,14 @@ use crate::{
     connection::{Connection, Context, Reason, Verdict},
     endpoint::Registration,
     handle::{Phase, Shared},
-    queues::{Queue, Queues, SlotIndex},
-    reach::{REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
+    queues::{DEADLINES, Queue, Queues, SlotIndex},
+    reach::Reach,
     relay::Kit,
     slots::Slot,
-    sys::{KEEPALIVE_INTERVAL, Listener, Socket, SocketFile},
+    sys::{Listener, Socket, SocketFile},
     table::Table,
     upstream::{Cached, Outlook},
+    window,
 };
 
 /// The token of the listener.
@@ -49,31 +50,6 @@ const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
 
 /// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// How long an attempt lasts before the upstream's next address is tried.
-const CONNECT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
-/// How often to look whether a peer has acknowledged everything: no event tells.
-const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a client to reject may be silent, or waits for its TLS handshake.
-const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a client to reject may take for its TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a rejected client may go on sending.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The queues with a deadline, and its length.
-const DEADLINES: [(Queue, Duration); 10] = [
-    (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
-    (Queue::Redial, REDIAL_INTERVAL),
-    (Queue::Refused, REFUSED_INTERVAL),
-    (Queue::Fresh, KEEPALIVE_INTERVAL),
-    (Queue::Settling, SETTLE_INTERVAL),
-    (Queue::Sniffing, SNIFF_TIMEOUT),
-    (Queue::Knocking, SNIFF_TIMEOUT),
-    (Queue::Handshaking, HANDSHAKE_TIMEOUT),
-    (Queue::Asking, SNIFF_TIMEOUT),
-    (Queue::Lingering, LINGER_TIMEOUT),
-];
-
 /// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
 #[derive(Debug)]
 pub(crate) struct Post {
@@ -116,6 +92,8 @@ struct Worker<'a> {
     cached: Cached,
     accepting: Accepting,
     reach: Reach,
+    /// Whether new clients get a small window; not known at first.
+    is_narrow: Option<bool>,
     /// The last question of a pause that it has answered.
     passed: u64,
 }
@@ -154,6 +132,7 @@ impl Post {
             cached: Cached::default(),
             accepting: Accepting::Ready,
             reach: Reach::default(),
+            is_narrow: None,
             passed: 0,
         };
         worker.publish();
@@ -171,6 +150,7 @@ impl Worker<'_> {
             if let Some(end) = self.obey(now) {
                 return Ok(end);
             }
+            self.fit_window();
             self.accept(now);
             self.redial(now);
             self.release(now);
@@ -278,6 +258,21 @@ impl Worker<'_> {
     fn collect(&mut self, now: Instant) {
         while let Ok((client, slot)) = self.post.mailbox.try_recv() {
             self.admit(client, slot, now);
+        }
+    }
+
+    /// Lets clients that will be held send little, as the kernel keeps it for as long as they are. A UNIX client's bytes are
+    /// kept in a buffer of its own.
+    fn fit_window(&mut self) {
+        let is_narrow = self.post.shared.gate.is_paused() && !self.post.shared.rejects_clients;
+        if self.is_narrow == Some(is_narrow) {
+            return;
+        }
+        self.is_narrow = Some(is_narrow);
+        let Some(listener) = self.post.listener.as_ref().filter(|it| !it.is_unix()) else { return };
+        let result = if is_narrow { window::narrow(listener) } else { window::widen(listener) };
+        if let Err(error) = result {
+            log::debug!("the system does not bound what held clients send: {error}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! The pause is exact: behind its answer no connection to the upstream begins, and nobody notices.
 
 use std::{
+    collections::HashMap,
+    fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -11,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Addr, PATIENCE, Proxy, amount, spawn, wait_until};
+use crate::harness::{
+    Addr, End, PATIENCE, Proxy, Received, Upstream, amount, pattern, spawn, wait_until,
+};
 
 /// Clients that connect, ask and leave, again and again.
 const BUSY_CLIENTS: usize = 12;
@@ -128,4 +132,81 @@ fn nothing_begins_behind_the_answer_to_a_pause() {
     );
     assert_eq!((late, failed), (0, 0));
     assert!(slowest < PATIENCE);
+}
+
+/// What each client has to say, far more than it may before it is read.
+const FLOOD_BYTES: usize = 8 * 1024 * 1024;
+const FLOOD_SEED: u64 = 7;
+/// The most that the kernel may keep of it for a client that is held.
+const PARKED_BYTES_MAX: u64 = 16 * 1024;
+/// The most that a held client may take of the proxy's own memory, in KiB.
+const HELD_KIB_MAX: usize = 2;
+
+#[test]
+fn held_clients_that_flood_park_little() {
+    let clients_count = amount("TCPAUSE_FLOODING_CLIENTS", 100);
+    let upstream = Upstream::tcp(|mut stream| {
+        let mut said = vec![0; FLOOD_BYTES];
+        stream.read_exact(&mut said).expect("all that the client has to say");
+        stream.send(if said == pattern(FLOOD_SEED, FLOOD_BYTES) { b"right" } else { b"wrong" });
+        Received { bytes: Vec::new(), end: End::Eof }
+    });
+    let proxy = Proxy::builder().upstream(&upstream).start();
+    let flood = pattern(FLOOD_SEED, FLOOD_BYTES);
+    proxy.control().pause();
+    // What the first client ever takes is not its own.
+    drop(proxy.connect_held());
+    proxy.control().wait_counts(|status| status.held, 0);
+    let before = proxy.memory_kib();
+    let mut clients: Vec<(TcpStream, usize)> =
+        (0..clients_count).map(|_| (TcpStream::connect(inet(proxy.addr())).unwrap(), 0)).collect();
+    for (client, sent) in &mut clients {
+        client.set_nonblocking(true).unwrap();
+        while let Ok(bytes) = client.write(&flood[*sent..]) {
+            *sent += bytes;
+        }
+        assert!(*sent < FLOOD_BYTES, "its own buffers take it all: nothing is shown");
+    }
+    proxy.control().wait_counts(|status| status.held, clients_count as u64);
+    let used = proxy.memory_kib().saturating_sub(before);
+    let port = inet(proxy.addr()).port();
+    let parked = parked(port);
+    assert_eq!(parked.len(), clients_count);
+    let most = *parked.values().max().unwrap();
+    println!(
+        "{clients_count} held clients that flood: {most} bytes parked at most, {used} KiB of the proxy's memory for all"
+    );
+    assert!(most <= PARKED_BYTES_MAX, "{most} bytes are parked");
+    assert!(used <= HELD_KIB_MAX * clients_count, "{used} KiB for {clients_count} clients");
+
+    proxy.control().resume();
+    thread::scope(|scope| {
+        for (mut client, sent) in clients {
+            let flood = &flood;
+            scope.spawn(move || {
+                client.set_nonblocking(false).unwrap();
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_write_timeout(Some(PATIENCE)).unwrap();
+                client.write_all(&flood[sent..]).unwrap();
+                let mut verdict = Vec::new();
+                client.read_to_end(&mut verdict).unwrap();
+                assert_eq!(verdict, b"right");
+            });
+        }
+    });
+}
+
+/// How many bytes wait to be read at each connection that came in at `port` (proc(5): `rx_queue`).
+fn parked(port: u16) -> HashMap<String, u64> {
+    const ESTABLISHED: &str = "01";
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // The table may show a connection twice when it changes while it is read.
+    lines
+        .filter(|fields| fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == ESTABLISHED)
+        .map(|fields| {
+            let bytes = fields[4].split_once(':').unwrap().1;
+            (fields[2].to_owned(), u64::from_str_radix(bytes, 16).unwrap())
+        })
+        .collect()
 }

@@ -1,0 +1,95 @@
+//! How much clients may send while nobody reads: the kernel keeps it for them, some 128 KiB each by default.
+//!
+//! While new clients are held, the listener has a small receive buffer, which accepted sockets inherit: so the window that
+//! they offer at first is small. It must be set before the handshake, as an offered window is never taken back (RFC 9293,
+//! 3.8.6). A buffer that is set stays as it is for good (`SOCK_RCVBUF_LOCK`), and would keep both listener and clients from
+//! growing theirs again; `SO_BUF_LOCK` takes the lock off (Linux 5.14), and on resume a client's window grows as it is read.
+
+use std::{io, os::fd::AsFd};
+
+use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
+
+/// The receive buffer while clients are held. The kernel doubles it for its own needs, and up to two segments beyond it arrive.
+const HELD_RECEIVE_BYTES: usize = 4 * 1024;
+
+/// No buffer is locked at its size.
+const NONE_LOCKED: usize = 0;
+
+sockopt_impl!(
+    /// `SO_BUF_LOCK`: which of a socket's buffers keep the size that was set.
+    BufferLock,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_BUF_LOCK,
+    usize
+);
+
+/// Gives clients of a TCP listener a small window until they are read.
+pub(crate) fn narrow(listener: impl AsFd) -> io::Result<()> {
+    set(listener, HELD_RECEIVE_BYTES)
+}
+
+/// Gives clients of a TCP listener the window that the system gives.
+pub(crate) fn widen(listener: impl AsFd) -> io::Result<()> {
+    let fresh = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // The kernel tells what it has doubled.
+    set(listener, sockopt::socket_recv_buffer_size(fresh)? / 2)
+}
+
+fn set(listener: impl AsFd, bytes: usize) -> io::Result<()> {
+    // A kernel that knows no locks refuses here, before anything is changed.
+    setsockopt(&listener, BufferLock, &NONE_LOCKED)?;
+    sockopt::set_socket_recv_buffer_size(&listener, bytes)?;
+    Ok(setsockopt(&listener, BufferLock, &NONE_LOCKED)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, Read, Write},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    const MANY: usize = 1 << 20;
+
+    /// How much a client gets through to a socket that nobody reads.
+    fn parked(listener: &TcpListener) -> (TcpStream, TcpStream, u64) {
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let error = loop {
+            if let Err(error) = client.write(&[7; 8 * 1024]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        let parked = rustix::io::ioctl_fionread(&accepted).unwrap();
+        (client, accepted, parked)
+    }
+
+    #[test]
+    fn a_window_is_narrow_until_it_is_read_and_then_as_wide_as_any() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        narrow(&listener).unwrap();
+        let (mut client, mut accepted, bytes) = parked(&listener);
+        assert!(bytes <= 16 * 1024, "{bytes} bytes are parked");
+        client.set_nonblocking(false).unwrap();
+        let sender = std::thread::Builder::new().spawn(move || {
+            client.write_all(&vec![7; MANY]).unwrap();
+        });
+        let mut read = 0;
+        while read < MANY {
+            read += accepted.read(&mut [0; 8 * 1024]).unwrap();
+        }
+        sender.unwrap().join().unwrap();
+        let grown = sockopt::socket_recv_buffer_size(&accepted).unwrap();
+        assert!(grown > 4 * HELD_RECEIVE_BYTES, "{grown} bytes is all that it has grown to");
+
+        widen(&listener).unwrap();
+        let (_client, _accepted, bytes) = parked(&listener);
+        assert!(bytes > 32 * 1024, "only {bytes} bytes are parked");
+    }
+}
