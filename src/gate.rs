@@ -36,6 +36,8 @@ pub(crate) struct Gate {
 struct Idle {
     /// How many idle moments there were: a waiter that sleeps through a short one still learns of it.
     moments: u64,
+    /// How many wait for the next one: as long as none does, an idle moment costs no call.
+    waiters: usize,
     /// Called at each of them.
     watchers: Vec<Box<dyn Fn() + Send + Sync>>,
 }
@@ -84,13 +86,18 @@ impl Gate {
     /// Waits until no pass is out; false when `deadline` comes first.
     pub(crate) fn wait_idle(&self, deadline: Option<Instant>) -> bool {
         let mut idle = self.lock();
+        idle.waiters += 1;
         let since = idle.moments;
         // The last leaver notifies under this lock, after the count has fallen: it cannot do so between look and wait.
-        while self.passes() != 0 && idle.moments == since {
+        let mut in_time = true;
+        while in_time && self.passes() != 0 && idle.moments == since {
             idle = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
             {
                 None => self.became_idle.wait(idle).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => return false,
+                Some(left) if left.is_zero() => {
+                    in_time = false;
+                    idle
+                }
                 Some(left) => {
                     self.became_idle
                         .wait_timeout(idle, left)
@@ -99,7 +106,8 @@ impl Gate {
                 }
             };
         }
-        true
+        idle.waiters -= 1;
+        in_time
     }
 
     /// How many idle moments there were: when it has changed, the gate was idle in between.
@@ -122,7 +130,9 @@ impl Gate {
             // take it for its own; the last to leave will be back here.
             if self.passes() == 0 {
                 idle.moments += 1;
-                self.became_idle.notify_all();
+                if idle.waiters > 0 {
+                    self.became_idle.notify_all();
+                }
                 idle.watchers.iter().for_each(|watcher| watcher());
             }
         }
