@@ -11,15 +11,15 @@ use crate::{
     pipe::{PIPE_BYTES, Pipe, PipePool},
 };
 
-/// The size of the buffer that a worker's flows share. A read that fills it turns the flow to splicing: nearly all messages
-/// of request-response protocols pass in one read and one write.
+/// The size of the buffer that a worker's flows share.
 ///
 /// It is 45 segments of an Ethernet, the most that TCP sends in one packet (64 KiB with its headers). A few bytes more would
 /// make each write a packet and a small rest: over the loopback, that doubles what a byte costs.
 pub(crate) const SCRATCH_BYTES: usize = 45 * 1448;
 
-/// A splice that moves less turns the flow back to copying.
-const SPLICED_BYTES_MIN: usize = 16 * 1024;
+/// A read that yields as much turns a flow to splicing, and a splice that moves less back to copying: there, the two cost the
+/// same.
+const BULK_BYTES_MIN: usize = 16 * 1024;
 
 /// What a flow may move before others have their turn. The last splice of a turn may move a whole pipe on top of it.
 const TURN_BYTES_MAX: usize = 64 * 1024;
@@ -350,8 +350,8 @@ impl Flow {
         }
         let received = source.recv(&mut kit.scratch);
         if let Received::Bytes(bytes) = received {
-            self.bulk = bytes == kit.scratch.len();
-            if bytes < SPLICED_BYTES_MIN {
+            self.bulk = bytes >= BULK_BYTES_MIN;
+            if bytes < BULK_BYTES_MIN {
                 kit.small_at = Some(kit.now);
             }
             self.pass_on(kit.scratch.get(..bytes).unwrap_or_default(), sink);
@@ -363,7 +363,7 @@ impl Flow {
         let received = source.splice_into(&mut pipe, kit.spliced_bytes_max());
         match received {
             Received::Bytes(bytes) => {
-                self.bulk = bytes >= SPLICED_BYTES_MIN;
+                self.bulk = bytes >= BULK_BYTES_MIN;
                 self.buffered = Buffered::Pipe(pipe);
             }
             _ => kit.pipes.put(pipe),
