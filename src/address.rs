@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-/// The longest path of a UNIX socket, in bytes: the kernel's 108 less the NUL at the end.
+/// The longest path or name of a UNIX socket, in bytes: the kernel's 108 less the NUL at the end, or at the beginning.
 const UNIX_PATH_BYTES_MAX: usize = 107;
 /// The longest host name, in bytes, as DNS has it.
 const HOST_BYTES_MAX: usize = 253;
@@ -24,6 +24,8 @@ pub enum Address {
     },
     /// `unix:///absolute/path`.
     Unix(PathBuf),
+    /// `unix://@name`: a UNIX socket without a file; everybody in the network namespace may connect.
+    Abstract(String),
 }
 
 impl Address {
@@ -49,6 +51,9 @@ impl FromStr for Address {
                 "{text:?} is a path, not an address; did you mean `unix://{text}`?"
             ));
         }
+        if text.starts_with('@') {
+            return Err(format!("{text:?} lacks its scheme; did you mean `unix://{text}`?"));
+        }
         match text.split_once("://") {
             Some(("tcp", rest)) => parse_tcp(text, rest),
             Some(("unix", path)) => parse_unix(text, path),
@@ -72,18 +77,27 @@ impl fmt::Display for Address {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix://@{name}"),
         }
     }
 }
 
 /// The remedy of most errors.
-const FORMS: &str = "write `host:port`, `:port`, `[ipv6]:port` or `unix:///absolute/path`";
+const FORMS: &str =
+    "write `host:port`, `:port`, `[ipv6]:port`, `unix:///absolute/path` or `unix://@name`";
 
 fn parse_unix(text: &str, path: &str) -> Result<Address, String> {
     if path.is_empty() {
         return Err(format!(
             "{text:?} lacks the path of the socket; write `unix:///absolute/path`"
         ));
+    }
+    if let Some(name) = path.strip_prefix('@') {
+        if name.is_empty() {
+            return Err(format!("{text:?} lacks the name behind the `@`; write `unix://@name`"));
+        }
+        check_length(text, "name", name)?;
+        return Ok(Address::Abstract(name.to_owned()));
     }
     if !path.starts_with('/') {
         return Err(format!(
@@ -96,17 +110,25 @@ fn parse_unix(text: &str, path: &str) -> Result<Address, String> {
             "{text:?} names a directory; write the path of a socket file, as in `unix:///run/tcpause.sock`"
         ));
     }
-    if path.len() > UNIX_PATH_BYTES_MAX {
-        let length = path.len();
+    check_length(text, "path", path)?;
+    Ok(Address::Unix(path.into()))
+}
+
+fn check_length(text: &str, what: &str, path: &str) -> Result<(), String> {
+    let length = path.len();
+    if length > UNIX_PATH_BYTES_MAX {
         return Err(format!(
-            "{text:?} has a path of {length} bytes; the system allows {UNIX_PATH_BYTES_MAX}"
+            "{text:?} has a {what} of {length} bytes; the system allows {UNIX_PATH_BYTES_MAX}: choose a shorter one"
         ));
     }
-    Ok(Address::Unix(path.into()))
+    Ok(())
 }
 
 /// What was probably meant by a relative path; none but the operator knows, so it is only shown.
 fn absolute(path: &str) -> String {
+    if path.starts_with('@') {
+        return path.to_owned();
+    }
     format!("/{}", path.trim_start_matches(['.', '/']))
 }
 
@@ -201,6 +223,9 @@ mod tests {
             ("[::ffff:127.0.0.1]:80", Address::tcp("::ffff:127.0.0.1", 80)),
             ("unix:///run/tcpause.sock", Address::Unix("/run/tcpause.sock".into())),
             ("unix:///run/my app/ä.sock", Address::Unix("/run/my app/ä.sock".into())),
+            ("unix:///@app", Address::Unix("/@app".into())),
+            ("unix://@app/1", Address::Abstract("app/1".into())),
+            ("unix://@@", Address::Abstract("@".into())),
         ] {
             let address: Address = text.parse().expect(text);
             assert_eq!(address, expected);
@@ -256,6 +281,9 @@ mod tests {
             ("unix:/run/tcpause.sock", "did you mean `unix:///run/tcpause.sock`?"),
             ("unix:tcpause.sock", "did you mean `unix:///tcpause.sock`?"),
             ("unix://", "lacks the path"),
+            ("unix://@", "lacks the name behind the `@`"),
+            ("@app", "did you mean `unix://@app`?"),
+            ("unix:@app", "did you mean `unix://@app`?"),
             ("unix://run/tcpause.sock", "did you mean `unix:///run/tcpause.sock`?"),
             ("unix://./tcpause.sock", "has a relative path"),
             ("unix:///", "names a directory"),
@@ -277,7 +305,11 @@ mod tests {
         let path = |length: usize| format!("unix:///{}", "a".repeat(length - 1));
         assert!(path(UNIX_PATH_BYTES_MAX).parse::<Address>().is_ok());
         let error = path(UNIX_PATH_BYTES_MAX + 1).parse::<Address>().unwrap_err();
-        assert!(error.ends_with("has a path of 108 bytes; the system allows 107"), "{error}");
+        assert!(error.contains("has a path of 108 bytes; the system allows 107:"), "{error}");
+        let name = |length: usize| format!("unix://@{}", "a".repeat(length));
+        assert!(name(UNIX_PATH_BYTES_MAX).parse::<Address>().is_ok());
+        let error = name(UNIX_PATH_BYTES_MAX + 1).parse::<Address>().unwrap_err();
+        assert!(error.contains("has a name of 108 bytes; the system allows 107:"), "{error}");
         assert!(format!("{}:80", "a".repeat(HOST_BYTES_MAX)).parse::<Address>().is_ok());
         assert!(format!("{}:80", "a".repeat(HOST_BYTES_MAX + 1)).parse::<Address>().is_err());
     }

@@ -39,6 +39,8 @@ pub struct Config {
 pub struct Proxy {
     /// Where clients connect to.
     pub addr: Address,
+    /// The mode of the socket file at `addr`, such as `0o660`; what the umask leaves when absent.
+    pub mode: Option<u32>,
     /// Whether new clients are rejected while paused, rather than held.
     pub reject_clients: bool,
     /// What they are rejected with.
@@ -89,6 +91,8 @@ pub struct Tls {
 pub struct Control {
     /// Where the API listens.
     pub addr: Address,
+    /// The mode of the socket file at `addr`.
+    pub mode: u32,
     /// Further names that a `Host` header may carry.
     pub hosts: Vec<String>,
 }
@@ -202,6 +206,7 @@ impl Default for Proxy {
     fn default() -> Self {
         Self {
             addr: Address::tcp("localhost", 3000),
+            mode: None,
             reject_clients: false,
             reject_with: RejectWith::default(),
             retry_after_interval: Duration::from_secs(3),
@@ -217,7 +222,7 @@ impl Default for Proxy {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { addr: Address::tcp("localhost", 3001), hosts: Vec::new() }
+        Self { addr: Address::tcp("localhost", 3001), mode: 0o600, hosts: Vec::new() }
     }
 }
 

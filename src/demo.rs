@@ -211,7 +211,7 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 fn socket_address(address: &Address) -> Result<SocketAddr> {
     match address {
         Address::Tcp { host, port } => Ok(SocketAddr::new(host.parse()?, *port)),
-        Address::Unix(path) => Err(format!("{} is not of TCP", path.display()).into()),
+        Address::Unix(_) | Address::Abstract(_) => Err(format!("{address} is not of TCP").into()),
     }
 }
 

@@ -27,6 +27,7 @@ mod relay;
 mod server;
 mod slots;
 mod sock_diag;
+mod socket_file;
 mod sys;
 mod table;
 mod throttle;

@@ -25,7 +25,8 @@ use crate::{
     handle::{Desk, Shared},
     refusal::Refusal,
     slots::Slots,
-    sys::{self, Listener, SocketFile},
+    socket_file::SocketFile,
+    sys::{self, Listener},
     throttle::Throttle,
     upstream::Upstream,
     worker::{End, Post, WAKER},
@@ -47,9 +48,6 @@ const FIXED_FILES: usize = 28;
 /// The descriptors of a worker: its poll, its waker, its listener.
 const WORKER_FILES: usize = 3;
 
-/// The mode of the control API's socket file: the API has no login.
-const CONTROL_SOCKET_MODE: u32 = 0o600;
-
 /// How long a worker rests that the system does not let work.
 const RESTART_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -58,8 +56,9 @@ const RESTART_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Server {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<End>>,
+    /// Goes before the API does: a file that nobody listens on may be taken over at any moment.
+    control_file: Option<SocketFile>,
     control: Option<Control>,
-    _control_file: Option<SocketFile>,
     proxy_addr: Address,
     control_addr: Address,
 }
@@ -106,8 +105,8 @@ impl Server {
             })?;
         }
 
-        let control = listen("control.addr", &config.control.addr, 1, Some(CONTROL_SOCKET_MODE))?;
-        let proxy = listen("proxy.addr", &config.proxy.addr, threads, None)?;
+        let control = listen("control.addr", &config.control.addr, 1, Some(config.control.mode))?;
+        let proxy = listen("proxy.addr", &config.proxy.addr, threads, config.proxy.mode)?;
         let upstream = Upstream::start(config.upstream)?;
 
         let mut desks = Vec::with_capacity(threads);
@@ -141,8 +140,8 @@ impl Server {
         let mut server = Self {
             shared: Arc::clone(&shared),
             workers: Vec::with_capacity(threads),
+            control_file: control.file,
             control: None,
-            _control_file: control.file,
             proxy_addr: proxy.address,
             control_addr: control.address,
         };
@@ -198,6 +197,7 @@ impl Server {
         // A worker whose thread is gone has cut what it had.
         let ends: Vec<End> =
             self.workers.drain(..).map(|worker| worker.join().unwrap_or(End::Cut)).collect();
+        drop(self.control_file.take());
         drop(self.control.take());
         if ends.iter().all(|&end| end == End::Drained) {
             Outcome::Drained
@@ -221,12 +221,18 @@ impl Server {
             "upstream is {}; while paused, new clients are {while_paused}",
             self.shared.upstream.address()
         );
-        if let Address::Tcp { host, .. } = &self.control_addr
-            && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        {
-            log::warn!(
-                "control listens beyond loopback and has no login: whoever reaches it can pause the proxy"
-            );
+        match &self.control_addr {
+            Address::Tcp { host, .. }
+                if !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) =>
+            {
+                log::warn!(
+                    "control listens beyond loopback and has no login: whoever reaches it can pause the proxy"
+                );
+            }
+            Address::Abstract(_) => log::warn!(
+                "control listens on a socket without a file, which has no mode, and has no login: every user of this network namespace can pause the proxy"
+            ),
+            Address::Tcp { .. } | Address::Unix(_) => {}
         }
     }
 }
@@ -307,6 +313,7 @@ fn listen(
             io::ErrorKind::AddrNotAvailable => "this host has no such address",
             io::ErrorKind::NotFound => "its directory does not exist",
             io::ErrorKind::AlreadyExists => "remove it or choose another path",
+            io::ErrorKind::ResourceBusy => "wait until it is done or choose another directory",
             _ => "choose another address",
         };
         Error::System(format!("{setting}: cannot listen on {address}: {error}; {remedy}"))
@@ -315,6 +322,10 @@ fn listen(
         Address::Unix(path) => {
             let (listener, file) = Listener::unix(path, mode).map_err(refuse)?;
             Ok(Listening { listeners: vec![listener], file: Some(file), address: address.clone() })
+        }
+        Address::Abstract(name) => {
+            let listener = Listener::abstract_unix(name).map_err(refuse)?;
+            Ok(Listening { listeners: vec![listener], file: None, address: address.clone() })
         }
         Address::Tcp { host, port } => {
             let candidates = look_up(host, *port).map_err(|error| {

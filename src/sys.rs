@@ -6,15 +6,12 @@
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::sock_diag;
+use crate::{sock_diag, socket_file::SocketFile};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -58,13 +55,6 @@ pub(crate) struct Listener {
     is_unix: bool,
 }
 
-/// The file of a UNIX listener; dropping it removes the file, if it is still the one that was made.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
 /// An address that can be dialled or bound as it is: names are resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SocketAddress {
@@ -72,6 +62,8 @@ pub(crate) enum SocketAddress {
     Inet(SocketAddr),
     /// A path in the file system.
     Unix(PathBuf),
+    /// A name of a UNIX socket that is no file.
+    Abstract(String),
 }
 
 /// How far a dial has come.
@@ -118,13 +110,17 @@ impl Socket {
                 (socket, result)
             }
             SocketAddress::Unix(path) => {
-                let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
-                sockopt::set_socket_oobinline(&socket, true)?;
+                let socket = unix_socket()?;
                 let result = connect(&socket, &SocketAddrUnix::new(path)?);
                 (socket, result)
             }
+            SocketAddress::Abstract(name) => {
+                let socket = unix_socket()?;
+                let result = connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?);
+                (socket, result)
+            }
         };
-        let socket = Self { fd: socket, is_unix: matches!(address, SocketAddress::Unix(_)) };
+        let socket = Self { fd: socket, is_unix: !matches!(address, SocketAddress::Inet(_)) };
         match result {
             Ok(()) => Ok((socket, Dialled::Connected)),
             Err(Errno::INPROGRESS) => Ok((socket, Dialled::InProgress)),
@@ -271,9 +267,11 @@ impl Listener {
             tune(&socket)?;
             Ok(socket)
         };
-        // The first binds alone, which fails beside any listener, and shares its port only then.
+        // The first binds and listens alone, which fails beside any listener, and shares its port only then. Two that are
+        // bound and do not listen yet pass each other by, so nothing is shared before one of them listens.
         let first = open()?;
         bind(&first, &address)?;
+        listen(&first, BACKLOG_MAX)?;
         let address = local_inet(&first)?;
         if count > 1 {
             sockopt::set_socket_reuseport(&first, true)?;
@@ -283,45 +281,35 @@ impl Listener {
             let socket = open()?;
             sockopt::set_socket_reuseport(&socket, true)?;
             bind(&socket, &address)?;
+            listen(&socket, BACKLOG_MAX)?;
             bound.push(socket);
-        }
-        for socket in &bound {
-            listen(socket, BACKLOG_MAX)?;
         }
         Ok(bound.into_iter().map(|fd| Self { fd, is_unix: false }).collect())
     }
 
     /// A UNIX listener. A socket file that nobody listens on any more is replaced; `mode`, if given, holds from the first
-    /// moment at which anyone can connect.
+    /// moment at which anyone can see it.
     pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Self, SocketFile)> {
-        let address = SocketAddrUnix::new(path)?;
-        if let Ok(metadata) = path.symlink_metadata() {
-            if !metadata.file_type().is_socket() {
-                return Err(io::Error::new(
-                    io::ErrorKind::AlreadyExists,
-                    "the file there is not a socket",
-                ));
-            }
-            let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
-            match connect(&probe, &address) {
-                Err(Errno::CONNREFUSED) => std::fs::remove_file(path)?,
-                Err(Errno::ACCESS) => return Err(Errno::ACCESS.into()),
-                Ok(()) | Err(_) => return Err(Errno::ADDRINUSE.into()),
-            }
-        }
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
-        bind(&socket, &address)?;
-        let file = SocketFile { path: path.into(), identity: identity(path)? };
-        if let Some(mode) = mode {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-        }
-        listen(&socket, BACKLOG_MAX)?;
-        Ok((Self { fd: socket, is_unix: true }, file))
+        let fd = unix_socket()?;
+        let file = SocketFile::listen(&fd, path, mode, BACKLOG_MAX)?;
+        Ok((Self { fd, is_unix: true }, file))
+    }
+
+    /// A UNIX listener without a file; everybody in the network namespace may connect.
+    pub(crate) fn abstract_unix(name: &str) -> io::Result<Self> {
+        let fd = unix_socket()?;
+        bind(&fd, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+        listen(&fd, BACKLOG_MAX)?;
+        Ok(Self { fd, is_unix: true })
     }
 
     /// Takes the client that has waited longest; `WouldBlock` when none waits.
     pub(crate) fn accept(&self) -> io::Result<Socket> {
-        let fd = retry_on_intr(|| accept_with(self, OPEN))?;
+        let fd = match retry_on_intr(|| accept_with(self, OPEN)) {
+            // A UNIX listener that refuses more has nobody left.
+            Err(Errno::INVAL) if self.is_unix => return Err(Errno::AGAIN.into()),
+            result => result?,
+        };
         if self.is_unix {
             // Unlike TCP sockets, UNIX sockets do not inherit it from their listener.
             sockopt::set_socket_oobinline(&fd, true)?;
@@ -332,6 +320,14 @@ impl Listener {
     /// Whether it is a UNIX socket.
     pub(crate) fn is_unix(&self) -> bool {
         self.is_unix
+    }
+
+    /// Refuses whoever comes from now on, and keeps who is queued. On TCP nothing but a close does so, which resets them.
+    pub(crate) fn refuse_more(&self) {
+        if self.is_unix {
+            // It can fail for sockets alone that are not connected and do not listen.
+            shutdown(self, Shutdown::Read).ok();
+        }
     }
 
     /// Lets nobody new into the queue while someone is in it; their SYNs are repeated, perhaps to a successor.
@@ -362,15 +358,6 @@ impl AsFd for Listener {
     }
 }
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Whoever has taken the path over since keeps it.
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            std::fs::remove_file(&self.path).ok();
-        }
-    }
-}
-
 impl From<Listener> for OwnedFd {
     fn from(listener: Listener) -> Self {
         listener.fd
@@ -395,6 +382,7 @@ impl std::fmt::Display for SocketAddress {
         match self {
             Self::Inet(address) => write!(f, "tcp://{address}"),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix://@{name}"),
         }
     }
 }
@@ -484,10 +472,11 @@ fn keep_alive(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_INTERVAL)
 }
 
-/// The device and inode of a file.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = path.symlink_metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
+/// A UNIX socket, with urgent bytes kept in line.
+fn unix_socket() -> rustix::io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
+    sockopt::set_socket_oobinline(&socket, true)?;
+    Ok(socket)
 }
 
 fn family(address: &SocketAddr) -> AddressFamily {
@@ -497,7 +486,9 @@ fn family(address: &SocketAddr) -> AddressFamily {
 fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
     match SocketAddress::try_from(getsockname(socket)?) {
         Ok(SocketAddress::Inet(address)) => Ok(address),
-        Ok(SocketAddress::Unix(_)) | Err(()) => Err(io::ErrorKind::InvalidInput.into()),
+        Ok(SocketAddress::Unix(_) | SocketAddress::Abstract(_)) | Err(()) => {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
     }
 }
 

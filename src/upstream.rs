@@ -79,6 +79,7 @@ impl Upstream {
         let address = settings.addr;
         let known = match &address {
             Address::Unix(path) => Some(SocketAddress::Unix(path.clone())),
+            Address::Abstract(name) => Some(SocketAddress::Abstract(name.clone())),
             Address::Tcp { host, port } => {
                 host.parse().ok().map(|ip| SocketAddress::Inet(SocketAddr::new(ip, *port)))
             }
@@ -130,7 +131,7 @@ impl Upstream {
         match address {
             SocketAddress::Inet(SocketAddr::V4(_)) => &self.sources.v4,
             SocketAddress::Inet(SocketAddr::V6(_)) => &self.sources.v6,
-            SocketAddress::Unix(_) => &[None],
+            SocketAddress::Unix(_) | SocketAddress::Abstract(_) => &[None],
         }
     }
 
@@ -262,6 +263,7 @@ mod tests {
             ("127.0.0.1:80", "tcp://127.0.0.1:80"),
             ("[::1]:80", "tcp://[::1]:80"),
             ("unix:///run/app.sock", "unix:///run/app.sock"),
+            ("unix://@app", "unix://@app"),
         ] {
             let upstream = Upstream::start(at(address.parse().unwrap())).unwrap();
             let mut cached = Cached::default();

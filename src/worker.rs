@@ -22,7 +22,8 @@ use crate::{
     reach::Reach,
     relay::Kit,
     slots::Slot,
-    sys::{Listener, Socket, SocketFile},
+    socket_file::SocketFile,
+    sys::{Listener, Socket},
     table::Table,
     upstream::{Cached, Outlook},
     window,
@@ -518,11 +519,10 @@ impl Worker<'_> {
     /// Takes in everyone who is queued in the listener and closes it: a client in the queue of a closed one is reset. As long
     /// as there is no slot or descriptor for the rest, the listener stays for them.
     fn stop_listening(&mut self, now: Instant) {
-        if self.post.listener.is_none() {
-            return;
-        }
-        // From here on nobody finds the way to a UNIX listener, so its queue ends.
+        let Some(listener) = &self.post.listener else { return };
+        // From here on nobody gets into the queue of a UNIX listener, so it ends.
         drop(self.post.socket_file.take());
+        listener.refuse_more();
         if self.accepting == Accepting::Empty {
             self.accepting = Accepting::Ready;
         }

@@ -9,15 +9,17 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// Every key of the configuration.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 20] = [
     "control.addr",
     "control.hosts",
+    "control.mode",
     "grace-period",
     "log-level",
     "proxy.addr",
     "proxy.block-poll-interval",
     "proxy.close-poll-interval",
     "proxy.max-connections",
+    "proxy.mode",
     "proxy.reject-clients",
     "proxy.reject-with",
     "proxy.retry-after-interval",

@@ -72,7 +72,7 @@ impl Opt {
 }
 
 /// Every option, in the order of the help.
-pub(crate) static OPTIONS: [Opt; 23] = [
+pub(crate) static OPTIONS: [Opt; 25] = [
     Opt {
         long: "config",
         short: Some('c'),
@@ -142,6 +142,16 @@ pub(crate) static OPTIONS: [Opt; 23] = [
         section: Section::Proxy,
         completion: Completion::None,
         action: Action::Set("proxy.addr"),
+    },
+    Opt {
+        long: "proxy-mode",
+        short: None,
+        value: Some("MODE"),
+        help: "Mode of the socket file of --proxy-addr, as in 0660; what the umask leaves if not set",
+        more: "Whoever is to connect needs the right to write.",
+        section: Section::Proxy,
+        completion: Completion::None,
+        action: Action::Set("proxy.mode"),
     },
     Opt {
         long: "proxy-reject-clients",
@@ -262,6 +272,16 @@ pub(crate) static OPTIONS: [Opt; 23] = [
         section: Section::Control,
         completion: Completion::None,
         action: Action::Set("control.addr"),
+    },
+    Opt {
+        long: "control-mode",
+        short: None,
+        value: Some("MODE"),
+        help: "Mode of the socket file of --control-addr, as in 0660",
+        more: "Whoever may write to it can pause the proxy.",
+        section: Section::Control,
+        completion: Completion::None,
+        action: Action::Set("control.mode"),
     },
     Opt {
         long: "control-hosts",

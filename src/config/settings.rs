@@ -19,7 +19,7 @@ pub(super) struct Setting {
 }
 
 /// Every setting, in the order of the file.
-pub(super) static SETTINGS: [Setting; 19] = [
+pub(super) static SETTINGS: [Setting; 21] = [
     Setting {
         key: "grace-period",
         get: |config| format_duration(config.grace_period).into(),
@@ -34,6 +34,11 @@ pub(super) static SETTINGS: [Setting; 19] = [
         key: "proxy.addr",
         get: |config| config.proxy.addr.to_string().into(),
         set: |config, text| store(&mut config.proxy.addr, text.parse()),
+    },
+    Setting {
+        key: "proxy.mode",
+        get: |config| config.proxy.mode.map_or(Value::Null, mode_value),
+        set: |config, text| store(&mut config.proxy.mode, parse_mode(text).map(Some)),
     },
     Setting {
         key: "proxy.reject-clients",
@@ -94,6 +99,11 @@ pub(super) static SETTINGS: [Setting; 19] = [
         key: "control.addr",
         get: |config| config.control.addr.to_string().into(),
         set: |config, text| store(&mut config.control.addr, text.parse()),
+    },
+    Setting {
+        key: "control.mode",
+        get: |config| mode_value(config.control.mode),
+        set: |config, text| store(&mut config.control.mode, parse_mode(text)),
     },
     Setting {
         key: "control.hosts",
@@ -190,6 +200,30 @@ fn parse_path(text: &str) -> Result<Option<PathBuf>, String> {
         ));
     }
     Ok(Some(text.into()))
+}
+
+fn mode_value(mode: u32) -> Value {
+    format!("{mode:04o}").into()
+}
+
+/// The mode of a socket file, in octal: `0660`, `660` or `0o660`. Read as text, it is not the decimal that YAML may make of it.
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = match u32::from_str_radix(digits, 8) {
+        Ok(mode) if digits.len() >= 3 && !digits.starts_with('+') && mode <= 0o777 => mode,
+        _ => {
+            return Err(format!(
+                "{text:?} is not the mode of a socket; write three octal digits behind a 0, as in `0660`"
+            ));
+        }
+    };
+    // Most modes that were turned into decimals by a tool (0660 is 432) end here, too.
+    if mode & 0o600 != 0o600 {
+        return Err(format!(
+            "{text:?} keeps the socket's own user out; write an octal mode that begins with 06 or 07, as in `0660`"
+        ));
+    }
+    Ok(mode)
 }
 
 fn parse_threads(text: &str) -> Result<Option<NonZeroUsize>, String> {

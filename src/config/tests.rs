@@ -40,6 +40,7 @@ grace-period: 1m30s
 log-level: off
 proxy:
   addr: unix:///run/a.sock
+  mode: 0660
   reject-clients: true
   reject-with: file:/etc/sorry
   retry-after-interval: 0
@@ -51,6 +52,7 @@ proxy:
   max-connections: 7
 control:
   addr: \":3001\"
+  mode: 0o640
   hosts: [a.example, b.example]
 upstream:
   addr: '[::1]:80'
@@ -62,6 +64,7 @@ upstream:
         log_level: log::LevelFilter::Off,
         proxy: Proxy {
             addr: Address::Unix("/run/a.sock".into()),
+            mode: Some(0o660),
             reject_clients: true,
             reject_with: RejectWith::File("/etc/sorry".into()),
             retry_after_interval: Duration::ZERO,
@@ -78,6 +81,7 @@ upstream:
         },
         control: Control {
             addr: Address::tcp("", 3001),
+            mode: 0o640,
             hosts: vec!["a.example".into(), "b.example".into()],
         },
         upstream: Upstream {
@@ -109,7 +113,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text = "{proxy: {threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, control: {hosts: [a, b]}, upstream: {source-addrs: [127.0.0.1]}}";
+    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, control: {hosts: [a, b]}, upstream: {source-addrs: [127.0.0.1]}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {
@@ -144,7 +148,7 @@ fn wrong_keys_are_told_with_their_place_and_the_remedy() {
         ),
         (
             "proxy:\n  x: 3",
-            "t.yml:2:3: proxy: unknown key `x`; known here: `addr`, `reject-clients`,",
+            "t.yml:2:3: proxy: unknown key `x`; known here: `addr`, `mode`, `reject-clients`,",
         ),
         (
             "proxy.addr: :3",
@@ -192,7 +196,7 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
         ),
         (
             "proxy: 3000",
-            "t.yml:1:8: proxy: invalid type: integer `3000`, expected the keys `addr`, `reject-clients`,",
+            "t.yml:1:8: proxy: invalid type: integer `3000`, expected the keys `addr`, `mode`, `reject-clients`,",
         ),
         ("proxy: [a]", "t.yml:1:8: proxy: invalid type: sequence, expected the keys `addr`,"),
         ("- a", "t.yml:1:1: invalid type: sequence, expected the keys `grace-period`,"),
@@ -228,6 +232,26 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
         ),
         ("upstream:\n  source-addrs: [lo]", "\"lo\" is not an IP address"),
         ("proxy:\n  threads: -1", "write 1 or more"),
+        (
+            "proxy:\n  mode: 666x",
+            "t.yml:2:9: proxy.mode: \"666x\" is not the mode of a socket; write three octal digits behind a 0, as in `0660`",
+        ),
+        ("proxy:\n  mode: ''", "is not the mode of a socket"),
+        ("proxy:\n  mode: 6", "is not the mode of a socket"),
+        ("proxy:\n  mode: 0o", "is not the mode of a socket"),
+        ("proxy:\n  mode: +660", "is not the mode of a socket"),
+        ("proxy:\n  mode: -660", "is not the mode of a socket"),
+        ("proxy:\n  mode: 01777", "is not the mode of a socket"),
+        ("proxy:\n  mode: rw-rw----", "is not the mode of a socket"),
+        ("proxy:\n  mode: 77777777777777777777", "is not the mode of a socket"),
+        ("proxy:\n  mode: 0066", "keeps the socket's own user out"),
+        // What a tool that reads YAML and writes it again makes of 0660, 0600 and 0777.
+        (
+            "control:\n  mode: 432",
+            "t.yml:2:9: control.mode: \"432\" keeps the socket's own user out",
+        ),
+        ("control:\n  mode: 384", "is not the mode of a socket"),
+        ("control:\n  mode: 511", "keeps the socket's own user out"),
         ("proxy:\n  threads: 1.5", "write 1 or more"),
         ("proxy:\n  threads: many", "write 1 or more"),
         ("proxy:\n  threads: 99999999999999999999999", "write 1 or more"),
@@ -310,6 +334,16 @@ fn settings_must_fit_together() {
         ("proxy: {tls: {key: a}}", Some("proxy.tls.cert is missing")),
         ("proxy: {tls: {ca-cert: a}}", Some("proxy.tls.ca-cert needs proxy.tls.cert")),
         ("proxy: {pipes: 1024}", None),
+        ("proxy: {addr: 'unix:///a', mode: 0660}\ncontrol: {addr: 'unix:///b', mode: 660}", None),
+        ("control: {mode: 0600}", None),
+        ("proxy: {mode: 0660}", Some("proxy.mode: proxy.addr (tcp://localhost:3000) has no file")),
+        (
+            "control: {addr: 'unix://@a', mode: 0660}",
+            Some("control.mode: control.addr (unix://@a)"),
+        ),
+        ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix:///a'}", None),
+        ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix://@a'}", Some("is taken")),
+        ("proxy: {addr: 'unix://@a'}\nupstream: {addr: 'unix://@a'}", Some("leads back")),
         ("proxy: {pipes: 1025}", Some("proxy.pipes: the most are 1024")),
         ("proxy: {threads: 1024}", None),
         ("proxy: {threads: 1025}", Some("proxy.threads: the most are 1024")),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Config, Tls, Upstream};
+use super::{Config, Control, Tls, Upstream};
 use crate::Address;
 
 /// The most worker threads: far more than a machine has cores, and few enough to start.
@@ -24,6 +24,16 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     }
     let (proxy, control, upstream) =
         (&config.proxy.addr, &config.control.addr, &config.upstream.addr);
+    let control_mode = Some(config.control.mode).filter(|&mode| mode != Control::default().mode);
+    for (section, addr, mode) in
+        [("proxy", proxy, config.proxy.mode), ("control", control, control_mode)]
+    {
+        if mode.is_some() && !matches!(addr, Address::Unix(_)) {
+            return Err(format!(
+                "{section}.mode: {section}.addr ({addr}) has no file that could have a mode; write `unix:///absolute/path` there, or leave the mode away"
+            ));
+        }
+    }
     if let Address::Tcp { host, port } = upstream {
         if *port == 0 {
             return Err(format!(
@@ -62,7 +72,7 @@ fn check_dialling(upstream: &Upstream) -> Result<(), String> {
     let sources = &upstream.source_addrs;
     match &upstream.addr {
         _ if sources.is_empty() => Ok(()),
-        Address::Unix(_) => Err(format!(
+        Address::Unix(_) | Address::Abstract(_) => Err(format!(
             "upstream.source-addrs: {} is a UNIX socket, which is reached from no address; leave upstream.source-addrs away",
             upstream.addr
         )),
@@ -93,7 +103,9 @@ fn check_tls(tls: &Tls) -> Result<(), String> {
 /// Whether two listeners cannot both be bound, as far as that can be told without looking names up.
 fn same_listener(left: &Address, right: &Address) -> bool {
     match (left, right) {
-        (Address::Unix(left), Address::Unix(right)) => left == right,
+        (Address::Unix(_), Address::Unix(_)) | (Address::Abstract(_), Address::Abstract(_)) => {
+            left == right
+        }
         (Address::Tcp { host: left, port }, Address::Tcp { host: right, port: other }) => {
             let clash = |left: &IpAddr, right: &IpAddr| {
                 left == right
@@ -109,7 +121,9 @@ fn same_listener(left: &Address, right: &Address) -> bool {
 /// Whether dialling `upstream` reaches `listener`, as far as that can be told: which addresses this host has is not known here.
 fn leads_to(upstream: &Address, listener: &Address) -> bool {
     match (upstream, listener) {
-        (Address::Unix(upstream), Address::Unix(listener)) => upstream == listener,
+        (Address::Unix(_), Address::Unix(_)) | (Address::Abstract(_), Address::Abstract(_)) => {
+            upstream == listener
+        }
         (Address::Tcp { host, port }, Address::Tcp { host: listener, port: other }) => {
             let reaches = |dialled: &IpAddr, bound: &IpAddr| {
                 let local = dialled.is_loopback() || dialled.is_unspecified();

@@ -237,6 +237,7 @@ mod tests {
         HostPolicy::new(&config::Control {
             addr: Address::tcp("Control.Example", 3001),
             hosts: vec!["lb.example.".into()],
+            ..Default::default()
         })
     }
 

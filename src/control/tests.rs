@@ -92,7 +92,7 @@ const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn start(listener: OwnedFd, handle: &Handle, private: Private) -> Control {
-    let control = config::Control { addr: Address::tcp("localhost", 0), hosts: Vec::new() };
+    let control = config::Control { addr: Address::tcp("localhost", 0), ..Default::default() };
     let short = Duration::from_millis(250);
     let timeouts = Timeouts { exchange: 2 * short, linger: short };
     let hosts = HostPolicy::new(&control);

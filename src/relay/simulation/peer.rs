@@ -8,7 +8,10 @@ use std::{
 
 use rustix::net::{SendFlags, send};
 
-use crate::sys::{Listener, Socket, SocketAddress, SocketFile};
+use crate::{
+    socket_file::SocketFile,
+    sys::{Listener, Socket, SocketAddress},
+};
 
 /// Far more than a schedule needs to come to its end.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
