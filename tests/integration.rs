@@ -24,6 +24,7 @@ mod hold;
 mod idle;
 mod library;
 mod limits;
+mod listen;
 mod load;
 mod log_lines;
 mod pause;

@@ -92,7 +92,9 @@ fn a_transfer_that_is_cut_by_the_grace_period_does_not_look_complete() {
 #[test]
 fn queued_connections_are_served() {
     const COUNT: usize = 60;
-    for (family, threads) in [(Family::Tcp4, "1"), (Family::Tcp4, "4"), (Family::Unix, "2")] {
+    for (family, threads) in
+        [(Family::Tcp4, "1"), (Family::Tcp4, "4"), (Family::Unix, "2"), (Family::Abstract, "2")]
+    {
         let upstream = Upstream::tcp(echo);
         let mut proxy = Proxy::builder()
             .listen(family)
@@ -116,7 +118,7 @@ fn queued_connections_are_served() {
 #[test]
 fn queued_connections_beyond_the_descriptors_are_served_as_others_leave() {
     const COUNT: usize = 60;
-    for family in [Family::Tcp4, Family::Unix] {
+    for family in [Family::Tcp4, Family::Unix, Family::Abstract] {
         let upstream = Upstream::tcp(echo);
         let mut proxy = Proxy::builder()
             .listen(family)
@@ -220,7 +222,7 @@ fn a_stale_socket_file_does_not_block_the_start() {
 
 /// Whether it gave up with exit code 1 and one line that has all of `words`.
 #[track_caller]
-fn assert_gave_up(finished: &Finished, words: &[&str]) {
+pub(crate) fn assert_gave_up(finished: &Finished, words: &[&str]) {
     assert_eq!(finished.code, 1, "{finished:?}");
     assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
     for word in words {
@@ -230,7 +232,7 @@ fn assert_gave_up(finished: &Finished, words: &[&str]) {
 
 #[test]
 fn a_second_instance_gives_up_and_the_first_goes_on() {
-    for family in [Family::Tcp4, Family::Tcp6, Family::Unix] {
+    for family in [Family::Tcp4, Family::Tcp6, Family::Unix, Family::Abstract] {
         if !family.is_available() {
             println!("skipped: there is no IPv6 on this machine");
             continue;
@@ -240,7 +242,7 @@ fn a_second_instance_gives_up_and_the_first_goes_on() {
         let (proxy, control) = (first.addr().clone(), first.control().addr().clone());
         let word = |addr: &Addr| match addr {
             Addr::Tcp(addr) => addr.port().to_string(),
-            Addr::Unix(path) => path.display().to_string(),
+            Addr::Unix(_) | Addr::Abstract(_) => addr.to_string(),
         };
 
         let second = first.sibling().listen_at(&proxy).upstream(&upstream).log_level(None).fail();

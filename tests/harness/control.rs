@@ -112,7 +112,7 @@ impl Control {
     pub(crate) fn host(&self) -> String {
         match &self.addr {
             Addr::Tcp(addr) => addr.to_string(),
-            Addr::Unix(_) => "localhost".to_owned(),
+            Addr::Unix(_) | Addr::Abstract(_) => "localhost".to_owned(),
         }
     }
 

@@ -6,7 +6,8 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        linux::net::SocketAddrExt as _,
+        unix::net::{self as unix, UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -28,11 +29,12 @@ pub(crate) enum Family {
     Tcp4,
     Tcp6,
     Unix,
+    Abstract,
 }
 
 impl Family {
     pub(crate) fn is_tcp(self) -> bool {
-        self != Self::Unix
+        matches!(self, Self::Tcp4 | Self::Tcp6)
     }
 
     /// Whether this machine has such addresses: IPv6 may be switched off.
@@ -46,6 +48,7 @@ impl Family {
 pub(crate) enum Addr {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    Abstract(String),
 }
 
 impl Addr {
@@ -55,11 +58,16 @@ impl Addr {
             Family::Tcp4 => Self::Tcp((Ipv4Addr::LOCALHOST, 0).into()),
             Family::Tcp6 => Self::Tcp((Ipv6Addr::LOCALHOST, 0).into()),
             Family::Unix => Self::Unix(dir.join(name)),
+            // A directory's name is nobody else's, and so are the names below it.
+            Family::Abstract => Self::Abstract(dir.join(name).display().to_string()),
         }
     }
 
-    /// Reads `tcp://ip:port` or `unix:///path`, as the log writes it.
+    /// Reads `tcp://ip:port`, `unix:///path` or `unix://@name`, as the log writes it.
     pub(crate) fn parse(text: &str) -> Option<Self> {
+        if let Some(name) = text.strip_prefix("unix://@") {
+            return Some(Self::Abstract(name.to_owned()));
+        }
         if let Some(path) = text.strip_prefix("unix://") {
             return Some(Self::Unix(path.into()));
         }
@@ -69,13 +77,13 @@ impl Addr {
     pub(crate) fn port(&self) -> u16 {
         match self {
             Self::Tcp(addr) => addr.port(),
-            Self::Unix(path) => panic!("{} has no port", path.display()),
+            Self::Unix(_) | Self::Abstract(_) => panic!("{self} has no port"),
         }
     }
 
     pub(crate) fn path(&self) -> &Path {
         match self {
-            Self::Tcp(addr) => panic!("{addr} has no path"),
+            Self::Tcp(_) | Self::Abstract(_) => panic!("{self} has no path"),
             Self::Unix(path) => path,
         }
     }
@@ -84,17 +92,9 @@ impl Addr {
         raise_descriptor_limit();
         match self {
             Self::Tcp(addr) => TcpStream::connect_timeout(addr, PATIENCE)?.try_into(),
-            Self::Unix(path) => {
-                // By hand, as the standard library's connect would wait for ever on a full backlog.
-                let socket = rustix::net::socket_with(
-                    AddressFamily::UNIX,
-                    SocketType::STREAM,
-                    SocketFlags::CLOEXEC,
-                    None,
-                )?;
-                sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
-                rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-                UnixStream::from(socket).try_into()
+            Self::Unix(path) => connect_unix(&SocketAddrUnix::new(path)?),
+            Self::Abstract(name) => {
+                connect_unix(&SocketAddrUnix::new_abstract_name(name.as_bytes())?)
             }
         }
     }
@@ -110,8 +110,18 @@ impl fmt::Display for Addr {
         match self {
             Self::Tcp(addr) => write!(f, "tcp://{addr}"),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix://@{name}"),
         }
     }
+}
+
+/// By hand, as the standard library's connect would wait for ever on a full backlog.
+fn connect_unix(addr: &SocketAddrUnix) -> io::Result<Stream> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&socket, addr)?;
+    UnixStream::from(socket).try_into()
 }
 
 /// A listening socket of the tests.
@@ -127,6 +137,10 @@ impl Listener {
         let listener = match addr {
             Addr::Tcp(addr) => Self::Tcp(TcpListener::bind(addr).expect("a free port")),
             Addr::Unix(path) => Self::Unix(UnixListener::bind(path).expect("a free path")),
+            Addr::Abstract(name) => {
+                let addr = unix::SocketAddr::from_abstract_name(name).expect("a short name");
+                Self::Unix(UnixListener::bind_addr(&addr).expect("a free name"))
+            }
         };
         listener.backlog(BACKLOG);
         listener
@@ -142,7 +156,10 @@ impl Listener {
             Self::Tcp(listener) => Addr::Tcp(listener.local_addr().expect("a bound socket")),
             Self::Unix(listener) => {
                 let addr = listener.local_addr().expect("a bound socket");
-                Addr::Unix(addr.as_pathname().expect("a socket with a path").into())
+                match addr.as_abstract_name() {
+                    Some(name) => Addr::Abstract(String::from_utf8_lossy(name).into_owned()),
+                    None => Addr::Unix(addr.as_pathname().expect("a socket with a path").into()),
+                }
             }
         }
     }
@@ -158,8 +175,8 @@ impl Listener {
     pub(crate) fn close(&self) {
         // It may have been closed before; then there is nothing left to do.
         let _ = rustix::net::shutdown(self, rustix::net::Shutdown::Both);
-        if let Self::Unix(_) = self {
-            drop(fs::remove_file(self.addr().path()));
+        if let Addr::Unix(path) = self.addr() {
+            drop(fs::remove_file(path));
         }
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn program() -> Program {
         envs: Vec::new(),
         dir: Arc::new(tempfile::tempdir().expect("a directory")),
         files: None,
+        umask: None,
     }
 }
 
@@ -54,6 +55,8 @@ pub(crate) struct Program {
     dir: Arc<TempDir>,
     /// The limit of open files, if it is to be other than ours.
     files: Option<u32>,
+    /// The umask, if it is to be other than ours.
+    umask: Option<u32>,
 }
 
 impl Program {
@@ -96,12 +99,15 @@ impl Program {
 
     fn command(&self) -> Command {
         let binary = binary();
-        let mut command = match self.files {
-            None => Command::new(binary),
-            Some(files) => {
-                // A limit can only be set in the child itself, without unsafe code: the shell does it and becomes the program.
+        // What a child inherits can only be set in the child itself, without unsafe code: the shell does it and becomes
+        // the program.
+        let limit = self.files.map(|files| format!("ulimit -n {files} && "));
+        let umask = self.umask.map(|umask| format!("umask {umask:04o} && "));
+        let mut command = match [limit, umask].into_iter().flatten().collect::<String>() {
+            before if before.is_empty() => Command::new(binary),
+            before => {
                 let mut shell = Command::new("/bin/sh");
-                shell.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\"")).arg(binary);
+                shell.arg("-c").arg(before + "exec \"$0\" \"$@\"").arg(binary);
                 shell
             }
         };
@@ -302,6 +308,12 @@ impl Builder {
         self
     }
 
+    /// The umask of the proxy's process.
+    pub(crate) fn umask(mut self, umask: u32) -> Self {
+        self.program.umask = Some(umask);
+        self
+    }
+
     /// Starts it and waits until it serves.
     #[track_caller]
     pub(crate) fn start(self) -> Proxy {
@@ -364,10 +376,7 @@ impl Builder {
     /// Starts it and waits until it has given up.
     #[track_caller]
     pub(crate) fn fail(self) -> Finished {
-        let mut proxy = self.launch();
-        let code =
-            proxy.process.wait().unwrap_or_else(|| panic!("it started:\n{}", proxy.log_so_far()));
-        Finished { code, stdout: proxy.process.stdout(), stderr: proxy.process.log() }
+        self.launch().finish()
     }
 }
 
@@ -450,6 +459,19 @@ impl Proxy {
         self.process
             .wait()
             .unwrap_or_else(|| panic!("it does not end:\n{}", self.process.log.text()))
+    }
+
+    /// Whether the process has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.child.try_wait().expect("a child").is_some()
+    }
+
+    /// Waits until it has given up.
+    #[track_caller]
+    pub(crate) fn finish(mut self) -> Finished {
+        let code =
+            self.process.wait().unwrap_or_else(|| panic!("it started:\n{}", self.log_so_far()));
+        Finished { code, stdout: self.process.stdout(), stderr: self.process.log() }
     }
 
     #[track_caller]
