@@ -52,19 +52,31 @@ impl SocketFile {
         lock(&directory)?;
         check_free(path)?;
 
-        let (beside, address) = other_name(path, &directory)?;
+        let mut file = Self::listen_beside(socket, path, &directory, mode, backlog)?;
+        fs::rename(&file.path, path)?;
+        file.path = path.into();
+        Ok(file)
+    }
+
+    /// Has `socket` listen under another name, complete in all but the name.
+    fn listen_beside(
+        socket: &OwnedFd,
+        path: &Path,
+        directory: &OwnedFd,
+        mode: Option<u32>,
+        backlog: i32,
+    ) -> io::Result<Self> {
+        let (beside, address) = other_name(path, directory)?;
         // A start that was killed at the wrong moment has left it.
         if is_socket(&beside)? {
             fs::remove_file(&beside)?;
         }
         bind(socket, &address)?;
-        let mut file = Self { identity: identity(&beside)?, path: beside };
+        let file = Self { identity: identity(&beside)?, path: beside };
         if let Some(mode) = mode {
             fs::set_permissions(&file.path, Permissions::from_mode(mode))?;
         }
         rustix::net::listen(socket, backlog)?;
-        fs::rename(&file.path, path)?;
-        file.path = path.into();
         Ok(file)
     }
 }
@@ -165,6 +177,23 @@ mod tests {
         assert_eq!(names(directory.path()), ["a.sock"]);
         drop(file);
         assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn a_file_is_complete_before_it_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let directory = open(folder.path(), OFlags::RDONLY, Mode::empty()).unwrap();
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        let file = SocketFile::listen_beside(&socket, &path, &directory, Some(0o620), 16).unwrap();
+        assert_eq!(names(folder.path()), [".a.sock.new"]);
+        assert_eq!(fs::metadata(&file.path).unwrap().permissions().mode() & 0o7777, 0o620);
+        UnixStream::connect(&file.path).unwrap();
+        // One that fails now leaves nothing behind.
+        drop(file);
+        assert!(names(folder.path()).is_empty());
     }
 
     #[test]

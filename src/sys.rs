@@ -499,3 +499,43 @@ pub(crate) fn socket_pair() -> io::Result<(Socket, Socket)> {
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
     Ok((Socket { fd: one, is_unix: true }, Socket { fd: other, is_unix: true }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+
+    #[test]
+    fn of_two_that_listen_on_a_port_at_once_one_has_it() {
+        const ROUNDS: usize = 200;
+        // An address of this test alone, so that the port stays free.
+        let any: SocketAddr = "127.7.7.8:0".parse().unwrap();
+        let address = Listener::tcp(any, 1).unwrap().first().unwrap().local_inet().unwrap();
+        for round in 0..ROUNDS {
+            let barrier = Barrier::new(2);
+            let start = || {
+                barrier.wait();
+                Listener::tcp(address, 3)
+            };
+            let results = thread::scope(|scope| {
+                [scope.spawn(start), scope.spawn(start)].map(|thread| thread.join().unwrap())
+            });
+            let owners = results.iter().filter(|result| result.is_ok()).count();
+            assert_eq!(owners, 1, "round {round}: {results:?}");
+        }
+    }
+
+    #[test]
+    fn all_listeners_of_a_port_get_clients() {
+        let listeners = Listener::tcp("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let address = SocketAddress::Inet(listeners.first().unwrap().local_inet().unwrap());
+        let mut waiting = listeners.iter().collect::<Vec<_>>();
+        let mut clients = Vec::new();
+        while !waiting.is_empty() {
+            assert!(clients.len() < 1000, "{} listeners get none", waiting.len());
+            clients.push(Socket::dial(&address).unwrap());
+            waiting.retain(|listener| listener.accept().is_err());
+        }
+    }
+}

@@ -2,20 +2,18 @@
 
 use std::{
     fs::{self, Permissions},
+    io::ErrorKind,
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    time::Instant,
 };
 
 use rustix::process::Signal;
 
 use crate::{
     harness::{
-        Addr, Builder, Family, Finished, Listener, Proxy, Upstream, echo, program, spawn,
+        Addr, Builder, Family, Finished, Listener, PATIENCE, Proxy, Upstream, echo, program,
         wait_until,
     },
     stop::assert_gave_up,
@@ -23,6 +21,9 @@ use crate::{
 
 /// How often a start is repeated whose outcome is a matter of microseconds.
 const STARTS: usize = 20;
+
+/// A mode that neither a default nor a umask gives.
+const WATCHED_MODE: u32 = 0o620;
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
@@ -61,66 +62,81 @@ fn the_file_sets_the_mode_quoted_or_not() {
     }
 }
 
-/// What someone saw of a path who looked at it all the time.
+/// What someone saw who looked at a path all the time while a proxy started on it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
-    /// Files that appeared where nothing or another file was.
+    /// Starts whose socket file was seen.
     files: usize,
     /// Files that had another mode than wanted.
     wrong_modes: usize,
-    /// Attempts to connect that found a new file and nobody listening.
+    /// Attempts to connect to a new file that were refused.
     refused: usize,
-    /// Moments without any file, after there had been one.
+    /// Moments without any file, where there was one to take over.
     gaps: usize,
 }
 
-/// Looks at a path until `stop` is set.
-fn watch(path: &Path, wanted: u32, stop: &AtomicBool) -> Seen {
-    let addr = Addr::Unix(path.to_owned());
-    let mut seen = Seen::default();
-    let mut last = fs::metadata(path).map(|metadata| metadata.ino()).ok();
-    while !stop.load(Ordering::Relaxed) {
-        let Ok(metadata) = fs::symlink_metadata(path) else {
-            seen.gaps += usize::from(last.take().is_some());
-            continue;
-        };
-        if last.replace(metadata.ino()) != Some(metadata.ino()) {
-            seen.files += 1;
-            seen.wrong_modes += usize::from(metadata.mode() & 0o7777 != wanted);
-            seen.refused += usize::from(addr.try_connect().is_err());
-        }
+impl Seen {
+    /// Connects until it succeeds. Nothing was there, so any file is the new one.
+    fn by_connecting(&mut self, path: &Path) {
+        let addr = Addr::Unix(path.to_owned());
+        wait_tightly(|| match addr.try_connect() {
+            Ok(_) => true,
+            Err(error) => {
+                self.refused += usize::from(error.kind() != ErrorKind::NotFound);
+                false
+            }
+        });
+        self.note(path);
     }
-    seen
+
+    /// Looks until the file that was left behind, the inode `before`, has made room.
+    fn by_looking(&mut self, path: &Path, before: u64) {
+        wait_tightly(|| match fs::metadata(path) {
+            Ok(metadata) => metadata.ino() != before,
+            Err(_) => {
+                self.gaps += 1;
+                false
+            }
+        });
+        self.note(path);
+        self.refused += usize::from(Addr::Unix(path.to_owned()).try_connect().is_err());
+    }
+
+    fn note(&mut self, path: &Path) {
+        self.files += 1;
+        self.wrong_modes += usize::from(mode(path) != WATCHED_MODE);
+    }
+}
+
+/// Waits for what is over within microseconds, and so without a rest.
+fn wait_tightly(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it does not come");
+    }
 }
 
 #[test]
 fn a_socket_file_appears_with_its_mode_and_listening() {
     let upstream = Upstream::tcp(echo);
-    let mut total = Seen::default();
+    let mut seen = Seen::default();
     for start in 0..STARTS {
-        let builder = Proxy::builder().umask(0).listen(Family::Unix).args(["--proxy-mode=0620"]);
+        let option = format!("--proxy-mode={WATCHED_MODE:o}");
+        let builder = Proxy::builder().umask(0).listen(Family::Unix).arg(option);
         let path = builder.path("proxy.sock");
-        // Every other one has something to take over.
-        if start % 2 == 1 {
+        let left_behind = (start % 2 == 1).then(|| {
             drop(Listener::bind(&Addr::Unix(path.clone())));
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let watcher = spawn({
-            let (path, stop) = (path.clone(), stop.clone());
-            move || watch(&path, 0o620, &stop)
+            fs::metadata(&path).unwrap().ino()
         });
-        let proxy = builder.upstream(&upstream).start();
+        let proxy = builder.upstream(&upstream).launch();
+        match left_behind {
+            Some(before) => seen.by_looking(&path, before),
+            None => seen.by_connecting(&path),
+        }
         proxy.connect().assert_echo(b"hello");
-        stop.store(true, Ordering::Relaxed);
-        let seen = watcher.join().unwrap();
-        total.files += seen.files;
-        total.wrong_modes += seen.wrong_modes;
-        total.refused += seen.refused;
-        total.gaps += seen.gaps;
     }
-    println!("{STARTS} starts, watched: {total:?}");
-    // Another file is another inode.
-    assert_eq!(total, Seen { files: STARTS, ..Seen::default() });
+    println!("{STARTS} starts, watched: {seen:?}");
+    assert_eq!(seen, Seen { files: STARTS, ..Seen::default() });
 }
 
 #[test]

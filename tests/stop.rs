@@ -129,11 +129,16 @@ fn queued_connections_beyond_the_descriptors_are_served_as_others_leave() {
         let mut clients: Vec<_> = (0..COUNT).map(|_| proxy.connect()).collect();
         clients.first_mut().unwrap().assert_echo(b"the first are carried");
         proxy.terminate();
+        // On TCP they are not let into the queue, and try again.
+        if !family.is_tcp() {
+            proxy.wait_refused();
+        }
         for mut client in clients {
             client.assert_echo(b"served");
         }
         assert_eq!(proxy.exit_code(), 0);
-        assert_eq!(upstream.accepted(), COUNT);
+        // Whoever looked whether new clients are refused may be among them.
+        assert!(upstream.accepted() >= COUNT);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, ErrorKind, Read},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -450,7 +450,12 @@ impl Proxy {
     /// Waits until new clients are refused, which shows that a stop has begun.
     #[track_caller]
     pub(crate) fn wait_refused(&self) {
-        super::wait_until("new clients are refused", || self.addr.try_connect().is_err());
+        // Not merely left waiting: that is a timeout.
+        super::wait_until("new clients are refused", || {
+            self.addr.try_connect().is_err_and(|error| {
+                matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound)
+            })
+        });
     }
 
     /// The exit code, with 128 and the signal's number for a killed process.
