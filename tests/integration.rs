@@ -27,6 +27,7 @@ mod limits;
 mod listen;
 mod load;
 mod log_lines;
+mod names;
 mod pause;
 mod ports;
 mod regression;

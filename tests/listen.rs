@@ -91,12 +91,10 @@ impl Seen {
 
     /// Looks until the file that was left behind, the inode `before`, has made room.
     fn by_looking(&mut self, path: &Path, before: u64) {
-        wait_tightly(|| match fs::metadata(path) {
-            Ok(metadata) => metadata.ino() != before,
-            Err(_) => {
-                self.gaps += 1;
-                false
-            }
+        wait_tightly(|| {
+            let inode = fs::metadata(path).map(|metadata| metadata.ino());
+            self.gaps += usize::from(inode.is_err());
+            inode.is_ok_and(|inode| inode != before)
         });
         self.note(path);
         self.refused += usize::from(Addr::Unix(path.to_owned()).try_connect().is_err());
@@ -286,7 +284,7 @@ fn a_socket_that_is_not_ours_to_connect_to_is_left_alone() {
     let upstream = Upstream::tcp(echo);
     let owner = Upstream::start(Family::Unix, echo);
     let path = owner.addr().path();
-    fs::set_permissions(path, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
     let finished =
         Proxy::builder().listen_at(owner.addr()).upstream(&upstream).log_level(None).fail();
     assert_gave_up(&finished, &[&path.display().to_string(), "Permission denied"]);

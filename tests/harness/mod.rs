@@ -4,6 +4,7 @@
 //! [`wait_until`] or on a condition variable, and a proxy dies with the test that started it.
 
 mod control;
+mod namespace;
 mod net;
 mod program;
 mod tls;
@@ -19,6 +20,7 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub(crate) use control::{Control, Response};
+pub(crate) use namespace::{FIGURE, in_namespace};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, Stream, reserve};
 pub(crate) use program::{Builder, CPU_PERCENT_MAX, Finished, Program, Proxy, binary, program};
 pub(crate) use tls::{Authority, TlsClient};

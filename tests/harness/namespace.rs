@@ -1,0 +1,52 @@
+//! Tests that need a network and an `/etc` of their own: they run once more, inside namespaces.
+
+use std::{env, process::Command};
+
+/// Set for the test program that runs inside.
+const INSIDE: &str = "TCPAUSE_INSIDE_NAMESPACE";
+
+/// What is called before the test: the loopback goes up, and `/etc` is empty and writable. Only this process and its
+/// children see it.
+const PREPARE: &str = "ip link set lo up && mount -t tmpfs none /etc && exec \"$0\" \"$@\"";
+
+/// Runs `test`, whose full name is `name`, where it may change addresses, ports and `/etc` without anybody noticing. On a
+/// host that refuses namespaces it is skipped, with a word.
+#[track_caller]
+pub(crate) fn in_namespace(name: &str, test: impl FnOnce()) {
+    if env::var_os(INSIDE).is_some() {
+        return test();
+    }
+    let trial = unshare("true").output();
+    match trial {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let why = String::from_utf8_lossy(&output.stderr);
+            return println!("skipped: no namespaces here: {}", why.trim());
+        }
+        Err(error) => return println!("skipped: no namespaces here: unshare: {error}"),
+    }
+    let program = env::current_exe().expect("the test program");
+    let output = unshare(program.to_str().expect("a path in UTF-8"))
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .output()
+        .expect("unshare, as before");
+    let (text, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "inside:\n{text}\n{errors}");
+    assert!(text.contains("1 passed"), "there is no test {name}:\n{text}");
+    // The name of the test may stand before it.
+    for figure in text.lines().filter_map(|line| Some(line.split_once(FIGURE)?.1)) {
+        println!("{figure}");
+    }
+}
+
+/// Stands before what is shown outside, too.
+pub(crate) const FIGURE: &str = "figure: ";
+
+fn unshare(program: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--mount", "/bin/sh", "-c", PREPARE]);
+    command.arg(program);
+    command
+}
