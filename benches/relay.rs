@@ -184,6 +184,7 @@ impl<T: Read + Write> Stream for T {}
 fn connect(address: &Address) -> io::Result<Box<dyn Stream>> {
     Ok(match address {
         Address::Unix(path) => Box::new(UnixStream::connect(path)?),
+        Address::Abstract(_) => return Err(io::ErrorKind::Unsupported.into()),
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port))?;
             stream.set_nodelay(true)?;

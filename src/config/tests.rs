@@ -232,26 +232,6 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
         ),
         ("upstream:\n  source-addrs: [lo]", "\"lo\" is not an IP address"),
         ("proxy:\n  threads: -1", "write 1 or more"),
-        (
-            "proxy:\n  mode: 666x",
-            "t.yml:2:9: proxy.mode: \"666x\" is not the mode of a socket; write three octal digits behind a 0, as in `0660`",
-        ),
-        ("proxy:\n  mode: ''", "is not the mode of a socket"),
-        ("proxy:\n  mode: 6", "is not the mode of a socket"),
-        ("proxy:\n  mode: 0o", "is not the mode of a socket"),
-        ("proxy:\n  mode: +660", "is not the mode of a socket"),
-        ("proxy:\n  mode: -660", "is not the mode of a socket"),
-        ("proxy:\n  mode: 01777", "is not the mode of a socket"),
-        ("proxy:\n  mode: rw-rw----", "is not the mode of a socket"),
-        ("proxy:\n  mode: 77777777777777777777", "is not the mode of a socket"),
-        ("proxy:\n  mode: 0066", "keeps the socket's own user out"),
-        // What a tool that reads YAML and writes it again makes of 0660, 0600 and 0777.
-        (
-            "control:\n  mode: 432",
-            "t.yml:2:9: control.mode: \"432\" keeps the socket's own user out",
-        ),
-        ("control:\n  mode: 384", "is not the mode of a socket"),
-        ("control:\n  mode: 511", "keeps the socket's own user out"),
         ("proxy:\n  threads: 1.5", "write 1 or more"),
         ("proxy:\n  threads: many", "write 1 or more"),
         ("proxy:\n  threads: 99999999999999999999999", "write 1 or more"),
@@ -280,6 +260,34 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
             "t.yml: deserializing from YAML containing more than one document",
         ),
         ("proxy:\n  addr: \"a\\nb\"", "\"a\\nb\" has white space or a control character"),
+    ] {
+        check_error(text, expected);
+    }
+}
+
+#[test]
+fn wrong_modes_are_told_with_their_place_and_the_remedy() {
+    for (text, expected) in [
+        (
+            "proxy:\n  mode: 666x",
+            "t.yml:2:9: proxy.mode: \"666x\" is not the mode of a socket; write three octal digits behind a 0, as in `0660`",
+        ),
+        ("proxy:\n  mode: ''", "is not the mode of a socket"),
+        ("proxy:\n  mode: 6", "is not the mode of a socket"),
+        ("proxy:\n  mode: 0o", "is not the mode of a socket"),
+        ("proxy:\n  mode: +660", "is not the mode of a socket"),
+        ("proxy:\n  mode: -660", "is not the mode of a socket"),
+        ("proxy:\n  mode: 01777", "is not the mode of a socket"),
+        ("proxy:\n  mode: rw-rw----", "is not the mode of a socket"),
+        ("proxy:\n  mode: 77777777777777777777", "is not the mode of a socket"),
+        ("proxy:\n  mode: 0066", "keeps the socket's own user out"),
+        // What a tool that reads YAML and writes it again makes of 0660, 0600 and 0777.
+        (
+            "control:\n  mode: 432",
+            "t.yml:2:9: control.mode: \"432\" keeps the socket's own user out",
+        ),
+        ("control:\n  mode: 384", "is not the mode of a socket"),
+        ("control:\n  mode: 511", "keeps the socket's own user out"),
     ] {
         check_error(text, expected);
     }

@@ -31,12 +31,11 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce()) {
         .env(INSIDE, "1")
         .output()
         .expect("unshare, as before");
-    let (text, errors) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "inside:\n{text}\n{errors}");
-    assert!(text.contains("1 passed"), "there is no test {name}:\n{text}");
+    let [shown, errors] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
+    assert!(output.status.success(), "inside:\n{shown}\n{errors}");
+    assert!(shown.contains("1 passed"), "there is no test {name}:\n{shown}");
     // The name of the test may stand before it.
-    for figure in text.lines().filter_map(|line| Some(line.split_once(FIGURE)?.1)) {
+    for figure in shown.lines().filter_map(|line| Some(line.split_once(FIGURE)?.1)) {
         println!("{figure}");
     }
 }
