@@ -126,6 +126,19 @@ fn no_sleep_in_the_proxy() {
 }
 
 #[test]
+fn the_wall_clock_is_only_shown() {
+    // It may jump: lines of the log and the status tell the time of day, and nothing else asks for it.
+    const SHOW_IT: [&str; 3] = ["handle.rs", "logger.rs", "timestamp.rs"];
+    let clocks = [concat!("System", "Time"), concat!("UNIX_", "EPOCH"), concat!("Clock", "Id")];
+    let mut files = sources(&["src"]);
+    files.retain(|(path, _)| {
+        !SHOW_IT.iter().any(|name| path.ends_with(Path::new("src").join(name)))
+    });
+    let found = offences(&files, |line| clocks.iter().any(|clock| has_word(code(line), clock)));
+    assert_none(&found, "the time of day where a deadline may depend on it");
+}
+
+#[test]
 fn no_ignored_tests() {
     let mark = concat!("#[ig", "nore");
     assert_none(
