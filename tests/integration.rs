@@ -36,5 +36,6 @@ mod reject_storm;
 mod reject_tls;
 mod reject_with;
 mod stop;
+mod stop_under_load;
 mod streams;
 mod tidy;
