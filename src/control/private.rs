@@ -10,7 +10,7 @@ use std::{
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
-            fs::DirBuilderExt,
+            fs::{DirBuilderExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
@@ -124,6 +124,8 @@ impl Door {
         let path = directory.join("control");
         // Nobody else can enter it in the meantime.
         let opened = fs::DirBuilder::new().mode(0o700).create(&directory).and_then(|()| {
+            // A umask that is made for sockets takes the right to enter it.
+            fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
             let listener = UnixListener::bind(&path)?;
             let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
             Ok((listener, Self(file)))
