@@ -534,7 +534,7 @@ mod tests {
         let mut clients = Vec::new();
         while !waiting.is_empty() {
             assert!(clients.len() < 1000, "{} listeners get none", waiting.len());
-            clients.push(Socket::dial(&address).unwrap());
+            clients.push(Socket::dial(&address, None).unwrap());
             waiting.retain(|listener| listener.accept().is_err());
         }
     }

@@ -88,7 +88,7 @@ fn ask(addr: SocketAddr) -> std::io::Result<bool> {
 fn inet(addr: &Addr) -> SocketAddr {
     match addr {
         Addr::Tcp(addr) => *addr,
-        Addr::Unix(path) => panic!("{} is no port", path.display()),
+        other => panic!("{other} is no port"),
     }
 }
 

@@ -1,15 +1,13 @@
 //! Running out of local ports to reach the upstream from, in a network of the test's own with very few.
 
 use std::{
-    env, fs,
-    process::Command,
+    fs,
     time::{Duration, Instant},
 };
 
-use crate::harness::{Addr, Builder, Family, Listener, Proxy, Stream, Upstream, echo};
-
-/// Says that this process has the network to itself.
-const INSIDE: &str = "TCPAUSE_TEST_NETWORK";
+use crate::harness::{
+    Addr, Builder, FIGURE, Family, Listener, Proxy, Stream, Upstream, echo, in_namespace,
+};
 
 /// How many local ports there are.
 const PORTS: usize = 200;
@@ -17,33 +15,14 @@ const PORTS: usize = 200;
 /// How many clients come.
 const CLIENTS: usize = 260;
 
-/// Runs `test`, which has the name `name`, in another process with a network of its own. Where the system allows none, it
-/// is skipped.
-fn in_own_network(name: &str, test: fn()) {
-    if env::var_os(INSIDE).is_some() {
+/// Runs `test`, which has the name `name`, where there are few ports.
+fn with_few_ports(name: &str, test: fn()) {
+    in_namespace(&format!("ports::{name}"), || {
         // One port less would be as good; the lowest must be beyond those that the upstreams have.
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", format!("40000 {}", 39_999 + PORTS))
             .unwrap();
-        return test();
-    }
-    let unshare = |command: &[&str]| {
-        let begin = ["-rn", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"];
-        Command::new("unshare").args(begin).args(command).env(INSIDE, "1").output()
-    };
-    match unshare(&["true"]) {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            let error = String::from_utf8_lossy(&output.stderr);
-            return println!("skipped: no network of its own: {}", error.trim());
-        }
-        Err(error) => return println!("skipped: no unshare: {error}"),
-    }
-    let binary = env::current_exe().unwrap();
-    let name = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
-    let output = unshare(&[binary.to_str().unwrap(), "--exact", &name, "--nocapture"]).unwrap();
-    let report = String::from_utf8_lossy(&output.stdout);
-    println!("{report}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && report.contains("1 passed"), "it has failed in its network");
+        test();
+    });
 }
 
 /// An upstream outside the range of local ports.
@@ -75,7 +54,7 @@ fn wait_full(proxy: &Proxy) {
 
 #[test]
 fn clients_wait_for_a_port_and_are_served_as_others_leave() {
-    in_own_network("clients_wait_for_a_port_and_are_served_as_others_leave", || {
+    with_few_ports("clients_wait_for_a_port_and_are_served_as_others_leave", || {
         let upstream = upstream(5000);
         let proxy = builder(&upstream).args(["--upstream-connect-timeout", "20s"]).start();
         let mut clients = crowd(&proxy, CLIENTS);
@@ -96,7 +75,7 @@ fn clients_wait_for_a_port_and_are_served_as_others_leave() {
         assert_eq!(proxy.control().status().failed, 0);
         assert_eq!(upstream.accepted(), CLIENTS);
         println!(
-            "{CLIENTS} clients, {PORTS} ports: the last {} served {:?} after as many had left, with {:?} of CPU time",
+            "{FIGURE}{CLIENTS} clients, {PORTS} ports: the last {} served {:?} after as many had left, with {:?} of CPU time",
             CLIENTS - PORTS,
             begin.elapsed(),
             proxy.cpu_time().saturating_sub(cpu)
@@ -106,7 +85,7 @@ fn clients_wait_for_a_port_and_are_served_as_others_leave() {
 
 #[test]
 fn clients_without_a_port_are_given_up_in_time() {
-    in_own_network("clients_without_a_port_are_given_up_in_time", || {
+    with_few_ports("clients_without_a_port_are_given_up_in_time", || {
         let upstream = upstream(5000);
         let proxy = builder(&upstream).args(["--upstream-connect-timeout", "500ms"]).start();
         let clients = crowd(&proxy, CLIENTS);
@@ -115,14 +94,14 @@ fn clients_without_a_port_are_given_up_in_time() {
             |status| (status.active, status.connecting, status.failed),
             (PORTS as u64, 0, left),
         );
-        println!("{CLIENTS} clients, {PORTS} ports: {left} given up");
+        println!("{FIGURE}{CLIENTS} clients, {PORTS} ports: {left} given up");
         drop(clients);
     });
 }
 
 #[test]
 fn another_source_address_has_ports_of_its_own() {
-    in_own_network("another_source_address_has_ports_of_its_own", || {
+    with_few_ports("another_source_address_has_ports_of_its_own", || {
         let upstream = upstream(5000);
         let proxy =
             builder(&upstream).args(["--upstream-source-addrs", "127.0.0.1,127.0.0.2"]).start();
@@ -131,14 +110,14 @@ fn another_source_address_has_ports_of_its_own() {
             assert_eq!(client.receive(5), b"hello");
         }
         assert_eq!((upstream.accepted(), proxy.control().status().failed), (CLIENTS, 0));
-        println!("{CLIENTS} clients, {PORTS} ports at each of two addresses: all served");
+        println!("{FIGURE}{CLIENTS} clients, {PORTS} ports at each of two addresses: all served");
     });
 }
 
 /// A port that is chosen when the socket is bound is lost to all servers, and not to one.
 #[test]
 fn a_source_address_has_all_its_ports_for_each_upstream() {
-    in_own_network("a_source_address_has_all_its_ports_for_each_upstream", || {
+    with_few_ports("a_source_address_has_all_its_ports_for_each_upstream", || {
         let (one, other) = (upstream(5000), upstream(5001));
         let elsewhere: Vec<_> = (0..150).map(|_| other.addr().connect()).collect();
         let proxy = builder(&one).args(["--upstream-source-addrs", "127.0.0.1"]).start();

@@ -15,7 +15,8 @@ const WHOLE_BYTES_MAX: usize = 64;
 
 /// One request, or what comes in place of one, as the front reads it: piece by piece.
 pub fn control_request(bytes: &[u8]) {
-    let hosts = HostPolicy::new(&config::Control { mode: 0o600, 
+    let hosts = HostPolicy::new(&config::Control {
+        mode: 0o600,
         addr: Address::tcp("control.example", 3001),
         hosts: Vec::new(),
     });
