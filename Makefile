@@ -69,8 +69,8 @@ lint: ## Check the format and the lints
 loom: ## Try every interleaving of the gate and of the barrier
 	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- gate barrier
 
-mutants: ## Demand that the gate's tests kill its mutants (three minutes)
-	.ci/gate-mutants
+mutants: ## Demand that the tests of gate and barrier kill their mutants (three minutes)
+	.ci/loom-mutants
 
 doc: ## Build the documentation of the library
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
