@@ -51,8 +51,8 @@ fuzz: ## Fuzz each parser for half a minute: make fuzz FUZZ_SECONDS=30
 
 soak: ## Run the tests under load with ten GiB and 100,000 connections (ten minutes)
 	TCPAUSE_LOAD_MIB=10240 TCPAUSE_LOAD_CONNECTIONS=100000 TCPAUSE_LOAD_BURST=9000 TCPAUSE_LOAD_HELD=5000 TCPAUSE_LOAD_OPEN=4000 \
-		TCPAUSE_LOAD_REQUESTS=250000 TCPAUSE_REJECT_ROUNDS=20 TCPAUSE_STORM_SECONDS=30 \
-		$(CARGO) test --locked --release --test integration -- load:: control_flood:: reject --nocapture --test-threads=1
+		TCPAUSE_LOAD_REQUESTS=250000 TCPAUSE_MAINTENANCE_ROUNDS=20 TCPAUSE_MAINTENANCE_MS=2000 TCPAUSE_CROWD=9000 TCPAUSE_PAUSE_CYCLES=2000 TCPAUSE_REJECT_ROUNDS=20 TCPAUSE_STORM_SECONDS=30 \
+		$(CARGO) test --locked --release --test integration -- load:: control_flood:: reject maintenance:: pause:: --nocapture --test-threads=1
 
 bench: ## Compare the relay with a direct connection, time a resume and the gate (five minutes)
 	$(CARGO) bench --locked --bench relay --bench pause

@@ -67,6 +67,8 @@ enum State {
 struct Dial {
     /// The attempt that is under way; none while waiting to try again.
     upstream: Option<Endpoint>,
+    /// Whether others have waited along with this client: then they are dialled for a few at a time.
+    in_crowd: bool,
     /// How many of the upstream's addresses have failed.
     failed: usize,
     /// Whether one of them failed for want of something of this host's: then all are tried again soon.
@@ -81,6 +83,8 @@ struct Dial {
 #[derive(Debug)]
 struct Carriage {
     relay: Relay,
+    /// Whether it is one of a crowd, and nothing shows yet that the upstream has taken it out of its backlog.
+    unheard: bool,
     /// Once one side was aborted: how much the other had yet to take when it last took something, and when that was.
     settling: Option<(u32, Instant)>,
     _pass: Pass,
@@ -171,13 +175,18 @@ impl Connection {
         if self.client.socket().has_gone() {
             return Verdict::Close(Reason::Left);
         }
-        self.serve_new(pass, context)
+        self.begin_to_dial(pass, true, context)
     }
 
     /// Serves a client that was just accepted.
     pub(crate) fn serve_new(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
+        self.begin_to_dial(pass, false, context)
+    }
+
+    fn begin_to_dial(&mut self, pass: Pass, in_crowd: bool, context: &mut Context<'_>) -> Verdict {
         self.state = State::Connecting(Dial {
             upstream: None,
+            in_crowd,
             failed: 0,
             in_short: false,
             error: None,
@@ -248,6 +257,10 @@ impl Connection {
             }
             // The last address has what is left of the time.
             State::Connecting(_) => Verdict::Wait(Queue::Connecting),
+            State::Relaying(carriage) if carriage.settling.is_none() && carriage.unheard => {
+                carriage.unheard = false;
+                Verdict::Wait(Queue::Fresh)
+            }
             State::Relaying(carriage) if carriage.settling.is_none() => {
                 carriage.relay.upstream().socket().keep_alive();
                 Verdict::Wait(Queue::Relaying)
@@ -299,7 +312,7 @@ impl Connection {
             self.state = State::Held;
             return Verdict::Hold;
         }
-        (dial.failed, dial.in_short) = (0, false);
+        (dial.in_crowd, dial.failed, dial.in_short) = (true, 0, false);
         self.dial(context)
     }
 
@@ -373,13 +386,21 @@ impl Connection {
     fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
         context.reach.succeeded();
         match std::mem::replace(&mut self.state, State::Held) {
-            State::Connecting(Dial { upstream: Some(upstream), pass, .. }) => {
+            State::Connecting(Dial { upstream: Some(upstream), in_crowd, pass, .. }) => {
                 let relay = Relay::new(upstream);
-                self.state = State::Relaying(Carriage { relay, settling: None, _pass: pass });
+                self.state = State::Relaying(Carriage {
+                    relay,
+                    unheard: in_crowd,
+                    settling: None,
+                    _pass: pass,
+                });
+                Verdict::Enter(if in_crowd { Queue::Unheard } else { Queue::Fresh })
             }
-            other => self.state = other,
+            other => {
+                self.state = other;
+                Verdict::Stay
+            }
         }
-        Verdict::Enter(Queue::Fresh)
     }
 
     fn carry(&mut self, context: &mut Context<'_>) -> Verdict {
@@ -388,6 +409,10 @@ impl Connection {
         context.counters.bytes_to_upstream.add(turn.to_upstream);
         context.counters.bytes_to_client.add(turn.to_client);
         match turn.next {
+            relay::Next::Wait if carriage.unheard && carriage.relay.delivered().1 > 0 => {
+                carriage.unheard = false;
+                Verdict::Wait(Queue::Fresh)
+            }
             relay::Next::Wait => Verdict::Stay,
             relay::Next::Again => Verdict::Again,
             relay::Next::Close => Verdict::Close(Reason::Ended),

@@ -25,6 +25,8 @@ pub(crate) enum Queue {
     Redial,
     /// An upstream that is away: until it is dialled again.
     Refused,
+    /// One of a crowd is carried, and the upstream has not said anything: until it is taken to be out of the backlog.
+    Unheard,
     /// Both sides are carried, and have not been for long: until the connection is worth its keepalive.
     Fresh,
     /// Both sides are carried; no deadline.
@@ -45,6 +47,8 @@ pub(crate) enum Queue {
 
 /// How long an attempt lasts before the upstream's next address is tried.
 const CONNECT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long one of a crowd counts as queued at an upstream that says nothing: it has no need to.
+const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
 /// How often to look whether a peer has acknowledged everything: no event tells.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a client to reject may be silent, or waits for its TLS handshake.
@@ -55,10 +59,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues with a deadline, and its length.
-pub(crate) const DEADLINES: [(Queue, Duration); 10] = [
+pub(crate) const DEADLINES: [(Queue, Duration); 11] = [
     (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
     (Queue::Redial, REDIAL_INTERVAL),
     (Queue::Refused, REFUSED_INTERVAL),
+    (Queue::Unheard, HEARING_TIMEOUT),
     (Queue::Fresh, KEEPALIVE_INTERVAL),
     (Queue::Settling, SETTLE_INTERVAL),
     (Queue::Sniffing, SNIFF_TIMEOUT),

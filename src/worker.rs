@@ -42,9 +42,11 @@ const TURN_ACCEPTS_MAX: usize = 64;
 const STOP_ACCEPTS_MAX: usize = 64 * 1024;
 /// How many clients are released in one turn after a resume.
 const TURN_RELEASES_MAX: usize = 64;
-/// How many upstream connections a worker dials at a time for released clients: more than a usual backlog would overflow
-/// it, and each one dropped costs its client a second (TCP repeats its SYN) or another try (UNIX).
-const RELEASED_CONNECTING_MAX: usize = 64;
+/// How many connections of a crowd, of clients released or waiting for an upstream that was away, all workers together have
+/// under way: more than a usual backlog would overflow it, and each one dropped costs its client a second (TCP repeats its
+/// SYN) or another try (UNIX). One is under way until the upstream says something, or could have for a while: connected
+/// alone means nothing, as the kernel connects whom it puts into the backlog.
+const CROWD_UNDER_WAY_MAX: usize = 128;
 /// How many steps of TLS handshakes are taken in one turn: one may cost a signature, a millisecond with RSA, and those who
 /// are carried shall not feel it.
 const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
@@ -368,7 +370,7 @@ impl Worker<'_> {
     fn can_redial(&self) -> bool {
         !self.reach.is_failing()
             && self.queues.len(Queue::Redial) + self.queues.len(Queue::Refused) > 0
-            && self.queues.len(Queue::Connecting) < RELEASED_CONNECTING_MAX
+            && self.has_way()
     }
 
     /// Dials again for clients whose dial has failed, oldest first, until one fails.
@@ -388,7 +390,7 @@ impl Worker<'_> {
     fn can_release(&self) -> bool {
         let untouched = [Queue::Held, Queue::Sniffing, Queue::Knocking];
         untouched.iter().any(|&queue| self.queues.len(queue) > 0)
-            && self.connecting() < RELEASED_CONNECTING_MAX
+            && self.has_way()
             && !self.post.shared.gate.is_paused()
     }
 
@@ -544,8 +546,10 @@ impl Worker<'_> {
         }
     }
 
-    fn connecting(&self) -> usize {
-        self.queues.len(Queue::Connecting) + self.queues.len(Queue::Redial)
+    /// Whether another of a crowd may be dialled for.
+    fn has_way(&self) -> bool {
+        let max = (CROWD_UNDER_WAY_MAX / self.post.shared.desks.len()).max(1);
+        self.queues.len(Queue::Connecting) + self.queues.len(Queue::Unheard) < max
     }
 
     /// Shows in the status what stands in the queues.
@@ -555,7 +559,7 @@ impl Worker<'_> {
         let counters = self.post.shared.counters(self.post.index);
         counters.held.set(len(&[Queue::Held]));
         counters.connecting.set(len(&[Queue::Connecting, Queue::Redial, Queue::Refused]));
-        counters.active.set(len(&[Queue::Fresh, Queue::Relaying, Queue::Settling]));
+        counters.active.set(len(&[Queue::Unheard, Queue::Fresh, Queue::Relaying, Queue::Settling]));
         counters.rejecting.set(len(&[
             Queue::Sniffing,
             Queue::Knocking,

@@ -27,6 +27,7 @@ mod limits;
 mod listen;
 mod load;
 mod log_lines;
+mod maintenance;
 mod names;
 mod pause;
 mod ports;

@@ -399,7 +399,7 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     listener.accept().unwrap();
     bench.now += REDIAL_INTERVAL;
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Enter(Queue::Fresh)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Enter(Queue::Unheard)), "{verdict:?}");
 }
 
 #[test]
@@ -544,6 +544,9 @@ fn a_connection_that_lasts_gets_its_keepalive() {
         }
         state => panic!("{state:?}"),
     };
+    // It was released, and the upstream says nothing for a while.
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Fresh)), "{verdict:?}");
     assert!(!has_keepalive(&connection));
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Wait(Queue::Relaying)), "{verdict:?}");
