@@ -18,7 +18,7 @@ use crate::{
     gate::Gate,
     refusal::Refusal,
     slots::{Slot, Slots},
-    sys::Socket,
+    sys::{self, Socket},
     throttle::Throttle,
     timestamp::Rfc3339,
     upstream::Upstream,
@@ -240,7 +240,7 @@ impl Shared {
 
     /// Begins to stop; the first call sets the deadline.
     pub(crate) fn stop(&self) {
-        let now = Instant::now();
+        let now = sys::now();
         // A grace period beyond the clock's range is a day.
         let day = Duration::from_secs(24 * 60 * 60);
         self.stop_deadline.get_or_init(|| now.checked_add(self.grace_period).unwrap_or(now + day));

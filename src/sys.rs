@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{sock_diag, socket_file::SocketFile};
@@ -398,6 +398,11 @@ impl TryFrom<SocketAddrAny> for SocketAddress {
     }
 }
 
+/// The time by which workers go.
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
 /// A new pipe of `bytes`, or as large as the system allows.
 pub(crate) fn pipe(bytes: usize) -> io::Result<PipeEnds> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -406,11 +411,19 @@ pub(crate) fn pipe(bytes: usize) -> io::Result<PipeEnds> {
     Ok(PipeEnds { read, write })
 }
 
-/// Whether a dial has failed for want of something that is free again in a moment: a descriptor, memory, a place in a UNIX
-/// backlog.
+/// Whether something has failed for want of what is free again in a moment: a descriptor, memory, a place in a UNIX backlog,
+/// a watch of an epoll instance.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|errno| {
-        matches!(errno, Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+        matches!(
+            errno,
+            Errno::AGAIN
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::NOSPC
+        )
     })
 }
 

@@ -23,7 +23,7 @@ use crate::{
     relay::Kit,
     slots::Slot,
     socket_file::SocketFile,
-    sys::{Listener, Socket},
+    sys::{self, Listener, Socket},
     table::Table,
     upstream::{Cached, Outlook},
     window,
@@ -94,6 +94,8 @@ struct Worker<'a> {
     handshake_steps: usize,
     cached: Cached,
     accepting: Accepting,
+    /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
+    unregistered: VecDeque<(Socket, Slot)>,
     reach: Reach,
     /// Whether new clients get a small window; not known at first.
     is_narrow: Option<bool>,
@@ -134,6 +136,7 @@ impl Post {
             handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
             cached: Cached::default(),
             accepting: Accepting::Ready,
+            unregistered: VecDeque::new(),
             reach: Reach::default(),
             is_narrow: None,
             passed: 0,
@@ -147,7 +150,7 @@ impl Worker<'_> {
     fn run(&mut self) -> io::Result<End> {
         loop {
             self.wait()?;
-            let now = Instant::now();
+            let now = sys::now();
             self.kit.now = now;
             self.mark();
             if let Some(end) = self.obey(now) {
@@ -199,7 +202,7 @@ impl Worker<'_> {
             .iter()
             .filter_map(|&(queue, length)| Some(self.queues.first(queue)?.1 + length));
         let next = deadlines.chain(accept_again).chain(self.post.shared.stop_deadline()).min()?;
-        Some(next.saturating_duration_since(Instant::now()))
+        Some(next.saturating_duration_since(sys::now()))
     }
 
     fn mark(&mut self) {
@@ -240,7 +243,7 @@ impl Worker<'_> {
                 self.stop_listening(now);
                 self.close_listener();
                 self.collect(now);
-                let end = if self.connections.is_empty() { End::Drained } else { End::Cut };
+                let end = if self.is_empty() { End::Drained } else { End::Cut };
                 self.close_all(now);
                 return Some(end);
             }
@@ -254,7 +257,12 @@ impl Worker<'_> {
         self.post.shared.phase() != Phase::Running
             && !self.post.shared.is_listening()
             && self.post.mailbox.is_empty()
-            && self.connections.is_empty()
+            && self.is_empty()
+    }
+
+    /// Whether it has no client.
+    fn is_empty(&self) -> bool {
+        self.connections.is_empty() && self.unregistered.is_empty()
     }
 
     /// Takes in the clients that another worker has accepted.
@@ -282,6 +290,11 @@ impl Worker<'_> {
     fn accept(&mut self, now: Instant) {
         if matches!(self.accepting, Accepting::Paused(until) if until <= now) {
             self.accepting = Accepting::Ready;
+        }
+        while self.accepting == Accepting::Ready
+            && let Some((client, slot)) = self.unregistered.pop_front()
+        {
+            self.admit(client, slot, now);
         }
         for _client in 0..TURN_ACCEPTS_MAX {
             if self.accepting != Accepting::Ready || !self.accept_one(now) {
@@ -313,17 +326,17 @@ impl Worker<'_> {
             }
             // That client has gone already; the next may be there.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            // The system is short of something, most likely, and no event will tell when it no longer is.
-            Err(error) => {
-                self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
-                if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
-                    log::warn!(
-                        "cannot accept clients now{more}, they wait in the backlog: {error}"
-                    );
-                }
-            }
+            Err(error) => self.rest(&error, now),
         }
         true
+    }
+
+    /// The system is short of something, most likely, and no event will tell when it no longer is.
+    fn rest(&mut self, error: &io::Error, now: Instant) {
+        self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
+        if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
+            log::warn!("cannot accept clients now{more}, they wait: {error}");
+        }
     }
 
     /// Keeps a client, or sends it to a worker that has fewer: UNIX listeners cannot be multiplied, so one worker accepts
@@ -348,8 +361,8 @@ impl Worker<'_> {
     fn admit(&mut self, client: Socket, slot: Slot, now: Instant) {
         let index = self.connections.vacant();
         if let Err(error) = client.register(self.post.poll.registry(), client_token(index)) {
-            log::warn!("a client is closed: the system refused its socket: {error}");
-            return;
+            self.unregistered.push_back((client, slot));
+            return self.rest(&error, now);
         }
         self.connections.insert(Connection::new(client, slot));
         // Who came earlier goes first.
@@ -515,6 +528,9 @@ impl Worker<'_> {
     fn close_all(&mut self, now: Instant) {
         for slot in 0..self.connections.end() {
             self.close(slot, &Reason::Stopped, now);
+        }
+        for (client, _slot) in self.unregistered.drain(..) {
+            client.reset_on_close();
         }
     }
 

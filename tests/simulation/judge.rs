@@ -1,0 +1,165 @@
+//! What must hold: after each turn, at each idle moment, at the end of each stage, and in the end.
+//!
+//! That bytes are those that were sent, each once and in order, is looked at in `kernel.rs`, whenever some are written; so
+//! is that no client is read before it is served, that no stream is ended twice, or before its last byte.
+
+use std::time::Duration;
+
+use crate::{
+    drive::{Course, with_course},
+    kernel::{Kernel, Tally},
+    link::{Ending, Link, Side},
+};
+
+/// After each turn, which asks for another after `timeout`.
+pub(crate) fn turn(timeout: Option<Duration>) {
+    with_course(|course| {
+        course.look_at_turn(timeout);
+        let shared = &course.shared;
+        let counters = shared.counters(0);
+        let served = counters.connecting.get() + counters.active.get();
+        assert_eq!(shared.gate.passes(), served, "who is served is counted, and nobody else");
+        crate::with(|kernel| {
+            let open = |side| {
+                let links = kernel.links.iter();
+                links.filter(|link| link.token.is_some() && link.side == side).count() as u64
+            };
+            assert_eq!(open(Side::Client), counters.clients(), "the gauges tell what there is");
+            assert!(open(Side::Upstream) <= served, "an upstream without a pass");
+            assert!(kernel.open_pipes() <= shared.pipes_per_worker, "too many pipes");
+        });
+    });
+}
+
+/// Whoever is told that the proxy is idle finds no connection.
+pub(crate) fn idle() {
+    crate::with(|kernel| {
+        for link in &kernel.links {
+            let is_served = link.side == Side::Upstream || link.partner.is_some();
+            assert!(!link.is_open || !is_served, "idle, and a connection is open: {link:#?}");
+        }
+    });
+}
+
+/// Once everybody has read what there was.
+pub(crate) fn arrived(kernel: &Kernel, course: &Course) {
+    let open = kernel.links.iter().filter(|link| link.is_open && link.side == Side::Client);
+    let is_full = open.count() == course.shared.slots.max();
+    assert!(is_full || kernel.backlog.queue.is_empty(), "a client is stranded in the backlog");
+    for link in kernel.links.iter().filter(|link| !link.was_cut) {
+        if let Some(other) = pair(kernel, link)
+            && !course.was_cut
+            && [link, other].iter().all(|link| is_there(link))
+        {
+            assert_eq!(other.heard, link.said, "bytes do not arrive: {link:#?}, {other:#?}");
+        }
+    }
+}
+
+/// Once one side of each connection has ended its stream.
+pub(crate) fn half_closed(kernel: &Kernel, course: &Course) {
+    for link in kernel.links.iter().filter(|link| link.peer_shut && !link.was_cut) {
+        if let Some(other) = pair(kernel, link)
+            && !course.was_cut
+            && [link, other].iter().all(|link| is_there(link))
+        {
+            let end = Some(Ending::Orderly);
+            assert_eq!(other.saw, end, "an end does not arrive: {link:#?}, {other:#?}");
+        }
+    }
+}
+
+/// Once all have ended their streams.
+pub(crate) fn closed(kernel: &Kernel) {
+    assert!(kernel.backlog.queue.is_empty(), "a client is stranded in the backlog");
+    for link in &kernel.links {
+        let other = link.partner.map(|partner| &kernel.links[partner]);
+        assert!(!link.is_open, "a connection does not end: {link:#?}, {other:#?}");
+    }
+}
+
+/// In the end.
+pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
+    assert_eq!(kernel.open_pipes(), 0, "a pipe is left over");
+    // What the worker has sent as its last is still on its way.
+    for link in &mut kernel.links {
+        link.peer_shuts();
+    }
+    while kernel.flush() {}
+    closed(kernel);
+    let (mut last, mut carried) = (None, 0);
+    let resets =
+        kernel.links.iter().filter(|link| link.saw == Some(Ending::Aborted)).count() as u64;
+    for link in kernel.links.iter().filter(|link| link.side == Side::Client && !link.was_cut) {
+        match pair(kernel, link) {
+            _ if course.was_cut => {}
+            Some(other) => {
+                carried += 1;
+                judge_flow(link, other);
+                judge_flow(other, link);
+                if !course.rejects && !course.may_be_unreachable && !link.is_from_afar {
+                    assert!(last < link.dialled, "one is served before its turn: {link:#?}");
+                    last = link.dialled;
+                }
+            }
+            None => judge_unserved(link, course),
+        }
+    }
+    Tally { carried, resets, ..kernel.tally }
+}
+
+/// What the upstream got of its client's stream, or the client of its upstream's.
+fn judge_flow(source: &Link, sink: &Link) {
+    if sink.peer_closed || sink.peer_reset {
+        return;
+    }
+    let all = sink.heard == source.said;
+    let tells = || format!("{source:#?}, {sink:#?}");
+    assert!(sink.saw.is_some(), "no end is seen: {}", tells());
+    if source.was_hurt || sink.was_hurt {
+        let looks_whole = sink.saw == Some(Ending::Orderly) && !sink.is_unix;
+        assert!(!looks_whole || all, "a stream that was cut looks whole: {}", tells());
+        return;
+    }
+    if !source.peer_closed && !source.peer_reset {
+        assert!(all && sink.saw == Some(Ending::Orderly), "a stream is cut: {}", tells());
+    } else if source.peer_reset && source.side == Side::Client && source.read == 0 {
+        // It left before its upstream was there.
+    } else if source.was_reset || source.peer_reset || source.is_unix {
+        assert!(sink.heard >= source.owed, "what came before is lost: {}", tells());
+        let looks_whole = sink.saw == Some(Ending::Orderly) && !sink.is_unix;
+        let was_whole = all && (source.peer_shut || source.is_unix);
+        assert!(!looks_whole || was_whole, "an aborted stream looks whole: {}", tells());
+    } else {
+        assert!(all, "what came before is lost: {}", tells());
+    }
+}
+
+/// A client that was never connected to its upstream.
+fn judge_unserved(link: &Link, course: &Course) {
+    if link.peer_closed || link.peer_reset || link.peer_shut && link.said == 0 {
+        return;
+    }
+    let is_right = if link.was_hurt {
+        true
+    } else if link.answered {
+        // One that goes on sending is closed in the end, whether it has its answer or not.
+        course.rejects && (link.heard > 0 || link.said > link.read)
+    } else {
+        // A UNIX socket knows no reset.
+        course.may_be_unreachable && (link.saw == Some(Ending::Aborted) || link.is_unix)
+    };
+    assert!(is_right, "a client is stranded: {link:#?}");
+}
+
+/// Whom the worker has connected it with.
+fn pair<'a>(kernel: &'a Kernel, link: &Link) -> Option<&'a Link> {
+    let other = &kernel.links[link.partner?];
+    // An attempt that was given up is no pair.
+    let is_pair = std::ptr::eq(&raw const kernel.links[other.partner?], link);
+    (is_pair && other.is_connected && link.is_connected).then_some(other)
+}
+
+fn is_there(link: &Link) -> bool {
+    !link.peer_closed && !link.peer_reset && !link.was_hurt
+}

@@ -1,0 +1,493 @@
+//! The simulated kernel: what a worker can ask of it, and what it promises.
+//!
+//! Stream sockets with bounded buffers, edge-triggered events, ends and resets, after the rules of Linux (`tcp_poll`,
+//! `tcp_recvmsg`, `tcp_reset`, `unix_poll`, ...). No byte is stored: a stream is a pattern, a queue is a pair of numbers,
+//! and what is written somewhere is compared at once with what was read on the other side.
+
+use std::{collections::VecDeque, time::Duration};
+
+use mio::Token;
+use rustix::io::Errno;
+
+use crate::{
+    link::{Link, Side},
+    random::Random,
+    sys::{Dialled, Socket, SocketAddress},
+};
+
+/// What a shortage answers.
+const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+
+/// How long a call takes.
+const CALL_TIME: Duration = Duration::from_micros(2);
+
+/// What a connection may move before others have their turn; what a last call moves beyond it does not count.
+const SHARE: usize = 64 * 1024;
+/// One turn may come to a connection in three ways: it is released, driven, and its deadline expires.
+const TURN_BYTES_MAX: usize = 3 * SHARE;
+
+pub(crate) type LinkId = usize;
+pub(crate) type PipeId = usize;
+
+/// The bits of `epoll_wait`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "the kernel's bits")]
+pub(crate) struct Mask {
+    /// `EPOLLIN`
+    pub(crate) input: bool,
+    /// `EPOLLOUT`
+    pub(crate) output: bool,
+    /// `EPOLLRDHUP`
+    pub(crate) input_ended: bool,
+    /// `EPOLLHUP`
+    pub(crate) hung_up: bool,
+    /// `EPOLLERR`
+    pub(crate) error: bool,
+    /// `EPOLLPRI`
+    pub(crate) urgent: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) random: Random,
+    /// The time since the schedule began.
+    pub(crate) now: Duration,
+    pub(crate) links: Vec<Link>,
+    pub(crate) backlog: Backlog,
+    pub(crate) pipes: Vec<Pipe>,
+    pub(crate) is_woken: bool,
+    pub(crate) weather: Weather,
+    /// How the upstream's addresses answer.
+    pub(crate) sites: Vec<Site>,
+    /// What happened; without any of it, a turn was in vain.
+    pub(crate) progress: u64,
+    pub(crate) tally: Tally,
+}
+
+/// The listener and who waits there.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(crate) struct Backlog {
+    pub(crate) queue: VecDeque<LinkId>,
+    pub(crate) is_unix: bool,
+    pub(crate) token: Option<Token>,
+    pub(crate) has_edge: bool,
+    pub(crate) is_open: bool,
+    pub(crate) takes_more: bool,
+}
+
+/// How much goes wrong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Weather {
+    /// One call in so many finds the system short of something; 0 is none.
+    pub(crate) shortage: usize,
+    /// One call in so many panics; 0 is none.
+    pub(crate) panic: usize,
+    /// Whether sockets can be spliced.
+    pub(crate) splices: bool,
+    /// Whether something happens between two calls.
+    pub(crate) interleaves: bool,
+}
+
+/// How an address of the upstream answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Site {
+    Up,
+    Refusing,
+    /// No answer comes.
+    Silent,
+    /// Its backlog is full: UNIX tells at once, TCP takes its time.
+    Full,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    is_open: bool,
+    bytes_max: usize,
+    /// Whose bytes, from where in that stream, how many.
+    parts: VecDeque<(LinkId, usize, usize)>,
+}
+
+/// What a schedule has seen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    pub clients: u64,
+    pub carried: u64,
+    pub bytes: u64,
+    pub spliced: u64,
+    pub resets: u64,
+    pub shortages: u64,
+    pub panics: u64,
+    pub turns: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.clients += more.clients;
+        self.carried += more.carried;
+        self.bytes += more.bytes;
+        self.spliced += more.spliced;
+        self.resets += more.resets;
+        self.shortages += more.shortages;
+        self.panics += more.panics;
+        self.turns += more.turns;
+    }
+}
+
+impl Kernel {
+    /// What every call begins with.
+    pub(crate) fn tick(&mut self) {
+        self.now += CALL_TIME;
+        if self.weather.panic > 0 && self.random.below(self.weather.panic) == 0 {
+            self.weather.panic = 0;
+            self.tally.panics += 1;
+            std::panic::resume_unwind(Box::new(crate::Injected));
+        }
+        if self.weather.interleaves && !self.links.is_empty() && self.random.below(4) == 0 {
+            let link = self.random.below(self.links.len());
+            self.happen(link);
+        }
+    }
+
+    pub(crate) fn link_mut(&mut self, id: LinkId) -> &mut Link {
+        &mut self.links[id]
+    }
+
+    /// Fails now and then.
+    fn be_short(&mut self) -> Result<(), Errno> {
+        if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
+            self.tally.shortages += 1;
+            return Err(SHORTAGES[self.random.below(SHORTAGES.len())]);
+        }
+        Ok(())
+    }
+
+    /// Is short of memory for bytes, which costs a connection: that must look like a reset.
+    fn hurt(&mut self, id: LinkId) -> Result<(), Errno> {
+        if self.weather.shortage > 0 && self.random.below(20) == 0 {
+            self.be_short().inspect_err(|_| {
+                self.links[id].was_hurt = true;
+                self.progress += 1;
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn accept(&mut self) -> Result<(LinkId, bool), Errno> {
+        assert!(self.backlog.is_open, "accept of a closed listener");
+        self.be_short()?;
+        if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
+            self.progress += 1;
+            return Err(Errno::CONNABORTED);
+        }
+        let id = self.backlog.queue.pop_front().ok_or(Errno::AGAIN)?;
+        self.progress += 1;
+        self.tally.clients += 1;
+        let link = self.link_mut(id);
+        (link.is_open, link.was_accepted) = (true, true);
+        Ok((id, link.is_unix))
+    }
+
+    /// Another worker accepts a client.
+    pub(crate) fn accept_afar(&mut self) -> Socket {
+        let mut link = Link::new(Side::Client, self.backlog.is_unix, &mut self.random);
+        self.tally.clients += 1;
+        (link.is_open, link.is_from_afar) = (true, true);
+        self.links.push(link);
+        Socket::of(self.links.len() - 1, self.backlog.is_unix)
+    }
+
+    pub(crate) fn register_listener(&mut self, token: Token) -> Result<(), Errno> {
+        self.be_short()?;
+        self.backlog.token = Some(token);
+        self.backlog.has_edge = !self.backlog.queue.is_empty();
+        Ok(())
+    }
+
+    pub(crate) fn close_listener(&mut self) {
+        self.backlog.is_open = false;
+        self.backlog.token = None;
+        while let Some(id) = self.backlog.queue.pop_front() {
+            let link = self.link_mut(id);
+            link.was_refused = true;
+            link.resets_on_close = true;
+            link.close();
+        }
+    }
+
+    pub(crate) fn dial(
+        &mut self,
+        address: &SocketAddress,
+    ) -> Result<(LinkId, bool, Dialled), Errno> {
+        self.be_short()?;
+        let is_unix = matches!(address, SocketAddress::Unix(_));
+        let site = match address {
+            SocketAddress::Inet(address) => usize::from(address.port()),
+            SocketAddress::Unix(_) => 0,
+        };
+        if !is_unix
+            && self.weather.shortage > 0
+            && self.random.below(2 * self.weather.shortage) == 0
+        {
+            return Err(Errno::ADDRNOTAVAIL);
+        }
+        self.progress += 1;
+        let at_once = is_unix || self.random.below(3) == 0;
+        let mut link = Link::new(Side::Upstream, is_unix, &mut self.random);
+        link.is_open = true;
+        let dialled = match (self.sites[site], at_once) {
+            (Site::Up, true) => {
+                link.is_connected = true;
+                Dialled::Connected
+            }
+            (Site::Refusing, true) => return Err(Errno::CONNREFUSED),
+            (Site::Full | Site::Silent, true) if is_unix => return Err(Errno::AGAIN),
+            _ => {
+                link.dials = Some(site);
+                Dialled::InProgress
+            }
+        };
+        self.links.push(link);
+        Ok((self.links.len() - 1, is_unix, dialled))
+    }
+
+    pub(crate) fn register(&mut self, id: LinkId, token: Token) -> Result<(), Errno> {
+        self.be_short()?;
+        if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
+            self.tally.shortages += 1;
+            return Err(Errno::NOSPC);
+        }
+        let side = self.links[id].side;
+        let clash = self.links.iter().any(|other| other.is_open && other.token == Some(token));
+        assert!(!clash, "two sockets have the token {token:?}");
+        // The tokens of a connection's two sockets differ in the last bit.
+        let partner = self
+            .links
+            .iter()
+            .position(|other| other.is_open && other.token == Some(Token(token.0 ^ 1)));
+        let link = self.link_mut(id);
+        link.token = Some(token);
+        link.has_edge = link.mask() != Mask::default();
+        if side == Side::Upstream {
+            let partner = partner.expect("an upstream is dialled for a client");
+            link.partner = Some(partner);
+            let client = self.link_mut(partner);
+            assert_eq!((client.read, client.written), (0, 0), "a client waits untouched");
+            client.partner = Some(id);
+            client.dialled.get_or_insert(id);
+            client.answered = false;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_dial_error(&mut self, id: LinkId) -> Option<Errno> {
+        let link = self.link_mut(id);
+        assert!(link.read == 0 && link.arrived == 0, "SO_ERROR is asked for once bytes flow");
+        link.error.take()
+    }
+
+    pub(crate) fn recv(
+        &mut self,
+        id: LinkId,
+        buffer: &mut [u8],
+        is_peek: bool,
+    ) -> Result<usize, Errno> {
+        let is_unix = self.links[id].is_unix;
+        // UNIX sockets stop at each message with descriptors.
+        let stop = if is_unix && self.random.below(4) == 0 {
+            self.random.below(3000) + 1
+        } else {
+            usize::MAX
+        };
+        let bytes = self.take(id, buffer.len().min(stop), is_peek)?;
+        let link = &self.links[id];
+        let start = if is_peek { link.read } else { link.read - bytes };
+        crate::pattern::fill(link.key, start, &mut buffer[..bytes]);
+        Ok(bytes)
+    }
+
+    /// Takes bytes out of the receive queue.
+    fn take(&mut self, id: LinkId, len: usize, is_peek: bool) -> Result<usize, Errno> {
+        let link = &mut self.links[id];
+        assert!(link.is_open && link.dials.is_none(), "a read of a socket that is not connected");
+        self.hurt(id)?;
+        let link = &mut self.links[id];
+        let bytes = len.min(link.arrived - link.read);
+        if bytes == 0 {
+            let had_edge = std::mem::take(&mut link.is_news);
+            self.progress += u64::from(had_edge);
+            return link.end_of_read();
+        }
+        if !is_peek {
+            assert!(
+                link.side == Side::Upstream || link.partner.is_some() || link.answered,
+                "a client is read before it is served"
+            );
+            // A rejected client has another share.
+            let share = if link.answered { 2 * TURN_BYTES_MAX } else { TURN_BYTES_MAX };
+            assert!(link.moved < share, "more than its share in one turn");
+            link.moved += bytes.min(SHARE);
+            link.read += bytes;
+            self.progress += 1;
+            self.tally.bytes += bytes as u64;
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn send(&mut self, id: LinkId, bytes: &[u8]) -> Result<usize, Errno> {
+        let room = self.room(id)?;
+        let fits = room.min(bytes.len());
+        let link = &self.links[id];
+        match link.partner {
+            Some(partner) => {
+                let source = &self.links[partner];
+                assert!(link.written + bytes.len() <= source.read, "more is sent than was read");
+                assert!(
+                    crate::pattern::is(source.key, link.written, bytes),
+                    "other bytes, or in another order"
+                );
+            }
+            None => self.links[id].answered = true,
+        }
+        self.put(id, fits);
+        if fits < bytes.len() {
+            self.links[id].is_starved = true;
+        }
+        Ok(fits)
+    }
+
+    /// How many bytes the send buffer takes now, at least one.
+    fn room(&mut self, id: LinkId) -> Result<usize, Errno> {
+        let link = &mut self.links[id];
+        assert!(link.is_open && link.dials.is_none(), "a write to a socket that is not connected");
+        assert!(!link.is_shut, "a write behind the end of the stream");
+        self.hurt(id)?;
+        let link = &mut self.links[id];
+        link.may_write()?;
+        let room = link.send_max.saturating_sub(link.unsent());
+        if room == 0 {
+            link.is_starved = true;
+            let had_edge = std::mem::take(&mut link.is_news);
+            self.progress += u64::from(had_edge);
+            return Err(Errno::AGAIN);
+        }
+        Ok(room)
+    }
+
+    fn put(&mut self, id: LinkId, bytes: usize) {
+        self.progress += 1;
+        self.links[id].write(bytes);
+    }
+
+    pub(crate) fn shut_down_write(&mut self, id: LinkId) -> Result<(), Errno> {
+        let link = self.link_mut(id);
+        assert!(link.is_open && !link.is_shut, "a second end of one stream");
+        if link.is_dead {
+            return Err(Errno::NOTCONN);
+        }
+        link.is_shut = true;
+        link.wake();
+        if let Some(source) = self.links[id].partner.map(|partner| &self.links[partner]) {
+            assert!(source.is_ended, "an end that nobody has sent");
+            let written = self.links[id].written;
+            assert_eq!(written, source.said, "an end before the last byte");
+        }
+        self.progress += 1;
+        Ok(())
+    }
+
+    pub(crate) fn has_gone(&mut self, id: LinkId) -> bool {
+        let link = self.link_mut(id);
+        let mask = link.mask();
+        mask.error || mask.hung_up || mask.input_ended && link.arrived == link.read && !link.is_unix
+    }
+
+    pub(crate) fn unacknowledged(&mut self, id: LinkId) -> Result<u32, Errno> {
+        let link = self.link_mut(id);
+        if link.is_dead {
+            return Err(Errno::NOENT);
+        }
+        Ok(if link.is_unix { 0 } else { u32::try_from(link.written - link.acked).unwrap() })
+    }
+
+    pub(crate) fn close(&mut self, id: LinkId) {
+        self.progress += 1;
+        let link = self.link_mut(id);
+        assert!(link.is_open || std::thread::panicking(), "closed twice");
+        link.close();
+    }
+
+    pub(crate) fn pipe(&mut self) -> Result<PipeId, Errno> {
+        self.be_short()?;
+        let bytes_max = 1 << (12 + self.random.below(9));
+        self.pipes.push(Pipe { is_open: true, bytes_max, parts: VecDeque::new() });
+        Ok(self.pipes.len() - 1)
+    }
+
+    pub(crate) fn close_pipe(&mut self, id: PipeId) {
+        self.pipes[id].is_open = false;
+    }
+
+    /// How many pipes are open.
+    pub(crate) fn open_pipes(&self) -> usize {
+        self.pipes.iter().filter(|pipe| pipe.is_open).count()
+    }
+
+    pub(crate) fn splice_from(
+        &mut self,
+        pipe: PipeId,
+        id: LinkId,
+        len: usize,
+    ) -> Result<usize, Errno> {
+        if !self.weather.splices {
+            return Err(Errno::INVAL);
+        }
+        let room = self.pipes[pipe].bytes_max.saturating_sub(self.pipes[pipe].len());
+        if room == 0 {
+            return Err(Errno::AGAIN);
+        }
+        // Its slots may be used up sooner than its bytes.
+        let len = if self.random.below(4) == 0 { 1 + self.random.below(len) } else { len };
+        let start = self.links[id].read;
+        let bytes = self.take(id, len.min(room), false)?;
+        if bytes > 0 {
+            self.tally.spliced += bytes as u64;
+            self.pipes[pipe].parts.push_back((id, start, bytes));
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn splice_to(
+        &mut self,
+        pipe: PipeId,
+        id: LinkId,
+        len: usize,
+    ) -> Result<usize, Errno> {
+        let room = self.room(id)?;
+        let mut left = room.min(len);
+        let before = left;
+        while left > 0 {
+            let (written, partner) = (self.links[id].written, self.links[id].partner);
+            let part = self.pipes[pipe].parts.front_mut().expect("bytes in the pipe");
+            assert_eq!(Some(part.0), partner, "another connection's bytes");
+            assert_eq!(part.1, written, "bytes are lost or in another order");
+            let bytes = part.2.min(left);
+            (part.1, part.2) = (part.1 + bytes, part.2 - bytes);
+            if part.2 == 0 {
+                self.pipes[pipe].parts.pop_front();
+            }
+            left -= bytes;
+            self.put(id, bytes);
+        }
+        if before < len {
+            self.links[id].is_starved = true;
+        }
+        Ok(before)
+    }
+}
+
+impl Pipe {
+    fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.2).sum()
+    }
+}

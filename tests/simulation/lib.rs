@@ -1,0 +1,121 @@
+//! The worker and the machines that it drives, on a simulated kernel: one seed is one schedule.
+//!
+//! The sources of tcpause are compiled here as they are. Only `sys.rs` and mio are replaced: `sys.rs` and `mio.rs` of this
+//! folder lead to `kernel.rs`, where `link.rs` is one connection and its peer. `drive.rs` lets things happen whenever the
+//! worker waits, and between any two of its calls; `judge.rs` says what must hold.
+
+#![allow(dead_code, unreachable_pub, reason = "the sources serve more than the simulation")]
+
+// `use mio::…` in the sources finds what is below.
+extern crate self as mio;
+
+/// The files of `src` that are simulated. A macro, so that rustfmt does not follow it into their unit tests.
+macro_rules! sources {
+    ($($name:ident = $path:literal,)*) => { $(#[path = $path] mod $name;)* };
+}
+
+sources! {
+    address = "../../src/address.rs",
+    connection = "../../src/connection.rs",
+    counters = "../../src/counters.rs",
+    endpoint = "../../src/endpoint.rs",
+    error = "../../src/error.rs",
+    gate = "../../src/gate.rs",
+    handle = "../../src/handle.rs",
+    pipe = "../../src/pipe.rs",
+    queues = "../../src/queues.rs",
+    real_sys = "../../src/sys.rs",
+    reject = "../../src/reject.rs",
+    relay = "../../src/relay.rs",
+    slots = "../../src/slots.rs",
+    sock_diag = "../../src/sock_diag.rs",
+    throttle = "../../src/throttle.rs",
+    timestamp = "../../src/timestamp.rs",
+    upstream = "../../src/upstream.rs",
+    worker = "../../src/worker.rs",
+}
+
+mod drive;
+mod judge;
+mod kernel;
+mod link;
+#[path = "mio.rs"]
+mod mio_shim;
+mod pattern;
+mod random;
+mod sys;
+
+use std::{
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+pub(crate) use address::Address;
+pub(crate) use error::Error;
+pub(crate) use mio_shim::{Events, Interest, Poll, Registry, Token, Waker, unix};
+
+/// What mio has in a module of its own.
+pub(crate) mod event {
+    pub(crate) use crate::mio_shim::Event;
+}
+
+pub use kernel::Tally;
+
+use kernel::Kernel;
+
+thread_local! {
+    static KERNEL: RefCell<Option<Kernel>> = const { RefCell::new(None) };
+}
+
+/// The moment at which every schedule begins.
+static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// What an injected panic carries.
+struct Injected;
+
+/// Tells, when something does not hold, how to see it again.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("replay with TCPAUSE_SEED={}", self.0);
+        }
+    }
+}
+
+/// Runs the schedule of `seed` to its end. Panics when something does not hold.
+pub fn run(seed: u64) -> Tally {
+    let _replay = Replay(seed);
+    let mut schedule = drive::Schedule::new(seed);
+    loop {
+        // As the supervisor in server.rs does.
+        match catch_unwind(AssertUnwindSafe(|| schedule.work())) {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(payload) if payload.is::<Injected>() => schedule.judge_panic(),
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+    schedule.judge()
+}
+
+fn instant(elapsed: Duration) -> Instant {
+    *BEGIN + elapsed
+}
+
+/// The kernel, for whoever looks at it.
+fn with<T>(act: impl FnOnce(&mut Kernel) -> T) -> T {
+    KERNEL.with(|kernel| act(kernel.borrow_mut().as_mut().expect("a schedule runs")))
+}
+
+/// A call of the kernel: anything may have happened right before it.
+fn call<T>(act: impl FnOnce(&mut Kernel) -> T) -> T {
+    drive::operate_in_between();
+    with(|kernel| {
+        kernel.tick();
+        act(kernel)
+    })
+}

@@ -1,0 +1,390 @@
+//! A connection between the worker and a peer, both ends of it: the worker's socket, what is on its way, and the peer.
+
+use mio::Token;
+use rustix::io::Errno;
+
+use crate::{
+    kernel::{Kernel, LinkId, Mask, Site},
+    pattern::PERIOD,
+    random::Random,
+};
+
+/// The most that a peer writes at once.
+const WRITE_BYTES_MAX: usize = 1 << 17;
+
+/// Who the peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Upstream,
+}
+
+/// How a peer saw its stream end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Orderly,
+    Aborted,
+}
+
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(crate) struct Link {
+    pub(crate) side: Side,
+    pub(crate) is_unix: bool,
+    /// What it is relayed to.
+    pub(crate) partner: Option<LinkId>,
+    /// The first upstream that was dialled for it.
+    pub(crate) dialled: Option<LinkId>,
+    /// Where in the pattern the peer's stream begins.
+    pub(crate) key: usize,
+    /// Whether it has left the listener's queue.
+    pub(crate) was_accepted: bool,
+    /// Whether it was accepted by another worker.
+    pub(crate) is_from_afar: bool,
+    /// An address that has not answered yet.
+    pub(crate) dials: Option<usize>,
+    /// Whether there is somebody at the other end.
+    pub(crate) is_connected: bool,
+
+    // The worker's socket.
+    pub(crate) is_open: bool,
+    pub(crate) token: Option<Token>,
+    pub(crate) has_edge: bool,
+    /// Whether something has changed since a call last said "nothing now".
+    pub(crate) is_news: bool,
+    /// `sk_err`: told once.
+    pub(crate) error: Option<Errno>,
+    /// The peer has ended its stream.
+    pub(crate) is_ended: bool,
+    /// Reset, or refused: nothing goes in or out.
+    pub(crate) is_dead: bool,
+    /// We have ended ours.
+    pub(crate) is_shut: bool,
+    pub(crate) resets_on_close: bool,
+    /// `SOCK_NOSPACE`: a write has found no room.
+    pub(crate) is_starved: bool,
+    pub(crate) send_max: usize,
+    receive_max: usize,
+    /// Bytes moved in this turn.
+    pub(crate) moved: usize,
+    /// It got an answer without an upstream.
+    pub(crate) answered: bool,
+    /// Whether it was in the queue of a closed listener.
+    pub(crate) was_refused: bool,
+    /// Whether a read or a write has failed for want of memory.
+    pub(crate) was_hurt: bool,
+    /// Whether the worker was made to drop it: by a panic or the end of the grace period.
+    pub(crate) was_cut: bool,
+    /// Whether the peer's kernel has reset it, and how many bytes had come by then.
+    pub(crate) was_reset: bool,
+    pub(crate) owed: usize,
+
+    // The peer's stream: written ≥ arrived ≥ read.
+    pub(crate) said: usize,
+    pub(crate) arrived: usize,
+    pub(crate) read: usize,
+    // Ours: written ≥ acknowledged ≥ heard.
+    pub(crate) written: usize,
+    pub(crate) acked: usize,
+    pub(crate) heard: usize,
+
+    // The peer.
+    pub(crate) peer_shut: bool,
+    pub(crate) peer_closed: bool,
+    pub(crate) peer_reset: bool,
+    /// A reset of ours has come to it.
+    peer_is_dead: bool,
+    pub(crate) saw: Option<Ending>,
+}
+
+impl Link {
+    pub(crate) fn new(side: Side, is_unix: bool, random: &mut Random) -> Self {
+        let buffer = |random: &mut Random| random.one_of([600, 5_000, 40_000, 300_000]);
+        Self {
+            side,
+            is_unix,
+            partner: None,
+            dialled: None,
+            key: random.below(PERIOD),
+            was_accepted: false,
+            is_from_afar: false,
+            dials: None,
+            is_connected: side == Side::Client,
+            is_open: false,
+            token: None,
+            has_edge: false,
+            is_news: false,
+            error: None,
+            is_ended: false,
+            is_dead: false,
+            is_shut: false,
+            resets_on_close: false,
+            is_starved: false,
+            send_max: buffer(random),
+            receive_max: buffer(random),
+            moved: 0,
+            answered: false,
+            was_refused: false,
+            was_hurt: false,
+            was_cut: false,
+            was_reset: false,
+            owed: 0,
+            said: 0,
+            arrived: 0,
+            read: 0,
+            written: 0,
+            acked: 0,
+            heard: 0,
+            peer_shut: false,
+            peer_closed: false,
+            peer_reset: false,
+            peer_is_dead: false,
+            saw: None,
+        }
+    }
+
+    /// What `epoll_wait` would tell: `tcp_poll` and `unix_poll`.
+    pub(crate) fn mask(&self) -> Mask {
+        if self.dials.is_some() {
+            return Mask::default();
+        }
+        let used = self.unsent();
+        let has_room =
+            if self.is_unix { used * 4 <= self.send_max } else { used * 3 <= self.send_max * 2 };
+        let is_over = self.is_ended || self.is_dead;
+        Mask {
+            input: self.arrived > self.read || is_over,
+            output: has_room || !self.is_unix && (self.is_shut || self.is_dead),
+            input_ended: is_over,
+            hung_up: self.is_dead
+                || self.is_ended && (self.is_shut || self.is_unix && self.peer_closed),
+            error: self.error.is_some(),
+            urgent: false,
+        }
+    }
+
+    /// An edge, if the socket is registered.
+    pub(crate) fn wake(&mut self) {
+        self.is_news = true;
+        self.has_edge |= self.token.is_some();
+    }
+
+    /// What occupies the send buffer: until the peer's kernel has it, or on UNIX until the peer has read it.
+    pub(crate) fn unsent(&self) -> usize {
+        self.written - if self.is_unix { self.heard } else { self.acked }
+    }
+
+    /// What a read finds in an empty queue. A reset is told once, to whichever call comes first.
+    pub(crate) fn end_of_read(&mut self) -> Result<usize, Errno> {
+        if self.is_ended && !self.is_unix {
+            return Ok(0);
+        }
+        match self.error.take() {
+            Some(error) => Err(error),
+            None if self.is_ended || self.is_dead => Ok(0),
+            None => Err(Errno::AGAIN),
+        }
+    }
+
+    pub(crate) fn may_write(&mut self) -> Result<(), Errno> {
+        if self.is_unix && self.peer_closed {
+            return Err(Errno::PIPE);
+        }
+        if self.is_dead || self.error.is_some() {
+            return Err(self.error.take().unwrap_or(Errno::PIPE));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write(&mut self, bytes: usize) {
+        self.written += bytes;
+        if self.is_unix {
+            self.acked = self.written;
+        }
+    }
+
+    /// The worker closes its socket.
+    pub(crate) fn close(&mut self) {
+        self.is_open = false;
+        self.token = None;
+        let discards = self.arrived > self.read;
+        if self.is_unix {
+            self.peer_is_dead |= discards;
+        } else if self.dials.take().is_none() && (self.resets_on_close || discards) {
+            self.abort();
+        }
+    }
+
+    /// Our reset: what the peer's kernel has not got is discarded.
+    fn abort(&mut self) {
+        self.written = self.acked;
+        self.peer_is_dead = true;
+        self.is_dead = true;
+    }
+
+    /// Whether the end of our stream has come to the peer.
+    fn has_ended_here(&self) -> bool {
+        (self.is_shut || !self.is_open) && self.acked == self.written
+    }
+
+    fn peer_is_gone(&self) -> bool {
+        self.peer_closed || self.peer_reset
+    }
+
+    /// Something may happen on its way. Returns whether anything did.
+    pub(crate) fn travel(&mut self, random: &mut Random, is_eager: bool) -> bool {
+        let part = |random: &mut Random, all: usize| {
+            if is_eager || random.below(2) == 0 { all } else { 1 + random.below(all) }
+        };
+        if self.is_unix || self.is_dead || self.dials.is_some() {
+            return false;
+        }
+        let window = (self.receive_max + self.read).saturating_sub(self.arrived);
+        let incoming = (self.said - self.arrived).min(window);
+        let outgoing = (self.written - self.acked)
+            .min((self.receive_max + self.heard).saturating_sub(self.acked));
+        if self.peer_reset {
+            // What it had sent may have been faster, or not.
+            self.arrived += if incoming > 0 && !is_eager { random.below(incoming + 1) } else { 0 };
+            self.die();
+        } else if incoming > 0 && (self.is_open || self.is_waiting()) {
+            self.arrived += part(random, incoming);
+            self.wake();
+        } else if incoming > 0 {
+            // Nobody reads here any more: the answer is a reset.
+            self.abort();
+        } else if self.peer_shut && self.arrived == self.said && !self.is_ended {
+            self.is_ended = true;
+            self.wake();
+        } else if outgoing > 0 && self.peer_closed {
+            self.die();
+        } else if outgoing > 0 {
+            self.acked += part(random, outgoing);
+            if self.is_starved && self.mask().output {
+                self.is_starved = false;
+                self.wake();
+            }
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// The peer's reset comes: `tcp_reset`.
+    fn die(&mut self) {
+        self.error = Some(if self.is_ended { Errno::PIPE } else { Errno::CONNRESET });
+        self.is_dead = true;
+        self.was_reset = true;
+        self.owed = self.arrived;
+        self.written = self.acked;
+        self.wake();
+    }
+
+    /// The upstream answers a dial.
+    pub(crate) fn answer_dial(&mut self, sites: &[Site]) -> bool {
+        match self.dials.map(|site| sites[site]) {
+            Some(Site::Up) => self.is_connected = true,
+            Some(Site::Refusing) => {
+                self.is_dead = true;
+                self.error = Some(Errno::CONNREFUSED);
+            }
+            Some(Site::Silent | Site::Full) | None => return false,
+        }
+        self.dials = None;
+        self.wake();
+        true
+    }
+
+    /// Whether there is a peer to do something.
+    fn has_peer(&self) -> bool {
+        !self.peer_is_gone() && self.is_connected
+    }
+
+    pub(crate) fn peer_writes(&mut self, random: &mut Random, is_bulk: bool) {
+        if !self.has_peer() || self.peer_shut || self.peer_is_dead {
+            return;
+        }
+        let magnitude = if is_bulk { random.below(2) } else { random.below(17) };
+        let room = (2 * self.receive_max + self.read).saturating_sub(self.said);
+        self.said += (1 + random.below(WRITE_BYTES_MAX >> magnitude)).min(room);
+        if self.is_unix && (self.is_open || self.is_waiting()) {
+            self.arrived = self.said;
+            self.wake();
+        }
+    }
+
+    /// Whether it waits in the listener's queue.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let has_left = self.was_accepted || self.is_from_afar || self.was_refused;
+        self.side == Side::Client && !has_left
+    }
+
+    pub(crate) fn peer_reads(&mut self, random: &mut Random, is_eager: bool) -> bool {
+        if !self.has_peer() || self.saw.is_some() {
+            return false;
+        }
+        let queued = self.acked - self.heard;
+        if queued > 0 {
+            self.heard += if is_eager { queued } else { 1 + random.below(queued) };
+            if self.is_unix && self.is_open && self.mask().output {
+                self.wake();
+            }
+        } else if self.peer_is_dead {
+            self.saw = Some(Ending::Aborted);
+        } else if self.has_ended_here() && !self.is_waiting() {
+            self.saw = Some(Ending::Orderly);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    pub(crate) fn peer_shuts(&mut self) {
+        if self.has_peer() && !self.peer_shut {
+            self.peer_shut = true;
+            if self.is_unix {
+                self.is_ended = true;
+                self.wake();
+            }
+        }
+    }
+
+    pub(crate) fn peer_closes(&mut self) {
+        if !self.has_peer() {
+            return;
+        }
+        let discards = self.acked > self.heard;
+        if self.is_unix {
+            self.peer_shuts();
+            self.peer_closed = true;
+            self.owed = self.arrived;
+            if discards {
+                self.error = Some(Errno::CONNRESET);
+            }
+            self.wake();
+        } else if discards {
+            self.peer_reset = true;
+        } else {
+            self.peer_shut = true;
+            self.peer_closed = true;
+        }
+    }
+
+    pub(crate) fn peer_resets(&mut self) {
+        if self.is_unix {
+            self.peer_closes();
+        } else if self.has_peer() {
+            self.peer_reset = true;
+        }
+    }
+}
+
+impl Kernel {
+    /// Something may happen to a connection or to its peer, as far as the network alone has a say.
+    pub(crate) fn happen(&mut self, id: LinkId) {
+        let link = &mut self.links[id];
+        if !link.answer_dial(&self.sites) {
+            link.travel(&mut self.random, false);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What the worker uses of mio, on the simulated kernel. The crate is called `mio` inside itself, so the sources find it.
+
+use std::{io, time::Duration};
+
+use crate::{drive, kernel::Mask};
+
+#[derive(Debug)]
+pub(crate) struct Poll(pub(crate) Registry);
+
+#[derive(Debug)]
+pub(crate) struct Registry;
+
+#[derive(Debug)]
+pub(crate) struct Waker;
+
+#[derive(Debug, Default)]
+pub(crate) struct Events(Vec<Event>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Token(pub(crate) usize);
+
+/// What the kernel tells; the questions are answered as mio answers them on epoll.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    pub(crate) token: Token,
+    pub(crate) mask: Mask,
+}
+
+impl Poll {
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.0
+    }
+
+    pub(crate) fn poll(
+        &mut self,
+        events: &mut Events,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        events.0.clear();
+        drive::wait(&mut events.0, timeout)
+    }
+}
+
+impl Waker {
+    #[expect(clippy::unnecessary_wraps, reason = "as mio's")]
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        crate::with(|kernel| kernel.is_woken = true);
+        Ok(())
+    }
+}
+
+impl Events {
+    pub(crate) fn with_capacity(_events: usize) -> Self {
+        Self::default()
+    }
+}
+
+impl<'a> IntoIterator for &'a Events {
+    type Item = &'a Event;
+    type IntoIter = std::slice::Iter<'a, Event>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl Event {
+    pub(crate) fn token(&self) -> Token {
+        self.token
+    }
+
+    pub(crate) fn is_readable(&self) -> bool {
+        self.mask.input || self.mask.urgent
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        self.mask.output
+    }
+
+    pub(crate) fn is_priority(&self) -> bool {
+        self.mask.urgent
+    }
+
+    pub(crate) fn is_error(&self) -> bool {
+        self.mask.error
+    }
+
+    pub(crate) fn is_read_closed(&self) -> bool {
+        self.mask.hung_up || self.mask.input && self.mask.input_ended
+    }
+
+    pub(crate) fn is_write_closed(&self) -> bool {
+        let Mask { input, output, error, .. } = self.mask;
+        self.mask.hung_up || error && (output || !input)
+    }
+}
+
+/// For the real `sys.rs`, whose sockets are not used here.
+pub(crate) mod unix {
+    pub(crate) struct SourceFd<'a>(pub(crate) &'a i32);
+}
+
+pub(crate) struct Interest;
+
+impl Interest {
+    pub(crate) const READABLE: Self = Self;
+    pub(crate) const WRITABLE: Self = Self;
+    pub(crate) const PRIORITY: Self = Self;
+}
+
+impl std::ops::BitOr for Interest {
+    type Output = Self;
+
+    fn bitor(self, _other: Self) -> Self {
+        self
+    }
+}
+
+impl Registry {
+    pub(crate) fn register(
+        &self,
+        _source: &mut unix::SourceFd<'_>,
+        _token: Token,
+        _interest: Interest,
+    ) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn deregister(&self, _source: &mut unix::SourceFd<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}

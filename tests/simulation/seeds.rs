@@ -1,0 +1,34 @@
+//! Seeds: the worker and its machines on a simulated kernel (`tests/simulation`), one schedule a seed.
+//!
+//! A failure prints its seed. `TCPAUSE_SEED=n` replays one, `TCPAUSE_SEEDS=n` sets how many are tried.
+
+use std::{env, ops::Range, thread};
+
+use tcpause_simulation::{Tally, run};
+
+/// How many schedules are tried.
+const SEEDS: u64 = 20_000;
+
+#[test]
+fn seeds() {
+    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    if let Some(seed) = number("TCPAUSE_SEED") {
+        println!("{:?}", run(seed));
+        return;
+    }
+    let seeds = number("TCPAUSE_SEEDS").unwrap_or(SEEDS);
+    let tally = thread::scope(|scope| {
+        let halves = [0..seeds / 2, seeds / 2..seeds].map(|seeds| scope.spawn(|| try_all(seeds)));
+        let mut sum = Tally::default();
+        halves.into_iter().for_each(|half| sum += half.join().expect("all seeds hold"));
+        sum
+    });
+    println!("{seeds} seeds: {tally:?}");
+}
+
+/// Tries each seed; returns what was seen in all of them.
+fn try_all(seeds: Range<u64>) -> Tally {
+    let mut sum = Tally::default();
+    seeds.for_each(|seed| sum += run(seed));
+    sum
+}

@@ -1,0 +1,156 @@
+//! `sys.rs` on the simulated kernel: the same names, the same promises. What needs no kernel is the real one's.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use mio::{Registry, Token};
+use rustix::io::Errno;
+
+use crate::{
+    call,
+    kernel::{Kernel, LinkId, PipeId},
+};
+
+pub(crate) use crate::real_sys::{
+    Dialled, KEEPALIVE_INTERVAL, SocketAddress, SocketFile, is_shortage,
+};
+
+#[derive(Debug)]
+pub(crate) struct Socket {
+    link: LinkId,
+    is_unix: bool,
+}
+
+/// The one listener of a schedule.
+#[derive(Debug)]
+pub(crate) struct Listener;
+
+#[derive(Debug)]
+pub(crate) struct PipeEnds(PipeId);
+
+pub(crate) fn now() -> Instant {
+    crate::instant(crate::with(|kernel| kernel.now))
+}
+
+pub(crate) fn pipe(_bytes: usize) -> io::Result<PipeEnds> {
+    ask(Kernel::pipe).map(PipeEnds)
+}
+
+impl Socket {
+    pub(crate) fn of(link: LinkId, is_unix: bool) -> Self {
+        Self { link, is_unix }
+    }
+
+    pub(crate) fn link(&self) -> LinkId {
+        self.link
+    }
+
+    pub(crate) fn dial(address: &SocketAddress) -> io::Result<(Self, Dialled)> {
+        let (link, is_unix, dialled) = ask(|kernel| kernel.dial(address))?;
+        Ok((Self { link, is_unix }, dialled))
+    }
+
+    pub(crate) fn take_dial_error(&self) -> Option<io::Error> {
+        call(|kernel| kernel.take_dial_error(self.link)).map(io::Error::from)
+    }
+
+    pub(crate) fn keep_alive(&self) {}
+
+    pub(crate) fn register(&self, _registry: &Registry, token: Token) -> io::Result<()> {
+        ask(|kernel| kernel.register(self.link, token))
+    }
+
+    pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        ask(|kernel| kernel.recv(self.link, buffer, false))
+    }
+
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        ask(|kernel| kernel.recv(self.link, buffer, true))
+    }
+
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        ask(|kernel| kernel.send(self.link, bytes))
+    }
+
+    pub(crate) fn shut_down_write(&self) -> io::Result<()> {
+        ask(|kernel| kernel.shut_down_write(self.link))
+    }
+
+    pub(crate) fn reset_on_close(&self) {
+        call(|kernel| kernel.link_mut(self.link).resets_on_close = true);
+    }
+
+    pub(crate) fn has_gone(&self) -> bool {
+        call(|kernel| kernel.has_gone(self.link))
+    }
+
+    pub(crate) fn peer(&self) -> String {
+        self.link.to_string()
+    }
+
+    pub(crate) fn is_unix(&self) -> bool {
+        self.is_unix
+    }
+
+    pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
+        ask(|kernel| kernel.unacknowledged(self.link))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        crate::with(|kernel| kernel.close(self.link));
+    }
+}
+
+impl Listener {
+    pub(crate) fn accept(&self) -> io::Result<Socket> {
+        let (link, is_unix) = ask(Kernel::accept)?;
+        Ok(Socket { link, is_unix })
+    }
+
+    pub(crate) fn cut_backlog(&self) {
+        call(|kernel| kernel.backlog.takes_more = false);
+    }
+
+    pub(crate) fn register(&self, _registry: &Registry, token: Token) -> io::Result<()> {
+        ask(|kernel| kernel.register_listener(token))
+    }
+
+    pub(crate) fn deregister(&self, _registry: &Registry) {
+        call(|kernel| kernel.backlog.token = None);
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        crate::with(Kernel::close_listener);
+    }
+}
+
+impl PipeEnds {
+    pub(crate) fn splice_from(&self, source: &Socket, len: usize) -> io::Result<usize> {
+        ask(|kernel| kernel.splice_from(self.0, source.link, len))
+    }
+
+    pub(crate) fn splice_to(&self, sink: &Socket, len: usize) -> io::Result<usize> {
+        ask(|kernel| kernel.splice_to(self.0, sink.link, len))
+    }
+}
+
+impl Drop for PipeEnds {
+    fn drop(&mut self) {
+        crate::with(|kernel| kernel.close_pipe(self.0));
+    }
+}
+
+fn ask<T>(act: impl FnOnce(&mut Kernel) -> Result<T, Errno>) -> io::Result<T> {
+    call(act).map_err(io::Error::from)
+}
+
+/// The time since the schedule began.
+pub(crate) fn elapsed() -> Duration {
+    crate::with(|kernel| kernel.now)
+}
