@@ -258,7 +258,7 @@ impl Flow {
         is_last: bool,
     ) -> bool {
         let mut share = TURN_BYTES_MAX;
-        if self.stage == Stage::Broken && sink.is_reset() {
+        if self.stage == Stage::Broken {
             Self::discard(source, kit);
         }
         while self.is_open() && self.drain(sink, kit) && source.is_readable() {
@@ -284,7 +284,7 @@ impl Flow {
     }
 
     /// Reads what nobody is there to take. The source may be blocked in writing it, and would never come to read what the
-    /// aborted side had sent before.
+    /// side that is gone had sent before.
     fn discard(source: &mut Endpoint, kit: &mut Kit) {
         let mut share = TURN_BYTES_MAX;
         while source.is_readable() && share > 0 {

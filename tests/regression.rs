@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::harness::{
-    End, Proxy, Received, Stream, Upstream, assert_same, echo, pattern, spawn, wait_until,
+    End, Family, Proxy, Received, Stream, Upstream, assert_same, echo, pattern, spawn, wait_until,
 };
 
 /// A small message and the FIN behind it come as one event: whoever stops at a short read never sees the end.
@@ -136,4 +136,23 @@ fn a_reset_reaches_an_upstream_that_is_blocked_in_writing() {
     });
     client.reset();
     proxy.control().wait_status("the connection has ended", |status| status.active == 0);
+}
+
+/// Nobody read what it wrote, so it never came to read the answer, and after 30 s that was lost.
+#[test]
+fn a_client_that_writes_on_hears_the_answer_of_a_unix_upstream_that_has_closed() {
+    /// More than the client's socket takes unread, less than all buffers together.
+    const ANSWER_BYTES: usize = 512 << 10;
+    let upstream = Upstream::start(Family::Unix, |mut stream| {
+        let bytes = stream.receive(5);
+        stream.send(&pattern(1, ANSWER_BYTES));
+        // It has read all that was sent: its close is in good order.
+        Received { bytes, end: End::Eof }
+    });
+    let proxy = Proxy::builder().upstream(&upstream).start();
+    let mut client = proxy.connect();
+    client.send(b"hello");
+    upstream.session();
+    client.send(&pattern(2, 32 << 20));
+    assert_same(&client.receive(ANSWER_BYTES), &pattern(1, ANSWER_BYTES));
 }

@@ -69,6 +69,8 @@ pub(crate) struct Course {
     may_abort: bool,
     /// Whether all happens to all upstream addresses, and what they are when it no longer does.
     changes_sites: bool,
+    /// Whose peers may insist on writing before they read: if both did, none would ever read.
+    insists: Option<Side>,
     operates: bool,
     pub(crate) rejects: bool,
     /// How many passes there were when it was last looked at during this pause.
@@ -78,7 +80,9 @@ pub(crate) struct Course {
     stage_began: Duration,
     /// Connections may have been cut off by a stop.
     pub(crate) was_cut: bool,
-    /// The longest that the upstream has been out of reach.
+    /// Whether every dial succeeds at once, so that their order is the clients'.
+    pub(crate) keeps_order: bool,
+    /// Whether the upstream may have been out of reach for too long.
     pub(crate) may_be_unreachable: bool,
 }
 
@@ -165,6 +169,7 @@ impl Schedule {
             is_bulk: random.below(3) == 0,
             may_abort: random.below(2) == 0,
             changes_sites,
+            insists: random.one_of([None, Some(Side::Client), Some(Side::Upstream)]),
             operates: random.below(2) == 0,
             rejects,
             passes: None,
@@ -172,7 +177,8 @@ impl Schedule {
             idle_turns: 0,
             stage_began: Duration::ZERO,
             was_cut: false,
-            may_be_unreachable: changes_sites || is_faulty,
+            keeps_order: !rejects && !changes_sites && !is_faulty,
+            may_be_unreachable: changes_sites,
         };
         COURSE.with(|it| *it.borrow_mut() = Some(course));
         let post = Post {
@@ -356,7 +362,8 @@ impl Course {
                 let id = kernel.random.below(kernel.links.len());
                 let (link, random) = (&mut kernel.links[id], &mut kernel.random);
                 match choice {
-                    14..30 => link.peer_writes(random, self.is_bulk),
+                    14..29 => link.peer_writes(random, self.is_bulk),
+                    29 if self.insists == Some(link.side) => link.insists = 1 << random.below(21),
                     30..50 => drop(link.peer_reads(random, false)),
                     50..53 => link.peer_shuts(),
                     53 if self.may_abort => link.peer_closes(),
@@ -483,6 +490,7 @@ impl Kernel {
                 link.peer_shuts();
             }
             let moved = link.answer_dial(&self.sites)
+                | link.peer_insists()
                 | link.travel(&mut self.random, is_eager)
                 | link.peer_reads(&mut self.random, is_eager);
             is_done &= !moved;
@@ -495,7 +503,9 @@ impl Kernel {
     pub(crate) fn flush(&mut self) -> bool {
         let mut moved = false;
         for link in &mut self.links {
-            moved |= link.travel(&mut self.random, true) | link.peer_reads(&mut self.random, true);
+            moved |= link.peer_insists()
+                | link.travel(&mut self.random, true)
+                | link.peer_reads(&mut self.random, true);
         }
         moved
     }

@@ -97,7 +97,7 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
                 carried += 1;
                 judge_flow(link, other);
                 judge_flow(other, link);
-                if !course.rejects && !course.may_be_unreachable && !link.is_from_afar {
+                if course.keeps_order && !link.is_from_afar {
                     assert!(last < link.dialled, "one is served before its turn: {link:#?}");
                     last = link.dialled;
                 }

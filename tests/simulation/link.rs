@@ -89,6 +89,8 @@ pub(crate) struct Link {
     pub(crate) heard: usize,
 
     // The peer.
+    /// How much it writes before it reads on: it may be blocked in that.
+    pub(crate) insists: usize,
     pub(crate) peer_shut: bool,
     pub(crate) peer_closed: bool,
     pub(crate) peer_reset: bool,
@@ -135,6 +137,7 @@ impl Link {
             written: 0,
             acked: 0,
             heard: 0,
+            insists: 0,
             peer_shut: false,
             peer_closed: false,
             peer_reset: false,
@@ -207,6 +210,7 @@ impl Link {
     pub(crate) fn close(&mut self) {
         self.is_open = false;
         self.token = None;
+        self.has_edge = false;
         let discards = self.arrived > self.read;
         if self.is_unix {
             self.peer_is_dead |= discards;
@@ -305,12 +309,30 @@ impl Link {
             return;
         }
         let magnitude = if is_bulk { random.below(2) } else { random.below(17) };
+        self.peer_says(1 + random.below(WRITE_BYTES_MAX >> magnitude));
+    }
+
+    /// A peer that insists on writing first goes on. False when there is none, or no room.
+    pub(crate) fn peer_insists(&mut self) -> bool {
+        if self.peer_shut || self.peer_is_dead {
+            self.insists = 0;
+        }
+        let said =
+            if self.has_peer() && self.insists > 0 { self.peer_says(self.insists) } else { 0 };
+        self.insists -= said;
+        said > 0
+    }
+
+    /// Writes up to `bytes`, as many as there is room for.
+    fn peer_says(&mut self, bytes: usize) -> usize {
         let room = (2 * self.receive_max + self.read).saturating_sub(self.said);
-        self.said += (1 + random.below(WRITE_BYTES_MAX >> magnitude)).min(room);
-        if self.is_unix && (self.is_open || self.is_waiting()) {
+        let bytes = bytes.min(room);
+        self.said += bytes;
+        if self.is_unix && bytes > 0 && (self.is_open || self.is_waiting()) {
             self.arrived = self.said;
             self.wake();
         }
+        bytes
     }
 
     /// Whether it waits in the listener's queue.
@@ -320,7 +342,7 @@ impl Link {
     }
 
     pub(crate) fn peer_reads(&mut self, random: &mut Random, is_eager: bool) -> bool {
-        if !self.has_peer() || self.saw.is_some() {
+        if !self.has_peer() || self.saw.is_some() || self.insists > 0 {
             return false;
         }
         let queued = self.acked - self.heard;
