@@ -286,12 +286,16 @@ impl Connection {
         }
         match reason {
             Reason::Reset | Reason::Stalled | Reason::Unreachable(_) | Reason::Stopped => {
-                self.client.socket().reset_on_close();
-                if let State::Relaying(carriage) = &self.state {
-                    carriage.relay.upstream().socket().reset_on_close();
-                }
+                self.reset_on_close();
             }
             Reason::Ended | Reason::Left | Reason::Rejected => {}
+        }
+    }
+
+    fn reset_on_close(&self) {
+        self.client.socket().reset_on_close();
+        if let State::Relaying(carriage) = &self.state {
+            carriage.relay.upstream().socket().reset_on_close();
         }
     }
 
@@ -446,6 +450,15 @@ impl Connection {
                 Verdict::Close(Reason::Rejected)
             }
             reject::Next::Close => Verdict::Close(Reason::Rejected),
+        }
+    }
+}
+
+impl Drop for Connection {
+    /// What a panic of the worker cuts off must not look like an orderly end.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.reset_on_close();
         }
     }
 }

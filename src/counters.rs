@@ -24,6 +24,8 @@ pub(crate) struct Counters {
     pub(crate) rejected: Count,
     /// Connections whose upstream could not be reached.
     pub(crate) failed: Count,
+    /// How often the worker has panicked; written by its supervisor, on the same thread.
+    pub(crate) panics: Count,
     /// Bytes carried from clients to the upstream.
     pub(crate) bytes_to_upstream: Count,
     /// Bytes carried from the upstream to clients.

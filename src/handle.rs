@@ -67,6 +67,8 @@ pub struct Status {
     pub upstream: String,
     /// The number of worker threads.
     pub threads: usize,
+    /// How often a worker has panicked, which costs its connections: each time is a defect of tcpause.
+    pub worker_panics: u64,
 }
 
 /// What the threads of a proxy share. Workers read it without a lock.
@@ -220,6 +222,7 @@ impl Handle {
             bytes_to_client: sum(|counters| &counters.bytes_to_client),
             upstream: shared.upstream.address().to_string(),
             threads: shared.desks.len(),
+            worker_panics: sum(|counters| &counters.panics),
         }
     }
 

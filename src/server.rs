@@ -379,10 +379,13 @@ fn start_worker(mut post: Post) -> Result<JoinHandle<End>, Error> {
                     log::error!("worker {} cannot poll and starts anew: {error}", post.index);
                     thread::park_timeout(RESTART_INTERVAL);
                 }
-                Err(_panic) => log::error!(
-                    "worker {} has panicked and starts anew: a defect of tcpause",
-                    post.index
-                ),
+                Err(_panic) => {
+                    post.shared.counters(post.index).panics.add(1);
+                    log::error!(
+                        "worker {} has panicked and starts anew: a defect of tcpause",
+                        post.index
+                    );
+                }
             }
         }
     };

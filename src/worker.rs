@@ -142,7 +142,11 @@ impl Post {
             passed: 0,
         };
         worker.publish();
-        worker.run()
+        let end = worker.run();
+        if end.is_err() {
+            worker.close_all(sys::now());
+        }
+        end
     }
 }
 
@@ -318,7 +322,10 @@ impl Worker<'_> {
         };
         match listener.accept() {
             Ok(client) => {
-                self.post.shared.counters(self.post.index).accepted.add(1);
+                let accepted = &self.post.shared.counters(self.post.index).accepted;
+                accepted.add(1);
+                #[cfg(debug_assertions)]
+                panic_if_asked(self.post.index, accepted.get());
                 self.place(client, slot, now);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -584,6 +591,17 @@ impl Worker<'_> {
             Queue::Lingering,
         ]));
     }
+}
+
+/// For the tests, which only debug builds listen to: `TCPAUSE_PANIC_AT=3,5` has the first worker panic when it accepts its
+/// third client and its fifth.
+#[cfg(debug_assertions)]
+fn panic_if_asked(index: usize, accepted: u64) {
+    static AT: std::sync::LazyLock<Vec<u64>> = std::sync::LazyLock::new(|| {
+        let list = std::env::var("TCPAUSE_PANIC_AT").unwrap_or_default();
+        list.split(',').filter_map(|number| number.parse().ok()).collect()
+    });
+    assert!(index > 0 || !AT.contains(&accepted), "asked to panic");
 }
 
 /// Has `slot` driven in this turn or the next, once.

@@ -36,6 +36,7 @@ pub(crate) struct Status {
     pub(crate) bytes_to_client: u64,
     pub(crate) upstream: String,
     pub(crate) threads: usize,
+    pub(crate) worker_panics: u64,
 }
 
 impl Control {

@@ -214,6 +214,7 @@ impl Schedule {
             for link in &mut kernel.links {
                 let is_on_its_way = link.is_from_afar && link.token.is_none();
                 assert!(!link.is_open || is_on_its_way, "a socket is left over");
+                assert!(!link.was_cut_mildly, "what a panic cut off looks whole: {link:#?}");
                 link.was_cut |= !link.is_open && !link.is_waiting();
             }
             assert_eq!(kernel.open_pipes(), 0, "a pipe is left over");

@@ -75,6 +75,8 @@ pub(crate) struct Link {
     pub(crate) was_hurt: bool,
     /// Whether the worker was made to drop it: by a panic or the end of the grace period.
     pub(crate) was_cut: bool,
+    /// Whether a panic has closed it without a reset.
+    pub(crate) was_cut_mildly: bool,
     /// Whether the peer's kernel has reset it, and how many bytes had come by then.
     pub(crate) was_reset: bool,
     pub(crate) owed: usize,
@@ -129,6 +131,7 @@ impl Link {
             was_refused: false,
             was_hurt: false,
             was_cut: false,
+            was_cut_mildly: false,
             was_reset: false,
             owed: 0,
             said: 0,
@@ -208,6 +211,11 @@ impl Link {
 
     /// The worker closes its socket.
     pub(crate) fn close(&mut self) {
+        // What a panic cuts off must not look like an end.
+        self.was_cut_mildly |= std::thread::panicking()
+            && self.token.is_some()
+            && (self.side == Side::Client || self.written + self.read > 0)
+            && !self.resets_on_close;
         self.is_open = false;
         self.token = None;
         self.has_edge = false;
