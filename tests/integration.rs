@@ -11,6 +11,7 @@
 )]
 
 mod carry;
+mod chaos;
 mod cli;
 mod config;
 mod control;
@@ -36,6 +37,7 @@ mod reject;
 mod reject_storm;
 mod reject_tls;
 mod reject_with;
+mod soak;
 mod stop;
 mod stop_under_load;
 mod streams;

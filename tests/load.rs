@@ -20,7 +20,7 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use crate::harness::{
-    Addr, Builder, End, Family, Listener, PATIENCE, Proxy, Received, Stream, Upstream, amount,
+    Addr, Builder, Dice, End, Family, Listener, PATIENCE, Proxy, Received, Stream, Upstream, amount,
     pattern, spawn, wait_until,
 };
 
@@ -507,29 +507,5 @@ impl Pace {
         if self.slow && self.steps.is_multiple_of(8) {
             thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-/// Random numbers, the same for each seed.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// From 0 to `limit - 1`.
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)) % limit
-    }
-
-    /// From 1 to `most`, each order of magnitude as likely as the next.
-    fn spread(&mut self, most: u64) -> u64 {
-        let magnitude = self.below(u64::from(most.ilog2()) + 1);
-        (1 + self.below(2 << magnitude)).min(most)
     }
 }

@@ -19,7 +19,7 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-pub(crate) use control::{Control, Response};
+pub(crate) use control::{Control, Response, Status};
 pub(crate) use namespace::{FIGURE, in_namespace};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, Stream, reserve};
 pub(crate) use program::{Builder, CPU_PERCENT_MAX, Finished, Program, Proxy, binary, program};
@@ -89,4 +89,28 @@ pub(crate) fn raise_descriptor_limit() {
 /// How much of something a test does: what the environment says, as `make soak` does, or what suits `make test`.
 pub(crate) fn amount(name: &str, default: usize) -> usize {
     env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// Random numbers, the same for each seed.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// From 0 to `limit - 1`.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (word ^ (word >> 31)) % limit
+    }
+
+    /// From 1 to `most`, each order of magnitude as likely as the next.
+    pub(crate) fn spread(&mut self, most: u64) -> u64 {
+        let magnitude = self.below(u64::from(most.ilog2()) + 1);
+        (1 + self.below(2 << magnitude)).min(most)
+    }
 }

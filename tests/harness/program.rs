@@ -516,6 +516,15 @@ impl Proxy {
         self.count_in("task")
     }
 
+    /// Where `/proc` shows the threads whose names begin with `name`.
+    pub(crate) fn threads_named(&self, name: &str) -> Vec<PathBuf> {
+        let tasks = fs::read_dir(self.proc("task")).expect("a running process");
+        let is_named = |path: &PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.starts_with(name))
+        };
+        tasks.map(|entry| entry.expect("a thread").path()).filter(is_named).collect()
+    }
+
     /// The resident memory in KiB.
     pub(crate) fn memory_kib(&self) -> usize {
         self.status_kib("VmRSS:")

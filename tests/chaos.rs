@@ -1,0 +1,253 @@
+//! What must not happen, on purpose: workers that panic, system calls that fail, and everything at random for a while.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{
+    Addr, End, Proxy, Received, Status, Stream, Upstream, echo, pattern, wait_until,
+};
+
+/// How soon after a panic no further client may feel it.
+const AFTERMATH: Duration = Duration::from_millis(100);
+
+#[test]
+fn a_panic_costs_the_connections_of_its_worker_alone() {
+    const LASTING: usize = 40;
+    const LOADERS: usize = 4;
+    if !cfg!(debug_assertions) {
+        println!("skipped: a release build cannot be made to panic");
+        return;
+    }
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder()
+        .upstream(&upstream)
+        .args(["--proxy-threads", "2"])
+        .env("TCPAUSE_PANIC_AT", "150,300,450")
+        .start();
+    let mut lasting: Vec<_> = (0..LASTING).map(|_| proxy.connect()).collect();
+    lasting.iter_mut().for_each(|client| client.assert_echo(b"hello"));
+
+    // When each short connection that failed began and ended, and when the panics were seen.
+    let (failures, panics) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let (served, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let load = || {
+        while !is_over.load(SeqCst) {
+            let begin = Instant::now();
+            match come_and_go(proxy.addr()) {
+                Ok(()) => served.fetch_add(1, SeqCst),
+                Err(error) => {
+                    failures.lock().unwrap().push((begin, Instant::now(), error));
+                    0
+                }
+            };
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    thread::scope(|scope| {
+        (0..LOADERS).for_each(|_| drop(scope.spawn(load)));
+        for seen in 1..=3 {
+            wait_until("a worker panics", || {
+                proxy.log_so_far().matches("has panicked and starts anew").count() == seen
+            });
+            panics.lock().unwrap().push(Instant::now());
+        }
+        // For a while, nothing happens any more.
+        let before = served.load(SeqCst);
+        wait_until("a few hundred more are served", || served.load(SeqCst) > before + 300);
+        is_over.store(true, SeqCst);
+    });
+
+    let failures = failures.into_inner().unwrap();
+    for (begin, end, error) in &failures {
+        let is_excused = |panic: &Instant| *begin < *panic + AFTERMATH && *panic < *end + AFTERMATH;
+        assert!(panics.lock().unwrap().iter().any(is_excused), "{error} without a panic");
+    }
+    assert!(failures.len() <= 3 * LOADERS, "{failures:?}");
+    // The other worker's go on; those that are cut off do not take it for an end.
+    let (survivors, ends): (Vec<_>, Vec<_>) = lasting
+        .into_iter()
+        .map(|mut client| (still_echoes(&mut client), client))
+        .partition(|it| it.0.is_ok());
+    assert!(ends.iter().all(|(end, _)| *end == Err(End::Reset)), "{ends:?}");
+    assert!(!survivors.is_empty() && !ends.is_empty(), "both workers had some");
+    let count = survivors.len() as u64;
+    let counts = |status: &Status| (status.active, status.held, status.worker_panics);
+    proxy.control().wait_counts(counts, (count, 0, 3));
+    proxy.control().pause();
+    let mut held = proxy.connect_held();
+    drop(survivors);
+    proxy.control().wait_idle();
+    proxy.control().wait_counts(counts, (0, 1, 3));
+    proxy.control().resume();
+    held.assert_echo(b"as if nothing had happened");
+    println!(
+        "3 panics: {} of {} short connections failed, {count} of {LASTING} lasting ones went on",
+        failures.len(),
+        served.into_inner() + failures.len() as u64
+    );
+}
+
+/// One short connection.
+fn come_and_go(addr: &Addr) -> Result<(), String> {
+    let mut client = addr.try_connect().map_err(|error| format!("connect: {error}"))?;
+    still_echoes(&mut client).map_err(|end| format!("{end:?}"))
+}
+
+/// How the stream has ended, if it does not echo any more.
+fn still_echoes(client: &mut Stream) -> Result<(), End> {
+    let mut answer = [0; 5];
+    client.write_all(b"still").and_then(|()| client.read_exact(&mut answer)).map_err(|error| {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => End::Reset,
+            std::io::ErrorKind::UnexpectedEof => End::Eof,
+            _ => End::from(error),
+        }
+    })?;
+    assert_eq!(&answer, b"still");
+    Ok(())
+}
+
+/// Each line is injected at once; none may be felt but as a delay.
+const INJECTIONS: [&[&str]; 5] = [
+    &["accept4:error=EMFILE:when=1+3", "socket:error=EMFILE:when=1+2", "pipe2:error=EMFILE"],
+    &["accept4:error=ENFILE:when=1+3", "socket:error=ENFILE:when=1+2", "pipe2:error=ENFILE"],
+    &[
+        "accept4:error=ENOBUFS:when=1+3",
+        "socket:error=ENOBUFS:when=1+2",
+        "epoll_ctl:error=ENOMEM:when=1+3",
+    ],
+    &[
+        "accept4:error=ECONNABORTED:when=1+2",
+        "socket:error=ENOMEM:when=1+2",
+        "epoll_ctl:error=ENOSPC:when=2+3",
+    ],
+    &[
+        "accept4:error=EINTR:when=1+2",
+        "recvfrom:error=EINTR:when=1+2",
+        "sendto:error=EINTR:when=1+2",
+        "splice:error=EINTR:when=1+2",
+        "epoll_wait:error=EINTR:when=1+2",
+    ],
+];
+
+#[test]
+fn system_calls_that_fail_delay_and_nothing_else() {
+    const CLIENTS: u64 = 10;
+    if let Err(reason) = can_trace() {
+        println!("skipped: {reason}");
+        return;
+    }
+    let mut injected = 0;
+    for injections in INJECTIONS {
+        let upstream = Upstream::tcp(echo);
+        let proxy = Proxy::builder().upstream(&upstream).args(["--proxy-threads", "1"]).start();
+        let tracer = Tracer::attach(&proxy, injections);
+        for is_held in [false, true] {
+            if is_held {
+                proxy.control().pause();
+            }
+            let mut clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();
+            clients.iter_mut().for_each(|client| client.send(b"hello"));
+            if is_held {
+                proxy.control().wait_counts(|status| status.held, CLIENTS);
+                proxy.control().resume();
+            }
+            for (number, mut client) in clients.into_iter().enumerate() {
+                assert_eq!(client.receive(5), b"hello", "{injections:?}");
+                // Much at once is spliced.
+                let bytes = pattern(number as u64, 1 << 20);
+                assert!(client.round_trip(&bytes) == bytes, "other bytes: {injections:?}");
+                client.finish();
+                assert_eq!(client.receive_all(), Received { bytes: Vec::new(), end: End::Eof });
+            }
+        }
+        injected += tracer.finish();
+        let counts = |status: &Status| (status.active, status.held, status.failed);
+        proxy.control().wait_counts(counts, (0, 0, 0));
+        let status = proxy.control().status();
+        assert_eq!((status.accepted, status.worker_panics), (2 * CLIENTS, 0));
+        proxy.connect().assert_echo(b"all is as before");
+    }
+    println!("{injected} calls failed, and no client has felt one");
+}
+
+/// Whether this machine has strace and lets it look at other processes.
+fn can_trace() -> Result<(), String> {
+    let mut sleeper = Command::new("sleep").arg("60").spawn().map_err(|error| error.to_string())?;
+    let mut tracer = strace(sleeper.id(), Path::new("/dev/null"), &["accept4:error=EINTR"]);
+    let result = match &mut tracer {
+        Err(error) => Err(format!("strace: {error}")),
+        Ok(tracer) => {
+            let status = format!("/proc/{}/status", sleeper.id());
+            wait_until("strace is there, or has given up", || {
+                is_traced(&status) || tracer.try_wait().is_ok_and(|exit| exit.is_some())
+            });
+            if is_traced(&status) { Ok(()) } else { Err("strace may not trace here".to_owned()) }
+        }
+    };
+    drop((sleeper.kill(), sleeper.wait()));
+    if let Ok(tracer) = &mut tracer {
+        drop((tracer.kill(), tracer.wait()));
+    }
+    result
+}
+
+fn strace(thread: u32, log: &Path, injections: &[&str]) -> std::io::Result<Child> {
+    let mut command = Command::new("strace");
+    command.arg("-qq").arg("-o").arg(log).args(["-p", &thread.to_string()]);
+    command.args(injections.iter().map(|injection| format!("--inject={injection}")));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+fn is_traced(status: &str) -> bool {
+    fs::read_to_string(status).is_ok_and(|text| {
+        text.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    })
+}
+
+/// An strace that makes calls of a proxy's worker fail. The rest of the program is left alone.
+struct Tracer {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Tracer {
+    fn attach(proxy: &Proxy, injections: &[&str]) -> Self {
+        let thread = proxy.threads_named("worker-0").pop().expect("a worker");
+        let id = thread.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let log = proxy.dir().join("strace.log");
+        let process = strace(id.expect("a number"), &log, injections).expect("strace");
+        let tracer = Self { process, log };
+        let status = thread.join("status").to_string_lossy().into_owned();
+        wait_until("strace is there", || is_traced(&status));
+        tracer
+    }
+
+    /// Lets go of the worker; returns how many calls have failed.
+    fn finish(mut self) -> usize {
+        // Killed, it would not write the rest of its log.
+        kill_process(Pid::from_child(&self.process), Signal::TERM).expect("a process of ours");
+        wait_until("strace ends", || self.process.try_wait().is_ok_and(|exit| exit.is_some()));
+        let injected = fs::read_to_string(&self.log).expect("a log").matches("(INJECTED)").count();
+        assert!(injected > 0, "nothing was injected");
+        injected
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        drop((self.process.kill(), self.process.wait()));
+    }
+}
