@@ -36,7 +36,7 @@ build: ## Build the release binary
 	$(CARGO) build --release --locked
 
 test: ## Run the tests
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
 
 test-pipes: ## Run the integration tests without pipes, and with one for each worker
 	TCPAUSE_PIPES=0 $(CARGO) test --locked --test integration
@@ -49,10 +49,13 @@ test-unprivileged: ## Run the integration tests as a user without privileges
 fuzz: ## Fuzz each parser for half a minute: make fuzz FUZZ_SECONDS=30
 	.ci/fuzz $(FUZZ_SECONDS)
 
-soak: ## Run the tests under load with ten GiB and 100,000 connections (ten minutes)
-	TCPAUSE_LOAD_MIB=10240 TCPAUSE_LOAD_CONNECTIONS=100000 TCPAUSE_LOAD_BURST=9000 TCPAUSE_LOAD_HELD=5000 TCPAUSE_LOAD_OPEN=4000 \
-		TCPAUSE_LOAD_REQUESTS=250000 TCPAUSE_MAINTENANCE_ROUNDS=20 TCPAUSE_MAINTENANCE_MS=2000 TCPAUSE_CROWD=9000 TCPAUSE_PAUSE_CYCLES=2000 TCPAUSE_REJECT_ROUNDS=20 TCPAUSE_STORM_SECONDS=30 \
+soak: ## Run five million seeds, the load tests in their long forms, and an hour of chaos
+	TCPAUSE_SEEDS=5000000 $(CARGO) test --locked -p tcpause-simulation -- --nocapture
+	TCPAUSE_LOAD_MIB=10240 TCPAUSE_LOAD_CONNECTIONS=100000 TCPAUSE_LOAD_BURST=9000 TCPAUSE_LOAD_HELD=5000 \
+		TCPAUSE_LOAD_OPEN=4000 TCPAUSE_LOAD_REQUESTS=250000 TCPAUSE_MAINTENANCE_ROUNDS=20 TCPAUSE_MAINTENANCE_MS=2000 \
+		TCPAUSE_CROWD=9000 TCPAUSE_PAUSE_CYCLES=2000 TCPAUSE_REJECT_ROUNDS=20 TCPAUSE_STORM_SECONDS=30 \
 		$(CARGO) test --locked --release --test integration -- load:: control_flood:: reject maintenance:: pause:: --nocapture --test-threads=1
+	TCPAUSE_SOAK_SECONDS=3600 $(CARGO) test --locked --release --test integration -- soak:: --nocapture
 
 bench: ## Compare the relay with a direct connection, time a resume and the gate (five minutes)
 	$(CARGO) bench --locked --bench relay --bench pause
@@ -61,16 +64,18 @@ bench-peers: ## Compare the CPU time with other proxies on this machine (ten min
 	$(CARGO) bench --locked --bench peers
 
 lint: ## Check the format and the lints
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path tests/fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p tcpause-simulation --lib --tests -- -D warnings
 
 # Link-time optimisation would cost a minute and find nothing.
 loom: ## Try every interleaving of the gate and of the barrier
 	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- gate barrier
 
-mutants: ## Demand that the tests of gate and barrier kill their mutants (three minutes)
+mutants: ## Demand that the tests of gate, barrier and worker kill their mutants (four minutes)
 	.ci/loom-mutants
+	.ci/worker-mutants
 
 doc: ## Build the documentation of the library
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib

@@ -37,7 +37,9 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
         .env("TCPAUSE_PANIC_AT", "150,300,450")
         .start();
     let mut lasting: Vec<_> = (0..LASTING).map(|_| proxy.connect()).collect();
-    lasting.iter_mut().for_each(|client| client.assert_echo(b"hello"));
+    for client in &mut lasting {
+        client.assert_echo(b"hello");
+    }
 
     // When each short connection that failed began and ended, and when the panics were seen.
     let (failures, panics) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
@@ -159,7 +161,9 @@ fn system_calls_that_fail_delay_and_nothing_else() {
                 proxy.control().pause();
             }
             let mut clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();
-            clients.iter_mut().for_each(|client| client.send(b"hello"));
+            for client in &mut clients {
+                client.send(b"hello");
+            }
             if is_held {
                 proxy.control().wait_counts(|status| status.held, CLIENTS);
                 proxy.control().resume();

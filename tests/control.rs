@@ -56,6 +56,7 @@ fn the_status_tells_all() {
     assert_eq!(status.threads, 3);
     assert!(!status.paused && status.paused_since.is_none());
     assert_eq!((status.held, status.connecting, status.active, status.accepted), (0, 0, 0, 0));
+    assert_eq!(status.worker_panics, 0);
     assert_eq!(
         (status.rejected, status.failed, status.bytes_to_upstream, status.bytes_to_client),
         (0, 0, 0, 0)

@@ -169,7 +169,9 @@ fn exchange(client: &mut Stream, bytes: &[u8]) -> io::Result<Vec<u8>> {
 fn compare_gauges(proxy: &Proxy, upstream: &Addr) {
     proxy.control().wait_counts(|status| (status.active, status.held), (0, 0));
     let mut open: Vec<_> = (0..OPEN).map(|_| proxy.connect()).collect();
-    open.iter_mut().for_each(|client| client.assert_echo(b"hello"));
+    for client in &mut open {
+        client.assert_echo(b"hello");
+    }
     proxy.control().pause();
     let held: Vec<_> = (0..HELD).map(|_| proxy.connect()).collect();
     let counts = |status: &Status| (status.active, status.connecting, status.held);
