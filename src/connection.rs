@@ -383,6 +383,10 @@ impl Connection {
         let failure = if upstream.is_reset() { upstream.socket().take_dial_error() } else { None };
         match failure {
             None => self.begin_to_carry(context),
+            // It was connected, has spoken and was reset since: what it said goes to the client, and the reset behind it.
+            Some(_) if upstream.socket().peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => {
+                self.begin_to_carry(context)
+            }
             Some(error) => self.next_address(error, context),
         }
     }

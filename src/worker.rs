@@ -295,7 +295,8 @@ impl Worker<'_> {
         if matches!(self.accepting, Accepting::Paused(until) if until <= now) {
             self.accepting = Accepting::Ready;
         }
-        while self.accepting == Accepting::Ready
+        // While some are left it is paused, so that a deadline brings it back here.
+        while !matches!(self.accepting, Accepting::Paused(_))
             && let Some((client, slot)) = self.unregistered.pop_front()
         {
             self.admit(client, slot, now);

@@ -20,8 +20,8 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use crate::harness::{
-    Addr, Builder, Dice, End, Family, Listener, PATIENCE, Proxy, Received, Stream, Upstream, amount,
-    pattern, spawn, wait_until,
+    Addr, Builder, Dice, End, Family, Listener, PATIENCE, Proxy, Received, Stream, Upstream,
+    amount, pattern, spawn, wait_until,
 };
 
 /// How many workers the proxies have.

@@ -432,6 +432,24 @@ fn a_client_that_resets_while_its_upstream_is_dialled_has_left() {
 }
 
 #[test]
+fn an_upstream_that_speaks_and_resets_at_once_is_heard() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::new(&address);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    let upstream = accept(&listener);
+    upstream.send(b"too many connections").unwrap();
+    upstream.reset_on_close();
+    drop(upstream);
+    let reason = bench.reason(&mut connection);
+    assert!(matches!(reason, Reason::Reset), "{reason:?}");
+    bench.close(connection, &reason);
+    assert_eq!(read(&client).unwrap(), b"too many connections");
+    assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
 fn a_client_that_ends_its_stream_while_its_upstream_is_dialled_is_waited_for() {
     let (silent, _full) = full_tcp_listener();
     let mut bench = Bench::new(&silent);

@@ -476,6 +476,7 @@ impl Kernel {
                 link.has_edge = false;
                 let mask = link.mask();
                 if let Some(token) = link.token.filter(|_| mask != Mask::default()) {
+                    link.is_known = true;
                     events.push(Event { token, mask });
                 }
             }

@@ -237,7 +237,7 @@ impl Kernel {
         link.is_open = true;
         let dialled = match (self.sites[site], at_once) {
             (Site::Up, true) => {
-                link.is_connected = true;
+                (link.is_connected, link.is_known) = (true, true);
                 Dialled::Connected
             }
             (Site::Refusing, true) => return Err(Errno::CONNREFUSED),
@@ -282,7 +282,7 @@ impl Kernel {
 
     pub(crate) fn take_dial_error(&mut self, id: LinkId) -> Option<Errno> {
         let link = self.link_mut(id);
-        assert!(link.read == 0 && link.arrived == 0, "SO_ERROR is asked for once bytes flow");
+        assert!(link.read + link.written == 0, "SO_ERROR is asked for once bytes flow");
         link.error.take()
     }
 

@@ -45,6 +45,8 @@ pub(crate) struct Link {
     pub(crate) dials: Option<usize>,
     /// Whether there is somebody at the other end.
     pub(crate) is_connected: bool,
+    /// Whether the worker knows; its time may be up before it does.
+    pub(crate) is_known: bool,
 
     // The worker's socket.
     pub(crate) is_open: bool,
@@ -114,6 +116,7 @@ impl Link {
             is_from_afar: false,
             dials: None,
             is_connected: side == Side::Client,
+            is_known: side == Side::Client,
             is_open: false,
             token: None,
             has_edge: false,
@@ -217,6 +220,7 @@ impl Link {
             && (self.side == Side::Client || self.written + self.read > 0)
             && !self.resets_on_close;
         self.is_open = false;
+        self.is_connected &= self.is_known;
         self.token = None;
         self.has_edge = false;
         let discards = self.arrived > self.read;
