@@ -15,6 +15,8 @@ use mio::{Poll, Registry, Waker};
 
 use crate::{
     Address,
+    barrier::Barrier,
+    config,
     counters::Counters,
     event::Event,
     gate::Gate,
@@ -23,9 +25,10 @@ use crate::{
     kernel::{Backlog, Kernel, Mask, Site, Tally, Weather},
     link::{Link, Side},
     random::Random,
-    reject::Refusal,
+    refusal::{Answer, Refusal},
     slots::Slots,
     sys::{self, Listener, SocketAddress},
+    throttle::Throttle,
     upstream::Upstream,
     worker::{End, Post, WAKER},
 };
@@ -36,6 +39,9 @@ const IDLE_TURNS_MAX: u32 = 4;
 const TURNS_MAX: u64 = 100_000;
 /// How long a schedule may be without the peers' doing anything: beyond every deadline of a connection.
 const QUIET_MAX: Duration = Duration::from_secs(100);
+
+/// How long all attempts for one client may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an upstream takes to answer a dial, unless it is silent.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(10);
@@ -131,7 +137,12 @@ impl Schedule {
         };
         crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
 
-        let upstream = Upstream::start(Address::tcp("127.0.0.1", 0)).expect("nothing to look up");
+        let upstream = Upstream::start(config::Upstream {
+            addr: Address::tcp("127.0.0.1", 0),
+            connect_timeout: CONNECT_TIMEOUT,
+            source_addrs: Vec::new(),
+        })
+        .expect("nothing to look up");
         upstream.publish(if is_upstream_unix {
             [SocketAddress::Unix("/upstream".into())].into()
         } else {
@@ -143,9 +154,11 @@ impl Schedule {
         let is_short_stop = random.below(2) == 0;
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
+            barrier: Barrier::new(1),
             slots: Arc::new(Slots::new(clients_max)),
+            accept_trouble: Throttle::default(),
             upstream,
-            refusal: Refusal::new(Duration::ZERO, None),
+            refusal: Refusal::new(Answer::http(Duration::ZERO), None),
             rejects_clients: rejects,
             pipes_per_worker: pipes,
             grace_period: Duration::from_secs(if is_short_stop { 1 } else { 3600 }),
@@ -414,7 +427,8 @@ impl Course {
         let handle = Handle(Arc::clone(&self.shared));
         match crate::with(|kernel| kernel.random.below(40)) {
             0..20 => {
-                handle.pause();
+                // The handle would wait for the turn that this happens in.
+                self.shared.gate.pause();
             }
             20..38 => {
                 self.passes = None;
@@ -474,7 +488,7 @@ impl Kernel {
         for link in &mut self.links {
             if link.has_edge && (takes_all || self.random.below(2) == 0) {
                 link.has_edge = false;
-                let mask = link.mask();
+                let mask = link.told();
                 if let Some(token) = link.token.filter(|_| mask != Mask::default()) {
                     link.is_known = true;
                     events.push(Event { token, mask });

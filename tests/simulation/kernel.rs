@@ -6,13 +6,13 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use mio::Token;
+use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
     link::{Link, Side},
     random::Random,
-    sys::{Dialled, Socket, SocketAddress},
+    sys::{Dialled, EVERYTHING, Read, Socket, SocketAddress},
 };
 
 /// What a shortage answers.
@@ -223,7 +223,7 @@ impl Kernel {
         let is_unix = matches!(address, SocketAddress::Unix(_));
         let site = match address {
             SocketAddress::Inet(address) => usize::from(address.port()),
-            SocketAddress::Unix(_) => 0,
+            SocketAddress::Unix(_) | SocketAddress::Abstract(_) => 0,
         };
         if !is_unix
             && self.weather.shortage > 0
@@ -267,6 +267,7 @@ impl Kernel {
             .position(|other| other.is_open && other.token == Some(Token(token.0 ^ 1)));
         let link = self.link_mut(id);
         link.token = Some(token);
+        link.interest = EVERYTHING;
         link.has_edge = link.mask() != Mask::default();
         if side == Side::Upstream {
             let partner = partner.expect("an upstream is dialled for a client");
@@ -280,6 +281,14 @@ impl Kernel {
         Ok(())
     }
 
+    /// `EPOLL_CTL_MOD`: what is ready is told at once.
+    pub(crate) fn reregister(&mut self, id: LinkId, token: Token, interest: Interest) {
+        let link = self.link_mut(id);
+        assert_eq!(link.token, Some(token), "a socket that is registered");
+        link.interest = interest;
+        link.has_edge = link.told() != Mask::default();
+    }
+
     pub(crate) fn take_dial_error(&mut self, id: LinkId) -> Option<Errno> {
         let link = self.link_mut(id);
         assert!(link.read + link.written == 0, "SO_ERROR is asked for once bytes flow");
@@ -291,7 +300,7 @@ impl Kernel {
         id: LinkId,
         buffer: &mut [u8],
         is_peek: bool,
-    ) -> Result<usize, Errno> {
+    ) -> Result<Read, Errno> {
         let is_unix = self.links[id].is_unix;
         // UNIX sockets stop at each message with descriptors.
         let stop = if is_unix && self.random.below(4) == 0 {
@@ -303,7 +312,7 @@ impl Kernel {
         let link = &self.links[id];
         let start = if is_peek { link.read } else { link.read - bytes };
         crate::pattern::fill(link.key, start, &mut buffer[..bytes]);
-        Ok(bytes)
+        Ok(Read { bytes, was_stopped: bytes == stop })
     }
 
     /// Takes bytes out of the receive queue.
@@ -415,6 +424,14 @@ impl Kernel {
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
         link.close();
+        // After an attempt that has failed, its client may be held again, or answered without an upstream.
+        if link.side == Side::Upstream
+            && !link.is_connected
+            && let Some(client) = link.partner
+            && self.links[client].partner == Some(id)
+        {
+            self.links[client].partner = None;
+        }
     }
 
     pub(crate) fn pipe(&mut self) -> Result<PipeId, Errno> {

@@ -16,25 +16,33 @@ macro_rules! sources {
 
 sources! {
     address = "../../src/address.rs",
+    barrier = "../../src/barrier.rs",
     connection = "../../src/connection.rs",
     counters = "../../src/counters.rs",
     endpoint = "../../src/endpoint.rs",
     error = "../../src/error.rs",
     gate = "../../src/gate.rs",
     handle = "../../src/handle.rs",
+    opening = "../../src/opening.rs",
     pipe = "../../src/pipe.rs",
     queues = "../../src/queues.rs",
+    reach = "../../src/reach.rs",
     real_sys = "../../src/sys.rs",
+    refusal = "../../src/refusal.rs",
     reject = "../../src/reject.rs",
     relay = "../../src/relay.rs",
     slots = "../../src/slots.rs",
     sock_diag = "../../src/sock_diag.rs",
+    socket_file = "../../src/socket_file.rs",
+    table = "../../src/table.rs",
     throttle = "../../src/throttle.rs",
     timestamp = "../../src/timestamp.rs",
+    tls = "../../src/tls.rs",
     upstream = "../../src/upstream.rs",
     worker = "../../src/worker.rs",
 }
 
+mod config;
 mod drive;
 mod judge;
 mod kernel;
@@ -44,6 +52,7 @@ mod mio_shim;
 mod pattern;
 mod random;
 mod sys;
+mod window;
 
 use std::{
     cell::RefCell,

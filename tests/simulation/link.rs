@@ -1,12 +1,13 @@
 //! A connection between the worker and a peer, both ends of it: the worker's socket, what is on its way, and the peer.
 
-use mio::Token;
+use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
     kernel::{Kernel, LinkId, Mask, Site},
     pattern::PERIOD,
     random::Random,
+    sys::EVERYTHING,
 };
 
 /// The most that a peer writes at once.
@@ -51,6 +52,7 @@ pub(crate) struct Link {
     // The worker's socket.
     pub(crate) is_open: bool,
     pub(crate) token: Option<Token>,
+    pub(crate) interest: Interest,
     pub(crate) has_edge: bool,
     /// Whether something has changed since a call last said "nothing now".
     pub(crate) is_news: bool,
@@ -119,6 +121,7 @@ impl Link {
             is_known: side == Side::Client,
             is_open: false,
             token: None,
+            interest: EVERYTHING,
             has_edge: false,
             is_news: false,
             error: None,
@@ -172,10 +175,36 @@ impl Link {
         }
     }
 
-    /// An edge, if the socket is registered.
+    /// The part of it that is asked for; a hang-up and an error are told to everybody.
+    pub(crate) fn told(&self) -> Mask {
+        let (all, none) = (self.mask(), Mask::default());
+        let (readable, writable) = (self.interest.is_readable(), self.interest.is_writable());
+        Mask {
+            input: all.input && readable,
+            output: all.output && writable,
+            input_ended: all.input_ended && readable,
+            hung_up: all.hung_up,
+            error: all.error,
+            ..none
+        }
+    }
+
+    /// An edge, if the socket is registered: something about it has changed.
     pub(crate) fn wake(&mut self) {
         self.is_news = true;
         self.has_edge |= self.token.is_some();
+    }
+
+    /// Bytes have come: no edge for whoever does not ask for them.
+    fn wake_reader(&mut self) {
+        self.is_news = true;
+        self.has_edge |= self.token.is_some() && self.interest.is_readable();
+    }
+
+    /// There is room: no edge for whoever does not ask for it.
+    fn wake_writer(&mut self) {
+        self.is_news = true;
+        self.has_edge |= self.token.is_some() && self.interest.is_writable();
     }
 
     /// What occupies the send buffer: until the peer's kernel has it, or on UNIX until the peer has read it.
@@ -265,7 +294,7 @@ impl Link {
             self.die();
         } else if incoming > 0 && (self.is_open || self.is_waiting()) {
             self.arrived += part(random, incoming);
-            self.wake();
+            self.wake_reader();
         } else if incoming > 0 {
             // Nobody reads here any more: the answer is a reset.
             self.abort();
@@ -278,7 +307,7 @@ impl Link {
             self.acked += part(random, outgoing);
             if self.is_starved && self.mask().output {
                 self.is_starved = false;
-                self.wake();
+                self.wake_writer();
             }
         } else {
             return false;
@@ -342,7 +371,7 @@ impl Link {
         self.said += bytes;
         if self.is_unix && bytes > 0 && (self.is_open || self.is_waiting()) {
             self.arrived = self.said;
-            self.wake();
+            self.wake_reader();
         }
         bytes
     }
@@ -361,7 +390,7 @@ impl Link {
         if queued > 0 {
             self.heard += if is_eager { queued } else { 1 + random.below(queued) };
             if self.is_unix && self.is_open && self.mask().output {
-                self.wake();
+                self.wake_writer();
             }
         } else if self.peer_is_dead {
             self.saw = Some(Ending::Aborted);

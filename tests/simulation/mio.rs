@@ -100,24 +100,39 @@ pub(crate) mod unix {
     pub(crate) struct SourceFd<'a>(pub(crate) &'a i32);
 }
 
-pub(crate) struct Interest;
+/// Which events are told; never none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Interest(u8);
 
 impl Interest {
-    pub(crate) const READABLE: Self = Self;
-    pub(crate) const WRITABLE: Self = Self;
-    pub(crate) const PRIORITY: Self = Self;
-}
+    pub(crate) const READABLE: Self = Self(1);
+    pub(crate) const WRITABLE: Self = Self(2);
+    pub(crate) const PRIORITY: Self = Self(4);
 
-impl std::ops::BitOr for Interest {
-    type Output = Self;
+    pub(crate) const fn add(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
-    fn bitor(self, _other: Self) -> Self {
-        self
+    pub(crate) const fn is_readable(self) -> bool {
+        self.0 & Self::READABLE.0 > 0
+    }
+
+    pub(crate) const fn is_writable(self) -> bool {
+        self.0 & Self::WRITABLE.0 > 0
     }
 }
 
 impl Registry {
     pub(crate) fn register(
+        &self,
+        _source: &mut unix::SourceFd<'_>,
+        _token: Token,
+        _interest: Interest,
+    ) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn reregister(
         &self,
         _source: &mut unix::SourceFd<'_>,
         _token: Token,

@@ -2,10 +2,11 @@
 
 use std::{
     io,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
-use mio::{Registry, Token};
+use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
 };
 
 pub(crate) use crate::real_sys::{
-    Dialled, KEEPALIVE_INTERVAL, SocketAddress, SocketFile, is_shortage,
+    Dialled, EVERYTHING, KEEPALIVE_INTERVAL, READABLE, Read, SocketAddress, is_port_shortage,
+    is_shortage,
 };
 
 #[derive(Debug)]
@@ -47,7 +49,10 @@ impl Socket {
         self.link
     }
 
-    pub(crate) fn dial(address: &SocketAddress) -> io::Result<(Self, Dialled)> {
+    pub(crate) fn dial(
+        address: &SocketAddress,
+        _source: Option<IpAddr>,
+    ) -> io::Result<(Self, Dialled)> {
         let (link, is_unix, dialled) = ask(|kernel| kernel.dial(address))?;
         Ok((Self { link, is_unix }, dialled))
     }
@@ -62,12 +67,22 @@ impl Socket {
         ask(|kernel| kernel.register(self.link, token))
     }
 
-    pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn reregister(
+        &self,
+        _registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        call(|kernel| kernel.reregister(self.link, token, interest));
+        Ok(())
+    }
+
+    pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<Read> {
         ask(|kernel| kernel.recv(self.link, buffer, false))
     }
 
     pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        ask(|kernel| kernel.recv(self.link, buffer, true))
+        Ok(ask(|kernel| kernel.recv(self.link, buffer, true))?.bytes)
     }
 
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -109,6 +124,14 @@ impl Listener {
     pub(crate) fn accept(&self) -> io::Result<Socket> {
         let (link, is_unix) = ask(Kernel::accept)?;
         Ok(Socket { link, is_unix })
+    }
+
+    pub(crate) fn is_unix(&self) -> bool {
+        crate::with(|kernel| kernel.backlog.is_unix)
+    }
+
+    pub(crate) fn refuse_more(&self) {
+        call(|kernel| kernel.backlog.takes_more &= !kernel.backlog.is_unix);
     }
 
     pub(crate) fn cut_backlog(&self) {
