@@ -40,9 +40,6 @@ const TURNS_MAX: u64 = 100_000;
 /// How long a schedule may be without the peers' doing anything: beyond every deadline of a connection.
 const QUIET_MAX: Duration = Duration::from_secs(100);
 
-/// How long all attempts for one client may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long an upstream takes to answer a dial, unless it is silent.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(10);
 
@@ -139,7 +136,11 @@ impl Schedule {
 
         let upstream = Upstream::start(config::Upstream {
             addr: Address::tcp("127.0.0.1", 0),
-            connect_timeout: CONNECT_TIMEOUT,
+            connect_timeout: Duration::from_millis(if changes_sites {
+                random.one_of([100, 1_000, 5_000])
+            } else {
+                5_000
+            }),
             source_addrs: Vec::new(),
         })
         .expect("nothing to look up");

@@ -424,10 +424,10 @@ impl Kernel {
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
         link.close();
-        // After an attempt that has failed, its client may be held again, or answered without an upstream.
+        // A client that goes on without it: the attempt has failed. It may be held again, or answered without an upstream.
         if link.side == Side::Upstream
-            && !link.is_connected
             && let Some(client) = link.partner
+            && self.links[client].is_open
             && self.links[client].partner == Some(id)
         {
             self.links[client].partner = None;
