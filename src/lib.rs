@@ -21,6 +21,7 @@ mod opening;
 mod pipe;
 mod queues;
 mod reach;
+mod ready;
 mod refusal;
 mod reject;
 mod relay;

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    counters::Counters,
     reach::{REDIAL_INTERVAL, REFUSED_INTERVAL},
     sys::KEEPALIVE_INTERVAL,
 };
@@ -170,6 +171,21 @@ impl Queues {
     /// How many stand in `queue`.
     pub(crate) fn len(&self, queue: Queue) -> usize {
         self.ends(queue).len as usize
+    }
+
+    /// Shows how many clients stand where.
+    pub(crate) fn show(&self, counters: &Counters) {
+        let len = |queues: &[Queue]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
+        counters.held.set(len(&[Queue::Held]));
+        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial, Queue::Refused]));
+        counters.active.set(len(&[Queue::Unheard, Queue::Fresh, Queue::Relaying, Queue::Settling]));
+        counters.rejecting.set(len(&[
+            Queue::Sniffing,
+            Queue::Knocking,
+            Queue::Handshaking,
+            Queue::Asking,
+            Queue::Lingering,
+        ]));
     }
 
     fn link_mut(&mut self, slot: SlotIndex) -> Option<&mut Link> {

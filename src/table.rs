@@ -1,5 +1,6 @@
 //! A worker's connections by slot: small numbers that serve as tokens, in memory that a burst gives back.
 
+use mio::Token;
 use slab::Slab;
 
 use crate::queues::SlotIndex;
@@ -81,6 +82,21 @@ impl<T> Table<T> {
         }
         Some(value)
     }
+}
+
+/// The token of the client in `slot`.
+pub(crate) fn client_token(slot: SlotIndex) -> Token {
+    Token(slot as usize * 2)
+}
+
+/// The token of its upstream.
+pub(crate) fn upstream_token(slot: SlotIndex) -> Token {
+    Token(slot as usize * 2 + 1)
+}
+
+/// Which slot has `token`.
+pub(crate) fn slot_of(token: Token) -> SlotIndex {
+    SlotIndex::try_from(token.0 / 2).unwrap_or(SlotIndex::MAX)
 }
 
 /// The chunk of a slot, and its place there.

@@ -20,11 +20,12 @@ use crate::{
     handle::{Phase, Shared},
     queues::{DEADLINES, Queue, Queues, SlotIndex},
     reach::Reach,
+    ready::Ready,
     relay::Kit,
     slots::Slot,
     socket_file::SocketFile,
     sys::{self, Listener, Socket},
-    table::Table,
+    table::{Table, client_token, slot_of, upstream_token},
     upstream::{Cached, Outlook},
     window,
 };
@@ -85,10 +86,8 @@ struct Worker<'a> {
     events: Events,
     connections: Table<Connection>,
     queues: Queues,
-    /// Connections to be driven; each stands here at most once.
-    ready: VecDeque<SlotIndex>,
-    /// Which slots stand in `ready`.
-    is_ready: Vec<bool>,
+    /// Connections to be driven.
+    ready: Ready,
     kit: Kit,
     /// How many more steps TLS handshakes may take in this turn.
     handshake_steps: usize,
@@ -130,8 +129,7 @@ impl Post {
             events: Events::with_capacity(EVENTS_MAX),
             connections: Table::new(),
             queues: Queues::new(),
-            ready: VecDeque::new(),
-            is_ready: Vec::new(),
+            ready: Ready::default(),
             kit: Kit::new(pipes_max),
             handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
             cached: Cached::default(),
@@ -229,7 +227,7 @@ impl Worker<'_> {
                     } else {
                         connection.mark_upstream(event);
                     }
-                    make_ready(&mut self.ready, &mut self.is_ready, slot);
+                    self.ready.push(slot);
                 }
             }
         }
@@ -435,10 +433,7 @@ impl Worker<'_> {
     fn drive(&mut self, now: Instant) {
         self.handshake_steps = TURN_HANDSHAKE_STEPS_MAX;
         for _connection in 0..self.ready.len() {
-            let Some(slot) = self.ready.pop_front() else { return };
-            if let Some(is_ready) = self.is_ready.get_mut(slot as usize) {
-                *is_ready = false;
-            }
+            let Some(slot) = self.ready.pop() else { return };
             self.act(slot, now, Connection::drive);
         }
     }
@@ -500,7 +495,7 @@ impl Worker<'_> {
         loop {
             match verdict {
                 Verdict::Stay => return,
-                Verdict::Again => return make_ready(&mut self.ready, &mut self.is_ready, slot),
+                Verdict::Again => return self.ready.push(slot),
                 Verdict::Wait(queue) => return self.queues.enqueue(queue, slot, now),
                 Verdict::Enter(queue) => {
                     self.queues.enqueue(queue, slot, now);
@@ -578,19 +573,7 @@ impl Worker<'_> {
 
     /// Shows in the status what stands in the queues.
     fn publish(&self) {
-        let len =
-            |queues: &[Queue]| queues.iter().map(|&queue| self.queues.len(queue) as u64).sum();
-        let counters = self.post.shared.counters(self.post.index);
-        counters.held.set(len(&[Queue::Held]));
-        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial, Queue::Refused]));
-        counters.active.set(len(&[Queue::Unheard, Queue::Fresh, Queue::Relaying, Queue::Settling]));
-        counters.rejecting.set(len(&[
-            Queue::Sniffing,
-            Queue::Knocking,
-            Queue::Handshaking,
-            Queue::Asking,
-            Queue::Lingering,
-        ]));
+        self.queues.show(self.post.shared.counters(self.post.index));
     }
 }
 
@@ -603,28 +586,4 @@ fn panic_if_asked(index: usize, accepted: u64) {
         list.split(',').filter_map(|number| number.parse().ok()).collect()
     });
     assert!(index > 0 || !AT.contains(&accepted), "asked to panic");
-}
-
-/// Has `slot` driven in this turn or the next, once.
-fn make_ready(ready: &mut VecDeque<SlotIndex>, is_ready: &mut Vec<bool>, slot: SlotIndex) {
-    if is_ready.len() <= slot as usize {
-        is_ready.resize(slot as usize + 1, false);
-    }
-    if let Some(is_ready) = is_ready.get_mut(slot as usize)
-        && !std::mem::replace(is_ready, true)
-    {
-        ready.push_back(slot);
-    }
-}
-
-fn client_token(slot: SlotIndex) -> Token {
-    Token(slot as usize * 2)
-}
-
-fn upstream_token(slot: SlotIndex) -> Token {
-    Token(slot as usize * 2 + 1)
-}
-
-fn slot_of(token: Token) -> SlotIndex {
-    SlotIndex::try_from(token.0 / 2).unwrap_or(SlotIndex::MAX)
 }

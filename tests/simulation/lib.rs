@@ -27,6 +27,7 @@ sources! {
     pipe = "../../src/pipe.rs",
     queues = "../../src/queues.rs",
     reach = "../../src/reach.rs",
+    ready = "../../src/ready.rs",
     real_sys = "../../src/sys.rs",
     refusal = "../../src/refusal.rs",
     reject = "../../src/reject.rs",
