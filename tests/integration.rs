@@ -21,6 +21,7 @@ mod dependencies;
 mod dial;
 mod drain;
 mod harness;
+mod held_kinds;
 mod hold;
 mod idle;
 mod library;
