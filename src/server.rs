@@ -149,8 +149,15 @@ impl Server {
         let mut socket_file = proxy.file;
         for (index, (poll, mailbox)) in seats.into_iter().enumerate() {
             let (listener, socket_file) = (listeners.next(), socket_file.take());
-            let post =
-                Post { index, poll, listener, socket_file, mailbox, shared: Arc::clone(&shared) };
+            let post = Post {
+                index,
+                poll,
+                listener,
+                socket_file,
+                is_narrow: false,
+                mailbox,
+                shared: Arc::clone(&shared),
+            };
             server.workers.push(start_worker(post)?);
         }
         for listener in control.listeners {

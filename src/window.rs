@@ -30,7 +30,7 @@ pub(crate) fn narrow(listener: impl AsFd) -> io::Result<()> {
     set(listener, HELD_RECEIVE_BYTES)
 }
 
-/// Gives clients of a TCP listener the window that the system gives.
+/// Gives clients of a TCP listener the window that the system gives, as far as `net.core.rmem_max` lets it be set.
 pub(crate) fn widen(listener: impl AsFd) -> io::Result<()> {
     let fresh = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // The kernel tells what it has doubled.

@@ -65,6 +65,8 @@ pub(crate) struct Post {
     pub(crate) listener: Option<Listener>,
     /// The file of a UNIX listener.
     pub(crate) socket_file: Option<SocketFile>,
+    /// Whether clients to come get a small window.
+    pub(crate) is_narrow: bool,
     /// Clients that another worker has accepted.
     pub(crate) mailbox: Receiver<(Socket, Slot)>,
     /// What all workers share.
@@ -96,8 +98,6 @@ struct Worker<'a> {
     /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
     unregistered: VecDeque<(Socket, Slot)>,
     reach: Reach,
-    /// Whether new clients get a small window; not known at first.
-    is_narrow: Option<bool>,
     /// The last question of a pause that it has answered.
     passed: u64,
 }
@@ -136,7 +136,6 @@ impl Post {
             accepting: Accepting::Ready,
             unregistered: VecDeque::new(),
             reach: Reach::default(),
-            is_narrow: None,
             passed: 0,
         };
         worker.publish();
@@ -278,10 +277,9 @@ impl Worker<'_> {
     /// kept in a buffer of its own.
     fn fit_window(&mut self) {
         let is_narrow = self.post.shared.gate.is_paused() && !self.post.shared.rejects_clients;
-        if self.is_narrow == Some(is_narrow) {
+        if std::mem::replace(&mut self.post.is_narrow, is_narrow) == is_narrow {
             return;
         }
-        self.is_narrow = Some(is_narrow);
         let Some(listener) = self.post.listener.as_ref().filter(|it| !it.is_unix()) else { return };
         let result = if is_narrow { window::narrow(listener) } else { window::widen(listener) };
         if let Err(error) = result {

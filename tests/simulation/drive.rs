@@ -200,6 +200,7 @@ impl Schedule {
             poll: Poll(Registry),
             listener: Some(Listener),
             socket_file: None,
+            is_narrow: false,
             mailbox,
             shared,
         };
