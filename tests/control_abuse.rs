@@ -7,9 +7,6 @@ use std::{
 
 use crate::harness::{Control, End, Family, Proxy, Response, Stream, Upstream, echo, wait_until};
 
-/// How many threads `tiny_http` keeps for requests to come, once it has started them.
-const POOL_THREADS: usize = 4;
-
 const GET: &[u8] = b"GET /paused HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 /// Whoever is not answered well is closed after so long; a busy machine may take twice that.
@@ -233,7 +230,7 @@ fn what_is_refused_has_its_status_and_changes_nothing() {
             drop(callers);
             assert_eq!(proxy.control().is_paused(), paused);
             wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
-            wait_until("no thread is left", || proxy.threads() <= threads + POOL_THREADS);
+            wait_until("no thread is left", || proxy.has_no_more_threads_than(threads));
         }
     }
 }
@@ -311,7 +308,7 @@ fn a_port_scan_leaves_nothing_behind() {
     }
     assert_alive(proxy.control());
     wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
-    wait_until("no thread is left", || proxy.threads() <= threads);
+    wait_until("no thread is left", || proxy.has_no_more_threads_than(threads));
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn withstand(name: &str, attack: impl FnOnce(&Control)) {
     assert!(watched.refused <= 2 + watched.answered / 10, "sent away {} times", watched.refused);
     assert!(grown <= GROWTH_MAX_KIB, "the memory grew by {grown} KiB");
     wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
-    wait_until("no thread is left", || proxy.threads() <= threads);
+    wait_until("no thread is left", || proxy.has_no_more_threads_than(threads));
     carried.assert_echo(b"it has not been touched");
     assert_works(&proxy, carried);
 }
@@ -251,7 +251,7 @@ fn a_shortage_of_descriptors_passes() {
             assert_eq!(counts, BTreeMap::from([(200, 19)]), "{spare} descriptors were left");
         }
         wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
-        wait_until("no thread is left", || proxy.threads() <= threads);
+        wait_until("no thread is left", || proxy.has_no_more_threads_than(threads));
         let mut carried = proxy.connect();
         carried.assert_echo(b"not idle");
         assert_works(&proxy, carried);
@@ -287,7 +287,7 @@ fn a_shortage_of_threads_passes() {
     assert!(counts.keys().eq(&[200]), "{counts:?}");
     println!("{counts:?} answered after a shortage of threads");
     wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
-    wait_until("no thread is left", || proxy.threads() <= threads);
+    wait_until("no thread is left", || proxy.has_no_more_threads_than(threads));
     let mut carried = proxy.connect();
     carried.assert_echo(b"not idle");
     assert_works(&proxy, carried);

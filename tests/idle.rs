@@ -114,7 +114,7 @@ fn a_waiter_that_leaves_costs_nothing_that_lasts() {
         assert!(!proxy.control().is_paused());
     }
     wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
-    wait_until("no thread is left", || proxy.threads() <= threads);
+    wait_until("no thread is left", || proxy.has_no_more_threads_than(threads));
     drop(client);
     proxy.control().wait_idle();
 }

@@ -71,7 +71,9 @@ fn soak_leaves_nothing_behind() {
         });
         assert!(pipes(&proxy) <= standard_pipes + 2 * PIPES * WORKERS);
         // A busy moment of the control API takes one more, for some seconds.
-        wait_until("all threads of that round have ended", || proxy.threads() == threads);
+        wait_until("all threads of that round have ended", || {
+            proxy.has_no_more_threads_than(threads)
+        });
         memory.push(proxy.memory_kib());
     }
     // The first rounds find out how much is needed at a time.
