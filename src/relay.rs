@@ -258,9 +258,6 @@ impl Flow {
         is_last: bool,
     ) -> bool {
         let mut share = TURN_BYTES_MAX;
-        if self.stage == Stage::Broken {
-            Self::discard(source, kit);
-        }
         while self.is_open() && self.drain(sink, kit) && source.is_readable() {
             if share == 0 {
                 return true;
@@ -280,20 +277,21 @@ impl Flow {
                 Received::Unsupported => kit.pipes.disable(),
             }
         }
-        false
+        self.stage == Stage::Broken && Self::discard(source, kit)
     }
 
     /// Reads what nobody is there to take. The source may be blocked in writing it, and would never come to read what the
-    /// side that is gone had sent before.
-    fn discard(source: &mut Endpoint, kit: &mut Kit) {
+    /// side that is gone had sent before. True when there may be more: no event would tell.
+    fn discard(source: &mut Endpoint, kit: &mut Kit) -> bool {
         let mut share = TURN_BYTES_MAX;
         while source.is_readable() && share > 0 {
             match source.recv(&mut kit.scratch) {
                 Received::Bytes(bytes) => share = share.saturating_sub(bytes),
                 Received::Nothing => {}
-                Received::End | Received::Reset | Received::Unsupported => return,
+                Received::End | Received::Reset | Received::Unsupported => return false,
             }
         }
+        source.is_readable()
     }
 
     /// Writes what is buffered. True when nothing is left and the sink would take more.

@@ -394,6 +394,8 @@ fn start_worker(mut post: Post) -> Result<JoinHandle<End>, Error> {
                     );
                 }
             }
+            // What the last one had learnt and not yet done is lost: slots that are free, clients sent over, a pause.
+            post.shared.wake_all();
         }
     };
     thread::Builder::new()

@@ -35,6 +35,14 @@ impl Slots {
         self.taken.load(Ordering::SeqCst) < self.max
     }
 
+    /// Whether a place is free; otherwise it is on record that one is wanted, as by [`Slots::take`].
+    pub(crate) fn is_any_free_or_wish(&self) -> bool {
+        self.is_any_free() || {
+            self.wanted.store(true, Ordering::SeqCst);
+            self.is_any_free()
+        }
+    }
+
     /// A place, if one is free; otherwise the next [`Slots::take_wanted`] after one was freed says that it is wanted.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Slot> {
         self.try_take().or_else(|| {

@@ -63,7 +63,9 @@ fn request(local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
     bytes.extend(peer.port().to_be_bytes());
     bytes.extend(address(local));
     bytes.extend(address(peer));
-    bytes.extend([0; 4]); // any interface
+    // The interface: a link-local address belongs to one, and any other to any.
+    let interface = if let SocketAddr::V6(peer) = peer { peer.scope_id() } else { 0 };
+    bytes.extend(interface.to_ne_bytes());
     bytes.extend([0xff; 8]); // INET_DIAG_NOCOOKIE
     bytes
 }

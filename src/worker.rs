@@ -438,7 +438,8 @@ impl Worker<'_> {
 
     /// Whether a TLS handshake can begin with a client to reject.
     fn can_welcome(&self) -> bool {
-        self.queues.len(Queue::Knocking) > 0 && self.post.shared.refusal.handshakes().is_any_free()
+        self.queues.len(Queue::Knocking) > 0
+            && self.post.shared.refusal.handshakes().is_any_free_or_wish()
     }
 
     /// Begins TLS handshakes with clients to reject, oldest first, with what those under way have left of the turn.
@@ -499,12 +500,8 @@ impl Worker<'_> {
                     self.queues.enqueue(queue, slot, now);
                     verdict = connection.drive(&mut context);
                 }
-                Verdict::Hold if shared.rejects_clients && self.queues.len(Queue::Held) == 0 => {
-                    verdict = match connection.reject(&mut context) {
-                        // What it has sent meanwhile is no event any more.
-                        Verdict::Wait(queue) => Verdict::Enter(queue),
-                        other => other,
-                    };
+                Verdict::Hold if shared.rejects_clients => {
+                    verdict = connection.reject(&mut context);
                 }
                 Verdict::Hold => return self.queues.enqueue(Queue::Held, slot, now),
                 Verdict::Close(reason) => return self.close(slot, &reason, now),

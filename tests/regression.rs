@@ -156,3 +156,22 @@ fn a_client_that_writes_on_hears_the_answer_of_a_unix_upstream_that_has_closed()
     client.send(&pattern(2, 32 << 20));
     assert_same(&client.receive(ANSWER_BYTES), &pattern(1, ANSWER_BYTES));
 }
+
+/// A UNIX client that reads nothing ends one flow in good order. What its upstream goes on writing was read a share at each
+/// event, and a writer that waits for most of its buffer to be free causes none: both waited for ever.
+#[test]
+fn an_upstream_that_writes_before_it_reads_hears_a_client_that_only_writes() {
+    const BYTES: usize = 8 << 20;
+    let upstream = Upstream::start(Family::Unix, |mut stream| {
+        stream.write_all(&pattern(1, BYTES)).expect("somebody takes it");
+        stream.receive_all()
+    });
+    let proxy = Proxy::builder().listen(Family::Unix).upstream(&upstream).start();
+    let mut client = proxy.connect();
+    rustix::net::shutdown(&client, rustix::net::Shutdown::Read).expect("a connected socket");
+    client.send(&pattern(2, BYTES));
+    client.finish();
+    let received = upstream.received();
+    assert_eq!((received.bytes.len(), received.end), (BYTES, End::Eof));
+    assert!(received.bytes == pattern(2, BYTES), "other bytes");
+}
