@@ -214,7 +214,9 @@ fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Addr
         let begun = Instant::now();
         match name.to_socket_addrs() {
             Ok(found) => publish(found.map(SocketAddress::Inet).collect()),
-            Err(error) => log::warn!("cannot look up {}: {error}", name.0),
+            Err(error) => {
+                log::warn!("cannot look up {} of upstream.addr: {error}; trying again", name.0);
+            }
         }
         // Who asked hears of it by this; whoever asks from now on gets a look-up that begins later.
         drop(asked);

@@ -49,7 +49,7 @@ Commands:
         }
     }
     text += "
-ADDRESS is host:port, :port (all interfaces), [ipv6]:port or unix:///absolute/path.
+ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name.
 DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
 
 Example:
@@ -70,7 +70,7 @@ pub(crate) fn man() -> String {
         SUMMARY,
         "While it is paused, new clients are held (or rejected with a 503) and running connections go on; once all of them have ended, \
          the server can be restarted, and on resume the held clients are served, oldest first.",
-        "An ADDRESS is host:port, :port (all interfaces), [ipv6]:port or unix:///absolute/path. A DURATION is a number with a unit \
+        "An ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name. A DURATION is a number with a unit \
          (ns, us, ms, s, m, h), as in 100ms, 30s or 1m30s.",
     ]);
     for (section, title) in Section::ALL {
