@@ -7,6 +7,7 @@ use std::{
 
 use crate::harness::{
     Addr, Builder, FIGURE, Family, Listener, Proxy, Stream, Upstream, echo, in_namespace,
+    wait_until,
 };
 
 /// How many local ports there are.
@@ -73,7 +74,7 @@ fn clients_wait_for_a_port_and_are_served_as_others_leave() {
         });
         proxy.control().wait_counts(|status| (status.active, status.connecting), (PORTS as u64, 0));
         assert_eq!(proxy.control().status().failed, 0);
-        assert_eq!(upstream.accepted(), CLIENTS);
+        wait_until("the upstream has taken all", || upstream.accepted() == CLIENTS);
         println!(
             "{FIGURE}{CLIENTS} clients, {PORTS} ports: the last {} served {:?} after as many had left, with {:?} of CPU time",
             CLIENTS - PORTS,
