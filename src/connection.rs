@@ -379,12 +379,18 @@ impl Connection {
         let State::Connecting(Dial { upstream: Some(upstream), .. }) = &self.state else {
             return Verdict::Stay;
         };
+        let socket = upstream.socket();
         // A failure is told by the event; asking the kernel again would cost a call for each connection.
-        let failure = if upstream.is_reset() { upstream.socket().take_dial_error() } else { None };
+        let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
         match failure {
+            // Where nobody listens others have failed before. The reset leaves the port free at once for who is to listen.
+            None if context.reach.is_failing() && socket.is_its_own_peer() => {
+                socket.reset_on_close();
+                self.next_address(io::ErrorKind::ConnectionRefused.into(), context)
+            }
             None => self.begin_to_carry(context),
             // It was connected, has spoken and was reset since: what it said goes to the client, and the reset behind it.
-            Some(_) if upstream.socket().peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => {
+            Some(_) if socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => {
                 self.begin_to_carry(context)
             }
             Some(error) => self.next_address(error, context),

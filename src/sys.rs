@@ -230,6 +230,13 @@ impl Socket {
         self.is_unix
     }
 
+    /// Whether it is connected to itself. TCP does so (RFC 9293, 3.5) where nobody listens at a port of this host, and the
+    /// system happens to choose the same one to dial from.
+    pub(crate) fn is_its_own_peer(&self) -> bool {
+        let ends = (getsockname(self), getpeername(self));
+        !self.is_unix && matches!(ends, (Ok(own), Ok(Some(peer))) if own == peer)
+    }
+
     /// How many bytes the peer's kernel has not acknowledged yet: a reset would discard them.
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
         if self.is_unix {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::harness::{
-    Addr, Builder, FIGURE, Family, Listener, Proxy, Stream, Upstream, echo, in_namespace,
+    Addr, Builder, FIGURE, Family, Listener, PATIENCE, Proxy, Stream, Upstream, echo, in_namespace,
     wait_until,
 };
 
@@ -128,6 +128,44 @@ fn a_source_address_has_all_its_ports_for_each_upstream() {
         assert_eq!((one.accepted(), proxy.control().status().failed), (PORTS, 0));
         drop(elsewhere);
     });
+}
+
+/// TCP connects to itself where nobody listens and the system dials from the very port that it dials to.
+#[test]
+fn a_dial_that_reaches_itself_is_no_upstream_and_leaves_the_port_to_it() {
+    in_namespace(
+        "ports::a_dial_that_reaches_itself_is_no_upstream_and_leaves_the_port_to_it",
+        || {
+            let range = |ports| fs::write("/proc/sys/net/ipv4/ip_local_port_range", ports).unwrap();
+            range("41000 41001");
+            let addr = Addr::Tcp(([127, 0, 0, 1], 40_000).into());
+            let proxy = Proxy::builder()
+                .listen(Family::Unix)
+                .control(Family::Unix)
+                .upstream_at(&addr)
+                .args(["--proxy-threads", "1", "--upstream-connect-timeout", "20s"])
+                .start();
+            let mut client = proxy.connect();
+            client.send(b"hello");
+            proxy.wait_for_log("Connection refused");
+            // Of two ports that are free, the system prefers the even one.
+            range("40000 40001");
+            // Several dials.
+            client.read_timeout(Duration::from_millis(500));
+            let heard = std::io::Read::read(&mut client, &mut [0; 5]);
+            assert!(heard.is_err(), "the client hears itself");
+            assert_eq!(proxy.control().status().active, 0);
+            let mut upstream = None;
+            wait_until("the port is free", || {
+                upstream = std::net::TcpListener::bind("127.0.0.1:40000").ok();
+                upstream.is_some()
+            });
+            let upstream = Upstream::on(Listener::Tcp(upstream.unwrap()), echo);
+            client.read_timeout(PATIENCE);
+            assert_eq!(client.receive(5), b"hello");
+            assert_eq!(upstream.accepted(), 1);
+        },
+    );
 }
 
 #[test]

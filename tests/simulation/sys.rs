@@ -109,6 +109,10 @@ impl Socket {
         self.is_unix
     }
 
+    pub(crate) fn is_its_own_peer(&self) -> bool {
+        false
+    }
+
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
         ask(|kernel| kernel.unacknowledged(self.link))
     }
