@@ -171,7 +171,9 @@ impl Relay {
             (false, true) => more_down,
             (false, false) => more_up || more_down,
         };
-        let next = if more { Next::Again } else { self.next(client) };
+        // Bytes that nobody takes keep no relay alive.
+        let is_over = !self.to_upstream.is_open() && !self.to_client.is_open();
+        let next = if more && !is_over { Next::Again } else { self.next(client) };
         let delivered = self.delivered();
         self.await_events(client, next == Next::Wait && delivered == before, registration);
         Turn { to_upstream: delivered.0 - before.0, to_client: delivered.1 - before.1, next }

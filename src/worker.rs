@@ -383,14 +383,14 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a client whose dial has failed may try again: another has got through since.
+    /// Whether a client whose dial has failed may try again, as another has got through since; or is to be held.
     fn can_redial(&self) -> bool {
-        !self.reach.is_failing()
-            && self.queues.len(Queue::Redial) + self.queues.len(Queue::Refused) > 0
-            && self.has_way()
+        let may_dial = !self.reach.is_failing() && self.has_way();
+        self.queues.len(Queue::Redial) + self.queues.len(Queue::Refused) > 0
+            && (may_dial || self.post.shared.gate.is_paused())
     }
 
-    /// Dials again for clients whose dial has failed, oldest first, until one fails.
+    /// Dials again for clients whose dial has failed, oldest first, until one fails. While paused they are held.
     fn redial(&mut self, now: Instant) {
         for _client in 0..TURN_RELEASES_MAX {
             if !self.can_redial() {

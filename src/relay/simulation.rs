@@ -106,6 +106,24 @@ fn a_unix_client_that_closes_under_an_answer_is_heard_to_the_end() {
     connection[0].judge();
 }
 
+/// An upstream that never stops sending must learn that its client is gone.
+#[test]
+fn bytes_that_nobody_takes_keep_no_relay_alive() {
+    let mut worker = Worker::new(0);
+    let mut connection = [Connection::new(&Port::unix(), &Port::unix(), 0, &worker)];
+    connection[0].act(Step::Close { side: CLIENT });
+    worker.mark(&mut connection, DEADLINE);
+    for _turn in 0..100 {
+        for _write in 0..4 {
+            connection[0].act(Step::Write { side: UPSTREAM, bytes: WRITE_BYTES_MAX });
+        }
+        worker.mark(&mut connection, Duration::ZERO);
+        connection[0].idle_turns = 0;
+        connection[0].drive(&mut worker);
+    }
+    assert!(connection[0].carried.is_none(), "it is never closed: {:?}", connection[0].next);
+}
+
 /// Accepted UNIX sockets do not inherit `SO_OOBINLINE`.
 #[test]
 fn an_urgent_byte_of_a_unix_client_keeps_its_place() {
