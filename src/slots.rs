@@ -31,7 +31,7 @@ impl Slots {
     }
 
     /// Whether a place is free.
-    pub(crate) fn is_any_free(&self) -> bool {
+    fn is_any_free(&self) -> bool {
         self.taken.load(Ordering::SeqCst) < self.max
     }
 

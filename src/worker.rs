@@ -376,7 +376,7 @@ impl Worker<'_> {
             Some(pass) => {
                 self.act(index, now, |connection, context| connection.serve_new(pass, context));
             }
-            None if self.post.shared.rejects_clients && self.queues.len(Queue::Held) == 0 => {
+            None if self.post.shared.rejects_clients => {
                 self.act(index, now, Connection::reject);
             }
             None => self.queues.enqueue(Queue::Held, index, now),

@@ -3,7 +3,7 @@
 //! `TCPAUSE_SOAK_SECONDS` says for how long; `make soak` takes an hour.
 
 use std::{
-    env, fs,
+    fs,
     io::{self, Read, Write},
     net::Ipv4Addr,
     sync::{
@@ -17,7 +17,8 @@ use std::{
 use rustix::net::{Shutdown, shutdown};
 
 use crate::harness::{
-    Addr, Dice, End, Listener, Proxy, Received, Status, Stream, Upstream, pattern, wait_until,
+    Addr, Dice, End, Listener, Proxy, Received, Status, Stream, Upstream, amount, pattern,
+    wait_until,
 };
 
 /// How long it goes on between two looks at what is left.
@@ -47,7 +48,7 @@ struct Fates {
 
 #[test]
 fn soak_leaves_nothing_behind() {
-    let seconds = env::var("TCPAUSE_SOAK_SECONDS").map_or(15, |text| text.parse().unwrap());
+    let seconds = amount("TCPAUSE_SOAK_SECONDS", 15) as u64;
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut upstream = Some(start_upstream(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into())));
     let addr = upstream.as_ref().map(|it| it.addr().clone()).expect("an upstream");
