@@ -20,8 +20,21 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// The bit of the word that says "paused"; the bits below it count the passes.
+/// The bit of the word that says "paused".
 const PAUSED: u64 = 1 << 63;
+/// The bit that says, while it is paused, that whoever comes is to be rejected.
+const REJECTING: u64 = 1 << 62;
+/// The bits that count the passes.
+const PASSES: u64 = REJECTING - 1;
+
+/// What is done with those who come during a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// They wait for the resume.
+    Hold,
+    /// They get an answer and go.
+    Reject,
+}
 
 /// Admits connections, or not, and tells when the last one has left.
 #[derive(Debug)]
@@ -44,7 +57,11 @@ struct Idle {
 
 /// The right to be served. Dropping it is leaving, so drop it after the sockets are closed.
 #[derive(Debug)]
-pub(crate) struct Pass(Arc<Gate>);
+pub(crate) struct Pass {
+    gate: Arc<Gate>,
+    /// Whether it was given in spite of a pause.
+    in_spite: bool,
+}
 
 impl Gate {
     /// An open gate.
@@ -56,14 +73,18 @@ impl Gate {
         }
     }
 
-    /// Lets nobody in from now on. Returns whether the gate was open.
-    pub(crate) fn pause(&self) -> bool {
-        self.word.fetch_or(PAUSED, Ordering::AcqRel) & PAUSED == 0
+    /// Lets nobody in from now on, and has those who come treated by `mode`. Returns whether the gate was open.
+    pub(crate) fn pause(&self, mode: Mode) -> bool {
+        let bits = match mode {
+            Mode::Hold => PAUSED,
+            Mode::Reject => PAUSED | REJECTING,
+        };
+        self.change(|word| word & PASSES | bits) & PAUSED == 0
     }
 
     /// Opens the gate. Returns whether it was paused.
     pub(crate) fn resume(&self) -> bool {
-        self.word.fetch_and(!PAUSED, Ordering::AcqRel) & PAUSED != 0
+        self.change(|word| word & PASSES) & PAUSED != 0
     }
 
     /// Whether nobody is let in.
@@ -71,16 +92,38 @@ impl Gate {
         self.word.load(Ordering::Acquire) & PAUSED != 0
     }
 
+    /// What is done with those who come, if it is paused.
+    pub(crate) fn mode(&self) -> Option<Mode> {
+        match self.word.load(Ordering::Acquire) & !PASSES {
+            0 => None,
+            PAUSED => Some(Mode::Hold),
+            _ => Some(Mode::Reject),
+        }
+    }
+
     /// How many passes are out.
     pub(crate) fn passes(&self) -> u64 {
-        self.word.load(Ordering::Acquire) & !PAUSED
+        self.word.load(Ordering::Acquire) & PASSES
     }
 
     /// A pass, unless the gate is paused.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Pass> {
         let admit = |word| (word & PAUSED == 0).then_some(word + 1);
         self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).ok()?;
-        Some(Pass(Arc::clone(self)))
+        Some(Pass { gate: Arc::clone(self), in_spite: false })
+    }
+
+    /// A pass in spite of a pause, for one that the operator lets through.
+    pub(crate) fn enter_in_spite(self: &Arc<Self>) -> Pass {
+        self.word.fetch_add(1, Ordering::AcqRel);
+        Pass { gate: Arc::clone(self), in_spite: true }
+    }
+
+    fn change(&self, change: impl Fn(u64) -> u64) -> u64 {
+        let changed = |word| Some(change(word));
+        match self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed) {
+            Ok(before) | Err(before) => before,
+        }
     }
 
     /// Waits until no pass is out; false when `deadline` comes first.
@@ -123,8 +166,8 @@ impl Gate {
 
     fn leave(&self) {
         let before = self.word.fetch_sub(1, Ordering::AcqRel);
-        debug_assert_ne!(before & !PAUSED, 0, "more left than entered");
-        if before & !PAUSED == 1 {
+        debug_assert_ne!(before & PASSES, 0, "more left than entered");
+        if before & PASSES == 1 {
             let mut idle = self.lock();
             // Another may have entered since. Then this moment is over, and whoever has begun to wait after it must not
             // take it for its own; the last to leave will be back here.
@@ -145,15 +188,20 @@ impl Gate {
 }
 
 impl Pass {
-    /// Whether the gate that it is for is paused now: it would not be given any more.
+    /// Whether the gate that it is for is paused now.
     pub(crate) fn is_paused(&self) -> bool {
-        self.0.is_paused()
+        self.gate.is_paused()
+    }
+
+    /// Whether it would not be given any more: a pause has come since.
+    pub(crate) fn is_void(&self) -> bool {
+        self.is_paused() && !self.in_spite
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.0.leave();
+        self.gate.leave();
     }
 }
 
@@ -172,13 +220,22 @@ mod tests {
     fn a_paused_gate_admits_nobody_and_counts_those_inside() {
         let gate = Arc::new(Gate::new());
         let inside = gate.enter().unwrap();
-        assert!(gate.pause());
-        assert!(!gate.pause(), "the second pause changes nothing");
+        assert!(gate.pause(Mode::Hold));
+        assert!(!gate.pause(Mode::Hold), "the second pause changes nothing");
         assert!(gate.enter().is_none());
         assert_eq!(gate.passes(), 1);
         drop(inside);
         assert_eq!(gate.passes(), 0);
+        assert_eq!(gate.mode(), Some(Mode::Hold));
+        assert!(!gate.pause(Mode::Reject), "only the mode is another");
+        assert_eq!(gate.mode(), Some(Mode::Reject));
+        let let_through = gate.enter_in_spite();
+        assert_eq!(gate.passes(), 1);
+        assert!(let_through.is_paused() && !let_through.is_void());
+        drop(let_through);
+        assert_eq!(gate.passes(), 0);
         assert!(gate.resume());
+        assert_eq!(gate.mode(), None);
         assert!(!gate.resume());
         assert!(gate.enter().is_some());
     }
@@ -243,7 +300,7 @@ mod tests {
         assert!(waiter.unwrap().join().unwrap());
         assert_eq!(gate.passes(), 1);
         // A watcher that is called by this leave must not enter again.
-        gate.pause();
+        gate.pause(Mode::Hold);
         let last = next.lock().unwrap().take();
         drop(last);
     }
@@ -263,7 +320,7 @@ mod loom_tests {
                 let gate = Arc::clone(&gate);
                 move || gate.enter()
             });
-            gate.pause();
+            gate.pause(Mode::Hold);
             let seen = gate.passes();
             let pass = client.join().unwrap();
             assert_eq!(seen, u64::from(pass.is_some()), "nobody enters behind the pause");
@@ -286,7 +343,7 @@ mod loom_tests {
                     drop(pass);
                 }
             });
-            gate.pause();
+            gate.pause(Mode::Hold);
             assert!(gate.wait_idle(None));
             // loom fails the model if this access is not ordered after the one above.
             work.with_mut(|_done| ());
@@ -349,7 +406,7 @@ mod loom_tests {
             let operator = thread::spawn({
                 let gate = Arc::clone(&gate);
                 move || {
-                    gate.pause();
+                    gate.pause(Mode::Hold);
                     gate.resume();
                 }
             });

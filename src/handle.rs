@@ -15,7 +15,9 @@ use serde::Serialize;
 use crate::{
     barrier::Barrier,
     counters::{Count, Counters},
-    gate::Gate,
+    gate::{Gate, Mode},
+    line::Line,
+    orders::Orders,
     refusal::Refusal,
     slots::{Slot, Slots},
     sys::{self, Socket},
@@ -86,8 +88,12 @@ pub(crate) struct Shared {
     pub(crate) upstream: Arc<Upstream>,
     /// How clients are rejected.
     pub(crate) refusal: Refusal,
-    /// Whether new clients are rejected while paused, rather than held.
-    pub(crate) rejects_clients: bool,
+    /// What is done with new clients during a pause that does not say it.
+    pub(crate) default_mode: Mode,
+    /// What else the workers are to do.
+    pub(crate) orders: Orders,
+    /// Who of those that wait is the next.
+    pub(crate) line: Line,
     /// How many pipes a worker may have.
     pub(crate) pipes_per_worker: usize,
     /// How long connections may go on after a stop.
@@ -152,7 +158,7 @@ impl Handle {
 
     fn close_gate(&self) -> bool {
         let mut since = self.paused_since();
-        let was_running = self.0.gate.pause();
+        let was_running = self.0.gate.pause(self.0.default_mode);
         if was_running {
             *since = Some(SystemTime::now());
         }
@@ -309,6 +315,28 @@ impl Shared {
         }
     }
 
+    /// Resets every connection that has a pass, soon.
+    pub(crate) fn reset_all(&self) {
+        self.orders.reset_all();
+        self.wake_all();
+    }
+
+    /// Has connections closed that are silent for so long; `None` takes it back.
+    pub(crate) fn close_quiet(&self, quiet: Option<Duration>) {
+        self.orders.close_quiet(quiet);
+        self.wake_all();
+    }
+
+    /// Lets the `count` oldest of those who are held through in spite of the pause, or as many as there are. Returns how
+    /// many.
+    pub(crate) fn let_through(&self, count: u64) -> u64 {
+        let held = self.desks.iter().map(|desk| desk.counters.held.get()).sum();
+        let count = count.min(held);
+        self.line.let_through(count, sys::now());
+        self.wake_all();
+        count
+    }
+
     /// Ends every worker's wait.
     pub(crate) fn wake_all(&self) {
         self.desks.iter().for_each(Desk::wake);
@@ -334,7 +362,9 @@ impl Shared {
             accept_trouble: Throttle::default(),
             upstream,
             refusal: Refusal::new(crate::refusal::Answer::Close, None),
-            rejects_clients: false,
+            default_mode: Mode::Hold,
+            orders: Orders::default(),
+            line: Line::new(0),
             pipes_per_worker: 0,
             grace_period: Duration::ZERO,
             desks: [].into(),

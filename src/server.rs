@@ -21,8 +21,10 @@ use crate::{
     config,
     control::{Control, HostPolicy},
     counters::Counters,
-    gate::Gate,
+    gate::{Gate, Mode},
     handle::{Desk, Shared},
+    line::Line,
+    orders::Orders,
     refusal::Refusal,
     slots::Slots,
     socket_file::SocketFile,
@@ -127,7 +129,9 @@ impl Server {
             accept_trouble: Throttle::default(),
             upstream,
             refusal,
-            rejects_clients: config.proxy.reject_clients,
+            default_mode: if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
+            orders: Orders::default(),
+            line: Line::new(threads),
             pipes_per_worker: limits.pipes / threads,
             grace_period: config.grace_period,
             desks: desks.into(),
@@ -222,8 +226,10 @@ impl Server {
             self.proxy_addr
         );
         log::info!("control listens on {}", self.control_addr);
-        let rejects = self.shared.rejects_clients;
-        let while_paused = if rejects { self.shared.refusal.describe() } else { "held" };
+        let while_paused = match self.shared.default_mode {
+            Mode::Hold => "held",
+            Mode::Reject => self.shared.refusal.describe(),
+        };
         log::info!(
             "upstream is {}; while paused, new clients are {while_paused}",
             self.shared.upstream.address()

@@ -17,6 +17,7 @@ use mio::{Events, Poll, Token};
 use crate::{
     connection::{Connection, Context, Reason, Verdict},
     endpoint::Registration,
+    gate::Mode,
     handle::{Phase, Shared},
     queues::{DEADLINES, Queue, Queues, SlotIndex},
     reach::Reach,
@@ -276,7 +277,7 @@ impl Worker<'_> {
     /// Lets clients that will be held send little, as the kernel keeps it for as long as they are. A UNIX client's bytes are
     /// kept in a buffer of its own.
     fn fit_window(&mut self) {
-        let is_narrow = self.post.shared.gate.is_paused() && !self.post.shared.rejects_clients;
+        let is_narrow = self.post.shared.gate.mode() == Some(Mode::Hold);
         if std::mem::replace(&mut self.post.is_narrow, is_narrow) == is_narrow {
             return;
         }
@@ -376,7 +377,7 @@ impl Worker<'_> {
             Some(pass) => {
                 self.act(index, now, |connection, context| connection.serve_new(pass, context));
             }
-            None if self.post.shared.rejects_clients => {
+            None if self.post.shared.gate.mode() == Some(Mode::Reject) => {
                 self.act(index, now, Connection::reject);
             }
             None => self.queues.enqueue(Queue::Held, index, now),
@@ -500,7 +501,7 @@ impl Worker<'_> {
                     self.queues.enqueue(queue, slot, now);
                     verdict = connection.drive(&mut context);
                 }
-                Verdict::Hold if shared.rejects_clients => {
+                Verdict::Hold if shared.gate.mode() == Some(Mode::Reject) => {
                     verdict = connection.reject(&mut context);
                 }
                 Verdict::Hold => return self.queues.enqueue(Queue::Held, slot, now),

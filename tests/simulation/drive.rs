@@ -19,11 +19,13 @@ use crate::{
     config,
     counters::Counters,
     event::Event,
-    gate::Gate,
+    gate::{Gate, Mode},
     handle::{Desk, Handle, Phase, Shared},
     judge,
     kernel::{Backlog, Kernel, Mask, Site, Tally, Weather},
+    line::Line,
     link::{Link, Side},
+    orders::Orders,
     random::Random,
     refusal::{Answer, Refusal},
     slots::Slots,
@@ -153,6 +155,7 @@ impl Schedule {
         let (sender, mailbox) = bounded(4);
         let desk = Desk { waker: Waker, mailbox: sender, counters: Counters::default() };
         let is_short_stop = random.below(2) == 0;
+        let mode = if rejects { Mode::Reject } else { Mode::Hold };
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(1),
@@ -160,7 +163,9 @@ impl Schedule {
             accept_trouble: Throttle::default(),
             upstream,
             refusal: Refusal::new(Answer::http(Duration::ZERO), None),
-            rejects_clients: rejects,
+            default_mode: mode,
+            orders: Orders::default(),
+            line: Line::new(1),
             pipes_per_worker: pipes,
             grace_period: Duration::from_secs(if is_short_stop { 1 } else { 3600 }),
             desks: [desk].into(),
@@ -430,7 +435,7 @@ impl Course {
         match crate::with(|kernel| kernel.random.below(40)) {
             0..20 => {
                 // The handle would wait for the turn that this happens in.
-                self.shared.gate.pause();
+                self.shared.gate.pause(self.shared.default_mode);
             }
             20..38 => {
                 self.passes = None;

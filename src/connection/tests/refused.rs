@@ -66,7 +66,7 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     bench.serve_refused(&mut connection);
-    bench.gate.pause();
+    bench.gate.pause(crate::gate::Mode::Hold);
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
     assert_eq!(bench.gate.passes(), 0, "nobody has to wait for it");

@@ -1,0 +1,41 @@
+//! What the operator asks of the workers during a pause, beside the pause itself.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Orders to all workers. Whoever changes one wakes them.
+#[derive(Debug, Default)]
+pub(crate) struct Orders {
+    /// For how many nanoseconds a connection may be silent; 0 for ever.
+    quiet: AtomicU64,
+    /// How often all connections were to be reset.
+    resets: AtomicU64,
+}
+
+impl Orders {
+    /// Has connections closed that are silent for so long; `None` takes it back.
+    pub(crate) fn close_quiet(&self, quiet: Option<Duration>) {
+        let nanos = quiet.map_or(0, |quiet| u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX));
+        self.quiet.store(nanos, Ordering::Release);
+    }
+
+    /// For how long a connection may be silent, if that matters.
+    pub(crate) fn quiet(&self) -> Option<Duration> {
+        match self.quiet.load(Ordering::Acquire) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+
+    /// Has all connections reset that have a pass.
+    pub(crate) fn reset_all(&self) {
+        self.resets.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often they were to be reset: a worker compares it with what it has done.
+    pub(crate) fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
+    }
+}
