@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{ErrorKind, Read},
     net::IpAddr,
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,6 +18,9 @@ use crate::{Address, Error};
 
 /// The largest configuration file: ours has a kibibyte or two, and a huge one costs the parser seconds.
 const FILE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The connections under way by default: what the backlog of a server often takes.
+const CONNECTING_MAX: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
 /// All settings of a proxy. [`Config::default`] is complete and runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +31,12 @@ pub struct Config {
     pub log_level: log::LevelFilter,
     /// The side of the clients.
     pub proxy: Proxy,
+    /// What a pause may be.
+    pub pause: Pause,
+    /// The clients that are held while it is paused.
+    pub hold: Hold,
+    /// How those who have waited are let go.
+    pub resume: Resume,
     /// The HTTP API of the operator.
     pub control: Control,
     /// The server that the bytes are carried to.
@@ -86,6 +95,45 @@ pub struct Tls {
     pub key: Option<PathBuf>,
 }
 
+/// What a pause may be: `pause.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// The longest that a pause lasts, and how long one without a deadline does; without a bound when absent.
+    pub max_ttl: Option<Duration>,
+}
+
+/// The clients that are held while the proxy is paused: `hold.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// How long one is held, before it gets what `overflow` says; as long as the pause lasts when absent.
+    pub timeout: Option<Duration>,
+    /// How many are held at a time; as many as there may be clients when absent.
+    pub max: Option<NonZeroUsize>,
+    /// What further ones get.
+    pub overflow: Overflow,
+}
+
+/// What a client gets that is one more than may be held, or is held for too long: `hold.overflow`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is rejected, as `proxy.reject-with` says.
+    Reject,
+    /// The end of the stream.
+    Close,
+    /// One more than may be held waits in the kernel's backlog; one that is held for too long is rejected.
+    #[default]
+    Backlog,
+}
+
+/// How those who have waited are let go: `resume.*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// How many connections for them may be under way at a time, over all workers.
+    pub max_connecting: NonZeroUsize,
+    /// How many of them are dialled for in a second; without a bound when absent.
+    pub rate: Option<NonZeroU32>,
+}
+
 /// The HTTP API of the operator: `control.*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
@@ -102,8 +150,10 @@ pub struct Control {
 pub struct Upstream {
     /// Where the upstream listens.
     pub addr: Address,
-    /// How long all attempts to reach it for one client may take.
+    /// How long one attempt to reach it may take.
     pub connect_timeout: Duration,
+    /// How long a client waits for an upstream that is away; never less than `connect_timeout`.
+    pub retry_for: Duration,
     /// The addresses of this host to reach it from, in turn; the system chooses when there are none.
     pub source_addrs: Vec<IpAddr>,
 }
@@ -196,6 +246,9 @@ impl Default for Config {
             grace_period: Duration::from_secs(10),
             log_level: log::LevelFilter::Info,
             proxy: Proxy::default(),
+            pause: Pause::default(),
+            hold: Hold::default(),
+            resume: Resume::default(),
             control: Control::default(),
             upstream: Upstream::default(),
         }
@@ -220,6 +273,12 @@ impl Default for Proxy {
     }
 }
 
+impl Default for Resume {
+    fn default() -> Self {
+        Self { max_connecting: CONNECTING_MAX, rate: None }
+    }
+}
+
 impl Default for Control {
     fn default() -> Self {
         Self { addr: Address::tcp("localhost", 3001), mode: 0o600, hosts: Vec::new() }
@@ -231,6 +290,7 @@ impl Default for Upstream {
         Self {
             addr: Address::tcp("localhost", 3002),
             connect_timeout: Duration::from_secs(5),
+            retry_for: Duration::ZERO,
             source_addrs: Vec::new(),
         }
     }

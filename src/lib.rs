@@ -41,7 +41,9 @@ mod window;
 mod worker;
 
 pub use address::Address;
-pub use config::{Config, Control, Proxy, RejectWith, Tls, Upstream};
+pub use config::{
+    Config, Control, Hold, Overflow, Pause, Proxy, RejectWith, Resume, Tls, Upstream,
+};
 pub use duration::{format_duration, parse_duration};
 pub use error::Error;
 pub use handle::{Handle, Status};

@@ -58,6 +58,14 @@ fn a_wrong_command_line_is_refused() {
         (&["--proxy-threads", "0"], &["--proxy-threads"]),
         (&["--proxy-threads", "-1"], &["--proxy-threads"]),
         (&["--proxy-threads", "many"], &["--proxy-threads", "many"]),
+        (&["--pause-max-ttl", "0s"], &["--pause-max-ttl", "10m"]),
+        (&["--hold-timeout", "30"], &["--hold-timeout", "30s"]),
+        (&["--hold-timeout", "0s"], &["--hold-timeout", "leave it away"]),
+        (&["--hold-max", "0"], &["--hold-max", "1 or more"]),
+        (&["--hold-overflow", "rejct"], &["--hold-overflow", "rejct", "`reject`"]),
+        (&["--resume-max-connecting", "0"], &["--resume-max-connecting", "1 or more"]),
+        (&["--resume-rate", "0"], &["--resume-rate", "1 or more"]),
+        (&["--upstream-retry-for", "30"], &["--upstream-retry-for", "30s"]),
         (&["--log-level", "loud"], &["--log-level", "loud", "info"]),
         (&["frobnicate"], &["frobnicate"]),
         (&["hlep"], &["hlep", "help"]),
@@ -83,6 +91,14 @@ fn a_wrong_file_is_refused_with_the_place() {
         ("\nproxy: 5\n", &["bad.yml", "2", "proxy"]),
         ("proxy:\n  - addr\n", &["bad.yml", "proxy"]),
         ("control:\n  hosts: 5\n", &["bad.yml", "2", "hosts"]),
+        ("\npause:\n  max-ttl: never\n", &["bad.yml", "3", "pause.max-ttl", "never"]),
+        ("pause:\n  max-ttl: 0s\n", &["pause.max-ttl", "10m"]),
+        ("hold:\n  timeout: 0s\n", &["hold.timeout", "leave it away"]),
+        ("hold:\n  max: none\n", &["bad.yml", "2", "hold.max", "1 or more"]),
+        ("hold:\n  overflow: queue\n", &["bad.yml", "2", "hold.overflow", "backlog"]),
+        ("resume:\n  max-conecting: 1\n", &["bad.yml", "2", "max-conecting", "max-connecting"]),
+        ("resume:\n  rate: 0\n", &["bad.yml", "2", "resume.rate", "1 or more"]),
+        ("upstream:\n  retry-for: 30\n", &["bad.yml", "2", "retry-for", "30s"]),
         ("\ngrace-period: 10\n", &["bad.yml", "2", "grace-period", "10s"]),
         ("\ngrace-period: soon\n", &["bad.yml", "2", "grace-period", "soon"]),
         ("\ngrace-period: -1s\n", &["bad.yml", "2", "grace-period"]),
@@ -248,8 +264,9 @@ fn a_file_with_every_key_runs() {
     let content = format!(
         "grace-period: 1m30s\nlog-level: trace\nproxy:\n  addr: 127.0.0.1:0\n  reject-clients: true\n  \
          reject-with: http\n  retry-after-interval: 7s\n  block-poll-interval: 50ms\n  close-poll-interval: 1.5h\n  threads: 1\n  tls:\n    \
-         ca-cert: {}\n    cert: {}\n    key: {}\ncontrol:\n  addr: 127.0.0.1:0\n  hosts: [proxy.internal]\nupstream:\n  \
-         addr: {}\n",
+         ca-cert: {}\n    cert: {}\n    key: {}\npause:\n  max-ttl: 1h\nhold:\n  timeout: 1h\n  max: 9\n  overflow: close\n\
+         resume:\n  max-connecting: 3\n  rate: 1000\ncontrol:\n  addr: 127.0.0.1:0\n  hosts: [proxy.internal]\nupstream:\n  \
+         addr: {}\n  connect-timeout: 4s\n  retry-for: 30s\n",
         files.ca_cert.display(),
         files.cert.display(),
         files.key.display(),

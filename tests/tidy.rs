@@ -9,17 +9,22 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// Every key of the configuration.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 28] = [
     "control.addr",
     "control.hosts",
     "control.mode",
     "grace-period",
+    "hold.max",
+    "hold.overflow",
+    "hold.timeout",
     "log-level",
+    "pause.max-ttl",
     "proxy.addr",
     "proxy.block-poll-interval",
     "proxy.close-poll-interval",
     "proxy.max-connections",
     "proxy.mode",
+    "proxy.pipes",
     "proxy.reject-clients",
     "proxy.reject-with",
     "proxy.retry-after-interval",
@@ -27,8 +32,11 @@ const KEYS: [&str; 20] = [
     "proxy.tls.ca-cert",
     "proxy.tls.cert",
     "proxy.tls.key",
+    "resume.max-connecting",
+    "resume.rate",
     "upstream.addr",
     "upstream.connect-timeout",
+    "upstream.retry-for",
     "upstream.source-addrs",
 ];
 

@@ -27,6 +27,9 @@ pub(crate) struct Opt {
 pub(crate) enum Section {
     General,
     Proxy,
+    Pause,
+    Hold,
+    Resume,
     Control,
     Upstream,
 }
@@ -51,9 +54,12 @@ pub(crate) enum Action {
 
 impl Section {
     /// Every heading with its title.
-    pub(crate) const ALL: [(Self, &'static str); 4] = [
+    pub(crate) const ALL: [(Self, &'static str); 7] = [
         (Self::General, "Options"),
         (Self::Proxy, "Proxy, the side of the clients"),
+        (Self::Pause, "Pause, which holds the clients or rejects them"),
+        (Self::Hold, "Hold, the clients that wait while it is paused"),
+        (Self::Resume, "Resume, how those who have waited are let go"),
         (Self::Control, "Control, the HTTP API that pauses and resumes"),
         (Self::Upstream, "Upstream, the server behind the proxy"),
     ];
@@ -72,7 +78,7 @@ impl Opt {
 }
 
 /// Every option, in the order of the help.
-pub(crate) static OPTIONS: [Opt; 25] = [
+pub(crate) static OPTIONS: [Opt; 32] = [
     Opt {
         long: "config",
         short: Some('c'),
@@ -264,6 +270,66 @@ pub(crate) static OPTIONS: [Opt; 25] = [
         action: Action::Set("proxy.max-connections"),
     },
     Opt {
+        long: "pause-max-ttl",
+        short: None,
+        value: Some("DURATION"),
+        help: "The longest that a pause lasts; for ever if not set",
+        more: "A pause that is asked for without a time to live gets this one; one that asks for more is refused.",
+        section: Section::Pause,
+        completion: Completion::None,
+        action: Action::Set("pause.max-ttl"),
+    },
+    Opt {
+        long: "hold-timeout",
+        short: None,
+        value: Some("DURATION"),
+        help: "How long a client is held; as long as the pause lasts if not set",
+        more: "One that is held for longer gets what --hold-overflow says; with backlog, it is rejected.",
+        section: Section::Hold,
+        completion: Completion::None,
+        action: Action::Set("hold.timeout"),
+    },
+    Opt {
+        long: "hold-max",
+        short: None,
+        value: Some("N"),
+        help: "How many clients are held at a time; as many as there may be if not set",
+        more: "",
+        section: Section::Hold,
+        completion: Completion::None,
+        action: Action::Set("hold.max"),
+    },
+    Opt {
+        long: "hold-overflow",
+        short: None,
+        value: Some("WHAT"),
+        help: "What further ones get: reject, close or backlog",
+        more: "With reject, they are rejected as if --proxy-reject-clients were given; with close, they get the end of the stream; with backlog, they wait in the kernel's backlog, unaccepted, until there is room.",
+        section: Section::Hold,
+        completion: Completion::Choices(&["reject", "close", "backlog"]),
+        action: Action::Set("hold.overflow"),
+    },
+    Opt {
+        long: "resume-max-connecting",
+        short: None,
+        value: Some("N"),
+        help: "How many connections for clients who have waited may be under way at a time",
+        more: "It is for all threads together; the backlog of the server should take as many.",
+        section: Section::Resume,
+        completion: Completion::None,
+        action: Action::Set("resume.max-connecting"),
+    },
+    Opt {
+        long: "resume-rate",
+        short: None,
+        value: Some("N"),
+        help: "How many clients who have waited are let go in a second; no bound if not set",
+        more: "It spares a server whose caches are cold.",
+        section: Section::Resume,
+        completion: Completion::None,
+        action: Action::Set("resume.rate"),
+    },
+    Opt {
         long: "control-addr",
         short: None,
         value: Some("ADDRESS"),
@@ -307,11 +373,21 @@ pub(crate) static OPTIONS: [Opt; 25] = [
         long: "upstream-connect-timeout",
         short: None,
         value: Some("DURATION"),
-        help: "How long all attempts to reach the server for one client may take",
-        more: "A server that refuses, or is away, is tried again until then.",
+        help: "How long one attempt to reach the server may take",
+        more: "A server that refuses, or is away, is tried again until this or --upstream-retry-for is over, whichever is longer.",
         section: Section::Upstream,
         completion: Completion::None,
         action: Action::Set("upstream.connect-timeout"),
+    },
+    Opt {
+        long: "upstream-retry-for",
+        short: None,
+        value: Some("DURATION"),
+        help: "How long a client waits for a server that is away",
+        more: "It waits as long as --upstream-connect-timeout anyway. Then it is reset.",
+        section: Section::Upstream,
+        completion: Completion::None,
+        action: Action::Set("upstream.retry-for"),
     },
     Opt {
         long: "upstream-source-addrs",

@@ -1,11 +1,16 @@
 //! The table of settings: what the YAML file and the command line share.
 
-use std::{net::IpAddr, num::NonZeroUsize, path::PathBuf};
+use std::{
+    net::IpAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
 
 use log::LevelFilter;
 use serde_yaml::Value;
 
-use super::{Config, RejectWith};
+use super::{Config, Overflow, RejectWith};
 use crate::{duration::format_duration, duration::parse_duration, nearest::nearest};
 
 /// One key of the configuration.
@@ -19,7 +24,7 @@ pub(super) struct Setting {
 }
 
 /// Every setting, in the order of the file.
-pub(super) static SETTINGS: [Setting; 21] = [
+pub(super) static SETTINGS: [Setting; 28] = [
     Setting {
         key: "grace-period",
         get: |config| format_duration(config.grace_period).into(),
@@ -96,6 +101,36 @@ pub(super) static SETTINGS: [Setting; 21] = [
         set: |config, text| store(&mut config.proxy.max_connections, parse_connections(text)),
     },
     Setting {
+        key: "pause.max-ttl",
+        get: |config| duration_value(config.pause.max_ttl),
+        set: |config, text| store(&mut config.pause.max_ttl, parse_duration(text).map(Some)),
+    },
+    Setting {
+        key: "hold.timeout",
+        get: |config| duration_value(config.hold.timeout),
+        set: |config, text| store(&mut config.hold.timeout, parse_duration(text).map(Some)),
+    },
+    Setting {
+        key: "hold.max",
+        get: |config| config.hold.max.map_or(Value::Null, |max| max.get().into()),
+        set: |config, text| store(&mut config.hold.max, parse_held(text)),
+    },
+    Setting {
+        key: "hold.overflow",
+        get: |config| overflow_value(config.hold.overflow).into(),
+        set: |config, text| store(&mut config.hold.overflow, parse_overflow(text)),
+    },
+    Setting {
+        key: "resume.max-connecting",
+        get: |config| config.resume.max_connecting.get().into(),
+        set: |config, text| store(&mut config.resume.max_connecting, parse_connecting(text)),
+    },
+    Setting {
+        key: "resume.rate",
+        get: |config| config.resume.rate.map_or(Value::Null, |rate| rate.get().into()),
+        set: |config, text| store(&mut config.resume.rate, parse_rate(text)),
+    },
+    Setting {
         key: "control.addr",
         get: |config| config.control.addr.to_string().into(),
         set: |config, text| store(&mut config.control.addr, text.parse()),
@@ -121,6 +156,11 @@ pub(super) static SETTINGS: [Setting; 21] = [
         set: |config, text| store(&mut config.upstream.connect_timeout, parse_duration(text)),
     },
     Setting {
+        key: "upstream.retry-for",
+        get: |config| format_duration(config.upstream.retry_for).into(),
+        set: |config, text| store(&mut config.upstream.retry_for, parse_duration(text)),
+    },
+    Setting {
         key: "upstream.source-addrs",
         get: |config| {
             let ips = config.upstream.source_addrs.iter().map(IpAddr::to_string);
@@ -140,6 +180,10 @@ fn store<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
     Ok(())
 }
 
+fn duration_value(duration: Option<Duration>) -> Value {
+    duration.map_or(Value::Null, |duration| format_duration(duration).into())
+}
+
 fn path_value(path: Option<&PathBuf>) -> Value {
     path.map_or(Value::Null, |path| path.to_string_lossy().into_owned().into())
 }
@@ -151,6 +195,27 @@ fn reject_with_value(reject_with: &RejectWith) -> Value {
         RejectWith::Reset => "reset".into(),
         RejectWith::File(path) => format!("file:{}", path.to_string_lossy()).into(),
     }
+}
+
+fn overflow_value(overflow: Overflow) -> &'static str {
+    match overflow {
+        Overflow::Reject => "reject",
+        Overflow::Close => "close",
+        Overflow::Backlog => "backlog",
+    }
+}
+
+fn parse_overflow(text: &str) -> Result<Overflow, String> {
+    const ALL: [Overflow; 3] = [Overflow::Reject, Overflow::Close, Overflow::Backlog];
+    ALL.into_iter().find(|overflow| overflow_value(*overflow) == text).ok_or_else(|| {
+        let words = ALL.map(overflow_value);
+        let hint = nearest(text, words)
+            .map_or_else(String::new, |word| format!("; did you mean `{word}`?"));
+        format!(
+            "{text:?} is nothing that can be done with a client; write {}{hint}",
+            words.join(", ")
+        )
+    })
 }
 
 fn parse_level(text: &str) -> Result<LevelFilter, String> {
@@ -241,6 +306,26 @@ fn parse_pipes(text: &str) -> Result<Option<usize>, String> {
 fn parse_connections(text: &str) -> Result<Option<NonZeroUsize>, String> {
     text.parse().map(Some).map_err(|_| {
         format!("{text:?} is not a number of connections; write 1 or more, or leave it away for as many as the open files allow")
+    })
+}
+
+fn parse_held(text: &str) -> Result<Option<NonZeroUsize>, String> {
+    text.parse().map(Some).map_err(|_| {
+        format!("{text:?} is not a number of held clients; write 1 or more, or leave it away for no bound; to hold nobody, set proxy.reject-clients")
+    })
+}
+
+fn parse_connecting(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not a number of connections; write 1 or more, or leave it away for 128"
+        )
+    })
+}
+
+fn parse_rate(text: &str) -> Result<Option<NonZeroU32>, String> {
+    text.parse().map(Some).map_err(|_| {
+        format!("{text:?} is not a number of clients in a second; write 1 or more, or leave it away for no bound")
     })
 }
 

@@ -14,6 +14,7 @@ const PIPES_MAX: usize = 1024;
 /// The first thing that does not fit, as one line with the keys and the remedy.
 pub(super) fn validate(config: &Config) -> Result<(), String> {
     check_tls(&config.proxy.tls)?;
+    check_times(config)?;
     if config.proxy.threads.is_some_and(|threads| threads.get() > THREADS_MAX) {
         return Err(format!(
             "proxy.threads: the most are {THREADS_MAX}; leave it away for one thread a core"
@@ -58,6 +59,23 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
                 "upstream.addr: {upstream} leads back to {key} ({listener}); write where the server behind the proxy listens"
             ));
         }
+    }
+    Ok(())
+}
+
+/// A bound of zero would leave nothing of what it bounds.
+fn check_times(config: &Config) -> Result<(), String> {
+    if config.pause.max_ttl.is_some_and(|ttl| ttl.is_zero()) {
+        return Err(
+            "pause.max-ttl: 0s would end each pause at once; write how long one may last, as in `10m`, or leave it away for no bound"
+                .to_owned(),
+        );
+    }
+    if config.hold.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return Err(
+            "hold.timeout: 0s would hold nobody; write how long a client may be held, as in `30s`, leave it away for no bound, or set proxy.reject-clients"
+                .to_owned(),
+        );
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use crate::Address;
 pub(crate) struct Upstream {
     pub(crate) addr: Address,
     pub(crate) connect_timeout: Duration,
+    pub(crate) retry_for: Duration,
     pub(crate) source_addrs: Vec<IpAddr>,
 }
 

@@ -143,6 +143,7 @@ impl Schedule {
             } else {
                 5_000
             }),
+            retry_for: Duration::ZERO,
             source_addrs: Vec::new(),
         })
         .expect("nothing to look up");
