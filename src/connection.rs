@@ -13,25 +13,32 @@
 //! A state owns what it may use and nothing else. Only a client that is connecting or relaying has a [`Pass`], so a held
 //! or a rejected one *cannot* be counted as active.
 
+// The simulation compiles this file in another place: a path keeps its parts beside it.
+#[path = "connection/dial.rs"]
+mod dial;
+
 use std::{
     fmt, io,
     time::{Duration, Instant},
 };
 
+use dial::Dial;
+pub(crate) use dial::Turn;
 use mio::event::Event;
 
 use crate::{
     counters::Counters,
     endpoint::{Endpoint, Registration},
     gate::Pass,
+    hold::{Hold, Overflow},
     queues::Queue,
-    reach::{REDIAL_INTERVAL, REFUSED_INTERVAL, Reach},
+    reach::Reach,
     refusal::Refusal,
     reject::{self, Reject},
     relay::{self, Kit, Relay},
     slots::Slot,
-    sys::{Dialled, Socket, is_shortage},
-    upstream::{Cached, Outlook, Upstream},
+    sys::Socket,
+    upstream::{Cached, Upstream},
 };
 
 /// How long a side that was not aborted may take nothing of what the aborted one had sent.
@@ -52,8 +59,8 @@ pub(crate) struct Connection {
 /// What is being done for a client.
 #[derive(Debug)]
 enum State {
-    /// It waits for the resume; nothing of it is read.
-    Held,
+    /// It waits for the resume; nothing of it is read. It has a place among those that are held, if there are so many.
+    Held { _place: Option<Slot> },
     /// Its upstream is being dialled.
     Connecting(Dial),
     /// Bytes are carried.
@@ -62,29 +69,16 @@ enum State {
     Rejecting(Reject),
 }
 
-/// The attempts to reach the upstream for one client.
-#[derive(Debug)]
-struct Dial {
-    /// The attempt that is under way; none while waiting to try again.
-    upstream: Option<Endpoint>,
-    /// Whether others have waited along with this client: then they are dialled for a few at a time.
-    in_crowd: bool,
-    /// How many of the upstream's addresses have failed.
-    failed: usize,
-    /// Whether one of them failed for want of something of this host's: then all are tried again soon.
-    in_short: bool,
-    /// Why the last attempt has failed.
-    error: Option<io::Error>,
-    since: Instant,
-    pass: Pass,
-}
-
 /// A relay and the pass that it is carried with.
 #[derive(Debug)]
 struct Carriage {
     relay: Relay,
-    /// Whether it is one of a crowd, and nothing shows yet that the upstream has taken it out of its backlog.
-    unheard: bool,
+    /// Its place in a crowd, until something shows that the upstream has taken it out of its backlog.
+    place: Option<Slot>,
+    /// When a byte last came through.
+    moved: Instant,
+    /// Whether that was one of the client's: then it may wait for an answer.
+    asks: bool,
     /// Once one side was aborted: how much the other had yet to take when it last took something, and when that was.
     settling: Option<(u32, Instant)>,
     _pass: Pass,
@@ -101,8 +95,10 @@ pub(crate) enum Verdict {
     Wait(Queue),
     /// The same, and being driven at once: it may go on already.
     Enter(Queue),
-    /// The resume: the proxy is paused, and it has no pass any more.
-    Hold,
+    /// The end of an outage. It waits for it since this moment.
+    Away(Instant),
+    /// The resume: the proxy is paused, and it has no pass any more. It came at this moment.
+    Hold(Instant),
     /// Nothing: close it.
     Close(Reason),
 }
@@ -122,6 +118,8 @@ pub(crate) enum Reason {
     Rejected,
     /// The upstream cannot be reached.
     Unreachable(io::Error),
+    /// The operator wanted the proxy idle, whatever it costs.
+    Killed,
     /// The proxy stops.
     Stopped,
 }
@@ -141,6 +139,8 @@ pub(crate) struct Context<'a> {
     pub(crate) reach: &'a mut Reach,
     /// How clients are rejected.
     pub(crate) refusal: &'a Refusal,
+    /// How clients are held.
+    pub(crate) hold: &'a Hold,
     /// What the worker counts.
     pub(crate) counters: &'a Counters,
     /// How many more steps TLS handshakes may take in this turn.
@@ -153,7 +153,12 @@ impl Connection {
     /// A client that was just accepted; it is held until something else is said.
     pub(crate) fn new(client: Socket, slot: Slot) -> Self {
         let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
-        Self { client: Endpoint::connected(client), state: State::Held, peer, _slot: slot }
+        Self {
+            client: Endpoint::connected(client),
+            state: State::Held { _place: None },
+            peer,
+            _slot: slot,
+        }
     }
 
     /// Remembers what an event tells of the client.
@@ -166,39 +171,27 @@ impl Connection {
         match &mut self.state {
             State::Connecting(Dial { upstream: Some(upstream), .. }) => upstream.mark(event),
             State::Relaying(carriage) => carriage.relay.upstream_mut().mark(event),
-            State::Connecting(Dial { upstream: None, .. }) | State::Held | State::Rejecting(_) => {}
+            State::Connecting(Dial { upstream: None, .. })
+            | State::Held { .. }
+            | State::Rejecting(_) => {}
         }
     }
 
-    /// Serves a client that is held, or that is to be rejected and was not touched yet.
-    pub(crate) fn serve(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
-        if self.client.socket().has_gone() {
-            return Verdict::Close(Reason::Left);
-        }
-        self.begin_to_dial(pass, true, context)
-    }
-
-    /// Serves a client that was just accepted.
-    pub(crate) fn serve_new(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
-        self.begin_to_dial(pass, false, context)
-    }
-
-    fn begin_to_dial(&mut self, pass: Pass, in_crowd: bool, context: &mut Context<'_>) -> Verdict {
-        self.state = State::Connecting(Dial {
-            upstream: None,
-            in_crowd,
-            failed: 0,
-            in_short: false,
-            error: None,
-            since: context.now,
-            pass,
-        });
-        self.dial(context)
+    /// Holds a client: it has given its pass back, if it had one.
+    pub(crate) fn hold(&mut self, place: Option<Slot>) {
+        self.state = State::Held { _place: place };
     }
 
     /// Rejects a client that was just accepted.
     pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
         let (reject, next) = Reject::new(&mut self.client, context.refusal);
+        self.state = State::Rejecting(reject);
+        self.rejecting(next, context)
+    }
+
+    /// Ends our stream to a client that is not served, without a word.
+    pub(crate) fn dismiss(&mut self, context: &mut Context<'_>) -> Verdict {
+        let (reject, next) = Reject::farewell(&mut self.client);
         self.state = State::Rejecting(reject);
         self.rejecting(next, context)
     }
@@ -213,7 +206,9 @@ impl Connection {
     /// Goes as far as the readiness of the sockets allows.
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
-            State::Held | State::Connecting(Dial { upstream: None, .. }) => self.look_after_held(),
+            State::Held { .. } | State::Connecting(Dial { upstream: None, .. }) => {
+                self.look_after_held()
+            }
             State::Connecting(Dial { upstream: Some(upstream), .. }) if upstream.is_writable() => {
                 self.connected(context)
             }
@@ -232,9 +227,12 @@ impl Connection {
     /// The deadline of the queue it stands in has passed.
     pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
-            State::Held => Verdict::Stay,
+            State::Held { .. } if context.hold.overflow() == Overflow::Close => {
+                self.dismiss(context)
+            }
+            State::Held { .. } => self.reject(context),
             State::Connecting(dial)
-                if context.now.duration_since(dial.since) >= context.upstream.connect_timeout() =>
+                if context.now.duration_since(dial.since) >= context.upstream.patience() =>
             {
                 let waits = dial.upstream.is_none();
                 let error = dial.error.take().filter(|_| waits);
@@ -242,13 +240,18 @@ impl Connection {
                     error.unwrap_or_else(|| io::ErrorKind::TimedOut.into()),
                 ))
             }
-            State::Connecting(Dial { upstream: None, in_short, pass, .. }) => {
-                let (queue, interval) = waiting(*in_short);
-                if pass.is_paused() || context.reach.may_probe(interval, context.now) {
-                    self.redial(context)
+            State::Connecting(Dial { upstream: None, in_short: false, .. }) => self.wait(context),
+            State::Connecting(Dial { upstream: None, pass, .. }) => {
+                if pass.is_paused() || context.reach.may_try(context.now) {
+                    self.redial(Turn::Its, context)
                 } else {
-                    Verdict::Wait(queue)
+                    Verdict::Wait(Queue::Redial)
                 }
+            }
+            State::Connecting(dial)
+                if context.now.duration_since(dial.begun) >= context.upstream.connect_timeout() =>
+            {
+                self.attempt_failed(io::ErrorKind::TimedOut.into(), context)
             }
             State::Connecting(dial)
                 if dial.failed + 1 < context.upstream.read(context.cached).len() =>
@@ -257,11 +260,10 @@ impl Connection {
             }
             // The last address has what is left of the time.
             State::Connecting(_) => Verdict::Wait(Queue::Connecting),
-            State::Relaying(carriage) if carriage.settling.is_none() && carriage.unheard => {
-                carriage.unheard = false;
-                Verdict::Wait(Queue::Fresh)
-            }
             State::Relaying(carriage) if carriage.settling.is_none() => {
+                if carriage.place.take().is_some() {
+                    return Verdict::Wait(Queue::Fresh);
+                }
                 carriage.relay.upstream().socket().keep_alive();
                 Verdict::Wait(Queue::Relaying)
             }
@@ -273,21 +275,62 @@ impl Connection {
         }
     }
 
+    /// Whether it has a pass.
+    pub(crate) fn is_served(&self) -> bool {
+        matches!(self.state, State::Connecting(_) | State::Relaying(_))
+    }
+
+    /// When it will have been silent for `quiet`, if it waits for nothing: what came last was an answer, and nothing is on
+    /// its way.
+    pub(crate) fn quiet_at(&self, quiet: Duration) -> Option<Instant> {
+        match &self.state {
+            State::Relaying(Carriage { relay, moved, asks: false, settling: None, .. })
+                if relay.is_at_rest(&self.client) =>
+            {
+                moved.checked_add(quiet)
+            }
+            _ => None,
+        }
+    }
+
+    /// Ends in good order what is quiet: both sides get the end of the stream, and what the client sends before it has
+    /// noticed is read and discarded, as a close with bytes unread would be a reset.
+    pub(crate) fn end_quiet(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
+        if !carriage.relay.is_silent(&mut self.client) {
+            carriage.moved = context.now;
+            return Verdict::Again;
+        }
+        context.counters.drained.add(1);
+        if let Some(peer) = self.peer.take() {
+            let (up, down) = carriage.relay.delivered();
+            log::debug!(
+                "client {peer} closed: it was quiet; {up} bytes to the upstream, {down} to the client"
+            );
+        }
+        // The client's end comes first, as in any close: whoever is told "idle" finds it sent.
+        let (reject, _next) = Reject::farewell(&mut self.client);
+        self.state = State::Rejecting(reject);
+        Verdict::Enter(Queue::Lingering)
+    }
+
     /// Closes it with its one line in the log, and so that an abort does not look like an orderly end.
     pub(crate) fn close(self, reason: &Reason) {
         if let Some(peer) = &self.peer {
             let (up, down) = match &self.state {
                 State::Relaying(carriage) => carriage.relay.delivered(),
-                State::Held | State::Connecting(_) | State::Rejecting(_) => (0, 0),
+                State::Held { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
             };
             log::debug!(
                 "client {peer} closed: {reason}; {up} bytes to the upstream, {down} to the client"
             );
         }
         match reason {
-            Reason::Reset | Reason::Stalled | Reason::Unreachable(_) | Reason::Stopped => {
-                self.reset_on_close();
-            }
+            Reason::Reset
+            | Reason::Stalled
+            | Reason::Unreachable(_)
+            | Reason::Killed
+            | Reason::Stopped => self.reset_on_close(),
             Reason::Ended | Reason::Left | Reason::Rejected => {}
         }
     }
@@ -305,126 +348,18 @@ impl Connection {
         if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
     }
 
-    /// Tries again to reach the upstream, from its first address on. A client that has left meanwhile is dropped; a pause
-    /// means that no connection to the upstream begins any more, and is waited for like by any other.
-    pub(crate) fn redial(&mut self, context: &mut Context<'_>) -> Verdict {
-        if let Verdict::Close(reason) = self.look_after_held() {
-            return Verdict::Close(reason);
-        }
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        if dial.pass.is_paused() {
-            self.state = State::Held;
-            return Verdict::Hold;
-        }
-        (dial.in_crowd, dial.failed, dial.in_short) = (true, 0, false);
-        self.dial(context)
-    }
-
-    /// Begins an attempt at the first of the upstream's addresses that has not failed.
-    fn dial(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        let addresses = context.upstream.read(context.cached);
-        let Some(address) = addresses.get(dial.failed) else {
-            // Its name is not known yet.
-            context.upstream.ask();
-            context.reach.failed();
-            dial.in_short = true;
-            return Verdict::Wait(waiting(true).0);
-        };
-        let Registration { registry, upstream: token, .. } = context.registration;
-        let attempt =
-            context.reach.dial(address, context.upstream).and_then(|(socket, dialled)| {
-                socket.register(registry, token)?;
-                Ok((socket, dialled))
-            });
-        match attempt {
-            Ok((upstream, Dialled::Connected)) => {
-                dial.upstream = Some(Endpoint::connected(upstream));
-                self.begin_to_carry(context)
-            }
-            Ok((upstream, Dialled::InProgress)) => {
-                dial.upstream = Some(Endpoint::connecting(upstream));
-                Verdict::Wait(Queue::Connecting)
-            }
-            Err(error) => self.next_address(error, context),
-        }
-    }
-
-    /// The present address has failed with `error`: on to the next, if there is one. After the last, all are tried again a
-    /// little later, as long as there is time: the upstream may be restarting.
-    fn next_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        dial.upstream = None;
-        dial.failed += 1;
-        let is_shortage = is_shortage(&error);
-        dial.in_short |= is_shortage;
-        if !is_shortage {
-            context.upstream.complain(&error, Outlook::TriedAgain, context.now);
-        }
-        dial.error = Some(error);
-        if dial.pass.is_paused() {
-            return self.redial(context);
-        }
-        if dial.failed < context.upstream.read(context.cached).len() {
-            return self.dial(context);
-        }
-        // The server may have moved.
-        context.upstream.ask();
-        context.reach.failed();
-        Verdict::Wait(waiting(dial.in_short).0)
-    }
-
-    /// The attempt has come to its end, good or bad.
-    fn connected(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(Dial { upstream: Some(upstream), .. }) = &self.state else {
-            return Verdict::Stay;
-        };
-        let socket = upstream.socket();
-        // A failure is told by the event; asking the kernel again would cost a call for each connection.
-        let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
-        match failure {
-            // Where nobody listens others have failed before. The reset leaves the port free at once for who is to listen.
-            None if context.reach.is_failing() && socket.is_its_own_peer() => {
-                socket.reset_on_close();
-                self.next_address(io::ErrorKind::ConnectionRefused.into(), context)
-            }
-            None => self.begin_to_carry(context),
-            // It was connected, has spoken and was reset since: what it said goes to the client, and the reset behind it.
-            Some(_) if socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => {
-                self.begin_to_carry(context)
-            }
-            Some(error) => self.next_address(error, context),
-        }
-    }
-
-    fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
-        context.reach.succeeded();
-        match std::mem::replace(&mut self.state, State::Held) {
-            State::Connecting(Dial { upstream: Some(upstream), in_crowd, pass, .. }) => {
-                let relay = Relay::new(upstream);
-                self.state = State::Relaying(Carriage {
-                    relay,
-                    unheard: in_crowd,
-                    settling: None,
-                    _pass: pass,
-                });
-                Verdict::Enter(if in_crowd { Queue::Unheard } else { Queue::Fresh })
-            }
-            other => {
-                self.state = other;
-                Verdict::Stay
-            }
-        }
-    }
-
     fn carry(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
         let turn = carriage.relay.drive(&mut self.client, context.kit, &context.registration);
         context.counters.bytes_to_upstream.add(turn.to_upstream);
         context.counters.bytes_to_client.add(turn.to_client);
+        if turn.to_upstream + turn.to_client > 0 {
+            // Of both in one turn, the client's may have come last.
+            (carriage.moved, carriage.asks) = (context.now, turn.to_upstream > 0);
+        }
         match turn.next {
-            relay::Next::Wait if carriage.unheard && carriage.relay.delivered().1 > 0 => {
-                carriage.unheard = false;
+            relay::Next::Wait if carriage.relay.delivered().1 > 0 && carriage.place.is_some() => {
+                carriage.place = None;
                 Verdict::Wait(Queue::Fresh)
             }
             relay::Next::Wait => Verdict::Stay,
@@ -483,15 +418,11 @@ impl fmt::Display for Reason {
             }
             Self::Left => f.write_str("the client left before it was served"),
             Self::Rejected => f.write_str("rejected"),
+            Self::Killed => f.write_str("it was in the way of a pause"),
             Self::Unreachable(error) => write!(f, "the upstream cannot be reached: {error}"),
             Self::Stopped => f.write_str("tcpause stops"),
         }
     }
-}
-
-/// Where a dial that has failed waits, and how long.
-fn waiting(in_short: bool) -> (Queue, Duration) {
-    if in_short { (Queue::Redial, REDIAL_INTERVAL) } else { (Queue::Refused, REFUSED_INTERVAL) }
 }
 
 #[cfg(test)]

@@ -24,6 +24,15 @@ pub(crate) struct Counters {
     pub(crate) rejected: Count,
     /// Connections whose upstream could not be reached.
     pub(crate) failed: Count,
+    /// Clients that left before they were served.
+    pub(crate) left: Count,
+    /// Connections closed because they were quiet during a pause.
+    pub(crate) drained: Count,
+    /// Connections reset because a pause was not to wait for them.
+    pub(crate) killed: Count,
+    /// When the oldest connection began that is carried, in milliseconds after the start of the proxy and plus one; 0 if
+    /// none is.
+    pub(crate) oldest: Count,
     /// How often the worker has panicked; written by its supervisor, on the same thread.
     pub(crate) panics: Count,
     /// Bytes carried from clients to the upstream.

@@ -16,6 +16,7 @@ use crate::{
     barrier::Barrier,
     counters::{Count, Counters},
     gate::{Gate, Mode},
+    hold::{Hold, Treatment},
     line::Line,
     orders::Orders,
     refusal::Refusal,
@@ -92,6 +93,8 @@ pub(crate) struct Shared {
     pub(crate) default_mode: Mode,
     /// What else the workers are to do.
     pub(crate) orders: Orders,
+    /// How clients are held.
+    pub(crate) hold: Hold,
     /// Who of those that wait is the next.
     pub(crate) line: Line,
     /// How many pipes a worker may have.
@@ -337,6 +340,38 @@ impl Shared {
         count
     }
 
+    /// What becomes of a client that is not let through now.
+    pub(crate) fn treatment(&self) -> Treatment {
+        match self.gate.mode() {
+            // It waits for its turn, behind others.
+            None => Treatment::Hold(None),
+            Some(Mode::Hold) => self.hold.treat(),
+            Some(Mode::Reject) => Treatment::Reject,
+        }
+    }
+
+    /// Whether a worker waits for a place of whatever kind that has become free.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.slots.take_wanted()
+            | self.refusal.handshakes().take_wanted()
+            | self.hold.take_wanted()
+            | self.line.under_way().take_wanted()
+            | self.upstream.outage().take_wanted()
+    }
+
+    /// A moment in milliseconds after the start.
+    pub(crate) fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.started).as_millis())
+            .unwrap_or(u64::MAX - 1)
+    }
+
+    /// Ends the wait of one worker.
+    pub(crate) fn wake(&self, worker: usize) {
+        if let Some(desk) = self.desks.get(worker) {
+            desk.wake();
+        }
+    }
+
     /// Ends every worker's wait.
     pub(crate) fn wake_all(&self) {
         self.desks.iter().for_each(Desk::wake);
@@ -364,7 +399,8 @@ impl Shared {
             refusal: Refusal::new(crate::refusal::Answer::Close, None),
             default_mode: Mode::Hold,
             orders: Orders::default(),
-            line: Line::new(0),
+            hold: Hold::new(&crate::config::Hold::default()),
+            line: Line::new(0, &crate::config::Resume::default()),
             pipes_per_worker: 0,
             grace_period: Duration::ZERO,
             desks: [].into(),

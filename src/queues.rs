@@ -6,11 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
-    counters::Counters,
-    reach::{REDIAL_INTERVAL, REFUSED_INTERVAL},
-    sys::KEEPALIVE_INTERVAL,
-};
+use crate::{counters::Counters, reach::REDIAL_INTERVAL, sys::KEEPALIVE_INTERVAL};
 
 /// A place in the worker's table of connections.
 pub(crate) type SlotIndex = u32;
@@ -18,14 +14,14 @@ pub(crate) type SlotIndex = u32;
 /// Which queue a connection stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Queue {
-    /// Clients that wait for the resume.
+    /// Clients that wait for the resume: until they get what further ones get, if not for ever.
     Held,
     /// An upstream is being dialled: until the attempt is given up.
     Connecting,
     /// A dial that could not even begin: until it is tried again.
     Redial,
-    /// An upstream that is away: until it is dialled again.
-    Refused,
+    /// Clients of an upstream that is away: until they are given up.
+    Away,
     /// One of a crowd is carried, and the upstream has not said anything: until it is taken to be out of the backlog.
     Unheard,
     /// Both sides are carried, and have not been for long: until the connection is worth its keepalive.
@@ -59,11 +55,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a rejected client may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The queues with a deadline, and its length.
-pub(crate) const DEADLINES: [(Queue, Duration); 11] = [
+/// The queues whose deadline is not a setting, and its length.
+const DEADLINES: [(Queue, Duration); 10] = [
     (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
     (Queue::Redial, REDIAL_INTERVAL),
-    (Queue::Refused, REFUSED_INTERVAL),
     (Queue::Unheard, HEARING_TIMEOUT),
     (Queue::Fresh, KEEPALIVE_INTERVAL),
     (Queue::Settling, SETTLE_INTERVAL),
@@ -73,6 +68,16 @@ pub(crate) const DEADLINES: [(Queue, Duration); 11] = [
     (Queue::Asking, SNIFF_TIMEOUT),
     (Queue::Lingering, LINGER_TIMEOUT),
 ];
+
+/// The queues with a deadline, and its length: clients are held for `hold_timeout`, and wait `patience` for an upstream that is
+/// away.
+pub(crate) fn deadlines(
+    hold_timeout: Option<Duration>,
+    patience: Duration,
+) -> Box<[(Queue, Duration)]> {
+    let held = hold_timeout.map(|timeout| (Queue::Held, timeout));
+    DEADLINES.into_iter().chain([(Queue::Away, patience)]).chain(held).collect()
+}
 
 /// How many kinds of queue there are.
 const KINDS: usize = Queue::Lingering as usize + 1;
@@ -112,19 +117,27 @@ impl Queues {
         Self { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; KINDS] }
     }
 
-    /// Puts `slot` at the end of `queue`, out of the one it stood in.
-    pub(crate) fn enqueue(&mut self, queue: Queue, slot: SlotIndex, now: Instant) {
+    /// Puts `slot` into `queue`, out of the one it stood in: behind all who stand there since then or longer. That is the
+    /// end, but for one that comes back.
+    pub(crate) fn enqueue(&mut self, queue: Queue, slot: SlotIndex, since: Instant) {
         self.remove(slot);
         if self.links.len() <= slot as usize {
             self.links.resize(slot as usize + 1, None);
         }
-        let last = std::mem::replace(&mut self.ends_mut(queue).last, slot);
-        match self.link_mut(last) {
+        let (mut before, mut behind) = (self.ends(queue).last, NONE);
+        while let Some(link) = self.link_mut(before).filter(|link| link.since > since) {
+            (before, behind) = (link.before, before);
+        }
+        match self.link_mut(before) {
             Some(link) => link.behind = slot,
             None => self.ends_mut(queue).first = slot,
         }
+        match self.link_mut(behind) {
+            Some(link) => link.before = slot,
+            None => self.ends_mut(queue).last = slot,
+        }
         if let Some(link) = self.links.get_mut(slot as usize) {
-            *link = Some(Link { queue, since: now, before: last, behind: NONE });
+            *link = Some(Link { queue, since, before, behind });
         }
         self.ends_mut(queue).len += 1;
     }
@@ -173,11 +186,21 @@ impl Queues {
         self.ends(queue).len as usize
     }
 
+    /// When the oldest connection that is carried began, but for a moment.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let since = |queue| Some(self.first(queue)?.1);
+        // Whoever stands there has done so for its keepalive's interval before.
+        let relaying = since(Queue::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
+        let others =
+            [Queue::Fresh, Queue::Unheard, Queue::Settling, Queue::Connecting, Queue::Away];
+        others.into_iter().filter_map(since).chain(relaying).min()
+    }
+
     /// Shows how many clients stand where.
     pub(crate) fn show(&self, counters: &Counters) {
         let len = |queues: &[Queue]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
         counters.held.set(len(&[Queue::Held]));
-        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial, Queue::Refused]));
+        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial, Queue::Away]));
         counters.active.set(len(&[Queue::Unheard, Queue::Fresh, Queue::Relaying, Queue::Settling]));
         counters.rejecting.set(len(&[
             Queue::Sniffing,
@@ -229,6 +252,22 @@ mod tests {
         queues.remove(9);
         queues.enqueue(Queue::Held, 5, now);
         assert_eq!(order(&queues, Queue::Held), [3, 5]);
+    }
+
+    #[test]
+    fn one_that_comes_back_stands_where_it_was() {
+        let (mut queues, now) = (Queues::new(), Instant::now());
+        let at = |millis| now + Duration::from_millis(millis);
+        for (slot, since) in [(1, 1), (2, 2), (4, 4)] {
+            queues.enqueue(Queue::Held, slot, at(since));
+        }
+        queues.enqueue(Queue::Held, 3, at(2));
+        assert_eq!(order(&queues, Queue::Held), [1, 2, 3, 4]);
+        queues.enqueue(Queue::Held, 4, at(0));
+        assert_eq!(order(&queues, Queue::Held), [4, 1, 2, 3]);
+        queues.remove(3);
+        queues.enqueue(Queue::Held, 5, at(9));
+        assert_eq!(order(&queues, Queue::Held), [4, 1, 2, 5]);
     }
 
     #[test]

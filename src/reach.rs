@@ -1,7 +1,4 @@
-//! `Reach`: what a worker has learnt of the upstream from its dials.
-//!
-//! Clients whose dial has failed wait to try again, and may be thousands: a restart takes longer than a dial. As long as
-//! dials fail, only one of them in each interval tries; whoever gets through opens the way for all.
+//! `Reach`: how a worker begins its dials, and whether this host is short of something for them.
 
 use std::{
     io,
@@ -16,43 +13,53 @@ use crate::{
 /// How long until a dial that was short of something of this host is tried again: it may be there any moment.
 pub(crate) const REDIAL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How long until a dial that the upstream did not take is tried again: it is away, and comes back within seconds.
-pub(crate) const REFUSED_INTERVAL: Duration = Duration::from_millis(100);
-
 /// How a worker's dials fare.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
-    /// Whether the last dial to end has failed.
-    is_failing: bool,
-    /// When one of those who wait has last tried.
-    probed: Option<Instant>,
+    /// Whether the last dial to end was short of something.
+    is_short: bool,
+    /// When one of those who wait for it has last tried.
+    tried: Option<Instant>,
     /// How many dials were begun: each has the next source address.
     dials: usize,
+    /// Whether a dial of this worker has ended an outage since the others were told.
+    has_ended_outage: bool,
 }
 
 impl Reach {
-    /// Whether the last dial to end has failed: then those who wait try one at a time.
-    pub(crate) fn is_failing(&self) -> bool {
-        self.is_failing
+    /// Whether the last dial to end was short of something: then those who wait try one at a time.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short
     }
 
     /// One has got through.
-    pub(crate) fn succeeded(&mut self) {
-        self.is_failing = false;
+    pub(crate) fn succeeded(&mut self, upstream: &Upstream) {
+        self.is_short = false;
+        self.has_ended_outage |= upstream.outage().succeeded();
     }
 
-    /// One has failed at all addresses.
-    pub(crate) fn failed(&mut self) {
-        self.is_failing = true;
+    /// One was short of something.
+    pub(crate) fn was_short(&mut self) {
+        self.is_short = true;
     }
 
-    /// Whether one of those who wait may try now; asked when `interval` has passed for it. That it may is remembered.
-    pub(crate) fn may_probe(&mut self, interval: Duration, now: Instant) -> bool {
-        let is_due = self.probed.is_none_or(|probed| now.duration_since(probed) >= interval);
+    /// Whether the other workers are to be told that the upstream is back, once.
+    pub(crate) fn take_end_of_outage(&mut self) -> bool {
+        std::mem::take(&mut self.has_ended_outage)
+    }
+
+    /// Whether one of those who wait may try now. That it may is remembered.
+    pub(crate) fn may_try(&mut self, now: Instant) -> bool {
+        let is_due = self.tried.is_none_or(|tried| now.duration_since(tried) >= REDIAL_INTERVAL);
         if is_due {
-            self.probed = Some(now);
+            self.tried = Some(now);
         }
         is_due
+    }
+
+    #[cfg(test)]
+    pub(crate) fn dials(&self) -> usize {
+        self.dials
     }
 
     /// Begins to connect to `address`, from the next of the upstream's source addresses, or from another if that has no

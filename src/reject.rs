@@ -90,12 +90,17 @@ pub(crate) enum Next {
 impl Reject {
     /// A client that was just accepted.
     pub(crate) fn new(client: &mut Endpoint, refusal: &Refusal) -> (Self, Next) {
+        match refusal.answer() {
+            Answer::Http(_) | Answer::File(_) => (Self::Sniffing, Next::WaitIn(Queue::Sniffing)),
+            Answer::Close => Self::farewell(client),
+            Answer::Reset => (Self::Sniffing, Next::Reset),
+        }
+    }
+
+    /// A client that gets nothing but the end of our stream.
+    pub(crate) fn farewell(client: &mut Endpoint) -> (Self, Next) {
         let mut reject = Self::Sniffing;
-        let next = match refusal.answer() {
-            Answer::Http(_) | Answer::File(_) => Next::WaitIn(Queue::Sniffing),
-            Answer::Close => reject.answer(client, NOTHING),
-            Answer::Reset => Next::Reset,
-        };
+        let next = reject.answer(client, NOTHING);
         (reject, next)
     }
 

@@ -150,6 +150,21 @@ impl Relay {
         (self.to_upstream.delivered, self.to_client.delivered)
     }
 
+    /// Whether neither stream has ended and nothing is known to be on its way.
+    pub(crate) fn is_at_rest(&self, client: &Endpoint) -> bool {
+        let is_at_rest = |flow: &Flow, source: &Endpoint| {
+            flow.is_open() && !flow.has_buffered() && !source.is_read_closed()
+        };
+        is_at_rest(&self.to_upstream, client) && is_at_rest(&self.to_client, &self.upstream)
+    }
+
+    /// Asks the kernel too: whether nothing has come that was not read, and all that was sent has been taken.
+    pub(crate) fn is_silent(&mut self, client: &mut Endpoint) -> bool {
+        [client, &mut self.upstream]
+            .into_iter()
+            .all(|side| side.peek(&mut [0]) == Received::Nothing && unacknowledged(side) == 0)
+    }
+
     /// Moves bytes both ways until neither can move or each has had its share. Then the kernel is to tell of what is waited
     /// for.
     pub(crate) fn drive(

@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::{
     Address, Error, config,
+    outage::Outage,
     sys::{SocketAddress, is_port_shortage},
     throttle::Throttle,
 };
@@ -33,6 +34,8 @@ const REQUESTS_MAX: usize = 16;
 pub(crate) struct Upstream {
     address: Address,
     connect_timeout: Duration,
+    retry_for: Duration,
+    outage: Outage,
     sources: Sources,
     /// Lets through what is said of dials that are tried again, and of those that are given up.
     delays: Throttle,
@@ -94,6 +97,8 @@ impl Upstream {
         let upstream = Arc::new(Self {
             address,
             connect_timeout: settings.connect_timeout,
+            retry_for: settings.retry_for,
+            outage: Outage::new(),
             sources: Sources::new(&settings.source_addrs),
             delays: Throttle::default(),
             losses: Throttle::default(),
@@ -121,9 +126,19 @@ impl Upstream {
         &self.address
     }
 
-    /// How long all attempts for one client may take.
+    /// How long an attempt at all addresses may take.
     pub(crate) fn connect_timeout(&self) -> Duration {
         self.connect_timeout
+    }
+
+    /// How long a client waits for it.
+    pub(crate) fn patience(&self) -> Duration {
+        self.retry_for.max(self.connect_timeout)
+    }
+
+    /// Whether it is away.
+    pub(crate) fn outage(&self) -> &Outage {
+        &self.outage
     }
 
     /// What to dial `address` from, in turn; nothing if there are source addresses, but none of its kind.

@@ -1,8 +1,14 @@
 //! A worker: one thread, one poll, its own listener, connections and pipes.
 //!
-//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → expire`. Marking only remembers what
+//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire`. Marking only remembers what
 //! events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused while events
 //! of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
+
+// The simulation compiles this file in another place: a path keeps its parts beside it.
+#[path = "worker/quiet.rs"]
+mod quiet;
+#[path = "worker/waiting.rs"]
+mod waiting;
 
 use std::{
     collections::VecDeque,
@@ -19,7 +25,8 @@ use crate::{
     endpoint::Registration,
     gate::Mode,
     handle::{Phase, Shared},
-    queues::{DEADLINES, Queue, Queues, SlotIndex},
+    hold::Treatment,
+    queues::{Queue, Queues, SlotIndex, deadlines},
     reach::Reach,
     ready::Ready,
     relay::Kit,
@@ -42,13 +49,6 @@ const EVENTS_MAX: usize = 1024;
 const TURN_ACCEPTS_MAX: usize = 64;
 /// How many clients that are queued in a listener are taken in before it is closed.
 const STOP_ACCEPTS_MAX: usize = 64 * 1024;
-/// How many clients are released in one turn after a resume.
-const TURN_RELEASES_MAX: usize = 64;
-/// How many connections of a crowd, of clients released or waiting for an upstream that was away, all workers together have
-/// under way: more than a usual backlog would overflow it, and each one dropped costs its client a second (TCP repeats its
-/// SYN) or another try (UNIX). One is under way until the upstream says something, or could have for a while: connected
-/// alone means nothing, as the kernel connects whom it puts into the backlog.
-const CROWD_UNDER_WAY_MAX: usize = 128;
 /// How many steps of TLS handshakes are taken in one turn: one may cost a signature, a millisecond with RSA, and those who
 /// are carried shall not feel it.
 const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
@@ -99,6 +99,11 @@ struct Worker<'a> {
     /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
     unregistered: VecDeque<(Socket, Slot)>,
     reach: Reach,
+    deadlines: Box<[(Queue, Duration)]>,
+    /// When to look for quiet connections, while they are to be closed.
+    look_for_quiet: Option<Instant>,
+    /// How many of the orders to reset all connections it has obeyed.
+    resets: u64,
     /// The last question of a pause that it has answered.
     passed: u64,
 }
@@ -124,25 +129,28 @@ impl Post {
             listener.deregister(self.poll.registry());
             listener.register(self.poll.registry(), LISTENER)?;
         }
-        let pipes_max = self.shared.pipes_per_worker;
+        let shared = Arc::clone(&self.shared);
         let mut worker = Worker {
             post: self,
             events: Events::with_capacity(EVENTS_MAX),
             connections: Table::new(),
             queues: Queues::new(),
             ready: Ready::default(),
-            kit: Kit::new(pipes_max),
+            kit: Kit::new(shared.pipes_per_worker),
             handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
             cached: Cached::default(),
             accepting: Accepting::Ready,
             unregistered: VecDeque::new(),
             reach: Reach::default(),
+            deadlines: deadlines(shared.hold.timeout(), shared.upstream.patience()),
+            look_for_quiet: None,
+            resets: shared.orders.resets(),
             passed: 0,
         };
         worker.publish();
         let end = worker.run();
         if end.is_err() {
-            worker.close_all(sys::now());
+            worker.close_all(&Reason::Stopped, sys::now());
         }
         end
     }
@@ -164,11 +172,12 @@ impl Worker<'_> {
             self.release(now);
             self.drive(now);
             self.welcome(now);
+            self.close_quiet(now);
             self.expire(now);
             self.publish();
             let shared = &self.post.shared;
             shared.barrier.pass(self.post.index, &mut self.passed);
-            if shared.slots.take_wanted() | shared.refusal.handshakes().take_wanted() {
+            if shared.take_wanted() | self.reach.take_end_of_outage() {
                 shared.wake_all();
             }
             if self.is_drained() {
@@ -200,11 +209,25 @@ impl Worker<'_> {
             Accepting::Paused(until) => Some(until),
             Accepting::Ready | Accepting::Empty | Accepting::Full => None,
         };
-        let deadlines = DEADLINES
-            .iter()
-            .filter_map(|&(queue, length)| Some(self.queues.first(queue)?.1 + length));
-        let next = deadlines.chain(accept_again).chain(self.post.shared.stop_deadline()).min()?;
-        Some(next.saturating_duration_since(sys::now()))
+        let now = sys::now();
+        let deadlines = (0..self.deadlines.len()).filter_map(|index| {
+            let (queue, length) = self.deadline(index)?;
+            self.queues.first(queue)?.1.checked_add(length)
+        });
+        let next = deadlines
+            .chain(accept_again)
+            .chain(self.probe_at())
+            .chain(self.pace_at(now))
+            .chain(self.look_for_quiet)
+            .chain(self.post.shared.stop_deadline())
+            .min()?;
+        Some(next.saturating_duration_since(now))
+    }
+
+    /// A queue with a deadline, if it matters now: whoever waits for its turn, and no longer for the resume, is not held.
+    fn deadline(&self, index: usize) -> Option<(Queue, Duration)> {
+        let deadline = self.deadlines.get(index).copied();
+        deadline.filter(|&(queue, _)| queue != Queue::Held || self.post.shared.gate.is_paused())
     }
 
     fn mark(&mut self) {
@@ -235,6 +258,10 @@ impl Worker<'_> {
 
     /// Does what the handle or another worker asks for. Tells how to end if it is cut short.
     fn obey(&mut self, now: Instant) -> Option<End> {
+        let resets = self.post.shared.orders.resets();
+        if std::mem::replace(&mut self.resets, resets) != resets {
+            self.close_all(&Reason::Killed, now);
+        }
         match self.post.shared.phase() {
             Phase::Running => self.collect(now),
             Phase::Stopping { deadline } if now < deadline => {
@@ -246,7 +273,7 @@ impl Worker<'_> {
                 self.close_listener();
                 self.collect(now);
                 let end = if self.is_empty() { End::Drained } else { End::Cut };
-                self.close_all(now);
+                self.close_all(&Reason::Stopped, now);
                 return Some(end);
             }
         }
@@ -308,6 +335,10 @@ impl Worker<'_> {
     /// Accepts a client. False when there is no listener.
     fn accept_one(&mut self, now: Instant) -> bool {
         let Some(listener) = &self.post.listener else { return false };
+        if self.post.shared.gate.mode() == Some(Mode::Hold) && !self.post.shared.hold.takes_more() {
+            self.accepting = Accepting::Full;
+            return true;
+        }
         let Some(slot) = self.post.shared.slots.take() else {
             self.accepting = Accepting::Full;
             if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
@@ -370,62 +401,14 @@ impl Worker<'_> {
             return self.rest(&error, now);
         }
         self.connections.insert(Connection::new(client, slot));
+        let shared = &self.post.shared;
         // Who came earlier goes first.
-        let pass =
-            if self.queues.len(Queue::Held) > 0 { None } else { self.post.shared.gate.enter() };
-        match pass {
-            Some(pass) => {
-                self.act(index, now, |connection, context| connection.serve_new(pass, context));
-            }
-            None if self.post.shared.gate.mode() == Some(Mode::Reject) => {
-                self.act(index, now, Connection::reject);
-            }
-            None => self.queues.enqueue(Queue::Held, index, now),
-        }
-    }
-
-    /// Whether a client whose dial has failed may try again, as another has got through since; or is to be held.
-    fn can_redial(&self) -> bool {
-        let may_dial = !self.reach.is_failing() && self.has_way();
-        self.queues.len(Queue::Redial) + self.queues.len(Queue::Refused) > 0
-            && (may_dial || self.post.shared.gate.is_paused())
-    }
-
-    /// Dials again for clients whose dial has failed, oldest first, until one fails. While paused they are held.
-    fn redial(&mut self, now: Instant) {
-        for _client in 0..TURN_RELEASES_MAX {
-            if !self.can_redial() {
-                return;
-            }
-            let first =
-                self.queues.first(Queue::Redial).or_else(|| self.queues.first(Queue::Refused));
-            let Some((slot, _since)) = first else { return };
-            self.act(slot, now, Connection::redial);
-        }
-    }
-
-    /// Whether a client that waits can be served now.
-    fn can_release(&self) -> bool {
-        let untouched = [Queue::Held, Queue::Sniffing, Queue::Knocking];
-        untouched.iter().any(|&queue| self.queues.len(queue) > 0)
-            && self.has_way()
-            && !self.post.shared.gate.is_paused()
-    }
-
-    /// Serves clients that were held, oldest first, or are to be rejected and were not touched yet.
-    fn release(&mut self, now: Instant) {
-        for _client in 0..TURN_RELEASES_MAX {
-            if !self.can_release() {
-                return;
-            }
-            let first = [Queue::Held, Queue::Knocking, Queue::Sniffing]
-                .into_iter()
-                .find_map(|queue| self.queues.first(queue));
-            let (Some((slot, _since)), Some(pass)) = (first, self.post.shared.gate.enter()) else {
-                return;
-            };
-            self.act(slot, now, |connection, context| connection.serve(pass, context));
-        }
+        let is_first = self.first().is_none() && !shared.line.is_anyone_there();
+        let pass = if is_first { shared.gate.enter() } else { None };
+        self.act(index, now, |connection, context| match pass {
+            Some(pass) => connection.serve_new(pass, context),
+            None => Verdict::Hold(now),
+        });
     }
 
     /// Gives each connection that was ready when this began its share.
@@ -454,11 +437,12 @@ impl Worker<'_> {
     }
 
     fn expire(&mut self, now: Instant) {
-        for (queue, length) in DEADLINES {
+        for index in 0..self.deadlines.len() {
+            let Some((queue, length)) = self.deadline(index) else { continue };
             // One that stays in its queue gets a new deadline; none is looked at twice.
             for _connection in 0..self.queues.len(queue) {
                 match self.queues.first(queue) {
-                    Some((slot, since)) if since + length <= now => {
+                    Some((slot, since)) if now.duration_since(since) >= length => {
                         self.act(slot, now, Connection::expire);
                     }
                     _ => break,
@@ -487,6 +471,7 @@ impl Worker<'_> {
             cached: &mut self.cached,
             reach: &mut self.reach,
             refusal: &shared.refusal,
+            hold: &shared.hold,
             counters: shared.counters(self.post.index),
             handshake_steps: &mut self.handshake_steps,
             now,
@@ -501,10 +486,15 @@ impl Worker<'_> {
                     self.queues.enqueue(queue, slot, now);
                     verdict = connection.drive(&mut context);
                 }
-                Verdict::Hold if shared.gate.mode() == Some(Mode::Reject) => {
-                    verdict = connection.reject(&mut context);
-                }
-                Verdict::Hold => return self.queues.enqueue(Queue::Held, slot, now),
+                Verdict::Away(since) => return self.queues.enqueue(Queue::Away, slot, since),
+                Verdict::Hold(came) => match shared.treatment() {
+                    Treatment::Hold(place) => {
+                        connection.hold(place);
+                        return self.queues.enqueue(Queue::Held, slot, came);
+                    }
+                    Treatment::Reject => verdict = connection.reject(&mut context),
+                    Treatment::Close => verdict = connection.dismiss(&mut context),
+                },
                 Verdict::Close(reason) => return self.close(slot, &reason, now),
             }
         }
@@ -514,21 +504,30 @@ impl Worker<'_> {
         self.queues.remove(slot);
         let Some(connection) = self.connections.remove(slot) else { return };
         self.queues.forget_from(self.connections.end());
-        if let Reason::Unreachable(error) = reason {
-            self.post.shared.counters(self.post.index).failed.add(1);
-            self.post.shared.upstream.complain(error, Outlook::GivenUp, now);
+        let counters = self.post.shared.counters(self.post.index);
+        match reason {
+            Reason::Unreachable(error) => {
+                counters.failed.add(1);
+                self.post.shared.upstream.complain(error, Outlook::GivenUp, now);
+            }
+            Reason::Left => counters.left.add(1),
+            Reason::Killed => counters.killed.add(1),
+            _ => {}
         }
         // Whoever has learnt that the proxy is idle shall see it in the counts.
         self.publish();
         connection.close(reason);
     }
 
-    /// Closes what is left.
-    fn close_all(&mut self, now: Instant) {
+    /// Closes what is left when the proxy stops, or whatever has a pass.
+    fn close_all(&mut self, reason: &Reason, now: Instant) {
+        let stops = matches!(reason, Reason::Stopped);
         for slot in 0..self.connections.end() {
-            self.close(slot, &Reason::Stopped, now);
+            if stops || self.connections.get_mut(slot).is_some_and(|it| it.is_served()) {
+                self.close(slot, reason, now);
+            }
         }
-        for (client, _slot) in self.unregistered.drain(..) {
+        for (client, _slot) in self.unregistered.drain(..).filter(|_| stops) {
             client.reset_on_close();
         }
     }
@@ -561,15 +560,15 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether another of a crowd may be dialled for.
-    fn has_way(&self) -> bool {
-        let max = (CROWD_UNDER_WAY_MAX / self.post.shared.desks.len()).max(1);
-        self.queues.len(Queue::Connecting) + self.queues.len(Queue::Unheard) < max
-    }
-
-    /// Shows in the status what stands in the queues.
+    /// Shows in the status what stands in the queues, and to the other workers whom they wait for.
     fn publish(&self) {
-        self.queues.show(self.post.shared.counters(self.post.index));
+        let shared = &self.post.shared;
+        let counters = shared.counters(self.post.index);
+        self.queues.show(counters);
+        counters.oldest.set(self.queues.oldest().map_or(0, |at| shared.millis(at) + 1));
+        if let Some(next) = shared.line.show(self.post.index, self.first()) {
+            shared.wake(next);
+        }
     }
 }
 

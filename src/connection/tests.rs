@@ -14,7 +14,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use super::*;
 use crate::{
     config,
-    gate::Gate,
+    gate::{Gate, Mode},
+    reach::REDIAL_INTERVAL,
     refusal::Answer,
     slots::Slots,
     sys::{Listener, SocketAddress},
@@ -29,6 +30,8 @@ struct Bench {
     poll: Poll,
     gate: Arc<Gate>,
     slots: Arc<Slots>,
+    places: Arc<Slots>,
+    hold: Hold,
     kit: Kit,
     upstream: Arc<Upstream>,
     cached: Cached,
@@ -44,6 +47,8 @@ impl Bench {
             poll: Poll::new().unwrap(),
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(1)),
+            places: Arc::new(Slots::new(2)),
+            hold: Hold::new(&config::Hold::default()),
             kit: Kit::new(2),
             upstream: Upstream::start(config::Upstream {
                 addr: upstream.to_string().parse().unwrap(),
@@ -71,7 +76,8 @@ impl Bench {
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {
         let pass = self.gate.enter().unwrap();
-        self.act(|context| connection.serve(pass, context))
+        let (place, came) = (self.places.take().unwrap(), self.now);
+        self.act(|context| connection.serve(pass, Turn::Place(place), came, context))
     }
 
     /// Serves a client whose upstream refuses.
@@ -80,8 +86,8 @@ impl Bench {
         if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
             verdict = self.until(connection, |_, verdict| !matches!(verdict, Verdict::Stay));
         }
-        assert!(matches!(verdict, Verdict::Wait(Queue::Refused)), "{verdict:?}");
-        assert!(self.reach.is_failing());
+        assert!(matches!(verdict, Verdict::Away(_)), "{verdict:?}");
+        assert!(self.upstream.outage().is_on());
     }
 
     fn act(&mut self, act: impl FnOnce(&mut Context<'_>) -> Verdict) -> Verdict {
@@ -96,6 +102,7 @@ impl Bench {
             cached: &mut self.cached,
             reach: &mut self.reach,
             refusal: &self.refusal,
+            hold: &self.hold,
             counters: &self.counters,
             handshake_steps: &mut 1,
             now: self.now,
@@ -231,7 +238,7 @@ fn a_held_client_that_ends_behind_its_request_stays_and_is_served() {
         assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
         it.client.is_read_closed()
     });
-    assert!(bench.kit.pipes.alive() == 0 && matches!(connection.state, State::Held));
+    assert!(bench.kit.pipes.alive() == 0 && matches!(connection.state, State::Held { .. }));
 
     bench.serve(&mut connection);
     bench.until_relaying(&mut connection);
@@ -350,10 +357,10 @@ fn a_slow_address_is_tried_again_after_another_has_refused() {
     if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
-    assert!(matches!(verdict, Verdict::Wait(Queue::Refused)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Away(_)), "{verdict:?}");
     // Now it has room.
     listen(&full.0, 16).unwrap();
-    bench.act(|context| connection.expire(context));
+    bench.act(|context| connection.redial(Turn::Its, context));
     bench.until_relaying(&mut connection);
 }
 
@@ -399,17 +406,17 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     listener.accept().unwrap();
     bench.now += REDIAL_INTERVAL;
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Enter(Queue::Unheard)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Enter(Queue::Fresh)), "{verdict:?}");
 }
 
 #[test]
-fn a_backlog_that_stays_full_is_given_up_in_time() {
+fn a_name_that_stays_unknown_is_given_up_in_time() {
     let (client, accepted) = tcp_pair();
     let mut bench = Bench::nowhere();
     bench.upstream.publish([].into());
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "the name is unknown: {verdict:?}");
+    assert!(matches!(verdict, Verdict::Away(_)), "the name is unknown: {verdict:?}");
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
     let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };

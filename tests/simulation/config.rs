@@ -1,6 +1,11 @@
 //! What the sources read of the configuration. The real one needs files, and nothing of it is under test here.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::IpAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
 
 use crate::Address;
 
@@ -10,6 +15,27 @@ pub(crate) struct Upstream {
     pub(crate) connect_timeout: Duration,
     pub(crate) retry_for: Duration,
     pub(crate) source_addrs: Vec<IpAddr>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) max: Option<NonZeroUsize>,
+    pub(crate) overflow: Overflow,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Overflow {
+    Reject,
+    Close,
+    #[default]
+    Backlog,
+}
+
+#[derive(Debug)]
+pub(crate) struct Resume {
+    pub(crate) max_connecting: NonZeroUsize,
+    pub(crate) rate: Option<NonZeroU32>,
 }
 
 #[derive(Debug)]

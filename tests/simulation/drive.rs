@@ -21,6 +21,7 @@ use crate::{
     event::Event,
     gate::{Gate, Mode},
     handle::{Desk, Handle, Phase, Shared},
+    hold::Hold,
     judge,
     kernel::{Backlog, Kernel, Mask, Site, Tally, Weather},
     line::Line,
@@ -157,6 +158,10 @@ impl Schedule {
         let desk = Desk { waker: Waker, mailbox: sender, counters: Counters::default() };
         let is_short_stop = random.below(2) == 0;
         let mode = if rejects { Mode::Reject } else { Mode::Hold };
+        let resume = config::Resume {
+            max_connecting: random.one_of([1, 2, 128]).try_into().expect("not 0"),
+            rate: None,
+        };
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(1),
@@ -166,7 +171,8 @@ impl Schedule {
             refusal: Refusal::new(Answer::http(Duration::ZERO), None),
             default_mode: mode,
             orders: Orders::default(),
-            line: Line::new(1),
+            hold: Hold::new(&config::Hold::default()),
+            line: Line::new(1, &resume),
             pipes_per_worker: pipes,
             grace_period: Duration::from_secs(if is_short_stop { 1 } else { 3600 }),
             desks: [desk].into(),

@@ -25,27 +25,52 @@ fn a_refused_client_is_served_once_the_upstream_is_there() {
     bench.serve_refused(&mut connection);
     let (listener, address) = tcp_listener();
     bench.upstream.publish([address].into());
-    bench.now += REFUSED_INTERVAL;
-    bench.act(|context| connection.expire(context));
+    let right = bench.upstream.outage().take_probe().unwrap();
+    bench.act(|context| connection.redial(Turn::Probe { _right: right }, context));
     bench.until_relaying(&mut connection);
-    assert!(!bench.reach.is_failing());
+    assert!(!bench.upstream.outage().is_on() && bench.reach.take_end_of_outage());
+    assert!(bench.upstream.outage().take_probe().is_some(), "the right is given back");
     accept(&listener);
 }
 
 #[test]
-fn of_those_who_were_refused_one_tries_in_each_interval() {
+fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
     let mut bench = Bench::nowhere();
+    bench.upstream.outage().failed(false, bench.now);
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
-    bench.serve_refused(&mut connection);
-    assert!(bench.reach.may_probe(REFUSED_INTERVAL, bench.now), "another is the first");
-    let dialled = |connection: &Connection| match &connection.state {
-        State::Connecting(dial) => dial.upstream.is_some() || dial.failed == 0,
-        state => panic!("{state:?}"),
-    };
-    let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Refused)), "{verdict:?}");
-    assert!(!dialled(&connection) && bench.reach.is_failing());
+    let verdict = bench.serve(&mut connection);
+    assert!(matches!(verdict, Verdict::Away(since) if since == bench.now), "{verdict:?}");
+    assert_eq!((bench.reach.dials(), bench.gate.passes()), (0, 1));
+    assert_eq!([(); 2].map(|()| bench.places.take().is_some()), [true; 2], "it is not under way");
+}
+
+#[test]
+fn a_client_that_comes_alone_during_an_outage_tries_at_once() {
+    let mut bench = Bench::nowhere();
+    bench.upstream.outage().failed(false, bench.now);
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    let pass = bench.gate.enter().unwrap();
+    bench.act(|context| connection.serve_new(pass, context));
+    assert_eq!(bench.reach.dials(), 1);
+}
+
+#[test]
+fn a_client_that_is_let_through_and_refused_is_held_again() {
+    let mut bench = Bench::nowhere();
+    bench.gate.pause(Mode::Hold);
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    let (pass, came) = (bench.gate.enter_in_spite(), bench.now);
+    bench.now += Duration::from_secs(1);
+    let mut verdict = bench.act(|context| connection.serve(pass, Turn::Its, came, context));
+    if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
+        verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
+    }
+    assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
+    connection.hold(None);
+    assert_eq!(bench.gate.passes(), 0);
 }
 
 #[test]
@@ -66,8 +91,9 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     bench.serve_refused(&mut connection);
-    bench.gate.pause(crate::gate::Mode::Hold);
-    let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
+    bench.gate.pause(Mode::Hold);
+    let verdict = bench.act(|context| connection.redial(Turn::Its, context));
+    assert!(matches!(verdict, Verdict::Hold(_)), "{verdict:?}");
+    connection.hold(None);
     assert_eq!(bench.gate.passes(), 0, "nobody has to wait for it");
 }

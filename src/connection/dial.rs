@@ -1,0 +1,240 @@
+//! The way from a client that is let through to its upstream: every attempt, and what comes of it.
+
+use std::{io, time::Instant};
+
+use super::{Carriage, Connection, Context, Reason, State, Verdict};
+use crate::{
+    endpoint::{Endpoint, Registration},
+    gate::Pass,
+    queues::Queue,
+    relay::Relay,
+    slots::Slot,
+    sys::{Dialled, is_shortage},
+    upstream::Outlook,
+};
+
+/// The attempts to reach the upstream for one client.
+#[derive(Debug)]
+pub(super) struct Dial {
+    /// The attempt that is under way; none while waiting to try again.
+    pub(super) upstream: Option<Endpoint>,
+    /// What it is dialled by, if others wait along with this client.
+    pub(super) turn: Turn,
+    /// How many of the upstream's addresses have failed.
+    pub(super) failed: usize,
+    /// Whether one of them failed for want of something of this host's: then all are tried again soon.
+    pub(super) in_short: bool,
+    /// Why the last attempt has failed.
+    pub(super) error: Option<io::Error>,
+    /// When the client came.
+    pub(super) came: Instant,
+    /// Since when it waits for the upstream.
+    pub(super) since: Instant,
+    /// When the attempt at the first address began.
+    pub(super) begun: Instant,
+    pub(super) pass: Pass,
+}
+
+/// What a client is dialled for by.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// Nobody waits but it, or something of this host's was short.
+    Its,
+    /// It is one of a crowd, of those that may be under way at a time.
+    Place(Slot),
+    /// It tries an upstream that is away, for all.
+    Probe { _right: Slot },
+}
+
+impl Connection {
+    /// Serves a client that is held, or that is to be rejected and was not touched yet. It came at `came`.
+    pub(crate) fn serve(
+        &mut self,
+        pass: Pass,
+        turn: Turn,
+        came: Instant,
+        context: &mut Context<'_>,
+    ) -> Verdict {
+        if self.client.socket().has_gone() {
+            return Verdict::Close(Reason::Left);
+        }
+        self.begin_to_dial(pass, turn, came, context)
+    }
+
+    /// Serves a client that was just accepted.
+    pub(crate) fn serve_new(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
+        // As nobody waits, it may be the one to try an upstream that is away.
+        let outage = context.upstream.outage();
+        let right = if outage.is_on() { outage.take_probe() } else { None };
+        let turn = right.map_or(Turn::Its, |right| Turn::Probe { _right: right });
+        self.begin_to_dial(pass, turn, context.now, context)
+    }
+
+    fn begin_to_dial(
+        &mut self,
+        pass: Pass,
+        turn: Turn,
+        came: Instant,
+        context: &mut Context<'_>,
+    ) -> Verdict {
+        let now = context.now;
+        // Whom the operator lets through is to find out too.
+        let is_to_try = matches!(turn, Turn::Probe { .. }) || pass.is_paused();
+        let waits = context.upstream.outage().is_on() && !is_to_try;
+        self.state = State::Connecting(Dial {
+            upstream: None,
+            turn,
+            failed: 0,
+            in_short: false,
+            error: None,
+            came,
+            since: now,
+            begun: now,
+            pass,
+        });
+        if waits { self.wait(context) } else { self.dial(context) }
+    }
+
+    /// Tries again to reach the upstream, from its first address on. A client that has left meanwhile is dropped; a pause
+    /// means that no connection to the upstream begins any more, and is waited for like by any other.
+    pub(crate) fn redial(&mut self, turn: Turn, context: &mut Context<'_>) -> Verdict {
+        if let Verdict::Close(reason) = self.look_after_held() {
+            return Verdict::Close(reason);
+        }
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        if dial.pass.is_void() {
+            return Verdict::Hold(dial.came);
+        }
+        (dial.turn, dial.failed, dial.in_short, dial.begun) = (turn, 0, false, context.now);
+        self.dial(context)
+    }
+
+    /// Waits for the end of an outage; or for the resume, if a pause has come.
+    pub(super) fn wait(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        (dial.upstream, dial.turn) = (None, Turn::Its);
+        if dial.pass.is_paused() {
+            return Verdict::Hold(dial.came);
+        }
+        // It may have moved.
+        context.upstream.ask();
+        Verdict::Away(dial.since)
+    }
+
+    /// Begins an attempt at the first of the upstream's addresses that has not failed.
+    fn dial(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        let Some(address) = context.upstream.read(context.cached).get(dial.failed) else {
+            return self.attempt_failed(io::Error::other("its name is not known"), context);
+        };
+        let Registration { registry, upstream: token, .. } = context.registration;
+        let attempt =
+            context.reach.dial(address, context.upstream).and_then(|(socket, dialled)| {
+                socket.register(registry, token)?;
+                Ok((socket, dialled))
+            });
+        match attempt {
+            Ok((upstream, Dialled::Connected)) => {
+                dial.upstream = Some(Endpoint::connected(upstream));
+                self.begin_to_carry(context)
+            }
+            Ok((upstream, Dialled::InProgress)) => {
+                dial.upstream = Some(Endpoint::connecting(upstream));
+                Verdict::Wait(Queue::Connecting)
+            }
+            Err(error) => self.next_address(error, context),
+        }
+    }
+
+    /// The present address has failed with `error`: on to the next, if there is one.
+    pub(super) fn next_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        dial.upstream = None;
+        dial.failed += 1;
+        dial.in_short |= is_shortage(&error);
+        if dial.failed >= context.upstream.read(context.cached).len() {
+            return self.attempt_failed(error, context);
+        }
+        let is_void = dial.pass.is_void();
+        self.complain(&error, context);
+        if is_void { self.wait(context) } else { self.dial(context) }
+    }
+
+    /// The attempt has failed, with `error` in the end. It is repeated as long as the client has time: soon if something of
+    /// this host's was short, and otherwise once the upstream is back.
+    pub(super) fn attempt_failed(
+        &mut self,
+        error: io::Error,
+        context: &mut Context<'_>,
+    ) -> Verdict {
+        self.complain(&error, context);
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        dial.upstream = None;
+        dial.error = Some(error);
+        if dial.in_short && !dial.pass.is_paused() {
+            dial.turn = Turn::Its;
+            context.upstream.ask();
+            context.reach.was_short();
+            return Verdict::Wait(Queue::Redial);
+        }
+        if !dial.in_short {
+            let was_probe = matches!(dial.turn, Turn::Probe { .. });
+            context.upstream.outage().failed(was_probe, context.now);
+        }
+        self.wait(context)
+    }
+
+    fn complain(&self, error: &io::Error, context: &Context<'_>) {
+        if !is_shortage(error) {
+            context.upstream.complain(error, Outlook::TriedAgain, context.now);
+        }
+    }
+
+    /// The attempt has come to its end, good or bad.
+    pub(super) fn connected(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(Dial { upstream: Some(upstream), .. }) = &self.state else {
+            return Verdict::Stay;
+        };
+        let socket = upstream.socket();
+        // A failure is told by the event; asking the kernel again would cost a call for each connection.
+        let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
+        match failure {
+            // Where nobody listens others have failed before. The reset leaves the port free at once for who is to listen.
+            None if context.upstream.outage().is_on() && socket.is_its_own_peer() => {
+                socket.reset_on_close();
+                self.next_address(io::ErrorKind::ConnectionRefused.into(), context)
+            }
+            None => self.begin_to_carry(context),
+            // It was connected, has spoken and was reset since: what it said goes to the client, and the reset behind it.
+            Some(_) if socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => {
+                self.begin_to_carry(context)
+            }
+            Some(error) => self.next_address(error, context),
+        }
+    }
+
+    fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
+        context.reach.succeeded(context.upstream);
+        match std::mem::replace(&mut self.state, State::Held { _place: None }) {
+            State::Connecting(Dial { upstream: Some(upstream), turn, pass, .. }) => {
+                let (place, queue) = match turn {
+                    Turn::Place(place) => (Some(place), Queue::Unheard),
+                    Turn::Its | Turn::Probe { .. } => (None, Queue::Fresh),
+                };
+                self.state = State::Relaying(Carriage {
+                    relay: Relay::new(upstream),
+                    place,
+                    moved: context.now,
+                    asks: false,
+                    settling: None,
+                    _pass: pass,
+                });
+                Verdict::Enter(queue)
+            }
+            other => {
+                self.state = other;
+                Verdict::Stay
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Connections that are silent are closed while a pause wants it: pools and keep-alive connections never end by themselves.
+
+use std::time::{Duration, Instant};
+
+use super::Worker;
+use crate::{connection::Connection, queues::SlotIndex};
+
+/// How many connections are closed as quiet in one turn.
+const TURN_QUIET_MAX: usize = 64;
+/// How long at least until the next look for quiet connections, which looks at all.
+const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Over how long the closing of connections is spread that have fallen silent at the same moment: not all of their clients
+/// shall connect anew at once.
+const QUIET_SPREAD: Duration = Duration::from_secs(1);
+
+impl Worker<'_> {
+    /// Closes connections that have been silent for as long as the operator says.
+    pub(super) fn close_quiet(&mut self, now: Instant) {
+        let shared = &self.post.shared;
+        let Some(quiet) = shared.orders.quiet().filter(|_| shared.gate.is_paused()) else {
+            self.look_for_quiet = None;
+            return;
+        };
+        if self.look_for_quiet.is_some_and(|at| now < at) {
+            return;
+        }
+        // Whoever falls silent from now on is quiet later than that.
+        let mut next = now.checked_add(quiet);
+        let mut left = TURN_QUIET_MAX;
+        for slot in 0..self.connections.end() {
+            let connection = self.connections.get_mut(slot);
+            let Some(at) = connection.and_then(|it| it.quiet_at(quiet + spread(slot))) else {
+                continue;
+            };
+            if at > now || left == 0 {
+                next = next.map(|next| next.min(at));
+                continue;
+            }
+            left -= 1;
+            self.act(slot, now, Connection::end_quiet);
+        }
+        self.look_for_quiet = next.map(|next| next.max(now + QUIET_LOOK_INTERVAL));
+    }
+}
+
+/// How much longer than others the connection in a slot may be silent.
+fn spread(slot: SlotIndex) -> Duration {
+    // Any multiplier without a pattern does: neighbours came at the same time.
+    QUIET_SPREAD * (slot.wrapping_mul(0x9E37_79B9) >> 24) / 256
+}
