@@ -38,6 +38,7 @@ mod reject;
 mod reject_storm;
 mod reject_tls;
 mod reject_with;
+mod retry;
 mod soak;
 mod stop;
 mod stop_under_load;

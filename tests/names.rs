@@ -161,6 +161,26 @@ fn a_resolver_that_hangs_from_the_start_does_not_keep_it_from_starting() {
 }
 
 #[test]
+fn a_name_that_is_known_only_later_costs_no_client_its_connection() {
+    in_namespace("names::a_name_that_is_known_only_later_costs_no_client_its_connection", || {
+        let server = NameServer::start(Answer::Failure);
+        let upstream = upstream(ONE);
+        let proxy = Proxy::builder()
+            .upstream_at(&format!("{NAME}:{PORT}"))
+            .args(["--upstream-connect-timeout", "300ms", "--upstream-retry-for", "20s"])
+            .start();
+        let clients: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+        proxy.control().wait_counts(|status| status.connecting, 20);
+        proxy.wait_for_log("its name is not known; trying again");
+        server.set(Answer::Addresses(vec![ONE]));
+        for mut client in clients {
+            client.assert_echo(b"served");
+        }
+        assert_eq!((upstream.accepted(), proxy.control().status().failed), (20, 0));
+    });
+}
+
+#[test]
 fn a_resolver_that_fails_takes_nothing_away() {
     in_namespace("names::a_resolver_that_fails_takes_nothing_away", || {
         let names = NameServer::start(Answer::Failure);
