@@ -16,6 +16,8 @@ pub(crate) struct Counters {
     pub(crate) connecting: Count,
     /// Connections that are carried, now.
     pub(crate) active: Count,
+    /// When the oldest of these began, in milliseconds after the start of the proxy and one more; 0 if there is none.
+    pub(crate) oldest: Count,
     /// Clients that are being rejected, now.
     pub(crate) rejecting: Count,
     /// Clients accepted.
@@ -30,9 +32,6 @@ pub(crate) struct Counters {
     pub(crate) drained: Count,
     /// Connections reset because a pause was not to wait for them.
     pub(crate) killed: Count,
-    /// When the oldest connection began that is carried, in milliseconds after the start of the proxy and plus one; 0 if
-    /// none is.
-    pub(crate) oldest: Count,
     /// How often the worker has panicked; written by its supervisor, on the same thread.
     pub(crate) panics: Count,
     /// Bytes carried from clients to the upstream.

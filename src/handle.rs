@@ -2,10 +2,10 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::Sender;
@@ -17,21 +17,16 @@ use crate::{
     counters::{Count, Counters},
     gate::{Gate, Mode},
     hold::{Hold, Treatment},
+    lease::{Lease, NAME_DEFAULT, PROGRAM, Standing, Terms, mode_name},
+    ledger::Ledger,
     line::Line,
     orders::Orders,
     refusal::Refusal,
     slots::{Slot, Slots},
     sys::{self, Socket},
     throttle::Throttle,
-    timestamp::Rfc3339,
     upstream::Upstream,
 };
-
-/// How long a pause waits for every worker to end its turn, which takes well below a millisecond.
-const TURN_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long a resume waits for the upstream's name to be looked up anew.
-const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Pauses, resumes and observes a running proxy. Clones act on the same proxy.
 #[derive(Debug, Clone)]
@@ -48,12 +43,16 @@ pub struct Status {
     pub paused: bool,
     /// Since when it is paused, in RFC 3339; null when it is not.
     pub paused_since: Option<String>,
+    /// What it is paused by.
+    pub leases: Vec<LeaseStatus>,
     /// Clients that wait for the resume.
     pub held: u64,
     /// Connections whose upstream is being dialled.
     pub connecting: u64,
     /// Connections that are carried.
     pub active: u64,
+    /// The age of the oldest connection that is carried, in seconds; null when there is none.
+    pub oldest_seconds: Option<f64>,
     /// Clients that are being rejected.
     pub rejecting: u64,
     /// Clients accepted since the start.
@@ -62,6 +61,12 @@ pub struct Status {
     pub rejected: u64,
     /// Connections whose upstream could not be reached since the start.
     pub failed: u64,
+    /// Clients that left while they were held since the start.
+    pub left: u64,
+    /// Connections that were closed as quiet during a pause since the start.
+    pub drained: u64,
+    /// Connections that were reset as they had not ended in time for a pause since the start.
+    pub killed: u64,
     /// Bytes carried from clients to the upstream.
     pub bytes_to_upstream: u64,
     /// Bytes carried from the upstream to clients.
@@ -72,6 +77,25 @@ pub struct Status {
     pub threads: usize,
     /// How often a worker has panicked, which costs its connections: each time is a defect of tcpause.
     pub worker_panics: u64,
+}
+
+/// One of the pauses that hold, as `GET /status` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LeaseStatus {
+    /// Its name.
+    pub name: String,
+    /// Why it was asked for; null if that was not told.
+    pub reason: Option<String>,
+    /// Who has asked for it: an address, or the user and the process of a UNIX caller.
+    pub by: String,
+    /// What is done with new clients: `hold` or `reject`.
+    pub mode: &'static str,
+    /// Since when its name holds, in RFC 3339.
+    pub since: String,
+    /// When it ends by itself; null for never.
+    pub expires_in_seconds: Option<f64>,
+    /// How long a connection may be silent before it is closed; null for ever.
+    pub drain_quiet_seconds: Option<f64>,
 }
 
 /// What the threads of a proxy share. Workers read it without a lock.
@@ -107,8 +131,8 @@ pub(crate) struct Shared {
     pub(crate) listening: AtomicUsize,
     /// When the proxy started.
     pub(crate) started: Instant,
-    /// Since when it is paused; the lock also orders pauses and resumes, which are the operator's and rare.
-    pub(crate) paused_since: Mutex<Option<SystemTime>>,
+    /// What it is paused by; its lock also orders pauses and resumes, which are the operator's and rare.
+    pub(crate) ledger: Ledger,
     /// Whether the proxy stops: only ever raised.
     pub(crate) stop_level: AtomicU8,
     /// When a stop ends.
@@ -145,40 +169,33 @@ const STOPPING: u8 = 1;
 const ABORTING: u8 = 2;
 
 impl Handle {
-    /// Pauses: once this has returned, no further client is admitted, and no connection to the upstream begins. Connections
-    /// that run go on; those under way to the upstream were admitted before, and are counted. Returns whether it was running
-    /// before.
+    /// Pauses, until it is resumed or `pause.max-ttl` is over: once this has returned, no further client is admitted, and no
+    /// connection to the upstream begins. Connections that run go on; those under way to the upstream were admitted before,
+    /// and are counted. Returns whether it was running before.
     pub fn pause(&self) -> bool {
         let was_running = self.close_gate();
-        // A worker may have let a client in just before, and be about to dial.
-        let question = self.0.barrier.ask();
-        self.0.wake_all();
-        if !self.0.barrier.wait(question, TURN_TIMEOUT) {
-            log::warn!("a worker's turn takes long: what it has admitted may still be under way");
-        }
+        self.await_turns();
         was_running
     }
 
-    fn close_gate(&self) -> bool {
-        let mut since = self.paused_since();
-        let was_running = self.0.gate.pause(self.0.default_mode);
-        if was_running {
-            *since = Some(SystemTime::now());
-        }
-        was_running
+    /// The first half of a pause, which waits for nobody.
+    pub(crate) fn close_gate(&self) -> bool {
+        let terms = Terms {
+            name: NAME_DEFAULT.to_owned(),
+            reason: None,
+            by: "the program".to_owned(),
+            mode: self.0.default_mode,
+            ttl: self.0.ledger.max_ttl,
+            quiet: None,
+        };
+        // The program is never refused.
+        self.take(terms, Standing::Firm, PROGRAM).unwrap_or(false)
     }
 
-    /// Resumes: held clients are served, oldest first. The upstream's name is looked up before, for a second at most.
-    /// Returns whether it was paused before.
+    /// Resumes, whoever has paused: held clients are served, oldest first. The upstream's name is looked up before, for a
+    /// second at most. Returns whether it was paused before.
     pub fn resume(&self) -> bool {
-        if self.is_paused() {
-            self.0.upstream.refresh(REFRESH_TIMEOUT);
-        }
-        let mut since = self.paused_since();
-        let was_paused = self.0.gate.resume();
-        *since = None;
-        self.0.wake_all();
-        was_paused
+        self.lift(None, "the program")
     }
 
     /// Whether it is paused.
@@ -214,19 +231,29 @@ impl Handle {
         let sum = |count: fn(&Counters) -> &Count| {
             shared.desks.iter().map(|desk| count(&desk.counters).get()).sum()
         };
-        let paused_since = *self.paused_since();
+        let now = sys::now();
+        let (paused_since, leases) = {
+            let leases = shared.ledger.lock();
+            let shown = leases.iter().map(|lease| LeaseStatus::new(lease, now)).collect();
+            (leases.paused_since(), shown)
+        };
         Status {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             paused: paused_since.is_some(),
-            paused_since: paused_since.map(|since| Rfc3339(since).to_string()),
-            held: sum(|counters| &counters.held),
+            paused_since: paused_since.map(|since| since.shown.to_string()),
+            leases,
+            held: shared.held(),
             connecting: sum(|counters| &counters.connecting),
             active: sum(|counters| &counters.active),
+            oldest_seconds: self.oldest().map(|age| age.as_secs_f64()),
             rejecting: sum(|counters| &counters.rejecting),
             accepted: sum(|counters| &counters.accepted),
             rejected: sum(|counters| &counters.rejected),
             failed: sum(|counters| &counters.failed),
+            left: sum(|counters| &counters.left),
+            drained: sum(|counters| &counters.drained),
+            killed: sum(|counters| &counters.killed),
             bytes_to_upstream: sum(|counters| &counters.bytes_to_upstream),
             bytes_to_client: sum(|counters| &counters.bytes_to_client),
             upstream: shared.upstream.address().to_string(),
@@ -235,8 +262,27 @@ impl Handle {
         }
     }
 
-    fn paused_since(&self) -> std::sync::MutexGuard<'_, Option<SystemTime>> {
-        self.0.paused_since.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The age of the oldest connection that is carried.
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        let begins = self.0.desks.iter().map(|desk| desk.counters.oldest.get());
+        let begin = begins.filter_map(|begin| begin.checked_sub(1)).min()?;
+        let uptime = sys::now().saturating_duration_since(self.0.started);
+        Some(uptime.saturating_sub(Duration::from_millis(begin)))
+    }
+}
+
+impl LeaseStatus {
+    fn new(lease: &Lease, now: Instant) -> Self {
+        let (terms, ends) = (&lease.terms, lease.ends);
+        Self {
+            name: terms.name.clone(),
+            reason: terms.reason.clone(),
+            by: terms.by.clone(),
+            mode: mode_name(terms.mode),
+            since: lease.since.shown.to_string(),
+            expires_in_seconds: ends.map(|end| end.saturating_duration_since(now).as_secs_f64()),
+            drain_quiet_seconds: terms.quiet.map(|quiet| quiet.as_secs_f64()),
+        }
     }
 }
 
@@ -333,8 +379,7 @@ impl Shared {
     /// Lets the `count` oldest of those who are held through in spite of the pause, or as many as there are. Returns how
     /// many.
     pub(crate) fn let_through(&self, count: u64) -> u64 {
-        let held = self.desks.iter().map(|desk| desk.counters.held.get()).sum();
-        let count = count.min(held);
+        let count = count.min(self.held());
         self.line.let_through(count, sys::now());
         self.wake_all();
         count
@@ -372,6 +417,11 @@ impl Shared {
         }
     }
 
+    /// How many clients are held.
+    pub(crate) fn held(&self) -> u64 {
+        self.desks.iter().map(|desk| desk.counters.held.get()).sum()
+    }
+
     /// Ends every worker's wait.
     pub(crate) fn wake_all(&self) {
         self.desks.iter().for_each(Desk::wake);
@@ -406,7 +456,7 @@ impl Shared {
             desks: [].into(),
             listening: AtomicUsize::new(0),
             started: Instant::now(),
-            paused_since: Mutex::new(None),
+            ledger: Ledger::new(None).0,
             stop_level: AtomicU8::new(0),
             stop_deadline: OnceLock::new(),
         })

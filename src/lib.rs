@@ -17,6 +17,8 @@ pub mod fuzz;
 mod gate;
 mod handle;
 mod hold;
+mod lease;
+mod ledger;
 mod line;
 mod nearest;
 mod opening;
@@ -48,6 +50,6 @@ pub use config::{
 };
 pub use duration::{format_duration, parse_duration};
 pub use error::Error;
-pub use handle::{Handle, Status};
+pub use handle::{Handle, LeaseStatus, Status};
 pub use server::{Outcome, Server, Stopper};
 pub use timestamp::Rfc3339;

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicUsize},
     },
     thread::{self, JoinHandle},
@@ -24,6 +24,7 @@ use crate::{
     gate::{Gate, Mode},
     handle::{Desk, Shared},
     hold::Hold,
+    ledger::{self, Ledger},
     line::Line,
     orders::Orders,
     refusal::Refusal,
@@ -123,6 +124,7 @@ impl Server {
             desks.push(Desk { waker, mailbox: sender, counters: Counters::default() });
             seats.push((poll, mailbox));
         }
+        let (ledger, rings) = Ledger::new(config.pause.max_ttl);
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(threads),
@@ -139,10 +141,11 @@ impl Server {
             desks: desks.into(),
             listening: AtomicUsize::new(proxy.listeners.len()),
             started: Instant::now(),
-            paused_since: Mutex::new(None),
+            ledger,
             stop_level: AtomicU8::new(0),
             stop_deadline: OnceLock::new(),
         });
+        ledger::start(&shared, rings)?;
         let mut server = Self {
             shared: Arc::clone(&shared),
             workers: Vec::with_capacity(threads),

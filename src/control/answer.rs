@@ -1,11 +1,12 @@
 //! `Answer`: what a caller of the control API gets, and how it is written on the wire.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use tiny_http::StatusCode;
 
-/// The name of the header by which the private server has an answer held back until the proxy is idle, and for how many
-/// nanoseconds at most.
+use super::query::{OnTimeout, Wait};
+
+/// The name of the header by which the private server has the front go on before it answers.
 const HOLD_HEADER: &str = "X-Hold";
 
 /// A status with an optional JSON body.
@@ -39,20 +40,90 @@ impl Answer {
 
     /// Has the front give it once the proxy is idle, or another one when `timeout` is over; none is five centuries.
     pub(super) fn when_idle(self, timeout: Option<Duration>) -> Self {
-        let nanos = timeout.and_then(|timeout| u64::try_from(timeout.as_nanos()).ok());
-        self.with_header(HOLD_HEADER, nanos.unwrap_or(u64::MAX).to_string())
+        let time = timeout.unwrap_or(Duration::from_nanos(u64::MAX));
+        self.with_header(HOLD_HEADER, Hold::Idle(time).to_string())
+    }
+
+    /// Has the front answer for the pause that has begun.
+    pub(super) fn for_pause(self, wait: Option<Wait>, is_tied: bool) -> Self {
+        self.with_header(HOLD_HEADER, Hold::Pause { wait, is_tied }.to_string())
     }
 
     /// The bytes that the front writes when it answers by itself.
     pub(super) fn to_bytes(&self, head_only: bool) -> Vec<u8> {
-        let reason = StatusCode(self.status).default_reason_phrase();
-        let (status, length) = (self.status, self.body.len());
-        let body = if head_only { "" } else { &self.body };
+        let length = format!("Content-Length: {}\r\n", self.body.len());
+        self.write(&length, if head_only { "" } else { &self.body })
+    }
+
+    /// As `to_bytes`, of an answer behind which the connection stays open.
+    pub(super) fn to_endless_bytes(&self) -> Vec<u8> {
+        self.write("", &self.body)
+    }
+
+    fn write(&self, length: &str, body: &str) -> Vec<u8> {
+        let (status, reason) = (self.status, StatusCode(self.status).default_reason_phrase());
         format!(
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n{length}Connection: close\r\n\r\n{body}"
         )
         .into_bytes()
     }
+}
+
+/// Why an answer is held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// It is given once the proxy is idle, for so long at most.
+    Idle(Duration),
+    /// A pause has begun, and depends on what comes of it.
+    Pause {
+        /// How it waits for idle, if it does.
+        wait: Option<Wait>,
+        /// Whether it lasts as long as the caller's connection.
+        is_tied: bool,
+    },
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle(time) => write!(f, "{}", nanos(*time)),
+            Self::Pause { wait, is_tied } => {
+                write!(f, "{}", if *is_tied { TIED } else { UNTIED })?;
+                let Some(Wait { time, on_timeout }) = wait else { return Ok(()) };
+                let name = |(_, of_all): &&(_, OnTimeout)| of_all == on_timeout;
+                let word = OnTimeout::ALL.iter().find(name).map_or("", |(word, _)| word);
+                write!(f, " {} {word}", nanos(*time))
+            }
+        }
+    }
+}
+
+impl Hold {
+    fn parse(text: &str) -> Option<Self> {
+        let duration = |text: &str| text.parse().ok().map(Duration::from_nanos);
+        let mut words = text.split(' ');
+        let is_tied = match words.next()? {
+            TIED => true,
+            UNTIED => false,
+            time => return duration(time).map(Self::Idle),
+        };
+        let wait = match words.next() {
+            None => None,
+            Some(time) => {
+                let word = words.next()?;
+                let (_, on_timeout) = OnTimeout::ALL.into_iter().find(|(name, _)| *name == word)?;
+                Some(Wait { time: duration(time)?, on_timeout })
+            }
+        };
+        Some(Self::Pause { wait, is_tied })
+    }
+}
+
+const TIED: &str = "tied";
+const UNTIED: &str = "untied";
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What the private server has answered.
@@ -60,8 +131,8 @@ impl Answer {
 pub(super) struct Relayed {
     /// What the caller gets.
     pub(super) bytes: Vec<u8>,
-    /// For how long it may be held back until the proxy is idle.
-    pub(super) hold: Option<Duration>,
+    /// Why it is held back, if it is.
+    pub(super) hold: Option<Hold>,
 }
 
 /// Makes of all that the private server wrote what the caller gets. None if that is no whole answer: then its request was lost.
@@ -74,7 +145,7 @@ pub(super) fn relayed(written: &str, head_only: bool) -> Option<Relayed> {
         match name {
             "Server" | "Connection" => continue,
             HOLD_HEADER => {
-                hold = value.parse().ok().map(Duration::from_nanos);
+                hold = Hold::parse(value);
                 continue;
             }
             "Content-Length" => length = value.parse().ok(),
@@ -108,13 +179,26 @@ mod tests {
         }
         let empty = "HTTP/1.1 204 No Content\r\nX-Hold: 5\r\nContent-Length: 0\r\n\r\n";
         let bytes = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n".to_vec();
-        let hold = Some(Duration::from_nanos(5));
+        let hold = Some(Hold::Idle(Duration::from_nanos(5)));
         assert_eq!(relayed(empty, false), Some(Relayed { bytes, hold }));
         assert_eq!(
             relayed("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", false),
             None
         );
         assert!(relayed("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", true).is_some());
+    }
+
+    #[test]
+    fn a_hold_is_read_as_it_was_written() {
+        let time = Duration::from_nanos(7);
+        let waits = OnTimeout::ALL.map(|(_, on_timeout)| Some(Wait { time, on_timeout }));
+        let pauses = waits
+            .into_iter()
+            .chain([None])
+            .flat_map(|wait| [true, false].map(|is_tied| Hold::Pause { wait, is_tied }));
+        for hold in pauses.chain([Hold::Idle(time)]) {
+            assert_eq!(Hold::parse(&hold.to_string()), Some(hold));
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One caller of the control API: a small state machine from its first byte to its close.
 
+mod pausing;
+
 use std::{
     io,
     net::SocketAddr,
@@ -17,12 +19,15 @@ use rustix::{
 
 use super::{
     Timeouts,
-    answer::Answer,
+    answer::{Answer, Hold},
+    claim::Claim,
     front::Bell,
     private::{Private, request_of},
+    query::OnTimeout,
     request::{HEAD_BYTES_MAX, HostPolicy, Progress, Refusal, check},
+    routes::Asker,
 };
-use crate::{Handle, throttle::Throttle};
+use crate::{Handle, ledger::Look, throttle::Throttle};
 
 /// What a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -43,6 +48,8 @@ pub(super) struct Means {
     /// How many callers may wait for idle at once; each has a clone of `seat`.
     pub(super) waiters_max: usize,
     pub(super) seat: Arc<()>,
+    /// The number of the last request.
+    pub(super) last_ticket: u64,
     pub(super) scratch: Vec<u8>,
     /// Descriptors or threads are short: nothing that needs one is tried before.
     pub(super) short_until: Option<Instant>,
@@ -81,6 +88,8 @@ pub(super) struct Caller {
     gone: bool,
     /// What it has sent; once that is whole, what the private server is asked.
     request: Vec<u8>,
+    /// What is undone if it goes, or does not get what it wants.
+    claim: Option<Claim>,
     state: State,
 }
 
@@ -91,10 +100,22 @@ enum State {
     Asking,
     /// The answer is held back until the proxy is idle.
     Waiting { answer: Vec<u8>, idle_moments: u64, until: Option<Instant>, _seat: Arc<()> },
+    /// The pause that it has asked for waits until the proxy is idle.
+    Pausing { on_timeout: OnTimeout, is_tied: bool, seat: Arc<()> },
     /// The answer is being written.
-    Answering { bytes: Vec<u8>, sent: usize },
+    Answering { bytes: Vec<u8>, sent: usize, then: Then },
+    /// The answer is written; the pause lasts until the caller closes.
+    Attached { _seat: Arc<()> },
     /// The answer is written; what else the caller sends is discarded until it closes.
     Lingering { discarded: usize },
+}
+
+/// What comes behind an answer.
+enum Then {
+    /// The caller closes; a pause that it has asked for stands.
+    Linger,
+    /// The caller stays, and its pause with it.
+    Attach(Arc<()>),
 }
 
 /// Why a step did not lead on.
@@ -132,6 +153,7 @@ impl Caller {
             half_closed: false,
             gone: false,
             request: Vec::new(),
+            claim: None,
             state: State::Reading { continued: false },
         }
     }
@@ -146,7 +168,7 @@ impl Caller {
     /// Goes as far as it can. Returns whether the caller stays.
     pub(super) fn drive(&mut self, means: &mut Means) -> bool {
         let mut step = if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            Err(self.expire())
+            self.expire()
         } else if std::mem::take(&mut self.ready) {
             Ok(())
         } else {
@@ -157,6 +179,9 @@ impl Caller {
                 Ok(()) => {}
                 Err(Halt::Refused((status, text))) => {
                     debug!("control request of {} refused: {status} {text}", self.name);
+                    if let Some(claim) = self.claim.take() {
+                        claim.undo(text);
+                    }
                     self.answer(Answer::error(status, text).to_bytes(is_head(&self.request)));
                 }
                 Err(Halt::Blocked) => return true,
@@ -169,9 +194,10 @@ impl Caller {
     /// The order in which callers make room. Who has asked is seen through to the end.
     pub(super) fn expendable(&self) -> Option<(u8, Instant)> {
         match self.state {
+            _ if self.claim.is_some() => None,
             State::Answering { .. } | State::Lingering { .. } => Some((0, self.arrived)),
             State::Reading { .. } => Some((1, self.arrived)),
-            State::Asking | State::Waiting { .. } => None,
+            _ => None,
         }
     }
 
@@ -186,16 +212,17 @@ impl Caller {
         }
     }
 
-    fn expire(&self) -> Halt {
+    fn expire(&mut self) -> Result<(), Halt> {
         let now = Instant::now();
-        Halt::Refused(match self.state {
+        Err(Halt::Refused(match self.state {
             State::Reading { .. } => (408, "The request took too long to arrive."),
             State::Asking => (503, "The control API lacks descriptors or threads: try again."),
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => {
                 (504, "The time is up: connections are still running. GET /status counts them.")
             }
-            _ => return Halt::Done,
-        })
+            State::Pausing { .. } => return self.time_out(),
+            _ => return Err(Halt::Done),
+        }))
     }
 
     /// Goes as far as one system call can.
@@ -206,7 +233,9 @@ impl Caller {
             State::Reading { .. } => self.read(means),
             State::Asking => self.ask(means),
             State::Waiting { .. } => self.wait(means),
+            State::Pausing { .. } => self.pause(means),
             State::Answering { .. } => self.write(),
+            State::Attached { .. } => self.attend(means),
             State::Lingering { discarded } => {
                 let count = read(&self.socket, &mut means.scratch)?;
                 if count == 0 || discarded > LINGER_BYTES_MAX {
@@ -237,7 +266,10 @@ impl Caller {
                 }
             }
             Progress::Whole { method, target } => {
-                self.request = request_of(&self.name, &method, &target);
+                means.last_ticket += 1;
+                let asker = Asker { name: &self.name, ticket: means.last_ticket };
+                self.request = request_of(asker, &method, &target);
+                self.claim = (method == "PUT").then(|| Claim::new(means.handle.clone(), asker));
                 self.state = State::Asking;
                 self.deadline = Some(Instant::now() + ASK_TIMEOUT);
             }
@@ -255,20 +287,37 @@ impl Caller {
                 means.run_short("get an answer", &error);
                 Halt::Blocked
             })?;
-        match relayed.hold {
-            None => self.answer(relayed.bytes),
-            Some(_) if Arc::strong_count(&means.seat) > means.waiters_max => {
-                let text = "Too many callers wait for idle already: try again later.";
-                return Err(Halt::Refused((503, text)));
-            }
-            Some(time) => {
-                self.deadline = Instant::now().checked_add(time);
+        let Some(hold) = relayed.hold else {
+            // It has not asked for more than it has got.
+            self.forget_claim();
+            self.answer(relayed.bytes);
+            return Ok(());
+        };
+        if Arc::strong_count(&means.seat) > means.waiters_max {
+            let text = "Too many callers wait already: try again later.";
+            return Err(Halt::Refused((503, text)));
+        }
+        let (now, seat) = (Instant::now(), Arc::clone(&means.seat));
+        match hold {
+            Hold::Idle(time) => {
+                self.deadline = now.checked_add(time);
                 self.state = State::Waiting {
                     answer: relayed.bytes,
                     idle_moments: means.handle.idle_moments(),
                     until: self.deadline,
-                    _seat: Arc::clone(&means.seat),
+                    _seat: seat,
                 };
+            }
+            Hold::Pause { wait: Some(wait), is_tied } => {
+                self.deadline = now.checked_add(wait.time);
+                self.state = State::Pausing { on_timeout: wait.on_timeout, is_tied, seat };
+            }
+            Hold::Pause { wait: None, .. } => {
+                let bytes = self
+                    .claim
+                    .as_ref()
+                    .map(|claim| claim.success(claim.look() == Look::Idle).to_endless_bytes());
+                self.begin_answer(bytes.unwrap_or_default(), Then::Attach(seat));
             }
         }
         Ok(())
@@ -298,21 +347,43 @@ impl Caller {
     }
 
     fn write(&mut self) -> Result<(), Halt> {
-        let State::Answering { bytes, sent } = &mut self.state else { return Ok(()) };
+        let State::Answering { bytes, sent, then } = &mut self.state else { return Ok(()) };
         let rest = bytes.get(*sent..).unwrap_or_default();
         let count = retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL))?;
         *sent += count;
-        if *sent == bytes.len() {
-            shutdown(&self.socket, Shutdown::Write)?;
-            self.state = State::Lingering { discarded: 0 };
-            self.deadline = Some(Instant::now() + self.timeouts.linger);
+        if *sent < bytes.len() {
+            return Ok(());
         }
-        Ok(())
+        match then {
+            Then::Linger => {
+                // The caller has got what it wanted.
+                if let Some(claim) = self.claim.take() {
+                    claim.settle();
+                }
+                self.end_answer()
+            }
+            Then::Attach(seat) => {
+                self.state = State::Attached { _seat: Arc::clone(seat) };
+                self.deadline = None;
+                Ok(())
+            }
+        }
     }
 
     fn answer(&mut self, bytes: Vec<u8>) {
-        self.state = State::Answering { bytes, sent: 0 };
+        self.begin_answer(bytes, Then::Linger);
+    }
+
+    fn begin_answer(&mut self, bytes: Vec<u8>, then: Then) {
+        self.state = State::Answering { bytes, sent: 0, then };
         self.deadline = Some(Instant::now() + self.timeouts.exchange);
+    }
+
+    fn end_answer(&mut self) -> Result<(), Halt> {
+        shutdown(&self.socket, Shutdown::Write)?;
+        self.state = State::Lingering { discarded: 0 };
+        self.deadline = Some(Instant::now() + self.timeouts.linger);
+        Ok(())
     }
 }
 

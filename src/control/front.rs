@@ -70,7 +70,8 @@ impl Bell {
         self.ring();
     }
 
-    fn ring(&self) {
+    /// Has the front look at all its callers.
+    pub(super) fn ring(&self) {
         // Writing to an eventfd fails only when it is full, and then the front is awake.
         self.waker.wake().ok();
     }
@@ -125,7 +126,8 @@ impl Front {
         let mut next: Vec<Instant> =
             self.callers.iter().filter_map(|(_, caller)| caller.deadline).collect();
         next.extend(self.means.short_until.into_iter().chain(self.means.stops_at));
-        next.extend(self.can_accept().then(Instant::now));
+        let is_busy = self.callers.iter().any(|(_, caller)| caller.ready);
+        next.extend((is_busy || self.can_accept()).then(Instant::now));
         let timeout = next.iter().min().map(|at| at.saturating_duration_since(Instant::now()));
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),

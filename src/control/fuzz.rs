@@ -5,8 +5,9 @@
 use super::{
     answer::Answer,
     private::request_of,
+    query::{Pause, Resume, parse_none, parse_wait},
     request::{BODY_BYTES_MAX, HEAD_BYTES_MAX, HostPolicy, Progress, check},
-    routes::parse_query,
+    routes::Asker,
 };
 use crate::{Address, config};
 
@@ -41,7 +42,13 @@ pub fn control_request(bytes: &[u8]) {
         Ok(Progress::Whole { method, target }) => {
             assert_harmless(bytes, &method, &target);
             let query = target.split_once('?').map_or("", |(_, query)| query);
-            if let Err(text) = parse_query(query, true) {
+            let errors = [
+                Pause::parse(query).err(),
+                Resume::parse(query).err(),
+                parse_wait(query).err(),
+                parse_none(query).err(),
+            ];
+            for text in errors.into_iter().flatten() {
                 let answer = Answer::error(400, &text);
                 assert!(answer.body.bytes().all(|byte| byte >= b' '), "{answer:?}");
             }
@@ -52,12 +59,12 @@ pub fn control_request(bytes: &[u8]) {
 
 /// What the private server is asked is one request, and no web page has sent it.
 fn assert_harmless(bytes: &[u8], method: &str, target: &str) {
-    let asked = request_of("a fuzzer", method, target);
+    let asked = request_of(Asker { name: "a fuzzer", ticket: 7 }, method, target);
     let asked = str::from_utf8(&asked).unwrap_or_default();
     let mut lines = asked.split("\r\n");
     let line = format!("{method} {target} HTTP/1.1");
     assert_eq!(lines.next(), Some(line.as_str()));
-    assert_eq!(lines.count(), 5, "{asked:?}");
+    assert_eq!(lines.count(), 6, "{asked:?}");
     assert!(
         !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase()),
         "{method:?}"

@@ -9,10 +9,12 @@
 
 mod answer;
 mod caller;
+mod claim;
 mod front;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod private;
+mod query;
 mod request;
 mod routes;
 #[cfg(test)]
@@ -33,7 +35,7 @@ use mio::Poll;
 use private::Private;
 pub(crate) use request::HostPolicy;
 
-use crate::{Error, Handle, throttle::Throttle};
+use crate::{Error, Handle, lease::PROGRAM, throttle::Throttle};
 
 const READ_BYTES: usize = 16 << 10;
 
@@ -71,6 +73,8 @@ impl Control {
         let bell = Arc::new(Bell::new(&poll)?);
         let idle_bell = Arc::clone(&bell);
         handle.on_idle(move || idle_bell.idle());
+        let pause_bell = Arc::clone(&bell);
+        handle.0.ledger.watch(move || pause_bell.ring());
         let means = Means {
             bell: Arc::clone(&bell),
             handle,
@@ -79,6 +83,7 @@ impl Control {
             timeouts,
             waiters_max: callers_max / 2,
             seat: Arc::new(()),
+            last_ticket: PROGRAM,
             scratch: vec![0; READ_BYTES],
             short_until: None,
             stops_at: None,

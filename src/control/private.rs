@@ -30,7 +30,7 @@ use tiny_http::{Header, Request, Response, Server};
 
 use super::{
     answer::{Answer, Relayed, relayed},
-    routes::route,
+    routes::{Asker, route},
 };
 use crate::Handle;
 
@@ -40,6 +40,8 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The name of the header by which the front tells who asks.
 const CALLER_HEADER: &str = "X-Caller";
+/// The name of the header with the number of the request.
+const TICKET_HEADER: &str = "X-Ticket";
 
 /// The front's hold on a private server: dropped, it ends the server's threads.
 pub(super) struct Private {
@@ -98,9 +100,10 @@ impl Private {
 }
 
 /// What the server is asked for a caller.
-pub(super) fn request_of(caller: &str, method: &str, target: &str) -> Vec<u8> {
+pub(super) fn request_of(asker: Asker<'_>, method: &str, target: &str) -> Vec<u8> {
+    let Asker { name, ticket } = asker;
     format!(
-        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{CALLER_HEADER}: {caller}\r\n\r\n"
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{CALLER_HEADER}: {name}\r\n{TICKET_HEADER}: {ticket}\r\n\r\n"
     )
     .into_bytes()
 }
@@ -170,15 +173,23 @@ fn serve(server: &Server, handle: &Handle) {
 }
 
 fn answer(request: Request, handle: &Handle) {
-    let of_caller = |header: &&Header| header.field.equiv(CALLER_HEADER);
-    let caller = request.headers().iter().find(of_caller).map(|header| header.value.as_str());
-    let caller = caller.unwrap_or("an unknown caller");
-    let answer =
-        catch_unwind(AssertUnwindSafe(|| route(request.method(), request.url(), caller, handle)))
-            .unwrap_or_else(|_| {
-                error!("a defect: the control API panicked at a request of {caller}");
-                Answer::error(500, "The control API has a defect: the log says more.")
-            });
+    let header = |name: &'static str| {
+        let mut headers = request.headers().iter();
+        headers.find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
+    };
+    let asker = header(CALLER_HEADER)
+        .zip(header(TICKET_HEADER).and_then(|ticket| ticket.parse().ok()))
+        .map(|(name, ticket)| Asker { name, ticket });
+    let answer = asker.map(|asker| {
+        catch_unwind(AssertUnwindSafe(|| route(request.method(), request.url(), asker, handle)))
+            .map_err(|_panic| {
+                error!("a defect: the control API panicked at a request of {}", asker.name);
+            })
+    });
+    // The front tells with every request who asks.
+    let answer = answer
+        .and_then(Result::ok)
+        .unwrap_or_else(|| Answer::error(500, "The control API has a defect: the log says more."));
     let mut response = Response::from_data(answer.body.as_bytes()).with_status_code(answer.status);
     let kind = (!answer.body.is_empty()).then(|| ("Content-Type", "application/json".to_owned()));
     for (name, value) in answer.header.into_iter().chain(kind) {

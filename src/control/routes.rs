@@ -1,20 +1,31 @@
 //! The routes of the control API: what each request asks of the `Handle`.
 
-use std::time::Duration;
-
-use log::{debug, info};
 use tiny_http::Method;
 
-use super::answer::Answer;
-use crate::{Handle, parse_duration};
+use super::{
+    answer::Answer,
+    query::{Pause, Resume, parse_none, parse_wait},
+};
+use crate::{
+    Handle, format_duration,
+    lease::{LEASES_MAX, Refused, Standing, Terms},
+};
 
-/// Does what `method` and `target` ask for. `caller` is who asked, for the log.
-pub(super) fn route(method: &Method, target: &str, caller: &str, handle: &Handle) -> Answer {
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker<'a> {
+    /// For the log and the status.
+    pub(super) name: &'a str,
+    /// Of this request alone; it stays the same when the request is made again.
+    pub(super) ticket: u64,
+}
+
+/// Does what `method` and `target` ask for.
+pub(super) fn route(method: &Method, target: &str, asker: Asker<'_>, handle: &Handle) -> Answer {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let (allow, takes_timeout) = match path {
-        "/paused" => ("GET, HEAD, PUT, DELETE", false),
-        "/paused/block-until-idle" => ("GET, HEAD", true),
-        "/status" => ("GET, HEAD", false),
+    let allow = match path {
+        "/paused" => "GET, HEAD, PUT, DELETE",
+        "/paused/block-until-idle" | "/status" => "GET, HEAD",
         _ => {
             return Answer::error(
                 404,
@@ -26,37 +37,63 @@ pub(super) fn route(method: &Method, target: &str, caller: &str, handle: &Handle
         let text = format!("This path does not know the method: it knows {allow}.");
         return Answer::error(405, &text).with_header("Allow", allow.to_owned());
     }
-    let timeout = match parse_query(query, takes_timeout) {
-        Ok(timeout) => timeout,
-        Err(text) => return Answer::error(400, &text),
+    let answer = match (method, path) {
+        (Method::Put, _) => Pause::parse(query).and_then(|wanted| pause(wanted, asker, handle)),
+        (Method::Delete, _) => Resume::parse(query).map(|wanted| resume(&wanted, asker, handle)),
+        (_, "/paused") => parse_none(query)
+            .map(|()| Answer::json(format!(r#"{{"paused": {}}}"#, handle.is_paused()))),
+        (_, "/status") => parse_none(query).map(|()| status(handle)),
+        _ => parse_wait(query).map(|timeout| Answer::empty(204).when_idle(timeout)),
     };
-    match (method, path) {
-        (Method::Put, _) => pause(caller, handle),
-        (Method::Delete, _) => resume(caller, handle),
-        (_, "/paused") => Answer::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
-        (_, "/status") => status(handle),
-        _ => Answer::empty(204).when_idle(timeout),
-    }
+    answer.unwrap_or_else(|text| Answer::error(400, &text))
 }
 
-fn pause(caller: &str, handle: &Handle) -> Answer {
-    if handle.pause() {
-        let status = handle.status();
-        info!("paused by {caller}; {} connections run", status.connecting + status.active);
-    } else {
-        debug!("asked to pause by {caller}: it was paused already");
+fn pause(wanted: Pause, asker: Asker<'_>, handle: &Handle) -> Result<Answer, String> {
+    let max_ttl = handle.0.ledger.max_ttl;
+    if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
+        let (ttl, max) = (format_duration(ttl), format_duration(max));
+        return Err(format!(
+            "The parameter \"ttl\": {ttl} is more than pause.max-ttl allows; write {max} at most, and renew it."
+        ));
     }
-    Answer::empty(201)
+    let terms = Terms {
+        name: wanted.name,
+        reason: wanted.reason,
+        by: asker.name.to_owned(),
+        mode: wanted.mode.unwrap_or(handle.0.default_mode),
+        ttl: wanted.ttl.or(max_ttl),
+        quiet: wanted.quiet,
+    };
+    let standing = match (wanted.is_tied, wanted.wait) {
+        (true, _) => Standing::Tied,
+        (false, Some(_)) => Standing::Tentative,
+        (false, None) => Standing::Firm,
+    };
+    Ok(match (handle.put(terms, standing, asker.ticket), standing) {
+        (Ok(()), Standing::Firm) => Answer::empty(201),
+        (Ok(()), _) => Answer::empty(201).for_pause(wanted.wait, wanted.is_tied),
+        (Err(Refused::Full), _) => {
+            let text = format!(
+                "There are {LEASES_MAX} pauses already, each with a name of its own: lift some, or use one of their names."
+            );
+            Answer::error(409, &text)
+        }
+        (Err(Refused::Undone), _) => Answer::error(409, "The request was given up meanwhile."),
+    })
 }
 
-fn resume(caller: &str, handle: &Handle) -> Answer {
-    let before = handle.status();
-    if handle.resume() {
-        let since = before.paused_since.as_deref().unwrap_or("a moment ago");
-        info!("resumed by {caller}, paused since {since}; {} clients are held", before.held);
-    } else {
-        debug!("asked to resume by {caller}: it was not paused");
-    }
+fn resume(wanted: &Resume, asker: Asker<'_>, handle: &Handle) -> Answer {
+    let name = match wanted {
+        Resume::All => None,
+        Resume::Named(name) => Some(name.as_str()),
+        Resume::Release(count) => {
+            return match handle.release(*count, asker.name, asker.ticket) {
+                Some(released) => Answer::json(format!("{{\"released\": {released}}}\n")),
+                None => Answer::error(409, "It is not paused: there is nobody to let through."),
+            };
+        }
+    };
+    handle.lift(name, asker.name);
     Answer::empty(204)
 }
 
@@ -70,45 +107,13 @@ fn status(handle: &Handle) -> Answer {
     }
 }
 
-/// Reads a query, in which `timeout` is the only parameter there is.
-pub(super) fn parse_query(query: &str, takes_timeout: bool) -> Result<Option<Duration>, String> {
-    let mut timeout = None;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (name, value) = (decode(name)?, decode(value)?);
-        if name != "timeout" || !takes_timeout {
-            let taken = if takes_timeout { "timeout" } else { "none" };
-            return Err(format!("The parameter {name:?} is not known: this path takes {taken}."));
-        }
-        if timeout.replace(parse_duration(&value)?).is_some() {
-            return Err(format!("The parameter {name:?} is given more than once."));
-        }
-    }
-    Ok(timeout)
-}
-
-/// Undoes the percent-encoding of a query's name or value.
-fn decode(text: &str) -> Result<String, String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
-                let value =
-                    digit().zip(digit()).and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
-                value.ok_or("The query holds a % that two hexadecimal digits do not follow.")?
-            }
-            _ => byte,
-        });
-    }
-    String::from_utf8(bytes).map_err(|_| "The query is not UTF-8.".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const ASKER: Asker<'_> = Asker { name: "a test", ticket: 1 };
 
     #[test]
     fn routes_answer_by_the_table() {
@@ -140,7 +145,7 @@ mod tests {
             (Get, "/paused/block-until-idle?timeout=%ff", 400, ""),
         ];
         for (method, target, status, body) in table {
-            let answer = route(&method, target, "a test", &handle);
+            let answer = route(&method, target, ASKER, &handle);
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
             assert_eq!(answer.header.is_some(), status == 405, "{method} {target}");
@@ -157,7 +162,7 @@ mod tests {
             ("?&%74imeout=%33%30s&", Some(30)),
         ] {
             let answer =
-                route(&Method::Get, &format!("/paused/block-until-idle{query}"), "a test", &handle);
+                route(&Method::Get, &format!("/paused/block-until-idle{query}"), ASKER, &handle);
             let expected = expected.map(Duration::from_secs);
             assert_eq!(answer, Answer::empty(204).when_idle(expected), "{query}");
         }

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     io,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicUsize},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use crate::{
     hold::Hold,
     judge,
     kernel::{Backlog, Kernel, Mask, Site, Tally, Weather},
+    ledger::Ledger,
     line::Line,
     link::{Link, Side},
     orders::Orders,
@@ -178,7 +179,7 @@ impl Schedule {
             desks: [desk].into(),
             listening: AtomicUsize::new(1),
             started: sys::now(),
-            paused_since: Mutex::new(None),
+            ledger: Ledger::new(None).0,
             stop_level: AtomicU8::new(0),
             stop_deadline: OnceLock::new(),
         });
@@ -442,7 +443,7 @@ impl Course {
         match crate::with(|kernel| kernel.random.below(40)) {
             0..20 => {
                 // The handle would wait for the turn that this happens in.
-                self.shared.gate.pause(self.shared.default_mode);
+                handle.close_gate();
             }
             20..38 => {
                 self.passes = None;

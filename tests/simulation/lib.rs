@@ -19,11 +19,14 @@ sources! {
     barrier = "../../src/barrier.rs",
     connection = "../../src/connection.rs",
     counters = "../../src/counters.rs",
+    duration = "../../src/duration.rs",
     endpoint = "../../src/endpoint.rs",
     error = "../../src/error.rs",
     gate = "../../src/gate.rs",
     handle = "../../src/handle.rs",
     hold = "../../src/hold.rs",
+    lease = "../../src/lease.rs",
+    ledger = "../../src/ledger.rs",
     line = "../../src/line.rs",
     opening = "../../src/opening.rs",
     orders = "../../src/orders.rs",
@@ -67,7 +70,9 @@ use std::{
 };
 
 pub(crate) use address::Address;
+pub(crate) use duration::format_duration;
 pub(crate) use error::Error;
+pub(crate) use handle::Handle;
 pub(crate) use mio_shim::{Events, Interest, Poll, Registry, Token, Waker, unix};
 
 /// What mio has in a module of its own.

@@ -1,0 +1,340 @@
+//! The parameters of the control API: which there are, and what may stand in them.
+
+use std::{num::NonZeroU64, time::Duration};
+
+use crate::{
+    gate::Mode,
+    lease::{NAME_DEFAULT, mode_name},
+    nearest::nearest,
+    parse_duration,
+};
+
+/// The parameters of `PUT /paused`.
+pub(super) const PAUSE: &[&str] =
+    &["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "while"];
+/// The parameters of `DELETE /paused`.
+pub(super) const RESUME: &[&str] = &["name", "release"];
+/// The parameters of `GET /paused/block-until-idle`.
+pub(super) const WAIT: &[&str] = &["timeout"];
+
+const NAME_BYTES_MAX: usize = 64;
+const REASON_BYTES_MAX: usize = 200;
+/// A connection that is silent for less is not quiet: it waits for its answer.
+const QUIET_MIN: Duration = Duration::from_millis(100);
+
+/// What `PUT /paused` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pause {
+    pub(super) name: String,
+    pub(super) reason: Option<String>,
+    pub(super) ttl: Option<Duration>,
+    pub(super) mode: Option<Mode>,
+    pub(super) quiet: Option<Duration>,
+    pub(super) wait: Option<Wait>,
+    /// Whether it lasts as long as the connection it is asked for on.
+    pub(super) is_tied: bool,
+}
+
+/// How a pause waits for idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wait {
+    pub(super) time: Duration,
+    pub(super) on_timeout: OnTimeout,
+}
+
+/// What becomes of a pause that is not idle in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnTimeout {
+    /// It is undone.
+    Resume,
+    /// It goes on.
+    Keep,
+    /// What is left is reset, and then it is idle.
+    Kill,
+}
+
+impl OnTimeout {
+    pub(super) const ALL: [(&str, Self); 3] =
+        [("resume", Self::Resume), ("keep", Self::Keep), ("kill", Self::Kill)];
+}
+
+/// What `DELETE /paused` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Resume {
+    /// The end of all pauses.
+    All,
+    /// The end of the pause with this name.
+    Named(String),
+    /// To let so many through.
+    Release(u64),
+}
+
+impl Pause {
+    pub(super) fn parse(query: &str) -> Result<Self, String> {
+        let query = Query::parse(query, PAUSE)?;
+        let wait = query.duration("wait")?;
+        let on_timeout = query.one_of("on-timeout", &OnTimeout::ALL)?;
+        let modes = [Mode::Hold, Mode::Reject].map(|mode| (mode_name(mode), mode));
+        let pause = Self {
+            name: query.name()?.unwrap_or_else(|| NAME_DEFAULT.to_owned()),
+            reason: query.reason()?,
+            ttl: query.duration("ttl")?,
+            mode: query.one_of("mode", &modes)?,
+            quiet: query.quiet()?,
+            wait: wait.map(|time| {
+                let on_timeout = on_timeout.unwrap_or(OnTimeout::Resume);
+                Wait { time, on_timeout }
+            }),
+            is_tied: query.one_of("while", &[("connected", ())])?.is_some(),
+        };
+        if pause.ttl.is_some_and(|ttl| ttl.is_zero()) {
+            return Err(wrong("ttl", "a pause lasts for more than 0s; write one such as 90s"));
+        }
+        if on_timeout.is_some() && pause.wait.is_none() {
+            return Err(wrong("on-timeout", "it says how a wait ends: add one such as wait=30s"));
+        }
+        if on_timeout == Some(OnTimeout::Keep) && pause.is_tied {
+            let text = "keep does not go with while=connected, which ends with the answer: use resume or kill";
+            return Err(wrong("on-timeout", text));
+        }
+        Ok(pause)
+    }
+}
+
+impl Resume {
+    pub(super) fn parse(query: &str) -> Result<Self, String> {
+        let query = Query::parse(query, RESUME)?;
+        match (query.name()?, query.get("release")) {
+            (None, None) => Ok(Self::All),
+            (Some(name), None) => Ok(Self::Named(name)),
+            (None, Some(count)) => count.parse().map_or_else(
+                |_| {
+                    let text = format!("{count:?} is no number of clients; write one such as 3");
+                    Err(wrong("release", &text))
+                },
+                |count: NonZeroU64| Ok(Self::Release(count.get())),
+            ),
+            (Some(_), Some(_)) => Err(wrong(
+                "release",
+                "it lets clients through and ends no pause: leave out either release or name",
+            )),
+        }
+    }
+}
+
+/// The timeout of a wait, which is the only parameter there is.
+pub(super) fn parse_wait(query: &str) -> Result<Option<Duration>, String> {
+    Query::parse(query, WAIT)?.duration("timeout")
+}
+
+/// For what takes no parameter.
+pub(super) fn parse_none(query: &str) -> Result<(), String> {
+    Query::parse(query, &[]).map(drop)
+}
+
+/// Names and values, each name once.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(query: &str, known: &[&str]) -> Result<Self, String> {
+        let mut pairs: Vec<(String, String)> = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (name, value) = (decode(name)?, decode(value)?);
+            if !known.contains(&name.as_str()) {
+                return Err(unknown(&name, known));
+            }
+            if pairs.iter().any(|(other, _)| *other == name) {
+                return Err(format!("The parameter {name:?} is given more than once."));
+            }
+            pairs.push((name, value));
+        }
+        Ok(Self(pairs))
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
+    fn duration(&self, name: &str) -> Result<Option<Duration>, String> {
+        let duration = self.get(name).map(parse_duration).transpose();
+        duration.map_err(|error| wrong(name, &error))
+    }
+
+    fn one_of<T: Copy>(&self, name: &str, allowed: &[(&str, T)]) -> Result<Option<T>, String> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        if let Some((_, found)) = allowed.iter().find(|(word, _)| *word == value) {
+            return Ok(Some(*found));
+        }
+        let words: Vec<&str> = allowed.iter().map(|(word, _)| *word).collect();
+        let meant = did_you_mean(value, &words);
+        Err(wrong(name, &format!("{value:?} is not known; write {}{meant}", words.join(" or "))))
+    }
+
+    fn name(&self) -> Result<Option<String>, String> {
+        let Some(name) = self.get("name") else { return Ok(None) };
+        if name.is_empty() {
+            return Err(wrong("name", "it is empty; write one such as deploy, or leave it out"));
+        }
+        text("name", name, NAME_BYTES_MAX).map(Some)
+    }
+
+    /// One that is empty is none.
+    fn reason(&self) -> Result<Option<String>, String> {
+        let reason = self.get("reason").filter(|reason| !reason.is_empty());
+        reason.map(|reason| text("reason", reason, REASON_BYTES_MAX)).transpose()
+    }
+
+    fn quiet(&self) -> Result<Option<Duration>, String> {
+        let Some(value) = self.get("drain") else { return Ok(None) };
+        let Some(quiet) = value.strip_prefix("quiet:") else {
+            let text = format!("{value:?} is not known; write quiet: and a time, as in quiet:2s");
+            return Err(wrong("drain", &text));
+        };
+        let quiet = parse_duration(quiet).map_err(|error| wrong("drain", &error))?;
+        if quiet < QUIET_MIN {
+            let text = format!("{value:?} is too short: at least quiet:100ms, or it cuts answers");
+            return Err(wrong("drain", &text));
+        }
+        Ok(Some(quiet))
+    }
+}
+
+fn wrong(name: &str, text: &str) -> String {
+    format!("The parameter {name:?}: {text}.")
+}
+
+fn unknown(name: &str, known: &[&str]) -> String {
+    let taken = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    let meant = did_you_mean(name, known);
+    format!("The parameter {name:?} is not known{meant}: this call takes {taken}.")
+}
+
+fn did_you_mean(word: &str, known: &[&str]) -> String {
+    nearest(word, known.iter().copied())
+        .map(|known| format!("; did you mean {known}?"))
+        .unwrap_or_default()
+}
+
+/// Checks what is shown to operators as it is.
+fn text(parameter: &str, text: &str, bytes_max: usize) -> Result<String, String> {
+    if text.len() > bytes_max {
+        let text = format!("it has {} bytes; at most {bytes_max} are taken", text.len());
+        return Err(wrong(parameter, &text));
+    }
+    // What the standard library would escape is not printed as it is; quotes it escapes for another reason.
+    let unquoted = text.replace(['"', '\'', '\\'], "_");
+    if !unquoted.escape_debug().eq(unquoted.chars()) {
+        return Err(wrong(parameter, &format!("{text:?} holds characters that do not print")));
+    }
+    Ok(text.to_owned())
+}
+
+/// Undoes the percent-encoding of a query's name or value.
+fn decode(text: &str) -> Result<String, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
+                let value =
+                    digit().zip(digit()).and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
+                value.ok_or("The query holds a % that two hexadecimal digits do not follow.")?
+            }
+            _ => byte,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| "The query is not UTF-8.".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_read_by_the_table() {
+        let bare = Pause {
+            name: "default".into(),
+            reason: None,
+            ttl: None,
+            mode: None,
+            quiet: None,
+            wait: None,
+            is_tied: false,
+        };
+        assert_eq!(Pause::parse("").unwrap(), bare);
+        let second = Duration::from_secs(1);
+        let all = "name=a+b%C3%A9&reason=it's%20%22v2%22&ttl=90s&mode=reject&wait=0s&on-timeout=kill&drain=quiet:1s&while=connected";
+        let wait = |on_timeout| Some(Wait { time: Duration::ZERO, on_timeout });
+        let expected = Pause {
+            name: "a bé".into(),
+            reason: Some("it's \"v2\"".into()),
+            ttl: Some(90 * second),
+            mode: Some(Mode::Reject),
+            quiet: Some(second),
+            wait: wait(OnTimeout::Kill),
+            is_tied: true,
+        };
+        assert_eq!(Pause::parse(all).unwrap(), expected);
+        let expected = Pause { wait: wait(OnTimeout::Resume), mode: Some(Mode::Hold), ..bare };
+        assert_eq!(Pause::parse("wait=0s&mode=hold&reason=").unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_the_remedy() {
+        let long = |name: &str, length| format!("{name}={}", "x".repeat(length));
+        let (long_name, long_reason) = (long("name", 65), long("reason", 201));
+        for (query, parts) in [
+            ("tll=1s", ["tll", "did you mean ttl?"]),
+            ("ttl", ["ttl", "30s"]),
+            ("ttl=0s", ["ttl", "90s"]),
+            ("ttl=5", ["ttl", "5s"]),
+            ("ttl=1s&ttl=1s", ["ttl", "more than once"]),
+            ("mode=rejct", ["mode", "did you mean reject?"]),
+            ("mode=", ["mode", "hold or reject"]),
+            ("wait=x", ["wait", "30s"]),
+            ("on-timeout=keep", ["on-timeout", "wait=30s"]),
+            ("wait=1s&on-timeout=stop", ["on-timeout", "resume or keep or kill"]),
+            ("wait=1s&on-timeout=keep&while=connected", ["on-timeout", "use resume or kill"]),
+            ("while=conected", ["while", "connected"]),
+            ("drain=2s", ["drain", "quiet:2s"]),
+            ("drain=quiet:99ms", ["drain", "quiet:100ms"]),
+            ("drain=quiet:", ["drain", "30s"]),
+            ("name=", ["name", "deploy"]),
+            ("name=a%00", ["name", "do not print"]),
+            ("name=a%0A", ["name", "do not print"]),
+            ("reason=%E2%80%AEa", ["reason", "do not print"]),
+            (&long_name, ["name", "64"]),
+            (&long_reason, ["reason", "200"]),
+        ] {
+            let error = Pause::parse(query).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{query}: {error}");
+        }
+        assert!(
+            Pause::parse(&long("name", 64)).is_ok() && Pause::parse(&long("reason", 200)).is_ok()
+        );
+    }
+
+    #[test]
+    fn a_resume_is_of_all_of_one_or_of_a_few_clients() {
+        assert_eq!(Resume::parse(""), Ok(Resume::All));
+        assert_eq!(Resume::parse("name=a"), Ok(Resume::Named("a".into())));
+        assert_eq!(Resume::parse("release=3"), Ok(Resume::Release(3)));
+        for query in
+            ["name=", "release=", "release=0", "release=-1", "release=x", "name=a&release=1"]
+        {
+            assert!(Resume::parse(query).unwrap_err().contains("The parameter"), "{query}");
+        }
+    }
+
+    #[test]
+    fn a_wait_takes_a_timeout() {
+        let seconds = |seconds| Ok(Some(Duration::from_secs(seconds)));
+        assert_eq!(parse_wait(""), Ok(None));
+        assert_eq!(parse_wait("?timeout=30s").map_err(drop), Err(()));
+        assert_eq!(parse_wait("&%74imeout=%33%30s&"), seconds(30));
+        assert!(parse_none("").is_ok() && parse_none("a").unwrap_err().contains("none"));
+    }
+}

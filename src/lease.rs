@@ -1,0 +1,273 @@
+//! Leases: who has paused the proxy, on what terms and until when. It is paused while any of them is there.
+//!
+//! Plain data behind one lock (`ledger.rs`): nothing here waits, and whoever calls says what time it is.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::{gate::Mode, timestamp::Rfc3339};
+
+/// The name of a pause that is asked for without one.
+pub(crate) const NAME_DEFAULT: &str = "default";
+
+/// How many leases there may be.
+pub(crate) const LEASES_MAX: usize = 64;
+
+/// The ticket of the program itself, for which there is always room. Callers of the control API count from 1.
+pub(crate) const PROGRAM: u64 = 0;
+
+/// How many tickets are remembered whose request may still come although it is undone: one such is rare.
+const UNDONE_MAX: usize = 64;
+
+/// All leases that hold.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    /// Of those with one name, each stands on the ones before it.
+    list: Vec<Lease>,
+    /// When the first of an unbroken row came.
+    paused_since: Option<Moment>,
+    /// Tickets that were undone and had no lease.
+    undone: VecDeque<u64>,
+    /// The last request that has let clients through, and how many.
+    released: Option<(u64, u64)>,
+}
+
+/// One pause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) terms: Terms,
+    pub(crate) standing: Standing,
+    /// Which request has asked for it.
+    pub(crate) ticket: u64,
+    /// Since when its name holds.
+    pub(crate) since: Moment,
+    /// When it ends by itself.
+    pub(crate) ends: Option<Instant>,
+}
+
+/// What a pause was asked for with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) name: String,
+    pub(crate) reason: Option<String>,
+    /// Who has asked.
+    pub(crate) by: String,
+    pub(crate) mode: Mode,
+    /// How long it lasts unless it is renewed.
+    pub(crate) ttl: Option<Duration>,
+    /// For how long a connection may be silent.
+    pub(crate) quiet: Option<Duration>,
+}
+
+/// What a lease depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// On nothing: it is the one of its name.
+    Firm,
+    /// On the success of its request, which would be undone otherwise. What held before under its name is still there.
+    Tentative,
+    /// On its caller's connection. It neither replaces another of its name nor is replaced.
+    Tied,
+}
+
+/// One point in time by both clocks: the one that decides, and the one that is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) at: Instant,
+    pub(crate) shown: Rfc3339,
+}
+
+/// Why a lease is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There are as many as there may be.
+    Full,
+    /// The request was undone before it came.
+    Undone,
+}
+
+/// What has ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) leases: Vec<Lease>,
+    /// Since when it was paused, if none is left.
+    pub(crate) paused_since: Option<Moment>,
+}
+
+impl Leases {
+    /// Adds a lease; one that is firm replaces what holds under its name. A request that comes again replaces its lease.
+    pub(crate) fn put(
+        &mut self,
+        terms: Terms,
+        standing: Standing,
+        ticket: u64,
+        now: Moment,
+    ) -> Result<(), Refused> {
+        if self.undone.contains(&ticket) {
+            return Err(Refused::Undone);
+        }
+        self.list.retain(|lease| lease.ticket != ticket);
+        let is_firm = standing == Standing::Firm;
+        let since = match standing {
+            Standing::Tied => None,
+            Standing::Firm | Standing::Tentative => self.untied(&terms.name).map(|old| old.since),
+        };
+        self.list.retain(|old| {
+            !(is_firm && old.standing == Standing::Firm && old.terms.name == terms.name)
+        });
+        // If something was replaced, there is room.
+        if self.list.len() >= LEASES_MAX && ticket != PROGRAM {
+            return Err(Refused::Full);
+        }
+        let ends = terms.end(now.at);
+        let mut place = self.list.len();
+        if is_firm {
+            // Requests that still wait go on under the new terms, and if they are undone, this one holds.
+            for (index, old) in self.list.iter_mut().enumerate().rev() {
+                if old.terms.name == terms.name && old.standing == Standing::Tentative {
+                    (old.terms, old.ends, place) = (terms.clone(), ends, index);
+                }
+            }
+        }
+        let since = since.unwrap_or(now);
+        self.list.insert(place, Lease { terms, standing, ticket, since, ends });
+        self.paused_since.get_or_insert(now);
+        Ok(())
+    }
+
+    /// Lets the lease of a request stand for itself: those before it with its name go, and it is not undone any more.
+    pub(crate) fn settle(&mut self, ticket: u64) {
+        let Some(place) = self.tentative(ticket) else { return };
+        let mut index = 0;
+        let mut name = String::new();
+        if let Some(lease) = self.list.get_mut(place) {
+            lease.standing = Standing::Firm;
+            name.clone_from(&lease.terms.name);
+        }
+        self.list.retain(|lease| {
+            index += 1;
+            index > place || lease.terms.name != name || lease.standing == Standing::Tied
+        });
+    }
+
+    /// Removes those for which `is_over` holds.
+    pub(crate) fn remove(&mut self, is_over: impl Fn(&Lease) -> bool) -> Ended {
+        let (leases, left) = std::mem::take(&mut self.list).into_iter().partition(is_over);
+        self.list = left;
+        let paused_since = if self.list.is_empty() { self.paused_since.take() } else { None };
+        Ended { leases, paused_since }
+    }
+
+    /// Whether it would be paused no more without those for which `is_over` holds.
+    pub(crate) fn would_resume(&self, is_over: impl Fn(&Lease) -> bool) -> bool {
+        !self.list.is_empty() && self.list.iter().all(is_over)
+    }
+
+    /// Lets no lease come any more for a request that was given up, if it has none.
+    pub(crate) fn forbid(&mut self, ticket: u64) {
+        if !self.holds(ticket) {
+            self.undone.push_back(ticket);
+            if self.undone.len() > UNDONE_MAX {
+                self.undone.pop_front();
+            }
+        }
+    }
+
+    /// How many clients a request has let through: by `release`, unless it comes again as its answer was lost.
+    pub(crate) fn released_once(&mut self, ticket: u64, release: impl FnOnce() -> u64) -> u64 {
+        let before = self.released.filter(|&(of_ticket, _count)| of_ticket == ticket);
+        let count = before.map_or_else(release, |(_ticket, count)| count);
+        self.released = Some((ticket, count));
+        count
+    }
+
+    /// Has the time of a request's lease begin anew; false if it holds no more.
+    pub(crate) fn renew(&mut self, ticket: u64, now: Instant) -> bool {
+        let mut of_ticket = self.list.iter_mut().filter(|lease| lease.ticket == ticket);
+        of_ticket.next().map(|lease| lease.ends = lease.terms.end(now)).is_some()
+    }
+
+    /// Whether the lease of a request holds.
+    pub(crate) fn holds(&self, ticket: u64) -> bool {
+        self.list.iter().any(|lease| lease.ticket == ticket)
+    }
+
+    /// Whether a name holds.
+    pub(crate) fn holds_name(&self, name: &str) -> bool {
+        self.list.iter().any(|lease| lease.terms.name == name)
+    }
+
+    /// What is done with new clients, if it is paused: to reject them wins.
+    pub(crate) fn mode(&self) -> Option<Mode> {
+        let rejects = self.list.iter().any(|lease| lease.terms.mode == Mode::Reject);
+        (!self.list.is_empty()).then_some(if rejects { Mode::Reject } else { Mode::Hold })
+    }
+
+    /// For how long a connection may be silent: the shortest time wins.
+    pub(crate) fn quiet(&self) -> Option<Duration> {
+        self.list.iter().filter_map(|lease| lease.terms.quiet).min()
+    }
+
+    /// When the next one ends by itself.
+    pub(crate) fn next_end(&self) -> Option<Instant> {
+        self.list.iter().filter_map(|lease| lease.ends).min()
+    }
+
+    /// Since when it is paused, if it is.
+    pub(crate) fn paused_since(&self) -> Option<Moment> {
+        self.paused_since
+    }
+
+    /// All but those on which another of their name stands.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.list.iter().enumerate().filter_map(|(index, lease)| {
+            let is_below = |above: &Lease| {
+                above.terms.name == lease.terms.name && above.standing != Standing::Tied
+            };
+            let above = self.list.get(index + 1..).unwrap_or_default();
+            (lease.standing == Standing::Tied || !above.iter().any(is_below)).then_some(lease)
+        })
+    }
+
+    fn untied(&self, name: &str) -> Option<&Lease> {
+        self.list.iter().find(|lease| lease.terms.name == name && lease.standing != Standing::Tied)
+    }
+
+    fn tentative(&self, ticket: u64) -> Option<usize> {
+        self.list
+            .iter()
+            .position(|lease| lease.ticket == ticket && lease.standing == Standing::Tentative)
+    }
+}
+
+impl Lease {
+    /// Whether its time is up.
+    pub(crate) fn has_expired(&self, now: Instant) -> bool {
+        self.ends.is_some_and(|end| end <= now)
+    }
+
+    /// Whether it goes when the request with this ticket is given up.
+    pub(crate) fn is_undone_with(&self, ticket: u64) -> bool {
+        self.ticket == ticket && self.standing != Standing::Firm
+    }
+}
+
+impl Terms {
+    /// An end beyond the clock's range is none.
+    fn end(&self, now: Instant) -> Option<Instant> {
+        self.ttl.and_then(|ttl| now.checked_add(ttl))
+    }
+}
+
+/// As operators write it.
+pub(crate) fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Hold => "hold",
+        Mode::Reject => "reject",
+    }
+}
+
+#[cfg(test)]
+mod tests;
