@@ -33,6 +33,7 @@ mod maintenance;
 mod names;
 mod pause;
 mod ports;
+mod quiet;
 mod regression;
 mod reject;
 mod reject_storm;
