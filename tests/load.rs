@@ -190,6 +190,40 @@ fn load_of_held_clients_is_answered_after_the_resume() {
 }
 
 #[test]
+fn load_of_held_clients_overflows_no_backlog_of_sixteen() {
+    let _alone = alone();
+    let listener = Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
+    listener.backlog(16);
+    let addr = listener.addr();
+    let upstream = Arc::new(listener);
+    let acceptor = upstream.clone();
+    drop(spawn(move || {
+        // One after the other: meanwhile the next ones wait in the backlog.
+        while let Ok(mut stream) = acceptor.accept() {
+            let message = stream.receive(MESSAGE_BYTES as usize);
+            stream.send(&message);
+        }
+    }));
+    let proxy = builder(Family::Tcp4, &addr).start();
+    let count = crowd_size("TCPAUSE_LOAD_BACKLOG", 5000);
+    proxy.control().pause();
+    let mut clients: Vec<_> = (0..count).map(|_| proxy.connect()).collect();
+    for (client, number) in clients.iter_mut().zip(0..) {
+        client.send(text(number, MESSAGE_BYTES));
+    }
+    proxy.control().wait_counts(|status| status.held, count as u64);
+    let begin = Instant::now();
+    proxy.control().resume();
+    for (client, number) in clients.iter_mut().zip(0..) {
+        let received = client.receive_all();
+        assert_eq!((&*received.bytes, received.end), (text(number, MESSAGE_BYTES), End::Eof));
+    }
+    println!("{count} held clients, a backlog of 16: all answered after {:?}", begin.elapsed());
+    proxy.control().wait_counts(|status| (status.held, status.failed), (0, 0));
+    upstream.close();
+}
+
+#[test]
 fn load_of_a_few_among_thousands() {
     const BUSY: usize = 64;
     const ROUNDS: u64 = 100;

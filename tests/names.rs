@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{Ipv4Addr, UdpSocket},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -246,7 +246,7 @@ fn a_dead_address_makes_room_for_the_next_in_time() {
         let (first, second) = if one < other { (ONE, OTHER) } else { (OTHER, ONE) };
         let dead = Listener::bind(&addr(first));
         dead.backlog(0);
-        let filled = fill(&dead);
+        let filled = dead.fill();
         let _upstream = upstream(second);
         let waits = (0..CLIENTS).map(|_| {
             let begun = Instant::now();
@@ -261,17 +261,4 @@ fn a_dead_address_makes_room_for_the_next_in_time() {
         assert!((ATTEMPT..Duration::from_secs(1)).contains(&shortest), "{shortest:?}");
         assert_eq!(proxy.control().status().failed, 0);
     });
-}
-
-/// Fills the queue of a listener that nobody serves; returns how many are in it.
-fn fill(listener: &Listener) -> usize {
-    let Addr::Tcp(addr) = listener.addr() else { panic!("no queue that drops") };
-    let connect = |addr: &SocketAddr| TcpStream::connect_timeout(addr, Duration::from_millis(200));
-    let mut waiting = 0;
-    while let Ok(stream) = connect(&addr) {
-        // It stays in the queue without us.
-        drop(stream);
-        waiting += 1;
-    }
-    waiting
 }

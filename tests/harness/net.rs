@@ -151,6 +151,18 @@ impl Listener {
         rustix::net::listen(self, connections).expect("a listening socket");
     }
 
+    /// Fills the queue of a TCP listener that nobody serves; returns how many are in it.
+    pub(crate) fn fill(&self) -> usize {
+        let Addr::Tcp(addr) = self.addr() else { panic!("no queue that drops") };
+        let connect = || TcpStream::connect_timeout(&addr, Duration::from_millis(200));
+        let mut waiting = 0;
+        // Those who are in it stay there without us.
+        while connect().is_ok() {
+            waiting += 1;
+        }
+        waiting
+    }
+
     pub(crate) fn addr(&self) -> Addr {
         match self {
             Self::Tcp(listener) => Addr::Tcp(listener.local_addr().expect("a bound socket")),

@@ -1,0 +1,216 @@
+//! How many clients are held and for how long, and what becomes of those for whom there is no room or no time.
+
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::harness::{Builder, End, Family, Proxy, Received, Response, Upstream, echo, wait_until};
+
+/// What a client gets that is closed in order.
+const CLOSED: Received = Received { bytes: Vec::new(), end: End::Eof };
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: service\r\n\r\n";
+
+/// A proxy of two workers: what is bounded is the sum.
+fn builder(upstream: &Upstream, max: usize) -> Builder {
+    let max = max.to_string();
+    Proxy::builder().upstream(upstream).args(["--proxy-threads", "2", "--hold-max", &max])
+}
+
+/// How many clients have left while they were held.
+fn left(proxy: &Proxy) -> u64 {
+    let response = proxy.control().get("/status");
+    let status: Value = serde_json::from_slice(&response.body).unwrap();
+    status["left"].as_u64().unwrap_or_else(|| panic!("no number: {response}"))
+}
+
+#[track_caller]
+fn wait_left(proxy: &Proxy, wanted: u64) {
+    wait_until(&format!("{wanted} have left"), || left(proxy) == wanted);
+}
+
+/// Whatever the workers could have done with those who are there, they have done: a pause answers when each of them has ended
+/// a turn, and it is one already.
+fn settle(proxy: &Proxy) {
+    proxy.control().pause();
+    proxy.control().pause();
+}
+
+#[test]
+fn further_clients_wait_in_the_backlog_and_are_served_on_resume() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = builder(&upstream, 3).listen(family).start();
+        proxy.control().pause();
+        let mut clients: Vec<_> = (0..10).map(|_| proxy.connect()).collect();
+        for (client, number) in clients.iter_mut().zip(0..) {
+            client.send(&[number]);
+        }
+        proxy.control().wait_counts(|status| status.held, 3);
+        settle(&proxy);
+        let status = proxy.control().status();
+        assert_eq!((status.held, status.accepted, status.rejected), (3, 3, 0), "{family:?}");
+
+        proxy.control().resume();
+        for (client, number) in clients.iter_mut().zip(0..) {
+            assert_eq!(client.receive(1), [number], "{family:?}");
+        }
+        // More are carried than may be held.
+        proxy.connect().assert_echo(b"and one more");
+        let status = proxy.control().status();
+        assert_eq!((status.accepted, status.rejected, status.failed), (11, 0, 0));
+    }
+}
+
+#[test]
+fn a_client_of_the_backlog_is_accepted_when_a_held_one_leaves() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = builder(&upstream, 2).listen(family).start();
+        proxy.control().pause();
+        let mut held = [proxy.connect_held(), proxy.connect_held()].into_iter();
+        let mut waiting: Vec<_> = (0..6).map(|_| proxy.connect()).collect();
+        settle(&proxy);
+        for gone in 1..=2 {
+            assert_eq!(proxy.control().status().accepted, 1 + gone, "{family:?}");
+            drop(held.next());
+            proxy.control().wait_counts(|status| (status.held, status.accepted), (2, 2 + gone));
+            wait_left(&proxy, gone);
+            settle(&proxy);
+        }
+        proxy.control().resume();
+        for client in &mut waiting {
+            client.assert_echo(b"all of them");
+        }
+        assert_eq!(upstream.accepted(), waiting.len());
+    }
+}
+
+#[test]
+fn further_clients_are_rejected_at_once() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy =
+            builder(&upstream, 2).listen(family).args(["--hold-overflow", "reject"]).start();
+        proxy.control().pause();
+        let mut held = vec![proxy.connect_held(), proxy.connect_held()];
+        for rejected in 1..=4 {
+            let mut client = proxy.connect();
+            client.send(REQUEST);
+            let response = Response::read(&mut client);
+            assert_eq!((response.status, response.header("Retry-After")), (503, Some("3")));
+            proxy.control().wait_counts(|status| (status.held, status.rejected), (2, rejected));
+        }
+        // A place that is free again is taken by the next.
+        drop(held.pop());
+        proxy.control().wait_counts(|status| status.held, 1);
+        held.push(proxy.connect_held());
+        proxy.control().resume();
+        for client in &mut held {
+            client.assert_echo(b"held");
+        }
+        assert_eq!(upstream.accepted(), 2);
+        wait_left(&proxy, 1);
+    }
+}
+
+#[test]
+fn further_clients_are_closed_at_once() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = builder(&upstream, 2).listen(family).args(["--hold-overflow", "close"]).start();
+        proxy.control().pause();
+        let mut held = [proxy.connect_held(), proxy.connect_held()];
+        for bytes in [&b""[..], REQUEST] {
+            let mut client = proxy.connect();
+            // One that was closed already may refuse it.
+            drop(client.write_all(bytes));
+            assert_eq!(client.receive_all(), CLOSED, "{family:?}, {} bytes", bytes.len());
+        }
+        assert_eq!(proxy.control().status().held, 2);
+        proxy.control().resume();
+        for client in &mut held {
+            client.assert_echo(b"held");
+        }
+        assert_eq!((upstream.accepted(), left(&proxy)), (2, 0));
+    }
+}
+
+#[test]
+fn a_client_that_is_held_for_too_long_gets_the_overflow_action() {
+    const TIMEOUT: Duration = Duration::from_millis(200);
+    for overflow in ["reject", "close", "backlog"] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = Proxy::builder()
+            .upstream(&upstream)
+            .args(["--hold-timeout", &format!("{TIMEOUT:?}"), "--hold-overflow", overflow])
+            .start();
+        proxy.control().pause();
+        let begin = Instant::now();
+        let mut client = proxy.connect();
+        client.send(REQUEST);
+        if overflow == "close" {
+            assert_eq!(client.receive_all(), CLOSED);
+        } else {
+            assert_eq!(Response::read(&mut client).status, 503, "{overflow}");
+            assert_eq!(proxy.control().status().rejected, 1);
+        }
+        assert!(begin.elapsed() >= TIMEOUT, "{overflow} after {:?}", begin.elapsed());
+        drop(client);
+        proxy.control().wait_counts(|status| (status.held, status.rejecting), (0, 0));
+        assert_eq!((upstream.accepted(), left(&proxy)), (0, 0));
+
+        // The bound is one for the hold, and not for the connection.
+        proxy.control().resume();
+        let mut served = proxy.connect();
+        served.assert_echo(b"before");
+        proxy.control().pause();
+        let mut client = proxy.connect();
+        client.send(REQUEST);
+        drop(client.receive_all());
+        served.assert_echo(b"behind a hold that was too long");
+    }
+}
+
+#[test]
+fn each_is_held_for_as_long_as_the_others() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let upstream = Upstream::tcp(echo);
+    let proxy = builder(&upstream, 9)
+        .args(["--hold-timeout", &format!("{TIMEOUT:?}"), "--hold-overflow", "close"])
+        .start();
+    proxy.control().pause();
+    let clients = [(); 3].map(|()| (Instant::now(), proxy.connect()));
+    for (begin, mut client) in clients {
+        assert_eq!(client.receive_all(), CLOSED);
+        assert!(begin.elapsed() >= TIMEOUT, "after {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn those_who_leave_while_held_are_counted() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = Proxy::builder().listen(family).upstream(&upstream).start();
+        drop(proxy.connect());
+        proxy.control().pause();
+        assert_eq!(left(&proxy), 0);
+        let mut clients: Vec<_> = (0..5).map(|_| proxy.connect_held()).collect();
+        clients.pop().unwrap().reset();
+        drop(clients.split_off(2));
+        proxy.control().wait_counts(|status| status.held, 2);
+        wait_left(&proxy, 3);
+
+        proxy.control().resume();
+        for client in &mut clients {
+            client.assert_echo(b"stayed");
+        }
+        drop(clients);
+        proxy.control().wait_counts(|status| status.active, 0);
+        let status = proxy.control().status();
+        assert_eq!((status.failed, left(&proxy)), (0, 3), "those who are served do not count");
+    }
+}

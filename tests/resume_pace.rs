@@ -1,0 +1,268 @@
+//! How those who were held are let go: in which order, how many at a time, how fast, and a few of them in spite of the pause.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::Ipv4Addr,
+    ops::Range,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::harness::{
+    Addr, Builder, Family, Listener, PATIENCE, Proxy, Stream, Upstream, echo, spawn,
+};
+
+/// How long a connection counts as under way on which the upstream says nothing, as the README tells.
+const HEARING: Duration = Duration::from_millis(50);
+
+/// A proxy of two workers: line and pace are those of both.
+fn builder(upstream: &Addr) -> Builder {
+    Proxy::builder().upstream_at(upstream).args(["--proxy-threads", "2"])
+}
+
+/// Clients that came one after the other, each of which has sent its number and is held.
+fn held(proxy: &Proxy, numbers: Range<u8>) -> Vec<Stream> {
+    numbers
+        .map(|number| {
+            let mut client = proxy.connect_held();
+            client.send(&[number]);
+            client
+        })
+        .collect()
+}
+
+/// An upstream that takes the numbers of its clients in the order in which they are dialled for.
+struct Counter {
+    listener: Arc<Listener>,
+    numbers: Receiver<u8>,
+}
+
+/// Whether it says a client's number back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Answers,
+    IsSilent,
+}
+
+impl Counter {
+    fn start(manner: Manner) -> Self {
+        Self::on(Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into())), manner)
+    }
+
+    fn on(listener: Listener, manner: Manner) -> Self {
+        let listener = Arc::new(listener);
+        let (sender, numbers) = mpsc::channel();
+        let acceptor = listener.clone();
+        drop(spawn(move || {
+            let mut kept = Vec::new();
+            while let Ok(mut stream) = acceptor.accept() {
+                let mut number = [0];
+                // One without a number only filled the queue.
+                if stream.read_exact(&mut number).is_ok() {
+                    if manner == Manner::Answers {
+                        // The client may have gone with its test.
+                        drop(stream.write_all(&number));
+                    }
+                    if sender.send(number[0]).is_err() {
+                        return;
+                    }
+                    kept.push(stream);
+                }
+            }
+        }));
+        Self { listener, numbers }
+    }
+
+    fn addr(&self) -> Addr {
+        self.listener.addr()
+    }
+
+    /// The next numbers that come.
+    fn next(&self, count: usize) -> Vec<u8> {
+        let next = |_| self.numbers.recv_timeout(PATIENCE).expect("one more client");
+        (0..count).map(next).collect()
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.listener.close();
+    }
+}
+
+#[test]
+fn first_come_first_served_whichever_worker_holds_them() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Counter::start(Manner::Answers);
+        let proxy = builder(&upstream.addr())
+            .listen(family)
+            .args(["--resume-max-connecting", "1", "--hold-timeout", "1h"])
+            .start();
+        proxy.control().pause();
+        let mut clients = held(&proxy, 0..100);
+        proxy.control().resume();
+        assert_eq!(upstream.next(100), (0..100).collect::<Vec<u8>>(), "{family:?}");
+        for (client, number) in clients.iter_mut().zip(0..) {
+            assert_eq!(client.receive(1), [number]);
+        }
+    }
+}
+
+#[test]
+fn new_clients_queue_behind_those_who_are_held() {
+    let upstream = Counter::start(Manner::IsSilent);
+    let proxy = builder(&upstream.addr()).args(["--resume-max-connecting", "1"]).start();
+    proxy.control().pause();
+    let clients = held(&proxy, 0..20);
+    proxy.control().resume();
+    // The last of the held ones has to wait for a second.
+    let newcomers: Vec<_> = (20..28)
+        .map(|number| {
+            let mut client = proxy.connect();
+            client.send(&[number]);
+            client
+        })
+        .collect();
+    let order = upstream.next(clients.len() + newcomers.len());
+    assert_eq!(order[..20], (0..20).collect::<Vec<u8>>());
+    assert_eq!(order[20..].iter().copied().collect::<BTreeSet<_>>(), (20..28).collect());
+}
+
+#[test]
+fn a_few_are_let_through_in_spite_of_the_pause() {
+    for family in [Family::Tcp4, Family::Unix] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = builder(upstream.addr()).listen(family).start();
+        proxy.control().pause();
+        let mut clients = held(&proxy, 0..12);
+        let mut through = 0;
+        for count in [3, 1, 4] {
+            let response = proxy.control().delete(&format!("/paused?release={count}"));
+            assert_eq!(
+                (response.status, response.text()),
+                (200, &*format!("{{\"released\": {count}}}\n"))
+            );
+            let numbered = clients.iter_mut().zip(0..).skip(through).take(count);
+            for (client, number) in numbered {
+                assert_eq!(client.receive(1), [number], "{family:?}");
+                client.assert_echo(b"let through");
+            }
+            through += count;
+            // Another word of the operator has each worker look again.
+            proxy.control().pause();
+            proxy.control().wait_counts(
+                |status| (status.active, status.held),
+                (through as u64, (clients.len() - through) as u64),
+            );
+            assert_eq!(upstream.accepted(), through, "{family:?}");
+            assert!(proxy.control().is_paused());
+        }
+        // They count as others do, and the held ones do not.
+        assert_eq!(proxy.control().get("/paused/block-until-idle?timeout=1ms").status, 504);
+        drop(clients.drain(..through));
+        proxy.control().wait_idle();
+
+        proxy.control().resume();
+        for (client, number) in clients.iter_mut().zip(8..) {
+            assert_eq!(client.receive(1), [number], "{family:?}");
+        }
+        assert_eq!(proxy.control().status().failed, 0);
+    }
+}
+
+#[test]
+fn what_was_let_through_in_vain_lets_nobody_through_later() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = builder(upstream.addr()).start();
+    assert_eq!(proxy.control().delete("/paused?release=1").status, 409);
+    proxy.control().pause();
+    assert_eq!(proxy.control().delete("/paused?release=5").text(), "{\"released\": 0}\n");
+    let mut clients = held(&proxy, 0..2);
+    assert_eq!(proxy.control().delete("/paused?release=5").text(), "{\"released\": 2}\n");
+    for (client, number) in clients.iter_mut().zip(0..) {
+        assert_eq!(client.receive(1), [number]);
+    }
+
+    let mut later = held(&proxy, 2..6);
+    proxy.control().pause();
+    let status = proxy.control().status();
+    assert_eq!((status.held, status.active, status.paused), (4, 2, true));
+    assert_eq!(upstream.accepted(), 2);
+    // Nor does one that left before it could go.
+    drop(later.remove(0));
+    proxy.control().wait_counts(|status| status.held, 3);
+    assert_eq!(proxy.control().delete("/paused?release=1").text(), "{\"released\": 1}\n");
+    assert_eq!(later[0].receive(1), [3]);
+    proxy.control().resume();
+    for (client, number) in later[1..].iter_mut().zip(4..) {
+        assert_eq!(client.receive(1), [number]);
+    }
+}
+
+#[test]
+fn no_more_are_under_way_than_are_allowed() {
+    const COUNT: u64 = 40;
+    const MAX: u64 = 4;
+    let listener = Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
+    listener.backlog(0);
+    listener.fill();
+    let proxy = builder(&listener.addr())
+        .args(["--resume-max-connecting", &MAX.to_string(), "--upstream-connect-timeout", "20s"])
+        .start();
+    proxy.control().pause();
+    let mut clients = held(&proxy, 0..u8::try_from(COUNT).unwrap());
+    proxy.control().resume();
+    // The queue of the upstream is full: who is dialled for is under way and stays so.
+    proxy.control().wait_counts(|status| (status.connecting, status.held), (MAX, COUNT - MAX));
+    proxy.control().resume();
+    let bounded = |status: &crate::harness::Status| {
+        assert!(status.connecting <= MAX, "{status:?}");
+        status.active == COUNT
+    };
+    assert!(!bounded(&proxy.control().status()));
+
+    listener.backlog(4096);
+    let _upstream = Counter::on(listener, Manner::Answers);
+    proxy.control().wait_status("all are served", bounded);
+    for (client, number) in clients.iter_mut().zip(0..) {
+        assert_eq!(client.receive(1), [number]);
+    }
+    assert_eq!(proxy.control().status().failed, 0);
+}
+
+#[test]
+fn a_silent_upstream_gets_them_at_a_pace() {
+    const COUNT: u8 = 20;
+    const MAX: u8 = 4;
+    let upstream = Counter::start(Manner::IsSilent);
+    let proxy =
+        builder(&upstream.addr()).args(["--resume-max-connecting", &MAX.to_string()]).start();
+    proxy.control().pause();
+    let _clients = held(&proxy, 0..COUNT);
+    let begin = Instant::now();
+    proxy.control().resume();
+    upstream.next(COUNT.into());
+    let least = HEARING * u32::from(COUNT / MAX - 1);
+    assert!(begin.elapsed() >= least, "{:?} is less than {least:?}", begin.elapsed());
+}
+
+#[test]
+fn no_more_are_let_go_in_a_second_than_are_allowed() {
+    const COUNT: u8 = 20;
+    let upstream = Counter::start(Manner::Answers);
+    let proxy = builder(&upstream.addr()).args(["--resume-rate", "20"]).start();
+    proxy.control().pause();
+    let mut clients = held(&proxy, 0..COUNT);
+    let begin = Instant::now();
+    proxy.control().resume();
+    assert_eq!(upstream.next(COUNT.into()), (0..COUNT).collect::<Vec<_>>());
+    let taken = begin.elapsed();
+    assert!(taken >= Duration::from_millis(800), "{taken:?}");
+    for (client, number) in clients.iter_mut().zip(0..) {
+        assert_eq!(client.receive(1), [number]);
+    }
+}
