@@ -191,6 +191,27 @@ fn each_is_held_for_as_long_as_the_others() {
 }
 
 #[test]
+fn a_hold_that_was_too_long_makes_room_for_the_next() {
+    const TIMEOUT: Duration = Duration::from_millis(200);
+    let upstream = Upstream::tcp(echo);
+    let proxy = builder(&upstream, 1).args(["--hold-timeout", &format!("{TIMEOUT:?}")]).start();
+    proxy.control().pause();
+    let begin = Instant::now();
+    let clients = [(); 3].map(|()| {
+        let mut client = proxy.connect();
+        client.send(REQUEST);
+        client
+    });
+    for mut client in clients {
+        assert_eq!(Response::read(&mut client).status, 503);
+    }
+    // Each has waited in the backlog until the one before it had been held for so long.
+    assert!(begin.elapsed() >= TIMEOUT * 3, "after {:?}", begin.elapsed());
+    let status = proxy.control().status();
+    assert_eq!((status.accepted, status.rejected, status.held), (3, 3, 0));
+}
+
+#[test]
 fn those_who_leave_while_held_are_counted() {
     for family in [Family::Tcp4, Family::Unix] {
         let upstream = Upstream::tcp(echo);
