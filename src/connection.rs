@@ -60,7 +60,7 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 enum State {
     /// It waits for the resume; nothing of it is read. It has a place among those that are held, if there are so many.
-    Held { _place: Option<Slot> },
+    Held { place: Option<Slot> },
     /// Its upstream is being dialled.
     Connecting(Dial),
     /// Bytes are carried.
@@ -155,7 +155,7 @@ impl Connection {
         let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
         Self {
             client: Endpoint::connected(client),
-            state: State::Held { _place: None },
+            state: State::Held { place: None },
             peer,
             _slot: slot,
         }
@@ -179,7 +179,15 @@ impl Connection {
 
     /// Holds a client: it has given its pass back, if it had one.
     pub(crate) fn hold(&mut self, place: Option<Slot>) {
-        self.state = State::Held { _place: place };
+        self.state = State::Held { place };
+    }
+
+    /// Its place among those that are held.
+    pub(crate) fn take_place(&mut self) -> Option<Slot> {
+        match &mut self.state {
+            State::Held { place } => place.take(),
+            State::Connecting(_) | State::Relaying(_) | State::Rejecting(_) => None,
+        }
     }
 
     /// Rejects a client that was just accepted.

@@ -16,7 +16,7 @@ use crate::{
     barrier::Barrier,
     counters::{Count, Counters},
     gate::{Gate, Mode},
-    hold::{Hold, Treatment},
+    hold::{Full, Hold, Treatment},
     lease::{Lease, NAME_DEFAULT, PROGRAM, Standing, Terms, mode_name},
     ledger::Ledger,
     line::Line,
@@ -139,13 +139,22 @@ pub(crate) struct Shared {
     pub(crate) stop_deadline: OnceLock<Instant>,
 }
 
+/// A client that has been accepted.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) client: Socket,
+    pub(crate) slot: Slot,
+    /// Its place among those that are held, if it was accepted for it.
+    pub(crate) place: Option<Slot>,
+}
+
 /// How a worker is reached, and what it shows.
 #[derive(Debug)]
 pub(crate) struct Desk {
     /// Ends its wait.
     pub(crate) waker: Waker,
     /// Takes clients that another worker has accepted.
-    pub(crate) mailbox: Sender<(Socket, Slot)>,
+    pub(crate) mailbox: Sender<Arrival>,
     /// What it counts.
     pub(crate) counters: Counters,
 }
@@ -346,21 +355,16 @@ impl Shared {
     }
 
     /// Sends a client to the worker `index`; gives it back when that worker's mailbox is full.
-    pub(crate) fn send(
-        &self,
-        index: usize,
-        client: Socket,
-        slot: Slot,
-    ) -> Result<(), (Socket, Slot)> {
+    pub(crate) fn send(&self, index: usize, arrival: Arrival) -> Result<(), Arrival> {
         match self.desks.get(index) {
             Some(desk) => {
                 desk.mailbox
-                    .try_send((client, slot))
+                    .try_send(arrival)
                     .map_err(crossbeam_channel::TrySendError::into_inner)?;
                 desk.wake();
                 Ok(())
             }
-            None => Err((client, slot)),
+            None => Err(arrival),
         }
     }
 
@@ -385,13 +389,21 @@ impl Shared {
         count
     }
 
-    /// What becomes of a client that is not let through now.
-    pub(crate) fn treatment(&self) -> Treatment {
+    /// The place of a client that is to be accepted, if it will need one.
+    pub(crate) fn reserve(&self) -> Result<Option<Slot>, Full> {
         match self.gate.mode() {
-            // It waits for its turn, behind others.
-            None => Treatment::Hold(None),
-            Some(Mode::Hold) => self.hold.treat(),
-            Some(Mode::Reject) => Treatment::Reject,
+            Some(Mode::Hold) => self.hold.reserve(),
+            None | Some(Mode::Reject) => Ok(None),
+        }
+    }
+
+    /// What becomes of a client that is not let through now, and may have a place already.
+    pub(crate) fn treatment(&self, place: Option<Slot>) -> Treatment {
+        match (self.gate.mode(), place) {
+            (Some(Mode::Reject), _) => Treatment::Reject,
+            (Some(Mode::Hold), None) => self.hold.treat(),
+            // Without a pause, it waits for its turn behind others.
+            (None | Some(Mode::Hold), place) => Treatment::Hold(place),
         }
     }
 

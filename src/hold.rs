@@ -20,13 +20,17 @@ pub(crate) struct Hold {
 /// What becomes of one that has been accepted and is to be held.
 #[derive(Debug)]
 pub(crate) enum Treatment {
-    /// It is held. It has a place, unless it was accepted just before there were none.
+    /// It is held. It has a place, unless nobody could have known when it was accepted that it would be held.
     Hold(Option<Slot>),
     /// It gets its refusal.
     Reject,
     /// It gets the end of the stream.
     Close,
 }
+
+/// No more can be held.
+#[derive(Debug)]
+pub(crate) struct Full;
 
 impl Hold {
     /// As the settings say.
@@ -48,13 +52,17 @@ impl Hold {
         self.overflow
     }
 
-    /// Whether another is to be accepted: as long as one more can be held, or gets an answer otherwise. If not, that is on
-    /// record, and [`Hold::take_wanted`] tells when it has changed.
-    pub(crate) fn takes_more(&self) -> bool {
-        self.overflow != Overflow::Backlog || self.places.is_any_free_or_wish()
+    /// The place of one that is to be accepted, where further ones stay in the backlog: accepting first and looking then,
+    /// workers would hold more than they may. If none is free, that is on record, and [`Hold::take_wanted`] tells when it
+    /// has changed.
+    pub(crate) fn reserve(&self) -> Result<Option<Slot>, Full> {
+        match self.overflow {
+            Overflow::Backlog => self.places.take().map(Some).ok_or(Full),
+            Overflow::Reject | Overflow::Close => Ok(None),
+        }
     }
 
-    /// What becomes of one more.
+    /// What becomes of one that has been accepted without a place.
     pub(crate) fn treat(&self) -> Treatment {
         match (self.places.take(), self.overflow) {
             (Some(place), _) => Treatment::Hold(Some(place)),

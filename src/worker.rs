@@ -24,15 +24,14 @@ use crate::{
     connection::{Connection, Context, Reason, Verdict},
     endpoint::Registration,
     gate::Mode,
-    handle::{Phase, Shared},
+    handle::{Arrival, Phase, Shared},
     hold::Treatment,
     queues::{Queue, Queues, SlotIndex, deadlines},
     reach::Reach,
     ready::Ready,
     relay::Kit,
-    slots::Slot,
     socket_file::SocketFile,
-    sys::{self, Listener, Socket},
+    sys::{self, Listener},
     table::{Table, client_token, slot_of, upstream_token},
     upstream::{Cached, Outlook},
     window,
@@ -69,7 +68,7 @@ pub(crate) struct Post {
     /// Whether clients to come get a small window.
     pub(crate) is_narrow: bool,
     /// Clients that another worker has accepted.
-    pub(crate) mailbox: Receiver<(Socket, Slot)>,
+    pub(crate) mailbox: Receiver<Arrival>,
     /// What all workers share.
     pub(crate) shared: Arc<Shared>,
 }
@@ -97,7 +96,7 @@ struct Worker<'a> {
     cached: Cached,
     accepting: Accepting,
     /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
-    unregistered: VecDeque<(Socket, Slot)>,
+    unregistered: VecDeque<Arrival>,
     reach: Reach,
     deadlines: Box<[(Queue, Duration)]>,
     /// When to look for quiet connections, while they are to be closed.
@@ -296,8 +295,8 @@ impl Worker<'_> {
 
     /// Takes in the clients that another worker has accepted.
     fn collect(&mut self, now: Instant) {
-        while let Ok((client, slot)) = self.post.mailbox.try_recv() {
-            self.admit(client, slot, now);
+        while let Ok(arrival) = self.post.mailbox.try_recv() {
+            self.admit(arrival, now);
         }
     }
 
@@ -321,9 +320,9 @@ impl Worker<'_> {
         }
         // While some are left it is paused, so that a deadline brings it back here.
         while !matches!(self.accepting, Accepting::Paused(_))
-            && let Some((client, slot)) = self.unregistered.pop_front()
+            && let Some(arrival) = self.unregistered.pop_front()
         {
-            self.admit(client, slot, now);
+            self.admit(arrival, now);
         }
         for _client in 0..TURN_ACCEPTS_MAX {
             if self.accepting != Accepting::Ready || !self.accept_one(now) {
@@ -335,10 +334,10 @@ impl Worker<'_> {
     /// Accepts a client. False when there is no listener.
     fn accept_one(&mut self, now: Instant) -> bool {
         let Some(listener) = &self.post.listener else { return false };
-        if self.post.shared.gate.mode() == Some(Mode::Hold) && !self.post.shared.hold.takes_more() {
+        let Ok(place) = self.post.shared.reserve() else {
             self.accepting = Accepting::Full;
             return true;
-        }
+        };
         let Some(slot) = self.post.shared.slots.take() else {
             self.accepting = Accepting::Full;
             if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
@@ -355,7 +354,7 @@ impl Worker<'_> {
                 accepted.add(1);
                 #[cfg(debug_assertions)]
                 panic_if_asked(self.post.index, accepted.get());
-                self.place(client, slot, now);
+                self.place(Arrival { client, slot, place }, now);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.accepting = Accepting::Empty;
@@ -377,30 +376,33 @@ impl Worker<'_> {
 
     /// Keeps a client, or sends it to a worker that has fewer: UNIX listeners cannot be multiplied, so one worker accepts
     /// for all.
-    fn place(&mut self, client: Socket, slot: Slot, now: Instant) {
+    fn place(&mut self, arrival: Arrival, now: Instant) {
         let shared = Arc::clone(&self.post.shared);
         let own = self.connections.len() as u64;
-        if client.is_unix()
+        if arrival.client.is_unix()
             && let Some((index, load)) = shared.least_loaded(self.post.index)
             && load < own
             && shared.phase() == Phase::Running
         {
-            if let Err((client, slot)) = shared.send(index, client, slot) {
-                self.admit(client, slot, now);
+            if let Err(arrival) = shared.send(index, arrival) {
+                self.admit(arrival, now);
             }
             return;
         }
-        self.admit(client, slot, now);
+        self.admit(arrival, now);
     }
 
     /// Serves, holds or rejects a client.
-    fn admit(&mut self, client: Socket, slot: Slot, now: Instant) {
+    fn admit(&mut self, arrival: Arrival, now: Instant) {
         let index = self.connections.vacant();
-        if let Err(error) = client.register(self.post.poll.registry(), client_token(index)) {
-            self.unregistered.push_back((client, slot));
+        if let Err(error) = arrival.client.register(self.post.poll.registry(), client_token(index))
+        {
+            self.unregistered.push_back(arrival);
             return self.rest(&error, now);
         }
-        self.connections.insert(Connection::new(client, slot));
+        let mut connection = Connection::new(arrival.client, arrival.slot);
+        connection.hold(arrival.place);
+        self.connections.insert(connection);
         let shared = &self.post.shared;
         // Who came earlier goes first.
         let is_first = self.first().is_none() && !shared.line.is_anyone_there();
@@ -487,7 +489,7 @@ impl Worker<'_> {
                     verdict = connection.drive(&mut context);
                 }
                 Verdict::Away(since) => return self.queues.enqueue(Queue::Away, slot, since),
-                Verdict::Hold(came) => match shared.treatment() {
+                Verdict::Hold(came) => match shared.treatment(connection.take_place()) {
                     Treatment::Hold(place) => {
                         connection.hold(place);
                         return self.queues.enqueue(Queue::Held, slot, came);
@@ -527,8 +529,8 @@ impl Worker<'_> {
                 self.close(slot, reason, now);
             }
         }
-        for (client, _slot) in self.unregistered.drain(..).filter(|_| stops) {
-            client.reset_on_close();
+        for arrival in self.unregistered.drain(..).filter(|_| stops) {
+            arrival.client.reset_on_close();
         }
     }
 

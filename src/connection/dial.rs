@@ -215,7 +215,7 @@ impl Connection {
 
     fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
         context.reach.succeeded(context.upstream);
-        match std::mem::replace(&mut self.state, State::Held { _place: None }) {
+        match std::mem::replace(&mut self.state, State::Held { place: None }) {
             State::Connecting(Dial { upstream: Some(upstream), turn, pass, .. }) => {
                 let (place, queue) = match turn {
                     Turn::Place(place) => (Some(place), Queue::Unheard),
