@@ -193,7 +193,7 @@ fn what_was_let_through_in_vain_lets_nobody_through_later() {
     assert_eq!((status.held, status.active, status.paused), (4, 2, true));
     assert_eq!(upstream.accepted(), 2);
     // Nor does one that left before it could go.
-    drop(later.remove(0));
+    later.remove(0).reset();
     proxy.control().wait_counts(|status| status.held, 3);
     assert_eq!(proxy.control().delete("/paused?release=1").text(), "{\"released\": 1}\n");
     assert_eq!(later[0].receive(1), [3]);
