@@ -20,7 +20,7 @@ use crate::{
     counters::Counters,
     event::Event,
     gate::{Gate, Mode},
-    handle::{Desk, Handle, Phase, Shared},
+    handle::{Arrival, Desk, Handle, Phase, Shared},
     hold::Hold,
     judge,
     kernel::{Backlog, Kernel, Mask, Site, Tally, Weather},
@@ -426,11 +426,11 @@ impl Course {
         if self.clients_left == 0 || self.shared.phase() != Phase::Running {
             return;
         }
-        if let Some(slot) = self.shared.slots.take() {
+        if let (Some(slot), Ok(place)) = (self.shared.slots.take(), self.shared.reserve()) {
             self.clients_left -= 1;
             let client = crate::with(Kernel::accept_afar);
-            if let Err((client, _slot)) = self.shared.send(0, client, slot) {
-                crate::with(|kernel| kernel.link_mut(client.link()).was_cut = true);
+            if let Err(arrival) = self.shared.send(0, Arrival { client, slot, place }) {
+                crate::with(|kernel| kernel.link_mut(arrival.client.link()).was_cut = true);
             }
         }
     }
