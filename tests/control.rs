@@ -57,6 +57,8 @@ fn the_status_tells_all() {
     assert!(!status.paused && status.paused_since.is_none());
     assert_eq!((status.held, status.connecting, status.active, status.accepted), (0, 0, 0, 0));
     assert_eq!(status.worker_panics, 0);
+    assert!(status.leases.is_empty() && status.oldest_seconds.is_none());
+    assert_eq!((status.left, status.drained, status.killed), (0, 0, 0));
     assert_eq!(
         (status.rejected, status.failed, status.bytes_to_upstream, status.bytes_to_client),
         (0, 0, 0, 0)
@@ -65,11 +67,14 @@ fn the_status_tells_all() {
     let mut client = proxy.connect();
     client.assert_echo(b"hello");
     proxy.control().pause();
-    let _held = proxy.connect_held();
+    let held = proxy.connect_held();
     let later =
         proxy.control().wait_status("the bytes are counted", |status| status.bytes_to_client == 5);
     assert_eq!((later.held, later.active, later.accepted, later.bytes_to_upstream), (1, 1, 2, 5));
     assert!(later.uptime_seconds > status.uptime_seconds);
+    assert!(later.oldest_seconds.is_some_and(|age| (0.0..later.uptime_seconds).contains(&age)));
+    drop(held);
+    proxy.control().wait_counts(|status| (status.held, status.left), (0, 1));
     // RFC 3339 in UTC: 2026-11-23T17:18:48Z, perhaps with a fraction.
     let since = later.paused_since.unwrap();
     assert!(

@@ -222,6 +222,19 @@ fn a_name_that_moves_is_followed() {
             assert_eq!(resume_with_one_held(&proxy).receive_all().bytes, letter);
             assert_eq!(proxy.connect().receive_all().bytes, letter);
         }
+        // So does a pause that ends by itself, or with its caller.
+        for (query, ip, letter) in
+            [("ttl=100ms", OTHER, b"2"), ("while=connected", ONE, b"1"), ("ttl=100ms", OTHER, b"2")]
+        {
+            let mut caller = proxy.control().send("PUT", &format!("/paused?{query}"), &[]);
+            assert!(caller.receive(12).ends_with(b"201"));
+            let mut client = proxy.connect();
+            names.set(Answer::Addresses(vec![ip]));
+            drop(caller);
+            assert_eq!(client.receive_all().bytes, letter, "{query}");
+        }
+        names.set(Answer::Addresses(vec![ONE]));
+        assert_eq!(resume_with_one_held(&proxy).receive_all().bytes, b"1");
         // Without one, those who find nobody have it looked up.
         let [(_, one), (_, _other)] = upstreams;
         drop(one);

@@ -443,6 +443,43 @@ fn full_house(api: &Api) -> Vec<TcpStream> {
 }
 
 #[test]
+fn who_finds_no_room_to_wait_has_paused_nothing() {
+    let api = Api::start();
+    let _busy = Busy::new(&api.handle);
+    let waiters = full_house(&api);
+    for query in ["wait=1h", "while=connected"] {
+        assert_eq!(api.status(&format!("PUT /paused?{query} HTTP/1.0\r\n\r\n")), 503);
+        assert!(!api.handle.is_paused(), "{query}");
+    }
+    drop(waiters);
+}
+
+/// The pause has begun, and then its answer is lost.
+#[test]
+fn a_pause_that_is_asked_for_twice_is_one() {
+    let (api, dying) = Api::start_before_ours();
+    let busy = Busy::new(&api.handle);
+    let mut caller = api.send("PUT /paused?wait=1h HTTP/1.0\r\n\r\n");
+    let (mut private, _) = dying.accept().unwrap();
+    let mut request = [0; 1000];
+    let length = private.read(&mut request).unwrap();
+    let request = String::from_utf8_lossy(&request[..length]).into_owned();
+    let ticket = request.split_once("X-Ticket: ").unwrap().1.split_once("\r\n").unwrap().0;
+    let asker = routes::Asker { name: "the lost one", ticket: ticket.parse().unwrap() };
+    routes::route(&tiny_http::Method::Put, "/paused?wait=1h", asker, &api.handle);
+    drop((private, dying));
+    let deadline = Instant::now() + WAIT_MAX;
+    while api.handle.status().leases.iter().any(|lease| lease.by == "the lost one") {
+        assert!(Instant::now() < deadline, "it is not asked for again");
+        thread::yield_now();
+    }
+    assert_eq!(api.handle.status().leases.len(), 1);
+    drop(busy);
+    assert_eq!(status(&answer(&mut caller)), 201);
+    assert!(api.handle.resume());
+}
+
+#[test]
 fn every_waiter_sees_a_short_idle_moment() {
     let api = Api::start();
     for _ in 0..20 {

@@ -2,12 +2,12 @@
 
 use super::*;
 
-/// A clock of which one second is one step.
+/// So many seconds after the begin of all tests.
 fn at(seconds: u64) -> Moment {
     use std::sync::LazyLock;
-    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let shown = Rfc3339(std::time::UNIX_EPOCH + Duration::from_secs(seconds));
-    Moment { at: *BEGIN + Duration::from_secs(seconds), shown }
+    static BEGIN: LazyLock<Moment> =
+        LazyLock::new(|| Moment { at: Instant::now(), shown: Rfc3339::now() });
+    Moment { at: BEGIN.at + Duration::from_secs(seconds), ..*BEGIN }
 }
 
 fn terms(name: &str) -> Terms {

@@ -25,9 +25,11 @@ pub(crate) struct Status {
     pub(crate) uptime_seconds: f64,
     pub(crate) paused: bool,
     pub(crate) paused_since: Option<String>,
+    pub(crate) leases: Vec<Lease>,
     pub(crate) held: u64,
     pub(crate) connecting: u64,
     pub(crate) active: u64,
+    pub(crate) oldest_seconds: Option<f64>,
     pub(crate) rejecting: u64,
     pub(crate) accepted: u64,
     pub(crate) rejected: u64,
@@ -40,6 +42,18 @@ pub(crate) struct Status {
     pub(crate) upstream: String,
     pub(crate) threads: usize,
     pub(crate) worker_panics: u64,
+}
+
+/// One of the pauses that hold.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Lease {
+    pub(crate) name: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) by: String,
+    pub(crate) mode: String,
+    pub(crate) since: String,
+    pub(crate) expires_in_seconds: Option<f64>,
+    pub(crate) drain_quiet_seconds: Option<f64>,
 }
 
 impl Control {
