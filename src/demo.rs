@@ -1,14 +1,15 @@
 //! `tcpause demo`: a server is restarted behind the proxy, under load, and no client notices.
 //!
-//! Everything runs in this one process, on free ports of the loopback: the upstream, the proxy, the clients. What an
-//! operator would do by curl is done over HTTP here as well.
+//! The upstream, the proxy and the clients run in this one process, on free ports of the loopback. What an operator would
+//! do is done by the operator's means: `tcpause exec` runs as a process of its own, and restarts the upstream.
 
 use std::{
+    env,
     error::Error,
     fmt::Display,
     io::{self, BufRead, BufReader, IsTerminal, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    process::ExitCode,
+    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -36,16 +37,15 @@ const STOPPED: Duration = Duration::from_secs(3);
 
 /// A client that has waited for so long has failed.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long to wait for idle.
+/// How long exec may wait for idle.
 const IDLE_TIMEOUT: &str = "10s";
 
 /// How often the live line is rewritten on a terminal, and how often it is written anywhere else.
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest line that the upstream echoes, and the longest answer of the control API.
+/// The longest line that the upstream echoes.
 const LINE_BYTES_MAX: u64 = 128;
-const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -113,9 +113,8 @@ fn restart(
     );
     thread::sleep(RUNNING);
 
-    call(screen, "pause", control, "PUT", "/paused", 201)?;
-    let wait = format!("/paused/block-until-idle?timeout={IDLE_TIMEOUT}");
-    call(screen, "wait", control, "GET", &wait, 204)?;
+    let mut exec = Exec::start(screen, control)?;
+    exec.wait_for_command()?;
 
     let address = upstream.address;
     let answered = upstream.stop();
@@ -134,7 +133,7 @@ fn restart(
 
     *upstream = Upstream::start(address)?;
     screen.tell("upstream", format_args!("started again on {address}"));
-    call(screen, "resume", control, "DELETE", "/paused", 204)?;
+    exec.end(screen)?;
     thread::sleep(RUNNING);
     if load.operations() == before {
         return Err("no request was answered after the resume".into());
@@ -165,27 +164,50 @@ fn sum_up(screen: &Screen, load: &Load, outcome: Outcome) -> Result<()> {
     Ok(())
 }
 
-/// Makes a request of the control API, as `curl -X METHOD http://control/target` does, and tells of it.
-fn call(
-    screen: &Screen,
-    step: &str,
-    control: SocketAddr,
-    method: &str,
-    target: &str,
-    expected: u16,
-) -> Result<()> {
-    let begun = Instant::now();
-    let mut stream = connect(control)?;
-    write!(stream, "{method} {target} HTTP/1.1\r\nHost: {control}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).unwrap_or_default();
-    let millis = begun.elapsed().as_millis();
-    screen.tell(step, format_args!("{method} {target} -> {status} after {millis} ms"));
-    if status != expected.to_string() {
-        return Err(format!("expected {expected}, but the control API answered: {answer:?}").into());
+/// A running `tcpause exec`: this very program, as the operator would call it.
+struct Exec {
+    child: Child,
+    /// Ends the command. So does its drop: then the command goes no further, and exec resumes.
+    to_command: ChildStdin,
+    from_command: BufReader<ChildStdout>,
+}
+
+impl Exec {
+    /// What exec runs: it tells that it has been started, and ends when the upstream has been restarted.
+    const COMMAND: &str = "echo started; read ended";
+
+    fn start(screen: &Screen, control: SocketAddr) -> Result<Self> {
+        let mut command = Command::new(env::current_exe()?);
+        command.args(["exec", "--wait", IDLE_TIMEOUT, "--control-addr", &control.to_string()]);
+        command.args(["--", "sh", "-c", Self::COMMAND]);
+        screen.tell(
+            "exec",
+            format_args!("tcpause exec --wait {IDLE_TIMEOUT} --control-addr {control} -- COMMAND"),
+        );
+        screen.tell("", "COMMAND restarts the upstream, as systemctl restart does for a service");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let to_command = stdin.ok_or("exec has no standard input")?;
+        let from_command = BufReader::new(stdout.ok_or("exec has no standard output")?);
+        Ok(Self { child, to_command, from_command })
     }
-    Ok(())
+
+    /// Waits until exec has paused the proxy, has seen it idle and runs the command.
+    fn wait_for_command(&mut self) -> Result<()> {
+        let mut line = String::new();
+        if self.from_command.read_line(&mut line)? == 0 {
+            return Err("exec has not run its command".into());
+        }
+        Ok(())
+    }
+
+    /// Ends the command and waits for exec, which resumes.
+    fn end(mut self, screen: &Screen) -> Result<()> {
+        self.to_command.write_all(b"\n")?;
+        let status = self.child.wait()?;
+        screen.tell("exec", format_args!("has resumed and ended: {status}"));
+        if status.success() { Ok(()) } else { Err("exec has failed".into()) }
+    }
 }
 
 /// One operation of a client: connects, sends `line`, and checks that just this line comes back, and nothing else.

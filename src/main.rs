@@ -1,6 +1,7 @@
 //! The program: options, configuration, logger, server, signals, exit code.
 
 mod cli;
+mod client;
 mod demo;
 mod logger;
 mod nearest;
@@ -43,7 +44,13 @@ fn main() -> ExitCode {
         Command::Run => run(&invocation),
         Command::CheckConfig => check_config(&invocation),
         Command::Demo => return demo::run(),
-        Command::Help => print(&cli::help()),
+        Command::Client(client) => {
+            return client::run(client, &invocation).unwrap_or_else(|failure| {
+                let (code, text) = failure.told();
+                fail(code, text)
+            });
+        }
+        Command::Help(word) => print(&cli::help(word)),
         Command::Version => print(concat!("tcpause ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Man => print(&cli::man()),
         Command::Completion(Shell::Bash) => print(&cli::bash()),
@@ -155,6 +162,10 @@ fn print(text: &str) -> Result<ExitCode, Error> {
 
 /// Tells what went wrong in one line on standard error, as far as that is still open.
 fn fail(code: u8, text: impl Display) -> ExitCode {
-    drop(writeln!(io::stderr(), "tcpause: {}", OneLine(text)));
+    tell(text);
     code.into()
+}
+
+fn tell(text: impl Display) {
+    drop(writeln!(io::stderr(), "tcpause: {}", OneLine(text)));
 }

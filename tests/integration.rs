@@ -13,6 +13,7 @@
 mod carry;
 mod chaos;
 mod cli;
+mod client;
 mod config;
 mod control;
 mod control_abuse;
@@ -20,6 +21,7 @@ mod control_flood;
 mod dependencies;
 mod dial;
 mod drain;
+mod exec;
 mod harness;
 mod held_bounds;
 mod held_kinds;

@@ -4,54 +4,58 @@
     reason = "a page is made once; what counts is that its code reads like it"
 )]
 
-use super::options::{COMMANDS, Completion, OPTIONS, Opt, SHELLS};
+use super::{
+    commands::{COMMANDS, SHELLS, Word},
+    options::{Completion, OPTIONS, Opt},
+};
 
 pub(crate) fn bash() -> String {
-    let names = |chosen: &dyn Fn(&Opt) -> bool| {
-        let names: Vec<String> =
-            OPTIONS.iter().filter(|opt| chosen(opt)).flat_map(spellings).collect();
-        names
-    };
-    let all = names(&|_| true).join(" ");
-    let files = names(&|opt| matches!(opt.completion, Completion::File)).join("|");
-    let free =
-        names(&|opt| opt.value.is_some() && matches!(opt.completion, Completion::None)).join("|");
-    let commands = COMMANDS.each_ref().map(|command| command.name).join(" ");
-    let mut choices = String::new();
-    for opt in &OPTIONS {
-        if let Completion::Choices(values) = opt.completion {
-            choices += &format!(
-                "        {}) words=\"{}\" ;;\n",
-                spellings(opt).join("|"),
-                values.join(" ")
-            );
-        }
+    let words = COMMANDS.each_ref().map(|command| command.name).join(" ");
+    let names = client_names("|");
+    let mut cases = String::new();
+    for word in clients() {
+        cases += &bash_case(word.name, word.options);
     }
+    let run: Vec<&Opt> = OPTIONS.iter().collect();
+    cases += &bash_case("*", &run);
     let shells = SHELLS.join(" ");
     format!(
         "\
 # bash completion for tcpause
 _tcpause() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} command= words= names= at
     COMPREPLY=()
+    # The command is the first word of its own.
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        case ${{COMP_WORDS[at]}} in
+            {names}) command=${{COMP_WORDS[at]}}; break ;;
+        esac
+    done
+    # What exec runs has completions of its own.
+    if [[ $command == exec ]]; then
+        for ((at++; at < COMP_CWORD; at++)); do
+            if [[ ${{COMP_WORDS[at]}} == -- ]] && declare -F _command_offset > /dev/null; then
+                _command_offset $((at + 1))
+                return
+            fi
+        done
+    fi
     # bash splits --option=value into three words.
     if [[ $word == = ]]; then
         word=
     elif [[ $before == = ]]; then
         before=${{COMP_WORDS[COMP_CWORD-2]}}
     fi
+    case $command:$before in
+{cases}    esac
     case $before in
-        {files})
-            compopt -o filenames
-            mapfile -t COMPREPLY < <(compgen -f -- \"$word\")
-            return ;;
-        {free}) return ;;
-{choices}        completion) words=\"{shells}\" ;;
+        completion) words=\"{shells}\" ;;
+        help) words=\"{words}\" ;;
         *)
-            if [[ $word == -* ]]; then
-                words=\"{all}\"
-            else
-                words=\"{commands}\"
+            if [[ -z $words && $word == -* ]]; then
+                words=$names
+            elif [[ -z $words && -z $command ]]; then
+                words=\"{words}\"
             fi ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$word\")
@@ -61,40 +65,83 @@ complete -F _tcpause tcpause
     )
 }
 
+/// The branches for the options of a command: what follows one that takes a value, and their names for anything else.
+fn bash_case(command: &str, options: &[&Opt]) -> String {
+    let mut text = String::new();
+    let mut branch = |chosen: &[&Opt], offer: &str| {
+        let names = chosen.iter().flat_map(|opt| spellings(opt));
+        let patterns: Vec<String> = names.map(|name| format!("{command}:{name}")).collect();
+        if !patterns.is_empty() {
+            text += &format!("        {}) {offer} ;;\n", patterns.join("|"));
+        }
+    };
+    let taking = |is_it: fn(&Completion) -> bool| -> Vec<&Opt> {
+        let chosen = |opt: &&&Opt| opt.value.is_some() && is_it(&opt.completion);
+        options.iter().filter(chosen).copied().collect()
+    };
+    branch(
+        &taking(|completion| matches!(completion, Completion::File)),
+        "compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- \"$word\"); return",
+    );
+    branch(&taking(|completion| matches!(completion, Completion::None)), "return");
+    for opt in options {
+        if let Completion::Choices(values) = opt.completion {
+            branch(&[opt], &format!("words=\"{}\"", values.join(" ")));
+        }
+    }
+    let names: Vec<String> = options.iter().flat_map(|opt| spellings(opt)).collect();
+    text + &format!("        {command}:*) names=\"{}\" ;;\n", names.join(" "))
+}
+
 pub(crate) fn zsh() -> String {
     let mut text = "#compdef tcpause\n\n_tcpause() {\n    local -a commands=(\n".to_owned();
     for command in &COMMANDS {
         text += &format!("        '{}:{}'\n", command.name, zsh_text(command.help));
     }
-    text += "    )\n    _arguments -s -S \\\n";
+    text += &format!("    )\n    case ${{words[(r)({})]}} in\n", client_names("|"));
+    for word in clients() {
+        text += &format!("        {})\n            _arguments -s -S \\\n", word.name);
+        for opt in word.options {
+            text += &format!("                {} \\\n", zsh_option(opt));
+        }
+        let rest = if word.argument.is_empty() { "" } else { " '*:::command:_normal'" };
+        text += &format!(
+            "                '1:command:{{_describe command commands}}'{rest}\n            return ;;\n"
+        );
+    }
+    text += "    esac\n    _arguments -s -S \\\n";
     for opt in &OPTIONS {
-        let equals = if opt.value.is_some() { "=" } else { "" };
-        let names = match opt.short {
-            Some(short) => {
-                let attached = if opt.value.is_some() { "+" } else { "" };
-                format!(
-                    "'(-{short} --{long})'{{-{short}{attached},--{long}{equals}}}'",
-                    long = opt.long
-                )
-            }
-            None => format!("'--{}{equals}", opt.long),
-        };
-        let value = match (opt.value, &opt.completion) {
-            (None, _) => String::new(),
-            (Some(value), Completion::None) => format!(":{value}: "),
-            (Some(value), Completion::File) => format!(":{value}:_files"),
-            (Some(value), Completion::Choices(values)) => {
-                format!(":{value}:({})", values.join(" "))
-            }
-        };
-        text += &format!("        {names}[{}]{value}' \\\n", zsh_text(opt.help));
+        text += &format!("        {} \\\n", zsh_option(opt));
     }
     let shells = SHELLS.join(" ");
     text += "        '1:command:{_describe command commands}' \\\n";
-    text +=
-        &format!("        '2:shell:{{[[ $line[1] == completion ]] && compadd {shells}}}'\n}}\n\n");
+    text += &format!(
+        "        '2:argument:{{case $line[1] in completion) compadd {shells} ;; help) _describe command commands ;; esac}}'\n}}\n\n"
+    );
     text += "if [[ $funcstack[1] == _tcpause ]]; then _tcpause \"$@\"; else compdef _tcpause tcpause; fi\n";
     text
+}
+
+/// What `_arguments` takes for an option.
+fn zsh_option(opt: &Opt) -> String {
+    let equals = if opt.value.is_some() { "=" } else { "" };
+    let names = match opt.short {
+        Some(short) => {
+            let attached = if opt.value.is_some() { "+" } else { "" };
+            format!(
+                "'(-{short} --{long})'{{-{short}{attached},--{long}{equals}}}'",
+                long = opt.long
+            )
+        }
+        None => format!("'--{}{equals}", opt.long),
+    };
+    let value = match (opt.value, &opt.completion) {
+        (None, _) => String::new(),
+        (Some(value), Completion::None) => format!(":{value}: "),
+        (Some(value), Completion::File) => format!(":{value}:_files"),
+        (Some(value), Completion::Choices(values)) => format!(":{value}:({})", values.join(" ")),
+    };
+    format!("{names}[{}]{value}'", zsh_text(opt.help))
 }
 
 pub(crate) fn fish() -> String {
@@ -107,23 +154,51 @@ pub(crate) fn fish() -> String {
         );
     }
     let shells = SHELLS.join(" ");
-    text +=
-        &format!("complete -c tcpause -n '__fish_seen_subcommand_from completion' -a '{shells}'\n");
+    let names = COMMANDS.each_ref().map(|command| command.name).join(" ");
+    for (word, offer) in [("completion", shells), ("help", names)] {
+        text +=
+            &format!("complete -c tcpause -n '__fish_seen_subcommand_from {word}' -a '{offer}'\n");
+    }
+    let names = client_names(" ");
     for opt in &OPTIONS {
-        let short = opt.short.map_or_else(String::new, |short| format!("-s {short} "));
-        let value = match (opt.value, &opt.completion) {
-            (None, _) => String::new(),
-            (Some(_), Completion::None) => "-x ".to_owned(),
-            (Some(_), Completion::File) => "-r -F ".to_owned(),
-            (Some(_), Completion::Choices(values)) => format!("-x -a '{}' ", values.join(" ")),
-        };
-        text += &format!(
-            "complete -c tcpause {short}-l {} {value}-d {}\n",
-            opt.long,
-            fish_text(opt.help)
-        );
+        text += &fish_option(&format!("not __fish_seen_subcommand_from {names}"), opt);
+    }
+    for word in clients() {
+        for opt in word.options {
+            text += &fish_option(&format!("__fish_seen_subcommand_from {}", word.name), opt);
+        }
+        if !word.argument.is_empty() {
+            text += &format!(
+                "complete -c tcpause -n '__fish_seen_subcommand_from {}' -a '(__fish_complete_subcommand --fcs-skip=2)'\n",
+                word.name
+            );
+        }
     }
     text
+}
+
+fn fish_option(condition: &str, opt: &Opt) -> String {
+    let short = opt.short.map_or_else(String::new, |short| format!("-s {short} "));
+    let value = match (opt.value, &opt.completion) {
+        (None, _) => String::new(),
+        (Some(_), Completion::None) => "-x ".to_owned(),
+        (Some(_), Completion::File) => "-r -F ".to_owned(),
+        (Some(_), Completion::Choices(values)) => format!("-x -a '{}' ", values.join(" ")),
+    };
+    format!(
+        "complete -c tcpause -n '{condition}' {short}-l {} {value}-d {}\n",
+        opt.long,
+        fish_text(opt.help)
+    )
+}
+
+/// The commands that have options of their own.
+fn clients() -> impl Iterator<Item = &'static Word> {
+    COMMANDS.iter().filter(|word| word.client.is_some())
+}
+
+fn client_names(separator: &str) -> String {
+    clients().map(|word| word.name).collect::<Vec<_>>().join(separator)
 }
 
 /// `-c` and `--config`, or the long name alone.
@@ -156,6 +231,11 @@ mod tests {
     #[test]
     fn every_shell_knows_every_option_and_command() {
         for opt in &OPTIONS {
+            assert!(bash().contains(&format!("--{}", opt.long)));
+            assert!(zsh().contains(&format!("--{}", opt.long)));
+            assert!(fish().contains(&format!("-l {} ", opt.long)));
+        }
+        for opt in COMMANDS.iter().flat_map(|command| command.options) {
             assert!(bash().contains(&format!("--{}", opt.long)));
             assert!(zsh().contains(&format!("--{}", opt.long)));
             assert!(fish().contains(&format!("-l {} ", opt.long)));

@@ -1,6 +1,9 @@
-//! The one table of options. Parsing, help, man page, completions and the README come from it.
+//! The table of the options that the proxy runs with, and what an option is. Parsing, help, man page, completions and the
+//! README come from it and from the table of commands beside it.
 
-use tcpause::Config;
+use std::num::NonZeroUsize;
+
+use tcpause::{Config, parse_duration};
 
 /// One option of the command line.
 pub(crate) struct Opt {
@@ -50,6 +53,19 @@ pub(crate) enum Action {
     CheckConfig,
     Help,
     Version,
+    /// Is handed to the command whose option it is.
+    Ask(Kind),
+}
+
+/// What a command takes for a value, and what it takes where none is given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Duration(Option<&'static str>),
+    Count,
+    /// One of the words that a shell offers.
+    Choice(Option<&'static str>),
+    Switch,
 }
 
 impl Section {
@@ -72,12 +88,35 @@ impl Opt {
             Action::Set(key) if self.value.is_some() => Config::default()
                 .get(key)
                 .map(|value| value.trim_start_matches("tcp://").to_owned()),
+            Action::Ask(Kind::Duration(default) | Kind::Choice(default)) => {
+                default.map(str::to_owned)
+            }
             _ => None,
+        }
+    }
+
+    /// Checks a value that is not part of the configuration. The error does not name the option.
+    pub(crate) fn check(&self, text: &str) -> Result<(), String> {
+        match (self.action, &self.completion) {
+            (Action::Ask(Kind::Duration(_)), _) => parse_duration(text).map(drop),
+            (Action::Ask(Kind::Count), _) => match text.parse::<NonZeroUsize>() {
+                Ok(_) => Ok(()),
+                Err(_) => Err(format!("{text:?} is not a number; write 1 or more")),
+            },
+            (Action::Ask(Kind::Choice(_)), Completion::Choices(words))
+                if !words.contains(&text) =>
+            {
+                Err(format!("{text:?} is none of its words; write {}", words.join(" or ")))
+            }
+            (Action::Ask(Kind::Switch), _) if text != "true" => {
+                Err(format!("{text:?} is too much; write the option alone"))
+            }
+            _ => Ok(()),
         }
     }
 }
 
-/// Every option, in the order of the help.
+/// Every option that the proxy runs with, in the order of the help.
 pub(crate) static OPTIONS: [Opt; 32] = [
     Opt {
         long: "config",
@@ -400,32 +439,3 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         action: Action::Set("upstream.source-addrs"),
     },
 ];
-
-/// A word that makes the program do something else than carry.
-pub(crate) struct Word {
-    /// The word itself.
-    pub(crate) name: &'static str,
-    /// What follows it.
-    pub(crate) argument: &'static str,
-    /// One line for the help, without a full stop.
-    pub(crate) help: &'static str,
-}
-
-/// Every command, in the order of the help.
-pub(crate) static COMMANDS: [Word; 4] = [
-    Word {
-        name: "demo",
-        argument: "",
-        help: "Show a restart behind the proxy, with an embedded server; takes about 10 s",
-    },
-    Word { name: "help", argument: "", help: "Show this help" },
-    Word {
-        name: "completion",
-        argument: "SHELL",
-        help: "Print the completions for bash, zsh or fish",
-    },
-    Word { name: "man", argument: "", help: "Print the man page" },
-];
-
-/// The shells that there are completions for.
-pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];

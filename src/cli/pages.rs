@@ -4,7 +4,10 @@
     reason = "a page is made once; what counts is that its code reads like it"
 )]
 
-use super::options::{COMMANDS, OPTIONS, Opt, Section};
+use super::{
+    commands::{CLIENT_EXIT_CODES, COMMANDS, Word},
+    options::{OPTIONS, Opt, Section},
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -15,13 +18,76 @@ pause it, restart the server behind it, resume; no client notices.";
 
 const EXAMPLE: &str = "\
 tcpause --proxy-addr :6432 --upstream-addr unix:///run/postgresql/.s.PGSQL.5432 &
-curl -X PUT localhost:3001/paused      # new clients are held
-curl -f 'localhost:3001/paused/block-until-idle?timeout=30s' &&
-systemctl restart postgresql
-curl -X DELETE localhost:3001/paused   # held clients are served";
+tcpause exec --wait 30s -- systemctl restart postgresql";
 
-/// The text of `--help`.
-pub(crate) fn help() -> String {
+/// What the words in capitals stand for.
+const VALUES: &str = "
+ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name.
+DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
+";
+
+/// The text of `--help`, or of that of the command with this name.
+pub(crate) fn help(command: Option<&str>) -> String {
+    let word = COMMANDS.iter().find(|word| Some(word.name) == command);
+    match word.filter(|word| word.client.is_some()) {
+        Some(word) => command_help(word),
+        None => whole_help(),
+    }
+}
+
+fn command_help(word: &Word) -> String {
+    let mut text = format!("{}.\n", word.help);
+    for line in wrapped(word.more) {
+        text += &format!("{line}\n");
+    }
+    text += &format!("\nUsage: {}\n\nOptions:\n", usage(word));
+    for opt in word.options {
+        text += &entry(opt);
+    }
+    text += VALUES;
+    text += "\nExit codes:\n";
+    for (code, meaning) in CLIENT_EXIT_CODES {
+        text += &format!("  {code:4}{meaning}\n");
+    }
+    text
+}
+
+/// `tcpause exec [OPTIONS] -- COMMAND`
+fn usage(word: &Word) -> String {
+    let argument = if word.argument.is_empty() {
+        String::new()
+    } else {
+        format!(" -- {} [ARGUMENTS]", word.argument)
+    };
+    format!("tcpause {} [OPTIONS]{argument}", word.name)
+}
+
+/// Text in lines that fit a terminal.
+fn wrapped(text: &str) -> Vec<String> {
+    const COLUMNS_MAX: usize = 96;
+
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= COLUMNS_MAX => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// The lines of one option.
+fn entry(opt: &Opt) -> String {
+    let default =
+        opt.default().map_or_else(String::new, |default| format!(" [default: {default}]"));
+    let indent = if opt.short.is_some() { "  " } else { "      " };
+    format!("{indent}{}\n          {}{default}\n", synopsis(opt), opt.help)
+}
+
+fn whole_help() -> String {
     let mut text = format!(
         "
   >  >  >   || ||
@@ -42,18 +108,11 @@ Commands:
     for (section, title) in Section::ALL {
         text += &format!("\n{title}:\n");
         for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
-            let default =
-                opt.default().map_or_else(String::new, |default| format!(" [default: {default}]"));
-            let indent = if opt.short.is_some() { "  " } else { "      " };
-            text += &format!("{indent}{}\n          {}{default}\n", synopsis(opt), opt.help);
+            text += &entry(opt);
         }
     }
-    text += "
-ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name.
-DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
-
-Example:
-";
+    text += VALUES;
+    text += "\nExample:\n";
     for line in EXAMPLE.lines() {
         text += &format!("  {line}\n");
     }
@@ -76,19 +135,23 @@ pub(crate) fn man() -> String {
     for (section, title) in Section::ALL {
         page.section(&title.to_uppercase(), &[]);
         for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
-            let default = opt.default().map(|default| format!("The default is {default}."));
-            let sentences = [Some(format!("{}.", opt.help)), Some(opt.more.to_owned()), default];
-            let sentences: Vec<String> =
-                sentences.into_iter().flatten().filter(|text| !text.is_empty()).collect();
-            page.entry(&synopsis(opt), &sentences.join(" "));
+            page.option(opt);
         }
     }
-    page.section("COMMANDS", &[]);
+    page.section("COMMANDS", &["Those that ask a running proxy have options of their own:"]);
     for command in &COMMANDS {
+        let sentences = [format!("{}.", command.help), command.more.to_owned()];
         page.entry(
             &format!("{} {}", command.name, command.argument),
-            &format!("{}.", command.help),
+            sentences.join(" ").trim_end(),
         );
+        if !command.options.is_empty() {
+            page.0 += ".RS\n";
+            for opt in command.options {
+                page.option(opt);
+            }
+            page.0 += ".RE\n";
+        }
     }
     page.section("CONTROL API", &[]);
     page.entry("GET /paused", "Whether it is paused: {\"paused\": true} or {\"paused\": false}.");
@@ -110,6 +173,10 @@ pub(crate) fn man() -> String {
     page.entry("1", "The system refused something, or a second signal forced the end.");
     page.entry("2", "The command line or the configuration is wrong.");
     page.entry("3", "The grace period was over; what was left was closed.");
+    page.section("EXIT STATUS OF COMMANDS", &["That of exec is its command's, if that was run."]);
+    for (code, meaning) in CLIENT_EXIT_CODES {
+        page.entry(code, meaning);
+    }
     page.section("ENVIRONMENT", &[]);
     page.entry("RUST_LOG", "What is logged, as in debug or tcpause=trace; it beats --log-level.");
     page.section("FILES", &["./tcpause.yml, /etc/tcpause/tcpause.yml"]);
@@ -160,6 +227,14 @@ impl Roff {
         }
     }
 
+    fn option(&mut self, opt: &Opt) {
+        let default = opt.default().map(|default| format!("The default is {default}."));
+        let sentences = [Some(format!("{}.", opt.help)), Some(opt.more.to_owned()), default];
+        let sentences: Vec<String> =
+            sentences.into_iter().flatten().filter(|text| !text.is_empty()).collect();
+        self.entry(&synopsis(opt), &sentences.join(" "));
+    }
+
     fn entry(&mut self, term: &str, text: &str) {
         self.0 += &format!(".TP\n\\fB{}\\fR\n", escape(term.trim_end()));
         self.line(text);
@@ -175,22 +250,44 @@ fn escape(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
 }
 
+/// The table of commands of the README, between its markers, with the options that not all of them have.
+#[cfg(test)]
+fn markdown_of_commands() -> String {
+    use super::options::Action;
+
+    let mut text = "| command | what it does | its options |\n|---|---|---|\n".to_owned();
+    for word in COMMANDS.iter().filter(|word| word.client.is_some()) {
+        let own = word.options.iter().filter(|opt| matches!(opt.action, Action::Ask(_)));
+        let options: Vec<String> = own.map(|opt| format!("`{}`", synopsis(opt))).collect();
+        let name = format!("{} {}", word.name, word.argument);
+        text += &format!(
+            "| `tcpause {}` | {} | {} |\n",
+            name.trim_end(),
+            word.help,
+            options.join(", ")
+        );
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_help_shows_every_option_with_its_default() {
-        let help = help();
+        let help = help(None);
         for opt in &OPTIONS {
             assert!(help.contains(&synopsis(opt)), "{}", opt.long);
         }
         for default in ["10s", "info", "localhost:3000", "3s", "100ms", "localhost:3001"] {
             assert!(help.contains(&format!("[default: {default}]")), "{default}");
         }
-        assert!(help.is_ascii());
-        for line in help.lines() {
-            assert!(line.len() <= 100, "{line}");
+        let names = COMMANDS.iter().map(|word| Some(word.name)).chain([None]);
+        for line in
+            names.flat_map(|name| super::help(name).lines().map(str::to_owned).collect::<Vec<_>>())
+        {
+            assert!(line.len() <= 100 && line.is_ascii(), "{line}");
         }
     }
 
@@ -200,7 +297,7 @@ mod tests {
         for opt in &OPTIONS {
             assert!(man.contains(&escape(&synopsis(opt))), "{}", opt.long);
         }
-        let commands = [".TH ", ".SH ", ".PP", ".TP", ".nf", ".fi"];
+        let commands = [".TH ", ".SH ", ".PP", ".TP", ".RS", ".RE", ".nf", ".fi"];
         for line in man.lines().filter(|line| line.starts_with(['.', '\''])) {
             assert!(commands.iter().any(|command| line.starts_with(command)), "{line}");
         }
@@ -208,17 +305,17 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_shows_every_option() {
-        let readme = include_str!("../../README.md");
-        let block = readme
-            .split_once("<!-- options -->\n")
-            .and_then(|(_, rest)| rest.split_once("<!-- /options -->"))
-            .map(|(block, _)| block.trim());
-        let expected = markdown();
-        assert_eq!(
-            block,
-            Some(expected.trim()),
-            "README.md must have this between its markers:\n{expected}"
-        );
+    fn the_readme_shows_every_option_and_command() {
+        for (name, expected) in [("options", markdown()), ("commands", markdown_of_commands())] {
+            let block = include_str!("../../README.md")
+                .split_once(&format!("<!-- {name} -->\n"))
+                .and_then(|(_, rest)| rest.split_once(&format!("<!-- /{name} -->")))
+                .map(|(block, _)| block.trim());
+            assert_eq!(
+                block,
+                Some(expected.trim()),
+                "README.md must have this between its markers:\n{expected}"
+            );
+        }
     }
 }

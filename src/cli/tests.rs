@@ -58,11 +58,20 @@ fn reads_commands() {
         ("", Command::Run),
         ("--proxy-addr :1", Command::Run),
         ("--check-config", Command::CheckConfig),
-        ("-h", Command::Help),
-        ("--help", Command::Help),
-        ("--help=x", Command::Help),
-        ("help", Command::Help),
-        ("--proxy-addr nonsense --help --unknown", Command::Help),
+        ("-h", Command::Help(None)),
+        ("--help", Command::Help(None)),
+        ("--help=x", Command::Help(None)),
+        ("help", Command::Help(None)),
+        ("help exec", Command::Help(Some("exec"))),
+        ("exec --wait 1s --help", Command::Help(Some("exec"))),
+        ("pause", Command::Client(Client::Pause)),
+        ("--ttl 1s pause", Command::Client(Client::Pause)),
+        ("resume --name a", Command::Client(Client::Resume)),
+        ("--json status", Command::Client(Client::Status)),
+        ("wait --timeout 1s", Command::Client(Client::Wait)),
+        ("exec --ttl 1s -- ls --help", Command::Client(Client::Exec)),
+        ("exec ls --proxy-addr", Command::Client(Client::Exec)),
+        ("--proxy-addr nonsense --help --unknown", Command::Help(None)),
         ("-V", Command::Version),
         ("--version", Command::Version),
         ("man", Command::Man),
@@ -147,8 +156,32 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("--proxy-reject-clients true", "a switch takes its value behind an equals sign"),
         ("--proxy-addr --help", "--proxy-addr needs a value, but \"--help\" follows"),
         ("--check-config=x", "unexpected argument for option '--check-config': \"x\""),
-        ("start", "unknown command \"start\"; the commands are demo, help, completion, man"),
+        (
+            "start",
+            "unknown command \"start\"; the commands are pause, resume, status, wait, exec, demo, help, completion, man",
+        ),
         ("dmo", "unknown command \"dmo\"; did you mean demo?"),
+        ("pause --tll 1s", "unknown option --tll; did you mean --ttl?"),
+        ("pause --nonsense", "unknown option --nonsense; tcpause pause --help lists all"),
+        ("pause --release 1", "unknown option --release; it belongs to tcpause resume"),
+        ("--release 1", "unknown option --release; it belongs to tcpause resume"),
+        ("status --proxy-addr :1", "unknown option --proxy-addr; tcpause status --help lists all"),
+        ("status -g 1s", "unknown option --grace-period; tcpause status --help lists all"),
+        ("status -x", "unknown option -x; tcpause status --help lists all"),
+        ("pause -ttl 1s", "unknown option -ttl; write it with two dashes: --ttl"),
+        ("pause now", "unexpected argument \"now\"; remove it"),
+        ("pause --ttl 90", "--ttl: \"90\" ends without a unit; did you mean `90s`?"),
+        ("pause --mode drop", "--mode: \"drop\" is none of its words; write hold or reject"),
+        (
+            "exec --on-timeout keep x",
+            "--on-timeout: \"keep\" is none of its words; write resume or",
+        ),
+        ("resume --release 0", "--release: \"0\" is not a number; write 1 or more"),
+        ("status --json=no", "--json: \"no\" is too much; write the option alone"),
+        ("exec", "exec: name a command to run: tcpause exec -- "),
+        ("exec --wait 1s --", "exec: name a command to run: tcpause exec -- "),
+        ("help x", "unknown command \"x\"; the commands are"),
+        ("help exec x", "unexpected argument \"x\"; remove it"),
         ("man x", "unexpected argument \"x\"; remove it"),
         ("completion", "completion: name a shell: bash, zsh, fish"),
         ("completion tcsh", "completion: unknown shell \"tcsh\"; there are bash, zsh, fish"),
@@ -187,6 +220,41 @@ fn wrong_arguments_are_told_with_the_remedy() {
         let error = outcome.expect_err(line);
         assert!(error.contains(expected), "{line}: {error}");
         assert!(!error.contains(char::is_control), "{error:?}");
+    }
+}
+
+#[test]
+fn a_command_has_its_options_and_defaults() {
+    let exec = read("--name a exec --wait 1s --wait 2s -c f -- ls -l -- --wait 3s").unwrap();
+    assert_eq!(exec.program, ["ls", "-l", "--", "--wait", "3s"]);
+    for (long, value) in [
+        ("name", Some("a")),
+        ("wait", Some("2s")),
+        ("ttl", Some("10s")),
+        ("on-timeout", Some("resume")),
+        ("reason", None),
+    ] {
+        assert_eq!(exec.asked(long), value, "{long}");
+    }
+    assert_eq!(exec.file(), Ok(Some("f".into())));
+    let pause = read("--control-addr :1 pause").unwrap();
+    assert_eq!((pause.asked("wait"), pause.setting("control.addr")), (None, Some(":1")));
+}
+
+/// What is read before its command is known is read for all of them alike.
+#[test]
+fn namesakes_take_a_value_alike() {
+    let all = || OPTIONS.iter().chain(COMMANDS.iter().flat_map(|word| word.options).copied());
+    for opt in all() {
+        let namesakes = all().filter(|other| other.long == opt.long);
+        for other in namesakes {
+            assert_eq!(
+                (other.short, other.value.is_some()),
+                (opt.short, opt.value.is_some()),
+                "{}",
+                opt.long
+            );
+        }
     }
 }
 

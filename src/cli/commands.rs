@@ -1,0 +1,281 @@
+//! The table of commands, each with its options.
+
+use super::{
+    Client,
+    options::{Action, Completion, Kind, Opt, Section},
+};
+
+/// A word that makes the program do something else than carry.
+pub(crate) struct Word {
+    /// The word itself.
+    pub(crate) name: &'static str,
+    /// What follows it.
+    pub(crate) argument: &'static str,
+    /// One line for the help, without a full stop.
+    pub(crate) help: &'static str,
+    /// Whole sentences that the man page and the command's own help add.
+    pub(crate) more: &'static str,
+    /// What it asks the control API for; `None` for a command that has nothing to do with a running proxy.
+    pub(crate) client: Option<Client>,
+    /// Its own options, in the order of the help.
+    pub(crate) options: &'static [&'static Opt],
+}
+
+/// The shells that there are completions for.
+pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
+
+/// Every command, in the order of the help.
+pub(crate) static COMMANDS: [Word; 9] = [
+    Word {
+        name: "pause",
+        argument: "",
+        help: "Hold new clients from now on, and wait until the others have left if asked to",
+        more: "The pause lasts until a resume, or as long as --ttl says; the same call again renews it. Of several pauses, each with a name of its own, all have to end before clients are served.",
+        client: Some(Client::Pause),
+        options: &[
+            &NAME,
+            &REASON,
+            &TTL,
+            &MODE,
+            &WAIT,
+            &ON_TIMEOUT,
+            &DRAIN,
+            &CONTROL,
+            &CONFIG,
+            &HELP,
+        ],
+    },
+    Word {
+        name: "resume",
+        argument: "",
+        help: "Serve the held clients, and the new ones",
+        more: "Without --name it lifts every pause.",
+        client: Some(Client::Resume),
+        options: &[&NAME_LIFTED, &RELEASE, &CONTROL, &CONFIG, &HELP],
+    },
+    Word {
+        name: "status",
+        argument: "",
+        help: "Show whether it is paused, by whom, and how many clients there are",
+        more: "",
+        client: Some(Client::Status),
+        options: &[&JSON, &WATCH, &CONTROL, &CONFIG, &HELP],
+    },
+    Word {
+        name: "wait",
+        argument: "",
+        help: "Wait until no connection is carried",
+        more: "Without a pause, the next client may come a moment later.",
+        client: Some(Client::Wait),
+        options: &[&TIMEOUT, &CONTROL, &CONFIG, &HELP],
+    },
+    Word {
+        name: "exec",
+        argument: "COMMAND",
+        help: "Pause, wait until idle, run a command such as a restart, and resume",
+        more: "The words behind the options are the command and its arguments. The exit code is the command's. The pause ends with exec, whatever becomes of it: when exec is killed, the proxy serves again at once.",
+        client: Some(Client::Exec),
+        options: &[
+            &EXEC_WAIT,
+            &EXEC_ON_TIMEOUT,
+            &EXEC_TTL,
+            &EXEC_NAME,
+            &EXEC_REASON,
+            &MODE,
+            &DRAIN,
+            &CONTROL,
+            &CONFIG,
+            &HELP,
+        ],
+    },
+    Word {
+        name: "demo",
+        argument: "",
+        help: "Show a restart behind the proxy, with an embedded server; takes about 10 s",
+        more: "",
+        client: None,
+        options: &[],
+    },
+    Word {
+        name: "help",
+        argument: "COMMAND",
+        help: "Show this help, or that of a command",
+        more: "",
+        client: None,
+        options: &[],
+    },
+    Word {
+        name: "completion",
+        argument: "SHELL",
+        help: "Print the completions for bash, zsh or fish",
+        more: "",
+        client: None,
+        options: &[],
+    },
+    Word {
+        name: "man",
+        argument: "",
+        help: "Print the man page",
+        more: "",
+        client: None,
+        options: &[],
+    },
+];
+
+/// The exit codes of the commands that ask a running proxy, for the help and the man page.
+pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
+    ("0", "It is done."),
+    ("1", "Something else went wrong: the line on standard error says what."),
+    ("2", "The command line is wrong, or the proxy refused the request."),
+    ("69", "The control API cannot be reached."),
+    ("75", "Not now: connections were left when the time was up, or the pause ended meanwhile."),
+];
+
+static NAME: Opt = ask(
+    "name",
+    Some("NAME"),
+    "Name of the pause, which --name of resume lifts; \"default\" if not set",
+    Kind::Text,
+);
+static REASON: Opt = ask("reason", Some("TEXT"), "Why, for the status and the log", Kind::Text);
+static TTL: Opt = ask(
+    "ttl",
+    Some("DURATION"),
+    "How long the pause lasts if nobody renews or lifts it",
+    Kind::Duration(None),
+);
+static MODE: Opt = choice(
+    "mode",
+    "HOW",
+    "What new clients meet: hold or reject; what --proxy-reject-clients says if not set",
+    &["hold", "reject"],
+    None,
+);
+static WAIT: Opt = ask(
+    "wait",
+    Some("DURATION"),
+    "Wait for so long until no connection is carried",
+    Kind::Duration(None),
+);
+static ON_TIMEOUT: Opt = choice(
+    "on-timeout",
+    "WHAT",
+    "When --wait is over and connections are left: resume, keep the pause, or kill them",
+    &["resume", "keep", "kill"],
+    None,
+);
+static DRAIN: Opt = ask(
+    "drain",
+    Some("HOW"),
+    "Close connections that have been silent for so long, as in quiet:2s",
+    Kind::Text,
+);
+
+static NAME_LIFTED: Opt =
+    ask("name", Some("NAME"), "Lift the pause of this name alone", Kind::Text);
+static RELEASE: Opt = ask(
+    "release",
+    Some("N"),
+    "Let only so many through, the oldest ones, and stay paused",
+    Kind::Count,
+);
+
+static JSON: Opt = ask("json", None, "Show what the API answers, as it is", Kind::Switch);
+static WATCH: Opt = ask("watch", None, "Show it again every second, until Ctrl-C", Kind::Switch);
+
+static TIMEOUT: Opt =
+    ask("timeout", Some("DURATION"), "Give up after so long", Kind::Duration(None));
+
+static EXEC_WAIT: Opt = ask(
+    "wait",
+    Some("DURATION"),
+    "How long to wait until no connection is carried",
+    Kind::Duration(Some("30s")),
+);
+static EXEC_ON_TIMEOUT: Opt = choice(
+    "on-timeout",
+    "WHAT",
+    "If connections are left then: resume and run nothing, or kill them",
+    &["resume", "kill"],
+    Some("resume"),
+);
+static EXEC_TTL: Opt = ask(
+    "ttl",
+    Some("DURATION"),
+    "How long the pause outlasts an exec that can renew it no more",
+    Kind::Duration(Some("10s")),
+);
+static EXEC_NAME: Opt = ask(
+    "name",
+    Some("NAME"),
+    "Name of the pause; exec- and the process's number if not set",
+    Kind::Text,
+);
+static EXEC_REASON: Opt = ask(
+    "reason",
+    Some("TEXT"),
+    "Why, for the status and the log; the command if not set",
+    Kind::Text,
+);
+
+static CONTROL: Opt = Opt {
+    long: "control-addr",
+    short: None,
+    value: Some("ADDRESS"),
+    help: "Where the proxy's API listens; it beats the configuration",
+    more: "",
+    section: Section::Control,
+    completion: Completion::None,
+    action: Action::Set("control.addr"),
+};
+static CONFIG: Opt = Opt {
+    long: "config",
+    short: Some('c'),
+    value: Some("FILE"),
+    help: "Take control.addr from here; otherwise ./tcpause.yml or /etc/tcpause/tcpause.yml, if there",
+    more: "",
+    section: Section::General,
+    completion: Completion::File,
+    action: Action::ConfigFile,
+};
+static HELP: Opt = Opt {
+    long: "help",
+    short: Some('h'),
+    value: None,
+    help: "Show this help",
+    more: "",
+    section: Section::General,
+    completion: Completion::None,
+    action: Action::Help,
+};
+
+const fn ask(
+    long: &'static str,
+    value: Option<&'static str>,
+    help: &'static str,
+    kind: Kind,
+) -> Opt {
+    Opt {
+        long,
+        short: None,
+        value,
+        help,
+        more: "",
+        section: Section::General,
+        completion: Completion::None,
+        action: Action::Ask(kind),
+    }
+}
+
+const fn choice(
+    long: &'static str,
+    value: &'static str,
+    help: &'static str,
+    words: &'static [&'static str],
+    default: Option<&'static str>,
+) -> Opt {
+    Opt {
+        completion: Completion::Choices(words),
+        ..ask(long, Some(value), help, Kind::Choice(default))
+    }
+}

@@ -1,0 +1,321 @@
+//! `tcpause exec`: pauses, waits until idle, runs a command, and resumes.
+//!
+//! The pause hangs on one connection, and on a short lease that is renewed over it: whatever becomes of this process, the
+//! proxy serves again. One thread talks to the API, one listens to signals, one waits for the command; what they see comes
+//! to the main thread as events.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{self, ErrorKind},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Command, ExitCode, ExitStatus},
+    sync::Arc,
+    thread::Builder,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use rustix::{
+    io::retry_on_intr,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+};
+use serde_json::Value;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    iterator::Signals,
+};
+
+use super::{
+    Answer, Api, Failure, duration,
+    http::{Connection, Ending, target},
+    parameters,
+};
+use crate::{cli::Invocation, tell};
+
+/// The longest reason that the API takes.
+const REASON_BYTES_MAX: usize = 200;
+/// How many renewals a lease outlasts.
+const RENEWALS_PER_TTL: u32 = 3;
+/// How often it is renewed at most.
+const RENEWAL_MIN: Duration = Duration::from_millis(10);
+
+/// Exit codes of shells: found but not to be run; not found; ended by a signal, whose number is added.
+const EXIT_NOT_RUN: u8 = 126;
+const EXIT_NOT_FOUND: u8 = 127;
+const EXIT_SIGNAL: i32 = 128;
+
+/// Runs the command while the proxy is paused. The exit code is the command's.
+pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let mut exec = Exec::start(api, invocation)?;
+    exec.wait_until_idle()?;
+    match (exec.run_command(&invocation.program), exec.resume()) {
+        (Ok(0), Err(failure)) => Err(failure),
+        (outcome, resumed) => {
+            if let Err(failure) = resumed {
+                tell(failure.told().1);
+            }
+            outcome.map(ExitCode::from)
+        }
+    }
+}
+
+/// What happens meanwhile.
+enum Event {
+    /// The connection that the pause hangs on is there.
+    Connected(Arc<Connection>),
+    /// The API has answered, or cannot be asked.
+    Answered(Result<Answer, Failure>),
+    /// The pause has ended.
+    Ended(End),
+    /// This process was sent a signal.
+    Signal(i32),
+    /// The command has ended.
+    Exited,
+}
+
+/// Why the pause has ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Somebody lifted it, or it was not renewed in time.
+    Lifted,
+    /// The proxy is gone.
+    ProxyGone,
+}
+
+struct Exec {
+    api: Api,
+    /// The name of the pause.
+    name: String,
+    renewal: Duration,
+    /// When the next renewal is due.
+    due: Instant,
+    connection: Option<Arc<Connection>>,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    end: Option<End>,
+}
+
+impl Exec {
+    /// Listens to signals and asks for the pause.
+    fn start(api: Api, invocation: &Invocation) -> Result<Self, Failure> {
+        const PARAMETERS: [&str; 5] = ["ttl", "wait", "on-timeout", "mode", "drain"];
+
+        let (sender, events) = unbounded();
+        let mut signals = Signals::new(heeded_signals())
+            .map_err(|error| Failure::Other(format!("cannot listen to signals: {error}")))?;
+        let signalled = sender.clone();
+        spawn("signals", move || {
+            for signal in signals.forever() {
+                drop(signalled.send(Event::Signal(signal)));
+            }
+        })?;
+        let name = invocation
+            .asked("name")
+            .map_or_else(|| format!("exec-{}", std::process::id()), str::to_owned);
+        let reason = invocation
+            .asked("reason")
+            .map_or_else(|| reason_of(&invocation.program), str::to_owned);
+        let mut all = vec![("while", "connected"), ("name", &*name), ("reason", &*reason)];
+        all.extend(parameters(invocation, &PARAMETERS));
+        let request = target("/paused", &all);
+        let wait = duration(invocation, "wait");
+        let (talking, sees) = (api.clone(), sender.clone());
+        spawn("control", move || talk(&talking, &request, wait, &sees))?;
+        let ttl = duration(invocation, "ttl").unwrap_or_default();
+        let renewal = (ttl / RENEWALS_PER_TTL).max(RENEWAL_MIN);
+        let due = Instant::now() + renewal;
+        Ok(Self { api, name, renewal, due, connection: None, sender, events, end: None })
+    }
+
+    /// The next event; until it comes, the lease is renewed.
+    fn next(&mut self) -> Event {
+        loop {
+            match self.events.recv_deadline(self.due) {
+                Ok(event) => return event,
+                // It is never disconnected, as a sender is here.
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    // If that fails, the thread that talks sees why.
+                    let _ = self.connection.as_ref().map(|connection| connection.send(b"\n"));
+                    self.due = Instant::now() + self.renewal;
+                }
+            }
+        }
+    }
+
+    /// Until then, nothing is lost by leaving: the connection closes, and that undoes the pause.
+    fn wait_until_idle(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.next() {
+                Event::Connected(connection) => self.connection = Some(connection),
+                Event::Answered(answer) => return check_idle(&answer?),
+                Event::Signal(signal) => return Err(interrupted(signal)),
+                Event::Ended(_) | Event::Exited => {}
+            }
+        }
+    }
+
+    /// Runs the command to its end. Its exit code is that of a shell.
+    fn run_command(&mut self, program: &[OsString]) -> Result<u8, Failure> {
+        let Some((name, arguments)) = program.split_first() else { return Ok(0) };
+        // Before the command starts: nobody could wait for it if no thread could be had.
+        let (pid_sender, pids) = unbounded();
+        let exited = self.sender.clone();
+        spawn("command", move || {
+            if let Ok(pid) = pids.recv() {
+                // It is left to be reaped by its owner, so that its number is nobody else's while signals are passed on.
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                let _ = retry_on_intr(|| waitid(WaitId::Pid(pid), options));
+                drop(exited.send(Event::Exited));
+            }
+        })?;
+        let mut child = Command::new(name).args(arguments).spawn().map_err(|error| {
+            let code =
+                if error.kind() == ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_NOT_RUN };
+            let name = name.to_string_lossy();
+            Failure::Program(code, format!("cannot run {name:?}: {error}; the pause is lifted"))
+        })?;
+        let pid = Pid::from_child(&child);
+        let _ = pid_sender.send(pid);
+        self.look_after(pid);
+        exit_code(&mut child)
+    }
+
+    /// Keeps the pause and passes signals on until the command has ended.
+    fn look_after(&mut self, pid: Pid) {
+        // What came before the command did has not reached it by way of the terminal.
+        let mut early = self.events.len();
+        loop {
+            let event = self.next();
+            let is_early = early > 0;
+            early = early.saturating_sub(1);
+            match event {
+                Event::Exited => return,
+                Event::Signal(signal) if is_early || signal == SIGTERM || signal == SIGHUP => {
+                    if let Some(signal) = Signal::from_named_raw(signal) {
+                        // It may just have ended.
+                        let _ = kill_process(pid, signal);
+                    }
+                }
+                Event::Ended(end) => {
+                    self.end = Some(end);
+                    tell(match end {
+                        End::Lifted => {
+                            "the pause has ended before the command: it was lifted, or not renewed in time; the command goes on"
+                        }
+                        End::ProxyGone => "the proxy has gone away; the command goes on",
+                    });
+                }
+                Event::Signal(_) | Event::Connected(_) | Event::Answered(_) => {}
+            }
+        }
+    }
+
+    /// Lifts the pause, and makes sure that it is.
+    fn resume(&self) -> Result<(), Failure> {
+        match self.end {
+            Some(End::Lifted) => return Ok(()),
+            Some(End::ProxyGone) => {
+                return Err(Failure::Unreachable(
+                    "the proxy went away while the command ran; see to it that it runs again"
+                        .to_owned(),
+                ));
+            }
+            None => {}
+        }
+        let answer = self.api.ask("DELETE", &target("/paused", &[("name", &self.name)]), None)?;
+        if answer.status == 204 { Ok(()) } else { Err(Failure::refused(&answer)) }
+    }
+}
+
+/// Asks for the pause, and then sees how long it lasts.
+fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>) {
+    let answer = api.connect().and_then(|connection| {
+        let connection = Arc::new(connection);
+        drop(events.send(Event::Connected(Arc::clone(&connection))));
+        api.send(&connection, "PUT", request)?;
+        let answer = api.answer(&connection, wait, Ending::Line)?;
+        Ok((connection, answer))
+    });
+    let (connection, answer) = match answer {
+        Ok((connection, answer)) => (Some(connection).filter(|_| answer.status == 201), Ok(answer)),
+        Err(failure) => (None, Err(failure)),
+    };
+    drop(events.send(Event::Answered(answer)));
+    // Without a pause, nothing more will be seen.
+    let Some(connection) = connection else { return };
+    connection.wait_for_end();
+    let is_there = api.ask("GET", "/paused", None).is_ok_and(|answer| answer.status == 200);
+    drop(events.send(Event::Ended(if is_there { End::Lifted } else { End::ProxyGone })));
+}
+
+fn check_idle(answer: &Answer) -> Result<(), Failure> {
+    if answer.status != 201 {
+        return Err(Failure::refused(answer));
+    }
+    if answer.json().get("idle") != Some(&Value::Bool(true)) {
+        return Err(Failure::NotNow(
+            "connections are still running; the command was not run: try again, or wait for longer with --wait"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn interrupted(signal: i32) -> Failure {
+    let code = u8::try_from(EXIT_SIGNAL + signal).unwrap_or(u8::MAX);
+    Failure::Program(
+        code,
+        "interrupted while waiting; the pause is undone and the command was not run".to_owned(),
+    )
+}
+
+fn exit_code(child: &mut Child) -> Result<u8, Failure> {
+    let status = child.wait().map_err(|error| {
+        Failure::Other(format!("cannot learn how the command has ended: {error}"))
+    })?;
+    let code = |status: ExitStatus| status.code().or_else(|| Some(EXIT_SIGNAL + status.signal()?));
+    Ok(code(status).and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+}
+
+/// The command line, as far as a reason may be that long, and without what the API takes for no text that can be shown.
+fn reason_of(program: &[OsString]) -> String {
+    let words: Vec<_> = program.iter().map(|word| word.to_string_lossy()).collect();
+    let is_shown =
+        |letter: char| matches!(letter, '"' | '\'' | '\\') || letter.escape_debug().eq([letter]);
+    let mut reason = words.join(" ").replace(|letter| !is_shown(letter), " ");
+    let end = (0..=REASON_BYTES_MAX).rev().find(|&index| reason.is_char_boundary(index));
+    reason.truncate(end.unwrap_or_default());
+    reason
+}
+
+/// The signals to listen to. One that is ignored stays so, here and for the command: nohup wants just that.
+fn heeded_signals() -> Vec<i32> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let is_heeded = |signal: &i32| ignored & (1 << (signal - 1)) == 0;
+    [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(is_heeded).collect()
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let spawned: io::Result<_> = Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map(drop).map_err(|error| Failure::Other(format!("cannot start a thread: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_short_and_can_be_shown() {
+        let reason =
+            |words: &[&str]| reason_of(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(reason(&["sh", "-c", "a\t'\u{e4}'\n\u{202e}\\"]), "sh -c a '\u{e4}'  \\");
+        assert_eq!(reason(&[""]), "");
+        // A letter of two bytes does not fit half.
+        let long = reason(&["a", &"\u{e4}".repeat(200)]);
+        assert_eq!((long.len(), long.chars().count()), (200, 101));
+        assert_eq!(reason(&["b", &"a".repeat(1_000)]).len(), REASON_BYTES_MAX);
+    }
+}

@@ -1,0 +1,341 @@
+//! A small HTTP client of the control API: one request on a connection of its own.
+
+use std::{
+    fmt::Write as _,
+    io,
+    net::{TcpStream, ToSocketAddrs},
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+        sockopt::{self, Timeout},
+    },
+};
+use serde_json::Value;
+use tcpause::Address;
+
+use super::Failure;
+
+/// How long connecting to one address may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the API may take to answer, beyond what it was asked to wait.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest answer that is read: 64 pauses with their reasons are a small part of it.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+const READ_BYTES: usize = 4 << 10;
+const HEADERS_MAX: usize = 64;
+
+/// The control API of a proxy.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    address: Address,
+}
+
+/// What the API has answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as JSON; null if it is none.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+}
+
+impl Api {
+    pub(crate) fn new(address: Address) -> Self {
+        Self { address }
+    }
+
+    /// Makes a request and reads its answer, which may come as late as `wait` and then some.
+    pub(crate) fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        wait: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let connection = self.connect()?;
+        self.send(&connection, method, target)?;
+        self.answer(&connection, wait, Ending::Whole)
+    }
+
+    /// Connects: to the first of the addresses of a name that takes it.
+    pub(super) fn connect(&self) -> Result<Connection, Failure> {
+        let socket = match &self.address {
+            Address::Tcp { host, port } => connect_tcp(listening(host), *port),
+            Address::Unix(path) => {
+                SocketAddrUnix::new(path).and_then(|addr| connect_unix(&addr)).map_err(Into::into)
+            }
+            Address::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())
+                .and_then(|addr| connect_unix(&addr))
+                .map_err(Into::into),
+        };
+        socket.map(Connection).map_err(|error| self.unreachable(&error))
+    }
+
+    pub(super) fn send(
+        &self,
+        connection: &Connection,
+        method: &str,
+        target: &str,
+    ) -> Result<(), Failure> {
+        let host = self.host();
+        let request =
+            format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        connection.send(request.as_bytes()).map_err(|error| self.unreachable(&error.into()))
+    }
+
+    /// Reads the answer. What it was asked to wait for is waited for, and a little longer.
+    pub(super) fn answer(
+        &self,
+        connection: &Connection,
+        wait: Option<Duration>,
+        ending: Ending,
+    ) -> Result<Answer, Failure> {
+        let patience = ANSWER_TIMEOUT.saturating_add(wait.unwrap_or_default());
+        let deadline = Instant::now().checked_add(patience);
+        let mut bytes = Vec::new();
+        loop {
+            let is_over = match connection.receive(&mut bytes, deadline) {
+                Ok(count) => count == 0,
+                Err(Errno::AGAIN) => return Err(self.silent("takes too long to answer")),
+                Err(error) if bytes.is_empty() => return Err(self.unreachable(&error.into())),
+                Err(_) => true,
+            };
+            match parse(&bytes, ending, is_over).map_err(|what| self.odd(what))? {
+                Some(answer) => return Ok(answer),
+                None if !is_over => {}
+                None if bytes.is_empty() => return Err(self.silent("gives no answer")),
+                None => return Err(self.odd("an answer that is cut")),
+            }
+        }
+    }
+
+    /// What curl would send as `Host`. The zone of an IPv6 address is this host's affair.
+    fn host(&self) -> String {
+        match &self.address {
+            Address::Tcp { host, port } => {
+                let host = listening(host).split('%').next().unwrap_or_default();
+                if host.contains(':') {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{host}:{port}")
+                }
+            }
+            Address::Unix(_) | Address::Abstract(_) => "localhost".to_owned(),
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("the control API at {}", self.address)
+    }
+
+    fn silent(&self, what: &str) -> Failure {
+        Failure::Unreachable(format!("{} {what}; see whether the proxy still runs", self.name()))
+    }
+
+    fn odd(&self, what: &str) -> Failure {
+        Failure::Other(format!("{} sent {what}; is tcpause what listens there?", self.name()))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "let this user write to its file, or be the one that runs the proxy"
+            }
+            _ => "start the proxy, or name its address with --control-addr",
+        };
+        Failure::Unreachable(format!("cannot reach {}: {error}; {remedy}", self.name()))
+    }
+}
+
+/// Where an answer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Where its head or the connection says so.
+    Whole,
+    /// With its first line, if its head does not say: the connection stays open.
+    Line,
+}
+
+/// One connection to the API.
+#[derive(Debug)]
+pub(super) struct Connection(OwnedFd);
+
+impl Connection {
+    pub(super) fn send(&self, mut bytes: &[u8]) -> Result<(), Errno> {
+        while !bytes.is_empty() {
+            let count = retry_on_intr(|| rustix::net::send(&self.0, bytes, SendFlags::NOSIGNAL))?;
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection ends; what may come before is of no interest.
+    pub(super) fn wait_for_end(&self) {
+        while self.receive(&mut Vec::new(), None).is_ok_and(|count| count > 0) {}
+    }
+
+    /// Appends what comes next; 0 is the end, and `AGAIN` the deadline.
+    fn receive(&self, bytes: &mut Vec<u8>, deadline: Option<Instant>) -> Result<usize, Errno> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(Errno::AGAIN);
+        }
+        sockopt::set_socket_timeout(&self.0, Timeout::Recv, left)?;
+        let mut buffer = [0; READ_BYTES];
+        let (count, _) =
+            retry_on_intr(|| rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty()))?;
+        bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+}
+
+/// A request's target; the names of parameters are ours and need no encoding.
+pub(super) fn target(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut target = path.to_owned();
+    for (index, (name, value)) in parameters.iter().enumerate() {
+        target.push(if index == 0 { '?' } else { '&' });
+        target.push_str(name);
+        target.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    target.push(char::from(byte));
+                }
+                _ => drop(write!(target, "%{byte:02X}")),
+            }
+        }
+    }
+    target
+}
+
+/// Who listens on all interfaces is reached on this host.
+fn listening(host: &str) -> &str {
+    if host.is_empty() { "localhost" } else { host }
+}
+
+fn connect_tcp(host: &str, port: u16) -> io::Result<OwnedFd> {
+    let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    for addr in (host, port).to_socket_addrs()? {
+        result = TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT);
+        if result.is_ok() {
+            break;
+        }
+    }
+    let stream = result?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    Ok(stream.into())
+}
+
+/// By hand, as the standard library's connect would wait for ever on a full backlog.
+fn connect_unix(addr: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIMEOUT))?;
+    rustix::net::connect(&socket, addr)?;
+    Ok(socket)
+}
+
+/// Takes an answer apart, as far as it has come; `None` when more has to come. `is_over` tells that nothing more will.
+fn parse(bytes: &[u8], ending: Ending, is_over: bool) -> Result<Option<Answer>, &'static str> {
+    if bytes.len() > ANSWER_BYTES_MAX {
+        return Err("an answer that does not end");
+    }
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut head = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(start) = head.parse(bytes).map_err(|_| "what is no HTTP")?
+    else {
+        return Ok(None);
+    };
+    let status = head.code.unwrap_or_default();
+    let body = bytes.get(start..).unwrap_or_default();
+    let length =
+        head.headers.iter().find(|header| header.name.eq_ignore_ascii_case("Content-Length"));
+    let length = match length {
+        Some(header) => {
+            let text = std::str::from_utf8(header.value).unwrap_or_default();
+            Some(text.parse::<usize>().map_err(|_| "a wrong Content-Length")?)
+        }
+        None => None,
+    };
+    let end = match length {
+        _ if status == 204 => Some(0),
+        Some(length) => Some(length).filter(|length| body.len() >= *length),
+        None if ending == Ending::Line && body.contains(&b'\n') => Some(body.len()),
+        None => Some(body.len()).filter(|_| is_over),
+    };
+    Ok(end.and_then(|end| body.get(..end)).map(|body| Answer { status, body: body.to_vec() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_encoded() {
+        assert_eq!(target("/paused", &[]), "/paused");
+        assert_eq!(
+            target("/paused", &[("name", "a-b_c.d~1"), ("reason", "\u{e4} &=+%?#\"\n")]),
+            "/paused?name=a-b_c.d~1&reason=%C3%A4%20%26%3D%2B%25%3F%23%22%0A"
+        );
+    }
+
+    #[test]
+    fn the_host_is_what_curl_would_send() {
+        for (address, host) in [
+            ("localhost:3001", "localhost:3001"),
+            (":3001", "localhost:3001"),
+            ("[::1]:3001", "[::1]:3001"),
+            ("[fe80::1%eth0]:3001", "[fe80::1]:3001"),
+            ("unix:///c", "localhost"),
+            ("unix://@c", "localhost"),
+        ] {
+            assert_eq!(Api::new(address.parse().unwrap()).host(), host);
+        }
+    }
+
+    /// However an answer arrives, it is found at the same byte, and not before.
+    #[test]
+    fn an_answer_ends_where_it_says() {
+        let whole = |status, body: &str| Some(Answer { status, body: body.as_bytes().to_vec() });
+        for (bytes, ending, least, answer) in [
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nabc",
+                Ending::Whole,
+                40,
+                whole(200, "ab"),
+            ),
+            ("HTTP/1.1 204 No Content\r\n\r\n", Ending::Whole, 27, whole(204, "")),
+            ("HTTP/1.1 201 Created\r\nA: b\r\n\r\n{}\n", Ending::Line, 33, whole(201, "{}\n")),
+            (
+                "HTTP/1.1 504 T\r\nContent-Length: 3\r\n\r\n{}\n",
+                Ending::Line,
+                40,
+                whole(504, "{}\n"),
+            ),
+        ] {
+            for length in 0..=bytes.len() {
+                let found = parse(&bytes.as_bytes()[..length], ending, false).unwrap();
+                assert_eq!(found, answer.clone().filter(|_| length >= least), "{bytes:?} {length}");
+            }
+        }
+        let open = b"HTTP/1.1 200 OK\r\n\r\nab";
+        assert_eq!(parse(open, Ending::Whole, false), Ok(None));
+        assert_eq!(parse(open, Ending::Whole, true), Ok(whole(200, "ab")));
+        let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab";
+        assert_eq!(parse(cut, Ending::Whole, true), Ok(None));
+        for odd in [&b"SSH-2.0-x\r\n"[..], b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
+            assert!(parse(odd, Ending::Whole, false).is_err());
+        }
+        assert!(parse(&vec![b'a'; ANSWER_BYTES_MAX + 1], Ending::Whole, false).is_err());
+    }
+}

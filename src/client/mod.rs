@@ -1,0 +1,219 @@
+//! The commands that ask a running proxy, over its control API.
+
+mod exec;
+mod http;
+mod status;
+
+use std::{fs, path::Path, process::ExitCode, time::Duration};
+
+use serde_json::Value;
+use tcpause::{Address, Config, Error, parse_duration};
+
+pub(crate) use self::http::{Answer, Api};
+use crate::{
+    cli::{Client, Invocation},
+    print,
+};
+
+/// Asks for what the command line says.
+pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let api = Api::new(address(invocation)?);
+    match client {
+        Client::Pause => pause(&api, invocation),
+        Client::Resume => resume(&api, invocation),
+        Client::Status => status::show(&api, invocation),
+        Client::Wait => wait(&api, invocation),
+        Client::Exec => exec::run(api, invocation),
+    }
+}
+
+/// Exit codes, those of sysexits.h where it has one: a service is not available, and trying again may help.
+const EXIT_OTHER: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+const EXIT_UNREACHABLE: u8 = 69;
+const EXIT_NOT_NOW: u8 = 75;
+
+/// Why a command has not done what it was to do; each with one line that says so, and the remedy.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line is wrong, or the proxy refuses the request.
+    Usage(String),
+    /// The control API cannot be reached.
+    Unreachable(String),
+    /// Not idle in time, or the proxy's state forbids it.
+    NotNow(String),
+    /// A program cannot be run; the exit code is that of shells.
+    Program(u8, String),
+    /// Anything else.
+    Other(String),
+}
+
+impl Failure {
+    /// The exit code and the line.
+    pub(crate) fn told(&self) -> (u8, &str) {
+        match self {
+            Self::Other(text) => (EXIT_OTHER, text),
+            Self::Usage(text) => (EXIT_USAGE, text),
+            Self::Unreachable(text) => (EXIT_UNREACHABLE, text),
+            Self::NotNow(text) => (EXIT_NOT_NOW, text),
+            Self::Program(code, text) => (*code, text),
+        }
+    }
+
+    /// What an answer that is not the wanted one means: the API's own sentence tells what to do.
+    fn refused(answer: &Answer) -> Self {
+        let body = answer.json();
+        let number = |name: &str| body.get(name).and_then(Value::as_f64);
+        let sentence = match body.get("error") {
+            Some(Value::String(sentence)) => sentence.clone(),
+            _ => format!("the control API answered {}, without a word", answer.status),
+        };
+        // A wait that was in vain tells what it waited for.
+        let sentence = match (number("active"), number("oldest_seconds")) {
+            (None, _) => sentence,
+            (Some(active), None) => format!("{sentence} Connections: {active}."),
+            (Some(active), Some(oldest)) => {
+                let oldest = status::age(oldest);
+                format!("{sentence} Connections: {active}, the oldest for {oldest}.")
+            }
+        };
+        match answer.status {
+            409 | 503 | 504 => Self::NotNow(sentence),
+            400..=499 => Self::Usage(sentence),
+            _ => Self::Other(sentence),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Config(text) => Self::Usage(text),
+            Error::System(text) => Self::Other(text),
+        }
+    }
+}
+
+/// Where the API listens: the option, else the file, else the default. Nothing else in the file matters here: the proxy may
+/// be of another version, and its files of another user.
+fn address(invocation: &Invocation) -> Result<Address, Failure> {
+    let (from, text) = if let Some(text) = invocation.setting("control.addr") {
+        ("--control-addr".to_owned(), Some(text.to_owned()))
+    } else if let Some(file) = invocation.file()? {
+        (format!("{}: control.addr", file.display()), address_in(&file).map_err(Failure::Usage)?)
+    } else {
+        ("control.addr".to_owned(), None)
+    };
+    let address = match text {
+        Some(text) => text.parse().map_err(|error| Failure::Usage(format!("{from}: {error}")))?,
+        None => Config::default().control.addr,
+    };
+    match address {
+        Address::Tcp { port: 0, .. } => Err(Failure::Usage(format!(
+            "{from}: {address} has port 0; write the port that the proxy has logged: --control-addr ADDRESS"
+        ))),
+        _ => Ok(address),
+    }
+}
+
+fn address_in(file: &Path) -> Result<Option<String>, String> {
+    let name = file.display();
+    let text = fs::read_to_string(file).map_err(|error| {
+        format!("{name}: cannot read the configuration: {error}; name the API with --control-addr")
+    })?;
+    // As for running, a byte order mark alone is an empty file.
+    let text = text.trim_start_matches('\u{feff}');
+    let root: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| {
+        format!("{name}: {error}; correct it, or name the API with --control-addr")
+    })?;
+    match root.get("control").and_then(|control| control.get("addr")) {
+        None | Some(serde_yaml::Value::Null) => Ok(None),
+        Some(serde_yaml::Value::String(text)) => Ok(Some(text.clone())),
+        Some(serde_yaml::Value::Number(number)) => Ok(Some(number.to_string())),
+        Some(_) => {
+            Err(format!("{name}: control.addr is not an address; write one as in `localhost:3001`"))
+        }
+    }
+}
+
+/// The parameters of a request that the command line gives.
+fn parameters<'a>(
+    invocation: &'a Invocation,
+    names: &[&'static str],
+) -> Vec<(&'static str, &'a str)> {
+    names.iter().filter_map(|&name| Some((name, invocation.asked(name)?))).collect()
+}
+
+/// A duration that the command line gives; it has been checked there.
+fn duration(invocation: &Invocation, name: &str) -> Option<Duration> {
+    invocation.asked(name).and_then(|text| parse_duration(text).ok())
+}
+
+fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    const PARAMETERS: [&str; 7] = ["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain"];
+
+    let wait = duration(invocation, "wait").unwrap_or_default();
+    let target = http::target("/paused", &parameters(invocation, &PARAMETERS));
+    let answer = api.ask("PUT", &target, Some(wait))?;
+    if answer.status != 201 {
+        return Err(Failure::refused(&answer));
+    }
+    let name = invocation.asked("name").unwrap_or("default");
+    // Without a time of its own, it has that of pause.max-ttl, if the proxy has such a setting.
+    let ttl = invocation.asked("ttl").map(str::to_owned).or_else(|| status::time_left(api, name));
+    let lasts = ttl.map_or_else(|| "until a resume".to_owned(), |ttl| format!("for {ttl}"));
+    Ok(print(&format!("paused: {name}, {lasts}{}\n", Idle::of(&answer)))?)
+}
+
+/// What the answer to a pause with a wait tells, behind what goes before.
+struct Idle {
+    waited_seconds: Option<f64>,
+    reset: u64,
+}
+
+impl Idle {
+    fn of(answer: &Answer) -> Self {
+        let body = answer.json();
+        let number = |name: &str| body.get(name).cloned().unwrap_or_default();
+        let is_idle = number("idle") == Value::Bool(true);
+        Self {
+            waited_seconds: number("waited_seconds").as_f64().filter(|_| is_idle),
+            reset: number("reset").as_u64().unwrap_or_default(),
+        }
+    }
+}
+
+impl std::fmt::Display for Idle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(seconds) = self.waited_seconds {
+            write!(f, ", idle after {seconds:.1}s")?;
+        }
+        if self.reset > 0 {
+            write!(f, ", connections reset: {}", self.reset)?;
+        }
+        Ok(())
+    }
+}
+
+fn resume(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let target = http::target("/paused", &parameters(invocation, &["name", "release"]));
+    let answer = api.ask("DELETE", &target, None)?;
+    let line = match (answer.status, answer.json().get("released"), invocation.asked("name")) {
+        (200, Some(released), _) => format!("released: {released}\n"),
+        (204, _, Some(name)) => format!("lifted: {name}\n"),
+        (204, _, None) => "resumed\n".to_owned(),
+        _ => return Err(Failure::refused(&answer)),
+    };
+    Ok(print(&line)?)
+}
+
+fn wait(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let target = http::target("/paused/block-until-idle", &parameters(invocation, &["timeout"]));
+    // Without a timeout it waits for ever, which is what was asked for.
+    let wait = duration(invocation, "timeout").unwrap_or(Duration::MAX);
+    let answer = api.ask("GET", &target, Some(wait))?;
+    if answer.status != 204 {
+        return Err(Failure::refused(&answer));
+    }
+    Ok(print("idle\n")?)
+}

@@ -1,0 +1,222 @@
+//! `tcpause status`: what the API tells, as a table.
+
+use std::{
+    fmt,
+    io::{self, ErrorKind, IsTerminal, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tcpause::format_duration;
+
+use super::{Answer, Api, Failure};
+use crate::{cli::Invocation, logger::OneLine};
+
+/// How often `--watch` asks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shows the status, once or again and again.
+pub(super) fn show(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let is_raw = invocation.asked("json").is_some();
+    if invocation.asked("watch").is_none() {
+        write(&look(api, is_raw)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let in_place = io::stdout().is_terminal();
+    let mut due = crossbeam_channel::after(Duration::ZERO);
+    // Ends with Ctrl-C, or when nobody reads any more.
+    while due.recv().is_ok() {
+        let text = look(api, is_raw)
+            .unwrap_or_else(|failure| format!("{}\n", OneLine(failure.told().1)).into_bytes());
+        if !write(&if in_place { over(&text) } else { text })? {
+            break;
+        }
+        due = crossbeam_channel::after(WATCH_INTERVAL);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How much longer the pause with this name lasts; `None` when it has no end, or that is not to be learnt.
+pub(super) fn time_left(api: &Api, name: &str) -> Option<String> {
+    let answer = api.ask("GET", "/status", None).ok()?;
+    let status: Status = serde_json::from_slice(&answer.body).ok()?;
+    let lease = status.leases.iter().find(|lease| lease.name == name)?;
+    lease.expires_in_seconds.map(|seconds| age(seconds.round()))
+}
+
+fn look(api: &Api, is_raw: bool) -> Result<Vec<u8>, Failure> {
+    let answer = api.ask("GET", "/status", None)?;
+    match answer.status {
+        200 if is_raw => Ok(answer.body),
+        200 => Ok(table(&answer)?.into_bytes()),
+        _ => Err(Failure::refused(&answer)),
+    }
+}
+
+/// Writes at once, so that a terminal shows no half. Returns whether somebody still reads.
+fn write(text: &[u8]) -> Result<bool, Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text).and_then(|()| output.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Other(format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// The text over what the terminal shows: from its first line on, each cleared behind its end, and all below the last.
+fn over(text: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(text).replace('\n', "\x1b[K\n");
+    format!("\x1b[H{text}\x1b[J").into_bytes()
+}
+
+/// What the table shows of the status. What an older proxy does not tell is left out.
+#[derive(Deserialize)]
+struct Status {
+    version: String,
+    uptime_seconds: f64,
+    paused: bool,
+    paused_since: Option<String>,
+    #[serde(default)]
+    leases: Vec<Lease>,
+    held: u64,
+    connecting: u64,
+    active: u64,
+    oldest_seconds: Option<f64>,
+    rejecting: u64,
+    bytes_to_upstream: u64,
+    bytes_to_client: u64,
+    upstream: String,
+}
+
+/// One pause.
+#[derive(Deserialize)]
+struct Lease {
+    name: String,
+    reason: Option<String>,
+    by: String,
+    mode: String,
+    since: String,
+    expires_in_seconds: Option<f64>,
+    drain_quiet_seconds: Option<f64>,
+}
+
+fn table(answer: &Answer) -> Result<String, Failure> {
+    let status: Status = serde_json::from_slice(&answer.body).map_err(|error| {
+        Failure::Other(format!("the status cannot be read: {error}; --json shows it as it is"))
+    })?;
+    let state = match &status.paused_since {
+        Some(since) if status.paused => format!("paused since {since}"),
+        _ if status.paused => "paused".to_owned(),
+        _ => "running".to_owned(),
+    };
+    let oldest = match status.oldest_seconds {
+        Some(seconds) => format!(", the oldest for {}", age(seconds)),
+        None => String::new(),
+    };
+    let rows = [
+        ("state", state),
+        ("held", status.held.to_string()),
+        ("connecting", status.connecting.to_string()),
+        ("active", format!("{}{oldest}", status.active)),
+        ("rejecting", status.rejecting.to_string()),
+        (
+            "bytes",
+            format!(
+                "{} to the upstream, {} to clients",
+                Bytes(status.bytes_to_upstream),
+                Bytes(status.bytes_to_client)
+            ),
+        ),
+        ("upstream", OneLine(&status.upstream).to_string()),
+        ("tcpause", format!("{}, up for {}", OneLine(&status.version), age(status.uptime_seconds))),
+    ];
+    let pauses = status.leases.iter().map(|lease| ("pause", OneLine(lease).to_string()));
+    let rows = rows.into_iter().chain(pauses);
+    let lines: Vec<String> = rows.map(|(name, value)| format!("{name:12}{value}\n")).collect();
+    Ok(lines.concat())
+}
+
+/// `deploy (new version) by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold, ends in 1m30s`
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if let Some(reason) = &self.reason {
+            write!(f, " ({reason})")?;
+        }
+        write!(f, " by {} since {}: {}", self.by, self.since, self.mode)?;
+        if let Some(seconds) = self.expires_in_seconds {
+            write!(f, ", ends in {}", age(seconds))?;
+        }
+        if let Some(seconds) = self.drain_quiet_seconds {
+            write!(f, ", drains what is quiet for {}", age(seconds))?;
+        }
+        Ok(())
+    }
+}
+
+/// A time in whole seconds, or in milliseconds where it is short.
+pub(super) fn age(seconds: f64) -> String {
+    let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let shown = if millis < 1_000 { millis } else { millis / 1_000 * 1_000 };
+    format_duration(Duration::from_millis(shown))
+}
+
+/// A number of bytes in the unit that suits it.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+
+        // In tenths of the unit, by whole numbers.
+        let (mut tenths, mut unit) = (u128::from(self.0) * 10, "B");
+        for next in UNITS {
+            if tenths < 10_240 {
+                break;
+            }
+            (tenths, unit) = (tenths / 1_024, next);
+        }
+        match unit {
+            "B" => write!(f, "{} B", self.0),
+            _ => write!(f, "{}.{} {unit}", tenths / 10, tenths % 10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_ages_have_the_unit_that_suits_them() {
+        for (bytes, shown) in [
+            (0, "0 B"),
+            (1_023, "1023 B"),
+            (1_024, "1.0 KiB"),
+            (1_600, "1.5 KiB"),
+            (1 << 20, "1.0 MiB"),
+            ((1 << 30) - 1, "1023.9 MiB"),
+            (3 << 40, "3.0 TiB"),
+            (u64::MAX, "16777215.9 TiB"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), shown);
+        }
+        for (seconds, shown) in [
+            (0.0, "0s"),
+            (0.25, "250ms"),
+            (1.9, "1s"),
+            (90.5, "1m30s"),
+            (-1.0, "0s"),
+            (1e300, "0s"),
+        ] {
+            assert_eq!(age(seconds), shown);
+        }
+    }
+
+    #[test]
+    fn a_terminal_is_written_over() {
+        assert_eq!(over(b"a\nb\n"), b"\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+    }
+}

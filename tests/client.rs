@@ -1,0 +1,338 @@
+//! The commands that ask a running proxy: what they do, print and end with.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc::channel,
+};
+
+use serde_json::json;
+
+use crate::harness::{
+    Addr, End, Family, Finished, PATIENCE, Proxy, Received, Upstream, binary, echo, program,
+    reserve, spawn, wait_until,
+};
+
+/// Runs a command against the API at `control`.
+#[track_caller]
+fn run(control: &Addr, arguments: &[&str]) -> Finished {
+    program().args(arguments).arg("--control-addr").arg(control.to_string()).run()
+}
+
+#[track_caller]
+fn assert_done(control: &Addr, arguments: &[&str], printed: &str) {
+    let finished = run(control, arguments);
+    assert_eq!((finished.code, &*finished.stderr), (0, ""), "{arguments:?}");
+    assert_eq!(finished.stdout, printed, "{arguments:?}");
+}
+
+/// Nothing on standard output, and one line with `told` in it on standard error.
+#[track_caller]
+fn assert_failed(finished: &Finished, code: i32, told: &str) {
+    assert_eq!((finished.code, &*finished.stdout), (code, ""), "{finished:?}");
+    assert!(finished.stderr.starts_with("tcpause: "), "{finished:?}");
+    assert!(finished.stderr.contains(told), "no {told:?} in {finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+}
+
+fn proxy() -> (Upstream, Proxy) {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    (upstream, proxy)
+}
+
+/// An API that gives this answer to each request.
+fn answering(answer: &'static str) -> Upstream {
+    Upstream::tcp(move |mut stream| {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.extend(stream.receive(1));
+        }
+        stream.send(answer.as_bytes());
+        Received { bytes: request, end: End::Eof }
+    })
+}
+
+#[test]
+fn pause_wait_and_resume_work_on_every_kind_of_address() {
+    for family in [Family::Tcp4, Family::Tcp6, Family::Unix, Family::Abstract] {
+        if !family.is_available() {
+            println!("skipped: there is no IPv6 on this machine");
+            continue;
+        }
+        let upstream = Upstream::tcp(echo);
+        let proxy = Proxy::builder().upstream(&upstream).control(family).start();
+        let addr = proxy.control().addr();
+        assert_done(addr, &["pause"], "paused: default, until a resume\n");
+        assert!(proxy.control().is_paused());
+        let mut held = proxy.connect_held();
+        assert_done(addr, &["wait"], "idle\n");
+        assert_done(addr, &["resume"], "resumed\n");
+        assert!(!proxy.control().is_paused());
+        held.assert_echo(b"served");
+    }
+}
+
+#[test]
+fn pause_hands_on_what_it_is_given() {
+    let (_upstream, proxy) = proxy();
+    let addr = proxy.control().addr();
+    let pause = [
+        "pause",
+        "--name",
+        "ä & b=1",
+        "--reason",
+        "100% \"new\" +1",
+        "--ttl",
+        "1h",
+        "--mode",
+        "reject",
+        "--drain",
+        "quiet:1h",
+    ];
+    assert_done(addr, &pause, "paused: ä & b=1, for 1h\n");
+    let status: serde_json::Value =
+        serde_json::from_slice(&proxy.control().get("/status").body).unwrap();
+    let lease = &status["leases"][0];
+    assert_eq!(
+        [&lease["name"], &lease["reason"], &lease["mode"], &lease["drain_quiet_seconds"]],
+        [&json!("ä & b=1"), &json!("100% \"new\" +1"), &json!("reject"), &json!(3600.0)]
+    );
+    let shown = run(addr, &["status"]);
+    for part in [
+        "state       paused since 2",
+        "ä & b=1 (100% \"new\" +1) by 127.0.0.1:",
+        ": reject, ends in 59m59s, drains what is quiet for 1h\n",
+    ] {
+        assert!(shown.stdout.contains(part), "no {part:?} in {}", shown.stdout);
+    }
+    assert_done(addr, &["pause", "--name", "b"], "paused: b, until a resume\n");
+    assert_done(addr, &["resume", "--name", "ä & b=1"], "lifted: ä & b=1\n");
+    assert!(proxy.control().is_paused());
+    assert_done(addr, &["resume", "--name", "b"], "lifted: b\n");
+    assert!(!proxy.control().is_paused());
+}
+
+#[test]
+fn a_pause_tells_when_the_proxy_ends_it() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).arg("--pause-max-ttl=1h").start();
+    assert_done(proxy.control().addr(), &["pause"], "paused: default, for 1h\n");
+}
+
+#[test]
+fn a_wait_in_vain_is_75() {
+    let (_upstream, proxy) = proxy();
+    let addr = proxy.control().addr();
+    let mut client = proxy.connect();
+    client.assert_echo(b"carried");
+    assert_failed(&run(addr, &["wait", "--timeout=50ms"]), 75, "are still running");
+    assert_failed(
+        &run(addr, &["pause", "--wait=50ms"]),
+        75,
+        "undone. Connections: 1, the oldest for ",
+    );
+    assert!(!proxy.control().is_paused());
+    let keep = run(addr, &["pause", "--wait=50ms", "--on-timeout=keep"]);
+    assert_failed(&keep, 75, "stays paused. Connections: 1, ");
+    assert!(proxy.control().is_paused());
+    client.assert_echo(b"still carried");
+    let killed = run(addr, &["pause", "--wait=50ms", "--on-timeout=kill"]);
+    assert_eq!(killed.code, 0, "{killed:?}");
+    assert!(
+        killed.stdout.starts_with("paused: default, until a resume, idle after 0."),
+        "{killed:?}"
+    );
+    assert!(killed.stdout.ends_with("s, connections reset: 1\n"), "{killed:?}");
+    assert_eq!(client.receive_all().end, End::Reset);
+}
+
+#[test]
+fn resume_releases_so_many() {
+    let (_upstream, proxy) = proxy();
+    let addr = proxy.control().addr();
+    assert_failed(&run(addr, &["resume", "--release", "1"]), 75, "paused");
+    proxy.control().pause();
+    let mut held: Vec<_> = (0..3).map(|_| proxy.connect_held()).collect();
+    assert_done(addr, &["resume", "--release", "2"], "released: 2\n");
+    held[0].assert_echo(b"served");
+    held[1].assert_echo(b"served");
+    assert_eq!((proxy.control().status().held, proxy.control().is_paused()), (1, true));
+}
+
+#[test]
+fn what_the_api_refuses_is_2_with_its_own_sentence() {
+    let (_upstream, proxy) = proxy();
+    let addr = proxy.control().addr();
+    let long = "n".repeat(65);
+    for (arguments, told) in [
+        (&["pause", "--name", &long][..], "it has 65 bytes; at most 64 are taken"),
+        (&["pause", "--drain", "2s"], "write quiet: and a time"),
+        (&["pause", "--on-timeout", "keep"], "add one such as wait=30s"),
+        (&["pause", "--ttl", "0s"], "a pause lasts for more than 0s"),
+        (&["resume", "--name", "a", "--release", "1"], "leave out either"),
+        (&["exec", "--drain", "2s", "--", "true"], "write quiet: and a time"),
+    ] {
+        let mut arguments = arguments.to_vec();
+        let addr = format!("--control-addr={addr}");
+        arguments.insert(1, &addr);
+        assert_failed(&program().args(arguments).run(), 2, told);
+    }
+    assert!(!proxy.control().is_paused());
+}
+
+#[test]
+fn an_api_that_cannot_be_reached_is_69() {
+    let reserved = reserve();
+    let nowhere = program().path("control.sock");
+    for (addr, told) in [
+        (reserved.addr(), "Connection refused"),
+        (Addr::Unix(nowhere), "No such file"),
+        (Addr::Abstract("tcpause-tests-nobody".to_owned()), "Connection refused"),
+    ] {
+        for arguments in [&["pause"][..], &["resume"], &["status"], &["wait"]] {
+            let finished = run(&addr, arguments);
+            assert_failed(&finished, 69, told);
+            assert!(finished.stderr.contains(&format!("cannot reach the control API at {addr}")));
+            assert!(finished.stderr.contains("name its address with --control-addr"));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_api_is_told() {
+    for (answer, code, told) in [
+        ("", 69, "gives no answer; see whether the proxy still runs"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", 1, "what is no HTTP; is tcpause what listens there?"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", 1, "an answer that is cut"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            1,
+            "the status cannot be read: missing field",
+        ),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", 2, "answered 404"),
+        (
+            "HTTP/1.1 500 No\r\nContent-Length: 17\r\n\r\n{\"error\": \"\x1b[1m\"}",
+            1,
+            "answered 500",
+        ),
+    ] {
+        let api = answering(answer);
+        assert_failed(&run(api.addr(), &["status"]), code, told);
+    }
+}
+
+#[test]
+fn the_api_is_that_of_the_option_or_of_the_file() {
+    let (_upstream, proxy) = proxy();
+    let addr = proxy.control().addr();
+    // What a proxy would refuse to start with is of no interest to those who ask it.
+    let file = format!(
+        "unknown: 1\nproxy: {{addr: nowhere, tls: {{cert: /nonexistent}}}}\ncontrol: {{addr: '{addr}', mode: 1}}\n"
+    );
+    let done = program().file("tcpause.yml", &file).arg("pause").run();
+    assert_eq!((done.code, &*done.stderr), (0, ""));
+    let named = program().file("other.yml", &file).args(["-c", "other.yml", "resume"]).run();
+    assert_eq!((named.code, &*named.stdout), (0, "resumed\n"));
+    // The option beats the file, whatever state that is in.
+    let option = format!("--control-addr={addr}");
+    let beaten = program().file("tcpause.yml", "{").args(["wait", &option]).run();
+    assert_eq!((beaten.code, &*beaten.stdout), (0, "idle\n"));
+    for (file, told) in [
+        ("{", "tcpause.yml: "),
+        ("control: {addr: 3001}", "tcpause.yml: control.addr: \"3001\" is only a number"),
+        ("control: {addr: [a]}", "tcpause.yml: control.addr is not an address"),
+        ("control: {addr: 'localhost:0'}", "has port 0; write the port that the proxy has logged"),
+    ] {
+        assert_failed(&program().file("tcpause.yml", file).arg("wait").run(), 2, told);
+    }
+    let missing = program().args(["-c", "nowhere.yml", "wait"]).run();
+    assert_failed(&missing, 2, "nowhere.yml: cannot read the configuration: No such file");
+    let wrong = program().args(["wait", "--control-addr=localhost"]).run();
+    assert_failed(&wrong, 2, "--control-addr: \"localhost\" lacks a port");
+}
+
+#[test]
+fn status_shows_what_the_api_tells() {
+    const BODY: &str = r#"{"version":"0.1.0","uptime_seconds":90.5,"paused":true,"paused_since":"2026-11-24T11:45:35.666Z","leases":[{"name":"deploy","reason":null,"by":"uid 0, pid 12","mode":"hold","since":"2026-11-24T11:45:35.666Z","expires_in_seconds":null,"drain_quiet_seconds":null}],"held":3,"connecting":0,"active":2,"oldest_seconds":61.9,"rejecting":0,"accepted":9,"rejected":0,"failed":0,"bytes_to_upstream":1536,"bytes_to_client":12,"upstream":"tcp://localhost:3002","threads":2,"worker_panics":0,  "odd": 1}
+"#;
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len());
+    let api = answering(answer.leak());
+    assert_done(api.addr(), &["status", "--json"], BODY);
+    let request = api.received().bytes;
+    let expected = format!(
+        "GET /status HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n",
+        api.addr().port()
+    );
+    assert_eq!(String::from_utf8_lossy(&request), expected);
+    assert_done(
+        api.addr(),
+        &["status"],
+        "\
+state       paused since 2026-11-24T11:45:35.666Z
+held        3
+connecting  0
+active      2, the oldest for 1m1s
+rejecting   0
+bytes       1.5 KiB to the upstream, 12 B to clients
+upstream    tcp://localhost:3002
+tcpause     0.1.0, up for 1m30s
+pause       deploy by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold
+",
+    );
+    let (_upstream, proxy) = proxy();
+    assert!(run(proxy.control().addr(), &["status"]).stdout.starts_with("state       running\n"));
+}
+
+/// A command that does not end by itself; it dies with its owner.
+struct Watch(Child);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn watch_shows_it_again_and_survives_the_proxy() {
+    let upstream = Upstream::tcp(echo);
+    let mut proxy = Proxy::builder().upstream(&upstream).control(Family::Unix).start();
+    let mut command = Command::new(binary());
+    command.args(["status", "--watch", "--control-addr", &proxy.control().addr().to_string()]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watch = Watch(child);
+    let (sender, lines) = channel();
+    let stdout = watch.0.stdout.take().unwrap();
+    drop(spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            drop(sender.send(line));
+        }
+    }));
+    let wait_line = |begin: &str| {
+        wait_until(begin, || lines.recv_timeout(PATIENCE).expect("a line").starts_with(begin));
+    };
+    wait_line("state       running");
+    proxy.control().pause();
+    wait_line("state       paused since");
+    proxy.terminate();
+    assert_eq!(proxy.exit_code(), 0);
+    wait_line("cannot reach the control API");
+    let again = proxy.sibling().upstream(&upstream).control(Family::Unix).start();
+    wait_line("state       running");
+    assert!(watch.0.try_wait().unwrap().is_none());
+    drop(again);
+}
+
+#[test]
+fn each_command_has_a_help_of_its_own() {
+    for command in ["pause", "resume", "status", "wait", "exec"] {
+        let help = program().args(["help", command]).run();
+        assert_eq!((help.code, &*help.stderr), (0, ""));
+        assert!(help.stdout.contains(&format!("Usage: tcpause {command} [OPTIONS]")), "{help:?}");
+        assert!(!help.stdout.contains("--proxy-addr"), "{help:?}");
+        let same = program().args([command, "--help"]).run();
+        assert_eq!(same.stdout, help.stdout);
+    }
+}
