@@ -156,7 +156,7 @@ impl Connection {
             return self.attempt_failed(error, context);
         }
         let is_void = dial.pass.is_void();
-        self.complain(&error, context);
+        complain(&error, context);
         if is_void { self.wait(context) } else { self.dial(context) }
     }
 
@@ -167,7 +167,7 @@ impl Connection {
         error: io::Error,
         context: &mut Context<'_>,
     ) -> Verdict {
-        self.complain(&error, context);
+        complain(&error, context);
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         dial.upstream = None;
         dial.error = Some(error);
@@ -182,12 +182,6 @@ impl Connection {
             context.upstream.outage().failed(was_probe, context.now);
         }
         self.wait(context)
-    }
-
-    fn complain(&self, error: &io::Error, context: &Context<'_>) {
-        if !is_shortage(error) {
-            context.upstream.complain(error, Outlook::TriedAgain, context.now);
-        }
     }
 
     /// The attempt has come to its end, good or bad.
@@ -236,5 +230,12 @@ impl Connection {
                 Verdict::Stay
             }
         }
+    }
+}
+
+/// Logs what the upstream is to blame for.
+fn complain(error: &io::Error, context: &Context<'_>) {
+    if !is_shortage(error) {
+        context.upstream.complain(error, Outlook::TriedAgain, context.now);
     }
 }
