@@ -5,9 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
-use crate::harness::{Builder, End, Family, Proxy, Received, Response, Upstream, echo, wait_until};
+use crate::harness::{Builder, End, Family, Proxy, Received, Response, Upstream, echo};
 
 /// What a client gets that is closed in order.
 const CLOSED: Received = Received { bytes: Vec::new(), end: End::Eof };
@@ -18,18 +16,6 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: service\r\n\r\n";
 fn builder(upstream: &Upstream, max: usize) -> Builder {
     let max = max.to_string();
     Proxy::builder().upstream(upstream).args(["--proxy-threads", "2", "--hold-max", &max])
-}
-
-/// How many clients have left while they were held.
-fn left(proxy: &Proxy) -> u64 {
-    let response = proxy.control().get("/status");
-    let status: Value = serde_json::from_slice(&response.body).unwrap();
-    status["left"].as_u64().unwrap_or_else(|| panic!("no number: {response}"))
-}
-
-#[track_caller]
-fn wait_left(proxy: &Proxy, wanted: u64) {
-    wait_until(&format!("{wanted} have left"), || left(proxy) == wanted);
 }
 
 /// Whatever the workers could have done with those who are there, they have done: a pause answers when each of them has ended
@@ -78,7 +64,7 @@ fn a_client_of_the_backlog_is_accepted_when_a_held_one_leaves() {
             assert_eq!(proxy.control().status().accepted, 1 + gone, "{family:?}");
             drop(held.next());
             proxy.control().wait_counts(|status| (status.held, status.accepted), (2, 2 + gone));
-            wait_left(&proxy, gone);
+            proxy.control().wait_counts(|status| status.left, gone);
             settle(&proxy);
         }
         proxy.control().resume();
@@ -113,7 +99,7 @@ fn further_clients_are_rejected_at_once() {
             client.assert_echo(b"held");
         }
         assert_eq!(upstream.accepted(), 2);
-        wait_left(&proxy, 1);
+        proxy.control().wait_counts(|status| status.left, 1);
     }
 }
 
@@ -135,7 +121,7 @@ fn further_clients_are_closed_at_once() {
         for client in &mut held {
             client.assert_echo(b"held");
         }
-        assert_eq!((upstream.accepted(), left(&proxy)), (2, 0));
+        assert_eq!((upstream.accepted(), proxy.control().status().left), (2, 0));
     }
 }
 
@@ -161,7 +147,7 @@ fn a_client_that_is_held_for_too_long_gets_the_overflow_action() {
         assert!(begin.elapsed() >= TIMEOUT, "{overflow} after {:?}", begin.elapsed());
         drop(client);
         proxy.control().wait_counts(|status| (status.held, status.rejecting), (0, 0));
-        assert_eq!((upstream.accepted(), left(&proxy)), (0, 0));
+        assert_eq!((upstream.accepted(), proxy.control().status().left), (0, 0));
 
         // The bound is one for the hold, and not for the connection.
         proxy.control().resume();
@@ -219,12 +205,12 @@ fn those_who_leave_while_held_are_counted() {
         let proxy = Proxy::builder().listen(family).upstream(&upstream).start();
         drop(proxy.connect());
         proxy.control().pause();
-        assert_eq!(left(&proxy), 0);
+        assert_eq!(proxy.control().status().left, 0);
         let mut clients: Vec<_> = (0..5).map(|_| proxy.connect_held()).collect();
         clients.pop().unwrap().reset();
         drop(clients.split_off(2));
         proxy.control().wait_counts(|status| status.held, 2);
-        wait_left(&proxy, 3);
+        proxy.control().wait_counts(|status| status.left, 3);
 
         proxy.control().resume();
         for client in &mut clients {
@@ -233,6 +219,6 @@ fn those_who_leave_while_held_are_counted() {
         drop(clients);
         proxy.control().wait_counts(|status| status.active, 0);
         let status = proxy.control().status();
-        assert_eq!((status.failed, left(&proxy)), (0, 3), "those who are served do not count");
+        assert_eq!((status.failed, status.left), (0, 3), "those who are served do not count");
     }
 }
