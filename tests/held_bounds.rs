@@ -203,7 +203,8 @@ fn those_who_leave_while_held_are_counted() {
     for family in [Family::Tcp4, Family::Unix] {
         let upstream = Upstream::tcp(echo);
         let proxy = Proxy::builder().listen(family).upstream(&upstream).start();
-        drop(proxy.connect());
+        proxy.connect().assert_echo(b"not held");
+        proxy.control().wait_counts(|status| status.active, 0);
         proxy.control().pause();
         assert_eq!(proxy.control().status().left, 0);
         let mut clients: Vec<_> = (0..5).map(|_| proxy.connect_held()).collect();

@@ -16,12 +16,30 @@ use crate::harness::{
     Addr, Builder, Family, Listener, PATIENCE, Proxy, Stream, Upstream, echo, spawn,
 };
 
+/// What the queue of an upstream takes that has room.
+const BACKLOG: i32 = 4096;
+
 /// How long a connection counts as under way on which the upstream says nothing, as the README tells.
 const HEARING: Duration = Duration::from_millis(50);
 
 /// A proxy of two workers: line and pace are those of both.
 fn builder(upstream: &Addr) -> Builder {
     Proxy::builder().upstream_at(upstream).args(["--proxy-threads", "2"])
+}
+
+/// A listener whose queue is full: who is dialled for is under way, and stays so until there is room.
+fn full_listener() -> Listener {
+    let listener = Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
+    listener.backlog(0);
+    listener.fill();
+    listener
+}
+
+/// A proxy in front of it that is patient.
+fn slow_builder(listener: &Listener, max_connecting: u64) -> Builder {
+    builder(&listener.addr())
+        .args(["--upstream-connect-timeout", "20s"])
+        .args(["--resume-max-connecting", &max_connecting.to_string()])
 }
 
 /// Clients that came one after the other, each of which has sent its number and is held.
@@ -114,22 +132,30 @@ fn first_come_first_served_whichever_worker_holds_them() {
 
 #[test]
 fn new_clients_queue_behind_those_who_are_held() {
-    let upstream = Counter::start(Manner::IsSilent);
-    let proxy = builder(&upstream.addr()).args(["--resume-max-connecting", "1"]).start();
+    const NEWCOMERS: u8 = 8;
+    let listener = full_listener();
+    let proxy = slow_builder(&listener, 1).start();
     proxy.control().pause();
-    let clients = held(&proxy, 0..20);
+    let mut clients = held(&proxy, 0..2);
     proxy.control().resume();
-    // The last of the held ones has to wait for a second.
-    let newcomers: Vec<_> = (20..28)
-        .map(|number| {
-            let mut client = proxy.connect();
-            client.send(&[number]);
-            client
-        })
-        .collect();
-    let order = upstream.next(clients.len() + newcomers.len());
-    assert_eq!(order[..20], (0..20).collect::<Vec<u8>>());
-    assert_eq!(order[20..].iter().copied().collect::<BTreeSet<_>>(), (20..28).collect());
+    // The first is dialled for, the second waits: with one of the workers, but it is the turn of nobody with the other.
+    proxy.control().wait_counts(|status| (status.connecting, status.held), (1, 1));
+    clients.extend((2..2 + NEWCOMERS).map(|number| {
+        let mut client = proxy.connect();
+        client.send(&[number]);
+        client
+    }));
+    let newcomers = u64::from(NEWCOMERS);
+    proxy.control().wait_counts(
+        |status| (status.accepted, status.connecting, status.held),
+        (2 + newcomers, 1, 1 + newcomers),
+    );
+
+    listener.backlog(BACKLOG);
+    let upstream = Counter::on(listener, Manner::Answers);
+    let order = upstream.next(clients.len());
+    assert_eq!(order[..2], [0, 1]);
+    assert_eq!(order[2..].iter().copied().collect::<BTreeSet<_>>(), (2..2 + NEWCOMERS).collect());
 }
 
 #[test]
@@ -204,19 +230,38 @@ fn what_was_let_through_in_vain_lets_nobody_through_later() {
 }
 
 #[test]
+fn a_place_of_one_who_left_lets_nobody_through_later() {
+    let listener = full_listener();
+    let proxy = slow_builder(&listener, 1).start();
+    proxy.control().pause();
+    let mut clients = held(&proxy, 0..2);
+    assert_eq!(proxy.control().delete("/paused?release=2").text(), "{\"released\": 2}\n");
+    proxy.control().wait_counts(|status| (status.connecting, status.held), (1, 1));
+    // The second may go, and goes for good before it can.
+    clients.remove(1).reset();
+    proxy.control().wait_counts(|status| (status.held, status.left), (0, 1));
+    let later = held(&proxy, 2..6);
+
+    listener.backlog(BACKLOG);
+    let upstream = Counter::on(listener, Manner::Answers);
+    assert_eq!(upstream.next(1), [0]);
+    assert_eq!(clients[0].receive(1), [0]);
+    proxy.control().pause();
+    let status = proxy.control().status();
+    assert_eq!((status.active, status.held), (1, later.len() as u64));
+    proxy.control().resume();
+    assert_eq!(upstream.next(later.len()), [2, 3, 4, 5]);
+}
+
+#[test]
 fn no_more_are_under_way_than_are_allowed() {
     const COUNT: u64 = 40;
     const MAX: u64 = 4;
-    let listener = Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
-    listener.backlog(0);
-    listener.fill();
-    let proxy = builder(&listener.addr())
-        .args(["--resume-max-connecting", &MAX.to_string(), "--upstream-connect-timeout", "20s"])
-        .start();
+    let listener = full_listener();
+    let proxy = slow_builder(&listener, MAX).start();
     proxy.control().pause();
     let mut clients = held(&proxy, 0..u8::try_from(COUNT).unwrap());
     proxy.control().resume();
-    // The queue of the upstream is full: who is dialled for is under way and stays so.
     proxy.control().wait_counts(|status| (status.connecting, status.held), (MAX, COUNT - MAX));
     proxy.control().resume();
     let bounded = |status: &crate::harness::Status| {
@@ -225,7 +270,7 @@ fn no_more_are_under_way_than_are_allowed() {
     };
     assert!(!bounded(&proxy.control().status()));
 
-    listener.backlog(4096);
+    listener.backlog(BACKLOG);
     let _upstream = Counter::on(listener, Manner::Answers);
     proxy.control().wait_status("all are served", bounded);
     for (client, number) in clients.iter_mut().zip(0..) {
