@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use crate::{connection::Connection, queues::SlotIndex};
+use crate::{connection::Connection, queues::Queue};
 
 /// How many connections are closed as quiet in one turn.
 const TURN_QUIET_MAX: usize = 64;
 /// How long at least until the next look for quiet connections, which looks at all.
 const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Over how long the closing of connections is spread that have fallen silent at the same moment: not all of their clients
+/// In how many looks those are closed that have fallen silent at the same moment, a second in all: not all of their clients
 /// shall connect anew at once.
-const QUIET_SPREAD: Duration = Duration::from_secs(1);
+const QUIET_LOOKS: usize = 20;
 
 impl Worker<'_> {
     /// Closes connections that have been silent for as long as the operator says.
@@ -26,12 +26,11 @@ impl Worker<'_> {
         }
         // Whoever falls silent from now on is quiet later than that.
         let mut next = now.checked_add(quiet);
-        let mut left = TURN_QUIET_MAX;
+        let carried = self.queues.len(Queue::Fresh) + self.queues.len(Queue::Relaying);
+        let mut left = carried.div_ceil(QUIET_LOOKS).min(TURN_QUIET_MAX);
         for slot in 0..self.connections.end() {
             let connection = self.connections.get_mut(slot);
-            let Some(at) = connection.and_then(|it| it.quiet_at(quiet + spread(slot))) else {
-                continue;
-            };
+            let Some(at) = connection.and_then(|it| it.quiet_at(quiet)) else { continue };
             if at > now || left == 0 {
                 next = next.map(|next| next.min(at));
                 continue;
@@ -41,10 +40,4 @@ impl Worker<'_> {
         }
         self.look_for_quiet = next.map(|next| next.max(now + QUIET_LOOK_INTERVAL));
     }
-}
-
-/// How much longer than others the connection in a slot may be silent.
-fn spread(slot: SlotIndex) -> Duration {
-    // Any multiplier without a pattern does: neighbours came at the same time.
-    QUIET_SPREAD * (slot.wrapping_mul(0x9E37_79B9) >> 24) / 256
 }
