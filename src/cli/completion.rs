@@ -169,7 +169,7 @@ pub(crate) fn fish() -> String {
         }
         if !word.argument.is_empty() {
             text += &format!(
-                "complete -c tcpause -n '__fish_seen_subcommand_from {}' -a '(__fish_complete_subcommand --fcs-skip=2)'\n",
+                "complete -c tcpause -n '__fish_seen_subcommand_from {}' -F -a '(__fish_complete_command)'\n",
                 word.name
             );
         }
