@@ -422,7 +422,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         long: "upstream-retry-for",
         short: None,
         value: Some("DURATION"),
-        help: "How long a client waits for a server that is away",
+        help: "How long a client waits for a server that is away, at least the above",
         more: "It waits as long as --upstream-connect-timeout anyway. Then it is reset.",
         section: Section::Upstream,
         completion: Completion::None,
