@@ -303,3 +303,56 @@ impl fmt::Display for Terms {
         write!(f, ", mode {}", mode_name(self.mode))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::Mode;
+
+    fn terms() -> Terms {
+        let (name, by) = ("a".to_owned(), "a test".to_owned());
+        Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None }
+    }
+
+    #[test]
+    fn the_gate_is_paused_exactly_while_a_lease_holds() {
+        let handle = Handle(Shared::without_workers());
+        assert_eq!(handle.look(1), Look::Ended);
+        let pass = handle.0.gate.enter();
+        handle.put(terms(), Standing::Tentative, 1).unwrap();
+        assert_eq!((handle.look(1), handle.0.gate.mode()), (Look::Busy, Some(Mode::Hold)));
+        drop(pass);
+        assert_eq!(handle.look(1), Look::Idle);
+        let strict = Terms { mode: Mode::Reject, name: "b".to_owned(), ..terms() };
+        handle.put(strict, Standing::Firm, 2).unwrap();
+        assert_eq!(handle.0.gate.mode(), Some(Mode::Reject));
+        assert!(!handle.lift(Some("b"), "a test"));
+        assert_eq!(handle.0.gate.mode(), Some(Mode::Hold));
+        handle.undo(1, "it is over");
+        assert_eq!((handle.look(1), handle.0.gate.mode()), (Look::Ended, None));
+        assert!(!handle.resume() && handle.pause() && !handle.pause() && handle.resume());
+    }
+
+    #[test]
+    fn a_request_that_was_given_up_pauses_nothing() {
+        let handle = Handle(Shared::without_workers());
+        handle.undo(7, "it took too long");
+        assert_eq!(handle.put(terms(), Standing::Tied, 7), Err(Refused::Undone));
+        assert!(!handle.is_paused());
+    }
+
+    #[test]
+    fn the_thread_ends_with_the_proxy() {
+        let shared = Shared::without_workers();
+        let weak = Arc::downgrade(&shared);
+        let (ledger, rings) = Ledger::new(None);
+        let thread = thread::Builder::new().spawn(move || run(&weak, &rings)).unwrap();
+        ledger.tell();
+        drop((shared, ledger));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !thread.is_finished() {
+            assert!(Instant::now() < deadline, "it goes on");
+            thread::yield_now();
+        }
+    }
+}

@@ -115,11 +115,11 @@ fn at_the_deadline_what_is_left_is_reset() {
 fn what_is_undone_leaves_an_older_pause_of_its_name() {
     let upstream = Upstream::tcp(echo);
     let (proxy, client) = busy(&upstream);
-    assert_eq!(proxy.control().put("/paused?name=a&reason=old&ttl=1h").status, 201);
-    let response = proxy.control().put("/paused?name=a&reason=new&mode=reject&wait=10ms");
+    assert_eq!(proxy.control().put("/paused?name=a&reason=old&mode=reject&ttl=1h").status, 201);
+    let response = proxy.control().put("/paused?name=a&reason=new&wait=10ms");
     assert_eq!(json(&response, 504)["paused"], true);
     let lease = proxy.control().status().leases.remove(0);
-    assert_eq!((lease.reason.as_deref(), lease.mode.as_str()), (Some("old"), "hold"));
+    assert_eq!((lease.reason.as_deref(), lease.mode.as_str()), (Some("old"), "reject"));
     assert!(lease.expires_in_seconds.is_some());
     // What is not undone takes its place.
     drop(client);
@@ -127,6 +127,7 @@ fn what_is_undone_leaves_an_older_pause_of_its_name() {
     let leases =
         proxy.control().wait_status("one is left", |status| status.leases.len() == 1).leases;
     assert_eq!((leases[0].reason.as_deref(), leases[0].expires_in_seconds), (Some("new"), None));
+    drop(proxy.connect_held());
 }
 
 #[test]
@@ -313,6 +314,19 @@ fn each_byte_of_the_caller_renews() {
     }
     proxy.control().resume();
     flooding.join().unwrap();
+}
+
+#[test]
+fn all_that_a_caller_has_sent_is_read_to_its_end() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let mut caller = proxy.control().send("PUT", "/paused?while=connected&ttl=1h", &[]);
+    attached(&mut caller);
+    let mut held = proxy.connect_held();
+    caller.send(&vec![b'.'; 300 << 10]);
+    drop(caller);
+    // No other call makes the API look.
+    held.assert_echo(b"served as the caller has gone");
 }
 
 #[test]

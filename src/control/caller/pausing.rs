@@ -92,11 +92,8 @@ impl Caller {
         Ok(())
     }
 
-    /// The pause lasts as long as this does.
+    /// The pause lasts until the caller's end of stream, or until it ends otherwise.
     pub(super) fn attend(&mut self, means: &mut Means) -> Result<(), Halt> {
-        if self.gone || self.half_closed {
-            return Err(Halt::Done);
-        }
         self.hear(means)?;
         if means.stops_at.is_none() && self.claim.as_ref().is_some_and(Claim::holds) {
             return Err(Halt::Blocked);
