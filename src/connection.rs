@@ -75,12 +75,12 @@ struct Carriage {
     relay: Relay,
     /// Its place in a crowd, until something shows that the upstream has taken it out of its backlog.
     place: Option<Slot>,
-    /// When a byte last came through.
+    /// When a byte last came through, or the other side of an aborted one last took something.
     moved: Instant,
     /// Whether that was one of the client's: then it may wait for an answer.
     asks: bool,
-    /// Once one side was aborted: how much the other had yet to take when it last took something, and when that was.
-    settling: Option<(u32, Instant)>,
+    /// Once one side was aborted: how much the other had yet to take when it last took something.
+    settling: Option<u32>,
     _pass: Pass,
 }
 
@@ -375,14 +375,11 @@ impl Connection {
             relay::Next::Close => Verdict::Close(Reason::Ended),
             relay::Next::Reset => Verdict::Close(Reason::Reset),
             relay::Next::Settle(under_way) => {
-                let is_moving = turn.to_upstream + turn.to_client > 0;
-                match carriage.settling {
-                    Some((before, since)) if before == under_way && !is_moving => {
-                        if context.now.duration_since(since) >= SETTLE_TIMEOUT {
-                            return Verdict::Close(Reason::Stalled);
-                        }
-                    }
-                    _ => carriage.settling = Some((under_way, context.now)),
+                if carriage.settling.replace(under_way) != Some(under_way) {
+                    carriage.moved = context.now;
+                }
+                if context.now.duration_since(carriage.moved) >= SETTLE_TIMEOUT {
+                    return Verdict::Close(Reason::Stalled);
                 }
                 Verdict::Wait(Queue::Settling)
             }
