@@ -300,6 +300,9 @@ impl fmt::Display for Terms {
         if let Some(ttl) = self.ttl {
             write!(f, " for {}", format_duration(ttl))?;
         }
+        if let Some(quiet) = self.quiet {
+            write!(f, ", closing what is quiet for {}", format_duration(quiet))?;
+        }
         write!(f, ", mode {}", mode_name(self.mode))
     }
 }
