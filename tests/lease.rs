@@ -153,7 +153,8 @@ fn the_status_lists_who_why_and_until_when() {
         assert!(first.by.starts_with(&by), "{} is not {by}", first.by);
         let line = proxy.wait_for_log("paused by");
         assert!(line.contains(&by) && line.contains("because \"it's \\\"v2\\\"\""), "{line}");
-        assert!(line.contains("for 1m30s, mode reject"), "{line}");
+        let terms = "for 1m30s, closing what is quiet for 1s500ms, mode reject";
+        assert!(line.contains(terms), "{line}");
     }
 }
 

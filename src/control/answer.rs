@@ -31,7 +31,9 @@ impl Answer {
     /// `text` is a sentence that tells the caller what to do.
     pub(super) fn error(status: u16, text: &str) -> Self {
         let text = serde_json::Value::from(text);
-        Self { status, body: format!(r#"{{"error": {text}, "status": {status}}}"#), header: None }
+        // The end of the line is for those who read it on a terminal.
+        let body = format!("{{\"error\": {text}, \"status\": {status}}}\n");
+        Self { status, body, header: None }
     }
 
     pub(super) fn with_header(self, name: &'static str, value: String) -> Self {
@@ -204,7 +206,7 @@ mod tests {
     #[test]
     fn an_error_is_json_whatever_its_text() {
         let answer = Answer::error(400, "a \"quoted\"\nline");
-        assert_eq!(answer.body, r#"{"error": "a \"quoted\"\nline", "status": 400}"#);
+        assert_eq!(answer.body, concat!(r#"{"error": "a \"quoted\"\nline", "status": 400}"#, "\n"));
         assert!(answer.to_bytes(true).ends_with(b"\r\n\r\n"));
     }
 }

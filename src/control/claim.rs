@@ -100,7 +100,7 @@ impl Claim {
             "The time is up: connections are still running. The pause is undone."
         };
         let body = format!(
-            "{{\"error\": \"{text}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {oldest}, \"paused\": {paused}}}"
+            "{{\"error\": \"{text}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {oldest}, \"paused\": {paused}}}\n"
         );
         Answer { status: 504, ..Answer::json(body) }
     }
