@@ -529,8 +529,10 @@ impl Worker<'_> {
                 self.close(slot, reason, now);
             }
         }
-        for arrival in self.unregistered.drain(..).filter(|_| stops) {
-            arrival.client.reset_on_close();
+        if stops {
+            for arrival in self.unregistered.drain(..) {
+                arrival.client.reset_on_close();
+            }
         }
     }
 
