@@ -375,6 +375,8 @@ impl Connection {
             relay::Next::Close => Verdict::Close(Reason::Ended),
             relay::Next::Reset => Verdict::Close(Reason::Reset),
             relay::Next::Settle(under_way) => {
+                // It is no longer in anyone's backlog, and may stay here for long.
+                carriage.place = None;
                 if carriage.settling.replace(under_way) != Some(under_way) {
                     carriage.moved = context.now;
                 }
