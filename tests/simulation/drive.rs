@@ -1,39 +1,17 @@
 //! A schedule: what clients, upstreams, the network and the operator do while the worker waits, and between its calls.
 
-use std::{
-    cell::RefCell,
-    io,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU8, AtomicUsize},
-    },
-    time::Duration,
-};
-
-use crossbeam_channel::bounded;
-use mio::{Poll, Registry, Waker};
+use std::{cell::RefCell, io, sync::Arc, time::Duration};
 
 use crate::{
-    Address,
-    barrier::Barrier,
-    config,
-    counters::Counters,
     event::Event,
-    gate::{Gate, Mode},
-    handle::{Arrival, Desk, Handle, Phase, Shared},
-    hold::Hold,
+    handle::{Arrival, Phase, Shared},
     judge,
-    kernel::{Backlog, Kernel, Mask, Site, Tally, Weather},
-    ledger::Ledger,
-    line::Line,
+    kernel::{Kernel, Mask, Site, Tally, Weather},
     link::{Link, Side},
-    orders::Orders,
-    random::Random,
-    refusal::{Answer, Refusal},
-    slots::Slots,
-    sys::{self, Listener, SocketAddress},
-    throttle::Throttle,
-    upstream::Upstream,
+    operator::Operator,
+    patience::Rules,
+    rival::Rival,
+    sys,
     worker::{End, Post, WAKER},
 };
 
@@ -42,8 +20,10 @@ const IDLE_TURNS_MAX: u32 = 4;
 /// Far more turns than any schedule needs.
 const TURNS_MAX: u64 = 100_000;
 /// How long a schedule may be without the peers' doing anything: beyond every deadline of a connection.
-const QUIET_MAX: Duration = Duration::from_secs(100);
+pub(crate) const QUIET_MAX: Duration = Duration::from_secs(100);
 
+/// How long it takes until all that is quiet is closed.
+const DRAIN_TIME: Duration = Duration::from_millis(1_500);
 /// How long an upstream takes to answer a dial, unless it is silent.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(10);
 
@@ -54,6 +34,8 @@ pub(crate) enum Stage {
     Chaos(usize),
     /// Everybody reads what there is; nobody writes.
     Reading,
+    /// The proxy is paused, and closes what is quiet.
+    Draining,
     /// One side of each connection ends its stream.
     HalfClosing,
     /// The other sides do too.
@@ -64,37 +46,36 @@ pub(crate) enum Stage {
 
 /// A worker's post and what its surroundings are up to.
 pub(crate) struct Schedule {
-    post: Post,
+    pub(crate) post: Post,
 }
 
 /// What the schedule of this thread is up to.
 pub(crate) struct Course {
     pub(crate) shared: Arc<Shared>,
-    stage: Stage,
-    clients_left: usize,
-    is_bulk: bool,
-    may_abort: bool,
-    /// Whether all happens to all upstream addresses, and what they are when it no longer does.
-    changes_sites: bool,
+    pub(crate) rules: Rules,
+    pub(crate) operator: Operator,
+    pub(crate) rival: Rival,
+    pub(crate) stage: Stage,
+    pub(crate) clients_left: usize,
+    pub(crate) is_bulk: bool,
+    pub(crate) may_abort: bool,
     /// Whose peers may insist on writing before they read: if both did, none would ever read.
-    insists: Option<Side>,
-    operates: bool,
-    pub(crate) rejects: bool,
-    /// How many passes there were when it was last looked at during this pause.
-    passes: Option<u64>,
-    progress: u64,
-    idle_turns: u32,
-    stage_began: Duration,
+    pub(crate) insists: Option<Side>,
+    /// Since when it is known that the upstream is away, without a pause.
+    pub(crate) away_since: Option<Duration>,
+    pub(crate) progress: u64,
+    pub(crate) idle_turns: u32,
+    pub(crate) stage_began: Duration,
     /// Connections may have been cut off by a stop.
     pub(crate) was_cut: bool,
-    /// Whether every dial succeeds at once, so that their order is the clients'.
-    pub(crate) keeps_order: bool,
-    /// Whether the upstream may have been out of reach for too long.
-    pub(crate) may_be_unreachable: bool,
 }
 
 thread_local! {
     static COURSE: RefCell<Option<Course>> = const { RefCell::new(None) };
+}
+
+pub(crate) fn set_course(new: Course) {
+    COURSE.with(|course| *course.borrow_mut() = Some(new));
 }
 
 /// The course of this thread's schedule, never while the kernel is at work.
@@ -103,123 +84,6 @@ pub(crate) fn with_course<T>(act: impl FnOnce(&mut Course) -> T) -> T {
 }
 
 impl Schedule {
-    pub(crate) fn new(seed: u64) -> Self {
-        let mut random = Random::new(seed);
-        let is_faulty = random.below(4) == 0;
-        let (is_unix, is_upstream_unix) = (random.below(3) == 0, random.below(3) == 0);
-        let sites = if is_upstream_unix { 1 } else { 1 + random.below(3) };
-        let rejects = random.below(6) == 0;
-        let clients_max = 1 + random.below(8);
-        let changes_sites = random.below(4) == 0;
-        let pipes = random.one_of([0, 1, 2, 100]);
-        let kernel = Kernel {
-            now: Duration::ZERO,
-            links: Vec::new(),
-            backlog: Backlog {
-                queue: [].into(),
-                is_unix,
-                token: None,
-                has_edge: false,
-                is_open: true,
-                takes_more: true,
-            },
-            pipes: Vec::new(),
-            is_woken: false,
-            weather: Weather {
-                shortage: if is_faulty { 2 + random.below(30) } else { 0 },
-                panic: if random.below(20) == 0 { 1 + random.below(300) } else { 0 },
-                splices: random.below(50) > 0,
-                interleaves: random.below(3) > 0,
-            },
-            sites: vec![Site::Up; sites],
-            progress: 0,
-            tally: Tally::default(),
-            random: Random::new(seed ^ 0x5eed),
-        };
-        crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
-
-        let upstream = Upstream::start(config::Upstream {
-            addr: Address::tcp("127.0.0.1", 0),
-            connect_timeout: Duration::from_millis(if changes_sites {
-                random.one_of([100, 1_000, 5_000])
-            } else {
-                5_000
-            }),
-            retry_for: Duration::ZERO,
-            source_addrs: Vec::new(),
-        })
-        .expect("nothing to look up");
-        upstream.publish(if is_upstream_unix {
-            [SocketAddress::Unix("/upstream".into())].into()
-        } else {
-            let address = |site| SocketAddress::Inet(([127, 0, 0, 1], site).into());
-            (0..u16::try_from(sites).unwrap()).map(address).collect()
-        });
-        let (sender, mailbox) = bounded(4);
-        let desk = Desk { waker: Waker, mailbox: sender, counters: Counters::default() };
-        let is_short_stop = random.below(2) == 0;
-        let mode = if rejects { Mode::Reject } else { Mode::Hold };
-        let resume = config::Resume {
-            max_connecting: random.one_of([1, 2, 128]).try_into().expect("not 0"),
-            rate: None,
-        };
-        let shared = Arc::new(Shared {
-            gate: Arc::new(Gate::new()),
-            barrier: Barrier::new(1),
-            slots: Arc::new(Slots::new(clients_max)),
-            accept_trouble: Throttle::default(),
-            upstream,
-            refusal: Refusal::new(Answer::http(Duration::ZERO), None),
-            default_mode: mode,
-            orders: Orders::default(),
-            hold: Hold::new(&config::Hold::default()),
-            line: Line::new(1, &resume),
-            pipes_per_worker: pipes,
-            grace_period: Duration::from_secs(if is_short_stop { 1 } else { 3600 }),
-            desks: [desk].into(),
-            listening: AtomicUsize::new(1),
-            started: sys::now(),
-            ledger: Ledger::new(None).0,
-            stop_level: AtomicU8::new(0),
-            stop_deadline: OnceLock::new(),
-        });
-        let gate = Arc::downgrade(&shared);
-        shared.gate.watch_idle(move || {
-            if gate.upgrade().is_some() {
-                judge::idle();
-            }
-        });
-        let course = Course {
-            shared: Arc::clone(&shared),
-            stage: Stage::Chaos(20 + random.below(200)),
-            clients_left: 1 + random.below(2 * clients_max),
-            is_bulk: random.below(3) == 0,
-            may_abort: random.below(2) == 0,
-            changes_sites,
-            insists: random.one_of([None, Some(Side::Client), Some(Side::Upstream)]),
-            operates: random.below(2) == 0,
-            rejects,
-            passes: None,
-            progress: 0,
-            idle_turns: 0,
-            stage_began: Duration::ZERO,
-            was_cut: false,
-            keeps_order: !rejects && !changes_sites && !is_faulty,
-            may_be_unreachable: changes_sites,
-        };
-        COURSE.with(|it| *it.borrow_mut() = Some(course));
-        let post = Post {
-            index: 0,
-            poll: Poll(Registry),
-            listener: Some(Listener),
-            socket_file: None,
-            is_narrow: false,
-            mailbox,
-            shared,
-        };
-        Self { post }
-    }
-
     /// Works; false when the system did not let it.
     pub(crate) fn work(&mut self) -> bool {
         match self.post.work() {
@@ -261,9 +125,15 @@ impl Schedule {
     }
 }
 
-/// Lets things happen until there are events, or `timeout` is over.
+/// A turn ends, and things happen until there are events, or `timeout` is over.
 pub(crate) fn wait(events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
     judge::turn(timeout);
+    let result = pass_time(events, timeout);
+    with_course(Course::begin_turn);
+    result
+}
+
+fn pass_time(events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
     if crate::with(|kernel| kernel.random.below(2) == 0) {
         with_course(Course::go_on_in_chaos);
     }
@@ -283,15 +153,20 @@ pub(crate) fn wait(events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Re
     }
 }
 
-/// The operator acts at any moment, also between two calls of the worker.
-pub(crate) fn operate_in_between() {
-    if crate::with(|kernel| kernel.weather.interleaves && kernel.random.below(64) == 0) {
-        with_course(Course::operate);
-    }
-    with_course(|course| course.look_at_gate());
-}
-
 impl Course {
+    fn begin_turn(&mut self) {
+        let is_away = self.shared.upstream.outage().is_on() && !self.shared.gate.is_paused();
+        crate::with(|kernel| {
+            kernel.turn_began = kernel.now;
+            for link in &mut kernel.links {
+                link.story.arrived_before = link.arrived;
+            }
+            self.away_since = is_away.then(|| self.away_since.unwrap_or(kernel.now));
+        });
+        self.rival_is_shown();
+        self.orders_come();
+    }
+
     /// Something may happen while the worker does not wait.
     fn go_on_in_chaos(&mut self) {
         if let Stage::Chaos(left @ 1..) = self.stage {
@@ -321,6 +196,8 @@ impl Course {
                 });
             }
             stage if crate::with(|kernel| kernel.settle(stage)) => {}
+            // The worker looks for more that is quiet as long as the pause lasts.
+            Stage::Draining if sys::elapsed() >= self.stage_began + DRAIN_TIME => self.next_stage(),
             // The end of a long grace period is nobody's concern.
             _ => match until.filter(|&until| until < sys::elapsed() + QUIET_MAX) {
                 Some(until) => crate::with(|kernel| {
@@ -342,6 +219,17 @@ impl Course {
             Stage::Chaos(_) => Stage::Reading,
             Stage::Reading => {
                 crate::with(|kernel| judge::arrived(kernel, self));
+                if crate::with(|kernel| kernel.random.below(8) == 0) {
+                    self.pause(true);
+                    Stage::Draining
+                } else {
+                    crate::with(Kernel::half_close);
+                    Stage::HalfClosing
+                }
+            }
+            Stage::Draining => {
+                crate::with(|kernel| judge::drained(kernel, self));
+                self.resume();
                 crate::with(Kernel::half_close);
                 Stage::HalfClosing
             }
@@ -351,6 +239,7 @@ impl Course {
             }
             Stage::Closing => {
                 crate::with(|kernel| judge::closed(kernel));
+                crate::with(|kernel| kernel.may_cut = true);
                 self.shared.stop();
                 Stage::Stopping
             }
@@ -364,9 +253,10 @@ impl Course {
             kernel.weather =
                 Weather { shortage: 0, panic: 0, interleaves: false, ..kernel.weather };
             kernel.sites.fill(Site::Up);
+            kernel.up_since.get_or_insert(kernel.now);
         });
-        self.passes = None;
-        Handle(Arc::clone(&self.shared)).resume();
+        self.rival_leaves();
+        self.resume();
         self.next_stage();
     }
 
@@ -376,14 +266,17 @@ impl Course {
         match choice {
             0..7 => self.arrive(),
             7 => self.arrive_from_afar(),
-            8..12 if self.operates => self.operate(),
-            12..14 if self.changes_sites => crate::with(|kernel| {
+            8..12 if self.operator.acts => self.operate(),
+            12..14 if self.rules.changes_sites => crate::with(|kernel| {
                 let (site, choices) = (
                     kernel.random.below(kernel.sites.len()),
                     [Site::Up, Site::Refusing, Site::Silent, Site::Full],
                 );
                 kernel.sites[site] = kernel.random.one_of(choices);
+                let is_up = kernel.sites.iter().all(|&site| site == Site::Up);
+                kernel.up_since = is_up.then(|| kernel.up_since.unwrap_or(kernel.now));
             }),
+            58..60 => self.rival_acts(),
             _ => crate::with(|kernel| {
                 if kernel.links.is_empty() {
                     return;
@@ -435,43 +328,6 @@ impl Course {
         }
     }
 
-    fn operate(&mut self) {
-        if !self.operates {
-            return;
-        }
-        let handle = Handle(Arc::clone(&self.shared));
-        match crate::with(|kernel| kernel.random.below(40)) {
-            0..20 => {
-                // The handle would wait for the turn that this happens in.
-                handle.close_gate();
-            }
-            20..38 => {
-                self.passes = None;
-                handle.resume();
-            }
-            38 => {
-                self.was_cut |= self.shared.grace_period < QUIET_MAX;
-                self.shared.stop();
-            }
-            _ => {
-                self.was_cut = true;
-                self.shared.abort();
-            }
-        }
-    }
-
-    /// While it is paused, nobody enters.
-    fn look_at_gate(&mut self) {
-        if self.shared.gate.is_paused() {
-            let passes = self.shared.gate.passes();
-            assert!(
-                self.passes.is_none_or(|before| passes <= before),
-                "a client enters a closed gate"
-            );
-            self.passes = Some(passes);
-        }
-    }
-
     /// A turn has ended that asks for another after `timeout`.
     pub(crate) fn look_at_turn(&mut self, timeout: Option<Duration>) {
         let (progress, turns) = crate::with(|kernel| {
@@ -485,6 +341,10 @@ impl Course {
         assert!(self.idle_turns <= IDLE_TURNS_MAX, "it turns in idle circles");
         self.progress = progress;
         self.look_at_gate();
+        self.look_at_rival();
+        if timeout != Some(Duration::ZERO) && crate::with(|kernel| !kernel.is_woken) {
+            self.look_at_those_who_wait();
+        }
     }
 }
 
@@ -505,6 +365,9 @@ impl Kernel {
                 link.has_edge = false;
                 let mask = link.told();
                 if let Some(token) = link.token.filter(|_| mask != Mask::default()) {
+                    if !link.is_known {
+                        link.story.known = self.now;
+                    }
                     link.is_known = true;
                     events.push(Event { token, mask });
                 }

@@ -9,6 +9,7 @@ use crate::{
     drive::{Course, with_course},
     kernel::{Kernel, Tally},
     link::{Ending, Link, Side},
+    patience::is_quiet,
 };
 
 /// After each turn, which asks for another after `timeout`.
@@ -27,6 +28,8 @@ pub(crate) fn turn(timeout: Option<Duration>) {
             assert_eq!(open(Side::Client), counters.clients(), "the gauges tell what there is");
             assert!(open(Side::Upstream) <= served, "an upstream without a pass");
             assert!(kernel.open_pipes() <= shared.pipes_per_worker, "too many pipes");
+            let doomed = kernel.links.iter().find(|link| link.story.is_doomed && link.is_open);
+            assert!(doomed.is_none(), "one is not reset that was to be: {doomed:#?}");
         });
     });
 }
@@ -54,6 +57,20 @@ pub(crate) fn arrived(kernel: &Kernel, course: &Course) {
             assert_eq!(other.heard, link.said, "bytes do not arrive: {link:#?}, {other:#?}");
         }
     }
+}
+
+/// Once all that is quiet was closed.
+pub(crate) fn drained(kernel: &Kernel, course: &Course) {
+    for link in kernel.links.iter().filter(|link| link.side == Side::Client) {
+        if let Some(other) = pair(kernel, link)
+            && [link, other].iter().all(|link| is_there(link) && !link.peer_shut)
+            && link.is_open
+        {
+            assert!(!is_quiet(link), "a quiet connection stays: {link:#?}, {other:#?}");
+        }
+    }
+    let is_left = course.shared.orders.quiet().is_none();
+    assert!(!is_left, "the order is lost");
 }
 
 /// Once one side of each connection has ended its stream.
@@ -93,16 +110,23 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
     for link in kernel.links.iter().filter(|link| link.side == Side::Client && !link.was_cut) {
         match pair(kernel, link) {
             _ if course.was_cut => {}
+            Some(other) if link.story.was_killed || other.story.was_killed => {
+                judge_killed(link, other);
+                judge_killed(other, link);
+            }
             Some(other) => {
                 carried += 1;
                 judge_flow(link, other);
                 judge_flow(other, link);
-                if course.keeps_order && !link.is_from_afar {
+                if course.rules.keep_order() && !link.is_from_afar {
                     assert!(last < link.dialled, "one is served before its turn: {link:#?}");
                     last = link.dialled;
                 }
             }
-            None => judge_unserved(link, course),
+            None => match link.story.drained {
+                Some(upstream) => judge_drained(link, &kernel.links[upstream]),
+                None => judge_unserved(link, course),
+            },
         }
     }
     Tally { carried, resets, ..kernel.tally }
@@ -135,6 +159,26 @@ fn judge_flow(source: &Link, sink: &Link) {
     }
 }
 
+/// What both sides got of a connection that was reset.
+fn judge_killed(source: &Link, sink: &Link) {
+    let is_whole = source.peer_shut && sink.heard == source.said;
+    let is_told = sink.is_unix || sink.saw == Some(Ending::Aborted) || is_whole;
+    let is_gone = sink.peer_closed || sink.peer_reset;
+    // An upstream that was still dialled for is only closed.
+    let is_told = is_told || sink.side == Side::Upstream && !sink.resets_on_close;
+    assert!(is_gone || is_told, "a reset is not told: {source:#?}, {sink:#?}");
+}
+
+/// What both sides got of a connection that was closed as it was quiet.
+fn judge_drained(client: &Link, upstream: &Link) {
+    for link in [client, upstream].into_iter().filter(|link| is_there(link)) {
+        assert_eq!(link.heard, link.written, "what came before is lost: {link:#?}");
+        // One that goes on sending is reset in the end.
+        let is_orderly = link.saw == Some(Ending::Orderly) || link.said > link.read;
+        assert!(is_orderly, "a quiet connection ends in a reset: {link:#?}");
+    }
+}
+
 /// A client that was never connected to its upstream.
 fn judge_unserved(link: &Link, course: &Course) {
     if link.peer_closed || link.peer_reset || link.peer_shut && link.said == 0 {
@@ -144,10 +188,13 @@ fn judge_unserved(link: &Link, course: &Course) {
         true
     } else if link.answered {
         // One that goes on sending is closed in the end, whether it has its answer or not.
-        course.rejects && (link.heard > 0 || link.said > link.read)
+        let is_told = link.heard > 0 && course.rules.may_answer()
+            || link.saw == Some(Ending::Orderly) && course.rules.may_dismiss();
+        is_told || link.said > link.read && course.rules.may_turn_away()
     } else {
         // A UNIX socket knows no reset.
-        course.may_be_unreachable && (link.saw == Some(Ending::Aborted) || link.is_unix)
+        let may_be_reset = course.rules.may_be_unreachable() || link.story.was_killed;
+        may_be_reset && (link.saw == Some(Ending::Aborted) || link.is_unix)
     };
     assert!(is_right, "a client is stranded: {link:#?}");
 }
@@ -161,5 +208,5 @@ fn pair<'a>(kernel: &'a Kernel, link: &Link) -> Option<&'a Link> {
 }
 
 fn is_there(link: &Link) -> bool {
-    !link.peer_closed && !link.peer_reset && !link.was_hurt
+    !link.peer_closed && !link.peer_reset && !link.was_hurt && !link.story.was_killed
 }

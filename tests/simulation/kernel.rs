@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::{
     link::{Link, Side},
+    patience::Rules,
     random::Random,
     sys::{Dialled, EVERYTHING, Read, Socket, SocketAddress},
 };
@@ -48,17 +49,34 @@ pub(crate) struct Mask {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Kernel {
     pub(crate) random: Random,
     /// The time since the schedule began.
     pub(crate) now: Duration,
+    /// When the worker's turn began.
+    pub(crate) turn_began: Duration,
     pub(crate) links: Vec<Link>,
     pub(crate) backlog: Backlog,
     pub(crate) pipes: Vec<Pipe>,
     pub(crate) is_woken: bool,
+    pub(crate) is_rival_woken: bool,
     pub(crate) weather: Weather,
     /// How the upstream's addresses answer.
     pub(crate) sites: Vec<Site>,
+    /// Since when all of them are there.
+    pub(crate) up_since: Option<Duration>,
+    pub(crate) rules: Rules,
+    /// Whether the worker may close everything, as the proxy stops.
+    pub(crate) may_cut: bool,
+    /// Whether there was a pause since the turn began.
+    pub(crate) was_paused: bool,
+    /// Whether it may reset whoever is served.
+    pub(crate) may_kill: bool,
+    /// For how long a connection is silent that it may close.
+    pub(crate) may_drain: Option<Duration>,
+    /// When the next of those who have waited may be dialled for.
+    pub(crate) next_by_rate: Duration,
     /// What happened; without any of it, a turn was in vain.
     pub(crate) progress: u64,
     pub(crate) tally: Tally,
@@ -265,8 +283,10 @@ impl Kernel {
             .links
             .iter()
             .position(|other| other.is_open && other.token == Some(Token(token.0 ^ 1)));
+        let turn_began = self.turn_began;
         let link = self.link_mut(id);
         link.token = Some(token);
+        link.story.came.get_or_insert(turn_began);
         link.interest = EVERYTHING;
         link.has_edge = link.mask() != Mask::default();
         if side == Side::Upstream {
@@ -329,11 +349,11 @@ impl Kernel {
         }
         if !is_peek {
             assert!(
-                link.side == Side::Upstream || link.partner.is_some() || link.answered,
+                link.side == Side::Upstream || link.partner.is_some() || link.is_left(),
                 "a client is read before it is served"
             );
             // A rejected client has another share.
-            let share = if link.answered { 2 * TURN_BYTES_MAX } else { TURN_BYTES_MAX };
+            let share = if link.is_left() { 2 * TURN_BYTES_MAX } else { TURN_BYTES_MAX };
             assert!(link.moved < share, "more than its share in one turn");
             link.moved += bytes.min(SHARE);
             link.read += bytes;
@@ -386,20 +406,29 @@ impl Kernel {
     fn put(&mut self, id: LinkId, bytes: usize) {
         self.progress += 1;
         self.links[id].write(bytes);
+        self.has_moved(id);
     }
 
     pub(crate) fn shut_down_write(&mut self, id: LinkId) -> Result<(), Errno> {
         let link = self.link_mut(id);
         assert!(link.is_open && !link.is_shut, "a second end of one stream");
+        link.answered |= link.partner.is_none();
         if link.is_dead {
             return Err(Errno::NOTCONN);
         }
         link.is_shut = true;
         link.wake();
-        if let Some(source) = self.links[id].partner.map(|partner| &self.links[partner]) {
-            assert!(source.is_ended, "an end that nobody has sent");
-            let written = self.links[id].written;
-            assert_eq!(written, source.said, "an end before the last byte");
+        match (link.partner, link.side) {
+            (None, _) => {}
+            (Some(partner), Side::Client) if !self.links[partner].is_ended => {
+                self.is_drained(id, partner);
+            }
+            (Some(partner), _) => {
+                let source = &self.links[partner];
+                assert!(source.is_ended, "an end that nobody has sent");
+                let written = self.links[id].written;
+                assert_eq!(written, source.said, "an end before the last byte");
+            }
         }
         self.progress += 1;
         Ok(())
@@ -421,6 +450,9 @@ impl Kernel {
 
     pub(crate) fn close(&mut self, id: LinkId) {
         self.progress += 1;
+        if !std::thread::panicking() && self.links[id].side == Side::Client {
+            self.is_closed(id);
+        }
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
         link.close();
@@ -430,7 +462,15 @@ impl Kernel {
             && self.links[client].is_open
             && self.links[client].partner == Some(id)
         {
-            self.links[client].partner = None;
+            let now = self.now;
+            let client = &mut self.links[client];
+            if client.is_shut {
+                // It was closed as quiet, and the upstream has ended its stream just then.
+                client.story.drained.get_or_insert(id);
+            }
+            client.story.left = now;
+            client.partner = None;
+            (client.story.is_condemned, client.story.is_doomed) = (false, false);
         }
     }
 

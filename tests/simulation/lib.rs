@@ -57,8 +57,12 @@ mod kernel;
 mod link;
 #[path = "mio.rs"]
 mod mio_shim;
+mod operator;
+mod patience;
 mod pattern;
 mod random;
+mod rival;
+mod setup;
 mod sys;
 mod window;
 
@@ -132,7 +136,7 @@ fn with<T>(act: impl FnOnce(&mut Kernel) -> T) -> T {
 
 /// A call of the kernel: anything may have happened right before it.
 fn call<T>(act: impl FnOnce(&mut Kernel) -> T) -> T {
-    drive::operate_in_between();
+    drive::with_course(drive::Course::operate_in_between);
     with(|kernel| {
         kernel.tick();
         act(kernel)

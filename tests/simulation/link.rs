@@ -5,6 +5,7 @@ use rustix::io::Errno;
 
 use crate::{
     kernel::{Kernel, LinkId, Mask, Site},
+    patience::Story,
     pattern::PERIOD,
     random::Random,
     sys::EVERYTHING,
@@ -31,6 +32,7 @@ pub(crate) enum Ending {
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Link {
     pub(crate) side: Side,
+    pub(crate) story: Story,
     pub(crate) is_unix: bool,
     /// What it is relayed to.
     pub(crate) partner: Option<LinkId>,
@@ -110,6 +112,7 @@ impl Link {
         let buffer = |random: &mut Random| random.one_of([600, 5_000, 40_000, 300_000]);
         Self {
             side,
+            story: Story::default(),
             is_unix,
             partner: None,
             dialled: None,
@@ -270,6 +273,17 @@ impl Link {
     /// Whether the end of our stream has come to the peer.
     fn has_ended_here(&self) -> bool {
         (self.is_shut || !self.is_open) && self.acked == self.written
+    }
+
+    /// Whether a client that was taken in has nobody at the other end, and nothing of the proxy's either.
+    pub(crate) fn waits(&self) -> bool {
+        let was_treated = self.partner.is_some() || self.is_left();
+        self.side == Side::Client && self.is_open && !was_treated
+    }
+
+    /// Whether a client is done with, and only goes on sending.
+    pub(crate) fn is_left(&self) -> bool {
+        self.answered || self.story.drained.is_some()
     }
 
     fn peer_is_gone(&self) -> bool {

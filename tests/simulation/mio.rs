@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use crate::{drive, kernel::Mask};
+use crate::{drive, kernel::Mask, rival::RIVAL};
 
 #[derive(Debug)]
 pub(crate) struct Poll(pub(crate) Registry);
@@ -11,7 +11,8 @@ pub(crate) struct Poll(pub(crate) Registry);
 pub(crate) struct Registry;
 
 #[derive(Debug)]
-pub(crate) struct Waker;
+/// That of a worker.
+pub(crate) struct Waker(pub(crate) usize);
 
 #[derive(Debug, Default)]
 pub(crate) struct Events(Vec<Event>);
@@ -44,7 +45,11 @@ impl Poll {
 impl Waker {
     #[expect(clippy::unnecessary_wraps, reason = "as mio's")]
     pub(crate) fn wake(&self) -> io::Result<()> {
-        crate::with(|kernel| kernel.is_woken = true);
+        crate::with(|kernel| {
+            let is_woken =
+                if self.0 == RIVAL { &mut kernel.is_rival_woken } else { &mut kernel.is_woken };
+            *is_woken = true;
+        });
         Ok(())
     }
 }

@@ -11,7 +11,10 @@ use rustix::io::Errno;
 
 use crate::{
     call,
+    drive::with_course,
+    gate::Mode,
     kernel::{Kernel, LinkId, PipeId},
+    patience::with_both,
 };
 
 pub(crate) use crate::real_sys::{
@@ -64,7 +67,13 @@ impl Socket {
     pub(crate) fn keep_alive(&self) {}
 
     pub(crate) fn register(&self, _registry: &Registry, token: Token) -> io::Result<()> {
-        ask(|kernel| kernel.register(self.link, token))
+        ask(|kernel| kernel.register(self.link, token))?;
+        with_both(|course, kernel| {
+            if let Some(client) = kernel.links[self.link].partner {
+                kernel.is_dialled(self.link, client, course);
+            }
+        });
+        Ok(())
     }
 
     pub(crate) fn reregister(
@@ -98,6 +107,7 @@ impl Socket {
     }
 
     pub(crate) fn has_gone(&self) -> bool {
+        with_course(|course| course.look_at_entrant(self.link));
         call(|kernel| kernel.has_gone(self.link))
     }
 
@@ -126,7 +136,11 @@ impl Drop for Socket {
 
 impl Listener {
     pub(crate) fn accept(&self) -> io::Result<Socket> {
+        let holds = with_course(|course| course.shared.gate.mode() == Some(Mode::Hold));
         let (link, is_unix) = ask(Kernel::accept)?;
+        if holds {
+            crate::with(|kernel| kernel.is_held(link));
+        }
         Ok(Socket { link, is_unix })
     }
 

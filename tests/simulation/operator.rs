@@ -1,0 +1,195 @@
+//! The operator: pauses, resumes, and what else may be asked for during a pause; and what must come of it.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    drive::{Course, QUIET_MAX},
+    gate::Mode,
+    handle::Handle,
+    kernel::LinkId,
+    lease::{NAME_DEFAULT, PROGRAM, Standing, Terms},
+    link::Side,
+    random::Random,
+};
+
+/// What the operator is up to.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(crate) struct Operator {
+    pub(crate) acts: bool,
+    kills: bool,
+    drains: bool,
+    /// One call in so many finds the operator acting.
+    restlessness: usize,
+    /// How many passes there were when it was last looked at during this pause.
+    passes: Option<u64>,
+    /// How many may still be let through, and when the last of those came.
+    permits: u64,
+    horizon: Duration,
+    /// When the pause began, if there is one.
+    pub(crate) paused: Option<Duration>,
+    /// When the last one ended.
+    pub(crate) resumed: Duration,
+    /// Whether all are to be reset, as of the next turn.
+    has_ordered_resets: bool,
+    tickets: u64,
+}
+
+impl Operator {
+    pub(crate) fn new(random: &mut Random) -> Self {
+        Self {
+            acts: random.below(2) == 0,
+            kills: random.below(4) == 0,
+            drains: random.below(3) == 0,
+            restlessness: random.one_of([64, 64, 1000]),
+            passes: None,
+            permits: 0,
+            horizon: Duration::ZERO,
+            paused: None,
+            resumed: Duration::ZERO,
+            has_ordered_resets: false,
+            tickets: PROGRAM,
+        }
+    }
+}
+
+impl Course {
+    /// The operator acts at any moment, also between two calls of the worker.
+    pub(crate) fn operate_in_between(&mut self) {
+        let chance = self.operator.restlessness;
+        if crate::with(|kernel| kernel.weather.interleaves && kernel.random.below(chance) == 0) {
+            self.operate();
+        }
+        if crate::with(|kernel| kernel.weather.interleaves && kernel.random.below(64) == 0) {
+            self.rival_acts();
+        }
+        self.look_at_gate();
+    }
+
+    pub(crate) fn operate(&mut self) {
+        if !self.operator.acts {
+            return;
+        }
+        match crate::with(|kernel| kernel.random.below(80)) {
+            0..36 => {
+                let drains =
+                    self.operator.drains && crate::with(|kernel| kernel.random.below(2)) == 0;
+                self.pause(drains);
+            }
+            36..64 => self.resume(),
+            64..72 => self.let_through(),
+            72..76 if self.operator.kills => self.kill(),
+            76..78 => {
+                self.may_cut(self.shared.grace_period < QUIET_MAX);
+                self.shared.stop();
+            }
+            78..80 => {
+                self.may_cut(true);
+                self.shared.abort();
+            }
+            _ => {}
+        }
+    }
+
+    /// Pauses; the handle would wait for the turn that this happens in.
+    pub(crate) fn pause(&mut self, drains: bool) {
+        let (mode, quiet) = crate::with(|kernel| {
+            let rejects = self.rules.rejects && kernel.random.below(4) > 0;
+            let quiet = Duration::from_millis(kernel.random.one_of([1, 30, 200]));
+            (if rejects { Mode::Reject } else { Mode::Hold }, drains.then_some(quiet))
+        });
+        let terms = Terms {
+            name: NAME_DEFAULT.to_owned(),
+            reason: None,
+            by: String::new(),
+            mode,
+            ttl: None,
+            quiet,
+        };
+        self.away_since = None;
+        self.handle().take(terms, Standing::Firm, PROGRAM).expect("there is room");
+        crate::with(|kernel| {
+            self.operator.paused.get_or_insert(kernel.now);
+            kernel.was_paused = true;
+            kernel.may_drain = kernel.may_drain.into_iter().chain(quiet).min();
+        });
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.handle().resume();
+        (self.operator.passes, self.operator.permits, self.operator.paused) = (None, 0, None);
+        crate::with(|kernel| {
+            self.operator.resumed = kernel.now;
+            kernel.links.iter_mut().for_each(|link| link.story.has_place = false);
+        });
+    }
+
+    /// Some of those who are held are let through.
+    fn let_through(&mut self) {
+        self.operator.tickets += 1;
+        let count = crate::with(|kernel| 1 + kernel.random.below(3)) as u64;
+        if let Some(count) = self.handle().release(count, "", self.operator.tickets) {
+            self.operator.permits += count;
+            self.operator.horizon = crate::with(|kernel| kernel.now);
+        }
+    }
+
+    /// All who are served are reset.
+    fn kill(&mut self) {
+        self.shared.reset_all();
+        self.operator.has_ordered_resets = true;
+        crate::with(|kernel| {
+            kernel.may_kill = true;
+            for link in kernel.links.iter_mut().filter(|link| link.side == Side::Client) {
+                link.story.is_condemned |= link.token.is_some() && link.partner.is_some();
+            }
+        });
+    }
+
+    pub(crate) fn may_cut(&mut self, may: bool) {
+        self.was_cut |= may;
+        crate::with(|kernel| kernel.may_cut |= may);
+    }
+
+    /// While it is paused, nobody enters but those who are let through.
+    pub(crate) fn look_at_gate(&mut self) {
+        if self.shared.gate.is_paused() {
+            let passes = self.shared.gate.passes();
+            let entered = self.operator.passes.map_or(0, |before| passes.saturating_sub(before));
+            assert!(entered <= self.operator.permits, "a client enters a closed gate");
+            self.operator.permits -= entered;
+            self.operator.passes = Some(passes);
+        }
+    }
+
+    /// The same when a client is asked for that may have just entered.
+    pub(crate) fn look_at_entrant(&mut self, id: LinkId) {
+        let before = self.operator.permits;
+        self.look_at_gate();
+        if self.operator.permits < before {
+            crate::with(|kernel| {
+                let story = &mut kernel.link_mut(id).story;
+                (story.has_place, story.was_let_through) = (false, true);
+                let is_early = story.came.is_some_and(|came| came <= self.operator.horizon);
+                assert!(is_early, "one is let through that came behind the order");
+            });
+        }
+    }
+
+    /// A turn begins: what was ordered before it is obeyed in it.
+    pub(crate) fn orders_come(&mut self) {
+        let quiet = self.shared.orders.quiet().filter(|_| self.shared.gate.is_paused());
+        crate::with(|kernel| {
+            kernel.may_drain = quiet;
+            kernel.was_paused = self.shared.gate.is_paused();
+            kernel.may_kill = std::mem::take(&mut self.operator.has_ordered_resets);
+            for link in &mut kernel.links {
+                link.story.is_doomed = std::mem::take(&mut link.story.is_condemned);
+            }
+        });
+    }
+
+    fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.shared))
+    }
+}

@@ -1,0 +1,369 @@
+//! What must hold for those who wait: nobody does for nothing, or longer than need be, and no more go at a time than may.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use crate::{
+    config::Overflow,
+    drive::{Course, with_course},
+    gate::Mode,
+    kernel::{Kernel, LinkId},
+    link::{Link, Side},
+};
+
+/// How long one of a crowd counts as under way whose upstream says nothing.
+const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
+/// How often it is looked whether an attempt has lasted too long.
+const ATTEMPT_INTERVAL: Duration = Duration::from_millis(300);
+/// How long one that is to be rejected may be silent.
+const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
+/// How late the worker may begin its turn when it is woken.
+const LATE_MAX: Duration = Duration::from_millis(400);
+/// How late a rate may be caught up with.
+const LATENESS_MAX: Duration = Duration::from_millis(20);
+/// How long an upstream may be back before everybody who has waited for it is served: a probe comes within 250 ms, an attempt
+/// may last 300 ms, and all go one by one.
+const RETURN_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// The settings of a schedule, and what else it depends on whether somebody may wait, or is given up.
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(crate) struct Rules {
+    /// Whether clients are rejected during some pauses.
+    pub(crate) rejects: bool,
+    pub(crate) hold_timeout: Option<Duration>,
+    pub(crate) hold_max: Option<usize>,
+    pub(crate) overflow: Overflow,
+    pub(crate) max_connecting: usize,
+    pub(crate) rate: Option<NonZeroU32>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) retry_for: Duration,
+    /// Whether all happens to all upstream addresses.
+    pub(crate) changes_sites: bool,
+    /// How many addresses there are.
+    pub(crate) sites: usize,
+    pub(crate) is_upstream_unix: bool,
+    pub(crate) is_faulty: bool,
+    pub(crate) has_rival: bool,
+}
+
+/// What a connection has been through, as far as it decides what must hold for it.
+#[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(crate) struct Story {
+    /// When the turn began in which the worker has taken the client in.
+    pub(crate) came: Option<Duration>,
+    /// Whether the client was accepted to be held, and has a place for it.
+    pub(crate) has_place: bool,
+    pub(crate) was_let_through: bool,
+    /// Whether the upstream is dialled for a client that has waited.
+    is_of_crowd: bool,
+    /// Whether it was dialled while it was known to be away.
+    is_probe: bool,
+    /// When the turn began in which the worker has learnt that it is connected.
+    pub(crate) known: Duration,
+    /// When the last dial for it was given up.
+    pub(crate) left: Duration,
+    /// When the turn began in which a byte of a client's, or for it, was moved.
+    moved: Duration,
+    /// Which turn moved the last byte to the upstream, and to the client.
+    moved_up: u64,
+    moved_down: u64,
+    /// How much had come when the turn began.
+    pub(crate) arrived_before: usize,
+    /// Whether all were to be reset when this client was served: since this turn, or before it.
+    pub(crate) is_condemned: bool,
+    pub(crate) is_doomed: bool,
+    pub(crate) was_killed: bool,
+    /// The upstream of a connection that was closed as it was quiet.
+    pub(crate) drained: Option<LinkId>,
+}
+
+impl Rules {
+    pub(crate) fn patience(&self) -> Duration {
+        self.retry_for.max(self.connect_timeout)
+    }
+
+    /// Whether this host may be short of something for a dial: a UNIX backlog that is full counts as that.
+    fn may_be_short(&self) -> bool {
+        self.is_faulty || self.changes_sites && self.is_upstream_unix
+    }
+
+    /// How long an attempt goes on at most once its time is up: each of the addresses may have begun to be tried before.
+    fn attempt(&self) -> Duration {
+        ATTEMPT_INTERVAL * u32::try_from(self.sites).unwrap()
+    }
+
+    /// Whether clients may be given up. Ports that are short count as an upstream that is away, which the rival may hinder
+    /// from being tried.
+    pub(crate) fn may_be_unreachable(&self) -> bool {
+        self.changes_sites || self.is_faulty && self.has_rival
+    }
+
+    /// Whether clients may get an answer of the proxy's.
+    pub(crate) fn may_answer(&self) -> bool {
+        self.rejects
+            || self.may_refuse() && self.overflow != Overflow::Close
+            || self.hold_timeout.is_some() && self.overflow == Overflow::Backlog
+    }
+
+    /// Whether clients may get the end of the stream instead.
+    pub(crate) fn may_dismiss(&self) -> bool {
+        self.may_refuse() && self.overflow == Overflow::Close
+    }
+
+    /// Whether clients may get either.
+    pub(crate) fn may_turn_away(&self) -> bool {
+        self.may_answer() || self.may_dismiss()
+    }
+
+    /// Whether clients that are to be held may get something else.
+    fn may_refuse(&self) -> bool {
+        self.hold_timeout.is_some() || self.hold_max.is_some() && self.overflow != Overflow::Backlog
+    }
+
+    /// Whether every dial succeeds at once, so that their order is the clients'.
+    pub(crate) fn keep_order(&self) -> bool {
+        !self.rejects && !self.may_refuse() && !self.changes_sites && !self.is_faulty
+    }
+}
+
+impl Course {
+    /// The worker goes to sleep: nobody may be left that could go on.
+    pub(crate) fn look_at_those_who_wait(&self) {
+        let shared = &self.shared;
+        let counters = shared.counters(0);
+        let held = counters.held.get();
+        let is_away = shared.upstream.outage().is_on();
+        let is_paused = shared.gate.is_paused();
+        crate::with(|kernel| {
+            let upstreams = kernel
+                .links
+                .iter()
+                .filter(|link| link.token.is_some() && link.side == Side::Upstream);
+            let dialled = upstreams.count() as u64 - counters.active.get();
+            let waiting = counters.connecting.get() - dialled;
+            assert!(!is_paused || waiting == 0, "some wait for the upstream during a pause");
+            assert!(is_paused || !is_away || held == 0, "some wait for their turn in an outage");
+            let first = kernel.waiting().filter_map(|link| link.story.came).min();
+            let may_go = if is_paused {
+                // Those who are to be rejected wait too, but are not held.
+                !self.rules.may_turn_away()
+                    && first.is_some_and(|at| shared.line.lets_through(crate::instant(at)))
+            } else {
+                held > 0 || waiting > 0 && !is_away && !self.rules.may_be_short()
+            };
+            let is_due = shared.line.next_at().is_none_or(|at| at <= crate::instant(kernel.now));
+            let is_free = kernel.under_way(false) + self.rival.places() < self.rules.max_connecting;
+            let is_its_turn = self.is_ahead_of_rival() && is_due && is_free;
+            assert!(!(may_go && is_its_turn), "one waits whose turn it is");
+            self.look_at_backlog(kernel, held);
+            self.look_at_patience(kernel);
+        });
+    }
+
+    /// Nobody stays there for whom there is a place.
+    fn look_at_backlog(&self, kernel: &Kernel, held: u64) {
+        let backlog = &kernel.backlog;
+        if backlog.queue.is_empty()
+            || backlog.has_edge
+            || backlog.token.is_none()
+            || self.rules.is_faulty
+        {
+            return;
+        }
+        let is_full = self.shared.slots.max() <= kernel.slots_taken();
+        let is_held = self.shared.gate.mode() == Some(Mode::Hold)
+            && self.rules.overflow == Overflow::Backlog
+            && self.rules.hold_max.is_some_and(|max| held >= max as u64);
+        assert!(is_full || is_held, "one waits in the backlog for whom there is a place");
+    }
+
+    /// Nobody waits for longer than the settings say.
+    fn look_at_patience(&self, kernel: &Kernel) {
+        for link in kernel.waiting() {
+            let came = link.story.came.unwrap_or_default();
+            if let (Some(timeout), Some(paused)) = (self.rules.hold_timeout, self.operator.paused)
+                && !link.story.was_let_through
+            {
+                let until = if self.rules.rejects || self.rules.overflow != Overflow::Close {
+                    // Whoever was to be rejected when the gate opened is a newcomer.
+                    let came = came.max(self.operator.resumed);
+                    let held = (came + timeout).max(paused).max(link.story.left);
+                    held + LATE_MAX + SNIFF_TIMEOUT
+                } else {
+                    came + timeout
+                };
+                assert!(kernel.turn_began < until, "one is held for too long: {link:#?}");
+            }
+        }
+        if let Some(since) = self.away_since
+            && !self.rules.may_be_short()
+        {
+            for link in kernel.links.iter().filter(|link| kernel.is_unserved(link)) {
+                let since = link.story.came.unwrap_or_default().max(since);
+                let until = since + self.rules.patience() + self.rules.attempt();
+                assert!(kernel.turn_began <= until, "one waits for too long: {link:#?}");
+            }
+        }
+    }
+}
+
+impl Kernel {
+    /// Those who were taken in and have nobody at the other end: they are held, wait for the upstream, or are to be rejected
+    /// and were not touched yet.
+    fn waiting(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(|link| link.token.is_some() && link.waits())
+    }
+
+    /// Whether a client waits, or is dialled for.
+    fn is_unserved(&self, link: &Link) -> bool {
+        link.side == Side::Client
+            && link.token.is_some()
+            && (link.waits() || link.partner.is_some_and(|upstream| !self.links[upstream].is_known))
+    }
+
+    fn slots_taken(&self) -> usize {
+        let taken = |link: &&Link| link.side == Side::Client && link.is_open;
+        self.links.iter().filter(taken).count()
+    }
+
+    /// How many dials are under way, or how many of those for clients that have waited.
+    fn under_way(&self, of_crowd: bool) -> usize {
+        let is_under_way = |link: &&Link| {
+            let Some(client) = link.partner.filter(|_| link.token.is_some()) else { return false };
+            let client = &self.links[client];
+            let is_unheard =
+                client.written == 0 && self.turn_began < link.story.known + HEARING_TIMEOUT;
+            let is_broken = |link: &Link| {
+                let is_dead = link.is_dead || link.is_unix && link.peer_closed;
+                is_dead || link.error.is_some() || link.was_hurt
+            };
+            link.side == Side::Upstream
+                && (!of_crowd || link.story.is_of_crowd && !is_broken(link) && !is_broken(client))
+                && (!link.is_known || is_unheard)
+        };
+        self.links.iter().filter(is_under_way).count()
+    }
+
+    /// A client was accepted that is to be held.
+    pub(crate) fn is_held(&mut self, id: LinkId) {
+        self.links[id].story.has_place = true;
+        let is_untimed =
+            self.rules.hold_timeout.is_none() || self.rules.overflow == Overflow::Close;
+        let Some(max) = self.rules.hold_max.filter(|_| is_untimed && !self.rules.rejects) else {
+            return;
+        };
+        let held = |link: &&Link| link.waits() && link.story.has_place;
+        let count = match self.rules.overflow {
+            Overflow::Backlog => self.links.iter().filter(held).count(),
+            Overflow::Close => self.waiting().filter(held).count(),
+            // Whoever is rejected may look the same for a while.
+            Overflow::Reject => 0,
+        };
+        assert!(count <= max, "more are held than may be");
+    }
+
+    /// An upstream is registered for a client.
+    pub(crate) fn is_dialled(&mut self, id: LinkId, client: LinkId, course: &Course) {
+        let now = self.turn_began;
+        let has_waited = self.links[client].story.came.is_some_and(|came| came < now);
+        let is_simple = self.rules.sites == 1 && !self.rules.may_be_short();
+        let is_away = course.shared.upstream.outage().is_on();
+        // Of those who wait for the upstream, one may be dialled for if the pause ends while it is about to be held.
+        let is_paused = course.shared.gate.is_paused();
+        let is_sure = is_simple && (is_paused || !self.was_paused);
+        self.links[client].story.moved = now;
+        let story = &mut self.links[id].story;
+        story.known = now;
+        story.is_of_crowd = is_sure && has_waited && !is_away;
+        story.is_probe = is_sure && is_away && !is_paused;
+        if story.is_of_crowd {
+            self.look_at_crowd(client, course);
+        }
+        let links = self.links.iter();
+        let probes = links.filter(|link| link.story.is_probe && link.is_open && !link.is_known);
+        assert!(probes.count() <= 1, "several try an upstream that is away");
+    }
+
+    /// One that has waited is dialled for.
+    fn look_at_crowd(&mut self, client: LinkId, course: &Course) {
+        let places = self.under_way(true) + course.rival.places();
+        assert!(places <= self.rules.max_connecting, "more are under way than may be");
+        let came = self.links[client].story.came;
+        let is_first = course.rival.stood_first().is_none_or(|first| came <= Some(first));
+        assert!(is_first, "one goes before its turn");
+        if let Some(rate) = self.rules.rate {
+            let now = self.turn_began;
+            assert!(self.next_by_rate <= now, "more go than the rate allows");
+            let next = self.next_by_rate.max(now.saturating_sub(LATENESS_MAX));
+            self.next_by_rate = next + Duration::from_secs(1) / rate.get();
+        }
+    }
+
+    /// The worker closes a client's socket.
+    pub(crate) fn is_closed(&mut self, id: LinkId) {
+        let link = &self.links[id];
+        if link.resets_on_close && self.may_kill {
+            let partner = link.partner;
+            self.links[id].story.was_killed = true;
+            if let Some(partner) = partner {
+                self.links[partner].story.was_killed = true;
+            }
+        }
+        let link = &self.links[id];
+        let rules = &self.rules;
+        if !link.resets_on_close || self.may_cut || !self.is_unserved(link) {
+            return;
+        }
+        let has_pass = link.partner.is_some() || rules.changes_sites || rules.is_faulty;
+        if self.may_kill && has_pass {
+            return;
+        }
+        let is_over = link.story.came.is_some_and(|came| came + rules.patience() <= self.now);
+        assert!(rules.may_be_unreachable() && is_over, "one is given up too soon: {link:#?}");
+        let is_back = self.up_since.is_some_and(|since| since + RETURN_TIME_MAX <= self.now);
+        let is_simple = !rules.has_rival && !rules.may_be_short() && link.partner.is_none();
+        assert!(!is_back || !is_simple, "one is given up although the upstream is back: {link:#?}");
+    }
+
+    /// A byte was written.
+    pub(crate) fn has_moved(&mut self, id: LinkId) {
+        let (turn, now) = (self.tally.turns, self.turn_began);
+        let link = &mut self.links[id];
+        match (link.side, link.partner) {
+            (Side::Client, _) => (link.story.moved, link.story.moved_down) = (now, turn),
+            (Side::Upstream, Some(client)) => {
+                let story = &mut self.links[client].story;
+                (story.moved, story.moved_up) = (now, turn);
+            }
+            (Side::Upstream, None) => {}
+        }
+    }
+
+    /// A client's connection is closed as it is quiet.
+    pub(crate) fn is_drained(&mut self, id: LinkId, upstream: LinkId) {
+        let quiet = self.may_drain.expect("an end that nobody has sent");
+        let (client, server) = (&self.links[id], &self.links[upstream]);
+        let tells = || format!("{client:#?}, {server:#?}");
+        let story = &client.story;
+        assert!(story.moved + quiet <= self.turn_began, "not quiet for long enough: {}", tells());
+        assert!(story.moved_up <= story.moved_down, "it waits for an answer: {}", tells());
+        for (source, sink) in [(client, server), (server, client)] {
+            assert!(source.read >= source.story.arrived_before, "bytes are unread: {}", tells());
+            assert_eq!(source.read, sink.written, "bytes are buffered: {}", tells());
+            assert_eq!(sink.written, sink.acked, "bytes are on their way: {}", tells());
+        }
+        self.links[id].story.drained = Some(upstream);
+    }
+}
+
+/// Whether a client is quiet: what came last was an answer, or nothing did.
+pub(crate) fn is_quiet(client: &Link) -> bool {
+    let (up, down) = (client.story.moved_up, client.story.moved_down);
+    up < down || (up, down) == (0, 0)
+}
+
+/// A call of the worker's, which tells the course as well.
+pub(crate) fn with_both(act: impl FnOnce(&mut Course, &mut Kernel)) {
+    with_course(|course| crate::with(|kernel| act(course, kernel)));
+}

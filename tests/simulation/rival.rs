@@ -1,0 +1,115 @@
+//! Another worker, as far as this one hears of it: it stands in the line, takes places of it, and must be woken.
+
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use mio::Waker;
+
+use crate::{counters::Counters, drive::Course, handle::Desk, slots::Slot, sys};
+
+/// Which worker it is.
+pub(crate) const RIVAL: usize = 1;
+/// So many clients that none is sent over to it.
+const CLIENTS: u64 = 1 << 40;
+/// How long its first may have waited when that is shown.
+const WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// What it shows and has.
+#[derive(Debug, Default)]
+pub(crate) struct Rival {
+    /// When the first of its queue came.
+    first: Option<Duration>,
+    /// The same when this worker's turn began.
+    first_before: Option<Duration>,
+    /// Whether somebody else's first came before, so that it waits to be woken.
+    waits: bool,
+    place: Option<Slot>,
+}
+
+impl Rival {
+    pub(crate) fn desk() -> Desk {
+        let counters = Counters::default();
+        counters.active.set(CLIENTS);
+        Desk { waker: Waker(RIVAL), mailbox: bounded(1).0, counters }
+    }
+
+    /// When its first came, if that was shown all through this turn.
+    pub(crate) fn stood_first(&self) -> Option<Duration> {
+        self.first.filter(|_| self.first == self.first_before)
+    }
+
+    /// How many places it has.
+    pub(crate) fn places(&self) -> usize {
+        usize::from(self.place.is_some())
+    }
+}
+
+impl Course {
+    /// A turn of this worker begins.
+    pub(crate) fn rival_is_shown(&mut self) {
+        self.rival.first_before = self.rival.first;
+    }
+
+    /// It does something.
+    pub(crate) fn rival_acts(&mut self) {
+        if !self.rules.has_rival {
+            return;
+        }
+        let now = sys::elapsed();
+        match crate::with(|kernel| kernel.random.below(6)) {
+            0 if self.rival.first.is_none() => {
+                let ago = crate::with(|kernel| kernel.random.below(WAIT_MAX.as_micros() as usize));
+                self.rival_shows(Some(now.saturating_sub(Duration::from_micros(ago as u64))));
+            }
+            1 if self.rival.first.is_some() => self.rival_shows(Some(now)),
+            2 | 3 => self.rival_shows(None),
+            4 if self.rival.place.is_none() => {
+                self.rival.place = self.shared.line.under_way().take();
+            }
+            _ => self.rival_gives_back(),
+        }
+    }
+
+    /// Nothing of it is left.
+    pub(crate) fn rival_leaves(&mut self) {
+        self.rival_shows(None);
+        self.rival_gives_back();
+    }
+
+    fn rival_shows(&mut self, first: Option<Duration>) {
+        let next = self.shared.line.show(RIVAL, first.map(crate::instant));
+        self.rival.first = first;
+        crate::with(|kernel| kernel.is_rival_woken = false);
+        if let Some(next) = next {
+            self.shared.wake(next);
+        }
+        self.rival.waits = first.is_some_and(|at| !self.is_rivals_turn(at));
+    }
+
+    fn rival_gives_back(&mut self) {
+        drop(self.rival.place.take());
+        if self.shared.take_wanted() {
+            self.shared.wake_all();
+        }
+    }
+
+    /// After a turn of this worker: whoever waits for it and is the next has been woken.
+    pub(crate) fn look_at_rival(&mut self) {
+        if let Some(at) = self.rival.first {
+            let is_its_turn = self.is_rivals_turn(at);
+            let is_woken = crate::with(|kernel| std::mem::take(&mut kernel.is_rival_woken));
+            assert!(!(self.rival.waits && is_its_turn) || is_woken, "its turn is told to nobody");
+            self.rival.waits &= !is_its_turn;
+        }
+    }
+
+    /// Whether this worker's first came later.
+    fn is_rivals_turn(&self, at: Duration) -> bool {
+        self.shared.line.is_first(RIVAL, crate::instant(at + Duration::from_nanos(1)))
+    }
+
+    /// Whether this worker's first came before its.
+    pub(crate) fn is_ahead_of_rival(&self) -> bool {
+        self.rival.first.is_none_or(|at| !self.shared.line.is_first(RIVAL, crate::instant(at)))
+    }
+}

@@ -1,0 +1,201 @@
+//! What a schedule is like: drawn before it begins.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, AtomicUsize},
+    },
+    time::Duration,
+};
+
+use crossbeam_channel::bounded;
+use mio::{Poll, Registry, Waker};
+
+use crate::{
+    Address,
+    barrier::Barrier,
+    config::{self, Overflow},
+    counters::Counters,
+    drive::{Course, Schedule, Stage, set_course},
+    gate::{Gate, Mode},
+    handle::{Desk, Shared},
+    hold::Hold,
+    judge,
+    kernel::{Backlog, Kernel, Site, Tally, Weather},
+    ledger::Ledger,
+    line::Line,
+    link::Side,
+    operator::Operator,
+    orders::Orders,
+    patience::Rules,
+    random::Random,
+    refusal::{Answer, Refusal},
+    rival::Rival,
+    slots::Slots,
+    sys::{self, Listener, SocketAddress},
+    throttle::Throttle,
+    upstream::Upstream,
+    worker::Post,
+};
+
+impl Schedule {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let (is_unix, is_upstream_unix) = (random.below(3) == 0, random.below(3) == 0);
+        let clients_max = 1 + random.below(8);
+        let rules = rules(&mut random, is_upstream_unix);
+        let kernel = kernel(&rules, is_unix, &mut random, seed);
+        crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
+
+        let upstream = upstream(&rules, is_upstream_unix, &mut random);
+        let (sender, mailbox) = bounded(4);
+        let desk = Desk { waker: Waker(0), mailbox: sender, counters: Counters::default() };
+        let shared = Arc::new(Shared {
+            gate: Arc::new(Gate::new()),
+            barrier: Barrier::new(1),
+            slots: Arc::new(Slots::new(clients_max)),
+            accept_trouble: Throttle::default(),
+            upstream,
+            refusal: Refusal::new(Answer::http(Duration::ZERO), None),
+            default_mode: if rules.rejects { Mode::Reject } else { Mode::Hold },
+            orders: Orders::default(),
+            hold: Hold::new(&config::Hold {
+                timeout: rules.hold_timeout,
+                max: rules.hold_max.and_then(NonZeroUsize::new),
+                overflow: rules.overflow,
+            }),
+            line: Line::new(
+                2,
+                &config::Resume {
+                    max_connecting: rules.max_connecting.try_into().expect("not 0"),
+                    rate: rules.rate,
+                },
+            ),
+            pipes_per_worker: random.one_of([0, 1, 2, 100]),
+            grace_period: Duration::from_secs(random.one_of([1, 3600])),
+            desks: [desk, Rival::desk()].into(),
+            listening: AtomicUsize::new(1),
+            started: sys::now(),
+            ledger: Ledger::new(None).0,
+            stop_level: AtomicU8::new(0),
+            stop_deadline: OnceLock::new(),
+        });
+        let gate = Arc::downgrade(&shared);
+        shared.gate.watch_idle(move || {
+            if gate.upgrade().is_some() {
+                judge::idle();
+            }
+        });
+        set_course(Course {
+            shared: Arc::clone(&shared),
+            stage: Stage::Chaos(20 + random.below(200)),
+            clients_left: 1 + random.below(2 * clients_max),
+            is_bulk: random.below(3) == 0,
+            may_abort: random.below(2) == 0,
+            insists: random.one_of([None, Some(Side::Client), Some(Side::Upstream)]),
+            operator: Operator::new(&mut random),
+            rival: Rival::default(),
+            rules,
+            progress: 0,
+            idle_turns: 0,
+            stage_began: Duration::ZERO,
+            away_since: None,
+            was_cut: false,
+        });
+        let post = Post {
+            index: 0,
+            poll: Poll(Registry),
+            listener: Some(Listener),
+            socket_file: None,
+            is_narrow: false,
+            mailbox,
+            shared,
+        };
+        Self { post }
+    }
+}
+
+fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
+    let changes_sites = random.below(4) == 0;
+    let bounds_hold = random.below(4) == 0;
+    let connect_timeout = Duration::from_millis(if changes_sites {
+        random.one_of([100, 1_000, 5_000])
+    } else {
+        5_000
+    });
+    let retry_for = Duration::from_secs(random.one_of([0, 0, 2, 30]));
+    Rules {
+        rejects: random.below(6) == 0,
+        hold_timeout: (random.below(8) == 0)
+            .then(|| Duration::from_millis(random.one_of([5, 100, 2_000]))),
+        hold_max: bounds_hold.then(|| 1 + random.below(4)),
+        overflow: random.one_of([Overflow::Reject, Overflow::Close, Overflow::Backlog]),
+        max_connecting: random.one_of([1, 2, 128]),
+        rate: if random.below(6) == 0 {
+            NonZeroU32::new(random.one_of([20, 500, 10_000]))
+        } else {
+            None
+        },
+        connect_timeout,
+        retry_for,
+        changes_sites,
+        sites: if is_upstream_unix { 1 } else { 1 + random.below(3) },
+        is_upstream_unix,
+        is_faulty: random.below(4) == 0,
+        has_rival: random.below(3) == 0,
+    }
+}
+
+fn kernel(rules: &Rules, is_unix: bool, random: &mut Random, seed: u64) -> Kernel {
+    Kernel {
+        now: Duration::ZERO,
+        turn_began: Duration::ZERO,
+        links: Vec::new(),
+        backlog: Backlog {
+            queue: [].into(),
+            is_unix,
+            token: None,
+            has_edge: false,
+            is_open: true,
+            takes_more: true,
+        },
+        pipes: Vec::new(),
+        is_woken: false,
+        is_rival_woken: false,
+        weather: Weather {
+            shortage: if rules.is_faulty { 2 + random.below(30) } else { 0 },
+            panic: if random.below(20) == 0 { 1 + random.below(300) } else { 0 },
+            splices: random.below(50) > 0,
+            interleaves: random.below(3) > 0,
+        },
+        sites: vec![Site::Up; rules.sites],
+        up_since: Some(Duration::ZERO),
+        rules: *rules,
+        may_cut: false,
+        was_paused: false,
+        may_kill: false,
+        may_drain: None,
+        next_by_rate: Duration::ZERO,
+        progress: 0,
+        tally: Tally::default(),
+        random: Random::new(seed ^ 0x5eed),
+    }
+}
+
+fn upstream(rules: &Rules, is_unix: bool, _random: &mut Random) -> Arc<Upstream> {
+    let upstream = Upstream::start(config::Upstream {
+        addr: Address::tcp("127.0.0.1", 0),
+        connect_timeout: rules.connect_timeout,
+        retry_for: rules.retry_for,
+        source_addrs: Vec::new(),
+    })
+    .expect("nothing to look up");
+    upstream.publish(if is_unix {
+        [SocketAddress::Unix("/upstream".into())].into()
+    } else {
+        let address = |site| SocketAddress::Inet(([127, 0, 0, 1], site).into());
+        (0..u16::try_from(rules.sites).unwrap()).map(address).collect()
+    });
+    upstream
+}
