@@ -99,6 +99,8 @@ struct Worker<'a> {
     unregistered: VecDeque<Arrival>,
     reach: Reach,
     deadlines: Box<[(Queue, Duration)]>,
+    /// For how long a connection may be silent, as far as it has obeyed.
+    quiet: Option<Duration>,
     /// When to look for quiet connections, while they are to be closed.
     look_for_quiet: Option<Instant>,
     /// How many of the orders to reset all connections it has obeyed.
@@ -142,6 +144,7 @@ impl Post {
             unregistered: VecDeque::new(),
             reach: Reach::default(),
             deadlines: deadlines(shared.hold.timeout(), shared.upstream.patience()),
+            quiet: None,
             look_for_quiet: None,
             resets: shared.orders.resets(),
             passed: 0,

@@ -158,3 +158,13 @@ fn without_a_pause_silence_is_no_reason() {
     client.assert_echo(b"still here");
     assert_eq!(proxy.control().status().drained, 0);
 }
+
+#[test]
+fn a_shorter_silence_that_is_asked_for_later_counts_at_once() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = proxy(Family::Tcp4, &upstream);
+    let mut client = served(&proxy);
+    assert_eq!(proxy.control().put("/paused?drain=quiet:1h").status, 201);
+    pause(proxy.control());
+    assert_ends_in_order(&mut client);
+}

@@ -17,10 +17,11 @@ impl Worker<'_> {
     /// Closes connections that have been silent for as long as the operator says.
     pub(super) fn close_quiet(&mut self, now: Instant) {
         let shared = &self.post.shared;
-        let Some(quiet) = shared.orders.quiet().filter(|_| shared.gate.is_paused()) else {
+        let quiet = shared.orders.quiet().filter(|_| shared.gate.is_paused());
+        if std::mem::replace(&mut self.quiet, quiet) != quiet {
             self.look_for_quiet = None;
-            return;
-        };
+        }
+        let Some(quiet) = quiet else { return };
         if self.look_for_quiet.is_some_and(|at| now < at) {
             return;
         }
