@@ -189,7 +189,10 @@ impl Worker<'_> {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        let timeout = if self.has_work() { Some(Duration::ZERO) } else { self.next_deadline() };
+        // One moment for both, or what falls due between the two would be told by neither.
+        let now = sys::now();
+        let timeout =
+            if self.has_work(now) { Some(Duration::ZERO) } else { self.next_deadline(now) };
         match self.post.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,
@@ -197,21 +200,20 @@ impl Worker<'_> {
     }
 
     /// Whether there is something to do without an event.
-    fn has_work(&self) -> bool {
+    fn has_work(&self, now: Instant) -> bool {
         let can_accept = self.post.listener.is_some() && self.accepting == Accepting::Ready;
         !self.ready.is_empty()
             || can_accept
-            || self.can_redial()
-            || self.can_release()
+            || self.can_redial(now)
+            || self.can_release(now)
             || self.can_welcome()
     }
 
-    fn next_deadline(&self) -> Option<Duration> {
+    fn next_deadline(&self, now: Instant) -> Option<Duration> {
         let accept_again = match self.accepting {
             Accepting::Paused(until) => Some(until),
             Accepting::Ready | Accepting::Empty | Accepting::Full => None,
         };
-        let now = sys::now();
         let deadlines = (0..self.deadlines.len()).filter_map(|index| {
             let (queue, length) = self.deadline(index)?;
             self.queues.first(queue)?.1.checked_add(length)

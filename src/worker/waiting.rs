@@ -6,7 +6,6 @@ use super::Worker;
 use crate::{
     connection::Turn,
     queues::{Queue, SlotIndex},
-    sys,
 };
 
 /// How many clients are released in one turn after a resume.
@@ -20,7 +19,7 @@ impl Worker<'_> {
     }
 
     /// Whether a client whose dial has failed may try again, as another has got through since; or is to be held.
-    pub(super) fn can_redial(&self) -> bool {
+    pub(super) fn can_redial(&self, now: Instant) -> bool {
         let first = |queue| Some(self.queues.first(queue)?.1);
         let (short, away) = (first(Queue::Redial), first(Queue::Away));
         if self.post.shared.gate.is_paused() {
@@ -28,14 +27,14 @@ impl Worker<'_> {
         }
         let short = short.filter(|_| !self.reach.is_short());
         let away = away.filter(|_| !self.post.shared.upstream.outage().is_on());
-        short.or(away).is_some_and(|at| self.has_way(at))
+        short.or(away).is_some_and(|at| self.has_way(at, now))
     }
 
     /// Dials again for clients whose dial has failed, oldest first, until one fails. While paused they are held.
     pub(super) fn redial(&mut self, now: Instant) {
         self.probe(now);
         for _client in 0..TURN_RELEASES_MAX {
-            if !self.can_redial() {
+            if !self.can_redial(now) {
                 return;
             }
             let turn = if self.post.shared.gate.is_paused() {
@@ -75,13 +74,13 @@ impl Worker<'_> {
     }
 
     /// Whether a client that waits can be served now.
-    pub(super) fn can_release(&self) -> bool {
+    pub(super) fn can_release(&self, now: Instant) -> bool {
         let shared = &self.post.shared;
         match (self.first_to_release(), shared.gate.mode()) {
             (None, _) => false,
             (Some((_slot, _at)), None) if shared.upstream.outage().is_on() => true,
-            (Some((_slot, at)), None) => self.has_way(at),
-            (Some((_slot, at)), Some(_)) => shared.line.lets_through(at) && self.has_way(at),
+            (Some((_slot, at)), None) => self.has_way(at, now),
+            (Some((_slot, at)), Some(_)) => shared.line.lets_through(at) && self.has_way(at, now),
         }
     }
 
@@ -97,7 +96,7 @@ impl Worker<'_> {
     /// they wait for it instead.
     pub(super) fn release(&mut self, now: Instant) {
         for _client in 0..TURN_RELEASES_MAX {
-            if !self.can_release() {
+            if !self.can_release(now) {
                 return;
             }
             let Some((slot, since)) = self.first_to_release() else { return };
@@ -119,10 +118,10 @@ impl Worker<'_> {
     }
 
     /// Whether another of a crowd may be dialled for that came at `at`.
-    fn has_way(&self, at: Instant) -> bool {
+    fn has_way(&self, at: Instant, now: Instant) -> bool {
         let line = &self.post.shared.line;
         line.is_first(self.post.index, at)
-            && line.next_at().is_none_or(|next| next <= sys::now())
+            && line.next_at().is_none_or(|next| next <= now)
             && line.under_way().is_any_free_or_wish()
     }
 
