@@ -111,6 +111,11 @@ impl Line {
 
     /// Lets `count` more of those who have come until now go in spite of the pause.
     pub(crate) fn let_through(&self, count: u64, now: Instant) {
+        // Of those before, nobody is left: whoever has not used it has gone.
+        let until = self.let_through_until.load(Ordering::SeqCst);
+        if self.firsts.iter().all(|first| first.load(Ordering::SeqCst) > until) {
+            self.let_nobody_through();
+        }
         self.let_through_until.store(self.nanos(now), Ordering::SeqCst);
         self.let_through.fetch_add(count, Ordering::SeqCst);
     }
@@ -216,5 +221,18 @@ mod tests {
         line.let_through(2, late);
         line.let_nobody_through();
         assert!(!line.take_permit(early));
+    }
+
+    #[test]
+    fn what_those_who_have_gone_leave_over_is_for_nobody() {
+        let (line, begin) = line(1, None);
+        let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
+        line.show(0, Some(early));
+        line.let_through(2, early);
+        line.let_through(1, early);
+        assert!(line.take_permit(early) && line.take_permit(early), "both orders count");
+        line.show(0, Some(late));
+        line.let_through(1, late);
+        assert!(line.take_permit(late) && !line.take_permit(late));
     }
 }
