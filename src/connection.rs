@@ -248,7 +248,6 @@ impl Connection {
                     error.unwrap_or_else(|| io::ErrorKind::TimedOut.into()),
                 ))
             }
-            State::Connecting(Dial { upstream: None, in_short: false, .. }) => self.wait(context),
             State::Connecting(Dial { upstream: None, pass, .. }) => {
                 if pass.is_paused() || context.reach.may_try(context.now) {
                     self.redial(Turn::Its, context)

@@ -102,15 +102,19 @@ impl Connection {
             return Verdict::Close(reason);
         }
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        if dial.pass.is_void() {
+        // Also one that was let through an earlier pause: during this one it would be held already.
+        if dial.pass.is_paused() {
             return Verdict::Hold(dial.came);
         }
         (dial.turn, dial.failed, dial.in_short, dial.begun) = (turn, 0, false, context.now);
         self.dial(context)
     }
 
-    /// Waits for the end of an outage; or for the resume, if a pause has come.
+    /// Waits for the end of an outage; or for the resume, if a pause has come. No event tells of one that has left before.
     pub(super) fn wait(&mut self, context: &mut Context<'_>) -> Verdict {
+        if let Verdict::Close(reason) = self.look_after_held() {
+            return Verdict::Close(reason);
+        }
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         (dial.upstream, dial.turn) = (None, Turn::Its);
         if dial.pass.is_paused() {

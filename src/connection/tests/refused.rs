@@ -97,3 +97,40 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     connection.hold(None);
     assert_eq!(bench.gate.passes(), 0, "nobody has to wait for it");
 }
+
+/// Nobody tells of it any more once it waits.
+#[test]
+fn a_client_that_has_left_while_it_was_dialled_for_does_not_wait() {
+    let (silent, _full) = full_tcp_listener();
+    let mut bench = Bench::new(&silent);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.serve(&mut connection);
+    drop(client);
+    bench.until(&mut connection, |it, verdict| {
+        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
+        it.client.is_read_closed()
+    });
+    let timeout = io::ErrorKind::TimedOut.into();
+    let verdict = bench.act(|context| connection.attempt_failed(timeout, context));
+    assert!(matches!(verdict, Verdict::Close(Reason::Left)), "{verdict:?}");
+}
+
+#[test]
+fn one_let_through_an_earlier_pause_is_not_dialled_for_in_another() {
+    let mut bench = Bench::nowhere();
+    let (_client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.gate.pause(Mode::Hold);
+    let (pass, came) = (bench.gate.enter_in_spite(), bench.now);
+    bench.act(|context| connection.serve(pass, Turn::Its, came, context));
+    bench.gate.resume();
+    let refused = io::ErrorKind::ConnectionRefused.into();
+    let verdict = bench.act(|context| connection.attempt_failed(refused, context));
+    assert!(matches!(verdict, Verdict::Away(_)), "{verdict:?}");
+    let dials = bench.reach.dials();
+    bench.gate.pause(Mode::Hold);
+    let verdict = bench.act(|context| connection.redial(Turn::Its, context));
+    assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
+    assert_eq!(bench.reach.dials(), dials);
+}
