@@ -109,47 +109,54 @@ impl Leases {
             return Err(Refused::Undone);
         }
         self.list.retain(|lease| lease.ticket != ticket);
-        let is_firm = standing == Standing::Firm;
         let since = match standing {
             Standing::Tied => None,
             Standing::Firm | Standing::Tentative => self.untied(&terms.name).map(|old| old.since),
         };
-        self.list.retain(|old| {
-            !(is_firm && old.standing == Standing::Firm && old.terms.name == terms.name)
-        });
+        if standing == Standing::Firm {
+            self.remove_firm(&terms.name);
+        }
         // If something was replaced, there is room.
         if self.list.len() >= LEASES_MAX && ticket != PROGRAM {
             return Err(Refused::Full);
         }
         let ends = terms.end(now.at);
-        let mut place = self.list.len();
-        if is_firm {
-            // Requests that still wait go on under the new terms, and if they are undone, this one holds.
-            for (index, old) in self.list.iter_mut().enumerate().rev() {
-                if old.terms.name == terms.name && old.standing == Standing::Tentative {
-                    (old.terms, old.ends, place) = (terms.clone(), ends, index);
-                }
-            }
+        let lease = Lease { terms, standing, ticket, since: since.unwrap_or(now), ends };
+        let place = self.list.len();
+        match standing {
+            Standing::Firm => self.insert_firm(place, lease),
+            Standing::Tentative | Standing::Tied => self.list.insert(place, lease),
         }
-        let since = since.unwrap_or(now);
-        self.list.insert(place, Lease { terms, standing, ticket, since, ends });
         self.paused_since.get_or_insert(now);
         Ok(())
     }
 
-    /// Lets the lease of a request stand for itself: those before it with its name go, and it is not undone any more.
+    /// Lets the lease of a request stand for itself: it replaces the firm one of its name, and is not undone any more.
     pub(crate) fn settle(&mut self, ticket: u64) {
-        let Some(place) = self.tentative(ticket) else { return };
-        let mut index = 0;
-        let mut name = String::new();
-        if let Some(lease) = self.list.get_mut(place) {
-            lease.standing = Standing::Firm;
-            name.clone_from(&lease.terms.name);
+        let of_ticket = |lease: &&Lease| lease.ticket == ticket;
+        let Some(lease) = self.list.iter().find(of_ticket).cloned() else { return };
+        if lease.standing == Standing::Tentative {
+            self.remove_firm(&lease.terms.name);
+            let place = self.list.iter().position(|lease| lease.ticket == ticket);
+            self.list.retain(|lease| lease.ticket != ticket);
+            let lease = Lease { standing: Standing::Firm, ..lease };
+            self.insert_firm(place.unwrap_or_default(), lease);
         }
-        self.list.retain(|lease| {
-            index += 1;
-            index > place || lease.terms.name != name || lease.standing == Standing::Tied
-        });
+    }
+
+    /// Inserts a firm lease before `place` and before those of its name that stand there and wait: they go on under its
+    /// terms, and if they are undone, it holds.
+    fn insert_firm(&mut self, mut place: usize, lease: Lease) {
+        for (index, old) in self.list.iter_mut().enumerate().take(place).rev() {
+            if old.terms.name == lease.terms.name && old.standing == Standing::Tentative {
+                (old.terms, old.ends, place) = (lease.terms.clone(), lease.ends, index);
+            }
+        }
+        self.list.insert(place, lease);
+    }
+
+    fn remove_firm(&mut self, name: &str) {
+        self.list.retain(|old| old.standing != Standing::Firm || old.terms.name != name);
     }
 
     /// Removes those for which `is_over` holds.
@@ -233,12 +240,6 @@ impl Leases {
 
     fn untied(&self, name: &str) -> Option<&Lease> {
         self.list.iter().find(|lease| lease.terms.name == name && lease.standing != Standing::Tied)
-    }
-
-    fn tentative(&self, ticket: u64) -> Option<usize> {
-        self.list
-            .iter()
-            .position(|lease| lease.ticket == ticket && lease.standing == Standing::Tentative)
     }
 }
 

@@ -191,6 +191,29 @@ fn a_renewal_by_another_call_ends_no_wait() {
 }
 
 #[test]
+fn all_who_wait_under_one_name_are_answered() {
+    let upstream = Upstream::tcp(echo);
+    let (proxy, client) = busy(&upstream);
+    let mut first = begin(&proxy, "wait=1h&name=a");
+    let begin_another = |query: &str| {
+        let stream = proxy.control().send("PUT", &format!("/paused?name=a&{query}"), &[]);
+        proxy.control().wait_status("its terms hold", |status| {
+            status.leases[0].reason.as_deref().is_some_and(|reason| query.contains(reason))
+        });
+        stream
+    };
+    let mut second = begin_another("wait=1h&reason=second");
+    let third = proxy.control().put("/paused?name=a&wait=0s&on-timeout=keep");
+    assert_eq!(json(&third, 504)["paused"], true);
+    let mut fourth = begin_another("wait=1h&reason=fourth");
+    drop(client);
+    for caller in [&mut first, &mut second, &mut fourth] {
+        assert_eq!(json(&Response::read(caller), 201)["idle"], true);
+    }
+    assert_eq!(proxy.control().status().leases.len(), 1);
+}
+
+#[test]
 fn it_is_paused_while_the_caller_is_connected() {
     for family in [Family::Tcp4, Family::Unix] {
         let upstream = Upstream::tcp(echo);

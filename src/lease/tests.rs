@@ -126,6 +126,24 @@ fn what_is_settled_replaces_what_held_before() {
     assert_eq!(list(&leases), left[..3]);
 }
 
+/// However many wait under one name, each is told what came of its own wait.
+#[test]
+fn what_is_settled_ends_no_other_wait() {
+    let mut leases = Leases::default();
+    leases.put(for_seconds("a", 5), Firm, 1, at(0)).unwrap();
+    leases.put(for_seconds("a", 6), Tentative, 2, at(0)).unwrap();
+    leases.put(for_seconds("a", 7), Tentative, 3, at(0)).unwrap();
+    leases.put(for_seconds("a", 8), Tentative, 4, at(0)).unwrap();
+    leases.settle(3);
+    assert_eq!(list(&leases), [("a", Firm, 3), ("a", Tentative, 2), ("a", Tentative, 4)]);
+    let ends: Vec<_> = leases.list.iter().map(|lease| lease.ends.unwrap()).collect();
+    assert_eq!(ends, [at(7).at, at(7).at, at(8).at], "the older one goes on under its terms");
+    leases.settle(4);
+    leases.settle(2);
+    assert_eq!(list(&leases), [("a", Firm, 2)]);
+    assert_eq!(leases.next_end(), Some(at(8).at));
+}
+
 #[test]
 fn a_renewal_by_another_reaches_those_who_wait() {
     let mut leases = Leases::default();
