@@ -55,6 +55,8 @@ pub(crate) enum Why<'a> {
     },
     /// Their time is up.
     Expired,
+    /// The connection that they depend on has ended.
+    Closed,
     /// What was asked for along with it has not come about.
     Undone {
         /// Why not.
@@ -143,9 +145,10 @@ impl Handle {
             leases.put(terms, standing, ticket, now)?;
             (is_renewed, self.obey(&leases))
         };
-        shared.ledger.tell();
         let what = if is_renewed { "pause renewed" } else { "paused" };
         log::info!("{what} by {text}; {} connections run", shared.gate.passes());
+        // Only now, so that the log does not tell of its end first.
+        shared.ledger.tell();
         Ok(was_open)
     }
 
@@ -170,6 +173,11 @@ impl Handle {
         // One that is still under way must not come behind this.
         self.0.ledger.lock().forbid(ticket);
         self.end(Why::Undone { because }, |lease| lease.is_undone_with(ticket));
+    }
+
+    /// Ends the pause of a request that depends on its connection, which has ended.
+    pub(crate) fn close(&self, ticket: u64) {
+        self.end(Why::Closed, |lease| lease.is_undone_with(ticket));
     }
 
     /// Ends what has expired. Returns when the next lease does.
@@ -268,6 +276,7 @@ fn report(ended: &Ended, why: Why<'_>, held: u64) {
         let how = match why {
             Why::Lifted { by } => format!("lifted by {by}"),
             Why::Expired => "expired".to_owned(),
+            Why::Closed => "ended with its connection".to_owned(),
             Why::Undone { because } => format!("undone: {because}"),
         };
         log::info!("pause {how}; it was by {}, {}", lease.terms, duration_since(lease.since));
@@ -277,6 +286,7 @@ fn report(ended: &Ended, why: Why<'_>, held: u64) {
             let by = match why {
                 Why::Lifted { by } => by,
                 Why::Expired => "expiry",
+                Why::Closed => "the end of a connection",
                 Why::Undone { .. } => "undoing the last pause",
             };
             log::info!(

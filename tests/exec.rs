@@ -300,6 +300,21 @@ fn of_two_at_once_the_last_one_resumes() {
 }
 
 #[test]
+fn it_lifts_no_pause_but_its_own() {
+    let (_upstream, proxy) = proxy();
+    let mut first = Exec::running(proxy.control(), &["--name=deploy"]);
+    let mut second = Exec::running(proxy.control(), &["--name=deploy"]);
+    first.end();
+    assert_eq!(first.code(), 7);
+    assert!(proxy.control().is_paused());
+    assert_eq!(proxy.control().put("/paused?name=deploy").status, 201);
+    second.end();
+    assert_eq!(second.code(), 7);
+    assert_eq!(second.stderr.iter().collect::<String>(), "");
+    assert_eq!(proxy.control().status().leases.len(), 1);
+}
+
+#[test]
 fn one_may_run_inside_another() {
     let (_upstream, proxy) = proxy();
     let inner = format!(

@@ -236,7 +236,7 @@ fn it_is_paused_while_the_caller_is_connected() {
             held.assert_echo(b"served as the caller has gone");
             assert!(!proxy.control().is_paused());
         }
-        let line = proxy.wait_for_log("pause undone: its caller has gone");
+        let line = proxy.wait_for_log("pause ended with its connection");
         assert!(line.contains("\"default\""), "{line}");
     }
 }

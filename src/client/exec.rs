@@ -28,7 +28,7 @@ use signal_hook::{
 
 use super::{
     Answer, Api, Failure, duration,
-    http::{Connection, Ending, target},
+    http::{ANSWER_TIMEOUT, Connection, Ending, target},
     parameters,
 };
 use crate::{cli::Invocation, tell};
@@ -77,7 +77,7 @@ enum Event {
 /// Why the pause has ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Somebody lifted it, or it was not renewed in time.
+    /// Somebody lifted it, or it was not renewed in time; or all is over.
     Lifted,
     /// The proxy is gone.
     ProxyGone,
@@ -85,8 +85,6 @@ enum End {
 
 struct Exec {
     api: Api,
-    /// The name of the pause.
-    name: String,
     renewal: Duration,
     /// When the next renewal is due.
     due: Instant,
@@ -125,7 +123,7 @@ impl Exec {
         let ttl = duration(invocation, "ttl").unwrap_or_default();
         let renewal = (ttl / RENEWALS_PER_TTL).max(RENEWAL_MIN);
         let due = Instant::now() + renewal;
-        Ok(Self { api, name, renewal, due, connection: None, sender, events, end: None })
+        Ok(Self { api, renewal, due, connection: None, sender, events, end: None })
     }
 
     /// The next event; until it comes, the lease is renewed.
@@ -211,20 +209,24 @@ impl Exec {
         }
     }
 
-    /// Lifts the pause, and makes sure that it is.
-    fn resume(&self) -> Result<(), Failure> {
-        match self.end {
-            Some(End::Lifted) => return Ok(()),
-            Some(End::ProxyGone) => {
-                return Err(Failure::Unreachable(
-                    "the proxy went away while the command ran; see to it that it runs again"
-                        .to_owned(),
-                ));
+    /// Ends the pause by its connection, as others may have one of the same name, and makes sure that it has ended.
+    fn resume(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        self.connection.iter().for_each(|connection| connection.end());
+        while self.end.is_none() {
+            match self.events.recv_deadline(deadline) {
+                Ok(Event::Ended(end)) => self.end = Some(end),
+                Ok(_) => {}
+                Err(_) => return Err(self.api.silent("takes too long to end the pause")),
             }
-            None => {}
         }
-        let answer = self.api.ask("DELETE", &target("/paused", &[("name", &self.name)]), None)?;
-        if answer.status == 204 { Ok(()) } else { Err(Failure::refused(&answer)) }
+        match self.end {
+            Some(End::ProxyGone) => Err(Failure::Unreachable(
+                "the proxy went away while the command ran; see to it that it runs again"
+                    .to_owned(),
+            )),
+            Some(End::Lifted) | None => Ok(()),
+        }
     }
 }
 

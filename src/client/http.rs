@@ -11,7 +11,8 @@ use std::{
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+        AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+        shutdown,
         sockopt::{self, Timeout},
     },
 };
@@ -23,7 +24,7 @@ use super::Failure;
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the API may take to answer, beyond what it was asked to wait.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer that is read: 64 pauses with their reasons are a small part of it.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const READ_BYTES: usize = 4 << 10;
@@ -137,7 +138,7 @@ impl Api {
         format!("the control API at {}", self.address)
     }
 
-    fn silent(&self, what: &str) -> Failure {
+    pub(super) fn silent(&self, what: &str) -> Failure {
         Failure::Unreachable(format!("{} {what}; see whether the proxy still runs", self.name()))
     }
 
@@ -176,6 +177,12 @@ impl Connection {
             bytes = bytes.get(count..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Ends what is sent, which the other side sees.
+    pub(super) fn end(&self) {
+        // If that fails, it has ended.
+        let _ = shutdown(&self.0, Shutdown::Write);
     }
 
     /// Waits until the connection ends; what may come before is of no interest.

@@ -73,6 +73,12 @@ impl Claim {
         self.is_open = false;
     }
 
+    /// Ends the pause with its connection.
+    pub(super) fn close(mut self) {
+        self.is_open = false;
+        self.handle.close(self.ticket);
+    }
+
     /// Undoes the pause.
     pub(super) fn undo(mut self, because: &str) {
         self.is_open = false;

@@ -94,7 +94,10 @@ impl Caller {
 
     /// The pause lasts until the caller's end of stream, or until it ends otherwise.
     pub(super) fn attend(&mut self, means: &mut Means) -> Result<(), Halt> {
-        self.hear(means)?;
+        if let Err(halt) = self.hear(means) {
+            self.claim.take().into_iter().for_each(Claim::close);
+            return Err(halt);
+        }
         if means.stops_at.is_none() && self.claim.as_ref().is_some_and(Claim::holds) {
             return Err(Halt::Blocked);
         }
