@@ -46,6 +46,18 @@ impl Exec {
         exec
     }
 
+    /// As `running`, by a caller that ignores a signal. Not each shell can do that with every signal: bash can.
+    #[track_caller]
+    fn ignoring(signal: &str, control: &Control) -> Self {
+        let mut command = Command::new("bash");
+        let script = format!("trap '' {signal}; exec \"$0\" exec \"$@\"");
+        command.arg("-c").arg(script).arg(binary());
+        command.arg(format!("--control-addr={}", control.addr())).args(["--", "sh", "-c", COMMAND]);
+        let mut exec = Self::spawn(&mut command);
+        exec.wait_started();
+        exec
+    }
+
     fn spawn(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary");
@@ -402,15 +414,19 @@ fn signals_are_passed_on_to_the_command() {
     }
 }
 
+/// A caller that ignores the ends of its children hands that on, and the kernel would reap the command.
+#[test]
+fn the_exit_code_comes_also_where_children_are_ignored() {
+    let (_upstream, proxy) = proxy();
+    let mut exec = Exec::ignoring("CHLD", proxy.control());
+    exec.end();
+    assert_eq!(exec.code(), 7);
+}
+
 #[test]
 fn what_is_ignored_stays_ignored() {
     let (_upstream, proxy) = proxy();
-    let mut command = Command::new("sh");
-    command.arg("-c").arg("trap '' HUP; exec \"$0\" exec \"$@\"").arg(binary());
-    command.arg(format!("--control-addr={}", proxy.control().addr())).arg("--");
-    command.args(["sh", "-c", COMMAND]);
-    let mut exec = Exec::spawn(&mut command);
-    exec.wait_started();
+    let mut exec = Exec::ignoring("HUP", proxy.control());
     exec.signal(Signal::HUP);
     exec.end();
     assert_eq!(exec.code(), 7);

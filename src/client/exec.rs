@@ -22,7 +22,8 @@ use rustix::{
 };
 use serde_json::Value;
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    flag,
     iterator::Signals,
 };
 
@@ -99,9 +100,10 @@ impl Exec {
     fn start(api: Api, invocation: &Invocation) -> Result<Self, Failure> {
         const PARAMETERS: [&str; 5] = ["ttl", "wait", "on-timeout", "mode", "drain"];
 
+        // Where a caller had it ignored, the command would leave no exit code.
+        flag::register(SIGCHLD, Arc::default()).map_err(|error| cannot_listen(&error))?;
         let (sender, events) = unbounded();
-        let mut signals = Signals::new(heeded_signals())
-            .map_err(|error| Failure::Other(format!("cannot listen to signals: {error}")))?;
+        let mut signals = Signals::new(heeded_signals()).map_err(|error| cannot_listen(&error))?;
         let signalled = sender.clone();
         spawn("signals", move || {
             for signal in signals.forever() {
@@ -234,8 +236,9 @@ impl Exec {
 fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>) {
     let answer = api.connect().and_then(|connection| {
         let connection = Arc::new(connection);
-        drop(events.send(Event::Connected(Arc::clone(&connection))));
         api.send(&connection, "PUT", request)?;
+        // Only now: a renewal must not come before the request.
+        drop(events.send(Event::Connected(Arc::clone(&connection))));
         let answer = api.answer(&connection, wait, Ending::Line)?;
         Ok((connection, answer))
     });
@@ -247,8 +250,12 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
     // Without a pause, nothing more will be seen.
     let Some(connection) = connection else { return };
     connection.wait_for_end();
-    let is_there = api.ask("GET", "/paused", None).is_ok_and(|answer| answer.status == 200);
+    let is_there = api.ask("GET", "/paused", None).is_ok();
     drop(events.send(Event::Ended(if is_there { End::Lifted } else { End::ProxyGone })));
+}
+
+fn cannot_listen(error: &io::Error) -> Failure {
+    Failure::Other(format!("cannot listen to signals: {error}"))
 }
 
 fn check_idle(answer: &Answer) -> Result<(), Failure> {
