@@ -50,7 +50,8 @@ pub fn control_request(bytes: &[u8]) {
             ];
             for text in errors.into_iter().flatten() {
                 let answer = Answer::error(400, &text);
-                assert!(answer.body.bytes().all(|byte| byte >= b' '), "{answer:?}");
+                let line = answer.body.trim_end_matches('\n');
+                assert!(line.bytes().all(|byte| byte >= b' '), "{answer:?}");
             }
         }
         Err((status, text)) => assert!((400..600).contains(&status) && text.len() > 10),
