@@ -212,7 +212,7 @@ fn unknown(name: &str, known: &[&str]) -> String {
 
 fn did_you_mean(word: &str, known: &[&str]) -> String {
     nearest(word, known.iter().copied())
-        .map(|known| format!("; did you mean {known}?"))
+        .map(|known| format!(" (did you mean {known}?)"))
         .unwrap_or_default()
 }
 
@@ -287,12 +287,12 @@ mod tests {
         let long = |name: &str, length| format!("{name}={}", "x".repeat(length));
         let (long_name, long_reason) = (long("name", 65), long("reason", 201));
         for (query, parts) in [
-            ("tll=1s", ["tll", "did you mean ttl?"]),
+            ("tll=1s", ["tll", "is not known (did you mean ttl?): this call takes"]),
             ("ttl", ["ttl", "30s"]),
             ("ttl=0s", ["ttl", "90s"]),
             ("ttl=5", ["ttl", "5s"]),
             ("ttl=1s&ttl=1s", ["ttl", "more than once"]),
-            ("mode=rejct", ["mode", "did you mean reject?"]),
+            ("mode=rejct", ["mode", "write hold or reject (did you mean reject?)."]),
             ("mode=", ["mode", "hold or reject"]),
             ("wait=x", ["wait", "30s"]),
             ("on-timeout=keep", ["on-timeout", "wait=30s"]),
