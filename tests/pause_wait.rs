@@ -149,7 +149,7 @@ fn a_caller_that_hangs_up_has_asked_for_nothing() {
             }
             assert_resumed(&proxy);
             assert!(hung_up.elapsed() < Duration::from_secs(10));
-            proxy.wait_for_log("pause undone: ");
+            proxy.wait_for_log("pause undone: its caller has gone; it was by ");
         }
     }
 }

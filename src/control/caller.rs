@@ -180,7 +180,7 @@ impl Caller {
                 Err(Halt::Refused((status, text))) => {
                     debug!("control request of {} refused: {status} {text}", self.name);
                     if let Some(claim) = self.claim.take() {
-                        claim.undo(text);
+                        claim.undo(text.trim_end_matches('.'));
                     }
                     self.answer(Answer::error(status, text).to_bytes(is_head(&self.request)));
                 }

@@ -29,6 +29,8 @@ impl Caller {
         }
         // Over TCP this may be all that is ever heard of a caller that has been killed.
         if self.half_closed {
+            // For the log, it is gone.
+            drop(self.claim.take());
             return Err(Halt::Refused(HALF_CLOSED));
         }
         if is_tied {
