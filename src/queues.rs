@@ -191,8 +191,7 @@ impl Queues {
         let since = |queue| Some(self.first(queue)?.1);
         // Whoever stands there has done so for its keepalive's interval before.
         let relaying = since(Queue::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
-        let others =
-            [Queue::Fresh, Queue::Unheard, Queue::Settling, Queue::Connecting, Queue::Away];
+        let others = [Queue::Fresh, Queue::Unheard, Queue::Settling];
         others.into_iter().filter_map(since).chain(relaying).min()
     }
 

@@ -323,7 +323,7 @@ fn listen(
     let refuse = |error: io::Error| {
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => {
-                "something listens there already; stop it or choose another address"
+                "something listens there already, or a connection has that port (`ss -tan` shows it); stop it or choose another address"
             }
             io::ErrorKind::PermissionDenied => {
                 "ports below 1024 and foreign directories need privileges"

@@ -341,6 +341,11 @@ impl Worker<'_> {
         let Some(listener) = &self.post.listener else { return false };
         let Ok(place) = self.post.shared.reserve() else {
             self.accepting = Accepting::Full;
+            if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
+                log::warn!(
+                    "as many clients are held as hold.max allows{more}: further ones wait in the backlog"
+                );
+            }
             return true;
         };
         let Some(slot) = self.post.shared.slots.take() else {
@@ -348,7 +353,7 @@ impl Worker<'_> {
             if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
                 let max = self.post.shared.slots.max();
                 log::warn!(
-                    "all {max} places are taken{more}: new clients wait in the backlog; raise the limit of open files or proxy.max-connections"
+                    "all {max} places are taken{more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"
                 );
             }
             return true;
