@@ -222,6 +222,17 @@ fn what_is_no_api_is_told() {
     }
 }
 
+/// The original pauses whatever the parameters say. What needs its server idle must not begin.
+#[test]
+fn a_pause_that_has_not_waited_is_told() {
+    let api = answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
+    let control = format!("--control-addr={}", api.addr());
+    for arguments in [&["pause", &control, "--wait=1s"][..], &["exec", &control, "echo", "ran"]] {
+        let finished = program().args(arguments).run();
+        assert_failed(&finished, 1, "lift that with tcpause resume");
+    }
+}
+
 #[test]
 fn the_api_is_that_of_the_option_or_of_the_file() {
     let (_upstream, proxy) = proxy();

@@ -20,7 +20,6 @@ use rustix::{
     io::retry_on_intr,
     process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
 };
-use serde_json::Value;
 use signal_hook::{
     consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     flag,
@@ -262,13 +261,7 @@ fn check_idle(answer: &Answer) -> Result<(), Failure> {
     if answer.status != 201 {
         return Err(Failure::refused(answer));
     }
-    if answer.json().get("idle") != Some(&Value::Bool(true)) {
-        return Err(Failure::NotNow(
-            "connections are still running; the command was not run: try again, or wait for longer with --wait"
-                .to_owned(),
-        ));
-    }
-    Ok(())
+    answer.check_idle()
 }
 
 fn interrupted(signal: i32) -> Failure {

@@ -48,6 +48,17 @@ impl Answer {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
+
+    /// Whether a pause that was to wait has done so: the original does not look at parameters, and pauses at once.
+    pub(super) fn check_idle(&self) -> Result<(), Failure> {
+        if self.json().get("idle") == Some(&Value::Bool(true)) {
+            return Ok(());
+        }
+        Err(Failure::Other(
+            "the proxy has paused without a wait, as the original does: lift that with tcpause resume"
+                .to_owned(),
+        ))
+    }
 }
 
 impl Api {

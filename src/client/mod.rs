@@ -158,6 +158,9 @@ fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     if answer.status != 201 {
         return Err(Failure::refused(&answer));
     }
+    if invocation.asked("wait").is_some() {
+        answer.check_idle()?;
+    }
     let name = invocation.asked("name").unwrap_or("default");
     // Without a time of its own, it has that of pause.max-ttl, if the proxy has such a setting.
     let ttl = invocation.asked("ttl").map(str::to_owned).or_else(|| status::time_left(api, name));
