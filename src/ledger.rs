@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::{Duration, Instant},
@@ -20,6 +21,9 @@ use crate::{
 
 /// How long a pause waits for every worker to end its turn, which takes well below a millisecond.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the thread that ends pauses rests after a panic.
+const PANIC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a resume waits for the upstream's name to be looked up anew.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -115,7 +119,15 @@ fn run(shared: &Weak<Shared>, rings: &Receiver<()>) {
         };
         match (rung, shared.upgrade()) {
             (Err(RecvTimeoutError::Disconnected), _) | (_, None) => return,
-            (_, Some(shared)) => due = Handle(shared).expire(),
+            (_, Some(shared)) => {
+                // Without this thread, no pause would ever end by itself.
+                due = catch_unwind(AssertUnwindSafe(|| Handle(shared).expire())).unwrap_or_else(
+                    |_| {
+                        log::error!("a defect: the thread that ends pauses panicked; it goes on");
+                        Some(sys::now() + PANIC_INTERVAL)
+                    },
+                );
+            }
         }
     }
 }
