@@ -295,6 +295,30 @@ fn a_silent_upstream_gets_them_at_a_pace() {
     assert!(begin.elapsed() >= least, "{:?} is less than {least:?}", begin.elapsed());
 }
 
+/// A UNIX socket whose queue is full says so at once, and none of those who wait is to run out of time for it.
+#[test]
+fn those_who_are_held_stay_so_while_the_queue_of_a_unix_socket_is_full() {
+    const COUNT: u8 = 40;
+    let dir = tempfile::tempdir().unwrap();
+    let listener = Listener::bind(&Addr::Unix(dir.path().join("upstream.sock")));
+    listener.backlog(0);
+    let first = listener.addr().connect();
+    let proxy = builder(&listener.addr()).args(["--upstream-connect-timeout", "300ms"]).start();
+    proxy.control().pause();
+    let _clients = held(&proxy, 0..COUNT);
+    proxy.control().resume();
+    let status = proxy.control().wait_status("one gives up", |status| status.failed > 0);
+    assert!(status.held > u64::from(COUNT) / 2, "{status:?}");
+
+    drop(first);
+    listener.backlog(BACKLOG);
+    let upstream = Counter::on(listener, Manner::Answers);
+    let status =
+        proxy.control().wait_status("the others go", |it| (it.held, it.connecting) == (0, 0));
+    assert_eq!(status.active + status.failed, u64::from(COUNT));
+    upstream.next(status.active.try_into().unwrap());
+}
+
 #[test]
 fn no_more_are_let_go_in_a_second_than_are_allowed() {
     const COUNT: u8 = 20;

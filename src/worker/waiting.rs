@@ -27,7 +27,8 @@ impl Worker<'_> {
         }
         let short = short.filter(|_| !self.reach.is_short());
         let away = away.filter(|_| !self.post.shared.upstream.outage().is_on());
-        short.or(away).is_some_and(|at| self.has_way(at, now))
+        // Whoever is short of something has had its turn.
+        short.map_or_else(|| away.is_some_and(|at| self.has_way(at, now)), |_| self.has_room(now))
     }
 
     /// Dials again for clients whose dial has failed, oldest first, until one fails. While paused they are held.
@@ -73,9 +74,12 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a client that waits can be served now.
+    /// Whether a client that waits can be served now: not while those before it find something of this host's short.
     pub(super) fn can_release(&self, now: Instant) -> bool {
         let shared = &self.post.shared;
+        if self.queues.len(Queue::Redial) > 0 {
+            return false;
+        }
         match (self.first_to_release(), shared.gate.mode()) {
             (None, _) => false,
             (Some((_slot, _at)), None) if shared.upstream.outage().is_on() => true,
@@ -119,10 +123,13 @@ impl Worker<'_> {
 
     /// Whether another of a crowd may be dialled for that came at `at`.
     fn has_way(&self, at: Instant, now: Instant) -> bool {
+        self.post.shared.line.is_first(self.post.index, at) && self.has_room(now)
+    }
+
+    /// Whether another of a crowd may be dialled for.
+    fn has_room(&self, now: Instant) -> bool {
         let line = &self.post.shared.line;
-        line.is_first(self.post.index, at)
-            && line.next_at().is_none_or(|next| next <= now)
-            && line.under_way().is_any_free_or_wish()
+        line.next_at().is_none_or(|next| next <= now) && line.under_way().is_any_free_or_wish()
     }
 
     /// When the rate lets another go.
