@@ -343,7 +343,7 @@ impl Course {
         self.look_at_gate();
         self.look_at_rival();
         if timeout != Some(Duration::ZERO) && crate::with(|kernel| !kernel.is_woken) {
-            self.look_at_those_who_wait();
+            self.look_at_those_who_wait(timeout);
         }
     }
 }

@@ -420,7 +420,7 @@ impl Kernel {
         link.wake();
         match (link.partner, link.side) {
             (None, _) => {}
-            (Some(partner), Side::Client) if !self.links[partner].is_ended => {
+            (Some(partner), Side::Client) if !self.has_all(id, partner) => {
                 self.is_drained(id, partner);
             }
             (Some(partner), _) => {
@@ -432,6 +432,13 @@ impl Kernel {
         }
         self.progress += 1;
         Ok(())
+    }
+
+    /// Whether it is an end of the source's that the sink gets now. Where quiet connections are closed, the source may have
+    /// ended its stream just then.
+    fn has_all(&self, sink: LinkId, source: LinkId) -> bool {
+        let (sink, source) = (&self.links[sink], &self.links[source]);
+        source.is_ended && (self.may_drain.is_none() || sink.written == source.said)
     }
 
     pub(crate) fn has_gone(&mut self, id: LinkId) -> bool {
@@ -455,6 +462,7 @@ impl Kernel {
         }
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
+        let was_carried = link.is_known && !link.is_dead;
         link.close();
         // A client that goes on without it: the attempt has failed. It may be held again, or answered without an upstream.
         if link.side == Side::Upstream
@@ -462,13 +470,13 @@ impl Kernel {
             && self.links[client].is_open
             && self.links[client].partner == Some(id)
         {
-            let now = self.now;
+            let turn_began = self.turn_began;
             let client = &mut self.links[client];
-            if client.is_shut {
-                // It was closed as quiet, and the upstream has ended its stream just then.
+            if client.is_shut || client.is_dead && was_carried {
+                // It was closed as quiet, and one of the peers has ended its stream just then.
                 client.story.drained.get_or_insert(id);
             }
-            client.story.left = now;
+            client.story.left = turn_began;
             client.partner = None;
             (client.story.is_condemned, client.story.is_doomed) = (false, false);
         }

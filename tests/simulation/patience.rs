@@ -16,6 +16,10 @@ const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(300);
 /// How long one that is to be rejected may be silent.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an upstream that is away stays untried.
+const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(250);
+/// How long one that was closed as quiet may go on sending.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How late the worker may begin its turn when it is woken.
 const LATE_MAX: Duration = Duration::from_millis(400);
 /// How late a rate may be caught up with.
@@ -129,7 +133,7 @@ impl Rules {
 
 impl Course {
     /// The worker goes to sleep: nobody may be left that could go on.
-    pub(crate) fn look_at_those_who_wait(&self) {
+    pub(crate) fn look_at_those_who_wait(&self, timeout: Option<Duration>) {
         let shared = &self.shared;
         let counters = shared.counters(0);
         let held = counters.held.get();
@@ -156,6 +160,11 @@ impl Course {
             let is_free = kernel.under_way(false) + self.rival.places() < self.rules.max_connecting;
             let is_its_turn = self.is_ahead_of_rival() && is_due && is_free;
             assert!(!(may_go && is_its_turn), "one waits whose turn it is");
+            let is_tried = self.rival.probes() || dialled > 0 || self.rules.may_be_short();
+            if waiting > 0 && is_away && !is_tried && self.is_ahead_of_rival() {
+                let is_soon = timeout.is_some_and(|timeout| timeout <= PROBE_INTERVAL_MAX);
+                assert!(is_soon, "nobody tries an upstream that is away");
+            }
             self.look_at_backlog(kernel, held);
             self.look_at_patience(kernel);
         });
@@ -245,6 +254,12 @@ impl Kernel {
         self.links.iter().filter(is_under_way).count()
     }
 
+    /// How many try an upstream that is away.
+    fn probes(&self) -> usize {
+        let probes = |link: &&Link| link.story.is_probe && link.is_open && !link.is_known;
+        self.links.iter().filter(probes).count()
+    }
+
     /// A client was accepted that is to be held.
     pub(crate) fn is_held(&mut self, id: LinkId) {
         self.links[id].story.has_place = true;
@@ -280,9 +295,11 @@ impl Kernel {
         if story.is_of_crowd {
             self.look_at_crowd(client, course);
         }
-        let links = self.links.iter();
-        let probes = links.filter(|link| link.story.is_probe && link.is_open && !link.is_known);
-        assert!(probes.count() <= 1, "several try an upstream that is away");
+        let probes = self.probes() + usize::from(course.rival.probes());
+        assert!(
+            !self.links[id].story.is_probe || probes <= 1,
+            "several try an upstream that is away"
+        );
     }
 
     /// One that has waited is dialled for.
@@ -311,6 +328,11 @@ impl Kernel {
             }
         }
         let link = &self.links[id];
+        if link.story.drained.is_some() && !self.may_cut && !link.was_hurt {
+            let has_ended = link.is_ended || link.is_dead;
+            let is_over = has_ended || link.story.left + LINGER_TIMEOUT <= self.now;
+            assert!(is_over, "a quiet client's last bytes are not awaited: {link:#?}");
+        }
         let rules = &self.rules;
         if !link.resets_on_close || self.may_cut || !self.is_unserved(link) {
             return;

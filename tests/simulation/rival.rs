@@ -24,6 +24,8 @@ pub(crate) struct Rival {
     /// Whether somebody else's first came before, so that it waits to be woken.
     waits: bool,
     place: Option<Slot>,
+    /// Its right to try an upstream that is away.
+    probe: Option<Slot>,
 }
 
 impl Rival {
@@ -36,6 +38,11 @@ impl Rival {
     /// When its first came, if that was shown all through this turn.
     pub(crate) fn stood_first(&self) -> Option<Duration> {
         self.first.filter(|_| self.first == self.first_before)
+    }
+
+    /// Whether it tries an upstream that is away.
+    pub(crate) fn probes(&self) -> bool {
+        self.probe.is_some()
     }
 
     /// How many places it has.
@@ -56,7 +63,7 @@ impl Course {
             return;
         }
         let now = sys::elapsed();
-        match crate::with(|kernel| kernel.random.below(6)) {
+        match crate::with(|kernel| kernel.random.below(7)) {
             0 if self.rival.first.is_none() => {
                 let ago = crate::with(|kernel| kernel.random.below(WAIT_MAX.as_micros() as usize));
                 self.rival_shows(Some(now.saturating_sub(Duration::from_micros(ago as u64))));
@@ -65,6 +72,9 @@ impl Course {
             2 | 3 => self.rival_shows(None),
             4 if self.rival.place.is_none() => {
                 self.rival.place = self.shared.line.under_way().take();
+            }
+            5 if self.shared.upstream.outage().is_on() && self.rival.probe.is_none() => {
+                self.rival.probe = self.shared.upstream.outage().take_probe();
             }
             _ => self.rival_gives_back(),
         }
@@ -88,6 +98,12 @@ impl Course {
 
     fn rival_gives_back(&mut self) {
         drop(self.rival.place.take());
+        if let Some(probe) = self.rival.probe.take() {
+            if self.shared.upstream.outage().is_on() {
+                self.shared.upstream.outage().failed(true, crate::instant(sys::elapsed()));
+            }
+            drop(probe);
+        }
         if self.shared.take_wanted() {
             self.shared.wake_all();
         }
