@@ -197,7 +197,9 @@ impl Course {
             }
             stage if crate::with(|kernel| kernel.settle(stage)) => {}
             // The worker looks for more that is quiet as long as the pause lasts.
-            Stage::Draining if sys::elapsed() >= self.stage_began + DRAIN_TIME => self.next_stage(),
+            Stage::Draining if until.is_none_or(|at| at > self.stage_began + DRAIN_TIME) => {
+                self.next_stage();
+            }
             // The end of a long grace period is nobody's concern.
             _ => match until.filter(|&until| until < sys::elapsed() + QUIET_MAX) {
                 Some(until) => crate::with(|kernel| {
@@ -220,6 +222,7 @@ impl Course {
             Stage::Reading => {
                 crate::with(|kernel| judge::arrived(kernel, self));
                 if crate::with(|kernel| kernel.random.below(8) == 0) {
+                    crate::with(Kernel::answer);
                     self.pause(true);
                     Stage::Draining
                 } else {
@@ -402,6 +405,13 @@ impl Kernel {
                 | link.peer_reads(&mut self.random, true);
         }
         moved
+    }
+
+    /// Upstreams say something more.
+    fn answer(&mut self) {
+        for link in self.links.iter_mut().filter(|link| link.side == Side::Upstream) {
+            link.peer_writes(&mut self.random, false);
+        }
     }
 
     /// One side of each connection ends its stream, the same of all.

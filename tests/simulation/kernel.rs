@@ -64,6 +64,8 @@ pub(crate) struct Kernel {
     pub(crate) weather: Weather,
     /// How the upstream's addresses answer.
     pub(crate) sites: Vec<Site>,
+    /// When a dial has last failed.
+    pub(crate) failed: Duration,
     /// Since when all of them are there.
     pub(crate) up_since: Option<Duration>,
     pub(crate) rules: Rules,
@@ -237,6 +239,10 @@ impl Kernel {
         &mut self,
         address: &SocketAddress,
     ) -> Result<(LinkId, bool, Dialled), Errno> {
+        self.try_to_dial(address).inspect_err(|_| self.failed = self.now)
+    }
+
+    fn try_to_dial(&mut self, address: &SocketAddress) -> Result<(LinkId, bool, Dialled), Errno> {
         self.be_short()?;
         let is_unix = matches!(address, SocketAddress::Unix(_));
         let site = match address {
@@ -462,8 +468,12 @@ impl Kernel {
         }
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
-        let was_carried = link.is_known && !link.is_dead;
+        let (side, was_carried) = (link.side, link.is_carried());
         link.close();
+        if side == Side::Upstream && !was_carried {
+            self.failed = self.now;
+        }
+        let link = &self.links[id];
         // A client that goes on without it: the attempt has failed. It may be held again, or answered without an upstream.
         if link.side == Side::Upstream
             && let Some(client) = link.partner

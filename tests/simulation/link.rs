@@ -286,6 +286,17 @@ impl Link {
         self.answered || self.story.drained.is_some()
     }
 
+    /// Whether a client was taken out of the queue, and no event can tell of it yet.
+    pub(crate) fn is_unregistered(&self) -> bool {
+        self.side == Side::Client && self.is_open && self.token.is_none()
+    }
+
+    /// Whether a dial of the worker's has come to a good end, and goes on.
+    pub(crate) fn is_carried(&self) -> bool {
+        let is_connected = self.is_connected && self.is_known && self.dials.is_none();
+        self.side == Side::Upstream && self.is_open && is_connected && !self.is_dead
+    }
+
     fn peer_is_gone(&self) -> bool {
         self.peer_closed || self.peer_reset
     }

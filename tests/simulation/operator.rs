@@ -8,7 +8,7 @@ use crate::{
     handle::Handle,
     kernel::LinkId,
     lease::{NAME_DEFAULT, PROGRAM, Standing, Terms},
-    link::Side,
+    link::{Link, Side},
     random::Random,
 };
 
@@ -39,7 +39,7 @@ impl Operator {
     pub(crate) fn new(random: &mut Random) -> Self {
         Self {
             acts: random.below(2) == 0,
-            kills: random.below(4) == 0,
+            kills: random.below(2) == 0,
             drains: random.below(3) == 0,
             restlessness: random.one_of([64, 64, 1000]),
             passes: None,
@@ -69,6 +69,13 @@ impl Course {
     pub(crate) fn operate(&mut self) {
         if !self.operator.acts {
             return;
+        }
+        // A moment that is rare.
+        let is_tempted = crate::with(|kernel| {
+            kernel.links.iter().any(Link::is_unregistered) && kernel.random.below(4) == 0
+        });
+        if self.operator.kills && is_tempted {
+            self.kill();
         }
         match crate::with(|kernel| kernel.random.below(80)) {
             0..36 => {
@@ -108,6 +115,7 @@ impl Course {
         };
         self.away_since = None;
         self.handle().take(terms, Standing::Firm, PROGRAM).expect("there is room");
+        self.must_wake();
         crate::with(|kernel| {
             self.operator.paused.get_or_insert(kernel.now);
             kernel.was_paused = true;
@@ -131,12 +139,14 @@ impl Course {
         if let Some(count) = self.handle().release(count, "", self.operator.tickets) {
             self.operator.permits += count;
             self.operator.horizon = crate::with(|kernel| kernel.now);
+            self.must_wake();
         }
     }
 
     /// All who are served are reset.
     fn kill(&mut self) {
         self.shared.reset_all();
+        self.must_wake();
         self.operator.has_ordered_resets = true;
         crate::with(|kernel| {
             kernel.may_kill = true;
@@ -187,6 +197,10 @@ impl Course {
                 link.story.is_doomed = std::mem::take(&mut link.story.is_condemned);
             }
         });
+    }
+
+    fn must_wake(&self) {
+        assert!(crate::with(|kernel| kernel.is_woken), "an order is told to nobody");
     }
 
     fn handle(&self) -> Handle {

@@ -156,11 +156,17 @@ impl Course {
             } else {
                 held > 0 || waiting > 0 && !is_away && !self.rules.may_be_short()
             };
-            let is_due = shared.line.next_at().is_none_or(|at| at <= crate::instant(kernel.now));
             let is_free = kernel.under_way(false) + self.rival.places() < self.rules.max_connecting;
-            let is_its_turn = self.is_ahead_of_rival() && is_due && is_free;
-            assert!(!(may_go && is_its_turn), "one waits whose turn it is");
+            let is_its_turn = self.is_ahead_of_rival() && is_free;
+            if may_go && is_its_turn {
+                // But for the rate.
+                let wakes = timeout.map(|timeout| crate::instant(kernel.now + timeout));
+                let is_soon = wakes.is_some_and(|at| Some(at) <= shared.line.next_at());
+                assert!(is_soon, "one waits whose turn it is");
+            }
             let is_tried = self.rival.probes() || dialled > 0 || self.rules.may_be_short();
+            let is_back = |link: &Link| link.is_carried() && link.story.known > kernel.failed;
+            assert!(!is_away || !kernel.links.iter().any(is_back), "an outage does not end");
             if waiting > 0 && is_away && !is_tried && self.is_ahead_of_rival() {
                 let is_soon = timeout.is_some_and(|timeout| timeout <= PROBE_INTERVAL_MAX);
                 assert!(is_soon, "nobody tries an upstream that is away");
@@ -292,8 +298,12 @@ impl Kernel {
         story.known = now;
         story.is_of_crowd = is_sure && has_waited && !is_away;
         story.is_probe = is_sure && is_away && !is_paused;
-        if story.is_of_crowd {
-            self.look_at_crowd(client, course);
+        let is_of_line = story.is_of_crowd || story.is_probe && has_waited;
+        let came = self.links[client].story.came;
+        let is_first = course.rival.stood_first().is_none_or(|first| came <= Some(first));
+        assert!(!is_of_line || is_first, "one goes before its turn");
+        if self.links[id].story.is_of_crowd {
+            self.look_at_crowd(course);
         }
         let probes = self.probes() + usize::from(course.rival.probes());
         assert!(
@@ -303,12 +313,9 @@ impl Kernel {
     }
 
     /// One that has waited is dialled for.
-    fn look_at_crowd(&mut self, client: LinkId, course: &Course) {
+    fn look_at_crowd(&mut self, course: &Course) {
         let places = self.under_way(true) + course.rival.places();
         assert!(places <= self.rules.max_connecting, "more are under way than may be");
-        let came = self.links[client].story.came;
-        let is_first = course.rival.stood_first().is_none_or(|first| came <= Some(first));
-        assert!(is_first, "one goes before its turn");
         if let Some(rate) = self.rules.rate {
             let now = self.turn_began;
             assert!(self.next_by_rate <= now, "more go than the rate allows");
@@ -320,6 +327,8 @@ impl Kernel {
     /// The worker closes a client's socket.
     pub(crate) fn is_closed(&mut self, id: LinkId) {
         let link = &self.links[id];
+        let is_dropped = link.was_accepted && link.is_unregistered() && !self.may_cut;
+        assert!(!is_dropped, "one is dropped that was never taken in: {link:#?}");
         if link.resets_on_close && self.may_kill {
             let partner = link.partner;
             self.links[id].story.was_killed = true;

@@ -11,8 +11,8 @@ use crate::{counters::Counters, drive::Course, handle::Desk, slots::Slot, sys};
 pub(crate) const RIVAL: usize = 1;
 /// So many clients that none is sent over to it.
 const CLIENTS: u64 = 1 << 40;
-/// How long its first may have waited when that is shown.
-const WAIT_MAX: Duration = Duration::from_millis(50);
+/// How long its first may have waited when that is shown, in microseconds.
+const WAITS_MAX: [usize; 2] = [50_000, 2_000_000];
 
 /// What it shows and has.
 #[derive(Debug, Default)]
@@ -65,7 +65,10 @@ impl Course {
         let now = sys::elapsed();
         match crate::with(|kernel| kernel.random.below(7)) {
             0 if self.rival.first.is_none() => {
-                let ago = crate::with(|kernel| kernel.random.below(WAIT_MAX.as_micros() as usize));
+                let ago = crate::with(|kernel| {
+                    let most = kernel.random.one_of(WAITS_MAX);
+                    kernel.random.below(most)
+                });
                 self.rival_shows(Some(now.saturating_sub(Duration::from_micros(ago as u64))));
             }
             1 if self.rival.first.is_some() => self.rival_shows(Some(now)),
@@ -100,13 +103,17 @@ impl Course {
         drop(self.rival.place.take());
         if let Some(probe) = self.rival.probe.take() {
             if self.shared.upstream.outage().is_on() {
-                self.shared.upstream.outage().failed(true, crate::instant(sys::elapsed()));
+                let now = sys::elapsed();
+                self.shared.upstream.outage().failed(true, crate::instant(now));
+                crate::with(|kernel| kernel.failed = now);
             }
             drop(probe);
         }
         if self.shared.take_wanted() {
             self.shared.wake_all();
         }
+        let is_left = self.shared.upstream.outage().take_wanted();
+        assert!(!is_left, "the end of a try is told to nobody");
     }
 
     /// After a turn of this worker: whoever waits for it and is the next has been woken.

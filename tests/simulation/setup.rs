@@ -170,6 +170,7 @@ fn kernel(rules: &Rules, is_unix: bool, random: &mut Random, seed: u64) -> Kerne
             interleaves: random.below(3) > 0,
         },
         sites: vec![Site::Up; rules.sites],
+        failed: Duration::ZERO,
         up_since: Some(Duration::ZERO),
         rules: *rules,
         may_cut: false,
