@@ -147,14 +147,17 @@ impl Course {
             let dialled = upstreams.count() as u64 - counters.active.get();
             let waiting = counters.connecting.get() - dialled;
             assert!(!is_paused || waiting == 0, "some wait for the upstream during a pause");
-            assert!(is_paused || !is_away || held == 0, "some wait for their turn in an outage");
+            // Those behind one who finds something of this host's short stay where they are.
+            let may_stop = waiting > 0 && self.rules.may_be_short();
+            let stays = is_paused || !is_away || may_stop;
+            assert!(stays || held == 0, "some wait for their turn in an outage");
             let first = kernel.waiting().filter_map(|link| link.story.came).min();
             let may_go = if is_paused {
                 // Those who are to be rejected wait too, but are not held.
                 !self.rules.may_turn_away()
                     && first.is_some_and(|at| shared.line.lets_through(crate::instant(at)))
             } else {
-                held > 0 || waiting > 0 && !is_away && !self.rules.may_be_short()
+                !may_stop && (held > 0 || waiting > 0 && !is_away)
             };
             let is_free = kernel.under_way(false) + self.rival.places() < self.rules.max_connecting;
             let is_its_turn = self.is_ahead_of_rival() && is_free;
