@@ -103,6 +103,24 @@ fn further_clients_are_rejected_at_once() {
     }
 }
 
+/// Those who have said nothing yet need no answer: they are served behind those who are held, at the same pace.
+#[test]
+fn further_clients_that_are_silent_are_served_when_it_is_their_turn() {
+    const SILENT: usize = 8;
+    let upstream = Upstream::tcp(echo);
+    let proxy =
+        builder(&upstream, 2).args(["--hold-overflow", "reject", "--resume-rate", "20"]).start();
+    proxy.control().pause();
+    let held = [proxy.connect_held(), proxy.connect_held()];
+    let silent: Vec<_> = (0..SILENT).map(|_| proxy.connect()).collect();
+    proxy.control().wait_counts(|status| status.rejecting, SILENT as u64);
+    proxy.control().resume();
+    proxy.control().wait_counts(|status| status.active, 2 + SILENT as u64);
+    for mut client in held.into_iter().chain(silent) {
+        client.assert_echo(b"served");
+    }
+}
+
 #[test]
 fn further_clients_are_closed_at_once() {
     for family in [Family::Tcp4, Family::Unix] {

@@ -14,8 +14,8 @@ const TURN_RELEASES_MAX: usize = 64;
 impl Worker<'_> {
     /// When the first of those came that wait to be served.
     pub(super) fn first(&self) -> Option<Instant> {
-        let since = |queue| Some(self.queues.first(queue)?.1);
-        since(Queue::Held).into_iter().chain(since(Queue::Away)).min()
+        let firsts = [self.first_to_release(), self.queues.first(Queue::Away)];
+        firsts.into_iter().flatten().map(|(_slot, since)| since).min()
     }
 
     /// Whether a client whose dial has failed may try again, as another has got through since; or is to be held.
