@@ -1,8 +1,8 @@
 //! A worker: one thread, one poll, its own listener, connections and pipes.
 //!
-//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire`. Marking only remembers what
-//! events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused while events
-//! of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
+//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire`. Marking only
+//! remembers what events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused
+//! while events of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
 
 // The simulation compiles this file in another place: a path keeps its parts beside it.
 #[path = "worker/quiet.rs"]
@@ -54,6 +54,7 @@ const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
 
 /// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
 #[derive(Debug)]
 pub(crate) struct Post {

@@ -9,9 +9,9 @@ use crate::{connection::Connection, queues::Queue};
 const TURN_QUIET_MAX: usize = 64;
 /// How long at least until the next look for quiet connections, which looks at all.
 const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// In how many looks those are closed that have fallen silent at the same moment, a second in all: not all of their clients
-/// shall connect anew at once.
-const QUIET_LOOKS: usize = 20;
+/// One of how many that are carried is closed in a look: not all of their clients shall connect anew at once. A thousand
+/// that have fallen silent at the same moment take five seconds.
+const QUIET_ONE_OF: usize = 20;
 
 impl Worker<'_> {
     /// Closes connections that have been silent for as long as the operator says.
@@ -28,7 +28,7 @@ impl Worker<'_> {
         // Whoever falls silent from now on is quiet later than that.
         let mut next = now.checked_add(quiet);
         let carried = self.queues.len(Queue::Fresh) + self.queues.len(Queue::Relaying);
-        let mut left = carried.div_ceil(QUIET_LOOKS).min(TURN_QUIET_MAX);
+        let mut left = carried.div_ceil(QUIET_ONE_OF).min(TURN_QUIET_MAX);
         for slot in 0..self.connections.end() {
             let connection = self.connections.get_mut(slot);
             let Some(at) = connection.and_then(|it| it.quiet_at(quiet)) else { continue };
