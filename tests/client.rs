@@ -107,9 +107,25 @@ fn pause_hands_on_what_it_is_given() {
         assert!(shown.stdout.contains(part), "no {part:?} in {}", shown.stdout);
     }
     assert_done(addr, &["pause", "--name", "b"], "paused: b, until a resume\n");
-    assert_done(addr, &["resume", "--name", "ä & b=1"], "lifted: ä & b=1\n");
+    assert_done(addr, &["resume", "--name", "ä & b=1"], "lifted: ä & b=1; still paused by b\n");
     assert!(proxy.control().is_paused());
     assert_done(addr, &["resume", "--name", "b"], "lifted: b\n");
+    assert!(!proxy.control().is_paused());
+}
+
+#[test]
+fn a_pause_that_does_not_hold_is_not_lifted() {
+    let (_upstream, proxy) = proxy();
+    let addr = proxy.control().addr();
+    let wrong = ["resume", "--name", "deploi"];
+    assert_failed(&run(addr, &wrong), 75, "there is no pause \"deploi\"; it is not paused");
+    for name in ["deploy", "backup"] {
+        assert_eq!(proxy.control().put(&format!("/paused?name={name}")).status, 201);
+    }
+    let told = "there is no pause \"deploi\"; these hold: deploy, backup";
+    assert_failed(&run(addr, &wrong), 75, told);
+    assert_eq!(proxy.control().status().leases.len(), 2);
+    assert_done(addr, &["resume"], "resumed\n");
     assert!(!proxy.control().is_paused());
 }
 
@@ -126,12 +142,11 @@ fn a_wait_in_vain_is_75() {
     let addr = proxy.control().addr();
     let mut client = proxy.connect();
     client.assert_echo(b"carried");
-    assert_failed(&run(addr, &["wait", "--timeout=50ms"]), 75, "are still running");
-    assert_failed(
-        &run(addr, &["pause", "--wait=50ms"]),
-        75,
-        "undone. Connections: 1, the oldest for ",
-    );
+    let wait = run(addr, &["wait", "--timeout=50ms"]);
+    assert_failed(&wait, 75, "are still carried or dialled for. tcpause status counts them.");
+    let undone = run(addr, &["pause", "--wait=50ms"]);
+    assert_failed(&undone, 75, "undone. Connections: 1, the oldest for ");
+    assert_failed(&undone, 75, "; wait for longer (--wait), or see --drain and --on-timeout kill");
     assert!(!proxy.control().is_paused());
     let keep = run(addr, &["pause", "--wait=50ms", "--on-timeout=keep"]);
     assert_failed(&keep, 75, "stays paused. Connections: 1, ");
@@ -161,22 +176,31 @@ fn resume_releases_so_many() {
 }
 
 #[test]
-fn what_the_api_refuses_is_2_with_its_own_sentence() {
-    let (_upstream, proxy) = proxy();
+fn what_the_api_refuses_is_2_and_names_the_option() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).arg("--pause-max-ttl=1h").start();
     let addr = proxy.control().addr();
     let long = "n".repeat(65);
     for (arguments, told) in [
-        (&["pause", "--name", &long][..], "it has 65 bytes; at most 64 are taken"),
-        (&["pause", "--drain", "2s"], "write quiet: and a time"),
-        (&["pause", "--on-timeout", "keep"], "add one such as wait=30s"),
-        (&["pause", "--ttl", "0s"], "a pause lasts for more than 0s"),
-        (&["resume", "--name", "a", "--release", "1"], "leave out either"),
-        (&["exec", "--drain", "2s", "--", "true"], "write quiet: and a time"),
+        (&["pause", "--name", &long][..], "--name: it has 65 bytes; at most 64 are taken"),
+        (&["pause", "--drain", "2s"], "--drain: \"2s\" is not known; write quiet: and a time"),
+        (
+            &["pause", "--drain", "quiet:2"],
+            "--drain: \"2\" ends without a unit; did you mean `2s`?",
+        ),
+        (&["pause", "--on-timeout", "keep"], "--on-timeout: it says how --wait ends: add one"),
+        (&["pause", "--ttl", "0s"], "--ttl: a pause lasts for more than 0s"),
+        (
+            &["pause", "--ttl", "2h"],
+            "--ttl: 2h is more than pause.max-ttl allows; write 1h at most",
+        ),
+        (&["resume", "--name", "a", "--release", "1"], "--release: it lets clients through"),
+        (&["exec", "--drain", "2s", "--", "true"], "--drain: \"2s\" is not known"),
     ] {
         let mut arguments = arguments.to_vec();
         let addr = format!("--control-addr={addr}");
         arguments.insert(1, &addr);
-        assert_failed(&program().args(arguments).run(), 2, told);
+        assert_failed(&program().args(arguments).run(), 2, &format!("tcpause: {told}"));
     }
     assert!(!proxy.control().is_paused());
 }
@@ -201,25 +225,45 @@ fn an_api_that_cannot_be_reached_is_69() {
 
 #[test]
 fn what_is_no_api_is_told() {
+    const ODD: &str = "(it answered 404); is it the proxy's own address?";
+
     for (answer, code, told) in [
-        ("", 69, "gives no answer; see whether the proxy still runs"),
-        ("SSH-2.0-OpenSSH_9.2\r\n", 1, "what is no HTTP; is tcpause what listens there?"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", 1, "an answer that is cut"),
+        (
+            "",
+            69,
+            "gives no answer; see whether the proxy still runs, or whether this is its address",
+        ),
+        (
+            "SSH-2.0-OpenSSH_9.2\r\n",
+            69,
+            "(it sent what is no HTTP); is it the proxy's own address?",
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", 69, "(it sent an answer that is cut)"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 69, "(it answered 200); is it"),
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
             1,
             "the status cannot be read: missing field",
         ),
-        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", 2, "answered 404"),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", 69, ODD),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\n<p/>", 69, ODD),
         (
             "HTTP/1.1 500 No\r\nContent-Length: 17\r\n\r\n{\"error\": \"\x1b[1m\"}",
-            1,
+            69,
             "answered 500",
         ),
     ] {
         let api = answering(answer);
         assert_failed(&run(api.addr(), &["status"]), code, told);
     }
+    let api = answering("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    let whole = format!("{} is not the control API of a tcpause {ODD}", api.addr());
+    for arguments in [&["pause"][..], &["resume"], &["resume", "--name=a"], &["wait"]] {
+        assert_failed(&run(api.addr(), arguments), 69, &whole);
+    }
+    // That of the proxy, whose server echoes what it is asked.
+    let (_upstream, proxy) = proxy();
+    assert_failed(&run(proxy.addr(), &["status"]), 69, "is it the proxy's own address?");
 }
 
 /// The original pauses whatever the parameters say. What needs its server idle must not begin.
@@ -289,6 +333,28 @@ bytes       1.5 KiB to the upstream, 12 B to clients
 upstream    tcp://localhost:3002
 tcpause     0.1.0, up for 1m30s
 pause       deploy by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold
+",
+    );
+    const LATER: &str = r#"{"version":"0.1.0","uptime_seconds":1,"paused":false,"paused_since":null,"leases":[],"held":7,"connecting":0,"active":0,"oldest_seconds":null,"rejecting":0,"accepted":9,"rejected":1,"failed":2,"left":3,"drained":4,"killed":5,"bytes_to_upstream":0,"bytes_to_client":0,"upstream":"u","threads":2,"worker_panics":6}"#;
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{LATER}", LATER.len());
+    assert_done(
+        answering(answer.leak()).addr(),
+        &["status"],
+        "\
+state       running, 7 still to be let go
+held        7
+connecting  0
+active      0
+rejecting   0
+rejected    1
+failed      2
+left        3
+drained     4
+killed      5
+panics      6
+bytes       0 B to the upstream, 0 B to clients
+upstream    u
+tcpause     0.1.0, up for 1s
 ",
     );
     let (_upstream, proxy) = proxy();

@@ -2,8 +2,9 @@
 
 use std::{
     ffi::OsStr,
+    fs::{self, Permissions},
     io::{BufRead, BufReader, Read, Write as _},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
@@ -138,6 +139,18 @@ fn proxy() -> (Upstream, Proxy) {
     (upstream, proxy)
 }
 
+/// `tcpause: paused for 2.1s, idle after 0.1s; the command ended with 0`
+#[track_caller]
+fn assert_summary(line: &str, end: &str) {
+    let middle = line.strip_prefix("tcpause: paused for ").and_then(|rest| rest.strip_suffix(end));
+    let times = middle.and_then(|middle| middle.split_once("s, idle after "));
+    let is_time = |text: &str| text.parse::<f64>().is_ok();
+    let is_it = |(paused, idle): (&str, &str)| {
+        is_time(paused) && is_time(idle.strip_suffix('s').unwrap_or_default())
+    };
+    assert!(times.is_some_and(is_it), "{line}");
+}
+
 #[track_caller]
 fn assert_serves(proxy: &Proxy) {
     assert!(!proxy.control().is_paused());
@@ -167,11 +180,9 @@ fn clients_are_held_as_long_as_the_command_runs() {
 fn the_exit_code_is_that_of_the_command() {
     let (_upstream, proxy) = proxy();
     for (command, code, told) in [
-        (&["true"][..], 0, ""),
-        (&["sh", "-c", "exit 69"], 69, ""),
-        (&["sh", "-c", "echo told >&2; kill -9 $$"], 128 + 9, "told"),
-        (&["/nonexistent"], 127, "cannot run \"/nonexistent\": No such file"),
-        (&["/"], 126, "cannot run \"/\": Permission denied"),
+        (&["true"][..], 0, "tcpause: paused for 0."),
+        (&["sh", "-c", "exit 69"], 69, "s; the command ended with 69"),
+        (&["sh", "-c", "echo told >&2; kill -9 $$"], 128 + 9, "told\ntcpause: paused for 0."),
     ] {
         let finished = run(proxy.control(), &[&[LONG, "--"], command].concat());
         assert_eq!((finished.code, &*finished.stdout), (code, ""), "{command:?}: {finished:?}");
@@ -184,6 +195,34 @@ fn the_exit_code_is_that_of_the_command() {
 }
 
 #[test]
+fn nobody_is_held_for_a_command_that_cannot_run() {
+    let (_upstream, proxy) = proxy();
+    // The wait for this client would take an hour.
+    let mut client = proxy.connect();
+    client.assert_echo(b"carried");
+    for (command, code, told) in [
+        ("/nonexistent", 127, "cannot run \"/nonexistent\": No such file"),
+        ("no-such-command", 127, "cannot run \"no-such-command\": it is not in PATH"),
+        ("/", 126, "cannot run \"/\": Permission denied"),
+    ] {
+        let finished = run(proxy.control(), &["--wait=1h", "--", command]);
+        assert_eq!((finished.code, &*finished.stdout), (code, ""), "{finished:?}");
+        assert!(finished.stderr.starts_with(&format!("tcpause: {told}")), "{finished:?}");
+        assert!(finished.stderr.ends_with("; nothing was paused"), "{finished:?}");
+    }
+    assert_eq!(proxy.log_count("paused by"), 0);
+    // What only the system finds out, it finds out while it is paused.
+    drop(client);
+    let script = program().file("script", "#!/nonexistent\n");
+    let path = script.path("script");
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    let finished = run(proxy.control(), &["--", path.to_str().unwrap()]);
+    assert_eq!(finished.code, 127, "{finished:?}");
+    assert!(finished.stderr.ends_with("; the pause is lifted"), "{finished:?}");
+    assert_serves(&proxy);
+}
+
+#[test]
 fn a_command_does_not_run_unless_idle() {
     let (_upstream, proxy) = proxy();
     let mut client = proxy.connect();
@@ -192,11 +231,15 @@ fn a_command_does_not_run_unless_idle() {
     assert_eq!((finished.code, &*finished.stdout), (75, ""), "{finished:?}");
     assert!(finished.stderr.starts_with("tcpause: "), "{finished:?}");
     assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+    let told = "--drain and --on-timeout kill; the command was not run";
+    assert!(finished.stderr.ends_with(told), "{finished:?}");
     client.assert_echo(b"still carried");
     assert_serves(&proxy);
 
     let finished = run(proxy.control(), &["--wait=50ms", "--on-timeout=kill", "--", "echo", "ran"]);
     assert_eq!((finished.code, &*finished.stdout), (0, "ran\n"), "{finished:?}");
+    let told = "s, connections reset: 1; the command ended with 0";
+    assert!(finished.stderr.ends_with(told), "{finished:?}");
     assert_eq!(client.receive_all().end, End::Reset);
     assert_serves(&proxy);
 }
@@ -293,7 +336,9 @@ fn a_long_command_stays_paused() {
     exec.end();
     assert_eq!(exec.code(), 7);
     held.assert_echo(b"served");
-    assert_eq!(exec.stderr.iter().collect::<Vec<_>>(), [""; 0]);
+    let told = exec.stderr.iter().collect::<Vec<_>>();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_summary(&told[0], "; the command ended with 7");
 }
 
 #[test]
@@ -322,7 +367,8 @@ fn it_lifts_no_pause_but_its_own() {
     assert_eq!(proxy.control().put("/paused?name=deploy").status, 201);
     second.end();
     assert_eq!(second.code(), 7);
-    assert_eq!(second.stderr.iter().collect::<String>(), "");
+    let told = second.stderr.iter().collect::<String>();
+    assert_summary(&told, "; the command ended with 7; still paused by deploy");
     assert_eq!(proxy.control().status().leases.len(), 1);
 }
 

@@ -6,8 +6,7 @@
 
 use std::{
     ffi::OsString,
-    fs,
-    io::{self, ErrorKind},
+    fs, io,
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, ExitCode, ExitStatus},
     sync::Arc,
@@ -27,9 +26,9 @@ use signal_hook::{
 };
 
 use super::{
-    Answer, Api, Failure, duration,
+    Answer, Api, Failure, Idle, StillPaused, duration,
     http::{ANSWER_TIMEOUT, Connection, Ending, target},
-    parameters,
+    parameters, program,
 };
 use crate::{cli::Invocation, tell};
 
@@ -40,24 +39,26 @@ const RENEWALS_PER_TTL: u32 = 3;
 /// How often it is renewed at most.
 const RENEWAL_MIN: Duration = Duration::from_millis(10);
 
-/// Exit codes of shells: found but not to be run; not found; ended by a signal, whose number is added.
-const EXIT_NOT_RUN: u8 = 126;
-const EXIT_NOT_FOUND: u8 = 127;
+/// The exit code of shells for a command that was ended by a signal, whose number is added.
 const EXIT_SIGNAL: i32 = 128;
 
 /// Runs the command while the proxy is paused. The exit code is the command's.
 pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    // Nobody is held for what cannot run.
+    program::find(&invocation.program)?;
     let mut exec = Exec::start(api, invocation)?;
-    exec.wait_until_idle()?;
-    match (exec.run_command(&invocation.program), exec.resume()) {
-        (Ok(0), Err(failure)) => Err(failure),
-        (outcome, resumed) => {
-            if let Err(failure) = resumed {
-                tell(failure.told().1);
-            }
-            outcome.map(ExitCode::from)
+    let idle = exec.wait_until_idle().map_err(not_run)?;
+    let outcome = exec.run_command(&invocation.program);
+    match (&outcome, exec.resume()) {
+        (Ok(0), Err(failure)) => return Err(failure),
+        (_, Err(failure)) => tell(failure.told().1),
+        (Ok(code), Ok(())) => {
+            let (paused, still) = (exec.paused.as_secs_f64(), StillPaused::now(&exec.api));
+            tell(format!("paused for {paused:.1}s{idle}; the command ended with {code}{still}"));
         }
+        (Err(_), Ok(())) => {}
     }
+    outcome.map(ExitCode::from)
 }
 
 /// What happens meanwhile.
@@ -92,6 +93,9 @@ struct Exec {
     sender: Sender<Event>,
     events: Receiver<Event>,
     end: Option<End>,
+    /// When the pause was asked for, and how long it has lasted once it has ended.
+    begun: Instant,
+    paused: Duration,
 }
 
 impl Exec {
@@ -123,8 +127,18 @@ impl Exec {
         spawn("control", move || talk(&talking, &request, wait, &sees))?;
         let ttl = duration(invocation, "ttl").unwrap_or_default();
         let renewal = (ttl / RENEWALS_PER_TTL).max(RENEWAL_MIN);
-        let due = Instant::now() + renewal;
-        Ok(Self { api, renewal, due, connection: None, sender, events, end: None })
+        let begun = Instant::now();
+        Ok(Self {
+            api,
+            renewal,
+            due: begun + renewal,
+            connection: None,
+            sender,
+            events,
+            end: None,
+            begun,
+            paused: Duration::ZERO,
+        })
     }
 
     /// The next event; until it comes, the lease is renewed.
@@ -143,11 +157,21 @@ impl Exec {
     }
 
     /// Until then, nothing is lost by leaving: the connection closes, and that undoes the pause.
-    fn wait_until_idle(&mut self) -> Result<(), Failure> {
+    fn wait_until_idle(&mut self) -> Result<Idle, Failure> {
         loop {
             match self.next() {
-                Event::Connected(connection) => self.connection = Some(connection),
-                Event::Answered(answer) => return check_idle(&answer?),
+                Event::Connected(connection) => {
+                    self.connection = Some(connection);
+                    self.begun = Instant::now();
+                }
+                Event::Answered(answer) => {
+                    let answer = answer?;
+                    if answer.status != 201 {
+                        return Err(Failure::refused(&self.api, &answer));
+                    }
+                    answer.check_idle()?;
+                    return Ok(Idle::of(&answer));
+                }
                 Event::Signal(signal) => return Err(interrupted(signal)),
                 Event::Ended(_) | Event::Exited => {}
             }
@@ -168,12 +192,9 @@ impl Exec {
                 drop(exited.send(Event::Exited));
             }
         })?;
-        let mut child = Command::new(name).args(arguments).spawn().map_err(|error| {
-            let code =
-                if error.kind() == ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_NOT_RUN };
-            let name = name.to_string_lossy();
-            Failure::Program(code, format!("cannot run {name:?}: {error}; the pause is lifted"))
-        })?;
+        let spawned = Command::new(name).args(arguments).spawn();
+        let mut child =
+            spawned.map_err(|error| program::cannot_run(name, &error, "the pause is lifted"))?;
         let pid = Pid::from_child(&child);
         let _ = pid_sender.send(pid);
         self.look_after(pid);
@@ -197,7 +218,7 @@ impl Exec {
                     }
                 }
                 Event::Ended(end) => {
-                    self.end = Some(end);
+                    self.note_end(end);
                     tell(match end {
                         End::Lifted => {
                             "the pause has ended before the command: it was lifted, or not renewed in time; the command goes on"
@@ -210,13 +231,18 @@ impl Exec {
         }
     }
 
+    fn note_end(&mut self, end: End) {
+        self.end = Some(end);
+        self.paused = self.begun.elapsed();
+    }
+
     /// Ends the pause by its connection, as others may have one of the same name, and makes sure that it has ended.
     fn resume(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         self.connection.iter().for_each(|connection| connection.end());
         while self.end.is_none() {
             match self.events.recv_deadline(deadline) {
-                Ok(Event::Ended(end)) => self.end = Some(end),
+                Ok(Event::Ended(end)) => self.note_end(end),
                 Ok(_) => {}
                 Err(_) => return Err(self.api.silent("takes too long to end the pause")),
             }
@@ -257,11 +283,14 @@ fn cannot_listen(error: &io::Error) -> Failure {
     Failure::Other(format!("cannot listen to signals: {error}"))
 }
 
-fn check_idle(answer: &Answer) -> Result<(), Failure> {
-    if answer.status != 201 {
-        return Err(Failure::refused(answer));
+fn not_run(failure: Failure) -> Failure {
+    match failure {
+        Failure::NotNow(text) => {
+            let text = text.trim_end_matches('.');
+            Failure::NotNow(format!("{text}; the command was not run"))
+        }
+        other => other,
     }
-    answer.check_idle()
 }
 
 fn interrupted(signal: i32) -> Failure {

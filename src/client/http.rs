@@ -150,11 +150,22 @@ impl Api {
     }
 
     pub(super) fn silent(&self, what: &str) -> Failure {
-        Failure::Unreachable(format!("{} {what}; see whether the proxy still runs", self.name()))
+        Failure::Unreachable(format!(
+            "{} {what}; see whether the proxy still runs, or whether this is its address",
+            self.name()
+        ))
     }
 
     fn odd(&self, what: &str) -> Failure {
-        Failure::Other(format!("{} sent {what}; is tcpause what listens there?", self.name()))
+        self.stranger(&format!("sent {what}"))
+    }
+
+    /// It is not tcpause that has answered.
+    pub(super) fn stranger(&self, what: &str) -> Failure {
+        Failure::Unreachable(format!(
+            "{} is not the control API of a tcpause (it {what}); is it the proxy's own address?",
+            self.address
+        ))
     }
 
     fn unreachable(&self, error: &io::Error) -> Failure {

@@ -2,6 +2,7 @@
 
 mod exec;
 mod http;
+mod program;
 mod status;
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
@@ -12,6 +13,7 @@ use tcpause::{Address, Config, Error, parse_duration};
 pub(crate) use self::http::{Answer, Api};
 use crate::{
     cli::{Client, Invocation},
+    logger::OneLine,
     print,
 };
 
@@ -32,6 +34,9 @@ const EXIT_OTHER: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_UNREACHABLE: u8 = 69;
 const EXIT_NOT_NOW: u8 = 75;
+
+/// What to do about a pause that is not idle in time.
+const NOT_IDLE_REMEDY: &str = "wait for longer (--wait), or see --drain and --on-timeout kill";
 
 /// Why a command has not done what it was to do; each with one line that says so, and the remedy.
 #[derive(Debug)]
@@ -61,22 +66,20 @@ impl Failure {
     }
 
     /// What an answer that is not the wanted one means: the API's own sentence tells what to do.
-    fn refused(answer: &Answer) -> Self {
+    fn refused(api: &Api, answer: &Answer) -> Self {
         let body = answer.json();
+        let Some(sentence) = body.get("error").and_then(Value::as_str) else {
+            return api.stranger(&format!("answered {}", answer.status));
+        };
+        let mut sentence = for_operators(sentence);
         let number = |name: &str| body.get(name).and_then(Value::as_f64);
-        let sentence = match body.get("error") {
-            Some(Value::String(sentence)) => sentence.clone(),
-            _ => format!("the control API answered {}, without a word", answer.status),
-        };
-        // A wait that was in vain tells what it waited for.
-        let sentence = match (number("active"), number("oldest_seconds")) {
-            (None, _) => sentence,
-            (Some(active), None) => format!("{sentence} Connections: {active}."),
-            (Some(active), Some(oldest)) => {
-                let oldest = status::age(oldest);
-                format!("{sentence} Connections: {active}, the oldest for {oldest}.")
-            }
-        };
+        // A pause that waited in vain tells for what.
+        if let Some(active) = number("active") {
+            let oldest = number("oldest_seconds").map_or_else(String::new, |oldest| {
+                format!(", the oldest for {}", status::age(oldest))
+            });
+            sentence += &format!(" Connections: {active}{oldest}; {NOT_IDLE_REMEDY}");
+        }
         match answer.status {
             409 | 503 | 504 => Self::NotNow(sentence),
             400..=499 => Self::Usage(sentence),
@@ -91,6 +94,15 @@ impl From<Error> for Failure {
             Error::Config(text) => Self::Usage(text),
             Error::System(text) => Self::Other(text),
         }
+    }
+}
+
+/// The API's sentence for those who know its parameters as options.
+fn for_operators(sentence: &str) -> String {
+    let named = sentence.strip_prefix("The parameter \"").and_then(|rest| rest.split_once("\": "));
+    match named {
+        Some((name, text)) => format!("--{name}: {}", text.trim_end_matches('.')),
+        None => sentence.replace("GET /status", "tcpause status"),
     }
 }
 
@@ -152,11 +164,15 @@ fn duration(invocation: &Invocation, name: &str) -> Option<Duration> {
 fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     const PARAMETERS: [&str; 7] = ["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain"];
 
+    if invocation.asked("on-timeout").is_some() && invocation.asked("wait").is_none() {
+        let text = "--on-timeout: it says how --wait ends: add one such as --wait 30s";
+        return Err(Failure::Usage(text.to_owned()));
+    }
     let wait = duration(invocation, "wait").unwrap_or_default();
     let target = http::target("/paused", &parameters(invocation, &PARAMETERS));
     let answer = api.ask("PUT", &target, Some(wait))?;
     if answer.status != 201 {
-        return Err(Failure::refused(&answer));
+        return Err(Failure::refused(api, &answer));
     }
     if invocation.asked("wait").is_some() {
         answer.check_idle()?;
@@ -199,15 +215,45 @@ impl std::fmt::Display for Idle {
 }
 
 fn resume(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let name = invocation.asked("name");
+    // Which the API refuses together with a release.
+    if let Some(name) = name.filter(|_| invocation.asked("release").is_none()) {
+        let pauses = status::pauses(api)?;
+        if !pauses.iter().any(|pause| pause == name) {
+            let what = match pauses.as_slice() {
+                [] => "it is not paused".to_owned(),
+                _ => format!("these hold: {}", pauses.join(", ")),
+            };
+            return Err(Failure::NotNow(format!("there is no pause {name:?}; {what}")));
+        }
+    }
     let target = http::target("/paused", &parameters(invocation, &["name", "release"]));
     let answer = api.ask("DELETE", &target, None)?;
-    let line = match (answer.status, answer.json().get("released"), invocation.asked("name")) {
+    let line = match (answer.status, answer.json().get("released"), name) {
         (200, Some(released), _) => format!("released: {released}\n"),
-        (204, _, Some(name)) => format!("lifted: {name}\n"),
+        (204, _, Some(name)) => format!("lifted: {name}{}\n", StillPaused::now(api)),
         (204, _, None) => "resumed\n".to_owned(),
-        _ => return Err(Failure::refused(&answer)),
+        _ => return Err(Failure::refused(api, &answer)),
     };
     Ok(print(&line)?)
+}
+
+/// Who holds the clients even now; that it is not to be learnt is no failure of what has been done.
+struct StillPaused(Vec<String>);
+
+impl StillPaused {
+    fn now(api: &Api) -> Self {
+        Self(status::pauses(api).unwrap_or_default())
+    }
+}
+
+impl std::fmt::Display for StillPaused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.as_slice() {
+            [] => Ok(()),
+            names => write!(f, "; still paused by {}", OneLine(names.join(", "))),
+        }
+    }
 }
 
 fn wait(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
@@ -216,7 +262,7 @@ fn wait(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     let wait = duration(invocation, "timeout").unwrap_or(Duration::MAX);
     let answer = api.ask("GET", &target, Some(wait))?;
     if answer.status != 204 {
-        return Err(Failure::refused(&answer));
+        return Err(Failure::refused(api, &answer));
     }
     Ok(print("idle\n")?)
 }

@@ -39,19 +39,33 @@ pub(super) fn show(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failu
 
 /// How much longer the pause with this name lasts; `None` when it has no end, or that is not to be learnt.
 pub(super) fn time_left(api: &Api, name: &str) -> Option<String> {
-    let answer = api.ask("GET", "/status", None).ok()?;
-    let status: Status = serde_json::from_slice(&answer.body).ok()?;
+    let status = read(&ask(api).ok()?).ok()?;
     let lease = status.leases.iter().find(|lease| lease.name == name)?;
     lease.expires_in_seconds.map(|seconds| age(seconds.round()))
 }
 
+/// The names of the pauses that hold.
+pub(super) fn pauses(api: &Api) -> Result<Vec<String>, Failure> {
+    Ok(read(&ask(api)?)?.leases.into_iter().map(|lease| lease.name).collect())
+}
+
 fn look(api: &Api, is_raw: bool) -> Result<Vec<u8>, Failure> {
+    let answer = ask(api)?;
+    Ok(if is_raw { answer.body } else { table(&read(&answer)?).into_bytes() })
+}
+
+fn ask(api: &Api) -> Result<Answer, Failure> {
     let answer = api.ask("GET", "/status", None)?;
     match answer.status {
-        200 if is_raw => Ok(answer.body),
-        200 => Ok(table(&answer)?.into_bytes()),
-        _ => Err(Failure::refused(&answer)),
+        200 if answer.json().is_object() => Ok(answer),
+        _ => Err(Failure::refused(api, &answer)),
     }
+}
+
+fn read(answer: &Answer) -> Result<Status, Failure> {
+    serde_json::from_slice(&answer.body).map_err(|error| {
+        Failure::Other(format!("the status cannot be read: {error}; --json shows it as it is"))
+    })
 }
 
 /// Writes at once, so that a terminal shows no half. Returns whether somebody still reads.
@@ -84,6 +98,18 @@ struct Status {
     active: u64,
     oldest_seconds: Option<f64>,
     rejecting: u64,
+    #[serde(default)]
+    rejected: u64,
+    #[serde(default)]
+    failed: u64,
+    #[serde(default)]
+    left: u64,
+    #[serde(default)]
+    drained: u64,
+    #[serde(default)]
+    killed: u64,
+    #[serde(default)]
+    worker_panics: u64,
     bytes_to_upstream: u64,
     bytes_to_client: u64,
     upstream: String,
@@ -101,25 +127,35 @@ struct Lease {
     drain_quiet_seconds: Option<f64>,
 }
 
-fn table(answer: &Answer) -> Result<String, Failure> {
-    let status: Status = serde_json::from_slice(&answer.body).map_err(|error| {
-        Failure::Other(format!("the status cannot be read: {error}; --json shows it as it is"))
-    })?;
+fn table(status: &Status) -> String {
     let state = match &status.paused_since {
         Some(since) if status.paused => format!("paused since {since}"),
         _ if status.paused => "paused".to_owned(),
+        _ if status.held > 0 => format!("running, {} still to be let go", status.held),
         _ => "running".to_owned(),
     };
     let oldest = match status.oldest_seconds {
         Some(seconds) => format!(", the oldest for {}", age(seconds)),
         None => String::new(),
     };
-    let rows = [
+    let now = [
         ("state", state),
         ("held", status.held.to_string()),
         ("connecting", status.connecting.to_string()),
         ("active", format!("{}{oldest}", status.active)),
         ("rejecting", status.rejecting.to_string()),
+    ];
+    // These should not have happened, or only on purpose: they are shown if they have.
+    let seldom = [
+        ("rejected", status.rejected),
+        ("failed", status.failed),
+        ("left", status.left),
+        ("drained", status.drained),
+        ("killed", status.killed),
+        ("panics", status.worker_panics),
+    ];
+    let seldom = seldom.into_iter().filter(|(_, count)| *count > 0);
+    let rest = [
         (
             "bytes",
             format!(
@@ -132,9 +168,9 @@ fn table(answer: &Answer) -> Result<String, Failure> {
         ("tcpause", format!("{}, up for {}", OneLine(&status.version), age(status.uptime_seconds))),
     ];
     let pauses = status.leases.iter().map(|lease| ("pause", OneLine(lease).to_string()));
-    let rows = rows.into_iter().chain(pauses);
-    let lines: Vec<String> = rows.map(|(name, value)| format!("{name:12}{value}\n")).collect();
-    Ok(lines.concat())
+    let seldom = seldom.map(|(name, count)| (name, count.to_string()));
+    let rows = now.into_iter().chain(seldom).chain(rest).chain(pauses);
+    rows.map(|(name, value)| format!("{name:12}{value}\n")).collect()
 }
 
 /// `deploy (new version) by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold, ends in 1m30s`

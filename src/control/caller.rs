@@ -217,9 +217,10 @@ impl Caller {
         Err(Halt::Refused(match self.state {
             State::Reading { .. } => (408, "The request took too long to arrive."),
             State::Asking => (503, "The control API lacks descriptors or threads: try again."),
-            State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => {
-                (504, "The time is up: connections are still running. GET /status counts them.")
-            }
+            State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => (
+                504,
+                "The time is up: connections are still carried or dialled for. GET /status counts them.",
+            ),
             State::Pausing { .. } => return self.time_out(),
             _ => return Err(Halt::Done),
         }))

@@ -101,9 +101,9 @@ impl Claim {
         let oldest =
             handle.oldest().map_or("null".to_owned(), |age| format!("{:.3}", age.as_secs_f64()));
         let text = if paused {
-            "The time is up: connections are still running. It stays paused."
+            "The time is up: connections are still carried or dialled for. It stays paused."
         } else {
-            "The time is up: connections are still running. The pause is undone."
+            "The time is up: connections are still carried or dialled for. The pause is undone."
         };
         let body = format!(
             "{{\"error\": \"{text}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {oldest}, \"paused\": {paused}}}\n"

@@ -1,0 +1,93 @@
+//! The command that `exec` runs: whether there is such a program.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    io::{self, ErrorKind},
+    path::Path,
+};
+
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
+
+use super::Failure;
+
+/// Where the C libraries look when there is no PATH.
+const PATH_DEFAULT: &str = "/usr/local/bin:/bin:/usr/bin";
+
+/// Exit codes of shells: found but not to be run; not found.
+const EXIT_NOT_RUN: u8 = 126;
+const EXIT_NOT_FOUND: u8 = 127;
+
+/// Looks for the program as the system would.
+pub(super) fn find(program: &[OsString]) -> Result<(), Failure> {
+    let Some(name) = program.first() else { return Ok(()) };
+    let path = env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
+    look(name, &path).map_err(|error| cannot_run(name, &error, "nothing was paused"))
+}
+
+/// Why the program does not run, and what that has come to.
+pub(super) fn cannot_run(name: &OsStr, error: &io::Error, result: &str) -> Failure {
+    let code = if error.kind() == ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_NOT_RUN };
+    let name = name.to_string_lossy();
+    Failure::Program(code, format!("cannot run {name:?}: {error}; {result}"))
+}
+
+fn look(name: &OsStr, path: &OsStr) -> io::Result<()> {
+    if name.as_encoded_bytes().contains(&b'/') {
+        return check(Path::new(name));
+    }
+    let mut found = Err(io::Error::new(ErrorKind::NotFound, "it is not in PATH"));
+    for folder in env::split_paths(path).filter(|_| !name.is_empty()) {
+        match check(&folder.join(name)) {
+            Ok(()) => return Ok(()),
+            // Another folder may have one that can be run; if none has, this is the reason.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => found = Err(error),
+            Err(_) => {}
+        }
+    }
+    found
+}
+
+fn check(file: &Path) -> io::Result<()> {
+    access(file, Access::EXEC_OK)?;
+    // A folder may be entered, which is not to be run.
+    if file.is_dir() { Err(Errno::ACCESS.into()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_program_is_looked_for_as_the_system_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        fs::create_dir(place("folder")).unwrap();
+        fs::write(place("text"), "").unwrap();
+        let path =
+            OsString::from(format!("/nonexistent:{}:/bin:/usr/bin", folder.path().display()));
+        let kind = |name: &OsStr| look(name, &path).map_err(|error| error.kind());
+        for (name, expected) in [
+            ("sh", Ok(())),
+            ("/bin/sh", Ok(())),
+            ("nosuch", Err(ErrorKind::NotFound)),
+            ("", Err(ErrorKind::NotFound)),
+            ("./nosuch", Err(ErrorKind::NotFound)),
+            ("text", Err(ErrorKind::PermissionDenied)),
+            ("folder", Err(ErrorKind::PermissionDenied)),
+            ("/", Err(ErrorKind::PermissionDenied)),
+        ] {
+            assert_eq!(kind(name.as_ref()), expected, "{name:?}");
+        }
+        assert_eq!(kind(place("text").as_os_str()), Err(ErrorKind::PermissionDenied));
+        // One that cannot be run does not hide one that can.
+        fs::write(place("sh"), "").unwrap();
+        assert_eq!(kind("sh".as_ref()), Ok(()));
+        assert!(look("sh".as_ref(), "".as_ref()).is_err());
+    }
+}
