@@ -158,7 +158,7 @@ impl Handle {
             (is_renewed, self.obey(&leases))
         };
         let what = if is_renewed { "pause renewed" } else { "paused" };
-        log::info!("{what} by {text}; {} connections run", shared.gate.passes());
+        log::info!("{what} by {text}; connections that run: {}", shared.gate.passes());
         // Only now, so that the log does not tell of its end first.
         shared.ledger.tell();
         Ok(was_open)
@@ -227,7 +227,7 @@ impl Handle {
     /// Resets all connections, soon. Returns how many there are.
     pub(crate) fn kill(&self, by: &str) -> u64 {
         let count = self.0.gate.passes();
-        log::info!("{by} has {count} connections reset, as they have not ended in time");
+        log::info!("{by} has those connections reset that have not ended in time: {count}");
         self.0.reset_all();
         count
     }
@@ -239,7 +239,7 @@ impl Handle {
         leases.mode()?;
         let released = leases.released_once(ticket, || self.0.let_through(count));
         drop(leases);
-        log::info!("{by} lets {released} held clients through; it stays paused");
+        log::info!("{by} lets held clients through: {released}; it stays paused");
         Some(released)
     }
 
@@ -301,10 +301,7 @@ fn report(ended: &Ended, why: Why<'_>, held: u64) {
                 Why::Closed => "the end of a connection",
                 Why::Undone { .. } => "undoing the last pause",
             };
-            log::info!(
-                "resumed by {by}, paused {}; {held} clients are held",
-                duration_since(since)
-            );
+            log::info!("resumed by {by}, paused {}; clients held: {held}", duration_since(since));
         }
         (None, Why::Lifted { by }) if ended.leases.is_empty() => {
             log::debug!("asked to resume by {by}: there was nothing to lift");

@@ -22,6 +22,14 @@ pub(crate) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
+/// The words as a choice: `resume, keep or kill`.
+pub(crate) fn choice(words: &[&str]) -> String {
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
+}
+
 /// How many letters must be inserted, removed, replaced or swapped with their neighbour to turn one name into the other.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
@@ -67,6 +75,15 @@ mod tests {
             ("kitten", "sitting", 3),
         ] {
             assert_eq!(distance(left, right), edits, "{left} {right}");
+        }
+    }
+
+    #[test]
+    fn words_are_a_choice() {
+        for (words, text) in
+            [(&["a"][..], "a"), (&["a", "b"], "a or b"), (&["a", "b", "c"], "a, b or c")]
+        {
+            assert_eq!(choice(words), text);
         }
     }
 

@@ -404,6 +404,12 @@ fn watch_shows_it_again_and_survives_the_proxy() {
 
 #[test]
 fn each_command_has_a_help_of_its_own() {
+    for (command, usage) in [("demo", "demo"), ("man", "man"), ("completion", "completion SHELL")] {
+        let help = program().args(["help", command]).run();
+        assert_eq!((help.code, help.stdout.lines().count()), (0, 2), "{help:?}");
+        assert!(help.stdout.ends_with(&format!("Usage: tcpause {usage}\n")), "{help:?}");
+        assert_eq!(program().args([command, "--help"]).run().stdout, help.stdout);
+    }
     for command in ["pause", "resume", "status", "wait", "exec"] {
         let help = program().args(["help", command]).run();
         assert_eq!((help.code, &*help.stderr), (0, ""));

@@ -34,7 +34,7 @@ fn a_pause_ends_at_its_deadline() {
         assert!(line.contains(part), "no {part} in {line}");
     }
     let line = proxy.wait_for_log("resumed by expiry");
-    assert!(line.contains("1 clients are held"), "{line}");
+    assert!(line.contains("clients held: 1"), "{line}");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn what_is_wrong_is_refused_and_changes_nothing() {
         ("mode=x", "hold or reject"),
         ("wait=soon", "wait"),
         ("on-timeout=kill", "wait=30s"),
-        ("wait=1s&on-timeout=die", "resume or keep or kill"),
+        ("wait=1s&on-timeout=die", "resume, keep or kill"),
         ("drain=2s", "quiet:2s"),
         ("drain=quiet:1ms", "quiet:100ms"),
         ("while=it-rains", "connected"),

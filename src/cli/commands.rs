@@ -214,7 +214,7 @@ static EXEC_NAME: Opt = ask(
 static EXEC_REASON: Opt = ask(
     "reason",
     Some("TEXT"),
-    "Why, for the status and the log; the command if not set",
+    "Why, for the status and the log; the whole command line if not set, so mind passwords",
     Kind::Text,
 );
 

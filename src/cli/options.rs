@@ -1,9 +1,11 @@
 //! The table of the options that the proxy runs with, and what an option is. Parsing, help, man page, completions and the
 //! README come from it and from the table of commands beside it.
 
-use std::num::NonZeroUsize;
+use std::num::{IntErrorKind, NonZeroUsize};
 
 use tcpause::{Config, parse_duration};
+
+use crate::nearest::{choice, nearest};
 
 /// One option of the command line.
 pub(crate) struct Opt {
@@ -101,12 +103,17 @@ impl Opt {
             (Action::Ask(Kind::Duration(_)), _) => parse_duration(text).map(drop),
             (Action::Ask(Kind::Count), _) => match text.parse::<NonZeroUsize>() {
                 Ok(_) => Ok(()),
+                Err(error) if *error.kind() == IntErrorKind::Zero => {
+                    Err(format!("{text:?} is too few; write 1 or more"))
+                }
                 Err(_) => Err(format!("{text:?} is not a number; write 1 or more")),
             },
             (Action::Ask(Kind::Choice(_)), Completion::Choices(words))
                 if !words.contains(&text) =>
             {
-                Err(format!("{text:?} is none of its words; write {}", words.join(" or ")))
+                let hint = nearest(text, words.iter().copied())
+                    .map_or_else(String::new, |word| format!("; did you mean {word}?"));
+                Err(format!("{text:?} is not known; write {}{hint}", choice(words)))
             }
             (Action::Ask(Kind::Switch), _) if text != "true" => {
                 Err(format!("{text:?} is too much; write the option alone"))
@@ -212,7 +219,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         long: "proxy-reject-with",
         short: None,
         value: Some("HOW"),
-        help: "What they get: http (a 503), close, reset or file:PATH",
+        help: "What rejected clients get: http (a 503), close, reset or file:PATH",
         more: "The bytes of a file, 64 KiB at most, are the whole answer; it is read at start. With http, clients of SSH and PostgreSQL are closed without an answer.",
         section: Section::Proxy,
         completion: Completion::Choices(&["http", "close", "reset"]),
@@ -342,7 +349,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         long: "hold-overflow",
         short: None,
         value: Some("WHAT"),
-        help: "What further ones get: reject, close or backlog",
+        help: "What clients beyond --hold-max get: reject, close or backlog",
         more: "With reject, they are rejected as if --proxy-reject-clients were given; with close, they get the end of the stream; with backlog, they wait in the kernel's backlog, unaccepted, until there is room.",
         section: Section::Hold,
         completion: Completion::Choices(&["reject", "close", "backlog"]),
@@ -392,7 +399,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         long: "control-hosts",
         short: None,
         value: Some("NAMES"),
-        help: "Further names, with commas between them, that the Host of a request may carry",
+        help: "Further host names that requests to the API may carry, with commas between them",
         more: "IP addresses, localhost and this host's own name are always allowed; other names are refused, so that no web page can pause a service.",
         section: Section::Control,
         completion: Completion::None,
@@ -422,7 +429,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         long: "upstream-retry-for",
         short: None,
         value: Some("DURATION"),
-        help: "How long a client waits for a server that is away, at least the above",
+        help: "How long to wait for an absent server, at least --upstream-connect-timeout",
         more: "It waits as long as --upstream-connect-timeout anyway. Then it is reset.",
         section: Section::Upstream,
         completion: Completion::None,

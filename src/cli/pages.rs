@@ -31,8 +31,14 @@ pub(crate) fn help(command: Option<&str>) -> String {
     let word = COMMANDS.iter().find(|word| Some(word.name) == command);
     match word.filter(|word| word.client.is_some()) {
         Some(word) => command_help(word),
-        None => whole_help(),
+        None => word.filter(|word| word.name != "help").map_or_else(whole_help, short_help),
     }
+}
+
+/// For a command without options.
+fn short_help(word: &Word) -> String {
+    let usage = format!("tcpause {} {}", word.name, word.argument);
+    format!("{}.\nUsage: {}\n", word.help, usage.trim_end())
 }
 
 fn command_help(word: &Word) -> String {

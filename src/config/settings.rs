@@ -249,7 +249,11 @@ fn parse_reject_with(text: &str) -> Result<RejectWith, String> {
             )),
             Some(path) => Ok(RejectWith::File(path.into())),
             None => {
-                Err(format!("{text:?} is no way to reject; write http, close, reset or file:PATH"))
+                let hint = nearest(text, ["http", "close", "reset", "file:PATH"])
+                    .map_or_else(String::new, |word| format!("; did you mean `{word}`?"));
+                Err(format!(
+                    "{text:?} is no way to reject; write http, close, reset or file:PATH{hint}"
+                ))
             }
         },
     }

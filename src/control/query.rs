@@ -5,7 +5,7 @@ use std::{num::NonZeroU64, time::Duration};
 use crate::{
     gate::Mode,
     lease::{NAME_DEFAULT, mode_name},
-    nearest::nearest,
+    nearest::{choice, nearest},
     parse_duration,
 };
 
@@ -168,7 +168,7 @@ impl Query {
         }
         let words: Vec<&str> = allowed.iter().map(|(word, _)| *word).collect();
         let meant = did_you_mean(value, &words);
-        Err(wrong(name, &format!("{value:?} is not known; write {}{meant}", words.join(" or "))))
+        Err(wrong(name, &format!("{value:?} is not known; write {}{meant}", choice(&words))))
     }
 
     fn name(&self) -> Result<Option<String>, String> {
@@ -201,13 +201,18 @@ impl Query {
 }
 
 fn wrong(name: &str, text: &str) -> String {
-    format!("The parameter {name:?}: {text}.")
+    sentence(format!("The parameter {name:?}: {text}"))
 }
 
 fn unknown(name: &str, known: &[&str]) -> String {
     let taken = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     let meant = did_you_mean(name, known);
-    format!("The parameter {name:?} is not known{meant}: this call takes {taken}.")
+    sentence(format!("The parameter {name:?} is not known: this call takes {taken}{meant}"))
+}
+
+/// A question has its mark already.
+fn sentence(text: String) -> String {
+    if text.ends_with('?') { text } else { text + "." }
 }
 
 fn did_you_mean(word: &str, known: &[&str]) -> String {
@@ -287,7 +292,7 @@ mod tests {
         let long = |name: &str, length| format!("{name}={}", "x".repeat(length));
         let (long_name, long_reason) = (long("name", 65), long("reason", 201));
         for (query, parts) in [
-            ("tll=1s", ["tll", "is not known (did you mean ttl?): this call takes"]),
+            ("tll=1s", ["tll", "while (did you mean ttl?)."]),
             ("ttl", ["ttl", "30s"]),
             ("ttl=0s", ["ttl", "90s"]),
             ("ttl=5", ["ttl", "5s"]),
@@ -296,7 +301,7 @@ mod tests {
             ("mode=", ["mode", "hold or reject"]),
             ("wait=x", ["wait", "30s"]),
             ("on-timeout=keep", ["on-timeout", "wait=30s"]),
-            ("wait=1s&on-timeout=stop", ["on-timeout", "resume or keep or kill"]),
+            ("wait=1s&on-timeout=stop", ["on-timeout", "resume, keep or kill."]),
             ("wait=1s&on-timeout=keep&while=connected", ["on-timeout", "use resume or kill"]),
             ("while=conected", ["while", "connected"]),
             ("drain=2s", ["drain", "quiet:2s"]),
@@ -311,6 +316,8 @@ mod tests {
         ] {
             let error = Pause::parse(query).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{query}: {error}");
+            assert!(!error.contains("?.") && !error.contains("?:"), "{query}: {error}");
+            assert!(error.ends_with(['.', '?']), "{query}: {error}");
         }
         assert!(
             Pause::parse(&long("name", 64)).is_ok() && Pause::parse(&long("reason", 200)).is_ok()
