@@ -89,6 +89,57 @@ fn the_completions_know_every_option() {
     }
 }
 
+/// The words are those that bash makes of the line; the last one is at the cursor.
+#[test]
+fn bash_offers_what_fits_without_any_package() {
+    const SCRIPT: &str = r#"
+compopt() { :; }
+eval "$1"
+shift
+COMP_WORDS=(tcpause "$@")
+COMP_CWORD=$#
+_tcpause
+printf '%s\n' "${COMPREPLY[@]}"
+"#;
+
+    let script = printed(&["completion", "bash"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tcpause-file");
+    std::fs::write(&file, "").unwrap();
+    let begin = folder.path().join("tcpause-f").to_str().unwrap().to_owned();
+    let (file, begin) = (file.to_str().unwrap(), begin.as_str());
+    for (words, offer) in [
+        (&["exec", "mkfif"][..], "mkfifo"),
+        (&["exec", "--", "mkfif"], "mkfifo"),
+        (&["exec", "--wait", "1s", "mkfif"], "mkfifo"),
+        (&["exec", "--wait", "=", "1s", "--drain", "quiet", ":", "1s", "mkfif"], "mkfifo"),
+        (&["exec", "--help", "mkfif"], "mkfifo"),
+        (&["exec", begin], file),
+        (&["exec", "--", "ls", begin], file),
+        (&["exec", "ls", "-l", begin], file),
+        (&["exec", "--wa"], "--wait"),
+        (&["exec", "--mode", "ho"], "hold"),
+        (&["exec", "--mode", "=", "ho"], "hold"),
+        (&["exec", "--config", begin], file),
+        (&["pause", "--mode", "rej"], "reject"),
+        (&["pau"], "pause"),
+        (&["--proxy-reject-with", "htt"], "http"),
+        (&["--proxy-reject-with", "file", ":", begin], file),
+        (&["--proxy-reject-with", "=", "file", ":", begin], file),
+        (&["help", "ex"], "exec"),
+    ] {
+        let Ok(output) =
+            Command::new("bash").args(["-c", SCRIPT, "bash", &script]).args(words).output()
+        else {
+            println!("skipped: there is no bash on this machine");
+            return;
+        };
+        let offered = String::from_utf8_lossy(&output.stdout);
+        let offered: std::collections::BTreeSet<&str> = offered.lines().collect();
+        assert_eq!(offered, [offer].into(), "{words:?}: {output:?}");
+    }
+}
+
 #[test]
 fn the_manual_page_shows_every_option() {
     let page = printed(&["man"]);

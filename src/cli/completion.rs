@@ -22,6 +22,24 @@ pub(crate) fn bash() -> String {
     format!(
         "\
 # bash completion for tcpause
+
+# Offers commands (-c) or files (-f).
+_tcpause_offer() {{
+    compopt -o filenames
+    mapfile -t COMPREPLY < <(compgen \"$1\" -- \"$2\")
+}}
+
+# What exec runs, from this word on, has completions of its own, if the package for that is there.
+_tcpause_program() {{
+    if declare -F _command_offset > /dev/null; then
+        _command_offset \"$1\"
+    elif (($1 == COMP_CWORD)) && [[ $2 != */* ]]; then
+        _tcpause_offer -c \"$2\"
+    else
+        _tcpause_offer -f \"$2\"
+    fi
+}}
+
 _tcpause() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} command= words= names= at
     COMPREPLY=()
@@ -31,14 +49,28 @@ _tcpause() {{
             {names}) command=${{COMP_WORDS[at]}}; break ;;
         esac
     done
-    # What exec runs has completions of its own.
     if [[ $command == exec ]]; then
+        # Behind the options and their values, which bash splits at = and :, is what it runs.
         for ((at++; at < COMP_CWORD; at++)); do
-            if [[ ${{COMP_WORDS[at]}} == -- ]] && declare -F _command_offset > /dev/null; then
-                _command_offset $((at + 1))
-                return
-            fi
+            case ${{COMP_WORDS[at]}} in
+                --) ((at++)); break ;;
+                -h|--help) ;;
+                -*)
+                    [[ ${{COMP_WORDS[at+1]}} == = ]] && ((at++))
+                    ((at++))
+                    while [[ ${{COMP_WORDS[at+1]}} == : ]]; do ((at += 2)); done ;;
+                *) break ;;
+            esac
         done
+        if ((at < COMP_CWORD)) || [[ $at == \"$COMP_CWORD\" && ($word != -* || $before == --) ]]; then
+            _tcpause_program $at \"$word\"
+            return
+        fi
+    fi
+    # file:PATH is split, too.
+    if [[ $before$word == file: || ${{COMP_WORDS[COMP_CWORD-2]}}$before == file: ]]; then
+        _tcpause_offer -f \"${{word#:}}\"
+        return
     fi
     # bash splits --option=value into three words.
     if [[ $word == = ]]; then
@@ -81,7 +113,7 @@ fn bash_case(command: &str, options: &[&Opt]) -> String {
     };
     branch(
         &taking(|completion| matches!(completion, Completion::File)),
-        "compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- \"$word\"); return",
+        "_tcpause_offer -f \"$word\"; return",
     );
     branch(&taking(|completion| matches!(completion, Completion::None)), "return");
     for opt in options {
