@@ -73,7 +73,7 @@ pub(crate) static COMMANDS: [Word; 9] = [
         name: "exec",
         argument: "COMMAND",
         help: "Pause, wait until idle, run a command such as a restart, and resume",
-        more: "The words behind the options are the command and its arguments. The exit code is the command's. The pause ends with exec, whatever becomes of it: when exec is killed, the proxy serves again at once.",
+        more: "The words behind the options are the command and its arguments. The exit code is the command's, and as in shells 127 or 126 if there is none that can be run. The pause ends with exec, whatever becomes of it: when exec is killed, the proxy serves again at once.",
         client: Some(Client::Exec),
         options: &[
             &EXEC_WAIT,
@@ -127,8 +127,11 @@ pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
     ("0", "It is done."),
     ("1", "Something else went wrong: the line on standard error says what."),
     ("2", "The command line is wrong, or the proxy refused the request."),
-    ("69", "The control API cannot be reached."),
-    ("75", "Not now: connections were left when the time was up, or the pause ended meanwhile."),
+    ("69", "The control API cannot be reached, or something else answers at its address."),
+    (
+        "75",
+        "Not now: connections were left when the time was up, or there is no such pause (any more).",
+    ),
 ];
 
 static NAME: Opt = ask(
