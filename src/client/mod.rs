@@ -78,7 +78,7 @@ impl Failure {
             let oldest = number("oldest_seconds").map_or_else(String::new, |oldest| {
                 format!(", the oldest for {}", status::age(oldest))
             });
-            sentence += &format!(" Connections: {active}{oldest}; {NOT_IDLE_REMEDY}");
+            sentence = format!("{sentence} Connections: {active}{oldest}; {NOT_IDLE_REMEDY}");
         }
         match answer.status {
             409 | 503 | 504 => Self::NotNow(sentence),

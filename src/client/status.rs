@@ -170,7 +170,8 @@ fn table(status: &Status) -> String {
     let pauses = status.leases.iter().map(|lease| ("pause", OneLine(lease).to_string()));
     let seldom = seldom.map(|(name, count)| (name, count.to_string()));
     let rows = now.into_iter().chain(seldom).chain(rest).chain(pauses);
-    rows.map(|(name, value)| format!("{name:12}{value}\n")).collect()
+    let lines: Vec<String> = rows.map(|(name, value)| format!("{name:12}{value}\n")).collect();
+    lines.concat()
 }
 
 /// `deploy (new version) by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold, ends in 1m30s`
