@@ -63,6 +63,8 @@ pub(crate) struct Course {
     pub(crate) insists: Option<Side>,
     /// Since when it is known that the upstream is away, without a pause.
     pub(crate) away_since: Option<Duration>,
+    /// How many were being rejected when the last turn ended.
+    pub(crate) rejecting: u64,
     pub(crate) progress: u64,
     pub(crate) idle_turns: u32,
     pub(crate) stage_began: Duration,
@@ -345,6 +347,7 @@ impl Course {
         self.progress = progress;
         self.look_at_gate();
         self.look_at_rival();
+        self.look_at_rejected();
         if timeout != Some(Duration::ZERO) && crate::with(|kernel| !kernel.is_woken) {
             self.look_at_those_who_wait(timeout);
         }

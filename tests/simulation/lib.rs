@@ -1,8 +1,9 @@
 //! The worker and the machines that it drives, on a simulated kernel: one seed is one schedule.
 //!
 //! The sources of tcpause are compiled here as they are. Only `sys.rs` and mio are replaced: `sys.rs` and `mio.rs` of this
-//! folder lead to `kernel.rs`, where `link.rs` is one connection and its peer. `drive.rs` lets things happen whenever the
-//! worker waits, and between any two of its calls; `judge.rs` says what must hold.
+//! folder lead to `kernel.rs`, where `link.rs` is one connection and its peer. `setup.rs` draws what a schedule is like;
+//! `drive.rs` lets things happen whenever the worker waits, and between any two of its calls, as do `operator.rs` and
+//! `rival.rs`, another worker. `judge.rs` says what must hold, and `patience.rs` what for those who wait.
 
 #![allow(dead_code, unreachable_pub, reason = "the sources serve more than the simulation")]
 

@@ -105,9 +105,7 @@ impl Rules {
 
     /// Whether clients may get an answer of the proxy's.
     pub(crate) fn may_answer(&self) -> bool {
-        self.rejects
-            || self.may_refuse() && self.overflow != Overflow::Close
-            || self.hold_timeout.is_some() && self.overflow == Overflow::Backlog
+        self.rejects || self.may_refuse() && self.overflow != Overflow::Close
     }
 
     /// Whether clients may get the end of the stream instead.
@@ -174,9 +172,21 @@ impl Course {
                 let is_soon = timeout.is_some_and(|timeout| timeout <= PROBE_INTERVAL_MAX);
                 assert!(is_soon, "nobody tries an upstream that is away");
             }
+            let taken_in = kernel.waiting().filter(|link| link.story.has_place).count() as u64;
+            let rejected = kernel.waiting().count() as u64 - held;
+            let max = self.rules.hold_max.map_or(u64::MAX, |max| max as u64 + rejected);
+            assert!(!is_paused || taken_in <= max, "more are held than may be");
             self.look_at_backlog(kernel, held);
             self.look_at_patience(kernel);
         });
+    }
+
+    /// Without a pause, nobody is rejected anew.
+    pub(crate) fn look_at_rejected(&mut self) {
+        let rejecting = self.shared.counters(0).rejecting.get();
+        let before = std::mem::replace(&mut self.rejecting, rejecting);
+        let was_paused = crate::with(|kernel| kernel.was_paused);
+        assert!(rejecting <= before || was_paused, "one is rejected without a pause");
     }
 
     /// Nobody stays there for whom there is a place.

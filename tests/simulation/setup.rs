@@ -48,7 +48,7 @@ impl Schedule {
         let kernel = kernel(&rules, is_unix, &mut random, seed);
         crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
 
-        let upstream = upstream(&rules, is_upstream_unix, &mut random);
+        let upstream = upstream(&rules);
         let (sender, mailbox) = bounded(4);
         let desk = Desk { waker: Waker(0), mailbox: sender, counters: Counters::default() };
         let shared = Arc::new(Shared {
@@ -97,6 +97,7 @@ impl Schedule {
             operator: Operator::new(&mut random),
             rival: Rival::default(),
             rules,
+            rejecting: 0,
             progress: 0,
             idle_turns: 0,
             stage_began: Duration::ZERO,
@@ -184,7 +185,7 @@ fn kernel(rules: &Rules, is_unix: bool, random: &mut Random, seed: u64) -> Kerne
     }
 }
 
-fn upstream(rules: &Rules, is_unix: bool, _random: &mut Random) -> Arc<Upstream> {
+fn upstream(rules: &Rules) -> Arc<Upstream> {
     let upstream = Upstream::start(config::Upstream {
         addr: Address::tcp("127.0.0.1", 0),
         connect_timeout: rules.connect_timeout,
@@ -192,7 +193,7 @@ fn upstream(rules: &Rules, is_unix: bool, _random: &mut Random) -> Arc<Upstream>
         source_addrs: Vec::new(),
     })
     .expect("nothing to look up");
-    upstream.publish(if is_unix {
+    upstream.publish(if rules.is_upstream_unix {
         [SocketAddress::Unix("/upstream".into())].into()
     } else {
         let address = |site| SocketAddress::Inet(([127, 0, 0, 1], site).into());
