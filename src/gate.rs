@@ -220,7 +220,9 @@ mod tests {
     fn a_paused_gate_admits_nobody_and_counts_those_inside() {
         let gate = Arc::new(Gate::new());
         let inside = gate.enter().unwrap();
+        assert!(!inside.is_void());
         assert!(gate.pause(Mode::Hold));
+        assert!(inside.is_void(), "it would not be given now");
         assert!(!gate.pause(Mode::Hold), "the second pause changes nothing");
         assert!(gate.enter().is_none());
         assert_eq!(gate.passes(), 1);

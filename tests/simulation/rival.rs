@@ -12,7 +12,7 @@ pub(crate) const RIVAL: usize = 1;
 /// So many clients that none is sent over to it.
 const CLIENTS: u64 = 1 << 40;
 /// How long its first may have waited when that is shown, in microseconds.
-const WAITS_MAX: [usize; 2] = [50_000, 2_000_000];
+const WAITS_MAX: [usize; 4] = [1, 1, 50_000, 2_000_000];
 
 /// What it shows and has.
 #[derive(Debug, Default)]

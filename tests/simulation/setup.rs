@@ -132,7 +132,7 @@ fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
             .then(|| Duration::from_millis(random.one_of([5, 100, 2_000]))),
         hold_max: bounds_hold.then(|| 1 + random.below(4)),
         overflow: random.one_of([Overflow::Reject, Overflow::Close, Overflow::Backlog]),
-        max_connecting: random.one_of([1, 2, 128]),
+        max_connecting: random.one_of([1, 1, 2, 128]),
         rate: if random.below(6) == 0 {
             NonZeroU32::new(random.one_of([20, 500, 10_000]))
         } else {

@@ -136,9 +136,10 @@ impl Drop for Socket {
 
 impl Listener {
     pub(crate) fn accept(&self) -> io::Result<Socket> {
-        let holds = with_course(|course| course.shared.gate.mode() == Some(Mode::Hold));
+        let holds = || with_course(|course| course.shared.gate.mode() == Some(Mode::Hold));
+        let held_before = holds();
         let (link, is_unix) = ask(Kernel::accept)?;
-        if holds {
+        if held_before && holds() {
             crate::with(|kernel| kernel.is_held(link));
         }
         Ok(Socket { link, is_unix })
