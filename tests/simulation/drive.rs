@@ -295,8 +295,15 @@ impl Course {
                     50..53 => link.peer_shuts(),
                     53 if self.may_abort => link.peer_closes(),
                     54 if self.may_abort => link.peer_resets(),
+                    // One that is new speaks and aborts.
+                    57 if self.may_abort => {
+                        if let Some(link) = kernel.links.last_mut() {
+                            link.peer_writes(random, self.is_bulk);
+                            link.peer_resets();
+                        }
+                    }
                     // An event that tells nothing new.
-                    55..58 => link.has_edge |= link.token.is_some(),
+                    55..57 => link.has_edge |= link.token.is_some(),
                     _ => kernel.happen(id),
                 }
             }),
