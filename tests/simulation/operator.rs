@@ -24,7 +24,7 @@ pub(crate) struct Operator {
     /// How many passes there were when it was last looked at during this pause.
     passes: Option<u64>,
     /// How many may still be let through, and when the last of those came.
-    permits: u64,
+    pub(crate) permits: u64,
     horizon: Duration,
     /// When the pause began, if there is one.
     pub(crate) paused: Option<Duration>,
@@ -121,6 +121,8 @@ impl Course {
             kernel.was_paused = true;
             kernel.may_drain = kernel.may_drain.into_iter().chain(quiet).min();
         });
+        // Whoever enters from now on is let through.
+        self.look_at_gate();
     }
 
     pub(crate) fn resume(&mut self) {

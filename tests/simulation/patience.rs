@@ -306,6 +306,10 @@ impl Kernel {
         // Of those who wait for the upstream, one may be dialled for if the pause ends while it is about to be held.
         let is_paused = course.shared.gate.is_paused();
         let is_sure = is_simple && (is_paused || !self.was_paused);
+        let was_paused = course.operator.paused.is_some_and(|since| since < now);
+        // One that enters as another leaves goes unnoticed.
+        let is_let = self.links[client].story.was_let_through || course.operator.permits > 0;
+        assert!(!was_paused || is_let, "one is dialled for during a pause");
         self.links[client].story.moved = now;
         let story = &mut self.links[id].story;
         story.known = now;

@@ -64,7 +64,7 @@ impl Course {
         }
         let now = sys::elapsed();
         match crate::with(|kernel| kernel.random.below(7)) {
-            0 if self.rival.first.is_none() => {
+            0 | 2 if self.rival.first.is_none() => {
                 let ago = crate::with(|kernel| {
                     let most = kernel.random.one_of(WAITS_MAX);
                     kernel.random.below(most)
