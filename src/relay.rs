@@ -162,7 +162,8 @@ impl Relay {
     pub(crate) fn is_silent(&mut self, client: &mut Endpoint) -> bool {
         [client, &mut self.upstream]
             .into_iter()
-            .all(|side| side.peek(&mut [0]) == Received::Nothing && unacknowledged(side) == 0)
+            // In this order: of one that was reset the kernel cannot tell what was taken.
+            .all(|side| unacknowledged(side) == 0 && side.peek(&mut [0]) == Received::Nothing)
     }
 
     /// Moves bytes both ways until neither can move or each has had its share. Then the kernel is to tell of what is waited
