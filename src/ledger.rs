@@ -214,10 +214,10 @@ impl Handle {
     }
 
     /// Whether the lease of a request holds, and what it waits for has come about. Both at one moment: as long as it is
-    /// locked, the pause goes on, and nobody enters.
+    /// locked, the pause goes on, and nobody enters but those who are let through in spite of it.
     pub(crate) fn look(&self, ticket: u64) -> Look {
         let leases = self.0.ledger.lock();
-        match (leases.holds(ticket), self.is_idle()) {
+        match (leases.holds(ticket), self.is_idle() && !self.0.line.is_letting_through()) {
             (false, _) => Look::Ended,
             (true, true) => Look::Idle,
             (true, false) => Look::Busy,

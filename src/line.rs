@@ -111,13 +111,20 @@ impl Line {
 
     /// Lets `count` more of those who have come until now go in spite of the pause.
     pub(crate) fn let_through(&self, count: u64, now: Instant) {
-        // Of those before, nobody is left: whoever has not used it has gone.
-        let until = self.let_through_until.load(Ordering::SeqCst);
-        if self.firsts.iter().all(|first| first.load(Ordering::SeqCst) > until) {
+        if !self.is_letting_through() {
+            // Whoever has not used what was given before has gone.
             self.let_nobody_through();
         }
         self.let_through_until.store(self.nanos(now), Ordering::SeqCst);
         self.let_through.fetch_add(count, Ordering::SeqCst);
+    }
+
+    /// Whether somebody is still to go in spite of the pause.
+    pub(crate) fn is_letting_through(&self) -> bool {
+        let until = self.let_through_until.load(Ordering::SeqCst);
+        let mut firsts = self.firsts.iter();
+        self.let_through.load(Ordering::SeqCst) > 0
+            && firsts.any(|first| first.load(Ordering::SeqCst) <= until)
     }
 
     /// Lets nobody through any more.
@@ -231,7 +238,10 @@ mod tests {
         line.let_through(2, early);
         line.let_through(1, early);
         assert!(line.take_permit(early) && line.take_permit(early), "both orders count");
+        line.let_through(1, early);
+        assert!(line.is_letting_through());
         line.show(0, Some(late));
+        assert!(!line.is_letting_through());
         line.let_through(1, late);
         assert!(line.take_permit(late) && !line.take_permit(late));
     }

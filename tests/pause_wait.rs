@@ -382,3 +382,16 @@ fn a_stop_ends_it() {
     assert_eq!(caller.receive_all().bytes, b"");
     assert_eq!(proxy.exit_code(), 0);
 }
+
+/// What waits for idle would be restarted behind a proxy that is gone.
+#[test]
+fn a_proxy_that_stops_is_not_what_a_pause_waits_for() {
+    let upstream = Upstream::tcp(echo);
+    let (proxy, client) = busy(&upstream);
+    let mut caller = begin(&proxy, "wait=1h");
+    proxy.terminate();
+    proxy.wait_refused();
+    drop(client);
+    let sentence = Response::read(&mut caller).assert_error(503);
+    assert!(sentence.contains("stopping"), "{sentence}");
+}

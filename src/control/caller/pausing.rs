@@ -11,6 +11,7 @@ use crate::{
         claim::{Claim, KILL_TIMEOUT},
         query::OnTimeout,
     },
+    handle::Phase,
     ledger::Look,
 };
 
@@ -36,13 +37,14 @@ impl Caller {
         if is_tied {
             self.hear(means)?;
         }
+        // A proxy that stops is idle in the end, and nothing to begin a restart behind.
+        if means.stops_at.is_some() || means.handle.0.phase() != Phase::Running {
+            return Err(Halt::Refused(STOPPING));
+        }
         // Before the look, lest a moment between them be missed.
         means.bell.await_idle();
         if self.conclude() {
             return Ok(());
-        }
-        if means.stops_at.is_some() {
-            return Err(Halt::Refused(STOPPING));
         }
         Err(Halt::Blocked)
     }
