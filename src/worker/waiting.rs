@@ -58,7 +58,9 @@ impl Worker<'_> {
     pub(super) fn probe_at(&self) -> Option<Instant> {
         let (_slot, since) = self.queues.first(Queue::Away)?;
         let shared = &self.post.shared;
-        let is_its = !shared.gate.is_paused() && shared.line.is_first(self.post.index, since);
+        // Those who find something of this host's short try by themselves, and all others would find the same.
+        let may_try = !shared.gate.is_paused() && self.queues.len(Queue::Redial) == 0;
+        let is_its = may_try && shared.line.is_first(self.post.index, since);
         if is_its { shared.upstream.outage().probe_at() } else { None }
     }
 
