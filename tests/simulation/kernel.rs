@@ -22,10 +22,10 @@ const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno:
 /// How long a call takes.
 const CALL_TIME: Duration = Duration::from_micros(2);
 
-/// What a connection may move before others have their turn; what a last call moves beyond it does not count.
+/// What a connection may move before others have their turn; what a last call moves beyond it hardly counts.
 const SHARE: usize = 64 * 1024;
-/// One turn may come to a connection in three ways: it is released, driven, and its deadline expires.
-const TURN_BYTES_MAX: usize = 3 * SHARE;
+/// One turn may come to a connection in three ways: it is released, driven, and its deadline expires. One more for last calls.
+const TURN_BYTES_MAX: usize = 4 * SHARE;
 
 pub(crate) type LinkId = usize;
 pub(crate) type PipeId = usize;
