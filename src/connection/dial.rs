@@ -43,7 +43,8 @@ pub(crate) enum Turn {
     /// It is one of a crowd, of those that may be under way at a time.
     Place(Slot),
     /// It tries an upstream that is away, for all.
-    Probe { _right: Slot },
+    /// If it gets through, it is the first of a crowd, and has the place that it needs then.
+    Probe { _right: Slot, place: Option<Slot> },
 }
 
 impl Connection {
@@ -66,7 +67,7 @@ impl Connection {
         // As nobody waits, it may be the one to try an upstream that is away.
         let outage = context.upstream.outage();
         let right = if outage.is_on() { outage.take_probe() } else { None };
-        let turn = right.map_or(Turn::Its, |right| Turn::Probe { _right: right });
+        let turn = right.map_or(Turn::Its, |right| Turn::Probe { _right: right, place: None });
         self.begin_to_dial(pass, turn, context.now, context)
     }
 
@@ -215,10 +216,12 @@ impl Connection {
         context.reach.succeeded(context.upstream);
         match std::mem::replace(&mut self.state, State::Held { place: None }) {
             State::Connecting(Dial { upstream: Some(upstream), turn, pass, .. }) => {
-                let (place, queue) = match turn {
-                    Turn::Place(place) => (Some(place), Queue::Unheard),
-                    Turn::Its | Turn::Probe { .. } => (None, Queue::Fresh),
+                let place = match turn {
+                    Turn::Place(place) => Some(place),
+                    Turn::Probe { place, .. } => place,
+                    Turn::Its => None,
                 };
+                let queue = if place.is_some() { Queue::Unheard } else { Queue::Fresh };
                 self.state = State::Relaying(Carriage {
                     relay: Relay::new(upstream),
                     place,

@@ -70,9 +70,9 @@ impl Worker<'_> {
             && let Some((slot, _since)) = self.queues.first(Queue::Away)
             && let Some(right) = self.post.shared.upstream.outage().take_probe()
         {
-            self.act(slot, now, |connection, context| {
-                connection.redial(Turn::Probe { _right: right }, context)
-            });
+            let turn =
+                Turn::Probe { _right: right, place: self.post.shared.line.under_way().take() };
+            self.act(slot, now, |connection, context| connection.redial(turn, context));
         }
     }
 

@@ -26,7 +26,8 @@ fn a_refused_client_is_served_once_the_upstream_is_there() {
     let (listener, address) = tcp_listener();
     bench.upstream.publish([address].into());
     let right = bench.upstream.outage().take_probe().unwrap();
-    bench.act(|context| connection.redial(Turn::Probe { _right: right }, context));
+    let turn = Turn::Probe { _right: right, place: None };
+    bench.act(|context| connection.redial(turn, context));
     bench.until_relaying(&mut connection);
     assert!(!bench.upstream.outage().is_on() && bench.reach.take_end_of_outage());
     assert!(bench.upstream.outage().take_probe().is_some(), "the right is given back");
