@@ -42,8 +42,7 @@ pub(crate) enum Turn {
     Its,
     /// It is one of a crowd, of those that may be under way at a time.
     Place(Slot),
-    /// It tries an upstream that is away, for all.
-    /// If it gets through, it is the first of a crowd, and has the place that it needs then.
+    /// It tries an upstream that is away, for all. If it gets through it is the first of a crowd, and needs a place.
     Probe { _right: Slot, place: Option<Slot> },
 }
 
