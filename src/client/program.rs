@@ -21,7 +21,7 @@ const PATH_DEFAULT: &str = "/usr/local/bin:/bin:/usr/bin";
 const EXIT_NOT_RUN: u8 = 126;
 const EXIT_NOT_FOUND: u8 = 127;
 
-/// Looks for the program as the system would.
+/// Looks for the program as a shell would.
 pub(super) fn find(program: &[OsString]) -> Result<(), Failure> {
     let Some(name) = program.first() else { return Ok(()) };
     let path = env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
@@ -41,10 +41,12 @@ fn look(name: &OsStr, path: &OsStr) -> io::Result<()> {
     }
     let mut found = Err(io::Error::new(ErrorKind::NotFound, "it is not in PATH"));
     for folder in env::split_paths(path).filter(|_| !name.is_empty()) {
-        match check(&folder.join(name)) {
+        let file = folder.join(name);
+        match check(&file) {
             Ok(()) => return Ok(()),
-            // Another folder may have one that can be run; if none has, this is the reason.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => found = Err(error),
+            // Another folder may have one that can be run; if none has, this is the reason. In a folder that this user may not
+            // search, there is none.
+            Err(error) if file.exists() => found = Err(error),
             Err(_) => {}
         }
     }
@@ -64,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_looked_for_as_the_system_does() {
+    fn a_program_is_looked_for_as_shells_do() {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
         fs::create_dir(place("folder")).unwrap();
