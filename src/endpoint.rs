@@ -143,13 +143,14 @@ impl Endpoint {
     /// what is not until an event `was_in_vain`: most never cause one, and each change of mind costs a call.
     ///
     /// The kernel tells at once what is ready when it is asked (`EPOLL_CTL_MOD`, epoll(7)): no event is lost in between.
+    /// Returns whether it will tell of all that is awaited: if it could not be asked, it is to be asked again.
     pub(crate) fn await_events(
         &mut self,
         awaited: Awaited,
         was_in_vain: bool,
         registry: &Registry,
         token: Token,
-    ) {
+    ) -> bool {
         let readable = awaited.readable || (self.interest.is_readable() && !was_in_vain);
         // TCP tells of room only where a write found none; UNIX sockets tell whenever the peer has read.
         let is_quiet = !was_in_vain || !self.socket.is_unix();
@@ -163,6 +164,8 @@ impl Endpoint {
         if interest != self.interest && self.socket.reregister(registry, token, interest).is_ok() {
             self.interest = interest;
         }
+        (self.interest.is_readable() || !awaited.readable)
+            && (self.interest.is_writable() || !awaited.writable)
     }
 
     /// Reads into `buffer`.

@@ -191,7 +191,9 @@ impl Relay {
         let is_over = !self.to_upstream.is_open() && !self.to_client.is_open();
         let next = if more && !is_over { Next::Again } else { self.next(client) };
         let delivered = self.delivered();
-        self.await_events(client, next == Next::Wait && delivered == before, registration);
+        let is_in_vain = next == Next::Wait && delivered == before;
+        let is_awaited = self.await_events(client, is_in_vain, registration);
+        let next = if next == Next::Wait && !is_awaited { Next::Again } else { next };
         Turn { to_upstream: delivered.0 - before.0, to_client: delivered.1 - before.1, next }
     }
 
@@ -202,17 +204,13 @@ impl Relay {
         client: &mut Endpoint,
         was_in_vain: bool,
         registration: &Registration<'_>,
-    ) {
+    ) -> bool {
         let (up, down) = (self.to_upstream.has_buffered(), self.to_client.has_buffered());
         let Registration { registry, client: token, upstream } = *registration;
-        client.await_events(
-            Awaited { readable: !up, writable: down },
-            was_in_vain,
-            registry,
-            token,
-        );
+        let awaited = Awaited { readable: !up, writable: down };
+        let is_awaited = client.await_events(awaited, was_in_vain, registry, token);
         let awaited = Awaited { readable: !down, writable: up };
-        self.upstream.await_events(awaited, was_in_vain, registry, upstream);
+        is_awaited & self.upstream.await_events(awaited, was_in_vain, registry, upstream)
     }
 
     fn next(&self, client: &Endpoint) -> Next {

@@ -113,7 +113,9 @@ fn load_leaves_no_descriptor_behind() {
     // The pools keep what they have.
     let pooled = open("pipe:") - pipes;
     assert!(pooled <= 2 * PIPES * WORKERS, "{pooled} ends of pipes");
-    assert_eq!(proxy.descriptors(), all + pooled);
+    // At first, the C library may just have looked how many processors there are.
+    let left = proxy.descriptors();
+    assert!(left <= all + pooled, "{left} of {all} and {pooled} ends of pipes");
     println!("{count} connections: {pooled} ends of pipes in the pools, nothing else");
 }
 
