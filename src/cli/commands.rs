@@ -2,7 +2,7 @@
 
 use super::{
     Client,
-    options::{Action, Completion, Kind, Opt, Section},
+    options::{Action, Completion, HELP, Kind, Opt, Section},
 };
 
 /// A word that makes the program do something else than carry.
@@ -240,16 +240,6 @@ static CONFIG: Opt = Opt {
     section: Section::General,
     completion: Completion::File,
     action: Action::ConfigFile,
-};
-static HELP: Opt = Opt {
-    long: "help",
-    short: Some('h'),
-    value: None,
-    help: "Show this help",
-    more: "",
-    section: Section::General,
-    completion: Completion::None,
-    action: Action::Help,
 };
 
 const fn ask(

@@ -123,6 +123,18 @@ impl Opt {
     }
 }
 
+/// The option that every command has too.
+pub(super) const HELP: Opt = Opt {
+    long: "help",
+    short: Some('h'),
+    value: None,
+    help: "Show this help",
+    more: "",
+    section: Section::General,
+    completion: Completion::None,
+    action: Action::Help,
+};
+
 /// Every option that the proxy runs with, in the order of the help.
 pub(crate) static OPTIONS: [Opt; 32] = [
     Opt {
@@ -165,16 +177,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         completion: Completion::Choices(&["off", "error", "warn", "info", "debug", "trace"]),
         action: Action::Set("log-level"),
     },
-    Opt {
-        long: "help",
-        short: Some('h'),
-        value: None,
-        help: "Show this help",
-        more: "",
-        section: Section::General,
-        completion: Completion::None,
-        action: Action::Help,
-    },
+    HELP,
     Opt {
         long: "version",
         short: Some('V'),
