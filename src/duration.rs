@@ -17,6 +17,11 @@ const UNITS: [(&str, u64); 8] = [
 /// The longest duration in nanoseconds, some 292 years: Go counts them in 64 bits with a sign.
 const NANOSECONDS_MAX: u64 = i64::MAX.unsigned_abs();
 
+/// A duration in whole nanoseconds, as atomics hold it: one beyond 584 years is that long.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Reads a duration in the syntax of Go's `time.ParseDuration`, except that a sign is refused.
 ///
 /// The units are `ns`, `us` (`µs`), `ms`, `s`, `m` and `h`. The error says what is wrong and shows the right form.

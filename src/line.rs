@@ -14,6 +14,7 @@ use std::{
 
 use crate::{
     config::Resume,
+    duration::nanos,
     slots::{Slot, Slots},
     sys,
 };
@@ -146,7 +147,7 @@ impl Line {
     }
 
     fn nanos(&self, at: Instant) -> u64 {
-        nanos(at.saturating_duration_since(self.begin))
+        nanos(at.saturating_duration_since(self.begin)).min(NOBODY - 1)
     }
 }
 
@@ -159,10 +160,6 @@ impl Rate {
         };
         self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, advance).is_ok()
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(NOBODY - 1)
 }
 
 #[cfg(test)]

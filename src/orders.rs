@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use crate::duration::nanos;
+
 /// Orders to all workers. Whoever changes one wakes them.
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
@@ -17,8 +19,7 @@ pub(crate) struct Orders {
 impl Orders {
     /// Has connections closed that are silent for so long; `None` takes it back.
     pub(crate) fn close_quiet(&self, quiet: Option<Duration>) {
-        let nanos = quiet.map_or(0, |quiet| u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX));
-        self.quiet.store(nanos, Ordering::Release);
+        self.quiet.store(quiet.map_or(0, nanos), Ordering::Release);
     }
 
     /// For how long a connection may be silent, if that matters.

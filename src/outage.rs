@@ -12,6 +12,7 @@ use std::{
 };
 
 use crate::{
+    duration::nanos,
     slots::{Slot, Slots},
     sys,
 };
@@ -87,10 +88,6 @@ impl Outage {
     pub(crate) fn take_wanted(&self) -> bool {
         self.probe.take_wanted()
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

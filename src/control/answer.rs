@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 use tiny_http::StatusCode;
 
 use super::query::{OnTimeout, Wait};
+use crate::duration::nanos;
 
 /// The name of the header by which the private server has the front go on before it answers.
 const HOLD_HEADER: &str = "X-Hold";
@@ -123,10 +124,6 @@ impl Hold {
 
 const TIED: &str = "tied";
 const UNTIED: &str = "untied";
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// What the private server has answered.
 #[derive(Debug, PartialEq, Eq)]
