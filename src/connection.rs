@@ -24,7 +24,7 @@ use std::{
 
 use dial::Dial;
 pub(crate) use dial::Turn;
-use mio::event::Event;
+use mio::{Registry, Token, event::Event};
 
 use crate::{
     counters::Counters,
@@ -118,10 +118,27 @@ pub(crate) enum Reason {
     Rejected,
     /// The upstream cannot be reached.
     Unreachable(io::Error),
+    /// It was silent, and nobody owed anything, while a pause or a stop waited for it.
+    Quiet,
     /// The operator wanted the proxy idle, whatever it costs.
     Killed,
     /// The proxy stops.
     Stopped,
+}
+
+/// Durations of silence after which connections are closed as quiet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct QuietLimits {
+    /// For any connection; none if they may be silent for ever.
+    pub(crate) any: Option<Duration>,
+    /// For one of whose streams one has ended.
+    pub(crate) half_closed: Option<Duration>,
+}
+
+impl QuietLimits {
+    fn of(self, is_half_closed: bool) -> Option<Duration> {
+        if is_half_closed { self.any.into_iter().chain(self.half_closed).min() } else { self.any }
+    }
 }
 
 /// What a worker lends to the connection it drives.
@@ -150,12 +167,17 @@ pub(crate) struct Context<'a> {
 }
 
 impl Connection {
+    /// Registers the client's socket.
+    pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.client.socket().register(registry, token)
+    }
+
     /// A client that was just accepted; it is held until something else is said.
-    pub(crate) fn new(client: Socket, slot: Slot) -> Self {
+    pub(crate) fn new(client: Socket, slot: Slot, place: Option<Slot>) -> Self {
         let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
         Self {
             client: Endpoint::connected(client),
-            state: State::Held { place: None },
+            state: State::Held { place },
             peer,
             _slot: slot,
         }
@@ -287,34 +309,41 @@ impl Connection {
         matches!(self.state, State::Connecting(_) | State::Relaying(_))
     }
 
-    /// When it will have been silent for `quiet`, if it waits for nothing: what came last was an answer, and nothing is on
-    /// its way.
-    pub(crate) fn quiet_at(&self, quiet: Duration) -> Option<Instant> {
+    /// Returns the moment at which `limits` allow the connection to be closed. None while somebody is owed something: bytes
+    /// are on their way, or the client spoke last and the upstream may still answer.
+    pub(crate) fn quiet_at(&self, limits: QuietLimits) -> Option<Instant> {
         match &self.state {
-            State::Relaying(Carriage { relay, moved, asks: false, settling: None, .. })
-                if relay.is_at_rest(&self.client) =>
+            State::Relaying(Carriage { relay, moved, asks, settling: None, .. })
+                if relay.is_at_rest(&self.client) && !(*asks && relay.can_answer()) =>
             {
-                moved.checked_add(quiet)
+                moved.checked_add(limits.of(relay.is_half_closed())?)
             }
             _ => None,
         }
     }
 
+    /// Looks for a peer that has vanished with bytes on their way to it.
+    pub(crate) fn look_for_vanished(&mut self) -> Verdict {
+        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
+        let has_vanished = carriage.relay.give_up_vanished(&mut self.client);
+        if has_vanished { Verdict::Again } else { Verdict::Stay }
+    }
+
     /// Ends in good order what is quiet: both sides get the end of the stream, and what the client sends before it has
-    /// noticed is read and discarded, as a close with bytes unread would be a reset.
+    /// noticed is read and discarded, as a close with bytes unread would be a reset. A half-closed connection is closed at
+    /// once: one end was passed on already, and its peer had all the time to notice.
     pub(crate) fn end_quiet(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
         if !carriage.relay.is_silent(&mut self.client) {
             carriage.moved = context.now;
             return Verdict::Again;
         }
-        context.counters.drained.add(1);
-        if let Some(peer) = self.peer.take() {
-            let (up, down) = carriage.relay.delivered();
-            log::debug!(
-                "client {peer} closed: it was quiet; {up} bytes to the upstream, {down} to the client"
-            );
+        if carriage.relay.is_half_closed() {
+            return Verdict::Close(Reason::Quiet);
         }
+        context.counters.drained.add(1);
+        let delivered = carriage.relay.delivered();
+        log_close(self.peer.take().as_deref(), &Reason::Quiet, delivered);
         // The client's end comes first, as in any close: whoever is told "idle" finds it sent.
         let (reject, _next) = Reject::farewell(&mut self.client);
         self.state = State::Rejecting(reject);
@@ -323,22 +352,18 @@ impl Connection {
 
     /// Closes it with its one line in the log, and so that an abort does not look like an orderly end.
     pub(crate) fn close(self, reason: &Reason) {
-        if let Some(peer) = &self.peer {
-            let (up, down) = match &self.state {
-                State::Relaying(carriage) => carriage.relay.delivered(),
-                State::Held { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
-            };
-            log::debug!(
-                "client {peer} closed: {reason}; {up} bytes to the upstream, {down} to the client"
-            );
-        }
+        let delivered = match &self.state {
+            State::Relaying(carriage) => carriage.relay.delivered(),
+            State::Held { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
+        };
+        log_close(self.peer.as_deref(), reason, delivered);
         match reason {
             Reason::Reset
             | Reason::Stalled
             | Reason::Unreachable(_)
             | Reason::Killed
             | Reason::Stopped => self.reset_on_close(),
-            Reason::Ended | Reason::Left | Reason::Rejected => {}
+            Reason::Ended | Reason::Left | Reason::Rejected | Reason::Quiet => {}
         }
     }
 
@@ -405,6 +430,15 @@ impl Connection {
     }
 }
 
+/// Writes the one line of a connection at its end, if its peer was noted for that.
+fn log_close(peer: Option<&str>, reason: &Reason, (up, down): (u64, u64)) {
+    if let Some(peer) = peer {
+        log::debug!(
+            "client {peer} closed: {reason}; {up} bytes to the upstream, {down} to the client"
+        );
+    }
+}
+
 impl Drop for Connection {
     /// What a panic of the worker cuts off must not look like an orderly end.
     fn drop(&mut self) {
@@ -424,6 +458,7 @@ impl fmt::Display for Reason {
             }
             Self::Left => f.write_str("the client left before it was served"),
             Self::Rejected => f.write_str("rejected"),
+            Self::Quiet => f.write_str("it was quiet"),
             Self::Killed => f.write_str("it was in the way of a pause"),
             Self::Unreachable(error) => write!(f, "the upstream cannot be reached: {error}"),
             Self::Stopped => f.write_str("tcpause stops"),

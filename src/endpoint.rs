@@ -133,6 +133,17 @@ impl Endpoint {
         self.reset
     }
 
+    /// Treats a peer whose host does not answer any more as one that has reset: what it sent before is still read. Returns true
+    /// if it is so.
+    pub(crate) fn give_up_vanished(&mut self) -> bool {
+        let has_vanished = !self.reset && self.socket.has_vanished();
+        if has_vanished {
+            self.socket.shut_down_read();
+            (self.reset, self.readable) = (true, true);
+        }
+        has_vanished
+    }
+
     /// Whether bytes are to be spliced from here to `sink`. A splice never gets past an urgent byte; a read does. And what a
     /// UNIX socket holds costs TCP twice as much by splice as by copy.
     pub(crate) fn is_worth_splicing_to(&self, sink: &Self) -> bool {

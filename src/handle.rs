@@ -107,8 +107,8 @@ pub(crate) struct Shared {
     pub(crate) barrier: Barrier,
     /// How many clients there may be.
     pub(crate) slots: Arc<Slots>,
-    /// Lets through what is said of clients that cannot be accepted.
-    pub(crate) accept_trouble: Throttle,
+    /// Limits what is logged of clients that cannot be accepted.
+    pub(crate) accept_troubles: AcceptTroubles,
     /// Where the upstream is.
     pub(crate) upstream: Arc<Upstream>,
     /// How clients are rejected.
@@ -146,6 +146,14 @@ pub(crate) struct Arrival {
     pub(crate) slot: Slot,
     /// Its place among those that are held, if it was accepted for it.
     pub(crate) place: Option<Slot>,
+}
+
+/// Reasons for which clients wait in the backlog. Each has a limit of lines of its own, or one would hide another.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptTroubles {
+    pub(crate) too_many_held: Throttle,
+    pub(crate) no_place: Throttle,
+    pub(crate) shortage: Throttle,
 }
 
 /// How a worker is reached, and what it shows.
@@ -456,7 +464,7 @@ impl Shared {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(0),
             slots: Arc::new(Slots::new(1)),
-            accept_trouble: Throttle::default(),
+            accept_troubles: AcceptTroubles::default(),
             upstream,
             refusal: Refusal::new(crate::refusal::Answer::Close, None),
             default_mode: Mode::Hold,

@@ -150,20 +150,33 @@ impl Relay {
         (self.to_upstream.delivered, self.to_client.delivered)
     }
 
-    /// Whether neither stream has ended and nothing is known to be on its way.
+    /// Returns true if nothing is known to be on its way: no bytes, no end of a stream, no reset.
     pub(crate) fn is_at_rest(&self, client: &Endpoint) -> bool {
-        let is_at_rest = |flow: &Flow, source: &Endpoint| {
-            flow.is_open() && !flow.has_buffered() && !source.is_read_closed()
-        };
-        is_at_rest(&self.to_upstream, client) && is_at_rest(&self.to_client, &self.upstream)
+        self.to_upstream.is_at_rest(client) && self.to_client.is_at_rest(&self.upstream)
     }
 
-    /// Asks the kernel too: whether nothing has come that was not read, and all that was sent has been taken.
+    /// Returns true if one of the two streams has ended.
+    pub(crate) fn is_half_closed(&self) -> bool {
+        !self.to_upstream.is_open() || !self.to_client.is_open()
+    }
+
+    /// Returns true if the upstream can still answer.
+    pub(crate) fn can_answer(&self) -> bool {
+        self.to_client.is_open()
+    }
+
+    /// Asks the kernel too: returns true if nothing has come that was not read, and the peers' kernels have all that was sent.
     pub(crate) fn is_silent(&mut self, client: &mut Endpoint) -> bool {
-        [client, &mut self.upstream]
-            .into_iter()
-            // In this order: of one that was reset the kernel cannot tell what was taken.
-            .all(|side| unacknowledged(side) == 0 && side.peek(&mut [0]) == Received::Nothing)
+        let sides = [(client, &self.to_upstream), (&mut self.upstream, &self.to_client)];
+        sides.into_iter().all(|(side, flow)| {
+            let rest = if flow.is_open() { Received::Nothing } else { Received::End };
+            unacknowledged(side) == 0 && side.peek(&mut [0]) == rest
+        })
+    }
+
+    /// Treats a side that [`Socket::has_vanished`](crate::sys::Socket::has_vanished) as one that was reset. Returns true if one has.
+    pub(crate) fn give_up_vanished(&mut self, client: &mut Endpoint) -> bool {
+        [client, &mut self.upstream].into_iter().any(Endpoint::give_up_vanished)
     }
 
     /// Moves bytes both ways until neither can move or each has had its share. Then the kernel is to tell of what is waited
@@ -247,6 +260,12 @@ impl Flow {
 
     fn is_open(&self) -> bool {
         self.stage == Stage::Open
+    }
+
+    /// Returns true if nothing is known to be on its way from `source`.
+    fn is_at_rest(&self, source: &Endpoint) -> bool {
+        let is_over = !self.is_open() && self.stage != Stage::Cut;
+        !source.is_reset() && (is_over || !self.has_buffered() && !source.is_read_closed())
     }
 
     /// Whether bytes wait for the sink.
@@ -407,13 +426,10 @@ impl Flow {
     }
 }
 
-/// How many bytes the peer's kernel has not got yet: a reset would discard them.
+/// Returns the memory of what the peer's kernel has not got yet: a reset would discard it. A kernel that does not tell leaves
+/// it unknown, which is not 0: the connection then waits as for a peer that takes nothing.
 fn unacknowledged(endpoint: &Endpoint) -> u32 {
-    endpoint.socket().unacknowledged().unwrap_or_else(|error| {
-        // A kernel that cannot tell must not keep the connection for ever.
-        log::debug!("cannot ask the kernel what the peer has acknowledged: {error}");
-        0
-    })
+    endpoint.socket().unacknowledged().unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{sock_diag, socket_file::SocketFile};
+use crate::{socket_file::SocketFile, tcp_info};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -27,6 +27,9 @@ use rustix::{
 
 /// After how long a silence, and how often, the kernel asks whether the peer is still there.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Time in which every connection is looked at once, for a peer that has vanished.
+pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(60);
 
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG_MAX: i32 = i32::MAX;
@@ -237,20 +240,21 @@ impl Socket {
         !self.is_unix && matches!(ends, (Ok(own), Ok(Some(peer))) if own == peer)
     }
 
-    /// How many bytes the peer's kernel has not acknowledged yet: a reset would discard them.
+    /// Returns the memory of all that the peer's kernel has not acknowledged yet: a reset would discard it. 0 on a UNIX socket,
+    /// whose peer has at once what is written.
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
-        if self.is_unix {
-            return Ok(0);
-        }
-        match (
-            getpeername(self)?.map(SocketAddress::try_from),
-            SocketAddress::try_from(getsockname(self)?),
-        ) {
-            (Some(Ok(SocketAddress::Inet(peer))), Ok(SocketAddress::Inet(local))) => {
-                sock_diag::send_queue(local, peer)
-            }
-            _ => Err(io::ErrorKind::NotConnected.into()),
-        }
+        if self.is_unix { Ok(0) } else { tcp_info::unacknowledged(self) }
+    }
+
+    /// Returns true if the peer's host does not answer any more. False where the kernel does not tell.
+    pub(crate) fn has_vanished(&self) -> bool {
+        !self.is_unix && tcp_info::has_peer_vanished(self).unwrap_or(false)
+    }
+
+    /// Ends the reading: what has come is still read, and the end of the stream behind it.
+    pub(crate) fn shut_down_read(&self) {
+        // It can fail for a dead socket alone, whose stream has ended.
+        shutdown(self, Shutdown::Read).ok();
     }
 }
 

@@ -9,6 +9,8 @@
 mod accepting;
 #[path = "worker/quiet.rs"]
 mod quiet;
+#[path = "worker/vanished.rs"]
+mod vanished;
 #[path = "worker/waiting.rs"]
 mod waiting;
 
@@ -24,7 +26,7 @@ use crossbeam_channel::Receiver;
 use mio::{Events, Poll, Token};
 
 use crate::{
-    connection::{Connection, Context, Reason, Verdict},
+    connection::{Connection, Context, QuietLimits, Reason, Verdict},
     endpoint::Registration,
     handle::{Arrival, Phase, Shared},
     hold::Treatment,
@@ -37,6 +39,7 @@ use crate::{
     table::{Table, client_token, slot_of, upstream_token},
     upstream::{Cached, Outlook},
 };
+use vanished::VanishedSweep;
 
 /// The token of the listener.
 const LISTENER: Token = Token(usize::MAX);
@@ -48,6 +51,11 @@ const EVENTS_MAX: usize = 1024;
 /// How many steps of TLS handshakes are taken in one turn: one may cost a signature, a millisecond with RSA, and those who
 /// are carried shall not feel it.
 const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
+
+/// How many connections of one queue expire in one turn.
+const TURN_EXPIRES_MAX: usize = 64;
+/// Time for each of the connections that settle: five hundred are looked at once a second each.
+const SETTLE_PACE: Duration = Duration::from_millis(2);
 
 /// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
 #[derive(Debug)]
@@ -91,17 +99,24 @@ struct Worker<'a> {
     cached: Cached,
     accepting: Accepting,
     /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
-    unregistered: VecDeque<Arrival>,
+    unregistered: VecDeque<Connection>,
     reach: Reach,
     deadlines: Box<[(Queue, Duration)]>,
-    /// For how long a connection may be silent, as far as it has obeyed.
-    quiet: Option<Duration>,
+    /// Silence that connections may keep, as far as the worker has obeyed.
+    quiet: QuietLimits,
     /// When to look for quiet connections, while they are to be closed.
     look_for_quiet: Option<Instant>,
+    vanished: VanishedSweep,
     /// How many of the orders to reset all connections it has obeyed.
     resets: u64,
     /// The last question of a pause that it has answered.
     passed: u64,
+}
+
+impl From<Arrival> for Connection {
+    fn from(arrival: Arrival) -> Self {
+        Self::new(arrival.client, arrival.slot, arrival.place)
+    }
 }
 
 impl Post {
@@ -126,8 +141,9 @@ impl Post {
             unregistered: VecDeque::new(),
             reach: Reach::default(),
             deadlines: deadlines(shared.hold.timeout(), shared.upstream.patience()),
-            quiet: None,
+            quiet: QuietLimits::default(),
             look_for_quiet: None,
+            vanished: VanishedSweep::default(),
             resets: shared.orders.resets(),
             passed: 0,
         };
@@ -157,6 +173,7 @@ impl Worker<'_> {
             self.drive(now);
             self.welcome(now);
             self.close_quiet(now);
+            self.look_for_vanished(now);
             self.expire(now);
             self.publish();
             let shared = &self.post.shared;
@@ -205,6 +222,7 @@ impl Worker<'_> {
             .chain(self.probe_at())
             .chain(self.pace_at(now))
             .chain(self.look_for_quiet)
+            .chain(self.vanished.next_at())
             .chain(self.post.shared.stop_deadline())
             .min()?;
         Some(next.saturating_duration_since(now))
@@ -213,7 +231,19 @@ impl Worker<'_> {
     /// A queue with a deadline, if it matters now: whoever waits for its turn, and no longer for the resume, is not held.
     fn deadline(&self, index: usize) -> Option<(Queue, Duration)> {
         let deadline = self.deadlines.get(index).copied();
-        deadline.filter(|&(queue, _)| queue != Queue::Held || self.post.shared.gate.is_paused())
+        match deadline? {
+            (Queue::Held, _) if !self.post.shared.gate.is_paused() => None,
+            (Queue::Settling, at_least) => {
+                Some((Queue::Settling, at_least.max(self.settle_pace())))
+            }
+            other => Some(other),
+        }
+    }
+
+    /// Returns the time in which each connection that settles is looked at once: the kernel has no event for it, so a crowd
+    /// is looked at more rarely.
+    fn settle_pace(&self) -> Duration {
+        u32::try_from(self.queues.len(Queue::Settling)).map_or(Duration::MAX, |n| SETTLE_PACE * n)
     }
 
     fn mark(&mut self) {
@@ -283,20 +313,17 @@ impl Worker<'_> {
     /// Takes in the clients that another worker has accepted.
     fn collect(&mut self, now: Instant) {
         while let Ok(arrival) = self.post.mailbox.try_recv() {
-            self.admit(arrival, now);
+            self.admit(arrival.into(), now);
         }
     }
 
     /// Serves, holds or rejects a client.
-    fn admit(&mut self, arrival: Arrival, now: Instant) {
+    fn admit(&mut self, connection: Connection, now: Instant) {
         let index = self.connections.vacant();
-        if let Err(error) = arrival.client.register(self.post.poll.registry(), client_token(index))
-        {
-            self.unregistered.push_back(arrival);
+        if let Err(error) = connection.register(self.post.poll.registry(), client_token(index)) {
+            self.unregistered.push_back(connection);
             return self.rest(&error, now);
         }
-        let mut connection = Connection::new(arrival.client, arrival.slot);
-        connection.hold(arrival.place);
         self.connections.insert(connection);
         let shared = &self.post.shared;
         // Who came earlier goes first.
@@ -336,8 +363,8 @@ impl Worker<'_> {
     fn expire(&mut self, now: Instant) {
         for index in 0..self.deadlines.len() {
             let Some((queue, length)) = self.deadline(index) else { continue };
-            // One that stays in its queue gets a new deadline; none is looked at twice.
-            for _connection in 0..self.queues.len(queue) {
+            // One that stays in its queue gets a new deadline; none is looked at twice. What is left has its turn behind events.
+            for _connection in 0..self.queues.len(queue).min(TURN_EXPIRES_MAX) {
                 match self.queues.first(queue) {
                     Some((slot, since)) if now.duration_since(since) >= length => {
                         self.act(slot, now, Connection::expire);
@@ -408,6 +435,7 @@ impl Worker<'_> {
                 self.post.shared.upstream.complain(error, Outlook::GivenUp, now);
             }
             Reason::Left => counters.left.add(1),
+            Reason::Quiet => counters.drained.add(1),
             Reason::Killed => counters.killed.add(1),
             _ => {}
         }
@@ -425,8 +453,8 @@ impl Worker<'_> {
             }
         }
         if stops {
-            for arrival in self.unregistered.drain(..) {
-                arrival.client.reset_on_close();
+            for connection in self.unregistered.drain(..) {
+                connection.close(reason);
             }
         }
     }

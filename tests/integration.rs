@@ -47,6 +47,7 @@ mod reject_with;
 mod resume_pace;
 mod retry;
 mod soak;
+mod stalled;
 mod stop;
 mod stop_under_load;
 mod streams;

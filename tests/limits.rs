@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Resource;
+
 use crate::harness::{Builder, CPU_PERCENT_MAX, Proxy, Upstream, echo, wait_until};
 
 /// The limit of open files of these proxies: room for a few clients.
@@ -32,6 +34,27 @@ fn more_clients_than_descriptors_wait_for_their_turn() {
     proxy.control().wait_idle();
     proxy.control().wait_counts(|status| (status.accepted, status.failed), (COUNT as u64, 0));
     proxy.connect().assert_echo(b"all is as before");
+}
+
+/// One limit of lines for all troubles hid the second one behind the first, and mixed their counts.
+#[test]
+fn a_shortage_is_told_right_behind_a_full_hold() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder()
+        .upstream(&upstream)
+        .args(["--proxy-threads", "1", "--hold-max", "1", "--hold-overflow", "backlog"])
+        .start();
+    proxy.control().pause();
+    let mut clients = [proxy.connect_held(), proxy.connect()];
+    proxy.wait_for_log("as many clients are held as hold.max allows");
+    proxy.control().resume();
+    for client in &mut clients {
+        client.assert_echo(b"hello");
+    }
+    proxy.limit(Resource::Nofile, Some(0));
+    let _waits = proxy.connect();
+    let line = proxy.wait_for_log("cannot accept clients now");
+    assert!(!line.contains("more times"), "{line}");
 }
 
 #[test]

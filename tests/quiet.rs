@@ -2,13 +2,17 @@
 
 use std::{
     io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use crate::harness::{
     Control, End, Family, Proxy, Received, Response, Stream, Upstream, assert_same, echo, pattern,
-    spawn,
+    spawn, wait_until,
 };
 
 /// The silence that is asked for.
@@ -140,6 +144,58 @@ fn a_request_that_crosses_the_end_causes_no_reset() {
         proxy.control().wait_counts(|status| status.drained, 1);
         client.send(b"too late");
         assert_ends_in_order(&mut client);
+        assert_eq!(upstream.received(), Received { bytes: b"question".into(), end: End::Eof });
+    }
+}
+
+/// An ended stream owes nothing: the server has ended its idle one, and the client notices at its next use.
+#[test]
+fn a_connection_whose_server_has_ended_its_stream_is_quiet() {
+    for family in FAMILIES {
+        let upstream = Upstream::start(family, |mut stream| {
+            let bytes = stream.receive(8);
+            stream.send(b"answer");
+            stream.finish();
+            Received { bytes, end: stream.receive_all().end }
+        });
+        let proxy = proxy(family, &upstream);
+        let mut client = proxy.connect();
+        client.send(b"question");
+        assert_eq!(client.receive(6), b"answer");
+        assert_ends_in_order(&mut client);
+        proxy.control().wait_counts(|status| status.active, 1);
+        let response = proxy.control().put("/paused?drain=quiet:300ms&wait=20s");
+        assert_eq!(response.status, 201, "{response}");
+        assert_eq!(upstream.received().end, End::Eof);
+        proxy.control().wait_counts(|status| (status.drained, status.active), (1, 0));
+    }
+}
+
+/// A client that has ended its stream and has its answer owes nothing, nor does its server.
+#[test]
+fn a_connection_whose_client_has_ended_its_stream_is_quiet_once_it_was_answered() {
+    for family in FAMILIES {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let upstream = Upstream::start(family, {
+            let is_over = Arc::clone(&is_over);
+            move |mut stream| {
+                let received = stream.receive_all();
+                thread::sleep(LONG);
+                stream.send(b"answer");
+                wait_until("the test is over", || is_over.load(Ordering::SeqCst));
+                received
+            }
+        });
+        let proxy = proxy(family, &upstream);
+        let mut client = proxy.connect();
+        client.send(b"question");
+        client.finish();
+        proxy.control().wait_counts(|status| status.bytes_to_upstream, 8);
+        pause(proxy.control());
+        assert_eq!(client.receive(6), b"answer", "an answer is owed for far longer than is quiet");
+        assert_ends_in_order(&mut client);
+        proxy.control().wait_counts(|status| (status.drained, status.active), (1, 0));
+        is_over.store(true, Ordering::SeqCst);
         assert_eq!(upstream.received(), Received { bytes: b"question".into(), end: End::Eof });
     }
 }

@@ -41,6 +41,24 @@ fn live_transfers_finish() {
     }
 }
 
+/// The server has ended its idle stream, and the client keeps the rest of the connection for its next use.
+#[test]
+fn a_stop_does_not_wait_for_connections_whose_server_has_ended_its_stream() {
+    let upstream = Upstream::tcp(|mut stream| {
+        let bytes = stream.receive(8);
+        stream.send(b"answer");
+        stream.finish();
+        Received { bytes, end: stream.receive_all().end }
+    });
+    let mut proxy = Proxy::builder().upstream(&upstream).grace_period(Some("1h")).start();
+    let mut client = proxy.connect();
+    client.send(b"question");
+    assert_eq!(client.receive_all(), Received { bytes: b"answer".into(), end: End::Eof });
+    proxy.terminate();
+    assert_eq!(proxy.exit_code(), 0);
+    assert_eq!(upstream.received().end, End::Eof);
+}
+
 #[test]
 fn the_control_api_answers_during_a_stop() {
     let upstream = Upstream::tcp(echo);

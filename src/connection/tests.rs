@@ -71,7 +71,7 @@ impl Bench {
     /// A client that was just accepted.
     fn connection(&self, client: Socket) -> Connection {
         client.register(self.poll.registry(), CLIENT).unwrap();
-        Connection::new(client, self.slots.take().unwrap())
+        Connection::new(client, self.slots.take().unwrap(), None)
     }
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {

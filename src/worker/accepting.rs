@@ -54,9 +54,9 @@ impl Worker<'_> {
         }
         // While some are left it is paused, so that a deadline brings it back here.
         while !matches!(self.accepting, Accepting::Paused(_))
-            && let Some(arrival) = self.unregistered.pop_front()
+            && let Some(connection) = self.unregistered.pop_front()
         {
-            self.admit(arrival, now);
+            self.admit(connection, now);
         }
         for _client in 0..TURN_ACCEPTS_MAX {
             if self.accepting != Accepting::Ready || !self.accept_one(now) {
@@ -70,7 +70,7 @@ impl Worker<'_> {
         let Some(listener) = &self.post.listener else { return false };
         let Ok(place) = self.post.shared.reserve() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
+            if let Some(more) = self.post.shared.accept_troubles.too_many_held.let_through(now) {
                 log::warn!(
                     "as many clients are held as hold.max allows{more}: further ones wait in the backlog"
                 );
@@ -79,7 +79,7 @@ impl Worker<'_> {
         };
         let Some(slot) = self.post.shared.slots.take() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
+            if let Some(more) = self.post.shared.accept_troubles.no_place.let_through(now) {
                 let max = self.post.shared.slots.max();
                 log::warn!(
                     "all {max} places are taken{more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"
@@ -108,7 +108,7 @@ impl Worker<'_> {
     /// The system is short of something, most likely, and no event will tell when it no longer is.
     pub(super) fn rest(&mut self, error: &io::Error, now: Instant) {
         self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
-        if let Some(more) = self.post.shared.accept_trouble.let_through(now) {
+        if let Some(more) = self.post.shared.accept_troubles.shortage.let_through(now) {
             log::warn!("cannot accept clients now{more}, they wait: {error}");
         }
     }
@@ -124,11 +124,11 @@ impl Worker<'_> {
             && shared.phase() == Phase::Running
         {
             if let Err(arrival) = shared.send(index, arrival) {
-                self.admit(arrival, now);
+                self.admit(arrival.into(), now);
             }
             return;
         }
-        self.admit(arrival, now);
+        self.admit(arrival.into(), now);
     }
 
     /// Takes in everyone who is queued in the listener and closes it: a client in the queue of a closed one is reset. As long

@@ -1,9 +1,17 @@
-//! Connections that are silent are closed while a pause wants it: pools and keep-alive connections never end by themselves.
+//! Closes connections that are silent while a pause wants it: pools and keep-alive connections never end by themselves. A stop
+//! does not wait for those whose server has ended its stream, and whose client keeps the rest for its next use.
 
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use crate::{connection::Connection, queues::Queue};
+use crate::{
+    connection::{Connection, QuietLimits},
+    handle::Phase,
+    queues::Queue,
+};
+
+/// Silence after which a half-closed connection is over for a stop.
+const STOPPING_HALF_CLOSED_QUIET: Duration = Duration::from_secs(1);
 
 /// How many connections are closed as quiet in one turn.
 const TURN_QUIET_MAX: usize = 64;
@@ -17,11 +25,15 @@ impl Worker<'_> {
     /// Closes connections that have been silent for as long as the operator says.
     pub(super) fn close_quiet(&mut self, now: Instant) {
         let shared = &self.post.shared;
-        let quiet = shared.orders.quiet().filter(|_| shared.gate.is_paused());
-        if std::mem::replace(&mut self.quiet, quiet) != quiet {
+        let is_running = shared.phase() == Phase::Running;
+        let limits = QuietLimits {
+            any: shared.orders.quiet().filter(|_| shared.gate.is_paused()),
+            half_closed: (!is_running).then_some(STOPPING_HALF_CLOSED_QUIET),
+        };
+        if std::mem::replace(&mut self.quiet, limits) != limits {
             self.look_for_quiet = None;
         }
-        let Some(quiet) = quiet else { return };
+        let Some(quiet) = limits.any.into_iter().chain(limits.half_closed).min() else { return };
         if self.look_for_quiet.is_some_and(|at| now < at) {
             return;
         }
@@ -31,7 +43,7 @@ impl Worker<'_> {
         let mut left = carried.div_ceil(QUIET_ONE_OF).min(TURN_QUIET_MAX);
         for slot in 0..self.connections.end() {
             let connection = self.connections.get_mut(slot);
-            let Some(at) = connection.and_then(|it| it.quiet_at(quiet)) else { continue };
+            let Some(at) = connection.and_then(|it| it.quiet_at(limits)) else { continue };
             if at > now || left == 0 {
                 next = next.map(|next| next.min(at));
                 continue;

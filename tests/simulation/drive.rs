@@ -202,6 +202,12 @@ impl Course {
             Stage::Draining if until.is_none_or(|at| at > self.stage_began + DRAIN_TIME) => {
                 self.next_stage();
             }
+            // It looks for quiet half-closed connections as long as a stop lasts; all other deadlines are over.
+            _ if sys::elapsed() > self.stage_began + QUIET_MAX
+                && crate::with(|kernel| kernel.is_stopping) =>
+            {
+                self.next_stage();
+            }
             // The end of a long grace period is nobody's concern.
             _ => match until.filter(|&until| until < sys::elapsed() + QUIET_MAX) {
                 Some(until) => crate::with(|kernel| {
@@ -255,8 +261,13 @@ impl Course {
     /// The end of all trouble.
     fn calm_down(&mut self) {
         crate::with(|kernel| {
-            kernel.weather =
-                Weather { shortage: 0, panic: 0, interleaves: false, ..kernel.weather };
+            kernel.weather = Weather {
+                shortage: 0,
+                panic: 0,
+                interleaves: false,
+                tells_memory: true,
+                ..kernel.weather
+            };
             kernel.sites.fill(Site::Up);
             kernel.up_since.get_or_insert(kernel.now);
         });

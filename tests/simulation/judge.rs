@@ -63,10 +63,11 @@ pub(crate) fn arrived(kernel: &Kernel, course: &Course) {
 pub(crate) fn drained(kernel: &Kernel, course: &Course) {
     for link in kernel.links.iter().filter(|link| link.side == Side::Client) {
         if let Some(other) = pair(kernel, link)
-            && [link, other].iter().all(|link| is_there(link) && !link.peer_shut)
+            && [link, other].iter().all(|link| is_there(link))
             && link.is_open
         {
-            assert!(!is_quiet(link), "a quiet connection stays: {link:#?}, {other:#?}");
+            let is_owed = !is_quiet(link) && !other.peer_shut;
+            assert!(is_owed, "a quiet connection stays: {link:#?}, {other:#?}");
         }
     }
     let is_left = course.shared.orders.quiet().is_none();
@@ -202,8 +203,9 @@ fn judge_unserved(link: &Link, course: &Course) {
 /// Whom the worker has connected it with.
 fn pair<'a>(kernel: &'a Kernel, link: &Link) -> Option<&'a Link> {
     let other = &kernel.links[link.partner?];
-    // An attempt that was given up is no pair.
-    let is_pair = std::ptr::eq(&raw const kernel.links[other.partner?], link);
+    // An attempt that was given up is no pair, nor is what was closed as quiet.
+    let was_drained = [link, other].iter().any(|link| link.story.drained.is_some());
+    let is_pair = std::ptr::eq(&raw const kernel.links[other.partner?], link) && !was_drained;
     (is_pair && other.is_connected && link.is_connected).then_some(other)
 }
 

@@ -77,6 +77,8 @@ pub(crate) struct Kernel {
     pub(crate) may_kill: bool,
     /// For how long a connection is silent that it may close.
     pub(crate) may_drain: Option<Duration>,
+    /// Whether the proxy stops, and may do so with half-closed ones.
+    pub(crate) is_stopping: bool,
     /// When the next of those who have waited may be dialled for.
     pub(crate) next_by_rate: Duration,
     /// What happened; without any of it, a turn was in vain.
@@ -107,6 +109,8 @@ pub(crate) struct Weather {
     pub(crate) splices: bool,
     /// Whether something happens between two calls.
     pub(crate) interleaves: bool,
+    /// Whether it tells how much of what was sent is not acknowledged.
+    pub(crate) tells_memory: bool,
 }
 
 /// How an address of the upstream answers.
@@ -454,10 +458,10 @@ impl Kernel {
     }
 
     pub(crate) fn unacknowledged(&mut self, id: LinkId) -> Result<u32, Errno> {
-        let link = self.link_mut(id);
-        if link.is_dead {
-            return Err(Errno::NOENT);
+        if !self.weather.tells_memory {
+            return Err(Errno::NOPROTOOPT);
         }
+        let link = self.link_mut(id);
         Ok(if link.is_unix { 0 } else { u32::try_from(link.written - link.acked).unwrap() })
     }
 
@@ -466,6 +470,7 @@ impl Kernel {
         if !std::thread::panicking() && self.links[id].side == Side::Client {
             self.is_closed(id);
         }
+        self.may_be_drained(id);
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
         let (side, was_carried) = (link.side, link.is_carried());

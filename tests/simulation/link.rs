@@ -247,10 +247,12 @@ impl Link {
     /// The worker closes its socket.
     pub(crate) fn close(&mut self) {
         // What a panic cuts off must not look like an end.
-        self.was_cut_mildly |= std::thread::panicking()
-            && self.token.is_some()
-            && (self.side == Side::Client || self.written + self.read > 0)
-            && !self.resets_on_close;
+        let would_look_whole = match self.side {
+            Side::Client => true,
+            Side::Upstream => self.token.is_some() && self.written + self.read > 0,
+        };
+        self.was_cut_mildly |=
+            std::thread::panicking() && would_look_whole && !self.resets_on_close;
         self.is_open = false;
         self.is_connected &= self.is_known;
         self.token = None;

@@ -88,6 +88,7 @@ impl Course {
             72..76 if self.operator.kills => self.kill(),
             76..78 => {
                 self.may_cut(self.shared.grace_period < QUIET_MAX);
+                crate::with(|kernel| kernel.is_stopping = true);
                 self.shared.stop();
             }
             78..80 => {

@@ -22,6 +22,9 @@ pub(crate) use crate::real_sys::{
     is_shortage,
 };
 
+/// Longer than any schedule: no host of the simulation vanishes.
+pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+
 #[derive(Debug)]
 pub(crate) struct Socket {
     link: LinkId,
@@ -126,6 +129,12 @@ impl Socket {
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
         ask(|kernel| kernel.unacknowledged(self.link))
     }
+
+    pub(crate) fn has_vanished(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn shut_down_read(&self) {}
 }
 
 impl Drop for Socket {
