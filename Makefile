@@ -55,6 +55,7 @@ soak: ## Run five million seeds, the load tests in their long forms, and an hour
 		TCPAUSE_LOAD_OPEN=4000 TCPAUSE_LOAD_REQUESTS=250000 TCPAUSE_MAINTENANCE_ROUNDS=20 TCPAUSE_MAINTENANCE_MS=2000 \
 		TCPAUSE_CROWD=9000 TCPAUSE_HELD_EACH=1000 TCPAUSE_PAUSE_CYCLES=2000 TCPAUSE_REJECT_ROUNDS=20 TCPAUSE_STORM_SECONDS=30 \
 		$(CARGO) test --locked --release --test integration -- load:: control_flood:: reject maintenance:: pause:: held_kinds:: --nocapture --test-threads=1
+	TCPAUSE_VANISH=1 $(CARGO) test --locked --release --test integration -- vanished:: --nocapture
 	TCPAUSE_SOAK_SECONDS=3600 $(CARGO) test --locked --release --test integration -- soak:: --nocapture
 
 bench: ## Compare the relay with a direct connection, time a resume and the gate (five minutes)

@@ -52,3 +52,4 @@ mod stop;
 mod stop_under_load;
 mod streams;
 mod tidy;
+mod vanished;

@@ -1,0 +1,87 @@
+//! Clients whose host vanishes without a word. It takes the kernel minutes to give them up, so only `make soak` tries it.
+
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+
+use crate::harness::{
+    Addr, FIGURE, Listener, Proxy, Received, Stream, Upstream, amount, assert_same, in_namespace,
+    pattern,
+};
+
+/// Addresses of the test's own network.
+const HOST: &str = "10.9.0.1";
+const VANISHES: &str = "10.9.0.2";
+const STALLS: &str = "10.9.0.3";
+
+/// Far more than a client takes that does not read, and less than the proxy's kernel keeps for it.
+const ANSWER_BYTES: usize = 300_000;
+
+/// Time until a vanished peer is noticed at the latest: 150 s without an answer, a minute until the look, and some more.
+const NOTICED_AFTER_MAX: Duration = Duration::from_secs(230);
+
+#[test]
+fn a_vanished_client_is_given_up_and_one_that_does_not_read_is_not() {
+    if amount("TCPAUSE_VANISH", 0) == 0 {
+        return println!("skipped: it takes four minutes; TCPAUSE_VANISH=1 runs it");
+    }
+    in_namespace(
+        "vanished::a_vanished_client_is_given_up_and_one_that_does_not_read_is_not",
+        || {
+            for address in [HOST, VANISHES, STALLS] {
+                ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+            }
+            let upstream = Upstream::on(Listener::bind(&any(HOST)), |mut stream| {
+                let mut bytes = stream.receive(8);
+                stream.send(&pattern(3, ANSWER_BYTES));
+                let Received { bytes: rest, end } = stream.receive_all();
+                bytes.extend(rest);
+                Received { bytes, end }
+            });
+            let proxy = Proxy::builder().listen_at(&any(HOST)).upstream(&upstream).start();
+            let Addr::Tcp(addr) = *proxy.addr() else { panic!("a TCP proxy") };
+            let _vanished = client(VANISHES, addr);
+            let mut stalled = client(STALLS, addr);
+            let all = 2 * ANSWER_BYTES as u64;
+            proxy.control().wait_counts(|status| status.bytes_to_client, all);
+
+            ip(&["addr", "del", &format!("{VANISHES}/32"), "dev", "lo"]);
+            ip(&["route", "add", "blackhole", VANISHES]);
+            let begin = Instant::now();
+            while proxy.control().status().active > 1 {
+                assert!(begin.elapsed() < NOTICED_AFTER_MAX, "it is carried on and on");
+                thread::sleep(Duration::from_secs(1));
+            }
+            println!("{FIGURE}a vanished client is given up after {:?}", begin.elapsed());
+            // The other one had as long, and gets everything.
+            thread::sleep(NOTICED_AFTER_MAX.saturating_sub(begin.elapsed()));
+            assert_same(&stalled.receive(ANSWER_BYTES), &pattern(3, ANSWER_BYTES));
+        },
+    );
+}
+
+fn any(address: &str) -> Addr {
+    Addr::Tcp(SocketAddr::new(address.parse().unwrap(), 0))
+}
+
+/// A client at `source` that has asked and does not read.
+fn client(source: &str, proxy: SocketAddr) -> Stream {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    connect(&socket, &proxy).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(b"question").unwrap();
+    Stream::Tcp(stream)
+}
+
+#[track_caller]
+fn ip(args: &[&str]) {
+    let status = Command::new("ip").args(args).status().unwrap();
+    assert!(status.success(), "ip {args:?}: {status}");
+}
