@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fmt::{self, Write as _},
-    io::{self, Write},
+    io::{self, ErrorKind, Write},
     panic,
     sync::{
         Arc,
@@ -157,27 +157,58 @@ impl Write for Queue {
     }
 }
 
-/// The writer thread. That standard error is closed or full is no reason to stop: nothing is left to tell it to.
-fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, mut output: impl Write) {
+/// Runs the writer thread. That standard error is closed or full is no reason to stop: nothing is left to tell it to.
+fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl Write) {
+    let mut output = Output { inner: output, is_torn: false };
     for message in messages {
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let line =
-                format!("{}\n", Line(Level::Warn, format_args!("{lost} log lines were dropped")));
+                format!("{}\n", Line(Level::Warn, format_args!("log lines dropped: {lost}")));
             // Told again with the next line if it cannot be told now.
-            if output.write_all(line.as_bytes()).is_err() {
+            if output.write_line(line.as_bytes()).is_err() {
                 dropped.fetch_add(lost, Ordering::Relaxed);
             }
         }
         match message {
             Message::Line(line) => {
-                if output.write_all(&line).is_err() {
+                if output.write_line(&line).is_err() {
                     dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }
             // Whoever waited may have given up.
             Message::Flush(done) => drop(done.try_send(())),
         }
+    }
+}
+
+/// An output that remembers whether its last line is a torn one. A disk that fills up, or a file at its limit, takes a part
+/// of a line and refuses the rest.
+struct Output<W> {
+    inner: W,
+    is_torn: bool,
+}
+
+impl<W: Write> Output<W> {
+    /// Writes a line, on a line of its own.
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.is_torn {
+            self.inner.write_all(b"\n")?;
+            self.is_torn = false;
+        }
+        let mut rest = line;
+        while !rest.is_empty() {
+            match self.inner.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    rest = rest.get(written..).unwrap_or_default();
+                    self.is_torn = !rest.is_empty();
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -240,9 +271,9 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(20);
 
     /// Hands on what is written, until nobody listens.
-    struct Output(Sender<Vec<u8>>);
+    struct Reader(Sender<Vec<u8>>);
 
-    impl Write for Output {
+    impl Write for Reader {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
             Ok(bytes.len())
@@ -298,9 +329,50 @@ mod tests {
         write_lines(&messages, &dropped, &mut output);
         let output = String::from_utf8(output).unwrap();
         let lines: Vec<&str> = output.lines().collect();
-        assert!(lines[0].ends_with(" WARN 3 log lines were dropped"), "{}", lines[0]);
+        assert!(lines[0].ends_with(" WARN log lines dropped: 3"), "{}", lines[0]);
         assert_eq!(lines.len(), LINES_MAX);
         assert_eq!(lines.last().unwrap().to_owned(), (LINES_MAX - 1).to_string());
+    }
+
+    /// A file with room for so many bytes.
+    struct File {
+        room: usize,
+        bytes: Vec<u8>,
+    }
+
+    impl Write for File {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.room - self.bytes.len());
+            if count == 0 {
+                return Err(ErrorKind::FileTooLarge.into());
+            }
+            self.bytes.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_behind_a_torn_one_is_a_line_of_its_own() {
+        let inner = File { room: 6, bytes: Vec::new() };
+        let mut output = Output { inner, is_torn: false };
+        assert!(output.write_line(b"one\n").is_ok());
+        assert!(output.write_line(b"two\n").is_err());
+        assert!(output.write_line(b"three\n").is_err());
+        output.inner.room = 20;
+        assert!(output.write_line(b"four\n").is_ok());
+        assert!(output.write_line(b"five\n").is_ok());
+        assert_eq!(String::from_utf8(output.inner.bytes).unwrap(), "one\ntw\nfour\nfive\n");
+        // One that fitted not at all has torn nothing.
+        let inner = File { room: 4, bytes: Vec::new() };
+        let mut output = Output { inner, is_torn: false };
+        assert!(output.write_line(b"one\n").is_ok());
+        assert!(output.write_line(b"two\n").is_err());
+        output.inner.room = 20;
+        assert!(output.write_line(b"four\n").is_ok());
+        assert_eq!(output.inner.bytes, b"one\nfour\n");
     }
 
     #[test]
@@ -309,7 +381,7 @@ mod tests {
         let (sender, written) = bounded(10);
         let dropped = Arc::clone(&queue.dropped);
         let writer = thread::Builder::new()
-            .spawn(move || write_lines(&messages, &dropped, Output(sender)))
+            .spawn(move || write_lines(&messages, &dropped, Reader(sender)))
             .unwrap();
         queue.push(b"1\n".to_vec());
         queue.push(b"2\n".to_vec());
