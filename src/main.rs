@@ -12,12 +12,16 @@ use std::{
     io::{self, ErrorKind, Write},
     path::Path,
     process::{self, ExitCode},
+    sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ},
+    flag,
     iterator::Signals,
+    low_level::signal_name,
 };
 use tcpause::{Config, Error, Outcome, Server, Stopper, format_duration};
 
@@ -35,7 +39,23 @@ const EXIT_USAGE: u8 = 2;
 /// The grace period was over; what was left was closed.
 const EXIT_DEADLINE_HIT: u8 = 3;
 
+/// The signals that stop the proxy.
+const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
+/// The signals that do nothing, and why. By default each of them would end the program.
+const IDLE_SIGNALS: [(i32, &str); 3] = [
+    (SIGHUP, "the configuration is read at start only"),
+    (SIGUSR1, "the log goes to standard error, and there is no file to reopen"),
+    (SIGUSR2, "it has no meaning"),
+];
+/// The age of a stop from which a further stop signal forces the end. A supervisor that signals both the process and its
+/// group sends two within milliseconds.
+const FORCE_AFTER: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
+    // Output to a file that has reached RLIMIT_FSIZE then fails like any other, and does not end the process.
+    if let Err(error) = flag::register(SIGXFSZ, Arc::default()) {
+        return fail(EXIT_FAILURE, format_args!("cannot handle SIGXFSZ: {error}"));
+    }
     let invocation = match cli::parse(env::args_os().skip(1)) {
         Ok(invocation) => invocation,
         Err(error) => return fail(EXIT_USAGE, error),
@@ -68,8 +88,9 @@ fn main() -> ExitCode {
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     let (config, file) = invocation.configure()?;
     // Before anything is opened that has to be closed in order: until here a signal just ends the program.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
+    let signals =
+        Signals::new(STOP_SIGNALS.into_iter().chain(IDLE_SIGNALS.map(|(signal, _)| signal)))
+            .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
     // Dropped last, when all has been logged.
     let _logger = Logger::start(config.log_level)?;
     let server = Server::start(config.clone())?;
@@ -129,22 +150,30 @@ fn origin(file: Option<&Path>) -> String {
     )
 }
 
-/// The first signal to end stops gracefully, the second by force.
+/// Stops gracefully at the first stop signal, and by force at a later one.
 fn obey(mut signals: Signals, stopper: &Stopper) {
-    let mut stopping = false;
+    let mut stopping_since: Option<Instant> = None;
     for signal in signals.forever() {
-        let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
-        if signal == SIGHUP {
-            log::info!("SIGHUP is ignored: the configuration is read at start only");
-        } else if stopping {
-            log::warn!("{name}: closing all connections now");
-            stopper.abort();
-        } else {
-            log::info!(
-                "{name}: stopping once connections have ended; a second signal closes them at once"
-            );
-            stopping = true;
-            stopper.stop();
+        let name = signal_name(signal).unwrap_or("a signal");
+        if let Some((_, reason)) = IDLE_SIGNALS.iter().find(|(idle, _)| *idle == signal) {
+            log::info!("{name} is ignored: {reason}");
+            continue;
+        }
+        match stopping_since.map(|since| since.elapsed()) {
+            None => {
+                log::info!(
+                    "{name}: stopping once connections have ended; another stop signal after a second or more closes them at once"
+                );
+                stopping_since = Some(Instant::now());
+                stopper.stop();
+            }
+            Some(age) if age < FORCE_AFTER => {
+                log::info!("{name} is ignored: it came less than a second after the first");
+            }
+            Some(_) => {
+                log::warn!("{name}: closing all connections now");
+                stopper.abort();
+            }
         }
     }
 }

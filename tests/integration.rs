@@ -46,6 +46,7 @@ mod reject_tls;
 mod reject_with;
 mod resume_pace;
 mod retry;
+mod signals;
 mod soak;
 mod stalled;
 mod stop;

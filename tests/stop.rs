@@ -194,7 +194,7 @@ fn held_clients_are_closed_after_the_grace_period() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    for second in [Signal::TERM, Signal::INT] {
+    for second in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let upstream = Upstream::tcp(echo);
         let mut proxy =
             Proxy::builder().listen(Family::Unix).control(Family::Unix).upstream(&upstream).start();
@@ -203,7 +203,7 @@ fn a_second_signal_ends_it_at_once() {
         proxy.terminate();
         proxy.wait_refused();
         client.assert_echo(b"still carried");
-        proxy.signal(second);
+        proxy.signal_a_second_later(second);
         assert_eq!(proxy.exit_code(), 1);
         assert!(!proxy.addr().path().exists());
         assert!(!proxy.control().addr().path().exists());

@@ -16,8 +16,8 @@ use crate::harness::{
 const TRANSFERS: usize = 50;
 const HELD: usize = 20;
 
-/// A transfer: so many parts of a pattern with a rest between them, two seconds altogether.
-const PARTS: usize = 20;
+/// A transfer: so many parts of a pattern with a rest between them, three seconds altogether.
+const PARTS: usize = 30;
 const PART_BYTES: usize = 8 << 10;
 const REST: Duration = Duration::from_millis(100);
 
@@ -189,6 +189,29 @@ fn a_stop_cuts_what_is_left_at_the_grace_limit_and_not_before() {
     }
 }
 
+/// A supervisor that signals a process and its group, as `timeout` does, or two of them at once.
+#[test]
+fn the_twin_of_a_stop_signal_cuts_nothing() {
+    for (first, twin) in [
+        (Signal::TERM, Signal::TERM),
+        (Signal::TERM, Signal::INT),
+        (Signal::INT, Signal::QUIT),
+        (Signal::QUIT, Signal::TERM),
+    ] {
+        let upstream = Upstream::tcp(serve);
+        let mut proxy = builder(Family::Tcp4, &upstream).start();
+        let transfers = Transfers::begin(&proxy);
+        proxy.signal(first);
+        // Else the kernel would make one of two of the same kind.
+        proxy.wait_for_log("stopping once connections have ended");
+        proxy.signal(twin);
+        proxy.wait_for_log("is ignored: it came less than a second after the first");
+        let ends = transfers.ends();
+        assert_eq!(ends, Ends { whole: TRANSFERS, ..Ends::default() }, "{first:?}, {twin:?}");
+        assert_eq!(proxy.exit_code(), 0);
+    }
+}
+
 #[test]
 fn a_second_signal_forces_the_end_of_transfers_and_of_the_held() {
     for is_paused in [false, true] {
@@ -203,8 +226,8 @@ fn a_second_signal_forces_the_end_of_transfers_and_of_the_held() {
         }
         proxy.terminate();
         proxy.wait_refused();
+        proxy.signal_a_second_later(Signal::TERM);
         let begun = Instant::now();
-        proxy.signal(Signal::TERM);
         assert_eq!(proxy.exit_code(), 1);
         let took = begun.elapsed();
         let ends = transfers.ends();

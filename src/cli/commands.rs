@@ -122,6 +122,28 @@ pub(crate) static COMMANDS: [Word; 9] = [
     },
 ];
 
+/// The signals that the proxy heeds or ignores, for the help, the man page and the README.
+pub(crate) const SIGNALS: [(&str, &str); 6] = [
+    (
+        "SIGTERM, SIGINT, SIGQUIT",
+        "Refuse new clients, serve those that are queued already, and let connections end within the grace period. Held clients are held for as long, and a resume serves them.",
+    ),
+    (
+        "a second one of them",
+        "Closes everything at once if it comes a second or more after the first. Sooner, it is ignored, as supervisors often signal both a process and its group.",
+    ),
+    ("SIGHUP", "Is ignored: the configuration is read at start only. The log says so."),
+    (
+        "SIGUSR1",
+        "Is ignored: the log goes to standard error, and no file is reopened. The log says so.",
+    ),
+    ("SIGUSR2", "Is ignored, and the log says so."),
+    (
+        "SIGXFSZ, SIGPIPE",
+        "Are ignored: a log that takes no more lines loses them, and tells later how many.",
+    ),
+];
+
 /// The exit codes of the commands that ask a running proxy, for the help and the man page.
 pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
     ("0", "It is done."),

@@ -161,7 +161,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         long: "grace-period",
         short: Some('g'),
         value: Some("DURATION"),
-        help: "How long running connections may go on after SIGTERM or SIGINT",
+        help: "How long running connections may go on after SIGTERM, SIGINT or SIGQUIT",
         more: "What is left then is closed.",
         section: Section::General,
         completion: Completion::None,

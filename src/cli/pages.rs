@@ -5,7 +5,7 @@
 )]
 
 use super::{
-    commands::{CLIENT_EXIT_CODES, COMMANDS, Word},
+    commands::{CLIENT_EXIT_CODES, COMMANDS, SIGNALS, Word},
     options::{OPTIONS, Opt, Section},
 };
 
@@ -43,7 +43,7 @@ fn short_help(word: &Word) -> String {
 
 fn command_help(word: &Word) -> String {
     let mut text = format!("{}.\n", word.help);
-    for line in wrapped(word.more) {
+    for line in wrapped(word.more, 0) {
         text += &format!("{line}\n");
     }
     text += &format!("\nUsage: {}\n\nOptions:\n", usage(word));
@@ -68,8 +68,8 @@ fn usage(word: &Word) -> String {
     format!("tcpause {} [OPTIONS]{argument}", word.name)
 }
 
-/// Text in lines that fit a terminal.
-fn wrapped(text: &str) -> Vec<String> {
+/// Text in lines that fit a terminal, each with so many spaces in front.
+fn wrapped(text: &str, indent: usize) -> Vec<String> {
     const COLUMNS_MAX: usize = 96;
 
     let mut lines: Vec<String> = Vec::new();
@@ -79,7 +79,7 @@ fn wrapped(text: &str) -> Vec<String> {
                 line.push(' ');
                 line.push_str(word);
             }
-            _ => lines.push(word.to_owned()),
+            _ => lines.push(format!("{:indent$}{word}", "")),
         }
     }
     lines
@@ -118,6 +118,13 @@ Commands:
         }
     }
     text += VALUES;
+    text += "\nSignals:\n";
+    for (signal, effect) in SIGNALS {
+        text += &format!("  {signal}\n");
+        for line in wrapped(effect, 10) {
+            text += &format!("{line}\n");
+        }
+    }
     text += "\nExample:\n";
     for line in EXAMPLE.lines() {
         text += &format!("  {line}\n");
@@ -172,8 +179,9 @@ pub(crate) fn man() -> String {
         "The counts of held, connecting and active connections, and more, as JSON.",
     );
     page.section("SIGNALS", &[]);
-    page.entry("SIGTERM, SIGINT", "The first stops accepting and lets connections end within the grace period; the second closes them at once.");
-    page.entry("SIGHUP", "Is ignored; the configuration is read at start only.");
+    for (signal, effect) in SIGNALS {
+        page.entry(signal, effect);
+    }
     page.section("EXIT STATUS", &[]);
     page.entry("0", "Every connection had ended by itself.");
     page.entry("1", "The system refused something, or a second signal forced the end.");
@@ -276,6 +284,13 @@ fn markdown_of_commands() -> String {
     text
 }
 
+/// The table of signals of the README, between its markers.
+#[cfg(test)]
+fn markdown_of_signals() -> String {
+    let rows = SIGNALS.map(|(signal, effect)| format!("| {signal} | {effect} |\n"));
+    format!("| signal | effect |\n|---|---|\n{}", rows.concat())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,8 +326,12 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_shows_every_option_and_command() {
-        for (name, expected) in [("options", markdown()), ("commands", markdown_of_commands())] {
+    fn the_readme_shows_every_option_command_and_signal() {
+        for (name, expected) in [
+            ("options", markdown()),
+            ("commands", markdown_of_commands()),
+            ("signals", markdown_of_signals()),
+        ] {
             let block = include_str!("../../README.md")
                 .split_once(&format!("<!-- {name} -->\n"))
                 .and_then(|(_, rest)| rest.split_once(&format!("<!-- /{name} -->")))

@@ -43,8 +43,7 @@ pub(crate) fn program() -> Program {
         args: Vec::new(),
         envs: Vec::new(),
         dir: Arc::new(tempfile::tempdir().expect("a directory")),
-        files: None,
-        umask: None,
+        before: String::new(),
     }
 }
 
@@ -53,10 +52,8 @@ pub(crate) struct Program {
     args: Vec<OsString>,
     envs: Vec<(String, String)>,
     dir: Arc<TempDir>,
-    /// The limit of open files, if it is to be other than ours.
-    files: Option<u32>,
-    /// The umask, if it is to be other than ours.
-    umask: Option<u32>,
+    /// Shell commands that run first in its process, each with `&&` behind it.
+    before: String,
 }
 
 impl Program {
@@ -101,15 +98,12 @@ impl Program {
         let binary = binary();
         // What a child inherits can only be set in the child itself, without unsafe code: the shell does it and becomes
         // the program.
-        let limit = self.files.map(|files| format!("ulimit -n {files} && "));
-        let umask = self.umask.map(|umask| format!("umask {umask:04o} && "));
-        let mut command = match [limit, umask].into_iter().flatten().collect::<String>() {
-            before if before.is_empty() => Command::new(binary),
-            before => {
-                let mut shell = Command::new("/bin/sh");
-                shell.arg("-c").arg(before + "exec \"$0\" \"$@\"").arg(binary);
-                shell
-            }
+        let mut command = if self.before.is_empty() {
+            Command::new(binary)
+        } else {
+            let mut shell = Command::new("/bin/sh");
+            shell.arg("-c").arg(format!("{}exec \"$0\" \"$@\"", self.before)).arg(binary);
+            shell
         };
         command.args(&self.args).current_dir(self.dir.path()).env_remove("RUST_LOG");
         command.envs(self.envs.iter().map(|(name, value)| (name, value)));
@@ -302,16 +296,21 @@ impl Builder {
         Self { grace_period, ..self }
     }
 
-    /// The limit of open files of the proxy's process.
-    pub(crate) fn descriptors(mut self, files: u32) -> Self {
-        self.program.files = Some(files);
+    /// Runs a shell command in the proxy's process before it is the proxy.
+    pub(crate) fn before(mut self, command: &str) -> Self {
+        self.program.before.push_str(command);
+        self.program.before.push_str(" && ");
         self
     }
 
+    /// The limit of open files of the proxy's process.
+    pub(crate) fn descriptors(self, files: u32) -> Self {
+        self.before(&format!("ulimit -n {files}"))
+    }
+
     /// The umask of the proxy's process.
-    pub(crate) fn umask(mut self, umask: u32) -> Self {
-        self.program.umask = Some(umask);
-        self
+    pub(crate) fn umask(self, umask: u32) -> Self {
+        self.before(&format!("umask {umask:04o}"))
     }
 
     /// Starts it and waits until it serves.
@@ -444,6 +443,12 @@ impl Proxy {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Signals it a second after a stop has begun: then a second signal counts.
+    pub(crate) fn signal_a_second_later(&self, signal: Signal) {
+        thread::sleep(Duration::from_secs(1));
         self.process.signal(signal);
     }
 
