@@ -24,10 +24,10 @@ const COMMAND: &str = "echo started; read ended; exit 7";
 const LONG: &str = "--ttl=1h";
 
 /// A running exec; it dies with its owner.
-struct Exec {
+pub(crate) struct Exec {
     child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: Receiver<String>,
+    pub(crate) stdin: Option<ChildStdin>,
+    pub(crate) stdout: Receiver<String>,
     stderr: Receiver<String>,
 }
 
@@ -59,7 +59,7 @@ impl Exec {
         exec
     }
 
-    fn spawn(command: &mut Command) -> Self {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary");
         let stdout = lines(child.stdout.take().unwrap());
@@ -91,7 +91,7 @@ impl Exec {
 
     /// Waits until exec has ended. The exit code is one, not a signal: it outlives its command.
     #[track_caller]
-    fn code(&mut self) -> i32 {
+    pub(crate) fn code(&mut self) -> i32 {
         let mut status = None;
         wait_until("exec has ended", || {
             status = self.child.try_wait().expect("a child");
@@ -133,7 +133,7 @@ fn run(control: &Control, arguments: &[&str]) -> Finished {
     program().arg("exec").arg(addr).args(arguments).run()
 }
 
-fn proxy() -> (Upstream, Proxy) {
+pub(crate) fn proxy() -> (Upstream, Proxy) {
     let upstream = Upstream::tcp(echo);
     let proxy = Proxy::to(&upstream);
     (upstream, proxy)
@@ -448,12 +448,12 @@ fn a_signal_while_waiting_undoes_the_pause() {
 #[test]
 fn signals_are_passed_on_to_the_command() {
     let (_upstream, proxy) = proxy();
-    for (signal, name) in [(Signal::TERM, "TERM"), (Signal::HUP, "HUP")] {
-        let command = format!("trap '' INT; trap 'exit 5' {name}; {COMMAND}");
+    for (signal, name) in
+        [(Signal::TERM, "TERM"), (Signal::HUP, "HUP"), (Signal::INT, "INT"), (Signal::QUIT, "QUIT")]
+    {
+        let command = format!("trap 'exit 5' {name}; {COMMAND}");
         let mut exec = Exec::start(proxy.control(), [LONG, "--", "sh", "-c", &command]);
         exec.wait_started();
-        // That of a terminal reaches the command without exec, which outlives its command.
-        exec.signal(Signal::INT);
         exec.signal(signal);
         assert_eq!(exec.code(), 5, "{name}");
         assert_serves(&proxy);

@@ -22,6 +22,7 @@ mod dependencies;
 mod dial;
 mod drain;
 mod exec;
+mod exec_terminal;
 mod harness;
 mod held_bounds;
 mod held_kinds;

@@ -17,12 +17,13 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use rustix::{
     io::retry_on_intr,
-    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+    process::{Pid, Signal, WaitId, WaitIdOptions, getpgid, getpgrp, kill_process, waitid},
 };
 use signal_hook::{
     consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     flag,
-    iterator::Signals,
+    iterator::{SignalsInfo, exfiltrator::origin::WithOrigin},
+    low_level::siginfo::{Cause, Origin},
 };
 
 use super::{
@@ -38,6 +39,13 @@ const REASON_BYTES_MAX: usize = 200;
 const RENEWALS_PER_TTL: u32 = 3;
 /// How often it is renewed at most.
 const RENEWAL_MIN: Duration = Duration::from_millis(10);
+
+/// The number of signals, and the time in which they come, that make exec give up on its command. An interactive command may
+/// have any number of Ctrl-C over hours.
+const SIGNALS_MAX: usize = 3;
+const SIGNALS_TIME: Duration = Duration::from_secs(10);
+/// The time for which further signals count as the last one: supervisors signal both a process and its group.
+const SIGNALS_REST: Duration = Duration::from_millis(200);
 
 /// The exit code of shells for a command that was ended by a signal, whose number is added.
 const EXIT_SIGNAL: i32 = 128;
@@ -70,7 +78,7 @@ enum Event {
     /// The pause has ended.
     Ended(End),
     /// This process was sent a signal.
-    Signal(i32),
+    Signal(Origin),
     /// The command has ended.
     Exited,
 }
@@ -106,7 +114,8 @@ impl Exec {
         // Where a caller had it ignored, the command would leave no exit code.
         flag::register(SIGCHLD, Arc::default()).map_err(|error| cannot_listen(&error))?;
         let (sender, events) = unbounded();
-        let mut signals = Signals::new(heeded_signals()).map_err(|error| cannot_listen(&error))?;
+        let mut signals = SignalsInfo::<WithOrigin>::new(heeded_signals())
+            .map_err(|error| cannot_listen(&error))?;
         let signalled = sender.clone();
         spawn("signals", move || {
             for signal in signals.forever() {
@@ -172,7 +181,12 @@ impl Exec {
                     answer.check_idle()?;
                     return Ok(Idle::of(&answer));
                 }
-                Event::Signal(signal) => return Err(interrupted(signal)),
+                Event::Signal(origin) => {
+                    return Err(interrupted(
+                        origin.signal,
+                        "interrupted while waiting; the pause is undone and the command was not run",
+                    ));
+                }
                 Event::Ended(_) | Event::Exited => {}
             }
         }
@@ -197,25 +211,26 @@ impl Exec {
             spawned.map_err(|error| program::cannot_run(name, &error, "the pause is lifted"))?;
         let pid = Pid::from_child(&child);
         let _ = pid_sender.send(pid);
-        self.look_after(pid);
+        self.look_after(pid)?;
         exit_code(&mut child)
     }
 
-    /// Keeps the pause and passes signals on until the command has ended.
-    fn look_after(&mut self, pid: Pid) {
+    /// Keeps the pause and passes signals on until the command has ended, or until it has outlasted too many of them.
+    fn look_after(&mut self, pid: Pid) -> Result<(), Failure> {
         // What came before the command did has not reached it by way of the terminal.
         let mut early = self.events.len();
+        let mut insistence = Insistence::default();
         loop {
             let event = self.next();
             let is_early = early > 0;
             early = early.saturating_sub(1);
             match event {
-                Event::Exited => return,
-                Event::Signal(signal) if is_early || signal == SIGTERM || signal == SIGHUP => {
-                    if let Some(signal) = Signal::from_named_raw(signal) {
-                        // It may just have ended.
-                        let _ = kill_process(pid, signal);
+                Event::Exited => return Ok(()),
+                Event::Signal(origin) => {
+                    if is_early || !has_reached(pid, &origin) {
+                        pass_on(pid, origin.signal);
                     }
+                    insistence.check(Instant::now(), origin.signal)?;
                 }
                 Event::Ended(end) => {
                     self.note_end(end);
@@ -226,7 +241,7 @@ impl Exec {
                         End::ProxyGone => "the proxy has gone away; the command goes on",
                     });
                 }
-                Event::Signal(_) | Event::Connected(_) | Event::Answered(_) => {}
+                Event::Connected(_) | Event::Answered(_) => {}
             }
         }
     }
@@ -254,6 +269,50 @@ impl Exec {
             )),
             Some(End::Lifted) | None => Ok(()),
         }
+    }
+}
+
+/// The last signals, which the command has outlasted.
+#[derive(Debug, Default)]
+struct Insistence(Vec<Instant>);
+
+impl Insistence {
+    /// Counts a signal. An error gives up; before that, the caller is told what the next signal does.
+    fn check(&mut self, now: Instant, signal: i32) -> Result<(), Failure> {
+        let age = |at: &Instant| now.saturating_duration_since(*at);
+        self.0.retain(|at| age(at) < SIGNALS_TIME);
+        if self.0.last().is_some_and(|last| age(last) < SIGNALS_REST) {
+            return Ok(());
+        }
+        self.0.push(now);
+        match self.0.len() {
+            SIGNALS_MAX.. => Err(interrupted(
+                signal,
+                "gave up on the command after three signals; the pause is lifted and the command goes on",
+            )),
+            2 => {
+                tell(
+                    "the command goes on; at a third signal soon, exec lifts the pause and leaves it",
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Returns whether the command has got the signal as well. A terminal sends Ctrl-C and Ctrl-\ to one process group, which a
+/// command such as `timeout` leaves; what a process sends, it has sent to exec.
+fn has_reached(pid: Pid, origin: &Origin) -> bool {
+    let is_the_terminals =
+        origin.cause == Cause::Kernel && matches!(origin.signal, SIGINT | SIGQUIT);
+    is_the_terminals && getpgid(Some(pid)).is_ok_and(|group| group == getpgrp())
+}
+
+fn pass_on(pid: Pid, signal: i32) {
+    if let Some(signal) = Signal::from_named_raw(signal) {
+        // The command may just have ended.
+        let _ = kill_process(pid, signal);
     }
 }
 
@@ -293,12 +352,9 @@ fn not_run(failure: Failure) -> Failure {
     }
 }
 
-fn interrupted(signal: i32) -> Failure {
+fn interrupted(signal: i32, text: &str) -> Failure {
     let code = u8::try_from(EXIT_SIGNAL + signal).unwrap_or(u8::MAX);
-    Failure::Program(
-        code,
-        "interrupted while waiting; the pause is undone and the command was not run".to_owned(),
-    )
+    Failure::Program(code, text.to_owned())
 }
 
 fn exit_code(child: &mut Child) -> Result<u8, Failure> {
@@ -337,6 +393,29 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn three_signals_in_a_short_time_are_enough() {
+        let begin = Instant::now();
+        for (moments, given_up_at) in [
+            (&[0, 1_000, 2_000][..], Some(2_000)),
+            (&[0, 200, 400], Some(400)),
+            // Twins are one.
+            (&[0, 5, 1_000, 1_005, 1_100], None),
+            (&[0, 5, 1_000, 1_005, 1_200], Some(1_200)),
+            // Those of a key that is held down are not without end.
+            (&[0, 100, 200, 300, 400], Some(400)),
+            (&[0, 5_000, 10_000, 15_000, 20_000], None),
+            (&[0, 9_000, 9_999], Some(9_999)),
+        ] {
+            let mut insistence = Insistence::default();
+            let mut checked = moments.iter().map(|&at| {
+                (at, insistence.check(begin + Duration::from_millis(at), SIGINT).is_err())
+            });
+            let found = checked.find_map(|(at, is_over)| is_over.then_some(at));
+            assert_eq!(found, given_up_at, "{moments:?}");
+        }
+    }
 
     #[test]
     fn a_reason_is_short_and_can_be_shown() {
