@@ -434,7 +434,7 @@ impl Connection {
 fn log_close(peer: Option<&str>, reason: &Reason, (up, down): (u64, u64)) {
     if let Some(peer) = peer {
         log::debug!(
-            "client {peer} closed: {reason}; {up} bytes to the upstream, {down} to the client"
+            "client {peer} closed: {reason}; bytes to the upstream: {up}, to the client: {down}"
         );
     }
 }

@@ -95,7 +95,7 @@ fn show(screen: &Screen) -> Result<()> {
     server.stop();
     let outcome = server.join();
     let answered = upstream.stop();
-    screen.tell("end", format_args!("the upstream has answered {first_answered} requests before it was restarted, {answered} after"));
+    screen.tell("end", format_args!("requests answered by the upstream before its restart: {first_answered}, after it: {answered}"));
     sum_up(screen, &load, outcome)
 }
 
@@ -119,7 +119,7 @@ fn restart(
     let address = upstream.address;
     let answered = upstream.stop();
     let before = load.operations();
-    screen.tell("upstream", format_args!("stopped; it has answered {answered} requests"));
+    screen.tell("upstream", format_args!("stopped; requests answered: {answered}"));
     match echo(address, "anyone there?\n") {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             screen.tell("upstream", format_args!("connecting to {address} directly: {error}"));
@@ -155,7 +155,7 @@ fn sum_up(screen: &Screen, load: &Load, outcome: Outcome) -> Result<()> {
         STOPPED.as_secs_f64(),
     ));
     if let Some(error) = &*load.first_error() {
-        return Err(format!("{failed} operations failed; the first: {error}").into());
+        return Err(format!("operations failed: {failed}; the first: {error}").into());
     }
     if outcome != Outcome::Drained {
         return Err(format!("the proxy did not drain: {outcome:?}").into());

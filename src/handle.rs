@@ -256,14 +256,14 @@ impl Handle {
         };
         Status {
             version: env!("CARGO_PKG_VERSION"),
-            uptime_seconds: shared.started.elapsed().as_secs_f64(),
+            uptime_seconds: seconds(shared.started.elapsed()),
             paused: paused_since.is_some(),
             paused_since: paused_since.map(|since| since.shown.to_string()),
             leases,
             held: shared.held(),
             connecting: sum(|counters| &counters.connecting),
             active: sum(|counters| &counters.active),
-            oldest_seconds: self.oldest().map(|age| age.as_secs_f64()),
+            oldest_seconds: self.oldest().map(seconds),
             rejecting: sum(|counters| &counters.rejecting),
             accepted: sum(|counters| &counters.accepted),
             rejected: sum(|counters| &counters.rejected),
@@ -297,10 +297,15 @@ impl LeaseStatus {
             by: terms.by.clone(),
             mode: mode_name(terms.mode),
             since: lease.since.shown.to_string(),
-            expires_in_seconds: ends.map(|end| end.saturating_duration_since(now).as_secs_f64()),
-            drain_quiet_seconds: terms.quiet.map(|quiet| quiet.as_secs_f64()),
+            expires_in_seconds: ends.map(|end| seconds(end.saturating_duration_since(now))),
+            drain_quiet_seconds: terms.quiet.map(seconds),
         }
     }
+}
+
+/// Rounds a time to milliseconds, so that JSON shows no more digits.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000.0).round() / 1_000.0
 }
 
 impl Shared {

@@ -49,8 +49,16 @@ impl Logger {
             .try_init()
             .map_err(|error| Error::System(format!("cannot start the log: {error}")))?;
         panic::set_hook(Box::new(|panic| {
+            let text = panic.to_string().replace('\n', " ");
+            // So panics the standard library's `spawn`, by which only the control API's server starts threads. It is replaced.
+            if text.contains("failed to spawn thread") {
+                log::warn!(
+                    "no thread can be had for the control API; raise the limit of processes (ulimit -u, TasksMax)"
+                );
+                return;
+            }
             let name = thread::current().name().unwrap_or("without a name").to_owned();
-            log::error!("a defect in thread {name}: {}", panic.to_string().replace('\n', " "));
+            log::error!("a defect in thread {name}: {text}");
         }));
         for warning in warnings {
             // Past the filter: it is the filter that is wrong.

@@ -95,9 +95,10 @@ impl Server {
         let files = sys::raise_open_files();
         let limits = Limits::new(files, threads, &config.proxy);
         if let Some(max) = config.proxy.max_connections.filter(|max| max.get() > limits.clients) {
+            let there_are = if limits.clients == 1 { "there is" } else { "there are" };
             log::warn!(
-                "proxy.max-connections: {max} are more than {files} open files allow; there are {} places: raise the limit of open files",
-                limits.clients
+                "proxy.max-connections: {max} are more than {files} open files allow; {there_are} {}: raise the limit of open files",
+                counted(limits.clients, "place")
             );
         }
         for &ip in &config.upstream.source_addrs {
@@ -224,10 +225,11 @@ impl Server {
     }
 
     fn announce(&self, clients_max: usize) {
-        let threads = self.workers.len();
         log::info!(
-            "proxy listens on {} with {threads} threads, for up to {clients_max} clients",
-            self.proxy_addr
+            "proxy listens on {} with {}, for up to {}",
+            self.proxy_addr,
+            counted(self.workers.len(), "thread"),
+            counted(clients_max, "client")
         );
         log::info!("control listens on {}", self.control_addr);
         let while_paused = match self.shared.default_mode {
@@ -320,19 +322,7 @@ fn listen(
     mode: Option<u32>,
 ) -> Result<Listening, Error> {
     let refuse = |error: io::Error| {
-        let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                "something listens there already, or a connection has that port (`ss -tan` shows it); stop it or choose another address"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "ports below 1024 and foreign directories need privileges"
-            }
-            io::ErrorKind::AddrNotAvailable => "this host has no such address",
-            io::ErrorKind::NotFound => "its directory does not exist",
-            io::ErrorKind::AlreadyExists => "remove it or choose another path",
-            io::ErrorKind::ResourceBusy => "wait until it is done or choose another directory",
-            _ => "choose another address",
-        };
+        let remedy = remedy(address, error.kind());
         Error::System(format!("{setting}: cannot listen on {address}: {error}; {remedy}"))
     };
     match address {
@@ -367,6 +357,40 @@ fn listen(
             Ok(Listening { listeners, file: None, address })
         }
     }
+}
+
+/// Returns what can be done about an address that cannot be listened on.
+fn remedy(address: &Address, error: io::ErrorKind) -> &'static str {
+    use io::ErrorKind::{
+        AddrInUse, AddrNotAvailable, AlreadyExists, NotFound, PermissionDenied, ResourceBusy,
+    };
+    match (address, error) {
+        (Address::Tcp { .. }, AddrInUse) => {
+            "something listens there already, or a connection has that port (`ss -tan` shows it); stop it or choose another address"
+        }
+        (Address::Tcp { .. }, PermissionDenied) => "ports below 1024 need privileges",
+        (Address::Tcp { .. }, AddrNotAvailable) => "this host has no such address",
+        (Address::Tcp { .. }, _) => "choose another address",
+        (Address::Unix(_), AddrInUse) => {
+            "something listens there already (`ss -xl` shows it); stop it or choose another path"
+        }
+        (Address::Unix(_), PermissionDenied) => {
+            "let this user write to its directory, or choose another path"
+        }
+        (Address::Unix(_), NotFound) => "its directory does not exist",
+        (Address::Unix(_), AlreadyExists) => "remove it or choose another path",
+        (Address::Unix(_), ResourceBusy) => "wait until it is done or choose another directory",
+        (Address::Unix(_), _) => "choose another path",
+        (Address::Abstract(_), AddrInUse) => {
+            "something listens there already (`ss -xl` shows it); stop it or choose another name"
+        }
+        (Address::Abstract(_), _) => "choose another name",
+    }
+}
+
+/// Returns a number with what it counts: `1 client`, `2 clients`.
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The addresses of a listener, the first that the system knows to be taken: IPv4 before IPv6, as the original does.

@@ -32,7 +32,7 @@ impl Throttle {
         }
         Some(match self.held_back.swap(0, Ordering::Relaxed) {
             0 => String::new(),
-            held_back => format!(" ({held_back} more times since the last such line)"),
+            held_back => format!(" ({held_back} more since the last such line)"),
         })
     }
 }
@@ -54,7 +54,7 @@ mod tests {
         assert_eq!(throttle.let_through(begin), None);
         assert_eq!(throttle.let_through(begin + LOG_INTERVAL / 2), None);
         let later = throttle.let_through(begin + LOG_INTERVAL).unwrap();
-        assert_eq!(later, " (2 more times since the last such line)");
+        assert_eq!(later, " (2 more since the last such line)");
         assert_eq!(throttle.let_through(begin + 2 * LOG_INTERVAL), Some(String::new()));
     }
 }

@@ -30,7 +30,9 @@ fn assert_done(control: &Addr, arguments: &[&str], printed: &str) {
 #[track_caller]
 fn assert_failed(finished: &Finished, code: i32, told: &str) {
     assert_eq!((finished.code, &*finished.stdout), (code, ""), "{finished:?}");
-    assert!(finished.stderr.starts_with("tcpause: "), "{finished:?}");
+    let line = finished.stderr.strip_prefix("tcpause: ");
+    assert!(line.is_some_and(|line| !line.starts_with(char::is_uppercase)), "{finished:?}");
+    assert!(!finished.stderr.contains(". ") && !finished.stderr.ends_with('.'), "{finished:?}");
     assert!(finished.stderr.contains(told), "no {told:?} in {finished:?}");
     assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
 }
@@ -143,13 +145,13 @@ fn a_wait_in_vain_is_75() {
     let mut client = proxy.connect();
     client.assert_echo(b"carried");
     let wait = run(addr, &["wait", "--timeout=50ms"]);
-    assert_failed(&wait, 75, "are still carried or dialled for. tcpause status counts them.");
+    assert_failed(&wait, 75, "are still carried or dialled for; tcpause status counts them");
     let undone = run(addr, &["pause", "--wait=50ms"]);
-    assert_failed(&undone, 75, "undone. Connections: 1, the oldest for ");
+    assert_failed(&undone, 75, "undone; connections: 1, the oldest for ");
     assert_failed(&undone, 75, "; wait for longer (--wait), or see --drain and --on-timeout kill");
     assert!(!proxy.control().is_paused());
     let keep = run(addr, &["pause", "--wait=50ms", "--on-timeout=keep"]);
-    assert_failed(&keep, 75, "stays paused. Connections: 1, ");
+    assert_failed(&keep, 75, "stays paused; connections: 1, ");
     assert!(proxy.control().is_paused());
     client.assert_echo(b"still carried");
     let killed = run(addr, &["pause", "--wait=50ms", "--on-timeout=kill"]);
@@ -166,7 +168,8 @@ fn a_wait_in_vain_is_75() {
 fn resume_releases_so_many() {
     let (_upstream, proxy) = proxy();
     let addr = proxy.control().addr();
-    assert_failed(&run(addr, &["resume", "--release", "1"]), 75, "paused");
+    let told = "tcpause: it is not paused: there is nobody to let through";
+    assert_failed(&run(addr, &["resume", "--release", "1"]), 75, told);
     proxy.control().pause();
     let mut held: Vec<_> = (0..3).map(|_| proxy.connect_held()).collect();
     assert_done(addr, &["resume", "--release", "2"], "released: 2\n");

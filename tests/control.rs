@@ -86,6 +86,27 @@ fn the_status_tells_all() {
 }
 
 #[test]
+fn the_status_shows_times_to_the_millisecond() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let mut client = proxy.connect();
+    client.assert_echo(b"hello");
+    assert_eq!(proxy.control().put("/paused?ttl=1h&drain=quiet:123456789ns").status, 201);
+    // Hardly one of ten thousand times has no more digits by itself.
+    for _ in 0..5 {
+        let response = proxy.control().get("/status");
+        let (mut times, mut rest) = (0, response.text());
+        while let Some((_, after)) = rest.split_once("_seconds\":") {
+            let time = after.split([',', '}']).next().unwrap();
+            let digits = time.split_once('.').expect(time).1;
+            assert!(digits.len() <= 3 && time.parse::<f64>().is_ok(), "{time} in {response}");
+            (times, rest) = (times + 1, after);
+        }
+        assert_eq!(times, 4, "{response}");
+    }
+}
+
+#[test]
 fn the_byte_counts_are_exact_for_bulk_too() {
     let upstream = Upstream::tcp(echo);
     let proxy = Proxy::to(&upstream);

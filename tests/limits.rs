@@ -185,6 +185,52 @@ fn is_echoed(client: &mut crate::harness::Stream) -> bool {
     }
 }
 
+/// Each number of threads is too few for something else.
+#[test]
+fn a_start_without_threads_is_no_defect() {
+    // A user who has no other process. Nothing limits the threads of root.
+    let user = 100_000 + std::process::id();
+    let other = format!(
+        "setpriv --reuid={user} --regid={user} --clear-groups --inh-caps=+dac_override --ambient-caps=+dac_override"
+    );
+    let can_be_another = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(format!("{other} prlimit --nproc=1 true"))
+        .status()
+        .is_ok_and(|status| status.success());
+    if !can_be_another {
+        println!("skipped: this user cannot be another one");
+        return;
+    }
+    let upstream = Upstream::tcp(echo);
+    let (mut refused, mut warned) = (0, 0);
+    for threads in 1..=14 {
+        let mut proxy = Proxy::builder()
+            .upstream(&upstream)
+            .args(["--proxy-threads", "1"])
+            .before(&format!("exec {other} prlimit --nproc={threads} \"$0\" \"$@\""))
+            .launch();
+        wait_until("it has started, or given up", || {
+            proxy.has_ended() || proxy.log_count(" started, pid ") == 1
+        });
+        if !proxy.has_ended() {
+            proxy.terminate();
+        }
+        let finished = proxy.finish();
+        let log = &finished.stderr;
+        assert!(!log.contains("defect") && !log.contains("panicked"), "{threads}: {log}");
+        if finished.code != 0 {
+            assert_eq!(finished.code, 1, "{threads}: {log}");
+            let is_told = log.lines().last().is_some_and(|line| line.starts_with("tcpause: "));
+            assert!(is_told, "{threads}: {log}");
+            refused += 1;
+        }
+        warned += usize::from(log.contains("no thread can be had for the control API; raise"));
+    }
+    println!("{refused} starts failed, {warned} warned of the control API");
+    assert!((1..14).contains(&refused) && warned > 0);
+}
+
 #[test]
 fn more_connections_than_the_descriptors_allow_are_cut_down_with_a_warning() {
     let upstream = Upstream::tcp(echo);

@@ -77,6 +77,35 @@ fn nothing_of_a_caller_is_shown() {
 }
 
 #[test]
+fn one_of_a_kind_is_told_in_the_singular() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder()
+        .upstream(&upstream)
+        .args(["--proxy-threads", "1", "--proxy-max-connections", "1"])
+        .start();
+    proxy.wait_for_log(" with 1 thread, for up to 1 client");
+    let mut client = proxy.connect();
+    client.assert_echo(b"a");
+    let mut next = proxy.connect();
+    proxy.wait_for_log("all places are taken (1 in all): new clients wait");
+    proxy.control().pause();
+    drop(client);
+    proxy.control().wait_status("the next one is held", |status| status.held == 1);
+    proxy.control().resume();
+    next.assert_echo(b"b");
+    drop(next);
+    proxy.control().wait_idle();
+    proxy.wait_for_log("; bytes to the upstream: 1, to the client: 1");
+    for line in good_lines(proxy) {
+        let words: Vec<&str> = line.split([' ', ',', ';', ':', '(', ')']).collect();
+        let is_wrong = |pair: &[&str]| {
+            pair[0] == "1" && (pair[1].ends_with('s') || ["are", "were", "have"].contains(&pair[1]))
+        };
+        assert!(!words.windows(2).any(is_wrong), "{line}");
+    }
+}
+
+#[test]
 fn nothing_of_a_client_is_shown() {
     let authority = Authority::new("ours");
     let files = tempfile::tempdir().unwrap();

@@ -330,6 +330,31 @@ fn a_missing_directory_is_named() {
 }
 
 #[test]
+fn an_address_without_a_port_fails_without_a_word_of_ports() {
+    let upstream = Upstream::tcp(echo);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "data").unwrap();
+    let path = |name: &str| Addr::Unix(dir.path().join(name));
+    let live = [Family::Unix, Family::Abstract].map(|family| Upstream::start(family, echo));
+    let addrs = [path("missing/a"), path("file"), path("file/a")];
+    let mut texts: Vec<String> = Vec::new();
+    for addr in addrs.iter().chain(live.iter().map(Upstream::addr)) {
+        let finished = Proxy::builder().upstream(&upstream).log_level(None).listen_at(addr).fail();
+        assert_gave_up(&finished, &[&addr.to_string()]);
+        texts.push(finished.stderr.replace(&addr.to_string(), ""));
+    }
+    for word in ["port", "ss -tan", "address;", "another address", "privileges"] {
+        assert!(!texts.iter().any(|text| text.contains(word)), "{word:?} in {texts:?}");
+    }
+    // Where there is a port, it may be a connection's.
+    let taken = Upstream::tcp(echo);
+    let finished =
+        Proxy::builder().upstream(&upstream).log_level(None).listen_at(taken.addr()).fail();
+    assert_gave_up(&finished, &["ss -tan", "another address"]);
+}
+
+#[test]
 fn a_failed_start_leaves_no_socket_file() {
     let other = Upstream::tcp(echo);
     let upstream = Upstream::tcp(echo);

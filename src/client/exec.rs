@@ -344,10 +344,7 @@ fn cannot_listen(error: &io::Error) -> Failure {
 
 fn not_run(failure: Failure) -> Failure {
     match failure {
-        Failure::NotNow(text) => {
-            let text = text.trim_end_matches('.');
-            Failure::NotNow(format!("{text}; the command was not run"))
-        }
+        Failure::NotNow(text) => Failure::NotNow(format!("{text}; the command was not run")),
         other => other,
     }
 }

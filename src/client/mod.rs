@@ -78,7 +78,7 @@ impl Failure {
             let oldest = number("oldest_seconds").map_or_else(String::new, |oldest| {
                 format!(", the oldest for {}", status::age(oldest))
             });
-            sentence = format!("{sentence} Connections: {active}{oldest}; {NOT_IDLE_REMEDY}");
+            sentence = format!("{sentence}; connections: {active}{oldest}; {NOT_IDLE_REMEDY}");
         }
         match answer.status {
             409 | 503 | 504 => Self::NotNow(sentence),
@@ -97,12 +97,27 @@ impl From<Error> for Failure {
     }
 }
 
-/// The API's sentence for those who know its parameters as options.
-fn for_operators(sentence: &str) -> String {
-    let named = sentence.strip_prefix("The parameter \"").and_then(|rest| rest.split_once("\": "));
-    match named {
-        Some((name, text)) => format!("--{name}: {}", text.trim_end_matches('.')),
-        None => sentence.replace("GET /status", "tcpause status"),
+/// Turns the API's sentences into the text of a command's error: its parameters are options there, no clause begins with a
+/// capital, and none ends with a full stop.
+fn for_operators(sentences: &str) -> String {
+    let sentences = sentences.trim_end_matches('.');
+    let named = sentences.strip_prefix("The parameter \"").and_then(|rest| rest.split_once("\": "));
+    if let Some((name, text)) = named {
+        return format!("--{name}: {text}");
+    }
+    let sentences = sentences.replace("GET /status", "tcpause status");
+    let clauses: Vec<String> = sentences.split(". ").map(uncapitalised).collect();
+    clauses.join("; ")
+}
+
+/// Begins with a small letter, unless the first word is written in capitals.
+fn uncapitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    match (letters.next(), text.chars().nth(1)) {
+        (Some(first), Some(second)) if !second.is_uppercase() => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        _ => text.to_owned(),
     }
 }
 

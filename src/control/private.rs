@@ -70,7 +70,11 @@ impl Private {
             take.recv().map(|inside| serve(&inside.server, &handle)).ok();
         })?;
         let server = catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None)))
-            .map_err(|_| io::Error::other("no thread to be had"))?
+            .map_err(|_| {
+                io::Error::other(
+                    "no thread can be had; raise the limit of processes (ulimit -u, TasksMax)",
+                )
+            })?
             .map_err(io::Error::other)?;
         let inside = Arc::new(Inside { server, door });
         // The thread waits for it.

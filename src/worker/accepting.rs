@@ -82,7 +82,7 @@ impl Worker<'_> {
             if let Some(more) = self.post.shared.accept_troubles.no_place.let_through(now) {
                 let max = self.post.shared.slots.max();
                 log::warn!(
-                    "all {max} places are taken{more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"
+                    "all places are taken ({max} in all){more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"
                 );
             }
             return true;
