@@ -17,7 +17,7 @@ A zero-downtime proxy for TCP and UNIX sockets:
 pause it, restart the server behind it, resume; no client notices.";
 
 const EXAMPLE: &str = "\
-tcpause --proxy-addr :6432 --upstream-addr unix:///run/postgresql/.s.PGSQL.5432 &
+tcpause --proxy-addr :6432 --upstream-addr localhost:5432 &
 tcpause exec --wait 30s -- systemctl restart postgresql";
 
 /// What the words in capitals stand for.
