@@ -1,8 +1,16 @@
 //! The control API: the original's calls to the byte, and what is new.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
+};
 
-use crate::harness::{Addr, Control, Family, Proxy, Response, Upstream, echo};
+use crate::{
+    harness::{Addr, Control, Family, Proxy, Response, Upstream, echo},
+    pause_wait::curl,
+};
 
 const WAIT: &str = "/paused/block-until-idle";
 
@@ -325,5 +333,62 @@ fn a_connection_may_be_kept_or_not_and_the_body_is_ignored() {
         let response = Response::read(&mut stream);
         assert_eq!(response.status, 201, "{response}");
         assert!(proxy.control().is_paused());
+    }
+}
+
+/// As `fetch` with a stream, Node's `write()`, Python's generators and `curl -T -` send it.
+#[test]
+fn a_body_in_chunks_is_read_and_ignored() {
+    const CHUNKS: &[&str] = &["4;a=\"b\"\r\nhell", "\r\n1\r", "\no\r\n0\r\nTrailer: x\r\n", "\r\n"];
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let control = proxy.control();
+    let begin = |more: &str| {
+        control.resume();
+        let mut caller = control.addr().connect();
+        let head = "PUT /paused HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n";
+        caller.send(format!("{head}{more}\r\n").as_bytes());
+        caller
+    };
+    let mut caller = begin("");
+    for chunk in CHUNKS {
+        assert!(!control.is_paused(), "before {chunk:?}");
+        caller.send(chunk.as_bytes());
+    }
+    assert_eq!(Response::read(&mut caller).status, 201);
+    assert!(control.is_paused());
+
+    let mut caller = begin("Expect: 100-continue\r\n");
+    let told = "HTTP/1.1 100 Continue\r\n\r\n";
+    assert_eq!(caller.receive(told.len()), told.as_bytes());
+    caller.send(CHUNKS.concat().as_bytes());
+    assert_eq!(Response::read(&mut caller).status, 201);
+
+    // What is behind the last chunk is no request.
+    let mut caller = begin("");
+    let resume = "DELETE /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    caller.send(format!("{}{resume}", CHUNKS.concat()).as_bytes());
+    let response = Response::read(&mut caller);
+    assert_eq!((response.status, response.text()), (201, ""));
+    assert!(control.is_paused());
+
+    let (Some(curl), Addr::Tcp(addr)) = (curl(), control.addr()) else {
+        println!("not tried with curl, which is not on this machine");
+        return;
+    };
+    for (bytes, status) in [(0, "201"), (10_000, "201"), (20_000, "413")] {
+        control.resume();
+        let mut caller = Command::new(curl)
+            .args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "-T", "-"])
+            .arg(format!("http://{addr}/paused"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may be refused before it has sent all.
+        drop(caller.stdin.take().unwrap().write_all(&vec![b'x'; bytes]));
+        let output = caller.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), status, "{bytes} bytes");
+        assert_eq!(control.is_paused(), status == "201");
     }
 }

@@ -138,7 +138,7 @@ fn a_large_body_is_refused() {
     assert_alive(proxy.control());
 }
 
-/// What is refused and with which status; the method, and a host that is ours, are put in.
+/// What is refused and with which status; the method, a host that is ours and the header of chunks are put in.
 const REFUSED: &[(u16, &str)] = &[
     // Framing that two readers could read in two ways, or that is too large to be meant.
     (413, "{M} /paused HTTP/1.1\r\n{H}\r\nContent-Length: 70368744177664\r\n\r\n"),
@@ -150,12 +150,25 @@ const REFUSED: &[(u16, &str)] = &[
     (400, "{M} /paused HTTP/1.1\r\n{H}\r\nContent-Length: 0x2\r\n\r\n{}"),
     (400, "{M} /paused HTTP/1.1\r\n{H}\r\nContent-Length:\r\n\r\n"),
     (400, "{M} /paused HTTP/1.1\r\n{H}\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
-    (501, "{M} /paused HTTP/1.1\r\n{H}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    (
-        501,
-        "{M} /paused HTTP/1.1\r\n{H}\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}",
-    ),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\nContent-Length: 2\r\n\r\n{}"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\nContent-Length: 5\r\n{T}\r\n\r\n0\r\n\r\n"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n{T}\r\n\r\n0\r\n\r\n"),
+    (400, "{M} /paused HTTP/1.0\r\n{H}\r\n{T}\r\n\r\n0\r\n\r\n"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
     (501, "{M} /paused HTTP/1.1\r\n{H}\r\nTransfer-Encoding: identity\r\n\r\n"),
+    (501, "{M} /paused HTTP/1.1\r\n{H}\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    (501, "{M} /paused HTTP/1.1\r\n{H}\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+    // Chunks that are none, or too many.
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n{}"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n-1\r\n"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n0x2\r\n{}\r\n0\r\n\r\n"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n2\n{}\n0\n\n"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n2;a\nb\r\n{}\r\n0\r\n\r\n"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n1\r\n{}\r\n0\r\n\r\n"),
+    (400, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n0\r\nNo colon\r\n\r\n"),
+    (413, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n4001\r\n"),
+    (413, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\nffffffffffffffff\r\n"),
+    (413, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n10000000000000000\r\n"),
     (417, "{M} /paused HTTP/1.1\r\n{H}\r\nExpect: wonders\r\n\r\n"),
     (400, "{M} /paused HTTP/1.1\r\n{H}\r\nNo colon\r\n\r\n"),
     (400, "{M} /paused HTTP/1.1\r\n{H}\r\nSpace : before the colon\r\n\r\n"),
@@ -196,6 +209,8 @@ const REFUSED: &[(u16, &str)] = &[
     (408, "\r\n\r\n\r\n\r\n"),
     (408, "{M} /paused HTTP/1.1\r\n{H}\r\n"),
     (408, "{M} /paused HTTP/1.1\r\n{H}\r\nContent-Length: 3\r\n\r\n{}"),
+    (408, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n2\r\n{}\r\n0\r\n"),
+    (408, "{M} /paused HTTP/1.1\r\n{H}\r\n{T}\r\n\r\n3\r\n{}"),
 ];
 
 #[test]
@@ -212,7 +227,10 @@ fn what_is_refused_has_its_status_and_changes_nothing() {
             let mut callers: Vec<Stream> = Vec::new();
             let begin = Instant::now();
             for (_, request) in REFUSED {
-                let request = request.replace("{M}", method).replace("{H}", "Host: localhost");
+                let request = request
+                    .replace("{M}", method)
+                    .replace("{H}", "Host: localhost")
+                    .replace("{T}", "Transfer-Encoding: chunked");
                 let mut caller = proxy.control().addr().connect();
                 caller.send(request.as_bytes());
                 callers.push(caller);
@@ -232,6 +250,27 @@ fn what_is_refused_has_its_status_and_changes_nothing() {
             wait_until("no descriptor is left", || proxy.descriptors() <= descriptors);
             wait_until("no thread is left", || proxy.has_no_more_threads_than(threads));
         }
+    }
+}
+
+#[test]
+fn a_body_in_endless_chunks_is_cut_off() {
+    // More than is read, and little enough for what lies between the two.
+    const BODY_BYTES: usize = 64 << 10;
+    let (_upstream, proxy) = proxy();
+    let head = "PUT /paused HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (begin, again) in [
+        ("", "1\r\n{\r\n"),
+        ("", "3e8\r\n{}\r\n"),
+        ("0", "0"),
+        ("1;", "extension"),
+        ("0\r\n", "Trailer: one of many\r\n"),
+        ("0\r\nTrailer: ", "an endless one"),
+    ] {
+        let again = again.replace("{}", &"x".repeat(1000));
+        let request = format!("{head}{begin}{}", again.repeat(BODY_BYTES / again.len()));
+        Response::parse(&proxy.control().raw(request.as_bytes())).assert_error(413);
+        assert_alive(proxy.control());
     }
 }
 

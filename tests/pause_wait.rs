@@ -302,7 +302,8 @@ fn a_caller_that_is_killed_pauses_no_more() {
     assert_resumed(&proxy);
 }
 
-fn curl() -> Option<&'static str> {
+/// The name of curl, if this machine has it.
+pub(crate) fn curl() -> Option<&'static str> {
     Command::new("curl").arg("--version").stdout(Stdio::null()).status().ok()?;
     Some("curl")
 }

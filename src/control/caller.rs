@@ -24,7 +24,7 @@ use super::{
     front::Bell,
     private::{Private, request_of},
     query::OnTimeout,
-    request::{HEAD_BYTES_MAX, HostPolicy, Progress, Refusal, check},
+    request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Refusal},
     routes::Asker,
 };
 use crate::{Handle, ledger::Look, throttle::Throttle};
@@ -86,8 +86,8 @@ pub(super) struct Caller {
     half_closed: bool,
     /// It cannot be answered any more.
     gone: bool,
-    /// What it has sent; once that is whole, what the private server is asked.
-    request: Vec<u8>,
+    /// What it has sent.
+    request: Incoming,
     /// What is undone if it goes, or does not get what it wants.
     claim: Option<Claim>,
     state: State,
@@ -95,9 +95,9 @@ pub(super) struct Caller {
 
 enum State {
     /// The request is arriving.
-    Reading { continued: bool },
+    Reading,
     /// The private server is to be asked, perhaps not for the first time. Whether the caller has gone makes no difference.
-    Asking,
+    Asking { request: Vec<u8> },
     /// The answer is held back until the proxy is idle.
     Waiting { answer: Vec<u8>, idle_moments: u64, until: Option<Instant>, _seat: Arc<()> },
     /// The pause that it has asked for waits until the proxy is idle.
@@ -152,9 +152,9 @@ impl Caller {
             timeouts,
             half_closed: false,
             gone: false,
-            request: Vec::new(),
+            request: Incoming::default(),
             claim: None,
-            state: State::Reading { continued: false },
+            state: State::Reading,
         }
     }
 
@@ -182,7 +182,7 @@ impl Caller {
                     if let Some(claim) = self.claim.take() {
                         claim.undo(text.trim_end_matches('.'));
                     }
-                    self.answer(Answer::error(status, text).to_bytes(is_head(&self.request)));
+                    self.answer(Answer::error(status, text).to_bytes(self.request.is_head()));
                 }
                 Err(Halt::Blocked) => return true,
                 Err(Halt::Done) => return false,
@@ -196,7 +196,7 @@ impl Caller {
         match self.state {
             _ if self.claim.is_some() => None,
             State::Answering { .. } | State::Lingering { .. } => Some((0, self.arrived)),
-            State::Reading { .. } => Some((1, self.arrived)),
+            State::Reading => Some((1, self.arrived)),
             _ => None,
         }
     }
@@ -204,7 +204,7 @@ impl Caller {
     /// Tells the caller that there is no room for it, if it has no answer yet and its socket takes this one. Its request is
     /// read first if it is there: to close with bytes unread resets the connection, and the answer may be lost.
     pub(super) fn refuse(self) {
-        if matches!(self.state, State::Reading { .. }) {
+        if matches!(self.state, State::Reading) {
             let _ = read(&self.socket, &mut [0; HEAD_BYTES_MAX]);
             let answer = Answer::error(503, "Too many callers at once: try again.");
             let _ = send(&self.socket, &answer.to_bytes(false), SendFlags::NOSIGNAL);
@@ -215,8 +215,10 @@ impl Caller {
     fn expire(&mut self) -> Result<(), Halt> {
         let now = Instant::now();
         Err(Halt::Refused(match self.state {
-            State::Reading { .. } => (408, "The request took too long to arrive."),
-            State::Asking => (503, "The control API lacks descriptors or threads: try again."),
+            State::Reading => (408, "The request took too long to arrive."),
+            State::Asking { .. } => {
+                (503, "The control API lacks descriptors or threads: try again.")
+            }
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => (
                 504,
                 "The time is up: connections are still carried or dialled for. GET /status counts them.",
@@ -230,9 +232,9 @@ impl Caller {
     fn step(&mut self, means: &mut Means) -> Result<(), Halt> {
         let stops = means.stops_at.is_some();
         match self.state {
-            State::Reading { .. } | State::Asking if stops => Err(Halt::Refused(STOPPING)),
-            State::Reading { .. } => self.read(means),
-            State::Asking => self.ask(means),
+            State::Reading | State::Asking { .. } if stops => Err(Halt::Refused(STOPPING)),
+            State::Reading => self.read(means),
+            State::Asking { .. } => self.ask(means),
             State::Waiting { .. } => self.wait(means),
             State::Pausing { .. } => self.pause(means),
             State::Answering { .. } => self.write(),
@@ -256,22 +258,19 @@ impl Caller {
         if count == 0 {
             return Err(Halt::Refused((400, "The request ended before it was whole.")));
         }
-        self.request.extend_from_slice(means.scratch.get(..count).unwrap_or_default());
-        match check(&self.request, &means.hosts)? {
+        let bytes = means.scratch.get(..count).unwrap_or_default();
+        match self.request.take(bytes, &means.hosts)? {
             Progress::More => {}
             Progress::Continue => {
-                if matches!(self.state, State::Reading { continued: false }) {
-                    self.state = State::Reading { continued: true };
-                    // These are the first bytes to the caller: there is room for them.
-                    send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n", SendFlags::NOSIGNAL)?;
-                }
+                // These are the first bytes to the caller: there is room for them.
+                send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n", SendFlags::NOSIGNAL)?;
             }
-            Progress::Whole { method, target } => {
+            Progress::Whole(request) => {
                 means.last_ticket += 1;
                 let asker = Asker { name: &self.name, ticket: means.last_ticket };
-                self.request = request_of(asker, &method, &target);
-                self.claim = (method == "PUT").then(|| Claim::new(means.handle.clone(), asker));
-                self.state = State::Asking;
+                let is_put = request.method == "PUT";
+                self.claim = is_put.then(|| Claim::new(means.handle.clone(), asker));
+                self.state = State::Asking { request: request_of(asker, &request) };
                 self.deadline = Some(Instant::now() + ASK_TIMEOUT);
             }
         }
@@ -279,15 +278,15 @@ impl Caller {
     }
 
     fn ask(&mut self, means: &mut Means) -> Result<(), Halt> {
+        let State::Asking { request } = &self.state else { return Ok(()) };
         if means.short_until.is_some() {
             return Err(Halt::Blocked);
         }
         // Every request of the API may be made twice.
-        let relayed =
-            means.private.ask(&self.request, is_head(&self.request)).map_err(|error| {
-                means.run_short("get an answer", &error);
-                Halt::Blocked
-            })?;
+        let relayed = means.private.ask(request, self.request.is_head()).map_err(|error| {
+            means.run_short("get an answer", &error);
+            Halt::Blocked
+        })?;
         let Some(hold) = relayed.hold else {
             // It has not asked for more than it has got.
             self.forget_claim();
@@ -386,10 +385,6 @@ impl Caller {
         self.deadline = Some(Instant::now() + self.timeouts.linger);
         Ok(())
     }
-}
-
-fn is_head(request: &[u8]) -> bool {
-    request.starts_with(b"HEAD ")
 }
 
 fn read(socket: &OwnedFd, scratch: &mut [u8]) -> Result<usize, Errno> {

@@ -1,12 +1,13 @@
-//! The fuzz target of the control API: what `check` lets through, it lets through whole, and nothing else.
+//! The fuzz target of the control API: what is let through is a whole request, however it comes, and nothing else is.
 
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what it has found")]
 
 use super::{
     answer::Answer,
+    body::BODY_BYTES_MAX,
     private::request_of,
     query::{Pause, Resume, parse_none, parse_wait},
-    request::{BODY_BYTES_MAX, HEAD_BYTES_MAX, HostPolicy, Progress, check},
+    request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Request},
     routes::Asker,
 };
 use crate::{Address, config};
@@ -21,26 +22,34 @@ pub fn control_request(bytes: &[u8]) {
         addr: Address::tcp("control.example", 3001),
         hosts: Vec::new(),
     });
-    let all = check(bytes, &hosts);
+    let all = Incoming::default().take(bytes, &hosts);
     let step = (bytes.len() / WHOLE_BYTES_MAX).max(1);
-    for end in (0..bytes.len()).step_by(step) {
-        let begun = check(bytes.get(..end).unwrap_or_default(), &hosts);
+    for split in (0..bytes.len()).step_by(step) {
+        let (first, rest) = bytes.split_at(split);
+        let mut incoming = Incoming::default();
+        let begun = incoming.take(first, &hosts);
         match (&begun, &all) {
             // Bytes behind a request are ignored.
-            (Ok(Progress::Whole { .. }), _) => assert_eq!(begun, all, "{end}"),
-            // What is to come is the body, and nothing but its length can matter; what is refused stays so.
-            (Ok(Progress::More), _)
-            | (Ok(Progress::Continue), Ok(Progress::Continue | Progress::Whole { .. }))
-            | (Err(_), Err(_)) => {}
-            _ => unreachable!("after {end} bytes {begun:?}, after all {all:?}"),
+            (Ok(Progress::Whole(_)), _) => assert_eq!(begun, all, "{split}"),
+            // What is refused stays so.
+            (Err(_), Err(_)) => {}
+            (Ok(Progress::More | Progress::Continue), _) => {
+                let ended = incoming.take(rest, &hosts);
+                // To go on is told once, when the head is whole.
+                let was_told = begun == Ok(Progress::Continue) && all == Ok(Progress::Continue);
+                let expected = if was_told { &Ok(Progress::More) } else { &all };
+                assert_eq!(&ended, expected, "{split}");
+            }
+            _ => unreachable!("after {split} bytes {begun:?}, after all {all:?}"),
         }
     }
     match all {
         Ok(Progress::More | Progress::Continue) => {
-            assert!(bytes.len() < HEAD_BYTES_MAX + BODY_BYTES_MAX, "it never has enough");
+            assert!(bytes.len() <= HEAD_BYTES_MAX + BODY_BYTES_MAX, "it never has enough");
         }
-        Ok(Progress::Whole { method, target }) => {
-            assert_harmless(bytes, &method, &target);
+        Ok(Progress::Whole(request)) => {
+            assert_harmless(bytes, &request);
+            let target = &request.target;
             let query = target.split_once('?').map_or("", |(_, query)| query);
             let errors = [
                 Pause::parse(query).err(),
@@ -59,8 +68,9 @@ pub fn control_request(bytes: &[u8]) {
 }
 
 /// What the private server is asked is one request, and no web page has sent it.
-fn assert_harmless(bytes: &[u8], method: &str, target: &str) {
-    let asked = request_of(Asker { name: "a fuzzer", ticket: 7 }, method, target);
+fn assert_harmless(bytes: &[u8], request: &Request) {
+    let asked = request_of(Asker { name: "a fuzzer", ticket: 7 }, request);
+    let Request { method, target } = request;
     let asked = str::from_utf8(&asked).unwrap_or_default();
     let mut lines = asked.split("\r\n");
     let line = format!("{method} {target} HTTP/1.1");
@@ -73,7 +83,11 @@ fn assert_harmless(bytes: &[u8], method: &str, target: &str) {
     assert!(target.bytes().all(|byte| byte.is_ascii_graphic()), "{target:?}");
     let head = bytes.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or_default();
     let head = String::from_utf8_lossy(bytes.get(..head).unwrap_or_default()).to_lowercase();
-    for name in ["\r\norigin:", "\r\ntransfer-encoding:", "\r\nsec-fetch-site: c", "\0"] {
+    for name in ["\r\norigin:", "\r\nsec-fetch-site: c", "\0"] {
         assert!(!head.contains(name), "{name:?} in {head:?}");
     }
+    // A body is framed in one way.
+    let framings = ["\r\ncontent-length:", "\r\ntransfer-encoding:"];
+    let count: usize = framings.iter().map(|name| head.matches(name).count()).sum();
+    assert!(count <= 1, "{head:?}");
 }

@@ -8,6 +8,7 @@
 //! `tiny_http` alone can be aborted with one packet and frozen with two lines; it never meets a byte that the front has not checked.
 
 mod answer;
+mod body;
 mod caller;
 mod claim;
 mod front;

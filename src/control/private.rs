@@ -30,6 +30,7 @@ use tiny_http::{Header, Request, Response, Server};
 
 use super::{
     answer::{Answer, Relayed, relayed},
+    request,
     routes::{Asker, route},
 };
 use crate::Handle;
@@ -104,8 +105,8 @@ impl Private {
 }
 
 /// What the server is asked for a caller.
-pub(super) fn request_of(asker: Asker<'_>, method: &str, target: &str) -> Vec<u8> {
-    let Asker { name, ticket } = asker;
+pub(super) fn request_of(asker: Asker<'_>, request: &request::Request) -> Vec<u8> {
+    let (Asker { name, ticket }, request::Request { method, target }) = (asker, request);
     format!(
         "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{CALLER_HEADER}: {name}\r\n{TICKET_HEADER}: {ticket}\r\n\r\n"
     )

@@ -8,62 +8,123 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use super::body::Body;
 use crate::{Address, config};
 
 /// The longest request line and headers together.
 pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;
-/// The longest body. No request of the API needs one: it is read and ignored.
-pub(super) const BODY_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
+
+/// A request that may be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Request {
+    /// In capitals; which ones a path knows is for the routes to say.
+    pub(super) method: String,
+    /// Path and query: printable ASCII that begins with a slash, or `*`.
+    pub(super) target: String,
+}
 
 /// What the bytes received so far amount to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// The request goes on.
     More,
-    /// The head is whole; the caller sends the body once it is told to continue.
+    /// The head is whole, which is told once; the caller sends the body once it is told to continue.
     Continue,
     /// The request is whole; bytes behind it are ignored.
-    Whole {
-        /// A method that HTTP knows.
-        method: String,
-        /// Path and query: printable ASCII that begins with a slash, or `*`.
-        target: String,
-    },
+    Whole(Request),
 }
 
 /// Why a request is refused: a status, and a sentence that tells the caller what to do.
 pub(super) type Refusal = (u16, &'static str);
 
-/// Looks at all that a caller has sent so far.
-pub(super) fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Refusal> {
+/// A request on its way in.
+#[derive(Debug, Default)]
+pub(super) struct Incoming {
+    /// What has come of its head, until that is whole.
+    bytes: Vec<u8>,
+    /// What the head asks for, and the body behind it.
+    parts: Option<(Request, Body)>,
+}
+
+impl Incoming {
+    /// Looks at the next bytes that a caller has sent.
+    pub(super) fn take(&mut self, bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Refusal> {
+        let (request, body, continues) = match &mut self.parts {
+            Some((request, body)) => {
+                body.take(bytes)?;
+                (request, body, false)
+            }
+            parts @ None => {
+                self.bytes.extend_from_slice(bytes);
+                let Some(head) = check(&self.bytes, hosts)? else { return Ok(Progress::More) };
+                let (request, body) = parts.insert((head.request, head.body));
+                let bytes = std::mem::take(&mut self.bytes);
+                body.take(bytes.get(head.length..).unwrap_or_default())?;
+                (request, body, head.continues)
+            }
+        };
+        Ok(if body.is_whole() {
+            Progress::Whole(request.clone())
+        } else if continues {
+            Progress::Continue
+        } else {
+            Progress::More
+        })
+    }
+
+    /// Returns whether nothing has come.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_none() && self.bytes.is_empty()
+    }
+
+    /// Returns whether the answer is to have no body.
+    pub(super) fn is_head(&self) -> bool {
+        match &self.parts {
+            Some((request, _)) => request.method == "HEAD",
+            None => self.bytes.starts_with(b"HEAD "),
+        }
+    }
+}
+
+/// The head of a request.
+struct Head {
+    request: Request,
+    body: Body,
+    /// Whether the caller wants to be told to send the body.
+    continues: bool,
+    /// How many bytes it has.
+    length: usize,
+}
+
+/// Checks a head as far as it has come. Returns it once it is whole.
+fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Option<Head>, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers);
-    let (head_len, whole) = match head.parse(bytes).map_err(malformed)? {
+    let (length, whole) = match head.parse(bytes).map_err(malformed)? {
         httparse::Status::Complete(length) => (length, true),
         httparse::Status::Partial => (bytes.len(), false),
     };
-    if head_len > HEAD_BYTES_MAX {
+    if length > HEAD_BYTES_MAX {
         return Err((431, "The request's head is too long: at most 8 KiB are read."));
     }
-    check_lines(bytes.get(..head_len).unwrap_or_default())?;
+    check_lines(bytes.get(..length).unwrap_or_default())?;
     if !whole {
-        return Ok(Progress::More);
+        return Ok(None);
     }
     let method = head.method.unwrap_or_default();
-    // tiny_http takes any case; RFC 9110 (9.1) does not. Which methods a path knows is for the routes to say.
+    // tiny_http takes any case; RFC 9110 (9.1) does not.
     if !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
         return Err((501, "The method is not known here: write it in capitals."));
     }
     let headers = Headers(head.headers);
-    let body_len = body_length(&headers)?;
-    check_origin(&headers, head.version == Some(1), hosts)?;
+    let is_recent = head.version == Some(1);
+    let body = body(&headers, is_recent)?;
+    check_origin(&headers, is_recent, hosts)?;
     let target = target(head.path.unwrap_or_default(), hosts)?;
-    let continues = continues(&headers)? && head.version == Some(1);
-    if bytes.len() - head_len < body_len {
-        return Ok(if continues { Progress::Continue } else { Progress::More });
-    }
-    Ok(Progress::Whole { method: method.to_owned(), target })
+    let continues = continues(&headers)? && is_recent;
+    let request = Request { method: method.to_owned(), target };
+    Ok(Some(Head { request, body, continues, length }))
 }
 
 fn malformed(error: httparse::Error) -> Refusal {
@@ -91,18 +152,24 @@ fn check_lines(head: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn body_length(headers: &Headers<'_>) -> Result<usize, Refusal> {
-    if headers.any("Transfer-Encoding") {
-        return Err((501, "Transfer-Encoding is not supported: no body is needed."));
+/// Finds out how the body is framed. Two ways at once could be read as either.
+fn body(headers: &Headers<'_>, may_be_chunked: bool) -> Result<Body, Refusal> {
+    let length = headers.one("Content-Length")?;
+    match headers.one("Transfer-Encoding")? {
+        None => {}
+        Some(_) if length.is_some() || !may_be_chunked => {
+            let text = "Chunks need HTTP/1.1 and no Content-Length: send no body, none is needed.";
+            return Err((400, text));
+        }
+        Some(coding) if coding.eq_ignore_ascii_case(b"chunked") => return Ok(Body::chunked()),
+        Some(_) => return Err((501, "The only Transfer-Encoding known here is chunked.")),
     }
-    let Some(length) = headers.one("Content-Length")? else { return Ok(0) };
+    let Some(length) = length else { return Body::sized(0) };
     if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
         return Err((400, "The Content-Length is not a number."));
     }
-    let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()); // None: beyond 64 bits
-    length
-        .filter(|length| *length <= BODY_BYTES_MAX)
-        .ok_or((413, "The body is too long: no request of this API needs one."))
+    let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok());
+    Body::sized(length.unwrap_or(usize::MAX)) // beyond 64 bits
 }
 
 /// Refuses what a web page in the operator's browser could send: it carries an `Origin`, a foreign `Sec-Fetch-Site`, or, by DNS rebinding, a foreign `Host`.
@@ -242,10 +309,10 @@ mod tests {
     }
 
     fn status(request: &[u8]) -> u16 {
-        match check(request, &hosts()) {
+        match Incoming::default().take(request, &hosts()) {
             Ok(Progress::More) => 0,
             Ok(Progress::Continue) => 100,
-            Ok(Progress::Whole { .. }) => 200,
+            Ok(Progress::Whole(_)) => 200,
             Err((status, _)) => status,
         }
     }
@@ -337,7 +404,12 @@ mod tests {
             (413, "PUT /paused HTTP/1.0\r\nContent-Length: 99999999999999999999999\r\n\r\n"),
             (413, "PUT /paused HTTP/1.0\r\nContent-Length: 16385\r\n\r\n"),
             (417, "PUT /paused HTTP/1.0\r\nExpect: wonders\r\n\r\n"),
-            (501, "PUT /paused HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (400, "PUT /paused HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            (501, "PUT /paused HTTP/1.1\r\nHost:\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
+            (501, "PUT /paused HTTP/1.1\r\nHost:\r\nTransfer-Encoding: chunked;a\r\n\r\n"),
+            (501, "PUT /paused HTTP/1.1\r\nHost:\r\nTransfer-Encoding:\r\n\r\n"),
+            (200, "PUT / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\nGET"),
+            (0, "PUT / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r"),
             (501, "get /paused HTTP/1.0\r\n\r\n"),
             (400, "CONNECT localhost:80 HTTP/1.0\r\n\r\n"),
             (505, "GET / HTTP/2.0\r\n\r\n"),
@@ -369,17 +441,23 @@ mod tests {
     }
 
     #[test]
-    fn every_beginning_of_a_request_is_incomplete() {
-        let request = b"PUT /paused?a=b HTTP/1.1\r\nHost: localhost:3001\r\nContent-Length: 4\r\nA: b\r\n\r\nbody";
-        for end in 0..request.len() {
-            assert_eq!(
-                status(&request[..end]),
-                0,
-                "{:?}",
-                String::from_utf8_lossy(&request[..end])
-            );
+    fn a_request_may_come_in_any_pieces() {
+        let head = "PUT /paused?a=b HTTP/1.1\r\nHost: localhost:3001\r\nA: b\r\n";
+        for body in [
+            "Content-Length: 4\r\n\r\nbody",
+            "Transfer-Encoding: chunked\r\n\r\n4;a\r\nbody\r\n0\r\nA: b\r\n\r\n",
+        ] {
+            let text = format!("{head}{body}");
+            let request = text.as_bytes();
+            let whole =
+                Progress::Whole(Request { method: "PUT".into(), target: "/paused?a=b".into() });
+            for split in 0..request.len() {
+                let (begin, end) = request.split_at(split);
+                let mut incoming = Incoming::default();
+                assert_eq!(incoming.take(begin, &hosts()), Ok(Progress::More), "{split}");
+                assert_eq!(incoming.take(end, &hosts()).as_ref(), Ok(&whole), "{split}");
+            }
+            assert_eq!(Incoming::default().take(request, &hosts()), Ok(whole));
         }
-        let whole = Progress::Whole { method: "PUT".into(), target: "/paused?a=b".into() };
-        assert_eq!(check(request, &hosts()).unwrap(), whole);
     }
 }
