@@ -2,7 +2,7 @@
 
 use std::{process, time::Instant};
 
-use crate::harness::{Family, Proxy, Response, Stream, Upstream, echo, wait_until};
+use crate::harness::{Family, Proxy, Response, Stream, Upstream, echo, in_namespace, wait_until};
 
 /// The names of the pauses that hold.
 fn names(proxy: &Proxy) -> Vec<String> {
@@ -156,6 +156,24 @@ fn the_status_lists_who_why_and_until_when() {
         let terms = "for 1m30s, closing what is quiet for 1s500ms, mode reject";
         assert!(line.contains(terms), "{line}");
     }
+}
+
+/// As when the proxy runs in a container and its operator outside: the caller's process has no number in there.
+#[test]
+fn the_caller_of_another_pid_namespace_has_a_user() {
+    in_namespace("lease::the_caller_of_another_pid_namespace_has_a_user", || {
+        let upstream = Upstream::tcp(echo);
+        let proxy = Proxy::builder()
+            .control(Family::Unix)
+            .upstream(&upstream)
+            .under("unshare --pid --fork --kill-child")
+            .start();
+        put(&proxy, "name=a");
+        assert_eq!(proxy.control().status().leases[0].by, "uid 0");
+        proxy.wait_for_log("paused by uid 0 as \"a\"");
+        delete(&proxy, "name=a");
+        proxy.wait_for_log("resumed by uid 0, paused since");
+    });
 }
 
 #[test]

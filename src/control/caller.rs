@@ -12,9 +12,10 @@ use std::{
 
 use log::{debug, error};
 use mio::event::Event;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     io::{Errno, retry_on_intr},
-    net::{SendFlags, Shutdown, getpeername, send, shutdown, sockopt::socket_peercred},
+    net::{SendFlags, Shutdown, getpeername, send, shutdown},
 };
 
 use super::{
@@ -391,13 +392,16 @@ fn read(socket: &OwnedFd, scratch: &mut [u8]) -> Result<usize, Errno> {
     retry_on_intr(|| rustix::io::read(socket, &mut *scratch))
 }
 
-/// The caller's address, or over UNIX sockets its user and process.
+/// Names the caller by its address, or over UNIX sockets by its user and process.
 fn name(socket: &OwnedFd) -> String {
     match getpeername(socket).map(|peer| peer.and_then(|peer| SocketAddr::try_from(peer).ok())) {
         Ok(Some(peer)) => SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string(),
-        Ok(None) => socket_peercred(socket).map_or("an unknown process".into(), |peer| {
-            format!("uid {}, pid {}", peer.uid.as_raw(), peer.pid.as_raw_nonzero())
-        }),
+        Ok(None) => match getsockopt(socket, PeerCredentials).map(|it| (it.uid(), it.pid())) {
+            // A process of another PID namespace has no number here.
+            Ok((uid, 0)) => format!("uid {uid}"),
+            Ok((uid, pid)) => format!("uid {uid}, pid {pid}"),
+            Err(_) => "an unknown process".into(),
+        },
         // It has reset its connection already.
         Err(_) => "an unknown address".into(),
     }

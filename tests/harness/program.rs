@@ -44,6 +44,7 @@ pub(crate) fn program() -> Program {
         envs: Vec::new(),
         dir: Arc::new(tempfile::tempdir().expect("a directory")),
         before: String::new(),
+        under: "",
     }
 }
 
@@ -54,6 +55,8 @@ pub(crate) struct Program {
     dir: Arc<TempDir>,
     /// Shell commands that run first in its process, each with `&&` behind it.
     before: String,
+    /// The words of the shell before its name: what runs it, if that is another program.
+    under: &'static str,
 }
 
 impl Program {
@@ -98,11 +101,12 @@ impl Program {
         let binary = binary();
         // What a child inherits can only be set in the child itself, without unsafe code: the shell does it and becomes
         // the program.
-        let mut command = if self.before.is_empty() {
+        let mut command = if self.before.is_empty() && self.under.is_empty() {
             Command::new(binary)
         } else {
             let mut shell = Command::new("/bin/sh");
-            shell.arg("-c").arg(format!("{}exec \"$0\" \"$@\"", self.before)).arg(binary);
+            let line = format!("{}exec {} \"$0\" \"$@\"", self.before, self.under);
+            shell.arg("-c").arg(line).arg(binary);
             shell
         };
         command.args(&self.args).current_dir(self.dir.path()).env_remove("RUST_LOG");
@@ -311,6 +315,12 @@ impl Builder {
     /// The umask of the proxy's process.
     pub(crate) fn umask(self, umask: u32) -> Self {
         self.before(&format!("umask {umask:04o}"))
+    }
+
+    /// Another program that runs the proxy, in words of the shell. It gets the signals that the proxy would.
+    pub(crate) fn under(mut self, program: &'static str) -> Self {
+        self.program.under = program;
+        self
     }
 
     /// Starts it and waits until it serves.
