@@ -1,8 +1,8 @@
 //! Where something listens or is dialled.
 
 use std::{
-    fmt,
-    net::Ipv6Addr,
+    fmt, io,
+    net::{Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -29,10 +29,21 @@ pub enum Address {
 }
 
 impl Address {
-    /// The TCP address `host:port`.
+    /// The TCP address `host:port`. An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is what it is.
     pub fn tcp(host: impl Into<String>, port: u16) -> Self {
-        Self::Tcp { host: host.into(), port }
+        let host = host.into();
+        let mapped = host.parse::<Ipv6Addr>().ok().and_then(|ip| ip.to_ipv4_mapped());
+        Self::Tcp { host: mapped.map_or(host, |ip| ip.to_string()), port }
     }
+}
+
+/// Asks the system for the addresses of a host, which may take long.
+pub(crate) fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let canonical = |found: SocketAddr| match found.ip().to_canonical() {
+        ip if ip.is_ipv4() => SocketAddr::new(ip, port),
+        _ => found,
+    };
+    Ok((host, port).to_socket_addrs()?.map(canonical).collect())
 }
 
 impl FromStr for Address {
@@ -219,6 +230,9 @@ mod tests {
             ("db_1.example.org.:5432", Address::tcp("db_1.example.org.", 5432)),
             ("[::1]:80", Address::tcp("::1", 80)),
             ("tcp://[::]:80", Address::tcp("::", 80)),
+            ("[::ffff:127.0.0.1]:80", Address::Tcp { host: "127.0.0.1".into(), port: 80 }),
+            ("[::FFFF:7f00:1]:80", Address::Tcp { host: "127.0.0.1".into(), port: 80 }),
+            ("[::127.0.0.1]:80", Address::Tcp { host: "::127.0.0.1".into(), port: 80 }),
             ("[fe80::1%eth0]:80", Address::tcp("fe80::1%eth0", 80)),
             ("[::ffff:127.0.0.1]:80", Address::tcp("::ffff:127.0.0.1", 80)),
             ("unix:///run/tcpause.sock", Address::Unix("/run/tcpause.sock".into())),
@@ -230,6 +244,17 @@ mod tests {
             let address: Address = text.parse().expect(text);
             assert_eq!(address, expected);
             assert_eq!(address.to_string().parse(), Ok(expected), "{address}");
+        }
+    }
+
+    #[test]
+    fn an_ipv4_address_is_found_as_one() {
+        for (host, expected) in [
+            ("127.0.0.1", "127.0.0.1:80"),
+            ("::ffff:127.0.0.1", "127.0.0.1:80"),
+            ("::1", "[::1]:80"),
+        ] {
+            assert_eq!(look_up(host, 80).unwrap(), [expected.parse().unwrap()]);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock,
@@ -16,7 +16,7 @@ use crossbeam_channel::bounded;
 use mio::{Poll, Waker};
 
 use crate::{
-    Address, Config, Error, Handle,
+    Address, Config, Error, Handle, address,
     barrier::Barrier,
     config,
     control::{Control, HostPolicy},
@@ -102,7 +102,7 @@ impl Server {
             );
         }
         for &ip in &config.upstream.source_addrs {
-            sys::check_source(ip).map_err(|error| {
+            sys::check_source(ip.to_canonical()).map_err(|error| {
                 Error::System(format!(
                     "upstream.source-addrs: cannot connect from {ip}: {error}; write addresses of this host"
                 ))
@@ -399,7 +399,7 @@ fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let all: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
         return Ok(all.map(|ip| SocketAddr::new(ip, port)).to_vec());
     }
-    let mut found: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
+    let mut found = address::look_up(host, port)?;
     found.sort_by_key(SocketAddr::is_ipv6);
     Ok(found)
 }

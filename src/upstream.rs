@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +14,9 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::{
-    Address, Error, config,
+    Address, Error,
+    address::look_up,
+    config,
     outage::Outage,
     sys::{SocketAddress, is_port_shortage},
     throttle::Throttle,
@@ -83,9 +85,10 @@ impl Upstream {
         let known = match &address {
             Address::Unix(path) => Some(SocketAddress::Unix(path.clone())),
             Address::Abstract(name) => Some(SocketAddress::Abstract(name.clone())),
-            Address::Tcp { host, port } => {
-                host.parse().ok().map(|ip| SocketAddress::Inet(SocketAddr::new(ip, *port)))
-            }
+            Address::Tcp { host, port } => host
+                .parse::<IpAddr>()
+                .ok()
+                .map(|ip| SocketAddress::Inet(SocketAddr::new(ip.to_canonical(), *port))),
         };
         let (requests, look_up) = match (&known, &address) {
             (None, Address::Tcp { host, port }) => {
@@ -215,7 +218,8 @@ impl Upstream {
 impl Sources {
     fn new(ips: &[IpAddr]) -> Self {
         let of_kind = |is_ipv4| {
-            let of_kind = ips.iter().filter(|ip| ip.is_ipv4() == is_ipv4).copied().map(Some);
+            let canonical = ips.iter().map(IpAddr::to_canonical);
+            let of_kind = canonical.filter(|ip| ip.is_ipv4() == is_ipv4).map(Some);
             if ips.is_empty() { [None].into() } else { of_kind.collect() }
         };
         Self { v4: of_kind(true), v6: of_kind(false) }
@@ -227,8 +231,8 @@ fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Addr
     let mut asked = Vec::new();
     loop {
         let begun = Instant::now();
-        match name.to_socket_addrs() {
-            Ok(found) => publish(found.map(SocketAddress::Inet).collect()),
+        match look_up(&name.0, name.1) {
+            Ok(found) => publish(found.into_iter().map(SocketAddress::Inet).collect()),
             Err(error) => {
                 log::warn!("cannot look up {} of upstream.addr: {error}; trying again", name.0);
             }

@@ -10,6 +10,7 @@
     reason = "clippy allows these in test functions, and here every function is part of a test"
 )]
 
+mod addresses;
 mod carry;
 mod chaos;
 mod cli;

@@ -95,7 +95,7 @@ fn check_dialling(upstream: &Upstream) -> Result<(), String> {
             upstream.addr
         )),
         Address::Tcp { host, .. } => match host.parse::<IpAddr>() {
-            Ok(ip) if sources.iter().all(|source| source.is_ipv4() != ip.is_ipv4()) => {
+            Ok(ip) if sources.iter().all(|it| it.to_canonical().is_ipv4() != ip.is_ipv4()) => {
                 let version = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
                 Err(format!(
                     "upstream.source-addrs: none of them is {version}, as upstream.addr ({}) is; add one of this host",

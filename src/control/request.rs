@@ -329,6 +329,7 @@ mod tests {
             "[::1]:3001",
             "[fe80::1%25eth0]",
             "[::1]",
+            "[::ffff:127.0.0.1]:3001",
         ];
         let named = ["control.example:3001", "lb.example", "LB.EXAMPLE.", "", machine.as_str()];
         for host in ours.iter().chain(&named) {
