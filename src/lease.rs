@@ -66,7 +66,8 @@ pub(crate) struct Terms {
 pub(crate) enum Standing {
     /// On nothing: it is the one of its name.
     Firm,
-    /// On the success of its request, which would be undone otherwise. What held before under its name is still there.
+    /// On the success of its request, which is undone otherwise, as it is if its answer is lost. What held before under its
+    /// name is still there.
     Tentative,
     /// On its caller's connection. It neither replaces another of its name nor is replaced.
     Tied,
@@ -116,8 +117,8 @@ impl Leases {
         if standing == Standing::Firm {
             self.remove_firm(&terms.name);
         }
-        // If something was replaced, there is room.
-        if self.list.len() >= LEASES_MAX && ticket != PROGRAM {
+        // Under a name that holds, it takes the place of another, now or in the end.
+        if since.is_none() && self.list.len() >= LEASES_MAX && ticket != PROGRAM {
             return Err(Refused::Full);
         }
         let ends = terms.end(now.at);

@@ -157,7 +157,7 @@ fn system_calls_that_fail_delay_and_nothing_else() {
     for injections in INJECTIONS {
         let upstream = Upstream::tcp(echo);
         let proxy = Proxy::builder().upstream(&upstream).args(["--proxy-threads", "1"]).start();
-        let tracer = Tracer::attach(&proxy, injections);
+        let tracer = Tracer::attach(&proxy, "worker-0", injections);
         for is_held in [false, true] {
             if is_held {
                 proxy.control().pause();
@@ -187,6 +187,25 @@ fn system_calls_that_fail_delay_and_nothing_else() {
         proxy.connect().assert_echo(b"all is as before");
     }
     println!("{injected} calls failed, and no client has felt one");
+}
+
+/// The caller of a pause is told to try again, as its answer is lost over and over.
+#[test]
+fn a_pause_whose_answer_is_lost_does_not_stand() {
+    if let Err(reason) = can_trace() {
+        println!("skipped: {reason}");
+        return;
+    }
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let tracer = Tracer::attach(&proxy, "control", &["write,sendto:error=EPIPE"]);
+    proxy.control().put("/paused?name=lost").assert_error(503);
+    let lost = tracer.finish();
+    assert!(lost > 1, "it was not asked for again");
+    proxy.wait_for_log("as \"lost\"");
+    assert!(!proxy.control().is_paused());
+    proxy.connect().assert_echo(b"carried");
+    println!("{lost} calls failed until its caller was told");
 }
 
 /// Whether this machine has strace and lets it look at other processes.
@@ -223,15 +242,21 @@ fn is_traced(status: &str) -> bool {
     })
 }
 
-/// An strace that makes calls of a proxy's worker fail. The rest of the program is left alone.
+/// An strace that makes calls of a thread of a proxy fail. The rest of the program is left alone.
 struct Tracer {
     process: Child,
     log: PathBuf,
 }
 
 impl Tracer {
-    fn attach(proxy: &Proxy, injections: &[&str]) -> Self {
-        let thread = proxy.threads_named("worker-0").pop().expect("a worker");
+    fn attach(proxy: &Proxy, name: &str, injections: &[&str]) -> Self {
+        let mut thread = PathBuf::new();
+        wait_until("the thread has its name", || {
+            let found = proxy.threads_named(name).into_iter().find(|path| {
+                fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
+            });
+            found.map(|path| thread = path).is_some()
+        });
         let id = thread.file_name().and_then(|name| name.to_str()?.parse().ok());
         let log = proxy.dir().join("strace.log");
         let process = strace(id.expect("a number"), &log, injections).expect("strace");
@@ -241,7 +266,7 @@ impl Tracer {
         tracer
     }
 
-    /// Lets go of the worker; returns how many calls have failed.
+    /// Lets go of the thread; returns how many calls have failed.
     fn finish(mut self) -> usize {
         // Killed, it would not write the rest of its log.
         kill_process(Pid::from_child(&self.process), Signal::TERM).expect("a process of ours");

@@ -32,8 +32,6 @@ use crate::{Handle, ledger::Look, throttle::Throttle};
 
 /// What a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// For how long the private server is asked.
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// After which time something that failed for want of descriptors or threads is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -272,7 +270,7 @@ impl Caller {
                 let is_put = request.method == "PUT";
                 self.claim = is_put.then(|| Claim::new(means.handle.clone(), asker));
                 self.state = State::Asking { request: request_of(asker, &request) };
-                self.deadline = Some(Instant::now() + ASK_TIMEOUT);
+                self.deadline = Some(Instant::now() + self.timeouts.ask);
             }
         }
         Ok(())
@@ -289,8 +287,10 @@ impl Caller {
             Halt::Blocked
         })?;
         let Some(hold) = relayed.hold else {
-            // It has not asked for more than it has got.
-            self.forget_claim();
+            // It has not asked for more than it has got, and that stands even if the caller has gone.
+            if let Some(claim) = self.claim.take() {
+                claim.settle();
+            }
             self.answer(relayed.bytes);
             return Ok(());
         };

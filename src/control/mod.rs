@@ -105,10 +105,12 @@ impl Drop for Control {
     }
 }
 
-/// How long the front waits for a caller.
+/// How long the front waits.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
-    /// For the whole request, and for the caller to take the whole answer. With `linger`, a bad caller is gone after 5 s.
+    /// For the private server, asked over and over.
+    ask: Duration,
+    /// For a caller's whole request, and for it to take the whole answer. With `linger`, a bad caller is gone after 5 s.
     exchange: Duration,
     /// For callers that should have gone: for one to close after its answer (closing first could reset it, and the answer
     /// would be lost); for idle where the caller has closed its sending side (over TCP nobody can tell whether it still
@@ -116,5 +118,8 @@ struct Timeouts {
     linger: Duration,
 }
 
-const TIMEOUTS: Timeouts =
-    Timeouts { exchange: Duration::from_secs(4), linger: Duration::from_secs(1) };
+const TIMEOUTS: Timeouts = Timeouts {
+    ask: Duration::from_secs(10),
+    exchange: Duration::from_secs(4),
+    linger: Duration::from_secs(1),
+};

@@ -64,21 +64,20 @@ fn pause(wanted: Pause, asker: Asker<'_>, handle: &Handle) -> Result<Answer, Str
         ttl: wanted.ttl.or(max_ttl),
         quiet: wanted.quiet,
     };
-    let standing = match (wanted.is_tied, wanted.wait) {
-        (true, _) => Standing::Tied,
-        (false, Some(_)) => Standing::Tentative,
-        (false, None) => Standing::Firm,
-    };
-    Ok(match (handle.put(terms, standing, asker.ticket), standing) {
-        (Ok(()), Standing::Firm) => Answer::empty(201),
-        (Ok(()), _) => Answer::empty(201).for_pause(wanted.wait, wanted.is_tied),
-        (Err(Refused::Full), _) => {
+    // It stands for itself once the front has the answer.
+    let standing = if wanted.is_tied { Standing::Tied } else { Standing::Tentative };
+    Ok(match handle.put(terms, standing, asker.ticket) {
+        Ok(()) if wanted.is_tied || wanted.wait.is_some() => {
+            Answer::empty(201).for_pause(wanted.wait, wanted.is_tied)
+        }
+        Ok(()) => Answer::empty(201),
+        Err(Refused::Full) => {
             let text = format!(
                 "There are {LEASES_MAX} pauses already, each with a name of its own: lift some, or use one of their names."
             );
             Answer::error(409, &text)
         }
-        (Err(Refused::Undone), _) => Answer::error(409, "The request was given up meanwhile."),
+        Err(Refused::Undone) => Answer::error(409, "The request was given up meanwhile."),
     })
 }
 

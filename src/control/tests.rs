@@ -94,7 +94,7 @@ const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n
 fn start(listener: OwnedFd, handle: &Handle, private: Private) -> Control {
     let control = config::Control { addr: Address::tcp("localhost", 0), ..Default::default() };
     let short = Duration::from_millis(250);
-    let timeouts = Timeouts { exchange: 2 * short, linger: short };
+    let timeouts = Timeouts { ask: 4 * short, exchange: 2 * short, linger: short };
     let hosts = HostPolicy::new(&control);
     Control::start_with(listener, handle.clone(), hosts, CALLERS_MAX, private, timeouts).unwrap()
 }
@@ -454,29 +454,69 @@ fn who_finds_no_room_to_wait_has_paused_nothing() {
     drop(waiters);
 }
 
-/// The pause has begun, and then its answer is lost.
-#[test]
-fn a_pause_that_is_asked_for_twice_is_one() {
-    let (api, dying) = Api::start_before_ours();
-    let busy = Busy::new(&api.handle);
-    let mut caller = api.send("PUT /paused?wait=1h HTTP/1.0\r\n\r\n");
-    let (mut private, _) = dying.accept().unwrap();
+/// Takes a request for a pause from the front, in place of the private server, and carries it out. The answer is lost with the
+/// connection that this returns.
+fn carry_out(ours: &UnixListener, handle: &Handle) -> UnixStream {
+    let (mut private, _) = ours.accept().unwrap();
     let mut request = [0; 1000];
     let length = private.read(&mut request).unwrap();
     let request = String::from_utf8_lossy(&request[..length]).into_owned();
+    let target = request.split(' ').nth(1).unwrap();
     let ticket = request.split_once("X-Ticket: ").unwrap().1.split_once("\r\n").unwrap().0;
     let asker = routes::Asker { name: "the lost one", ticket: ticket.parse().unwrap() };
-    routes::route(&tiny_http::Method::Put, "/paused?wait=1h", asker, &api.handle);
-    drop((private, dying));
-    let deadline = Instant::now() + WAIT_MAX;
-    while api.handle.status().leases.iter().any(|lease| lease.by == "the lost one") {
-        assert!(Instant::now() < deadline, "it is not asked for again");
-        thread::yield_now();
+    routes::route(&tiny_http::Method::Put, target, asker, handle);
+    private
+}
+
+/// Who asks for the pauses that hold.
+fn askers(handle: &Handle) -> Vec<String> {
+    handle.status().leases.into_iter().map(|lease| lease.by).collect()
+}
+
+/// The pause has begun, and then its answer is lost.
+#[test]
+fn a_pause_that_is_asked_for_twice_is_one() {
+    for query in ["?wait=1h", ""] {
+        let (api, dying) = Api::start_before_ours();
+        let busy = Busy::new(&api.handle);
+        let mut caller = api.send(&format!("PUT /paused{query} HTTP/1.0\r\n\r\n"));
+        drop((carry_out(&dying, &api.handle), dying));
+        let deadline = Instant::now() + WAIT_MAX;
+        while askers(&api.handle).contains(&"the lost one".to_owned()) {
+            assert!(Instant::now() < deadline, "it is not asked for again");
+            thread::yield_now();
+        }
+        assert_eq!(api.handle.status().leases.len(), 1);
+        drop(busy);
+        assert_eq!(status(&answer(&mut caller)), 201);
+        assert!(api.handle.resume());
     }
-    assert_eq!(api.handle.status().leases.len(), 1);
-    drop(busy);
-    assert_eq!(status(&answer(&mut caller)), 201);
-    assert!(api.handle.resume());
+}
+
+/// The pause has begun, and no answer ever comes: its caller is told to try again.
+#[test]
+fn a_pause_that_is_not_answered_does_not_stand() {
+    let ask = |query: &str, held_before: bool| {
+        let (api, ours) = Api::start_before_ours();
+        if held_before {
+            api.handle.pause();
+        }
+        let mut caller = api.send(&format!("PUT /paused{query} HTTP/1.0\r\n\r\n"));
+        let _silent = carry_out(&ours, &api.handle);
+        assert!(askers(&api.handle).contains(&"the lost one".to_owned()));
+        assert_eq!(status(&answer(&mut caller)), 503);
+        let expected = if held_before { vec!["the program"] } else { vec![] };
+        assert_eq!(askers(&api.handle), expected, "{query}");
+        assert_eq!(api.handle.is_paused(), held_before);
+    };
+    // All at once, as each lasts as long as the silence of a server may.
+    thread::scope(|scope| {
+        for query in ["", "?wait=1h", "?while=connected"] {
+            for held_before in [false, true] {
+                scope.spawn(move || ask(query, held_before));
+            }
+        }
+    });
 }
 
 #[test]

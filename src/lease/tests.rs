@@ -243,10 +243,14 @@ fn there_are_only_so_many() {
     for standing in [Firm, Tentative, Tied] {
         assert_eq!(leases.put(terms("more"), standing, 1000, at(0)), Err(Refused::Full));
     }
-    assert_eq!(leases.put(terms("n1"), Tentative, 1000, at(0)), Err(Refused::Full));
+    assert_eq!(leases.put(terms("n1"), Tied, 1000, at(0)), Err(Refused::Full));
     assert_eq!(list(&leases).len(), full, "what is refused changes nothing");
     leases.put(for_seconds("n1", 9), Firm, 1001, at(0)).unwrap();
     assert_eq!(list(&leases).len(), full, "a renewal needs no room");
+    leases.put(terms("n1"), Tentative, 1002, at(0)).unwrap();
+    assert_eq!(leases.put(terms("more"), Tentative, 1003, at(0)), Err(Refused::Full));
+    leases.settle(1002);
+    assert_eq!(list(&leases).len(), full, "nor does one that depends on its request");
     leases.put(terms(NAME_DEFAULT), Firm, PROGRAM, at(0)).unwrap();
     assert!(leases.holds_name(NAME_DEFAULT), "the program always has room");
 }
