@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    harness::{Addr, Control, Family, Proxy, Response, Upstream, echo},
+    harness::{Addr, Control, Family, Proxy, Response, Upstream, echo, in_namespace},
     pause_wait::curl,
 };
 
@@ -391,4 +391,44 @@ fn a_body_in_chunks_is_read_and_ignored() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), status, "{bytes} bytes");
         assert_eq!(control.is_paused(), status == "201");
     }
+}
+
+/// As in a container with a read-only root, in an image without directories for files that come and go, and on a full disk.
+#[test]
+fn it_needs_no_directory_that_can_be_written_to() {
+    const WITHOUT: &str = "answers without a private server";
+    const READ_ONLY: &str = "for place in /run /dev/shm /tmp; do mount --bind $place $place && mount -o remount,bind,ro $place || exit; done";
+    in_namespace("control::it_needs_no_directory_that_can_be_written_to", || {
+        let upstream = Upstream::tcp(echo);
+        for (then, has_place) in [
+            ("mount -t tmpfs none /dev/shm", true),
+            ("true", false),
+            ("mount -t tmpfs -o nr_inodes=1 none /dev/shm", false),
+            // Nor does it need /proc, by which a socket is reached whose file is gone.
+            ("mount -t tmpfs none /dev/shm && mount -t tmpfs none /proc", false),
+        ] {
+            let line = format!("{READ_ONLY} && {then} && exec \"$0\" \"$@\"");
+            let mut proxy = Proxy::builder()
+                .upstream(&upstream)
+                .under(format!("unshare --mount sh -c '{line}'"))
+                .env("RUNTIME_DIRECTORY", "/nowhere:/proc")
+                .env("TMPDIR", "/proc")
+                .start();
+            let mut client = proxy.connect();
+            client.assert_echo(b"carried");
+            let control = proxy.control();
+            control.put("/paused?wait=10ms").assert_error(504);
+            control.pause();
+            let mut held = proxy.connect_held();
+            drop(client);
+            control.wait_idle();
+            assert_eq!(control.put("/paused?wait=10s").status, 201);
+            control.resume();
+            held.assert_echo(b"resumed");
+            assert_eq!(proxy.log_count(WITHOUT) == 0, has_place, "{}", proxy.log_so_far());
+            drop(held);
+            proxy.terminate();
+            assert_eq!(proxy.exit_code(), 0);
+        }
+    });
 }

@@ -54,7 +54,10 @@ impl Answer {
 
     /// The bytes that the front writes when it answers by itself.
     pub(super) fn to_bytes(&self, head_only: bool) -> Vec<u8> {
-        let length = format!("Content-Length: {}\r\n", self.body.len());
+        let length = match self.status {
+            204 => String::new(),
+            _ => format!("Content-Length: {}\r\n", self.body.len()),
+        };
         self.write(&length, if head_only { "" } else { &self.body })
     }
 
@@ -63,10 +66,20 @@ impl Answer {
         self.write("", &self.body)
     }
 
+    /// Makes of it what the private server's writing would become.
+    pub(super) fn into_relayed(mut self, head_only: bool) -> Relayed {
+        let hold = self.header.take_if(|(name, _)| *name == HOLD_HEADER);
+        let hold = hold.and_then(|(_, value)| Hold::parse(&value));
+        Relayed { bytes: self.to_bytes(head_only), hold }
+    }
+
     fn write(&self, length: &str, body: &str) -> Vec<u8> {
         let (status, reason) = (self.status, StatusCode(self.status).default_reason_phrase());
+        let kind = if self.body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+        let header = self.header.as_ref().map(|(name, value)| format!("{name}: {value}\r\n"));
+        let header = header.unwrap_or_default();
         format!(
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n{length}Connection: close\r\n\r\n{body}"
+            "HTTP/1.1 {status} {reason}\r\n{header}{kind}{length}Connection: close\r\n\r\n{body}"
         )
         .into_bytes()
     }

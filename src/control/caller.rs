@@ -23,9 +23,9 @@ use super::{
     answer::{Answer, Hold},
     claim::Claim,
     front::Bell,
-    private::{Private, request_of},
+    private::Private,
     query::OnTimeout,
-    request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Refusal},
+    request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Refusal, Request},
     routes::Asker,
 };
 use crate::{Handle, ledger::Look, throttle::Throttle};
@@ -96,7 +96,7 @@ enum State {
     /// The request is arriving.
     Reading,
     /// The private server is to be asked, perhaps not for the first time. Whether the caller has gone makes no difference.
-    Asking { request: Vec<u8> },
+    Asking { request: Request, ticket: u64 },
     /// The answer is held back until the proxy is idle.
     Waiting { answer: Vec<u8>, idle_moments: u64, until: Option<Instant>, _seat: Arc<()> },
     /// The pause that it has asked for waits until the proxy is idle.
@@ -266,10 +266,11 @@ impl Caller {
             }
             Progress::Whole(request) => {
                 means.last_ticket += 1;
-                let asker = Asker { name: &self.name, ticket: means.last_ticket };
+                let ticket = means.last_ticket;
+                let asker = Asker { name: &self.name, ticket };
                 let is_put = request.method == "PUT";
                 self.claim = is_put.then(|| Claim::new(means.handle.clone(), asker));
-                self.state = State::Asking { request: request_of(asker, &request) };
+                self.state = State::Asking { request, ticket };
                 self.deadline = Some(Instant::now() + self.timeouts.ask);
             }
         }
@@ -277,12 +278,13 @@ impl Caller {
     }
 
     fn ask(&mut self, means: &mut Means) -> Result<(), Halt> {
-        let State::Asking { request } = &self.state else { return Ok(()) };
+        let State::Asking { request, ticket } = &self.state else { return Ok(()) };
         if means.short_until.is_some() {
             return Err(Halt::Blocked);
         }
         // Every request of the API may be made twice.
-        let relayed = means.private.ask(request, self.request.is_head()).map_err(|error| {
+        let asker = Asker { name: &self.name, ticket: *ticket };
+        let relayed = means.private.ask(asker, request).map_err(|error| {
             means.run_short("get an answer", &error);
             Halt::Blocked
         })?;

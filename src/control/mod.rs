@@ -105,7 +105,7 @@ impl Drop for Control {
     }
 }
 
-/// How long the front waits.
+/// The times for which the front waits.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
     /// For the private server, asked over and over.

@@ -2,6 +2,9 @@
 //!
 //! `tiny_http`'s accept thread ends for good when descriptors or threads run out, sometimes without a word. No request is
 //! lost with it: the front starts another server where one accepts no more, and asks again.
+//!
+//! The socket has a file for a moment. Where no directory takes one, there is no server, and requests are carried out on the
+//! front's own thread: an abstract name or a port would let every user of the host reach `tiny_http`, past all checks.
 
 use std::{
     env, fs,
@@ -15,12 +18,13 @@ use std::{
         },
     },
     panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
     sync::{Arc, mpsc::sync_channel},
     thread::Builder,
     time::{Duration, Instant},
 };
 
-use log::{error, warn};
+use log::{error, info, warn};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -46,7 +50,8 @@ const TICKET_HEADER: &str = "X-Ticket";
 
 /// The front's hold on a private server: dropped, it ends the server's threads.
 pub(super) struct Private {
-    inside: Arc<Inside>,
+    /// None where no server can be had.
+    inside: Option<Arc<Inside>>,
     handle: Handle,
 }
 
@@ -57,10 +62,20 @@ struct Inside {
 }
 
 impl Private {
-    /// Starts a server and the thread that answers what it reads.
+    /// Starts a server and the thread that answers what it reads, or goes without.
     pub(super) fn start(handle: Handle) -> io::Result<Self> {
-        let (listener, door) = Door::open()?;
-        Self::behind(door, listener, handle)
+        match Door::open() {
+            Ok((listener, door)) => Self::behind(door, listener, handle),
+            Err(error) => {
+                info!("the control API answers without a private server: {error}");
+                Ok(Self::without(handle))
+            }
+        }
+    }
+
+    /// Carries requests out on the thread that asks.
+    pub(super) fn without(handle: Handle) -> Self {
+        Self { inside: None, handle }
     }
 
     pub(super) fn behind(door: Door, listener: UnixListener, handle: Handle) -> io::Result<Self> {
@@ -80,27 +95,41 @@ impl Private {
         let inside = Arc::new(Inside { server, door });
         // The thread waits for it.
         give.send(Arc::clone(&inside)).ok();
-        Ok(Self { inside, handle: private_handle })
+        Ok(Self { inside: Some(inside), handle: private_handle })
     }
 
     /// Waits for the answer to a request. A server that accepts no more is replaced; any error means: ask again later. This
     /// may block, for about as long as the one serving thread would keep others waiting too.
-    pub(super) fn ask(&mut self, request: &[u8], head_only: bool) -> io::Result<Relayed> {
-        let dialled = match self.inside.door.dial() {
-            Err(Errno::CONNREFUSED) => {
+    pub(super) fn ask(
+        &mut self,
+        asker: Asker<'_>,
+        request: &request::Request,
+    ) -> io::Result<Relayed> {
+        let dialled = match self.dial() {
+            Some(Err(Errno::CONNREFUSED)) => {
                 *self = Self::start(self.handle.clone())?;
-                self.inside.door.dial()?
+                self.dial()
             }
-            dialled => dialled?,
+            dialled => dialled,
         };
-        let mut server = UnixStream::from(dialled);
+        let head_only = request.method == "HEAD";
+        let Some(dialled) = dialled else {
+            let answer = carry_out(&request.method, &request.target, asker, &self.handle);
+            return Ok(answer.into_relayed(head_only));
+        };
+        let mut server = UnixStream::from(dialled?);
         server.set_nonblocking(false)?;
         server.set_read_timeout(Some(SILENCE_TIMEOUT))?;
         server.set_write_timeout(Some(SILENCE_TIMEOUT))?;
-        server.write_all(request)?;
+        server.write_all(&request_of(asker, request))?;
         let mut written = String::new();
         server.take(ANSWER_BYTES_MAX).read_to_string(&mut written)?;
         relayed(&written, head_only).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Connects to the server, if there is one.
+    fn dial(&self) -> Option<Result<OwnedFd, Errno>> {
+        self.inside.as_ref().map(|inside| inside.door.dial())
     }
 }
 
@@ -115,7 +144,9 @@ pub(super) fn request_of(asker: Asker<'_>, request: &request::Request) -> Vec<u8
 
 impl Drop for Private {
     fn drop(&mut self) {
-        self.inside.server.unblock();
+        if let Some(inside) = &self.inside {
+            inside.server.unblock();
+        }
     }
 }
 
@@ -123,12 +154,26 @@ impl Drop for Private {
 pub(super) struct Door(OwnedFd);
 
 impl Door {
+    /// Opens one in the first directory that takes it.
     pub(super) fn open() -> io::Result<(UnixListener, Self)> {
-        let explained =
-            |error: io::Error, what: &str| io::Error::new(error.kind(), format!("{what}: {error}"));
-        fs::metadata(OWN_FILES).map_err(|error| explained(error, "/proc must be mounted"))?;
-        let directory = env::temp_dir()
-            .join(format!("tcpause-{:016x}", RandomState::new().hash_one(Instant::now())));
+        fs::metadata(OWN_FILES)
+            .map_err(|error| io::Error::new(error.kind(), format!("{OWN_FILES}: {error}")))?;
+        let mut result = Err(io::ErrorKind::NotFound.into());
+        for place in places() {
+            result = Self::open_in(&place).map_err(|error| {
+                let text = format!("no socket can be made in {}: {error}", place.display());
+                io::Error::new(error.kind(), text)
+            });
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn open_in(place: &Path) -> io::Result<(UnixListener, Self)> {
+        let directory =
+            place.join(format!("tcpause-{:016x}", RandomState::new().hash_one(Instant::now())));
         let path = directory.join("control");
         // Nobody else can enter it in the meantime.
         let opened = fs::DirBuilder::new().mode(0o700).create(&directory).and_then(|()| {
@@ -139,10 +184,7 @@ impl Door {
             Ok((listener, Self(file)))
         });
         drop((fs::remove_file(&path), fs::remove_dir(&directory)));
-        opened.map_err(|error| {
-            let place = directory.display();
-            explained(error, &format!("no socket can be made in {place} (TMPDIR says where)"))
-        })
+        opened
     }
 
     fn dial(&self) -> Result<OwnedFd, Errno> {
@@ -165,6 +207,16 @@ impl Drop for Door {
 
 const OWN_FILES: &str = "/proc/self/fd";
 
+/// Lists the directories that may take the file of a socket: the service's own by systemd, then those in which most systems
+/// let files be made. Containers that may write nothing else have one in `/dev/shm`.
+fn places() -> impl Iterator<Item = PathBuf> {
+    let runtime = env::var_os("RUNTIME_DIRECTORY").unwrap_or_default();
+    let runtime = env::split_paths(&runtime).collect::<Vec<_>>();
+    let temporary = env::var_os("TMPDIR").map(PathBuf::from);
+    let usual = ["/run", "/dev/shm", "/tmp"].map(PathBuf::from);
+    runtime.into_iter().chain(temporary).chain(usual).filter(|place| place.is_absolute())
+}
+
 /// The serving thread: answers what the front passes on, until it is woken for nothing, which is the end.
 fn serve(server: &Server, handle: &Handle) {
     loop {
@@ -185,16 +237,10 @@ fn answer(request: Request, handle: &Handle) {
     let asker = header(CALLER_HEADER)
         .zip(header(TICKET_HEADER).and_then(|ticket| ticket.parse().ok()))
         .map(|(name, ticket)| Asker { name, ticket });
-    let answer = asker.map(|asker| {
-        catch_unwind(AssertUnwindSafe(|| route(request.method(), request.url(), asker, handle)))
-            .map_err(|_panic| {
-                error!("a defect: the control API panicked at a request of {}", asker.name);
-            })
-    });
     // The front tells with every request who asks.
-    let answer = answer
-        .and_then(Result::ok)
-        .unwrap_or_else(|| Answer::error(500, "The control API has a defect: the log says more."));
+    let answer = asker.map_or_else(defect, |asker| {
+        carry_out(request.method().as_str(), request.url(), asker, handle)
+    });
     let mut response = Response::from_data(answer.body.as_bytes()).with_status_code(answer.status);
     let kind = (!answer.body.is_empty()).then(|| ("Content-Type", "application/json".to_owned()));
     for (name, value) in answer.header.into_iter().chain(kind) {
@@ -204,6 +250,18 @@ fn answer(request: Request, handle: &Handle) {
     }
     // A socket's buffer takes the whole answer: this does not block. If the front has gone, nobody is left to tell.
     drop(request.respond(response));
+}
+
+/// Does what is asked for. A panic costs the answer and nothing else.
+fn carry_out(method: &str, target: &str, asker: Asker<'_>, handle: &Handle) -> Answer {
+    catch_unwind(AssertUnwindSafe(|| route(method, target, asker, handle))).unwrap_or_else(|_| {
+        error!("a defect: the control API panicked at a request of {}", asker.name);
+        defect()
+    })
+}
+
+fn defect() -> Answer {
+    Answer::error(500, "The control API has a defect: the log says more.")
 }
 
 #[cfg(test)]
@@ -219,7 +277,7 @@ mod tests {
         assert!(!address.as_pathname().unwrap().parent().unwrap().exists());
         let again = Door(door.0.try_clone().unwrap());
         let private = Private::behind(door, listener, crate::control::tests::handle()).unwrap();
-        drop(private.inside.door.dial().unwrap());
+        drop(private.dial().unwrap().unwrap());
         drop(private);
         let deadline = Instant::now() + Duration::from_secs(10);
         while again.dial().map(drop) != Err(Errno::CONNREFUSED) {

@@ -1,7 +1,5 @@
 //! The routes of the control API: what each request asks of the `Handle`.
 
-use tiny_http::Method;
-
 use super::{
     answer::Answer,
     query::{Pause, Resume, parse_none, parse_wait},
@@ -21,7 +19,7 @@ pub(super) struct Asker<'a> {
 }
 
 /// Does what `method` and `target` ask for.
-pub(super) fn route(method: &Method, target: &str, asker: Asker<'_>, handle: &Handle) -> Answer {
+pub(super) fn route(method: &str, target: &str, asker: Asker<'_>, handle: &Handle) -> Answer {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let allow = match path {
         "/paused" => "GET, HEAD, PUT, DELETE",
@@ -33,13 +31,13 @@ pub(super) fn route(method: &Method, target: &str, asker: Asker<'_>, handle: &Ha
             );
         }
     };
-    if !allow.split(", ").any(|allowed| allowed == method.as_str()) {
+    if !allow.split(", ").any(|allowed| allowed == method) {
         let text = format!("This path does not know the method: it knows {allow}.");
         return Answer::error(405, &text).with_header("Allow", allow.to_owned());
     }
     let answer = match (method, path) {
-        (Method::Put, _) => Pause::parse(query).and_then(|wanted| pause(wanted, asker, handle)),
-        (Method::Delete, _) => Resume::parse(query).map(|wanted| resume(&wanted, asker, handle)),
+        ("PUT", _) => Pause::parse(query).and_then(|wanted| pause(wanted, asker, handle)),
+        ("DELETE", _) => Resume::parse(query).map(|wanted| resume(&wanted, asker, handle)),
         (_, "/paused") => parse_none(query)
             .map(|()| Answer::json(format!(r#"{{"paused": {}}}"#, handle.is_paused()))),
         (_, "/status") => parse_none(query).map(|()| status(handle)),
@@ -116,35 +114,34 @@ mod tests {
 
     #[test]
     fn routes_answer_by_the_table() {
-        use Method::{Delete, Get, Head, Options, Post, Put};
         let handle = super::super::tests::handle();
         let table = [
-            (Get, "/paused", 200, r#"{"paused": false}"#),
-            (Put, "/paused?x=1", 400, ""),
-            (Get, "/paused", 200, r#"{"paused": false}"#),
-            (Put, "/paused", 201, ""),
-            (Put, "/paused?", 201, ""),
-            (Get, "/paused", 200, r#"{"paused": true}"#),
-            (Head, "/paused", 200, r#"{"paused": true}"#),
-            (Delete, "/paused", 204, ""),
-            (Delete, "/paused", 204, ""),
-            (Get, "/paused", 200, r#"{"paused": false}"#),
-            (Options, "/status", 405, ""),
-            (Post, "/paused", 405, ""),
-            (Put, "/paused/block-until-idle", 405, ""),
-            (Delete, "/status", 405, ""),
-            (Get, "/paused/", 404, ""),
-            (Post, "*", 404, ""),
-            (Get, "/status?a", 400, ""),
-            (Get, "/paused/block-until-idle?timeout=x", 400, ""),
-            (Get, "/paused/block-until-idle?timeout", 400, ""),
-            (Get, "/paused/block-until-idle?timeout=1s&timeout=1s", 400, ""),
-            (Get, "/paused/block-until-idle?Timeout=1s", 400, ""),
-            (Get, "/paused/block-until-idle?timeout=%3", 400, ""),
-            (Get, "/paused/block-until-idle?timeout=%ff", 400, ""),
+            ("GET", "/paused", 200, r#"{"paused": false}"#),
+            ("PUT", "/paused?x=1", 400, ""),
+            ("GET", "/paused", 200, r#"{"paused": false}"#),
+            ("PUT", "/paused", 201, ""),
+            ("PUT", "/paused?", 201, ""),
+            ("GET", "/paused", 200, r#"{"paused": true}"#),
+            ("HEAD", "/paused", 200, r#"{"paused": true}"#),
+            ("DELETE", "/paused", 204, ""),
+            ("DELETE", "/paused", 204, ""),
+            ("GET", "/paused", 200, r#"{"paused": false}"#),
+            ("OPTIONS", "/status", 405, ""),
+            ("POST", "/paused", 405, ""),
+            ("PUT", "/paused/block-until-idle", 405, ""),
+            ("DELETE", "/status", 405, ""),
+            ("GET", "/paused/", 404, ""),
+            ("POST", "*", 404, ""),
+            ("GET", "/status?a", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=x", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=1s&timeout=1s", 400, ""),
+            ("GET", "/paused/block-until-idle?Timeout=1s", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=%3", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=%ff", 400, ""),
         ];
         for (method, target, status, body) in table {
-            let answer = route(&method, target, ASKER, &handle);
+            let answer = route(method, target, ASKER, &handle);
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
             assert_eq!(answer.header.is_some(), status == 405, "{method} {target}");
@@ -160,8 +157,7 @@ mod tests {
             ("?timeout=30s", Some(30)),
             ("?&%74imeout=%33%30s&", Some(30)),
         ] {
-            let answer =
-                route(&Method::Get, &format!("/paused/block-until-idle{query}"), ASKER, &handle);
+            let answer = route("GET", &format!("/paused/block-until-idle{query}"), ASKER, &handle);
             let expected = expected.map(Duration::from_secs);
             assert_eq!(answer, Answer::empty(204).when_idle(expected), "{query}");
         }

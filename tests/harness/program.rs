@@ -44,7 +44,7 @@ pub(crate) fn program() -> Program {
         envs: Vec::new(),
         dir: Arc::new(tempfile::tempdir().expect("a directory")),
         before: String::new(),
-        under: "",
+        under: String::new(),
     }
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct Program {
     /// Shell commands that run first in its process, each with `&&` behind it.
     before: String,
     /// The words of the shell before its name: what runs it, if that is another program.
-    under: &'static str,
+    under: String,
 }
 
 impl Program {
@@ -318,8 +318,8 @@ impl Builder {
     }
 
     /// Another program that runs the proxy, in words of the shell. It gets the signals that the proxy would.
-    pub(crate) fn under(mut self, program: &'static str) -> Self {
-        self.program.under = program;
+    pub(crate) fn under(mut self, program: impl Into<String>) -> Self {
+        self.program.under = program.into();
         self
     }
 
