@@ -1,6 +1,7 @@
 //! A worker: one thread, one poll, its own listener, connections and pipes.
 //!
-//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire`. Marking only
+//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire →
+//! look_for_vanished`. Marking only
 //! remembers what events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused
 //! while events of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
 
@@ -173,8 +174,8 @@ impl Worker<'_> {
             self.drive(now);
             self.welcome(now);
             self.close_quiet(now);
-            self.look_for_vanished(now);
             self.expire(now);
+            self.look_for_vanished(now);
             self.publish();
             let shared = &self.post.shared;
             shared.barrier.pass(self.post.index, &mut self.passed);
