@@ -95,8 +95,8 @@ pub(crate) enum Verdict {
     Wait(Queue),
     /// The same, and being driven at once: it may go on already.
     Enter(Queue),
-    /// The end of an outage. It waits for it since this moment.
-    Away(Instant),
+    /// An event, or the deadline of this queue, which began at this moment.
+    WaitSince(Queue, Instant),
     /// The resume: the proxy is paused, and it has no pass any more. It came at this moment.
     Hold(Instant),
     /// Nothing: close it.
@@ -261,34 +261,7 @@ impl Connection {
                 self.dismiss(context)
             }
             State::Held { .. } => self.reject(context),
-            State::Connecting(dial)
-                if context.now.duration_since(dial.since) >= context.upstream.patience() =>
-            {
-                let waits = dial.upstream.is_none();
-                let error = dial.error.take().filter(|_| waits);
-                Verdict::Close(Reason::Unreachable(
-                    error.unwrap_or_else(|| io::ErrorKind::TimedOut.into()),
-                ))
-            }
-            State::Connecting(Dial { upstream: None, pass, .. }) => {
-                if pass.is_paused() || context.reach.may_try(context.now) {
-                    self.redial(Turn::Its, context)
-                } else {
-                    Verdict::Wait(Queue::Redial)
-                }
-            }
-            State::Connecting(dial)
-                if context.now.duration_since(dial.begun) >= context.upstream.connect_timeout() =>
-            {
-                self.attempt_failed(io::ErrorKind::TimedOut.into(), context)
-            }
-            State::Connecting(dial)
-                if dial.failed + 1 < context.upstream.read(context.cached).len() =>
-            {
-                self.next_address(io::ErrorKind::TimedOut.into(), context)
-            }
-            // The last address has what is left of the time.
-            State::Connecting(_) => Verdict::Wait(Queue::Connecting),
+            State::Connecting(_) => self.dial_expired(context),
             State::Relaying(carriage) if carriage.settling.is_none() => {
                 if carriage.place.take().is_some() {
                     return Verdict::Wait(Queue::Fresh);

@@ -16,8 +16,10 @@ pub(crate) type SlotIndex = u32;
 pub(crate) enum Queue {
     /// Clients that wait for the resume: until they get what further ones get, if not for ever.
     Held,
-    /// An upstream is being dialled: until the attempt is given up.
+    /// An upstream is being dialled: until the attempt goes on to its next address.
     Connecting,
+    /// The same at the last address that the attempt has time for: until the attempt is given up.
+    ConnectingLast,
     /// A dial that could not even begin: until it is tried again.
     Redial,
     /// Clients of an upstream that is away: until they are given up.
@@ -42,8 +44,8 @@ pub(crate) enum Queue {
     Lingering,
 }
 
-/// How long an attempt lasts before the upstream's next address is tried.
-const CONNECT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long an address of the upstream is dialled before the next one has its turn.
+pub(crate) const ADDRESS_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long one of a crowd counts as queued at an upstream that says nothing: it has no need to.
 const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
 /// How often to look whether a peer has acknowledged everything: no event tells.
@@ -57,7 +59,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues whose deadline is not a setting, and its length.
 const DEADLINES: [(Queue, Duration); 10] = [
-    (Queue::Connecting, CONNECT_ATTEMPT_TIMEOUT),
+    (Queue::Connecting, ADDRESS_TIMEOUT),
     (Queue::Redial, REDIAL_INTERVAL),
     (Queue::Unheard, HEARING_TIMEOUT),
     (Queue::Fresh, KEEPALIVE_INTERVAL),
@@ -69,14 +71,16 @@ const DEADLINES: [(Queue, Duration); 10] = [
     (Queue::Lingering, LINGER_TIMEOUT),
 ];
 
-/// The queues with a deadline, and its length: clients are held for `hold_timeout`, and wait `patience` for an upstream that is
-/// away.
+/// Returns the queues with a deadline, and its length: clients are held for `hold_timeout`, an attempt to reach the upstream
+/// lasts for `connect_timeout`, and clients wait `patience` for an upstream that is away.
 pub(crate) fn deadlines(
     hold_timeout: Option<Duration>,
+    connect_timeout: Duration,
     patience: Duration,
 ) -> Box<[(Queue, Duration)]> {
     let held = hold_timeout.map(|timeout| (Queue::Held, timeout));
-    DEADLINES.into_iter().chain([(Queue::Away, patience)]).chain(held).collect()
+    let dialled = [(Queue::ConnectingLast, connect_timeout), (Queue::Away, patience)];
+    DEADLINES.into_iter().chain(dialled).chain(held).collect()
 }
 
 /// How many kinds of queue there are.
@@ -199,7 +203,12 @@ impl Queues {
     pub(crate) fn show(&self, counters: &Counters) {
         let len = |queues: &[Queue]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
         counters.held.set(len(&[Queue::Held]));
-        counters.connecting.set(len(&[Queue::Connecting, Queue::Redial, Queue::Away]));
+        counters.connecting.set(len(&[
+            Queue::Connecting,
+            Queue::ConnectingLast,
+            Queue::Redial,
+            Queue::Away,
+        ]));
         counters.active.set(len(&[Queue::Unheard, Queue::Fresh, Queue::Relaying, Queue::Settling]));
         counters.rejecting.set(len(&[
             Queue::Sniffing,

@@ -141,7 +141,11 @@ impl Post {
             accepting: Accepting::Ready,
             unregistered: VecDeque::new(),
             reach: Reach::default(),
-            deadlines: deadlines(shared.hold.timeout(), shared.upstream.patience()),
+            deadlines: deadlines(
+                shared.hold.timeout(),
+                shared.upstream.connect_timeout(),
+                shared.upstream.patience(),
+            ),
             quiet: QuietLimits::default(),
             look_for_quiet: None,
             vanished: VanishedSweep::default(),
@@ -411,7 +415,9 @@ impl Worker<'_> {
                     self.queues.enqueue(queue, slot, now);
                     verdict = connection.drive(&mut context);
                 }
-                Verdict::Away(since) => return self.queues.enqueue(Queue::Away, slot, since),
+                Verdict::WaitSince(queue, since) => {
+                    return self.queues.enqueue(queue, slot, since);
+                }
                 Verdict::Hold(came) => match shared.treatment(connection.take_place()) {
                     Treatment::Hold(place) => {
                         connection.hold(place);

@@ -1,6 +1,9 @@
 //! Reaching the upstream: one that refuses, is away, or does not answer.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use crate::harness::{
     Addr, Builder, CPU_PERCENT_MAX, End, Family, Listener, Proxy, Received, Stream, Upstream, echo,
@@ -10,8 +13,11 @@ use crate::harness::{
 /// The connect timeout of those tests that wait for its end.
 const TIMEOUT: Duration = Duration::from_millis(600);
 
-/// How much later an attempt may be given up: what one attempt lasts, and what a busy machine adds.
+/// How much later an attempt may be given up on a busy machine.
 const DELAY_MAX: Duration = Duration::from_secs(3);
+
+/// The same of the quickest of a few.
+const SHORTEST_DELAY_MAX: Duration = Duration::from_millis(200);
 
 /// A place where nobody listens until somebody does.
 enum Vacant {
@@ -152,6 +158,34 @@ fn a_black_hole_ends_in_time_and_the_other_clients_do_not_feel_it() {
             status.failed
         );
         drop(lost);
+    }
+}
+
+#[test]
+fn connect_timeout_is_not_rounded_up_to_the_pace_of_addresses() {
+    const ROUNDS: usize = 5;
+    let full = Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
+    full.backlog(0);
+    full.fill();
+    for (connect_timeout, retry_for, expected) in
+        [(50, 0, 50), (350, 0, 350), (1000, 0, 1000), (100, 450, 450)]
+    {
+        let proxy = Proxy::builder()
+            .upstream_at(&full.addr())
+            .args(["--upstream-connect-timeout", &format!("{connect_timeout}ms")])
+            .args(["--upstream-retry-for", &format!("{retry_for}ms")])
+            .start();
+        let expected = Duration::from_millis(expected);
+        let waits = (0..ROUNDS).map(|_| {
+            let begin = Instant::now();
+            assert_eq!(proxy.connect().receive_all().end, End::Reset);
+            let elapsed = begin.elapsed();
+            assert!(elapsed >= expected, "given up after {elapsed:?} instead of {expected:?}");
+            elapsed
+        });
+        let shortest = waits.min().unwrap();
+        println!("{connect_timeout} ms, for {retry_for} ms: given up after {shortest:?}");
+        assert!(shortest < expected + SHORTEST_DELAY_MAX, "{shortest:?} instead of {expected:?}");
     }
 }
 

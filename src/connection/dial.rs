@@ -6,11 +6,11 @@ use super::{Carriage, Connection, Context, Reason, State, Verdict};
 use crate::{
     endpoint::{Endpoint, Registration},
     gate::Pass,
-    queues::Queue,
+    queues::{ADDRESS_TIMEOUT, Queue},
     relay::Relay,
     slots::Slot,
     sys::{Dialled, is_shortage},
-    upstream::Outlook,
+    upstream::{Outlook, Upstream},
 };
 
 /// The attempts to reach the upstream for one client.
@@ -44,6 +44,15 @@ pub(crate) enum Turn {
     Place(Slot),
     /// It tries an upstream that is away, for all. If it gets through it is the first of a crowd, and needs a place.
     Probe { _right: Slot, place: Option<Slot> },
+}
+
+impl Dial {
+    /// Returns since when the attempt's time counts. A client whose patience ends within the connect timeout has only the
+    /// rest of it, as if the attempt had begun earlier.
+    fn timed_since(&self, upstream: &Upstream) -> Instant {
+        let spare = upstream.patience().saturating_sub(upstream.connect_timeout());
+        self.since.checked_add(spare).map_or(self.begun, |latest| latest.min(self.begun))
+    }
 }
 
 impl Connection {
@@ -122,7 +131,7 @@ impl Connection {
         }
         // It may have moved.
         context.upstream.ask();
-        Verdict::Away(dial.since)
+        Verdict::WaitSince(Queue::Away, dial.since)
     }
 
     /// Begins an attempt at the first of the upstream's addresses that has not failed.
@@ -144,9 +153,40 @@ impl Connection {
             }
             Ok((upstream, Dialled::InProgress)) => {
                 dial.upstream = Some(Endpoint::connecting(upstream));
-                Verdict::Wait(Queue::Connecting)
+                let is_last = dial.failed + 1 >= context.upstream.read(context.cached).len();
+                let timed_since = dial.timed_since(context.upstream);
+                let spent = context.now.saturating_duration_since(timed_since);
+                if is_last || spent + ADDRESS_TIMEOUT >= context.upstream.connect_timeout() {
+                    Verdict::WaitSince(Queue::ConnectingLast, timed_since)
+                } else {
+                    Verdict::Wait(Queue::Connecting)
+                }
             }
             Err(error) => self.next_address(error, context),
+        }
+    }
+
+    /// Goes on when the deadline has passed of an address, of the attempt, or of the wait for the next attempt.
+    pub(super) fn dial_expired(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        let timed_out = io::Error::from(io::ErrorKind::TimedOut);
+        let waits = dial.upstream.is_none();
+        if context.now.saturating_duration_since(dial.since) >= context.upstream.patience() {
+            let error = dial.error.take().filter(|_| waits);
+            return Verdict::Close(Reason::Unreachable(error.unwrap_or(timed_out)));
+        }
+        if waits {
+            return if dial.pass.is_paused() || context.reach.may_try(context.now) {
+                self.redial(Turn::Its, context)
+            } else {
+                Verdict::Wait(Queue::Redial)
+            };
+        }
+        let spent = context.now.saturating_duration_since(dial.begun);
+        if spent >= context.upstream.connect_timeout() {
+            self.attempt_failed(timed_out, context)
+        } else {
+            self.next_address(timed_out, context)
         }
     }
 

@@ -1,5 +1,6 @@
 //! Each state is built, and the event is sent.
 
+mod attempt;
 mod refused;
 
 use std::{
@@ -83,10 +84,10 @@ impl Bench {
     /// Serves a client whose upstream refuses.
     fn serve_refused(&mut self, connection: &mut Connection) {
         let mut verdict = self.serve(connection);
-        if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
+        if matches!(verdict, Verdict::WaitSince(Queue::ConnectingLast, _)) {
             verdict = self.until(connection, |_, verdict| !matches!(verdict, Verdict::Stay));
         }
-        assert!(matches!(verdict, Verdict::Away(_)), "{verdict:?}");
+        assert!(matches!(verdict, Verdict::WaitSince(Queue::Away, _)), "{verdict:?}");
         assert!(self.upstream.outage().is_on());
     }
 
@@ -319,68 +320,6 @@ fn only_a_client_that_is_dialled_for_or_carried_has_a_pass() {
 }
 
 #[test]
-fn the_next_address_is_tried_when_one_refuses() {
-    let (listener, address) = tcp_listener();
-    let mut bench = Bench::nowhere();
-    bench.upstream.publish([refusing(), address].into());
-    let (_client, accepted) = tcp_pair();
-    let mut connection = bench.connection(accepted);
-    bench.serve(&mut connection);
-    bench.until_relaying(&mut connection);
-    accept(&listener);
-}
-
-#[test]
-fn an_attempt_that_takes_long_makes_room_for_the_next_address() {
-    let (silent, _full) = full_tcp_listener();
-    let (listener, address) = tcp_listener();
-    let mut bench = Bench::nowhere();
-    bench.upstream.publish([silent, address].into());
-    let (_client, accepted) = tcp_pair();
-    let mut connection = bench.connection(accepted);
-    let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
-    bench.act(|context| connection.expire(context));
-    bench.until_relaying(&mut connection);
-    accept(&listener);
-}
-
-#[test]
-fn a_slow_address_is_tried_again_after_another_has_refused() {
-    let (silent, full) = full_tcp_listener();
-    let mut bench = Bench::nowhere();
-    bench.upstream.publish([silent, refusing()].into());
-    let (_client, accepted) = tcp_pair();
-    let mut connection = bench.connection(accepted);
-    bench.serve(&mut connection);
-    let mut verdict = bench.act(|context| connection.expire(context));
-    if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
-        verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
-    }
-    assert!(matches!(verdict, Verdict::Away(_)), "{verdict:?}");
-    // Now it has room.
-    listen(&full.0, 16).unwrap();
-    bench.act(|context| connection.redial(Turn::Its, context));
-    bench.until_relaying(&mut connection);
-}
-
-#[test]
-fn the_last_address_has_all_the_time_there_is_and_no_more() {
-    let (silent, _full) = full_tcp_listener();
-    let mut bench = Bench::new(&silent);
-    let (_client, accepted) = tcp_pair();
-    let mut connection = bench.connection(accepted);
-    bench.serve(&mut connection);
-    bench.now += bench.upstream.connect_timeout().saturating_sub(Duration::from_millis(1));
-    let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
-    bench.now += Duration::from_millis(1);
-    let verdict = bench.act(|context| connection.expire(context));
-    let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
-    bench.close(connection, &reason);
-}
-
-#[test]
 fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("upstream.sock");
@@ -416,7 +355,10 @@ fn a_name_that_stays_unknown_is_given_up_in_time() {
     bench.upstream.publish([].into());
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Away(_)), "the name is unknown: {verdict:?}");
+    assert!(
+        matches!(verdict, Verdict::WaitSince(Queue::Away, _)),
+        "the name is unknown: {verdict:?}"
+    );
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
     let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };

@@ -12,8 +12,6 @@ use crate::{
 
 /// How long one of a crowd counts as under way whose upstream says nothing.
 const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
-/// How often it is looked whether an attempt has lasted too long.
-const ATTEMPT_INTERVAL: Duration = Duration::from_millis(300);
 /// How long one that is to be rejected may be silent.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an upstream that is away stays untried.
@@ -92,11 +90,6 @@ impl Rules {
     /// Whether this host may be short of something for a dial: a UNIX backlog that is full counts as that.
     fn may_be_short(&self) -> bool {
         self.is_faulty || self.changes_sites && self.is_upstream_unix
-    }
-
-    /// How long an attempt goes on at most once its time is up: each of the addresses may have begun to be tried before.
-    fn attempt(&self) -> Duration {
-        ATTEMPT_INTERVAL * u32::try_from(self.sites).unwrap()
     }
 
     /// Whether clients may be given up. Ports that are short count as an upstream that is away, which the rival may hinder
@@ -231,7 +224,7 @@ impl Course {
         {
             for link in kernel.links.iter().filter(|link| kernel.is_unserved(link)) {
                 let since = link.story.came.unwrap_or_default().max(since);
-                let until = since + self.rules.patience() + self.rules.attempt();
+                let until = since + self.rules.patience();
                 assert!(kernel.turn_began <= until, "one waits for too long: {link:#?}");
             }
         }

@@ -41,7 +41,10 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Away(since) if since == bench.now), "{verdict:?}");
+    assert!(
+        matches!(verdict, Verdict::WaitSince(Queue::Away, since) if since == bench.now),
+        "{verdict:?}"
+    );
     assert_eq!((bench.reach.dials(), bench.gate.passes()), (0, 1));
     assert_eq!([(); 2].map(|()| bench.places.take().is_some()), [true; 2], "it is not under way");
 }
@@ -66,7 +69,7 @@ fn a_client_that_is_let_through_and_refused_is_held_again() {
     let (pass, came) = (bench.gate.enter_in_spite(), bench.now);
     bench.now += Duration::from_secs(1);
     let mut verdict = bench.act(|context| connection.serve(pass, Turn::Its, came, context));
-    if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
+    if matches!(verdict, Verdict::WaitSince(Queue::ConnectingLast, _)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
@@ -128,7 +131,7 @@ fn one_let_through_an_earlier_pause_is_not_dialled_for_in_another() {
     bench.gate.resume();
     let refused = io::ErrorKind::ConnectionRefused.into();
     let verdict = bench.act(|context| connection.attempt_failed(refused, context));
-    assert!(matches!(verdict, Verdict::Away(_)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::WaitSince(Queue::Away, _)), "{verdict:?}");
     let dials = bench.reach.dials();
     bench.gate.pause(Mode::Hold);
     let verdict = bench.act(|context| connection.redial(Turn::Its, context));
