@@ -13,6 +13,9 @@ use crate::{
 /// How long until a dial that was short of something of this host is tried again: it may be there any moment.
 pub(crate) const REDIAL_INTERVAL: Duration = Duration::from_millis(10);
 
+/// One in so many of a worker's dials may explore, at most: where few clients come it would be each of them otherwise.
+const EXPLORING_DIALS: usize = 16;
+
 /// How a worker's dials fare.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
@@ -55,6 +58,11 @@ impl Reach {
             self.tried = Some(now);
         }
         is_due
+    }
+
+    /// Tells whether the next dial may first try an address that was dead.
+    pub(crate) fn may_explore(&self) -> bool {
+        self.dials.is_multiple_of(EXPLORING_DIALS)
     }
 
     #[cfg(test)]

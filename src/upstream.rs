@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::{
     Address, Error,
     address::look_up,
+    addresses::{Addresses, Route},
     config,
     outage::Outage,
     sys::{SocketAddress, is_port_shortage},
@@ -39,23 +40,22 @@ pub(crate) struct Upstream {
     retry_for: Duration,
     outage: Outage,
     sources: Sources,
-    /// Lets through what is said of dials that are tried again, and of those that are given up.
+    /// Lets through what is said of dials that are tried again, of those that are given up, and of addresses that are used
+    /// instead of others.
     delays: Throttle,
     losses: Throttle,
-    addresses: Mutex<Addresses>,
+    moves: Throttle,
+    addresses: Mutex<Arc<Addresses>>,
     /// Counts the changes of `addresses`: as long as it stays the same, no worker takes the lock.
     changes: AtomicU64,
     /// To the thread that looks names up; none where there is nothing to look up.
     look_up: Option<Sender<Request>>,
 }
 
-/// The addresses to try, in order.
-pub(crate) type Addresses = Arc<[SocketAddress]>;
-
-/// A worker's own copy of the addresses.
+/// A worker's own way to the addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Cached {
-    addresses: Addresses,
+    addresses: Arc<Addresses>,
     changes: u64,
 }
 
@@ -105,7 +105,8 @@ impl Upstream {
             sources: Sources::new(&settings.source_addrs),
             delays: Throttle::default(),
             losses: Throttle::default(),
-            addresses: Mutex::new(known.into_iter().collect()),
+            moves: Throttle::default(),
+            addresses: Mutex::new(Arc::new(Addresses::new(known.into_iter().collect()))),
             changes: AtomicU64::new(1),
             look_up: requests,
         });
@@ -180,6 +181,17 @@ impl Upstream {
         &cached.addresses
     }
 
+    /// Has attempts begin at the address that `route` has reached.
+    pub(crate) fn reached(&self, cached: &mut Cached, route: &Route, now: Instant) {
+        let addresses = self.read(cached);
+        if addresses.reached(route, now)
+            && let Some(address) = addresses.get(route)
+            && let Some(more) = self.moves.let_through(now)
+        {
+            log::info!("upstream {} is reached at {address} from now on{more}", self.address);
+        }
+    }
+
     /// Asks for a look-up, and does not wait for it.
     pub(crate) fn ask(&self) {
         if let Some(look_up) = &self.look_up {
@@ -201,15 +213,14 @@ impl Upstream {
     }
 
     /// Takes `found` for the addresses from now on.
-    pub(crate) fn publish(&self, found: Addresses) {
+    pub(crate) fn publish(&self, found: Box<[SocketAddress]>) {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = addresses.list();
         // Name servers shuffle their answers; only another set of addresses is a change.
-        if addresses.len() != found.len()
-            || found.iter().any(|address| !addresses.contains(address))
-        {
+        if known.len() != found.len() || found.iter().any(|address| !known.contains(address)) {
             let list = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             log::info!("upstream {} is at {list}", self.address);
-            *addresses = found;
+            *addresses = Arc::new(addresses.replaced_by(found));
             self.changes.fetch_add(1, Ordering::Release);
         }
     }
@@ -227,7 +238,7 @@ impl Sources {
 }
 
 /// Looks `name` up at once, when asked to, and every now and then, until nobody can ask any more.
-fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Addresses)) {
+fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Box<[SocketAddress]>)) {
     let mut asked = Vec::new();
     loop {
         let begun = Instant::now();
@@ -288,7 +299,8 @@ mod tests {
         ] {
             let upstream = Upstream::start(at(address.parse().unwrap())).unwrap();
             let mut cached = Cached::default();
-            let list: Vec<_> = upstream.read(&mut cached).iter().map(ToString::to_string).collect();
+            let list = upstream.read(&mut cached).list();
+            let list: Vec<_> = list.iter().map(ToString::to_string).collect();
             assert_eq!(list, [expected]);
         }
     }
@@ -298,7 +310,7 @@ mod tests {
         let upstream = Upstream::start(at(Address::tcp("localhost", 80))).unwrap();
         upstream.refresh(DEADLINE);
         let mut cached = Cached::default();
-        assert!(!upstream.read(&mut cached).is_empty());
+        assert!(!upstream.read(&mut cached).list().is_empty());
     }
 
     #[test]
@@ -308,9 +320,9 @@ mod tests {
             ["127.0.0.2:80", "127.0.0.3:80"].map(|text| SocketAddress::Inet(text.parse().unwrap()));
         let mut cached = Cached::default();
         upstream.publish([one.clone(), other.clone()].into());
-        assert_eq!(upstream.read(&mut cached)[..], [one.clone(), other.clone()]);
+        assert_eq!(upstream.read(&mut cached).list(), [one.clone(), other.clone()]);
         upstream.publish([other.clone(), one.clone()].into());
-        assert_eq!(upstream.read(&mut cached)[..], [one, other]);
+        assert_eq!(upstream.read(&mut cached).list(), [one, other]);
     }
 
     #[test]

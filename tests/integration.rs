@@ -19,6 +19,7 @@ mod config;
 mod control;
 mod control_abuse;
 mod control_flood;
+mod dead_addresses;
 mod dependencies;
 mod dial;
 mod drain;

@@ -40,7 +40,7 @@ fn a_vanished_client_is_given_up_and_one_that_does_not_read_is_not() {
             let upstream = Upstream::on(Listener::bind(&any(HOST)), |mut stream| {
                 let mut bytes = stream.receive(8);
                 stream.send(&pattern(3, ANSWER_BYTES));
-            stream.read_timeout(2 * NOTICED_AFTER_MAX);
+                stream.read_timeout(2 * NOTICED_AFTER_MAX);
                 let Received { bytes: rest, end } = stream.receive_all();
                 bytes.extend(rest);
                 Received { bytes, end }
@@ -63,7 +63,7 @@ fn a_vanished_client_is_given_up_and_one_that_does_not_read_is_not() {
             // The other one has had as long, and gets everything.
             thread::sleep(NOTICED_AFTER_MAX.saturating_sub(begin.elapsed()));
             stalled.read_timeout(NOTICED_AFTER_MAX);
-        assert_same(&stalled.receive(ANSWER_BYTES), &pattern(3, ANSWER_BYTES));
+            assert_same(&stalled.receive(ANSWER_BYTES), &pattern(3, ANSWER_BYTES));
         },
     );
 }

@@ -1,9 +1,13 @@
 //! The way from a client that is let through to its upstream: every attempt, and what comes of it.
 
-use std::{io, time::Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use super::{Carriage, Connection, Context, Reason, State, Verdict};
 use crate::{
+    addresses::Route,
     endpoint::{Endpoint, Registration},
     gate::Pass,
     queues::{ADDRESS_TIMEOUT, Queue},
@@ -20,8 +24,8 @@ pub(super) struct Dial {
     pub(super) upstream: Option<Endpoint>,
     /// What it is dialled by, if others wait along with this client.
     pub(super) turn: Turn,
-    /// How many of the upstream's addresses have failed.
-    pub(super) failed: usize,
+    /// The way of the attempt through the upstream's addresses.
+    pub(super) route: Route,
     /// Whether one of them failed for want of something of this host's: then all are tried again soon.
     pub(super) in_short: bool,
     /// Why the last attempt has failed.
@@ -30,7 +34,7 @@ pub(super) struct Dial {
     pub(super) came: Instant,
     /// Since when it waits for the upstream.
     pub(super) since: Instant,
-    /// When the attempt at the first address began.
+    /// When the attempt began.
     pub(super) begun: Instant,
     pub(super) pass: Pass,
 }
@@ -52,6 +56,12 @@ impl Dial {
     fn timed_since(&self, upstream: &Upstream) -> Instant {
         let spare = upstream.patience().saturating_sub(upstream.connect_timeout());
         self.since.checked_add(spare).map_or(self.begun, |latest| latest.min(self.begun))
+    }
+
+    /// Returns how much time the attempt has left.
+    fn time_left(&self, upstream: &Upstream, now: Instant) -> Duration {
+        let spent = now.saturating_duration_since(self.timed_since(upstream));
+        upstream.connect_timeout().saturating_sub(spent)
     }
 }
 
@@ -93,7 +103,7 @@ impl Connection {
         self.state = State::Connecting(Dial {
             upstream: None,
             turn,
-            failed: 0,
+            route: Route::default(),
             in_short: false,
             error: None,
             came,
@@ -101,10 +111,10 @@ impl Connection {
             begun: now,
             pass,
         });
-        if waits { self.wait(context) } else { self.dial(context) }
+        if waits { self.wait(context) } else { self.attempt(context) }
     }
 
-    /// Tries again to reach the upstream, from its first address on. A client that has left meanwhile is dropped; a pause
+    /// Tries again to reach the upstream. A client that has left meanwhile is dropped; a pause
     /// means that no connection to the upstream begins any more, and is waited for like by any other.
     pub(crate) fn redial(&mut self, turn: Turn, context: &mut Context<'_>) -> Verdict {
         if let Verdict::Close(reason) = self.look_after_held() {
@@ -115,7 +125,17 @@ impl Connection {
         if dial.pass.is_paused() {
             return Verdict::Hold(dial.came);
         }
-        (dial.turn, dial.failed, dial.in_short, dial.begun) = (turn, 0, false, context.now);
+        (dial.turn, dial.in_short, dial.begun) = (turn, false, context.now);
+        self.attempt(context)
+    }
+
+    /// Begins an attempt. It explores only where that leaves enough time for the address that was reached last.
+    fn attempt(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        let upstream = context.upstream;
+        let has_time = dial.time_left(upstream, context.now) >= 2 * ADDRESS_TIMEOUT;
+        let explores = has_time && context.reach.may_explore() && !upstream.outage().is_on();
+        dial.route = upstream.read(context.cached).route(explores.then_some(context.now));
         self.dial(context)
     }
 
@@ -134,10 +154,10 @@ impl Connection {
         Verdict::WaitSince(Queue::Away, dial.since)
     }
 
-    /// Begins an attempt at the first of the upstream's addresses that has not failed.
+    /// Dials the address that is next in the attempt.
     fn dial(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        let Some(address) = context.upstream.read(context.cached).get(dial.failed) else {
+        let Some(address) = context.upstream.read(context.cached).get(&dial.route) else {
             return self.attempt_failed(io::Error::other("its name is not known"), context);
         };
         let Registration { registry, upstream: token, .. } = context.registration;
@@ -153,11 +173,9 @@ impl Connection {
             }
             Ok((upstream, Dialled::InProgress)) => {
                 dial.upstream = Some(Endpoint::connecting(upstream));
-                let is_last = dial.failed + 1 >= context.upstream.read(context.cached).len();
-                let timed_since = dial.timed_since(context.upstream);
-                let spent = context.now.saturating_duration_since(timed_since);
-                if is_last || spent + ADDRESS_TIMEOUT >= context.upstream.connect_timeout() {
-                    Verdict::WaitSince(Queue::ConnectingLast, timed_since)
+                let left = dial.time_left(context.upstream, context.now);
+                if dial.route.is_last() || left <= ADDRESS_TIMEOUT {
+                    Verdict::WaitSince(Queue::ConnectingLast, dial.timed_since(context.upstream))
                 } else {
                     Verdict::Wait(Queue::Connecting)
                 }
@@ -171,6 +189,11 @@ impl Connection {
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         let timed_out = io::Error::from(io::ErrorKind::TimedOut);
         let waits = dial.upstream.is_none();
+        let addresses = context.upstream.read(context.cached);
+        let has_time = !dial.time_left(context.upstream, context.now).is_zero();
+        if !waits && !has_time {
+            addresses.ran_out(&dial.route, context.now);
+        }
         if context.now.saturating_duration_since(dial.since) >= context.upstream.patience() {
             let error = dial.error.take().filter(|_| waits);
             return Verdict::Close(Reason::Unreachable(error.unwrap_or(timed_out)));
@@ -182,11 +205,10 @@ impl Connection {
                 Verdict::Wait(Queue::Redial)
             };
         }
-        let spent = context.now.saturating_duration_since(dial.begun);
-        if spent >= context.upstream.connect_timeout() {
-            self.attempt_failed(timed_out, context)
-        } else {
+        if has_time {
             self.next_address(timed_out, context)
+        } else {
+            self.attempt_failed(timed_out, context)
         }
     }
 
@@ -194,13 +216,15 @@ impl Connection {
     pub(super) fn next_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         dial.upstream = None;
-        dial.failed += 1;
         dial.in_short |= is_shortage(&error);
-        if dial.failed >= context.upstream.read(context.cached).len() {
+        let is_news = !dial.route.explores();
+        if !context.upstream.read(context.cached).advance(&mut dial.route) {
             return self.attempt_failed(error, context);
         }
         let is_void = dial.pass.is_void();
-        complain(&error, context);
+        if is_news {
+            complain(&error, context);
+        }
         if is_void { self.wait(context) } else { self.dial(context) }
     }
 
@@ -254,7 +278,8 @@ impl Connection {
     fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
         context.reach.succeeded(context.upstream);
         match std::mem::replace(&mut self.state, State::Held { place: None }) {
-            State::Connecting(Dial { upstream: Some(upstream), turn, pass, .. }) => {
+            State::Connecting(Dial { upstream: Some(upstream), turn, route, pass, .. }) => {
+                context.upstream.reached(context.cached, &route, context.now);
                 let place = match turn {
                     Turn::Place(place) => Some(place),
                     Turn::Probe { place, .. } => place,

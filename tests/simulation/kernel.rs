@@ -10,6 +10,7 @@ use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
+    dead::Probe,
     link::{Link, Side},
     patience::Rules,
     random::Random,
@@ -64,6 +65,9 @@ pub(crate) struct Kernel {
     pub(crate) weather: Weather,
     /// How the upstream's addresses answer.
     pub(crate) sites: Vec<Site>,
+    pub(crate) probe: Option<Probe>,
+    /// When an address that answers was last given up before it did.
+    pub(crate) missed: Duration,
     /// When a dial has last failed.
     pub(crate) failed: Duration,
     /// Since when all of them are there.
@@ -474,7 +478,8 @@ impl Kernel {
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
         let (side, was_carried) = (link.side, link.is_carried());
-        link.close();
+        self.is_given_up(id);
+        self.link_mut(id).close();
         if side == Side::Upstream && !was_carried {
             self.failed = self.now;
         }

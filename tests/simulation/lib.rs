@@ -17,6 +17,7 @@ macro_rules! sources {
 
 sources! {
     address = "../../src/address.rs",
+    addresses = "../../src/addresses.rs",
     barrier = "../../src/barrier.rs",
     connection = "../../src/connection.rs",
     counters = "../../src/counters.rs",
@@ -52,6 +53,7 @@ sources! {
 }
 
 mod config;
+mod dead;
 mod drive;
 mod judge;
 mod kernel;

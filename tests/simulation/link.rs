@@ -299,6 +299,11 @@ impl Link {
         self.side == Side::Upstream && self.is_open && is_connected && !self.is_dead
     }
 
+    /// Whether the peer neither leaves nor was made to.
+    pub(crate) fn peer_stays(&self) -> bool {
+        !self.peer_is_gone() && !self.peer_shut && !self.story.was_killed
+    }
+
     fn peer_is_gone(&self) -> bool {
         self.peer_closed || self.peer_reset
     }

@@ -120,6 +120,7 @@ impl Course {
         crate::with(|kernel| {
             self.operator.paused.get_or_insert(kernel.now);
             kernel.was_paused = true;
+            kernel.probe = None;
             kernel.may_drain = kernel.may_drain.into_iter().chain(quiet).min();
         });
         // Whoever enters from now on is let through.

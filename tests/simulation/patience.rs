@@ -43,8 +43,9 @@ pub(crate) struct Rules {
     pub(crate) retry_for: Duration,
     /// Whether all happens to all upstream addresses.
     pub(crate) changes_sites: bool,
-    /// How many addresses there are.
+    /// How many addresses there are, and how many of the first of them swallow dials.
     pub(crate) sites: usize,
+    pub(crate) dead: usize,
     pub(crate) is_upstream_unix: bool,
     pub(crate) is_faulty: bool,
     pub(crate) has_rival: bool,
@@ -67,6 +68,9 @@ pub(crate) struct Story {
     pub(crate) known: Duration,
     /// When the last dial for it was given up.
     pub(crate) left: Duration,
+    /// When the last attempt for it began, and whether that was in an outage.
+    pub(crate) attempt: Duration,
+    pub(crate) attempt_probes: bool,
     /// When the turn began in which a byte of a client's, or for it, was moved.
     moved: Duration,
     /// Which turn moved the last byte to the upstream, and to the client.
@@ -120,7 +124,8 @@ impl Rules {
 
     /// Whether every dial succeeds at once, so that their order is the clients'.
     pub(crate) fn keep_order(&self) -> bool {
-        !self.rejects && !self.may_refuse() && !self.changes_sites && !self.is_faulty
+        let is_quick = !self.changes_sites && !self.is_faulty && self.dead == 0;
+        !self.rejects && !self.may_refuse() && is_quick
     }
 }
 
@@ -294,6 +299,7 @@ impl Kernel {
 
     /// An upstream is registered for a client.
     pub(crate) fn is_dialled(&mut self, id: LinkId, client: LinkId, course: &Course) {
+        self.look_at_route(id, client, course);
         let now = self.turn_began;
         let has_waited = self.links[client].story.came.is_some_and(|came| came < now);
         let is_simple = self.rules.sites == 1 && !self.rules.may_be_short();
@@ -358,7 +364,8 @@ impl Kernel {
         if !link.resets_on_close || self.may_cut || !self.is_unserved(link) {
             return;
         }
-        let has_pass = link.partner.is_some() || rules.changes_sites || rules.is_faulty;
+        let may_wait = rules.changes_sites || rules.is_faulty || rules.dead > 0;
+        let has_pass = link.partner.is_some() || may_wait;
         if self.may_kill && has_pass {
             return;
         }

@@ -118,13 +118,18 @@ impl Schedule {
 
 fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
     let changes_sites = random.below(4) == 0;
+    let is_faulty = random.below(4) == 0;
+    let has_dead = !changes_sites && !is_faulty && !is_upstream_unix && random.below(4) == 0;
+    let dead = if has_dead { 1 + random.below(6) } else { 0 };
     let bounds_hold = random.below(4) == 0;
     let connect_timeout = Duration::from_millis(if changes_sites {
         random.one_of([100, 1_000, 5_000])
+    } else if has_dead {
+        random.one_of([100, 1_000])
     } else {
         5_000
     });
-    let retry_for = Duration::from_secs(random.one_of([0, 0, 2, 30]));
+    let retry_for = Duration::from_secs(if has_dead { 100 } else { random.one_of([0, 0, 2, 30]) });
     Rules {
         rejects: random.below(6) == 0,
         hold_timeout: (random.below(8) == 0)
@@ -140,9 +145,10 @@ fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
         connect_timeout,
         retry_for,
         changes_sites,
-        sites: if is_upstream_unix { 1 } else { 1 + random.below(3) },
+        sites: if is_upstream_unix { 1 } else { dead + 1 + random.below(3) },
+        dead,
         is_upstream_unix,
-        is_faulty: random.below(4) == 0,
+        is_faulty,
         has_rival: random.below(3) == 0,
     }
 }
@@ -170,9 +176,13 @@ fn kernel(rules: &Rules, is_unix: bool, random: &mut Random, seed: u64) -> Kerne
             interleaves: random.below(3) > 0,
             tells_memory: random.below(30) > 0,
         },
-        sites: vec![Site::Up; rules.sites],
+        sites: (0..rules.sites)
+            .map(|site| if site < rules.dead { Site::Silent } else { Site::Up })
+            .collect(),
+        probe: None,
+        missed: Duration::ZERO,
         failed: Duration::ZERO,
-        up_since: Some(Duration::ZERO),
+        up_since: (rules.dead == 0).then_some(Duration::ZERO),
         rules: *rules,
         may_cut: false,
         was_paused: false,

@@ -1,0 +1,61 @@
+//! Addresses that swallow every dial, before one that answers: what must hold for those who are dialled for.
+
+use std::time::Duration;
+
+use crate::{
+    drive::Course,
+    kernel::{Kernel, LinkId, Site},
+    link::Side,
+};
+
+/// How long an address before the one that was reached is left alone.
+const EXPLORE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The last dial of those that try an upstream that is away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Probe {
+    client: LinkId,
+    site: usize,
+}
+
+impl Kernel {
+    /// An upstream is registered for a client.
+    pub(crate) fn look_at_route(&mut self, id: LinkId, client: LinkId, course: &Course) {
+        let Some(site) = self.links[id].dials.filter(|_| self.rules.dead > 0) else { return };
+        let now = self.turn_began;
+        let is_paused = course.shared.gate.is_paused() || self.was_paused;
+        let is_away = course.shared.upstream.outage().is_on() && !is_paused;
+        let story = &mut self.links[client].story;
+        // One that goes on has given up another address just now.
+        if story.left < now {
+            (story.attempt, story.attempt_probes) = (now, is_away);
+        }
+        let (attempt, probes) = (story.attempt, story.attempt_probes);
+        if self.sites[site] == Site::Silent {
+            let carried = self.links.iter().filter(|link| link.side == Side::Upstream);
+            let carried = carried.filter(|link| link.read + link.written > 0);
+            let known = carried.map(|link| link.story.known);
+            let reached = known.filter(|&at| at > self.missed).min();
+            let may_explore = |at| now + Duration::from_millis(1) >= at + EXPLORE_INTERVAL;
+            let is_right = reached.is_none_or(|at| attempt <= at || may_explore(at));
+            assert!(is_right, "what was reached is forgotten");
+        }
+        if !is_away || probes {
+            let last = self.probe.take();
+            let last = last.filter(|last| is_away && self.links[last.client].peer_stays());
+            let next = |last: usize| (last + 1) % self.sites.len();
+            let goes_on = last.is_none_or(|last| site == last.site || site == next(last.site));
+            assert!(goes_on, "the next attempt does not go on: {site}, {last:?}");
+            self.probe = is_away.then_some(Probe { client, site });
+        }
+    }
+
+    /// A socket is closed; its dial may have been given up.
+    pub(crate) fn is_given_up(&mut self, id: LinkId) {
+        let link = &self.links[id];
+        let answers = link.dials.is_none_or(|site| self.sites[site] == Site::Up);
+        if link.side == Side::Upstream && !link.is_known && answers {
+            self.missed = self.now;
+        }
+    }
+}
