@@ -21,6 +21,7 @@ mod hold;
 mod lease;
 mod ledger;
 mod line;
+mod listening;
 mod nearest;
 mod opening;
 mod orders;

@@ -26,6 +26,7 @@ use crate::{
     hold::Hold,
     ledger::{self, Ledger},
     line::Line,
+    listening::listen_at_all,
     orders::Orders,
     refusal::Refusal,
     slots::Slots,
@@ -47,9 +48,9 @@ const CALLERS_MAX: usize = 128;
 const CALLERS_MIN: usize = 2;
 
 /// The descriptors of what is there once: the control API and the request it has in hand, signals, the log, a look-up.
-const FIXED_FILES: usize = 28;
-/// The descriptors of a worker: its poll, its waker, its listener.
-const WORKER_FILES: usize = 3;
+const FIXED_FILES: usize = 27;
+/// The descriptors of a worker: its poll, its waker.
+const WORKER_FILES: usize = 2;
 
 /// How long a worker rests that the system does not let work.
 const RESTART_INTERVAL: Duration = Duration::from_millis(100);
@@ -93,14 +94,6 @@ impl Server {
         let refusal = load(&config)?;
         let threads = config.proxy.threads.map_or_else(cores, usize::from);
         let files = sys::raise_open_files();
-        let limits = Limits::new(files, threads, &config.proxy);
-        if let Some(max) = config.proxy.max_connections.filter(|max| max.get() > limits.clients) {
-            let there_are = if limits.clients == 1 { "there is" } else { "there are" };
-            log::warn!(
-                "proxy.max-connections: {max} are more than {files} open files allow; {there_are} {}: raise the limit of open files",
-                counted(limits.clients, "place")
-            );
-        }
         for &ip in &config.upstream.source_addrs {
             sys::check_source(ip.to_canonical()).map_err(|error| {
                 Error::System(format!(
@@ -111,6 +104,15 @@ impl Server {
 
         let control = listen("control.addr", &config.control.addr, 1, Some(config.control.mode))?;
         let proxy = listen("proxy.addr", &config.proxy.addr, threads, config.proxy.mode)?;
+        let listeners = control.listeners.iter().chain(&proxy.listeners).flatten().count();
+        let limits = Limits::new(files, threads, listeners, &config.proxy);
+        if let Some(max) = config.proxy.max_connections.filter(|max| max.get() > limits.clients) {
+            let there_are = if limits.clients == 1 { "there is" } else { "there are" };
+            log::warn!(
+                "proxy.max-connections: {max} are more than {files} open files allow; {there_are} {}: raise the limit of open files",
+                counted(limits.clients, "place")
+            );
+        }
         let upstream = Upstream::start(config.upstream)?;
 
         let mut desks = Vec::with_capacity(threads);
@@ -157,23 +159,22 @@ impl Server {
         let mut listeners = proxy.listeners.into_iter();
         let mut socket_file = proxy.file;
         for (index, (poll, mailbox)) in seats.into_iter().enumerate() {
-            let (listener, socket_file) = (listeners.next(), socket_file.take());
+            let listeners = listeners.next().unwrap_or_default();
             let post = Post {
                 index,
                 poll,
-                listener,
-                socket_file,
+                listeners,
+                socket_file: socket_file.take(),
                 is_narrow: false,
                 mailbox,
                 shared: Arc::clone(&shared),
             };
             server.workers.push(start_worker(post)?);
         }
-        for listener in control.listeners {
-            let (handle, policy) = (server.handle(), HostPolicy::new(&config.control));
-            server.control = Some(Control::start(listener.into(), handle, policy, limits.callers)?);
-        }
-        server.announce(limits.clients);
+        let policy = HostPolicy::new(&config.control);
+        let listeners = control.listeners.into_iter().flatten().map(Into::into).collect();
+        server.control = Some(Control::start(listeners, server.handle(), policy, limits.callers)?);
+        server.announce(&proxy.addresses, &control.addresses, limits.clients);
         Ok(server)
     }
 
@@ -187,12 +188,12 @@ impl Server {
         Stopper(Arc::clone(&self.shared))
     }
 
-    /// Where clients connect to, with the real port.
+    /// Where clients connect to, with the real port; of a name with several addresses, the first.
     pub fn proxy_addr(&self) -> &Address {
         &self.proxy_addr
     }
 
-    /// Where the control API listens, with the real port.
+    /// Where the control API listens, with the real port; of a name with several addresses, the first.
     pub fn control_addr(&self) -> &Address {
         &self.control_addr
     }
@@ -224,14 +225,17 @@ impl Server {
         }
     }
 
-    fn announce(&self, clients_max: usize) {
+    fn announce(&self, proxy: &[Address], control: &[Address], clients_max: usize) {
+        let list = |addresses: &[Address]| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+        };
         log::info!(
             "proxy listens on {} with {}, for up to {}",
-            self.proxy_addr,
+            list(proxy),
             counted(self.workers.len(), "thread"),
             counted(clients_max, "client")
         );
-        log::info!("control listens on {}", self.control_addr);
+        log::info!("control listens on {}", list(control));
         let while_paused = match self.shared.default_mode {
             Mode::Hold => "held",
             Mode::Reject => self.shared.refusal.describe(),
@@ -240,18 +244,19 @@ impl Server {
             "upstream is {}; while paused, new clients are {while_paused}",
             self.shared.upstream.address()
         );
-        match &self.control_addr {
-            Address::Tcp { host, .. }
-                if !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) =>
-            {
-                log::warn!(
-                    "control listens beyond loopback and has no login: whoever reaches it can pause the proxy"
-                );
-            }
-            Address::Abstract(_) => log::warn!(
+        let is_beyond_loopback = |address: &Address| match address {
+            Address::Tcp { host, .. } => !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            Address::Unix(_) | Address::Abstract(_) => false,
+        };
+        if control.iter().any(is_beyond_loopback) {
+            log::warn!(
+                "control listens beyond loopback and has no login: whoever reaches it can pause the proxy"
+            );
+        }
+        if let Address::Abstract(_) = &self.control_addr {
+            log::warn!(
                 "control listens on a socket without a file, which has no mode, and has no login: every user of this network namespace can pause the proxy"
-            ),
-            Address::Tcp { .. } | Address::Unix(_) => {}
+            );
         }
     }
 }
@@ -288,9 +293,9 @@ struct Limits {
 
 impl Limits {
     /// A client takes two descriptors, its own and its upstream's, also while it is held: it must be possible to serve it.
-    fn new(files: u64, threads: usize, settings: &config::Proxy) -> Self {
+    fn new(files: u64, threads: usize, listeners: usize, settings: &config::Proxy) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
-        let fixed = FIXED_FILES + WORKER_FILES * threads;
+        let fixed = FIXED_FILES + WORKER_FILES * threads + listeners;
         // A caller takes one.
         let callers = (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN, CALLERS_MAX);
         // However many workers there are, none goes without where descriptors allow it.
@@ -308,11 +313,37 @@ fn load(config: &Config) -> Result<Refusal, Error> {
     Refusal::load(&config.proxy)
 }
 
-/// What listens at one address.
+/// What listens by one setting.
 struct Listening {
-    listeners: Vec<Listener>,
+    /// For each thread that serves them, one at each address.
+    listeners: Vec<Vec<Listener>>,
     file: Option<SocketFile>,
+    /// The first of the addresses.
     address: Address,
+    addresses: Vec<Address>,
+}
+
+impl Listening {
+    fn tcp(found: &[SocketAddr], threads: usize) -> io::Result<Self> {
+        let mut listeners: Vec<Vec<_>> = (0..threads).map(|_thread| Vec::new()).collect();
+        let mut addresses = Vec::new();
+        for at_address in listen_at_all(found, threads)? {
+            if let Some(listener) = at_address.first() {
+                let local = listener.local_inet()?;
+                addresses.push(Address::tcp(local.ip().to_string(), local.port()));
+            }
+            for (of_thread, listener) in listeners.iter_mut().zip(at_address) {
+                of_thread.push(listener);
+            }
+        }
+        let address = addresses.first().cloned().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { listeners, file: None, address, addresses })
+    }
+
+    fn unix(listener: Listener, file: Option<SocketFile>, address: &Address) -> Self {
+        let (address, addresses) = (address.clone(), vec![address.clone()]);
+        Self { listeners: vec![vec![listener]], file, address, addresses }
+    }
 }
 
 fn listen(
@@ -328,33 +359,19 @@ fn listen(
     match address {
         Address::Unix(path) => {
             let (listener, file) = Listener::unix(path, mode).map_err(refuse)?;
-            Ok(Listening { listeners: vec![listener], file: Some(file), address: address.clone() })
+            Ok(Listening::unix(listener, Some(file), address))
         }
         Address::Abstract(name) => {
             let listener = Listener::abstract_unix(name).map_err(refuse)?;
-            Ok(Listening { listeners: vec![listener], file: None, address: address.clone() })
+            Ok(Listening::unix(listener, None, address))
         }
         Address::Tcp { host, port } => {
-            let candidates = look_up(host, *port).map_err(|error| {
+            let found = look_up(host, *port).map_err(|error| {
                 Error::System(format!(
                     "{setting}: cannot look up {host}: {error}; use a name or IP of this host"
                 ))
             })?;
-            let mut result = Err(io::ErrorKind::NotFound.into());
-            for candidate in candidates {
-                result = Listener::tcp(candidate, count);
-                match &result {
-                    Err(error)
-                        if error.raw_os_error()
-                            == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {}
-                    _ => break,
-                }
-            }
-            let listeners = result.map_err(refuse)?;
-            let first = listeners.first().ok_or_else(|| refuse(io::ErrorKind::NotFound.into()))?;
-            let local = first.local_inet().map_err(refuse)?;
-            let address = Address::tcp(local.ip().to_string(), local.port());
-            Ok(Listening { listeners, file: None, address })
+            Listening::tcp(&found, count).map_err(refuse)
         }
     }
 }
@@ -393,13 +410,21 @@ fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The addresses of a listener, the first that the system knows to be taken: IPv4 before IPv6, as the original does.
+/// The addresses of a listener, IPv4 before IPv6, as in the original. An empty host is one address, by which clients of both
+/// come where the system knows IPv6.
 fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() {
-        let all: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
-        return Ok(all.map(|ip| SocketAddr::new(ip, port)).to_vec());
+        let v6: IpAddr = Ipv6Addr::UNSPECIFIED.into();
+        let knows_v6 = sys::check_source(v6).is_ok();
+        let ip = if knows_v6 { v6 } else { Ipv4Addr::UNSPECIFIED.into() };
+        return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    let mut found = address::look_up(host, port)?;
+    let mut found = Vec::new();
+    for address in address::look_up(host, port)? {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
     found.sort_by_key(SocketAddr::is_ipv6);
     Ok(found)
 }
@@ -469,6 +494,7 @@ mod tests {
                 Limits::new(
                     files,
                     threads,
+                    threads + 1,
                     &config::Proxy { max_connections, ..Default::default() }
                 ),
                 Limits { clients, pipes, callers },

@@ -1,4 +1,4 @@
-//! A worker: one thread, one poll, its own listener, connections and pipes.
+//! A worker: one thread, one poll, its own listeners, connections and pipes.
 //!
 //! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire →
 //! look_for_vanished`. Marking only
@@ -42,10 +42,8 @@ use crate::{
 };
 use vanished::VanishedSweep;
 
-/// The token of the listener.
-const LISTENER: Token = Token(usize::MAX);
-/// The token of the waker.
-pub(crate) const WAKER: Token = Token(usize::MAX - 1);
+/// The token of the waker. Those of the listeners are next to it, downwards.
+pub(crate) const WAKER: Token = Token(usize::MAX);
 
 /// How many events are taken in one turn.
 const EVENTS_MAX: usize = 1024;
@@ -65,8 +63,8 @@ pub(crate) struct Post {
     pub(crate) index: usize,
     /// Where events come from.
     pub(crate) poll: Poll,
-    /// Where clients come from; none for a worker that gets them from another, or after a stop.
-    pub(crate) listener: Option<Listener>,
+    /// Where clients come from, one for each address; none for a worker that gets them from another, or after a stop.
+    pub(crate) listeners: Vec<Listener>,
     /// The file of a UNIX listener.
     pub(crate) socket_file: Option<SocketFile>,
     /// Whether clients to come get a small window.
@@ -99,6 +97,8 @@ struct Worker<'a> {
     handshake_steps: usize,
     cached: Cached,
     accepting: Accepting,
+    /// The listeners in which a client may wait, by their indices; the first is the next to be asked.
+    queued: VecDeque<usize>,
     /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
     unregistered: VecDeque<Connection>,
     reach: Reach,
@@ -123,11 +123,12 @@ impl From<Arrival> for Connection {
 impl Post {
     /// Works until the proxy has stopped.
     pub(crate) fn work(&mut self) -> io::Result<End> {
-        if let Some(listener) = &self.listener {
+        for (index, listener) in self.listeners.iter().enumerate() {
             // A predecessor that panicked may have registered it.
             listener.deregister(self.poll.registry());
-            listener.register(self.poll.registry(), LISTENER)?;
+            listener.register(self.poll.registry(), Token(WAKER.0 - 1 - index))?;
         }
+        let queued = (0..self.listeners.len()).collect();
         let shared = Arc::clone(&self.shared);
         let mut worker = Worker {
             post: self,
@@ -139,6 +140,7 @@ impl Post {
             handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
             cached: Cached::default(),
             accepting: Accepting::Ready,
+            queued,
             unregistered: VecDeque::new(),
             reach: Reach::default(),
             deadlines: deadlines(
@@ -205,7 +207,7 @@ impl Worker<'_> {
 
     /// Whether there is something to do without an event.
     fn has_work(&self, now: Instant) -> bool {
-        let can_accept = self.post.listener.is_some() && self.accepting == Accepting::Ready;
+        let can_accept = self.accepting == Accepting::Ready && !self.queued.is_empty();
         !self.ready.is_empty()
             || can_accept
             || self.can_redial(now)
@@ -216,7 +218,7 @@ impl Worker<'_> {
     fn next_deadline(&self, now: Instant) -> Option<Duration> {
         let accept_again = match self.accepting {
             Accepting::Paused(until) => Some(until),
-            Accepting::Ready | Accepting::Empty | Accepting::Full => None,
+            Accepting::Ready | Accepting::Full => None,
         };
         let deadlines = (0..self.deadlines.len()).filter_map(|index| {
             let (queue, length) = self.deadline(index)?;
@@ -259,7 +261,13 @@ impl Worker<'_> {
                         self.accepting = Accepting::Ready;
                     }
                 }
-                LISTENER => self.accepting = Accepting::Ready,
+                Token(token) if WAKER.0 - 1 - token < self.post.listeners.len() => {
+                    self.accepting = Accepting::Ready;
+                    let index = WAKER.0 - 1 - token;
+                    if !self.queued.contains(&index) {
+                        self.queued.push_back(index);
+                    }
+                }
                 token => {
                     let slot = slot_of(token);
                     // A client's event comes behind the close of its connection only if it was on its way already.
@@ -291,7 +299,7 @@ impl Worker<'_> {
             }
             Phase::Stopping { .. } | Phase::Aborting => {
                 self.stop_listening(now);
-                self.close_listener();
+                self.close_listeners();
                 self.collect(now);
                 let end = if self.is_empty() { End::Drained } else { End::Cut };
                 self.close_all(&Reason::Stopped, now);

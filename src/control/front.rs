@@ -24,18 +24,23 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// How many events are taken in one turn.
 const EVENTS_MAX: usize = 256;
 
-const LISTENER: Token = Token(usize::MAX);
-const BELL: Token = Token(usize::MAX - 1);
+/// The token of the bell. Those of the listeners are next to it, downwards.
+const BELL: Token = Token(usize::MAX);
 
 pub(super) struct Front {
     poll: Poll,
-    listener: OwnedFd,
-    /// Whether a caller may wait in the listener: an event says so only once.
-    may_accept: bool,
+    listeners: Vec<Listener>,
     callers: Slab<Caller>,
     /// How many callers are served at once, waiting ones included. For one more, the one that matters least has to go.
     callers_max: usize,
     pub(super) means: Means,
+}
+
+/// A socket that callers come by.
+struct Listener {
+    socket: OwnedFd,
+    /// Whether a caller may wait in it: an event says so only once.
+    may_accept: bool,
 }
 
 /// How other threads wake the front.
@@ -78,19 +83,21 @@ impl Bell {
 }
 
 impl Front {
-    /// `listener` is bound, listening and non-blocking.
+    /// `listeners` are bound, listening and non-blocking.
     pub(super) fn new(
         poll: Poll,
-        listener: OwnedFd,
+        listeners: Vec<OwnedFd>,
         callers_max: usize,
         means: Means,
     ) -> io::Result<Self> {
-        poll.registry().register(
-            &mut SourceFd(&listener.as_raw_fd()),
-            LISTENER,
-            Interest::READABLE,
-        )?;
-        Ok(Self { poll, listener, may_accept: true, callers: Slab::new(), callers_max, means })
+        for (index, listener) in listeners.iter().enumerate() {
+            let mut source = SourceFd(&listener.as_raw_fd());
+            let token = Token(BELL.0 - 1 - index);
+            poll.registry().register(&mut source, token, Interest::READABLE)?;
+        }
+        let listeners =
+            listeners.into_iter().map(|socket| Listener { socket, may_accept: true }).collect();
+        Ok(Self { poll, listeners, callers: Slab::new(), callers_max, means })
     }
 
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
@@ -102,7 +109,7 @@ impl Front {
                     "a defect: the control API's front panicked; its callers are cut off and it goes on"
                 );
                 self.callers.clear();
-                self.may_accept = true;
+                self.listeners.iter_mut().for_each(|listener| listener.may_accept = true);
             }
         }
     }
@@ -139,7 +146,6 @@ impl Front {
     fn mark(&mut self, events: &Events) {
         for event in events {
             match event.token() {
-                LISTENER => self.may_accept = true,
                 BELL => {
                     if self.means.bell.stops.load(Ordering::SeqCst) {
                         let deadline = Instant::now() + self.means.timeouts.linger;
@@ -148,7 +154,9 @@ impl Front {
                     self.ready_all();
                 }
                 Token(key) => {
-                    if let Some(caller) = self.callers.get_mut(key) {
+                    if let Some(listener) = self.listeners.get_mut(BELL.0 - 1 - key) {
+                        listener.may_accept = true;
+                    } else if let Some(caller) = self.callers.get_mut(key) {
                         caller.mark(event);
                     }
                 }
@@ -161,20 +169,30 @@ impl Front {
     }
 
     fn can_accept(&self) -> bool {
-        self.may_accept && self.means.short_until.is_none() && self.means.stops_at.is_none()
+        self.listeners.iter().any(|listener| listener.may_accept)
+            && self.means.short_until.is_none()
+            && self.means.stops_at.is_none()
     }
 
+    /// Accepts callers, one of each listener in turn.
     fn accept(&mut self) {
-        for _ in 0..ACCEPTS_PER_TURN {
+        for turn in 0..ACCEPTS_PER_TURN {
             if !self.can_accept() {
                 return;
             }
-            match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => self.admit(socket),
-                Err(Errno::AGAIN) => self.may_accept = false,
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(error) => self.means.run_short("accept a caller", &error.into()),
-            }
+            self.accept_by(turn % self.listeners.len());
+        }
+    }
+
+    fn accept_by(&mut self, index: usize) {
+        let Some(listener) = self.listeners.get_mut(index).filter(|it| it.may_accept) else {
+            return;
+        };
+        match accept_with(&listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => self.admit(socket),
+            Err(Errno::AGAIN) => listener.may_accept = false,
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(error) => self.means.run_short("accept a caller", &error.into()),
         }
     }
 

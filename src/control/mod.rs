@@ -48,22 +48,22 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Serves the API on `listener`, a bound, listening, non-blocking socket, for up to `callers_max` callers at once.
+    /// Serves the API on `listeners`, bound, listening, non-blocking sockets, for up to `callers_max` callers at once.
     pub(crate) fn start(
-        listener: OwnedFd,
+        listeners: Vec<OwnedFd>,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
     ) -> Result<Self, Error> {
         Private::start(handle.clone())
             .and_then(|private| {
-                Self::start_with(listener, handle, hosts, callers_max, private, TIMEOUTS)
+                Self::start_with(listeners, handle, hosts, callers_max, private, TIMEOUTS)
             })
             .map_err(|error| Error::System(format!("the control API cannot start: {error}")))
     }
 
     fn start_with(
-        listener: OwnedFd,
+        listeners: Vec<OwnedFd>,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
@@ -90,7 +90,7 @@ impl Control {
             stops_at: None,
             troubles: Throttle::default(),
         };
-        let front = Front::new(poll, listener, callers_max, means)?;
+        let front = Front::new(poll, listeners, callers_max, means)?;
         let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
         Ok(Self { bell, front: Some(front) })
     }

@@ -104,7 +104,8 @@ fn start(listener: OwnedFd, handle: &Handle, private: Private) -> Control {
     let short = Duration::from_millis(250);
     let timeouts = Timeouts { ask: 4 * short, exchange: 2 * short, linger: short };
     let hosts = HostPolicy::new(&control);
-    Control::start_with(listener, handle.clone(), hosts, CALLERS_MAX, private, timeouts).unwrap()
+    Control::start_with(vec![listener], handle.clone(), hosts, CALLERS_MAX, private, timeouts)
+        .unwrap()
 }
 
 fn connect(addr: SocketAddr) -> TcpStream {

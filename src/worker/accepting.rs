@@ -10,23 +10,22 @@ use super::Worker;
 use crate::{
     gate::Mode,
     handle::{Arrival, Phase},
+    sys::Listener,
     window,
 };
 
 /// How many clients are accepted in one turn.
 const TURN_ACCEPTS_MAX: usize = 64;
-/// How many clients that are queued in a listener are taken in before it is closed.
+/// How many clients that are queued in the listeners are taken in before these are closed.
 const STOP_ACCEPTS_MAX: usize = 64 * 1024;
 /// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is known of the listener.
+/// Whether clients can be accepted, if any wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepting {
-    /// A client may wait.
+    /// Nothing is known to be short.
     Ready,
-    /// None waits; an event will tell.
-    Empty,
     /// No slot is free; whoever frees one wakes us.
     Full,
     /// The system is short of something; it is tried again at that moment.
@@ -41,10 +40,11 @@ impl Worker<'_> {
         if std::mem::replace(&mut self.post.is_narrow, is_narrow) == is_narrow {
             return;
         }
-        let Some(listener) = self.post.listener.as_ref().filter(|it| !it.is_unix()) else { return };
-        let result = if is_narrow { window::narrow(listener) } else { window::widen(listener) };
-        if let Err(error) = result {
-            log::debug!("the system does not bound what held clients send: {error}");
+        for listener in self.post.listeners.iter().filter(|it| !it.is_unix()) {
+            let result = if is_narrow { window::narrow(listener) } else { window::widen(listener) };
+            if let Err(error) = result {
+                log::debug!("the system does not bound what held clients send: {error}");
+            }
         }
     }
 
@@ -65,9 +65,10 @@ impl Worker<'_> {
         }
     }
 
-    /// Accepts a client. False when there is no listener.
+    /// Accepts a client from each listener in turn. False when none waits in any.
     fn accept_one(&mut self, now: Instant) -> bool {
-        let Some(listener) = &self.post.listener else { return false };
+        let next = self.queued.front().and_then(|&index| self.post.listeners.get(index));
+        let Some(listener) = next else { return false };
         let Ok(place) = self.post.shared.reserve() else {
             self.accepting = Accepting::Full;
             if let Some(more) = self.post.shared.accept_troubles.too_many_held.let_through(now) {
@@ -89,14 +90,16 @@ impl Worker<'_> {
         };
         match listener.accept() {
             Ok(client) => {
+                self.queued.rotate_left(1);
                 let accepted = &self.post.shared.counters(self.post.index).accepted;
                 accepted.add(1);
                 #[cfg(debug_assertions)]
                 panic_if_asked(self.post.index, accepted.get());
                 self.place(Arrival { client, slot, place }, now);
             }
+            // An event will tell of the next.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.accepting = Accepting::Empty;
+                self.queued.pop_front();
             }
             // That client has gone already; the next may be there.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -131,30 +134,30 @@ impl Worker<'_> {
         self.admit(arrival.into(), now);
     }
 
-    /// Takes in everyone who is queued in the listener and closes it: a client in the queue of a closed one is reset. As long
-    /// as there is no slot or descriptor for the rest, the listener stays for them.
+    /// Takes in everyone who is queued in the listeners and closes them: a client in the queue of a closed one is reset. As
+    /// long as there is no slot or descriptor for the rest, they stay for them.
     pub(super) fn stop_listening(&mut self, now: Instant) {
-        let Some(listener) = &self.post.listener else { return };
         // From here on nobody gets into the queue of a UNIX listener, so it ends.
         drop(self.post.socket_file.take());
-        listener.refuse_more();
-        if self.accepting == Accepting::Empty {
-            self.accepting = Accepting::Ready;
-        }
+        self.post.listeners.iter().for_each(Listener::refuse_more);
+        self.queued = (0..self.post.listeners.len()).collect();
         for _client in 0..STOP_ACCEPTS_MAX {
             if self.accepting != Accepting::Ready || !self.accept_one(now) {
                 break;
             }
         }
-        match (&self.post.listener, self.accepting) {
-            (Some(listener), Accepting::Full | Accepting::Paused(_)) => listener.cut_backlog(),
-            _ => self.close_listener(),
+        if self.accepting == Accepting::Ready {
+            self.close_listeners();
+        } else {
+            self.post.listeners.iter().for_each(Listener::cut_backlog);
         }
     }
 
-    pub(super) fn close_listener(&mut self) {
-        if self.post.listener.take().is_some() {
-            self.accepting = Accepting::Empty;
+    pub(super) fn close_listeners(&mut self) {
+        if !self.post.listeners.is_empty() {
+            self.post.listeners.clear();
+            self.queued.clear();
+            self.accepting = Accepting::Ready;
             self.post.shared.stopped_listening();
         }
     }

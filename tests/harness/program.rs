@@ -359,23 +359,20 @@ impl Builder {
         let control = self.control.unwrap_or_else(|| Addr::free(Family::Tcp4, dir, "control.sock"));
         let mut program =
             Program { dir: self.program.dir.clone(), args: Vec::new(), ..self.program };
-        let mut flag =
-            |name: &str, value: String| program.args.extend([OsString::from(name), value.into()]);
-        flag("--proxy-addr", addr.to_string());
-        flag("--control-addr", control.to_string());
-        if let Some(upstream) = self.upstream {
-            flag("--upstream-addr", upstream);
-        }
-        if let Some(level) = self.level {
-            flag("--log-level", level.to_owned());
-        }
-        if let Some(grace_period) = self.grace_period {
-            flag("--grace-period", grace_period.to_owned());
-        }
-        if let Some(pipes) = env::var_os(PIPES)
-            && !self.program.args.iter().any(|arg| arg == "--proxy-pipes")
-        {
-            program.args.extend([OsString::from("--proxy-pipes"), pipes]);
+        let options: [(&str, Option<OsString>); 6] = [
+            ("--proxy-addr", Some(addr.to_string().into())),
+            ("--control-addr", Some(control.to_string().into())),
+            ("--upstream-addr", self.upstream.map(Into::into)),
+            ("--log-level", self.level.map(Into::into)),
+            ("--grace-period", self.grace_period.map(Into::into)),
+            ("--proxy-pipes", env::var_os(PIPES)),
+        ];
+        // What a test says itself is not said twice.
+        let given = &self.program.args;
+        for (name, value) in options {
+            if let Some(value) = value.filter(|_| given.iter().all(|arg| arg != name)) {
+                program.args.extend([name.into(), value]);
+            }
         }
         program.args.extend(self.program.args);
         let process = Process::start(&program);

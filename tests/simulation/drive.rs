@@ -112,7 +112,7 @@ impl Schedule {
                 link.was_cut |= !link.is_open && !link.is_waiting();
             }
             assert_eq!(kernel.open_pipes(), 0, "a pipe is left over");
-            assert!(kernel.backlog.is_open || kernel.backlog.queue.is_empty());
+            assert!(kernel.backlogs.iter().all(|it| it.is_open || it.queue.is_empty()));
         });
     }
 
@@ -327,14 +327,24 @@ impl Course {
             return;
         }
         crate::with(|kernel| {
-            if kernel.backlog.is_open && kernel.backlog.takes_more {
+            let backlog = kernel.random.below(kernel.backlogs.len());
+            let backlog = &mut kernel.backlogs[backlog];
+            if backlog.is_open && backlog.takes_more {
                 self.clients_left -= 1;
-                let link = Link::new(Side::Client, kernel.backlog.is_unix, &mut kernel.random);
+                let link = Link::new(Side::Client, backlog.is_unix, &mut kernel.random);
                 kernel.links.push(link);
-                kernel.backlog.queue.push_back(kernel.links.len() - 1);
-                kernel.backlog.has_edge = kernel.backlog.token.is_some();
+                backlog.queue.push_back(kernel.links.len() - 1);
+                backlog.has_edge = backlog.token.is_some();
             }
         });
+    }
+
+    /// A client comes behind the last events, while the worker begins to stop.
+    pub(crate) fn arrive_late(&mut self) {
+        let is_chaos = matches!(self.stage, Stage::Chaos(_));
+        if is_chaos && crate::with(|kernel| kernel.random.below(2)) == 0 {
+            self.arrive();
+        }
     }
 
     /// A client comes that another worker has accepted.
@@ -379,10 +389,10 @@ impl Kernel {
         if std::mem::take(&mut self.is_woken) {
             events.push(Event { token: WAKER, mask: Mask { input: true, ..Mask::default() } });
         }
-        if let Some(token) =
-            self.backlog.token.filter(|_| std::mem::take(&mut self.backlog.has_edge))
-        {
-            events.push(Event { token, mask: Mask { input: true, ..Mask::default() } });
+        for backlog in &mut self.backlogs {
+            if let Some(token) = backlog.token.filter(|_| std::mem::take(&mut backlog.has_edge)) {
+                events.push(Event { token, mask: Mask { input: true, ..Mask::default() } });
+            }
         }
         for link in &mut self.links {
             if link.has_edge && (takes_all || self.random.below(2) == 0) {

@@ -48,7 +48,7 @@ pub(crate) fn idle() {
 pub(crate) fn arrived(kernel: &Kernel, course: &Course) {
     let open = kernel.links.iter().filter(|link| link.is_open && link.side == Side::Client);
     let is_full = open.count() == course.shared.slots.max();
-    assert!(is_full || kernel.backlog.queue.is_empty(), "a client is stranded in the backlog");
+    assert!(is_full || is_nobody_queued(kernel), "a client is stranded in the backlog");
     for link in kernel.links.iter().filter(|link| !link.was_cut) {
         if let Some(other) = pair(kernel, link)
             && !course.was_cut
@@ -57,6 +57,10 @@ pub(crate) fn arrived(kernel: &Kernel, course: &Course) {
             assert_eq!(other.heard, link.said, "bytes do not arrive: {link:#?}, {other:#?}");
         }
     }
+}
+
+fn is_nobody_queued(kernel: &Kernel) -> bool {
+    kernel.backlogs.iter().all(|backlog| backlog.queue.is_empty())
 }
 
 /// Once all that is quiet was closed.
@@ -89,7 +93,7 @@ pub(crate) fn half_closed(kernel: &Kernel, course: &Course) {
 
 /// Once all have ended their streams.
 pub(crate) fn closed(kernel: &Kernel) {
-    assert!(kernel.backlog.queue.is_empty(), "a client is stranded in the backlog");
+    assert!(is_nobody_queued(kernel), "a client is stranded in the backlog");
     for link in &kernel.links {
         let other = link.partner.map(|partner| &kernel.links[partner]);
         assert!(!link.is_open, "a connection does not end: {link:#?}, {other:#?}");
@@ -105,7 +109,8 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
     }
     while kernel.flush() {}
     closed(kernel);
-    let (mut last, mut carried) = (None, 0);
+    judge_order(kernel, course);
+    let mut carried = 0;
     let resets =
         kernel.links.iter().filter(|link| link.saw == Some(Ending::Aborted)).count() as u64;
     for link in kernel.links.iter().filter(|link| link.side == Side::Client && !link.was_cut) {
@@ -119,10 +124,6 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
                 carried += 1;
                 judge_flow(link, other);
                 judge_flow(other, link);
-                if course.rules.keep_order() && !link.is_from_afar {
-                    assert!(last < link.dialled, "one is served before its turn: {link:#?}");
-                    last = link.dialled;
-                }
             }
             None => match link.story.drained {
                 Some(upstream) => judge_drained(link, &kernel.links[upstream]),
@@ -131,6 +132,21 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
         }
     }
     Tally { carried, resets, ..kernel.tally }
+}
+
+/// Clients are served in the order in which the worker has accepted them.
+fn judge_order(kernel: &Kernel, course: &Course) {
+    if course.was_cut || !course.rules.keep_order() {
+        return;
+    }
+    let mut last = None;
+    for link in kernel.accepted.iter().map(|&id| &kernel.links[id]).filter(|link| !link.was_cut) {
+        let is_killed = |other: &Link| link.story.was_killed || other.story.was_killed;
+        if pair(kernel, link).is_some_and(|other| !is_killed(other)) {
+            assert!(last < link.dialled, "one is served before its turn: {link:#?}");
+            last = link.dialled;
+        }
+    }
 }
 
 /// What the upstream got of its client's stream, or the client of its upstream's.

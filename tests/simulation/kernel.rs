@@ -58,7 +58,10 @@ pub(crate) struct Kernel {
     /// When the worker's turn began.
     pub(crate) turn_began: Duration,
     pub(crate) links: Vec<Link>,
-    pub(crate) backlog: Backlog,
+    /// One for each listener of the worker.
+    pub(crate) backlogs: Vec<Backlog>,
+    /// The clients that the worker has taken out of them, in that order.
+    pub(crate) accepted: Vec<LinkId>,
     pub(crate) pipes: Vec<Pipe>,
     pub(crate) is_woken: bool,
     pub(crate) is_rival_woken: bool,
@@ -90,7 +93,7 @@ pub(crate) struct Kernel {
     pub(crate) tally: Tally,
 }
 
-/// The listener and who waits there.
+/// A listener and who waits there.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Backlog {
@@ -201,16 +204,17 @@ impl Kernel {
         Ok(())
     }
 
-    pub(crate) fn accept(&mut self) -> Result<(LinkId, bool), Errno> {
-        assert!(self.backlog.is_open, "accept of a closed listener");
+    pub(crate) fn accept(&mut self, listener: usize) -> Result<(LinkId, bool), Errno> {
+        assert!(self.backlogs[listener].is_open, "accept of a closed listener");
         self.be_short()?;
         if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
             self.progress += 1;
             return Err(Errno::CONNABORTED);
         }
-        let id = self.backlog.queue.pop_front().ok_or(Errno::AGAIN)?;
+        let id = self.backlogs[listener].queue.pop_front().ok_or(Errno::AGAIN)?;
         self.progress += 1;
         self.tally.clients += 1;
+        self.accepted.push(id);
         let link = self.link_mut(id);
         (link.is_open, link.was_accepted) = (true, true);
         Ok((id, link.is_unix))
@@ -218,24 +222,29 @@ impl Kernel {
 
     /// Another worker accepts a client.
     pub(crate) fn accept_afar(&mut self) -> Socket {
-        let mut link = Link::new(Side::Client, self.backlog.is_unix, &mut self.random);
+        let is_unix = self.backlogs[0].is_unix;
+        let mut link = Link::new(Side::Client, is_unix, &mut self.random);
         self.tally.clients += 1;
         (link.is_open, link.is_from_afar) = (true, true);
         self.links.push(link);
-        Socket::of(self.links.len() - 1, self.backlog.is_unix)
+        Socket::of(self.links.len() - 1, is_unix)
     }
 
-    pub(crate) fn register_listener(&mut self, token: Token) -> Result<(), Errno> {
+    pub(crate) fn register_listener(&mut self, listener: usize, token: Token) -> Result<(), Errno> {
         self.be_short()?;
-        self.backlog.token = Some(token);
-        self.backlog.has_edge = !self.backlog.queue.is_empty();
+        let is_taken = self.backlogs.iter().any(|other| other.token == Some(token));
+        assert!(!is_taken, "two listeners have the token {token:?}");
+        let backlog = &mut self.backlogs[listener];
+        backlog.token = Some(token);
+        backlog.has_edge = !backlog.queue.is_empty();
         Ok(())
     }
 
-    pub(crate) fn close_listener(&mut self) {
-        self.backlog.is_open = false;
-        self.backlog.token = None;
-        while let Some(id) = self.backlog.queue.pop_front() {
+    pub(crate) fn close_listener(&mut self, listener: usize) {
+        let backlog = &mut self.backlogs[listener];
+        backlog.is_open = false;
+        backlog.token = None;
+        for id in std::mem::take(&mut backlog.queue) {
             let link = self.link_mut(id);
             link.was_refused = true;
             link.resets_on_close = true;

@@ -6,7 +6,7 @@ use crate::{
     config::Overflow,
     drive::{Course, with_course},
     gate::Mode,
-    kernel::{Kernel, LinkId},
+    kernel::{Backlog, Kernel, LinkId},
     link::{Link, Side},
 };
 
@@ -191,12 +191,11 @@ impl Course {
 
     /// Nobody stays there for whom there is a place.
     fn look_at_backlog(&self, kernel: &Kernel, held: u64) {
-        let backlog = &kernel.backlog;
-        if backlog.queue.is_empty()
-            || backlog.has_edge
-            || backlog.token.is_none()
-            || self.rules.is_faulty
-        {
+        // One with an edge is told of.
+        let is_forgotten = |backlog: &Backlog| {
+            !backlog.queue.is_empty() && !backlog.has_edge && backlog.token.is_some()
+        };
+        if self.rules.is_faulty || !kernel.backlogs.iter().any(is_forgotten) {
             return;
         }
         let is_full = self.shared.slots.max() <= kernel.slots_taken();

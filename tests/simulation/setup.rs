@@ -44,7 +44,8 @@ impl Schedule {
         let (is_unix, is_upstream_unix) = (random.below(3) == 0, random.below(3) == 0);
         let clients_max = 1 + random.below(8);
         let rules = rules(&mut random, is_upstream_unix);
-        let kernel = kernel(&rules, is_unix, &mut random, seed);
+        let listeners = if is_unix { 1 } else { 1 + random.below(3) };
+        let kernel = kernel(&rules, is_unix, listeners, &mut random, seed);
         crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
 
         let upstream = upstream(&rules);
@@ -106,7 +107,7 @@ impl Schedule {
         let post = Post {
             index: 0,
             poll: Poll(Registry),
-            listener: Some(Listener),
+            listeners: (0..listeners).map(Listener).collect(),
             socket_file: None,
             is_narrow: false,
             mailbox,
@@ -153,19 +154,27 @@ fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
     }
 }
 
-fn kernel(rules: &Rules, is_unix: bool, random: &mut Random, seed: u64) -> Kernel {
+fn kernel(
+    rules: &Rules,
+    is_unix: bool,
+    listeners: usize,
+    random: &mut Random,
+    seed: u64,
+) -> Kernel {
+    let backlog = |_listener| Backlog {
+        queue: [].into(),
+        is_unix,
+        token: None,
+        has_edge: false,
+        is_open: true,
+        takes_more: true,
+    };
     Kernel {
         now: Duration::ZERO,
         turn_began: Duration::ZERO,
         links: Vec::new(),
-        backlog: Backlog {
-            queue: [].into(),
-            is_unix,
-            token: None,
-            has_edge: false,
-            is_open: true,
-            takes_more: true,
-        },
+        backlogs: (0..listeners).map(backlog).collect(),
+        accepted: Vec::new(),
         pipes: Vec::new(),
         is_woken: false,
         is_rival_woken: false,

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::{
     call,
-    drive::with_course,
+    drive::{Course, with_course},
     gate::Mode,
     kernel::{Kernel, LinkId, PipeId},
     patience::with_both,
@@ -31,9 +31,9 @@ pub(crate) struct Socket {
     is_unix: bool,
 }
 
-/// The one listener of a schedule.
+/// One of the worker's listeners.
 #[derive(Debug)]
-pub(crate) struct Listener;
+pub(crate) struct Listener(pub(crate) usize);
 
 #[derive(Debug)]
 pub(crate) struct PipeEnds(PipeId);
@@ -147,7 +147,7 @@ impl Listener {
     pub(crate) fn accept(&self) -> io::Result<Socket> {
         let holds = || with_course(|course| course.shared.gate.mode() == Some(Mode::Hold));
         let held_before = holds();
-        let (link, is_unix) = ask(Kernel::accept)?;
+        let (link, is_unix) = ask(|kernel| kernel.accept(self.0))?;
         if held_before && holds() {
             crate::with(|kernel| kernel.is_held(link));
         }
@@ -155,29 +155,33 @@ impl Listener {
     }
 
     pub(crate) fn is_unix(&self) -> bool {
-        crate::with(|kernel| kernel.backlog.is_unix)
+        crate::with(|kernel| kernel.backlogs[self.0].is_unix)
     }
 
     pub(crate) fn refuse_more(&self) {
-        call(|kernel| kernel.backlog.takes_more &= !kernel.backlog.is_unix);
+        with_course(Course::arrive_late);
+        call(|kernel| {
+            let backlog = &mut kernel.backlogs[self.0];
+            backlog.takes_more &= !backlog.is_unix;
+        });
     }
 
     pub(crate) fn cut_backlog(&self) {
-        call(|kernel| kernel.backlog.takes_more = false);
+        call(|kernel| kernel.backlogs[self.0].takes_more = false);
     }
 
     pub(crate) fn register(&self, _registry: &Registry, token: Token) -> io::Result<()> {
-        ask(|kernel| kernel.register_listener(token))
+        ask(|kernel| kernel.register_listener(self.0, token))
     }
 
     pub(crate) fn deregister(&self, _registry: &Registry) {
-        call(|kernel| kernel.backlog.token = None);
+        call(|kernel| kernel.backlogs[self.0].token = None);
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        crate::with(Kernel::close_listener);
+        crate::with(|kernel| kernel.close_listener(self.0));
     }
 }
 
