@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::sys::{self, Listener};
 
-/// How many ports are tried where the system chooses one and another program has it at a further address.
+/// The number of ports that are tried where the system chooses one and another program has it at a further address.
 const PORTS_MAX: usize = 16;
 
 /// Listens at each of `addresses` with one port; if that is 0, with one that is free at all of them. Returns as many listeners

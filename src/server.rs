@@ -188,12 +188,12 @@ impl Server {
         Stopper(Arc::clone(&self.shared))
     }
 
-    /// Where clients connect to, with the real port; of a name with several addresses, the first.
+    /// Returns the address that clients connect to, with the real port; of a name with several, the first.
     pub fn proxy_addr(&self) -> &Address {
         &self.proxy_addr
     }
 
-    /// Where the control API listens, with the real port; of a name with several addresses, the first.
+    /// Returns the address of the control API, with the real port; of a name with several, the first.
     pub fn control_addr(&self) -> &Address {
         &self.control_addr
     }
@@ -313,7 +313,7 @@ fn load(config: &Config) -> Result<Refusal, Error> {
     Refusal::load(&config.proxy)
 }
 
-/// What listens by one setting.
+/// The sockets that listen by one setting.
 struct Listening {
     /// For each thread that serves them, one at each address.
     listeners: Vec<Vec<Listener>>,
@@ -410,8 +410,8 @@ fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The addresses of a listener, IPv4 before IPv6, as in the original. An empty host is one address, by which clients of both
-/// come where the system knows IPv6.
+/// Finds the addresses to listen on, IPv4 before IPv6, as in the original. An empty host is one address, by which clients of
+/// both come where the system knows IPv6.
 fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() {
         let v6: IpAddr = Ipv6Addr::UNSPECIFIED.into();

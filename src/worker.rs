@@ -63,7 +63,7 @@ pub(crate) struct Post {
     pub(crate) index: usize,
     /// Where events come from.
     pub(crate) poll: Poll,
-    /// Where clients come from, one for each address; none for a worker that gets them from another, or after a stop.
+    /// The sockets that clients come by, one for each address; none of a worker that gets them from another, or after a stop.
     pub(crate) listeners: Vec<Listener>,
     /// The file of a UNIX listener.
     pub(crate) socket_file: Option<SocketFile>,

@@ -69,7 +69,7 @@ enum Place {
     Size,
     /// Another digit of it, or what ends it.
     Digits,
-    /// Whatever a chunk extension says.
+    /// The text of a chunk extension.
     Extension,
     /// LF behind a size.
     SizeEnd,
@@ -86,7 +86,7 @@ enum Place {
     TrailerEnd,
     /// LF of the empty line.
     LastLf,
-    /// Nothing more belongs to the body.
+    /// Behind the last byte.
     End,
 }
 

@@ -85,7 +85,7 @@ pub(super) struct Caller {
     half_closed: bool,
     /// It cannot be answered any more.
     gone: bool,
-    /// What it has sent.
+    /// The bytes that it has sent.
     request: Incoming,
     /// What is undone if it goes, or does not get what it wants.
     claim: Option<Claim>,

@@ -39,7 +39,7 @@ pub(super) struct Front {
 /// A socket that callers come by.
 struct Listener {
     socket: OwnedFd,
-    /// Whether a caller may wait in it: an event says so only once.
+    /// True while a caller may wait in it: an event says so only once.
     may_accept: bool,
 }
 

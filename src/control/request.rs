@@ -41,9 +41,9 @@ pub(super) type Refusal = (u16, &'static str);
 /// A request on its way in.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
-    /// What has come of its head, until that is whole.
+    /// The bytes of its head, until that is whole.
     bytes: Vec<u8>,
-    /// What the head asks for, and the body behind it.
+    /// The whole head, and the body behind it.
     parts: Option<(Request, Body)>,
 }
 
@@ -91,9 +91,9 @@ impl Incoming {
 struct Head {
     request: Request,
     body: Body,
-    /// Whether the caller wants to be told to send the body.
+    /// True if the caller waits to be told to send the body.
     continues: bool,
-    /// How many bytes it has.
+    /// Its length in bytes.
     length: usize,
 }
 

@@ -16,12 +16,12 @@ use crate::{
 
 /// How many clients are accepted in one turn.
 const TURN_ACCEPTS_MAX: usize = 64;
-/// How many clients that are queued in the listeners are taken in before these are closed.
+/// The number of queued clients that are taken in before the listeners are closed.
 const STOP_ACCEPTS_MAX: usize = 64 * 1024;
 /// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Whether clients can be accepted, if any wait.
+/// The obstacle to accepting clients, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepting {
     /// Nothing is known to be short.

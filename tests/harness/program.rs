@@ -317,7 +317,7 @@ impl Builder {
         self.before(&format!("umask {umask:04o}"))
     }
 
-    /// Another program that runs the proxy, in words of the shell. It gets the signals that the proxy would.
+    /// Has another program run the proxy, in words of the shell. It gets the signals that the proxy would.
     pub(crate) fn under(mut self, program: impl Into<String>) -> Self {
         self.program.under = program.into();
         self

@@ -339,7 +339,7 @@ impl Course {
         });
     }
 
-    /// A client comes behind the last events, while the worker begins to stop.
+    /// Has a client come behind the last events, while the worker begins to stop.
     pub(crate) fn arrive_late(&mut self) {
         let is_chaos = matches!(self.stage, Stage::Chaos(_));
         if is_chaos && crate::with(|kernel| kernel.random.below(2)) == 0 {

@@ -134,7 +134,7 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
     Tally { carried, resets, ..kernel.tally }
 }
 
-/// Clients are served in the order in which the worker has accepted them.
+/// Checks that clients are served in the order in which the worker has accepted them.
 fn judge_order(kernel: &Kernel, course: &Course) {
     if course.was_cut || !course.rules.keep_order() {
         return;

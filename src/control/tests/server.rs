@@ -74,7 +74,7 @@ fn carry_out(ours: &UnixListener, handle: &Handle) -> UnixStream {
     private
 }
 
-/// Who asks for the pauses that hold.
+/// Lists the callers whose pauses hold.
 fn askers(handle: &Handle) -> Vec<String> {
     handle.status().leases.into_iter().map(|lease| lease.by).collect()
 }
