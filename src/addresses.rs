@@ -22,6 +22,8 @@ const EXPLORE_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Addresses {
     list: Box<[SocketAddress]>,
+    /// The addresses of the upstream that are tcpause's own, and are not dialled.
+    own: Box<[SocketAddress]>,
     /// Tells this list from those before it.
     number: usize,
     /// The index at which attempts begin.
@@ -55,6 +57,7 @@ impl Addresses {
     pub(crate) fn new(list: Box<[SocketAddress]>) -> Self {
         Self {
             list,
+            own: [].into(),
             number: 0,
             start: AtomicUsize::new(0),
             is_start_good: AtomicBool::new(false),
@@ -66,18 +69,32 @@ impl Addresses {
 
     /// Returns the list that replaces this one. Attempts begin at the same address as before, if it is still there and was
     /// not only the first.
-    pub(crate) fn replaced_by(&self, list: Box<[SocketAddress]>) -> Self {
+    pub(crate) fn replaced_by(
+        &self,
+        list: Box<[SocketAddress]>,
+        own: Box<[SocketAddress]>,
+    ) -> Self {
         let start = self.start.load(Relaxed);
         let is_chosen = start > 0 || self.is_start_good.load(Relaxed);
         let chosen = self.list.get(start).filter(|_| is_chosen);
         let start = list.iter().position(|address| Some(address) == chosen).unwrap_or_default();
         let number = self.number.wrapping_add(1);
-        Self { number, start: AtomicUsize::new(start), ..Self::new(list) }
+        Self { own, number, start: AtomicUsize::new(start), ..Self::new(list) }
     }
 
     /// Returns all of them, in order.
     pub(crate) fn list(&self) -> &[SocketAddress] {
         &self.list
+    }
+
+    /// Returns the addresses of the upstream that are tcpause's own.
+    pub(crate) fn own(&self) -> &[SocketAddress] {
+        &self.own
+    }
+
+    /// Tells why there is nothing to dial.
+    pub(crate) fn lack(&self) -> &'static str {
+        if self.own.is_empty() { "its name is not known" } else { "it is tcpause itself" }
     }
 
     /// Begins an attempt. One that may explore at a moment tries an address before the start first, if that is due.
@@ -269,15 +286,15 @@ mod tests {
     fn another_list_keeps_the_address_that_is_in_use() {
         let before = addresses(3);
         let reversed = || before.list().iter().rev().cloned().collect();
-        assert_eq!(before.replaced_by(reversed()).route(None).at, 0, "none is in use");
+        assert_eq!(before.replaced_by(reversed(), [].into()).route(None).at, 0, "none is in use");
         let old = go(&before, 1);
         assert!(before.reached(&go(&before, 2), before.begin));
-        let after = before.replaced_by(reversed());
+        let after = before.replaced_by(reversed(), [].into());
         assert_eq!(after.get(&after.route(None)), before.list().last());
         assert!(!after.reached(&old, after.begin), "it has gone through another list");
         after.ran_out(&old, after.begin);
         assert_eq!(after.route(None).at, 0);
-        let shorter = after.replaced_by(before.list()[..1].into());
+        let shorter = after.replaced_by(before.list()[..1].into(), [].into());
         let (mut route, address) = (go(&after, 2), before.list().first());
         assert_eq!((shorter.get(&route), after.get(&route)), (address, address));
         assert!(!shorter.advance(&mut route));

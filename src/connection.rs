@@ -37,7 +37,7 @@ use crate::{
     reject::{self, Reject},
     relay::{self, Kit, Relay},
     slots::Slot,
-    sys::Socket,
+    sys::{Socket, SocketAddress},
     upstream::{Cached, Upstream},
 };
 
@@ -280,6 +280,11 @@ impl Connection {
     /// Whether it has a pass.
     pub(crate) fn is_served(&self) -> bool {
         matches!(self.state, State::Connecting(_) | State::Relaying(_))
+    }
+
+    /// Tells whether it leads back to tcpause itself, whose addresses are `own`.
+    pub(crate) fn is_loop(&self, own: &[SocketAddress]) -> bool {
+        matches!(&self.state, State::Relaying(it) if it.relay.upstream().socket().is_loop(own))
     }
 
     /// Returns the moment at which `limits` allow the connection to be closed. None while somebody is owed something: bytes

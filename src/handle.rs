@@ -447,6 +447,12 @@ impl Shared {
         self.desks.iter().map(|desk| desk.counters.held.get()).sum()
     }
 
+    /// Has all connections reset that lead back to tcpause itself.
+    pub(crate) fn reset_loops(&self) {
+        self.orders.reset_loops();
+        self.wake_all();
+    }
+
     /// Ends every worker's wait.
     pub(crate) fn wake_all(&self) {
         self.desks.iter().for_each(Desk::wake);
@@ -464,13 +470,14 @@ impl Shared {
     pub(crate) fn without_workers() -> Arc<Self> {
         let addr = crate::Address::tcp("127.0.0.1", 9);
         let settings = crate::config::Upstream { addr, ..Default::default() };
-        let upstream = Upstream::start(settings).expect("nothing to look up");
+        let guard = crate::loop_guard::LoopGuard::default();
+        let upstream = Upstream::new(settings, guard).expect("another address");
         Arc::new(Self {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(0),
             slots: Arc::new(Slots::new(1)),
             accept_troubles: AcceptTroubles::default(),
-            upstream,
+            upstream: Arc::new(upstream),
             refusal: Refusal::new(crate::refusal::Answer::Close, None),
             default_mode: Mode::Hold,
             orders: Orders::default(),

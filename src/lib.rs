@@ -22,6 +22,7 @@ mod lease;
 mod ledger;
 mod line;
 mod listening;
+mod loop_guard;
 mod nearest;
 mod opening;
 mod orders;

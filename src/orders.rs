@@ -1,4 +1,4 @@
-//! What the operator asks of the workers during a pause, beside the pause itself.
+//! What is asked of all workers at once: by the operator during a pause, beside the pause itself, and of loops.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -14,6 +14,8 @@ pub(crate) struct Orders {
     quiet: AtomicU64,
     /// How often all connections were to be reset.
     resets: AtomicU64,
+    /// How often those were to be reset that lead back to tcpause itself.
+    loop_resets: AtomicU64,
 }
 
 impl Orders {
@@ -38,5 +40,15 @@ impl Orders {
     /// How often they were to be reset: a worker compares it with what it has done.
     pub(crate) fn resets(&self) -> u64 {
         self.resets.load(Ordering::Acquire)
+    }
+
+    /// Has all connections reset that lead back to tcpause itself.
+    pub(crate) fn reset_loops(&self) {
+        self.loop_resets.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Returns how often they were to be reset.
+    pub(crate) fn loop_resets(&self) -> u64 {
+        self.loop_resets.load(Ordering::Acquire)
     }
 }

@@ -27,11 +27,12 @@ use crate::{
     ledger::{self, Ledger},
     line::Line,
     listening::listen_at_all,
+    loop_guard::LoopGuard,
     orders::Orders,
     refusal::Refusal,
     slots::Slots,
     socket_file::SocketFile,
-    sys::{self, Listener},
+    sys::{self, Listener, SocketAddress},
     upstream::Upstream,
     worker::{End, Post, WAKER},
 };
@@ -113,7 +114,10 @@ impl Server {
                 counted(limits.clients, "place")
             );
         }
-        let upstream = Upstream::start(config.upstream)?;
+        let mut guard = LoopGuard::default();
+        proxy.add_to(&mut guard, "proxy.addr");
+        control.add_to(&mut guard, "control.addr");
+        let upstream = Arc::new(Upstream::new(config.upstream, guard)?);
 
         let mut desks = Vec::with_capacity(threads);
         let mut seats = Vec::with_capacity(threads);
@@ -147,6 +151,8 @@ impl Server {
             stop_level: AtomicU8::new(0),
             stop_deadline: OnceLock::new(),
         });
+        let weak = Arc::downgrade(&shared);
+        shared.upstream.start(move || weak.upgrade().iter().for_each(|it| it.reset_loops()))?;
         ledger::start(&shared, rings)?;
         let mut server = Self {
             shared: Arc::clone(&shared),
@@ -343,6 +349,25 @@ impl Listening {
     fn unix(listener: Listener, file: Option<SocketFile>, address: &Address) -> Self {
         let (address, addresses) = (address.clone(), vec![address.clone()]);
         Self { listeners: vec![vec![listener]], file, address, addresses }
+    }
+}
+
+impl Listening {
+    /// Adds each address that it listens on.
+    fn add_to(&self, guard: &mut LoopGuard, setting: &'static str) {
+        let file = self.file.as_ref().map(SocketFile::identity);
+        match &self.address {
+            Address::Unix(path) => guard.add(setting, SocketAddress::Unix(path.clone()), file),
+            Address::Abstract(name) => {
+                guard.add(setting, SocketAddress::Abstract(name.clone()), None);
+            }
+            Address::Tcp { .. } => {
+                for address in self.listeners.iter().flatten().filter_map(|it| it.local_inet().ok())
+                {
+                    guard.add(setting, SocketAddress::Inet(address), None);
+                }
+            }
+        }
     }
 }
 

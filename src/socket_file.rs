@@ -58,6 +58,11 @@ impl SocketFile {
         Ok(file)
     }
 
+    /// Returns the device and inode.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
     /// Has `socket` listen under another name, complete in all but the name.
     fn listen_beside(
         socket: &OwnedFd,

@@ -240,6 +240,18 @@ impl Socket {
         !self.is_unix && matches!(ends, (Ok(own), Ok(Some(peer))) if own == peer)
     }
 
+    /// Tells whether its peer is this very process, which listens at `own`. A UNIX socket does not tell where its peer's file
+    /// was, and others may have listened by that name before.
+    pub(crate) fn is_loop(&self, own: &[SocketAddress]) -> bool {
+        if self.is_unix {
+            let peer =
+                nix::sys::socket::getsockopt(self, nix::sys::socket::sockopt::PeerCredentials);
+            return peer.is_ok_and(|peer| u32::try_from(peer.pid()) == Ok(std::process::id()));
+        }
+        let peer = getpeername(self).ok().flatten().map(SocketAddress::try_from);
+        matches!(peer, Some(Ok(peer)) if own.contains(&peer))
+    }
+
     /// Returns the memory of all that the peer's kernel has not acknowledged yet: a reset would discard it. 0 on a UNIX socket,
     /// whose peer has at once what is written.
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -14,10 +14,10 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::{
-    Address, Error,
-    address::look_up,
+    Address, Error, address,
     addresses::{Addresses, Route},
     config,
+    loop_guard::LoopGuard,
     outage::Outage,
     sys::{SocketAddress, is_port_shortage},
     throttle::Throttle,
@@ -48,8 +48,9 @@ pub(crate) struct Upstream {
     addresses: Mutex<Arc<Addresses>>,
     /// Counts the changes of `addresses`: as long as it stays the same, no worker takes the lock.
     changes: AtomicU64,
-    /// To the thread that looks names up; none where there is nothing to look up.
-    look_up: Option<Sender<Request>>,
+    guard: LoopGuard,
+    /// To the thread that looks the address up; none before it is started.
+    look_up: OnceLock<Sender<Request>>,
 }
 
 /// A worker's own way to the addresses.
@@ -79,25 +80,17 @@ pub(crate) enum Outlook {
 type Request = Option<Sender<()>>;
 
 impl Upstream {
-    /// Starts the thread that looks the name up, if it is one. That thread ends when this is dropped.
-    pub(crate) fn start(settings: config::Upstream) -> Result<Arc<Self>, Error> {
+    /// Returns an upstream whose address is known, unless it is a name: nothing is looked up before [`Upstream::start`].
+    pub(crate) fn new(settings: config::Upstream, guard: LoopGuard) -> Result<Self, Error> {
         let address = settings.addr;
-        let known = match &address {
-            Address::Unix(path) => Some(SocketAddress::Unix(path.clone())),
-            Address::Abstract(name) => Some(SocketAddress::Abstract(name.clone())),
-            Address::Tcp { host, port } => host
-                .parse::<IpAddr>()
-                .ok()
-                .map(|ip| SocketAddress::Inet(SocketAddr::new(ip.to_canonical(), *port))),
-        };
-        let (requests, look_up) = match (&known, &address) {
-            (None, Address::Tcp { host, port }) => {
-                let (requests, receiver) = bounded(REQUESTS_MAX);
-                (Some(requests), Some((receiver, (host.clone(), *port))))
-            }
-            _ => (None, None),
-        };
-        let upstream = Arc::new(Self {
+        let known = if is_name(&address) { Ok([].into()) } else { look_up(&address) };
+        let known: Box<[SocketAddress]> = known.unwrap_or_default();
+        if let Some(own) = known.iter().find_map(|known| guard.find(known)) {
+            return Err(Error::Config(format!(
+                "upstream.addr: {address} leads back to {own}; write where the server behind the proxy listens"
+            )));
+        }
+        Ok(Self {
             address,
             connect_timeout: settings.connect_timeout,
             retry_for: settings.retry_for,
@@ -106,23 +99,32 @@ impl Upstream {
             delays: Throttle::default(),
             losses: Throttle::default(),
             moves: Throttle::default(),
-            addresses: Mutex::new(Arc::new(Addresses::new(known.into_iter().collect()))),
+            addresses: Mutex::new(Arc::new(Addresses::new(known))),
             changes: AtomicU64::new(1),
-            look_up: requests,
-        });
-        if let Some((requests, name)) = look_up {
-            let weak = Arc::downgrade(&upstream);
-            let publish = move |found| {
-                if let Some(upstream) = weak.upgrade() {
-                    upstream.publish(found);
-                }
-            };
-            let run = move || run(&requests, &name, publish);
-            thread::Builder::new().name("names".into()).spawn(run).map_err(|error| {
-                Error::System(format!("cannot start the thread that looks names up: {error}"))
-            })?;
-        }
-        Ok(upstream)
+            guard,
+            look_up: OnceLock::new(),
+        })
+    }
+
+    /// Starts the thread that looks the address up: a name for its addresses, and each of them for whether it is tcpause's
+    /// own, which can change too. It calls `on_loop` when one was dialled before it was known to be. It ends when this is
+    /// dropped.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        on_loop: impl Fn() + Send + 'static,
+    ) -> Result<(), Error> {
+        let (requests, receiver) = bounded(REQUESTS_MAX);
+        self.look_up.get_or_init(|| requests);
+        let (address, weak) = (self.address.clone(), Arc::downgrade(self));
+        let publish = move |found| {
+            if weak.upgrade().is_some_and(|upstream| upstream.publish(found)) {
+                on_loop();
+            }
+        };
+        let run = move || run(&receiver, &address, publish);
+        thread::Builder::new().name("names".into()).spawn(run).map(drop).map_err(|error| {
+            Error::System(format!("cannot start the thread that looks names up: {error}"))
+        })
     }
 
     /// The address as configured.
@@ -172,7 +174,7 @@ impl Upstream {
     }
 
     /// Brings `cached` up to date. Takes a lock only after a change.
-    pub(crate) fn read<'a>(&self, cached: &'a mut Cached) -> &'a Addresses {
+    pub(crate) fn read<'a>(&self, cached: &'a mut Cached) -> &'a Arc<Addresses> {
         let changes = self.changes.load(Ordering::Acquire);
         if changes != cached.changes {
             let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,7 +196,7 @@ impl Upstream {
 
     /// Asks for a look-up, and does not wait for it.
     pub(crate) fn ask(&self) {
-        if let Some(look_up) = &self.look_up {
+        if let Some(look_up) = self.look_up.get() {
             // A full queue means that one is due anyway.
             look_up.try_send(None).ok();
         }
@@ -202,7 +204,7 @@ impl Upstream {
 
     /// Looks the name up anew; gives up waiting after `timeout`, and what was known before stands.
     pub(crate) fn refresh(&self, timeout: Duration) {
-        if let Some(look_up) = &self.look_up {
+        if let Some(look_up) = self.look_up.get() {
             let (done, wait) = bounded(0);
             if look_up.try_send(Some(done)).is_err()
                 || wait.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout)
@@ -212,17 +214,42 @@ impl Upstream {
         }
     }
 
-    /// Takes `found` for the addresses from now on.
-    pub(crate) fn publish(&self, found: Box<[SocketAddress]>) {
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = addresses.list();
-        // Name servers shuffle their answers; only another set of addresses is a change.
-        if known.len() != found.len() || found.iter().any(|address| !known.contains(address)) {
-            let list = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            log::info!("upstream {} is at {list}", self.address);
-            *addresses = Arc::new(addresses.replaced_by(found));
-            self.changes.fetch_add(1, Ordering::Release);
+    /// Takes `found` for the addresses from now on, but for those that are tcpause's own. Returns true if one of those was
+    /// dialled until now.
+    pub(crate) fn publish(&self, found: Box<[SocketAddress]>) -> bool {
+        let (mut list, mut own, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
+        for address in found {
+            match self.guard.find(&address) {
+                Some(listener) => {
+                    own.push(address);
+                    listeners.push(listener);
+                }
+                None => list.push(address),
+            }
         }
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        // Name servers shuffle their answers; only another set of addresses is a change.
+        let is_known = |found: &[SocketAddress], known: &[SocketAddress]| {
+            known.len() == found.len() && found.iter().all(|address| known.contains(address))
+        };
+        let has_moved = !is_known(&list, addresses.list());
+        if !has_moved && is_known(&own, addresses.own()) {
+            return false;
+        }
+        let is_loop = own.iter().any(|address| addresses.list().contains(address));
+        for (address, listener) in own.iter().zip(listeners) {
+            log::error!(
+                "upstream.addr: {} leads back to {listener} at {address}, which is not dialled; write where the server behind the proxy listens",
+                self.address
+            );
+        }
+        if has_moved && !list.is_empty() {
+            let list = list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            log::info!("upstream {} is at {list}", self.address);
+        }
+        *addresses = Arc::new(addresses.replaced_by(list.into(), own.into()));
+        self.changes.fetch_add(1, Ordering::Release);
+        is_loop
     }
 }
 
@@ -237,15 +264,30 @@ impl Sources {
     }
 }
 
-/// Looks `name` up at once, when asked to, and every now and then, until nobody can ask any more.
-fn run(requests: &Receiver<Request>, name: &(String, u16), publish: impl Fn(Box<[SocketAddress]>)) {
+/// Tells whether an address has to be looked up.
+fn is_name(address: &Address) -> bool {
+    matches!(address, Address::Tcp { host, .. } if host.parse::<IpAddr>().is_err())
+}
+
+fn look_up(to: &Address) -> io::Result<Box<[SocketAddress]>> {
+    Ok(match to {
+        Address::Tcp { host, port } => {
+            address::look_up(host, *port)?.into_iter().map(SocketAddress::Inet).collect()
+        }
+        Address::Unix(path) => [SocketAddress::Unix(path.clone())].into(),
+        Address::Abstract(name) => [SocketAddress::Abstract(name.clone())].into(),
+    })
+}
+
+/// Looks `address` up at once, when asked to, and every now and then, until nobody can ask any more.
+fn run(requests: &Receiver<Request>, address: &Address, publish: impl Fn(Box<[SocketAddress]>)) {
     let mut asked = Vec::new();
     loop {
         let begun = Instant::now();
-        match look_up(&name.0, name.1) {
-            Ok(found) => publish(found.into_iter().map(SocketAddress::Inet).collect()),
+        match look_up(address) {
+            Ok(found) => publish(found),
             Err(error) => {
-                log::warn!("cannot look up {} of upstream.addr: {error}; trying again", name.0);
+                log::warn!("cannot look up {address} of upstream.addr: {error}; trying again");
             }
         }
         // Who asked hears of it by this; whoever asks from now on gets a look-up that begins later.
@@ -285,8 +327,9 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
-    fn at(addr: Address) -> config::Upstream {
-        config::Upstream { addr, ..config::Upstream::default() }
+    fn upstream(addr: Address) -> Upstream {
+        let settings = config::Upstream { addr, ..config::Upstream::default() };
+        Upstream::new(settings, LoopGuard::default()).unwrap()
     }
 
     #[test]
@@ -297,7 +340,7 @@ mod tests {
             ("unix:///run/app.sock", "unix:///run/app.sock"),
             ("unix://@app", "unix://@app"),
         ] {
-            let upstream = Upstream::start(at(address.parse().unwrap())).unwrap();
+            let upstream = upstream(address.parse().unwrap());
             let mut cached = Cached::default();
             let list = upstream.read(&mut cached).list();
             let list: Vec<_> = list.iter().map(ToString::to_string).collect();
@@ -307,7 +350,8 @@ mod tests {
 
     #[test]
     fn a_name_is_looked_up_by_the_time_a_refresh_returns() {
-        let upstream = Upstream::start(at(Address::tcp("localhost", 80))).unwrap();
+        let upstream = Arc::new(upstream(Address::tcp("localhost", 80)));
+        upstream.start(|| {}).unwrap();
         upstream.refresh(DEADLINE);
         let mut cached = Cached::default();
         assert!(!upstream.read(&mut cached).list().is_empty());
@@ -315,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_change_reaches_the_copies_and_another_order_is_none() {
-        let upstream = Upstream::start(at(Address::tcp("127.0.0.1", 80))).unwrap();
+        let upstream = upstream(Address::tcp("127.0.0.1", 80));
         let [one, other] =
             ["127.0.0.2:80", "127.0.0.3:80"].map(|text| SocketAddress::Inet(text.parse().unwrap()));
         let mut cached = Cached::default();
@@ -323,6 +367,29 @@ mod tests {
         assert_eq!(upstream.read(&mut cached).list(), [one.clone(), other.clone()]);
         upstream.publish([other.clone(), one.clone()].into());
         assert_eq!(upstream.read(&mut cached).list(), [one, other]);
+    }
+
+    #[test]
+    fn its_own_addresses_are_not_dialled() {
+        let address = |text: &str| SocketAddress::Inet(text.parse().unwrap());
+        let [own, other] = ["127.0.0.1:80", "127.0.0.2:80"].map(address);
+        let start = |text: &str| {
+            let mut guard = LoopGuard::default();
+            guard.add("proxy.addr", own.clone(), None);
+            let addr = text.parse().unwrap();
+            Upstream::new(config::Upstream { addr, ..config::Upstream::default() }, guard)
+        };
+        let error = start("127.0.0.1:80").unwrap_err().to_string();
+        assert!(error.contains("leads back to proxy.addr (tcp://127.0.0.1:80)"), "{error}");
+        let (upstream, mut cached) = (start("a.name:80").unwrap(), Cached::default());
+        assert_eq!(upstream.read(&mut cached).lack(), "its name is not known");
+        for found in [vec![own.clone(), other.clone()], vec![other.clone()]] {
+            assert!(!upstream.publish(found.into()), "it was not dialled before");
+            assert_eq!(upstream.read(&mut cached).list(), std::slice::from_ref(&other));
+        }
+        assert!(!upstream.publish([own.clone()].into()));
+        let addresses = upstream.read(&mut cached);
+        assert_eq!((addresses.list(), addresses.lack()), (&[][..], "it is tcpause itself"));
     }
 
     #[test]
@@ -335,7 +402,7 @@ mod tests {
             let count = move |_found| {
                 looked_up.fetch_add(1, Ordering::Relaxed);
             };
-            move || run(&receiver, &("127.0.0.1".into(), 80), count)
+            move || run(&receiver, &Address::tcp("127.0.0.1", 80), count)
         });
         for _client in 0..1000 {
             requests.send(None).unwrap();

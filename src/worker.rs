@@ -110,6 +110,8 @@ struct Worker<'a> {
     vanished: VanishedSweep,
     /// How many of the orders to reset all connections it has obeyed.
     resets: u64,
+    /// How many of the orders to reset loops it has obeyed.
+    loop_resets: u64,
     /// The last question of a pause that it has answered.
     passed: u64,
 }
@@ -152,6 +154,7 @@ impl Post {
             look_for_quiet: None,
             vanished: VanishedSweep::default(),
             resets: shared.orders.resets(),
+            loop_resets: shared.orders.loop_resets(),
             passed: 0,
         };
         worker.publish();
@@ -290,6 +293,10 @@ impl Worker<'_> {
         let resets = self.post.shared.orders.resets();
         if std::mem::replace(&mut self.resets, resets) != resets {
             self.close_all(&Reason::Killed, now);
+        }
+        let loop_resets = self.post.shared.orders.loop_resets();
+        if std::mem::replace(&mut self.loop_resets, loop_resets) != loop_resets {
+            self.close_loops(now);
         }
         match self.post.shared.phase() {
             Phase::Running => self.collect(now),
@@ -470,6 +477,18 @@ impl Worker<'_> {
         if stops {
             for connection in self.unregistered.drain(..) {
                 connection.close(reason);
+            }
+        }
+    }
+
+    /// Closes what leads back to tcpause itself. Each such client is a connection of ours: it never leaves by itself, and each
+    /// place that another leaves is taken by the next one.
+    fn close_loops(&mut self, now: Instant) {
+        let addresses = Arc::clone(self.post.shared.upstream.read(&mut self.cached));
+        for slot in 0..self.connections.end() {
+            if self.connections.get_mut(slot).is_some_and(|it| it.is_loop(addresses.own())) {
+                let error = io::Error::other(addresses.lack());
+                self.close(slot, &Reason::Unreachable(error), now);
             }
         }
     }

@@ -36,6 +36,7 @@ mod limits;
 mod listen;
 mod load;
 mod log_lines;
+mod loops;
 mod maintenance;
 mod names;
 mod pause;

@@ -157,8 +157,9 @@ impl Connection {
     /// Dials the address that is next in the attempt.
     fn dial(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        let Some(address) = context.upstream.read(context.cached).get(&dial.route) else {
-            return self.attempt_failed(io::Error::other("its name is not known"), context);
+        let addresses = context.upstream.read(context.cached);
+        let Some(address) = addresses.get(&dial.route) else {
+            return self.attempt_failed(io::Error::other(addresses.lack()), context);
         };
         let Registration { registry, upstream: token, .. } = context.registration;
         let attempt =

@@ -16,6 +16,7 @@ use super::*;
 use crate::{
     config,
     gate::{Gate, Mode},
+    loop_guard::LoopGuard,
     reach::REDIAL_INTERVAL,
     refusal::Answer,
     slots::Slots,
@@ -34,7 +35,7 @@ struct Bench {
     places: Arc<Slots>,
     hold: Hold,
     kit: Kit,
-    upstream: Arc<Upstream>,
+    upstream: Upstream,
     cached: Cached,
     reach: Reach,
     refusal: Refusal,
@@ -51,11 +52,11 @@ impl Bench {
             places: Arc::new(Slots::new(2)),
             hold: Hold::new(&config::Hold::default()),
             kit: Kit::new(2),
-            upstream: Upstream::start(config::Upstream {
-                addr: upstream.to_string().parse().unwrap(),
-                ..config::Upstream::default()
-            })
-            .unwrap(),
+            upstream: {
+                let addr = upstream.to_string().parse().unwrap();
+                let settings = config::Upstream { addr, ..config::Upstream::default() };
+                Upstream::new(settings, LoopGuard::default()).unwrap()
+            },
             cached: Cached::default(),
             reach: Reach::default(),
             refusal: Refusal::new(Answer::http(Duration::ZERO), None),

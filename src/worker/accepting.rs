@@ -81,6 +81,8 @@ impl Worker<'_> {
         let Some(slot) = self.post.shared.slots.take() else {
             self.accepting = Accepting::Full;
             if let Some(more) = self.post.shared.accept_troubles.no_place.let_through(now) {
+                // All may be one client's, if the upstream's address has become one of this host.
+                self.post.shared.upstream.ask();
                 let max = self.post.shared.slots.max();
                 log::warn!(
                     "all places are taken ({max} in all){more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"

@@ -30,6 +30,7 @@ sources! {
     lease = "../../src/lease.rs",
     ledger = "../../src/ledger.rs",
     line = "../../src/line.rs",
+    loop_guard = "../../src/loop_guard.rs",
     opening = "../../src/opening.rs",
     orders = "../../src/orders.rs",
     outage = "../../src/outage.rs",

@@ -26,6 +26,7 @@ use crate::{
     ledger::Ledger,
     line::Line,
     link::Side,
+    loop_guard::LoopGuard,
     operator::Operator,
     orders::Orders,
     patience::Rules,
@@ -206,18 +207,18 @@ fn kernel(
 }
 
 fn upstream(rules: &Rules) -> Arc<Upstream> {
-    let upstream = Upstream::start(config::Upstream {
+    let settings = config::Upstream {
         addr: Address::tcp("127.0.0.1", 0),
         connect_timeout: rules.connect_timeout,
         retry_for: rules.retry_for,
         source_addrs: Vec::new(),
-    })
-    .expect("nothing to look up");
+    };
+    let upstream = Upstream::new(settings, LoopGuard::default()).expect("another address");
     upstream.publish(if rules.is_upstream_unix {
         [SocketAddress::Unix("/upstream".into())].into()
     } else {
         let address = |site| SocketAddress::Inet(([127, 0, 0, 1], site).into());
         (0..u16::try_from(rules.sites).unwrap()).map(address).collect()
     });
-    upstream
+    Arc::new(upstream)
 }

@@ -126,6 +126,10 @@ impl Socket {
         false
     }
 
+    pub(crate) fn is_loop(&self, _own: &[SocketAddress]) -> bool {
+        false
+    }
+
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
         ask(|kernel| kernel.unacknowledged(self.link))
     }
