@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{socket_file::SocketFile, tcp_info};
+use crate::{pacing, socket_file::SocketFile, tcp_info};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -106,6 +106,7 @@ impl Socket {
                 let socket = socket_with(family(address), SocketType::STREAM, OPEN, None)?;
                 sockopt::set_tcp_nodelay(&socket, true)?;
                 sockopt::set_socket_oobinline(&socket, true)?;
+                pacing::spare(&socket, address);
                 if let Some(source) = source {
                     bind_source(&socket, source)?;
                 }
@@ -288,6 +289,7 @@ impl Listener {
             sockopt::set_socket_reuseaddr(&socket, true)?;
             // Inherited by every accepted socket.
             tune(&socket)?;
+            pacing::spare(&socket, &address);
             Ok(socket)
         };
         // The first binds and listens alone, which fails beside any listener, and shares its port only then. Two that are

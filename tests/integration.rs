@@ -39,6 +39,7 @@ mod log_lines;
 mod loops;
 mod maintenance;
 mod names;
+mod pacing;
 mod pause;
 mod pause_wait;
 mod ports;

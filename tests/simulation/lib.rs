@@ -34,6 +34,7 @@ sources! {
     opening = "../../src/opening.rs",
     orders = "../../src/orders.rs",
     outage = "../../src/outage.rs",
+    pacing = "../../src/pacing.rs",
     pipe = "../../src/pipe.rs",
     queues = "../../src/queues.rs",
     reach = "../../src/reach.rs",
