@@ -390,13 +390,14 @@ impl Connection {
         }
     }
 
-    fn rejecting(&self, next: reject::Next, context: &Context<'_>) -> Verdict {
+    fn rejecting(&mut self, next: reject::Next, context: &Context<'_>) -> Verdict {
         if matches!(next, reject::Next::Answered | reject::Next::Reset) {
             context.counters.rejected.add(1);
         }
+        let Registration { registry, client: token, .. } = context.registration;
         match next {
-            reject::Next::Wait => Verdict::Stay,
-            reject::Next::Again => Verdict::Again,
+            reject::Next::Wait if self.client.await_room(registry, token) => Verdict::Stay,
+            reject::Next::Wait | reject::Next::Again => Verdict::Again,
             reject::Next::WaitIn(queue) => Verdict::Enter(queue),
             reject::Next::Answered => Verdict::Enter(Queue::Lingering),
             reject::Next::Reset => {

@@ -84,13 +84,13 @@ impl Endpoint {
     /// An accepted client, or an upstream that is connected.
     pub(crate) fn connected(socket: Socket) -> Self {
         Self {
-            socket,
             readable: false,
             writable: true,
             read_closed: false,
             reset: false,
             urgent: false,
-            interest: EVERYTHING,
+            interest: socket.first_interest(),
+            socket,
         }
     }
 
@@ -177,6 +177,13 @@ impl Endpoint {
         }
         (self.interest.is_readable() || !awaited.readable)
             && (self.interest.is_writable() || !awaited.writable)
+    }
+
+    /// Has the kernel tell when there is room to write, where a write has found none, and when there is something to read.
+    /// Returns whether it will.
+    pub(crate) fn await_room(&mut self, registry: &Registry, token: Token) -> bool {
+        let awaited = Awaited { readable: true, writable: !self.writable };
+        self.await_events(awaited, false, registry, token)
     }
 
     /// Reads into `buffer`.

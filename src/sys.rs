@@ -37,7 +37,7 @@ const BACKLOG_MAX: i32 = i32::MAX;
 /// Something to read, urgent bytes included.
 pub(crate) const READABLE: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
-/// What connected sockets are registered for at first.
+/// Room to write, too.
 pub(crate) const EVERYTHING: Interest = READABLE.add(Interest::WRITABLE);
 
 const OPEN: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -149,9 +149,15 @@ impl Socket {
         }
     }
 
-    /// Registers for every event, edge-triggered. What is ready already is told at the next poll.
+    /// Tells what it is registered for at first. A UNIX socket would tell of room whenever its peer has read, so it is asked
+    /// for that only where a write has found none.
+    pub(crate) fn first_interest(&self) -> Interest {
+        if self.is_unix { READABLE } else { EVERYTHING }
+    }
+
+    /// Registers for its first interest, edge-triggered. What is ready already is told at the next poll.
     pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
-        register(self, registry, token, EVERYTHING)
+        register(self, registry, token, self.first_interest())
     }
 
     /// Changes what it is registered for. What is ready already is told at the next poll.

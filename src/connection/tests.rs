@@ -2,6 +2,7 @@
 
 mod attempt;
 mod refused;
+mod rejected;
 
 use std::{
     net::SocketAddr,

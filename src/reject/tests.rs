@@ -70,7 +70,11 @@ impl Scene {
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         events.iter().for_each(|event| self.client.mark(event));
         let mut steps = self.steps;
-        self.reject.drive(&mut self.client, &self.refusal, &mut self.scratch, &mut steps)
+        let next =
+            self.reject.drive(&mut self.client, &self.refusal, &mut self.scratch, &mut steps);
+        // As a connection does with a client that waits.
+        assert!(self.client.await_room(self.poll.registry(), Token(0)));
+        next
     }
 
     /// Turns until none asks for another; the last word of them.

@@ -14,7 +14,7 @@ use crate::{
     link::{Link, Side},
     patience::Rules,
     random::Random,
-    sys::{Dialled, EVERYTHING, Read, Socket, SocketAddress},
+    sys::{Dialled, Read, Socket, SocketAddress},
 };
 
 /// What a shortage answers.
@@ -292,7 +292,12 @@ impl Kernel {
         Ok((self.links.len() - 1, is_unix, dialled))
     }
 
-    pub(crate) fn register(&mut self, id: LinkId, token: Token) -> Result<(), Errno> {
+    pub(crate) fn register(
+        &mut self,
+        id: LinkId,
+        token: Token,
+        interest: Interest,
+    ) -> Result<(), Errno> {
         self.be_short()?;
         if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
             self.tally.shortages += 1;
@@ -310,8 +315,8 @@ impl Kernel {
         let link = self.link_mut(id);
         link.token = Some(token);
         link.story.came.get_or_insert(turn_began);
-        link.interest = EVERYTHING;
-        link.has_edge = link.mask() != Mask::default();
+        link.interest = interest;
+        link.has_edge = link.told() != Mask::default();
         if side == Side::Upstream {
             let partner = partner.expect("an upstream is dialled for a client");
             link.partner = Some(partner);

@@ -69,8 +69,12 @@ impl Socket {
 
     pub(crate) fn keep_alive(&self) {}
 
+    pub(crate) fn first_interest(&self) -> Interest {
+        if self.is_unix { READABLE } else { EVERYTHING }
+    }
+
     pub(crate) fn register(&self, _registry: &Registry, token: Token) -> io::Result<()> {
-        ask(|kernel| kernel.register(self.link, token))?;
+        ask(|kernel| kernel.register(self.link, token, self.first_interest()))?;
         with_both(|course, kernel| {
             if let Some(client) = kernel.links[self.link].partner {
                 kernel.is_dialled(self.link, client, course);
