@@ -7,6 +7,7 @@ mod control;
 mod namespace;
 mod net;
 mod program;
+mod proxy;
 mod tls;
 mod upstream;
 
@@ -22,7 +23,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub(crate) use control::{Control, Response, Status};
 pub(crate) use namespace::{FIGURE, in_namespace};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, Stream, reserve};
-pub(crate) use program::{Builder, CPU_PERCENT_MAX, Finished, Program, Proxy, binary, program};
+pub(crate) use program::{Finished, Program, binary, program};
+pub(crate) use proxy::{Builder, CPU_PERCENT_MAX, Proxy};
 pub(crate) use tls::{Authority, TlsClient};
 pub(crate) use upstream::{Upstream, echo, record};
 
