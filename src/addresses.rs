@@ -97,7 +97,7 @@ impl Addresses {
         if self.own.is_empty() { "its name is not known" } else { "it is tcpause itself" }
     }
 
-    /// Begins an attempt. One that may explore at a moment tries an address before the start first, if that is due.
+    /// Begins an attempt. With a moment at which it may explore, an address before the start comes first, if that is due.
     pub(crate) fn route(&self, explores_at: Option<Instant>) -> Route {
         let origin = self.start.load(Relaxed);
         let explored = explores_at.and_then(|now| self.explore(origin, now));
@@ -120,7 +120,7 @@ impl Addresses {
         (is_due && is_mine()).then(|| self.explored.fetch_add(1, Relaxed) % start)
     }
 
-    /// Returns the present address of a route. One that leads through an older list goes on in this one.
+    /// Returns the present address of a route. A route through an older list goes on in this one.
     pub(crate) fn get(&self, route: &Route) -> Option<&SocketAddress> {
         self.list.get(route.at.checked_rem(self.list.len())?)
     }

@@ -14,7 +14,7 @@ pub(crate) struct Orders {
     quiet: AtomicU64,
     /// How often all connections were to be reset.
     resets: AtomicU64,
-    /// How often those were to be reset that lead back to tcpause itself.
+    /// How often the connections that lead back to tcpause itself were to be reset.
     loop_resets: AtomicU64,
 }
 

@@ -107,8 +107,8 @@ impl Upstream {
     }
 
     /// Starts the thread that looks the address up: a name for its addresses, and each of them for whether it is tcpause's
-    /// own, which can change too. It calls `on_loop` when one was dialled before it was known to be. It ends when this is
-    /// dropped.
+    /// own, which can change too. It calls `on_loop` when such an address was dialled before that was known. It ends when
+    /// this is dropped.
     pub(crate) fn start(
         self: &Arc<Self>,
         on_loop: impl Fn() + Send + 'static,

@@ -481,8 +481,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Closes what leads back to tcpause itself. Each such client is a connection of ours: it never leaves by itself, and each
-    /// place that another leaves is taken by the next one.
+    /// Closes the connections that lead back to tcpause itself. Their clients are connections of tcpause's too: these never
+    /// leave by themselves, and the next of them takes each place that comes free.
     fn close_loops(&mut self, now: Instant) {
         let addresses = Arc::clone(self.post.shared.upstream.read(&mut self.cached));
         for slot in 0..self.connections.end() {

@@ -26,7 +26,7 @@ impl Kernel {
         let is_paused = course.shared.gate.is_paused() || self.was_paused;
         let is_away = course.shared.upstream.outage().is_on() && !is_paused;
         let story = &mut self.links[client].story;
-        // One that goes on has given up another address just now.
+        // An attempt that goes on has given up another address just now.
         if story.left < now {
             (story.attempt, story.attempt_probes) = (now, is_away);
         }
