@@ -1,9 +1,15 @@
-//! tcpause beside its peers: CPU time of the proxy per unit of work, and memory per idle connection.
+//! tcpause beside its peers: CPU time per unit of work, of the proxy and of the whole system, and memory per idle connection.
 //!
 //! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this [programs, by name]]`. With
-//! `TCPAUSE_BASELINE=FILE` another build of tcpause is measured as well. Wall-clock figures mislead on
-//! shared machines; the proxy's own CPU time holds. All programs run in turn in each round (A B A B ...), one worker each;
-//! the load has one processor and they the other, and the figure is the median of the rounds. Peers that are not installed are named and skipped.
+//! `TCPAUSE_BASELINE=FILE` another build of tcpause is measured as well. Wall-clock figures mislead on shared machines; CPU
+//! time holds. The proxy's own leaves out what it has others do, and the whole system's has it (`peers/meter.rs` tells what
+//! that is); *direct* is the load without any proxy.
+//!
+//! All programs run in turn in each round (A B A B ...), one worker each, and the figure is the median of the rounds. The load
+//! has one processor and they the other. A single connection has one for all: over two, a round trip costs one thing or
+//! twice as much, by whether the other processor has fallen asleep meanwhile. Peers that are not installed are named and
+//! skipped. The congestion control is the host's: `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it
+//! for a run.
 
 #![allow(
     clippy::print_stdout,
@@ -14,20 +20,32 @@
 
 mod peers {
     pub(crate) mod load;
+    pub(crate) mod meter;
     pub(crate) mod program;
 }
 
-use std::{env, fs, io, thread, time::Duration};
+use std::{
+    env, fs, io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use peers::{
     load::{self, Address, RoundTrips, Way},
+    meter::{Meter, Taken},
     program::{self, Kind, Program, Running},
 };
 
 /// How often each row is measured.
 const ROUNDS: usize = 3;
+/// For how long about each piece of work is measured.
+const MEASURED_FOR: Duration = Duration::from_secs(1);
 /// Connections of the idle row.
 const IDLE_CONNECTIONS: usize = 2000;
+
+/// Other processes may have so much of the processors before the figures are doubtful.
+const NOISE_MAX: f64 = 0.05;
 
 /// One row of the table: a name, a unit, and what is done.
 struct Row {
@@ -36,27 +54,34 @@ struct Row {
     front: Kind,
     back: Kind,
     work: Work,
+    /// The processor of the load.
+    load: &'static str,
 }
 
 enum Work {
     /// Milliseconds of CPU per GiB over four connections.
     Bulk(Way),
     /// Microseconds of CPU per round trip.
-    RoundTrips { open: usize, busy: usize, size: usize, count: usize },
+    RoundTrips { open: usize, busy: usize, size: usize },
     /// The same beside a connection that moves bytes as fast as it can; the tail is the point.
-    BesideBulk { count: usize },
+    BesideBulk,
     /// Microseconds of CPU per connection.
-    Short { count: usize },
+    Short,
     /// KiB per connection.
     Idle,
 }
 
 /// What a program took for a row.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Figure {
+    /// What the program itself took.
     cost: f64,
+    /// What the whole system took, where that can be told.
+    total: Option<f64>,
     /// The 99th percentile of the round trips' times, in microseconds of the clock.
     tail: Option<f64>,
+    /// The share of the processors that went to others meanwhile.
+    noise: f64,
 }
 
 fn main() -> io::Result<()> {
@@ -64,7 +89,7 @@ fn main() -> io::Result<()> {
     let wanted = arguments.next().unwrap_or_default();
     let names: Vec<String> = arguments.collect();
     raise_open_files();
-    program::pin_load();
+    program::pin_load(program::LOAD);
     let dir = tempfile::tempdir()?;
     let (tcp, unix) = load::serve(&dir.path().join("upstream.sock"))?;
     let mut programs = Vec::new();
@@ -79,59 +104,66 @@ fn main() -> io::Result<()> {
             None => println!("{:<17} not installed, skipped", program.name()),
         }
     }
-    println!("{}", fs::read_to_string("/proc/version").unwrap_or_default().trim());
+    let told = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    println!("{}", told("/proc/version").trim());
+    let congestion = told("/proc/sys/net/ipv4/tcp_congestion_control");
+    println!("congestion control: {}", congestion.trim());
     println!("median of {ROUNDS} rounds; in brackets the ratio of tcpause to that program\n");
 
+    let mut noise: f64 = 0.0;
     for row in rows().iter().filter(|row| row.name.contains(&wanted)) {
         let upstream = if row.back == Kind::Tcp { &tcp } else { &unix };
-        measure(row, &programs, upstream, dir.path());
+        noise = noise.max(measure(row, &programs, upstream, dir.path()));
+    }
+    println!("\nothers had up to {:.0} % of the processors in a row's median", noise * 100.0);
+    if noise > NOISE_MAX {
+        println!("that is too much for the figures to be trusted");
     }
     Ok(())
 }
 
 fn rows() -> Vec<Row> {
+    let row = |name: String, unit, (front, back), work| {
+        let load = match work {
+            Work::RoundTrips { open: 1, .. } => program::PROGRAMS,
+            _ => program::LOAD,
+        };
+        Row { name, unit, front, back, work, load }
+    };
+    let tcp = (Kind::Tcp, Kind::Tcp);
     let mut rows = Vec::new();
-    for (front, back) in [
-        (Kind::Tcp, Kind::Tcp),
-        (Kind::Tcp, Kind::Unix),
-        (Kind::Unix, Kind::Tcp),
-        (Kind::Unix, Kind::Unix),
-    ] {
-        for (way, direction) in [(Way::Up, "to upstream"), (Way::Down, "to client")] {
-            let name = format!("bulk {direction}, {front:?} to {back:?}");
-            rows.push(Row { name, unit: "ms per GiB", front, back, work: Work::Bulk(way) });
+    for way in [tcp, (Kind::Tcp, Kind::Unix), (Kind::Unix, Kind::Tcp), (Kind::Unix, Kind::Unix)] {
+        for (direction, to) in [(Way::Up, "upstream"), (Way::Down, "client")] {
+            let name = format!("bulk to {to}, {:?} to {:?}", way.0, way.1);
+            rows.push(row(name, "ms per GiB", way, Work::Bulk(direction)));
         }
     }
     for (size, name) in [(64, "64 B"), (16 * 1024, "16 KiB")] {
-        for (busy, count) in [(1, 8_000), (16, 16_000), (256, 30_000)] {
-            let name = format!("round trip of {name}, {busy} connections");
-            let work = Work::RoundTrips { open: busy, busy, size, count };
-            rows.push(Row { name, unit: "us each", front: Kind::Tcp, back: Kind::Tcp, work });
+        for (busy, many) in
+            [(1, "1 connection, one processor"), (16, "16 connections"), (256, "256 connections")]
+        {
+            let name = format!("round trip of {name}, {many}");
+            rows.push(row(name, "us each", tcp, Work::RoundTrips { open: busy, busy, size }));
         }
     }
     for open in [64, 4000] {
         let name = format!("round trip of 64 B, 64 busy of {open}");
-        let work = Work::RoundTrips { open, busy: 64, size: 64, count: 20_000 };
-        rows.push(Row { name, unit: "us each", front: Kind::Tcp, back: Kind::Tcp, work });
+        let work = Work::RoundTrips { open, busy: 64, size: 64 };
+        rows.push(row(name, "us each", tcp, work));
     }
-    let tcp = |name: &str, unit, work| Row {
-        name: name.into(),
-        unit,
-        front: Kind::Tcp,
-        back: Kind::Tcp,
-        work,
-    };
-    rows.push(tcp(
-        "round trip of 64 B beside one bulk connection",
-        "us each, bulk included",
-        Work::BesideBulk { count: 20_000 },
-    ));
-    rows.push(tcp("short connections, 64 at a time", "us each", Work::Short { count: 6_000 }));
-    rows.push(tcp("idle connections", "KiB each", Work::Idle));
+    let name = "round trip of 64 B beside one bulk connection".into();
+    rows.push(row(name, "us each, bulk included", tcp, Work::BesideBulk));
+    for way in [tcp, (Kind::Tcp, Kind::Unix)] {
+        let name = format!("short connections, 64 at a time, {:?} to {:?}", way.0, way.1);
+        rows.push(row(name, "us each", way, Work::Short));
+    }
+    rows.push(row("idle connections".into(), "KiB each", tcp, Work::Idle));
     rows
 }
 
-fn measure(row: &Row, programs: &[Program], upstream: &Address, dir: &std::path::Path) {
+/// Measures a row and shows it. Returns how much others had of the processors.
+fn measure(row: &Row, programs: &[Program], upstream: &Address, dir: &Path) -> f64 {
+    program::pin_load(row.load);
     let mut figures: Vec<(Program, Vec<Figure>)> =
         programs.iter().map(|&program| (program, Vec::new())).collect();
     for _round in 0..ROUNDS {
@@ -146,83 +178,130 @@ fn measure(row: &Row, programs: &[Program], upstream: &Address, dir: &std::path:
     }
     let medians: Vec<(Program, Figure)> = figures
         .into_iter()
-        .filter_map(|(program, figures)| Some((program, median(figures)?)))
+        .filter(|(_, figures)| !figures.is_empty())
+        .map(|(program, figures)| (program, Figure::median(&figures)))
         .collect();
-    let ours =
-        medians.iter().find(|(program, _)| *program == Program::Tcpause).map(|(_, figure)| *figure);
-    println!("{} ({})", row.name, row.unit);
+    let ours = medians.iter().find(|(program, _)| *program == Program::Tcpause);
+    let ours = ours.map(|(_, figure)| *figure).unwrap_or_default();
+    let title = format!("{} ({})", row.name, row.unit);
+    println!("{title:<64} {:>8} {:>23}", "proxy", "whole system");
+    let shown = |ours: f64, cost: f64| {
+        let ratio = if cost > 0.0 { format!("[{:.2}]", ours / cost) } else { String::new() };
+        format!("{cost:>12.1} {ratio:>7}")
+    };
+    let mut noises: Vec<f64> = Vec::new();
     for (program, figure) in medians {
-        let tail = figure.tail.map(|tail| format!(", p99 {tail:.0} us")).unwrap_or_default();
-        let ratio = match ours {
-            Some(ours) if figure.cost > 0.0 => format!("[{:.2}]", ours.cost / figure.cost),
+        let total = match (ours.total, figure.total) {
+            (Some(ours), Some(total)) => shown(ours, total),
             _ => String::new(),
         };
-        println!("    {:<17} {:>8.1} {ratio:>7}{tail}", program.name(), figure.cost);
+        let tail = figure.tail.map(|tail| format!(", p99 {tail:.0} us")).unwrap_or_default();
+        let name = program.name();
+        println!("    {name:<48} {} {total}{tail}", shown(ours.cost, figure.cost));
+        noises.push(figure.noise);
     }
+    median(noises)
 }
 
 impl Work {
     fn run(&self, running: &Running) -> io::Result<Figure> {
         match *self {
             Self::Bulk(way) => {
-                load::bulk(&running.front, way, 4, 16)?;
-                let before = running.cpu();
-                load::bulk(&running.front, way, 4, 256)?;
-                Ok(Figure {
-                    cost: running.cpu().saturating_sub(before).as_secs_f64() * 1e3,
-                    tail: None,
-                })
+                let bulk = |mebibytes: usize| {
+                    let each = u32::try_from(mebibytes / 4).map_err(io::Error::other)?;
+                    load::bulk(&running.front, way, 4, each)
+                };
+                let mebibytes = warm_up(64, 8 * 1024, bulk)?;
+                let meter = Meter::start(running);
+                bulk(mebibytes)?;
+                Ok(Figure::new(meter.stop(), 1e3 * 1024.0 / mebibytes as f64))
             }
-            Self::RoundTrips { open, busy, size, count } => {
+            Self::RoundTrips { open, busy, size } => {
                 let mut trips = RoundTrips::open(&running.front, open, size)?;
-                trips.run(busy, count / 10)?;
-                let before = running.cpu();
+                let count = warm_up(2_000, 200_000, |count| trips.run(busy, count).map(drop))?;
+                let meter = Meter::start(running);
                 let times = trips.run(busy, count)?;
-                let cost = each(running.cpu().saturating_sub(before), count);
-                Ok(Figure {
-                    cost,
-                    tail: times.get(count * 99 / 100).map(|time| time.as_secs_f64() * 1e6),
-                })
+                Ok(Figure { tail: tail(&times), ..Figure::new(meter.stop(), each(count)) })
             }
-            Self::BesideBulk { count } => {
+            Self::BesideBulk => {
                 let mut trips = RoundTrips::open(&running.front, 1, 64)?;
                 let front = running.front.clone();
+                let meter = Meter::start(running);
                 let bulk = thread::Builder::new()
                     .spawn(move || load::bulk(&front, Way::Up, 1, 3 * 1024))?;
-                let before = running.cpu();
                 let mut times = Vec::new();
-                while !bulk.is_finished() && times.len() < count {
+                while !bulk.is_finished() {
                     times.extend(trips.run(1, 100)?);
                 }
-                let cost = each(running.cpu().saturating_sub(before), times.len());
+                let taken = meter.stop();
                 times.sort_unstable();
-                let tail = times.get(times.len() * 99 / 100).map(|time| time.as_secs_f64() * 1e6);
                 bulk.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
-                Ok(Figure { cost, tail })
+                Ok(Figure { tail: tail(&times), ..Figure::new(taken, each(times.len())) })
             }
-            Self::Short { count } => {
-                load::short(&running.front, count / 10, 64)?;
-                let before = running.cpu();
-                load::short(&running.front, count, 64)?;
-                Ok(Figure { cost: each(running.cpu().saturating_sub(before), count), tail: None })
+            Self::Short => {
+                let short = |count| load::short(&running.front, count, 64);
+                // More would use up the local ports.
+                let count = warm_up(500, 12_000, short)?;
+                let meter = Meter::start(running);
+                short(count)?;
+                Ok(Figure::new(meter.stop(), each(count)))
             }
             Self::Idle => {
                 let before = running.resident() + kernel_memory();
                 let connections = load::idle(&running.front, IDLE_CONNECTIONS)?;
                 let after = running.resident() + kernel_memory();
                 drop(connections);
-                Ok(Figure {
-                    cost: (after as f64 - before as f64) / IDLE_CONNECTIONS as f64,
-                    tail: None,
-                })
+                let cost = (after as f64 - before as f64) / IDLE_CONNECTIONS as f64;
+                Ok(Figure { cost, ..Figure::default() })
             }
         }
     }
 }
 
-/// Microseconds for each of `count`.
-fn each(time: Duration, count: usize) -> f64 {
-    time.as_secs_f64() * 1e6 / count as f64
+impl Figure {
+    /// What was `taken`, in a unit of which a second has so many.
+    fn new(taken: Taken, units: f64) -> Self {
+        let Taken { proxy, total, noise } = taken;
+        let cost = proxy.as_secs_f64() * units;
+        Self { cost, total: Some(total.as_secs_f64() * units), tail: None, noise }
+    }
+
+    /// Each value's own median: what is odd in one may not be so in another.
+    fn median(all: &[Self]) -> Self {
+        let of = |value: fn(&Self) -> Option<f64>| median(all.iter().filter_map(value).collect());
+        let some = |value: fn(&Self) -> Option<f64>| all.iter().find_map(value).map(|_| of(value));
+        Self {
+            cost: of(|it| Some(it.cost)),
+            total: some(|it| it.total),
+            tail: some(|it| it.tail),
+            noise: of(|it| Some(it.noise)),
+        }
+    }
+}
+
+/// Does `count` of something, and tells how many of it take as long as is measured, `most` at most.
+fn warm_up(
+    count: usize,
+    most: usize,
+    work: impl FnOnce(usize) -> io::Result<()>,
+) -> io::Result<usize> {
+    let began = Instant::now();
+    work(count)?;
+    let rate = count as f64 / began.elapsed().as_secs_f64();
+    let fitting = (1..)
+        .map(|times| times * count)
+        .take_while(|&many| many as f64 <= rate * MEASURED_FOR.as_secs_f64() && many <= most);
+    Ok(fitting.last().unwrap_or(count))
+}
+
+/// How many microseconds for each of `count` a second is.
+fn each(count: usize) -> f64 {
+    1e6 / count as f64
+}
+
+/// The 99th percentile of `times`, which are sorted, in microseconds.
+fn tail(times: &[Duration]) -> Option<f64> {
+    times.get(times.len() * 99 / 100).map(|time| time.as_secs_f64() * 1e6)
 }
 
 /// The kernel's memory for sockets and all that hangs on them, in KiB. It includes the load's own: the row of the direct
@@ -236,9 +315,9 @@ fn kernel_memory() -> u64 {
         .sum()
 }
 
-fn median(mut figures: Vec<Figure>) -> Option<Figure> {
-    figures.sort_by(|left, right| left.cost.total_cmp(&right.cost));
-    figures.get(figures.len() / 2).copied()
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 fn raise_open_files() {

@@ -1,7 +1,7 @@
 //! The load: an upstream that does what the first byte of a connection asks for, and clients that ask.
 //!
-//! Both run in this process, on threads of their own; the proxy under test is another process, and only its CPU time is
-//! counted. So the load may be slow, but it cannot measure itself.
+//! Both run in this process, on threads of their own; the proxy under test is another process, whose CPU time is counted by
+//! itself. The load's is a part of the whole system's alone: the same for all programs, as far as they hand on the same calls.
 
 use std::{
     collections::VecDeque,

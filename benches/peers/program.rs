@@ -13,7 +13,7 @@ use super::load::{self, Address};
 /// How long a program may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(3);
 /// The unit of the times in `/proc/PID/stat` (`USER_HZ`, a hundredth of a second on every Linux port in use).
-const TICK: Duration = Duration::from_millis(10);
+pub(crate) const TICK: Duration = Duration::from_millis(10);
 
 /// Names the binary of another build of tcpause to measure beside this one.
 const BASELINE: &str = "TCPAUSE_BASELINE";
@@ -243,13 +243,10 @@ impl Running {
         self.processes().iter().filter_map(resident).sum()
     }
 
-    fn processes(&self) -> Vec<Process> {
+    /// The program and its children.
+    pub(crate) fn processes(&self) -> Vec<Process> {
         let Some(child) = &self.child else { return Vec::new() };
-        let all: Vec<Process> = fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Process::read(entry.ok()?.file_name().to_str()?.parse().ok()?))
-            .collect();
+        let all = processes();
         let mut ours = vec![child.id()];
         let mut index = 0;
         while index < ours.len() {
@@ -280,11 +277,22 @@ impl Drop for Running {
     }
 }
 
+/// All processes there are.
+pub(crate) fn processes() -> Vec<Process> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Process::read(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .collect()
+}
+
 /// A line of `/proc/PID/stat` (`proc_pid_stat(5)`).
-struct Process {
-    pid: u32,
-    parent: u32,
-    ticks_of_dead_children: u32,
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) parent: u32,
+    /// The time that its threads have used, dead ones included.
+    pub(crate) ticks: u32,
+    pub(crate) ticks_of_dead_children: u32,
 }
 
 impl Process {
@@ -293,7 +301,12 @@ impl Process {
         // Behind the name, which may hold anything, the third field comes first.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u32>().ok();
-        Some(Self { pid, parent: field(4)?, ticks_of_dead_children: field(16)? + field(17)? })
+        Some(Self {
+            pid,
+            parent: field(4)?,
+            ticks: field(14)? + field(15)?,
+            ticks_of_dead_children: field(16)? + field(17)?,
+        })
     }
 }
 
@@ -306,20 +319,25 @@ fn nanoseconds(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(thread).sum()
 }
 
-/// Moves this process and its threads to the first processor. The programs run on the second: where the scheduler puts them
-/// otherwise decides more about the cost of a wake-up than they do.
-pub(crate) fn pin_load() {
+/// Where programs run. Where the scheduler puts them otherwise decides more about the cost of a wake-up than they do.
+pub(crate) const PROGRAMS: &str = "1";
+/// Where the load runs, unless it is to share a processor with the program.
+pub(crate) const LOAD: &str = "0";
+
+/// Moves this process and its threads to a processor.
+pub(crate) fn pin_load(processor: &str) {
     let pid = std::process::id().to_string();
-    let done = Command::new("taskset").args(["-acp", "0", &pid]).stdout(Stdio::null()).status();
+    let done =
+        Command::new("taskset").args(["-acp", processor, &pid]).stdout(Stdio::null()).status();
     if !done.is_ok_and(|status| status.success()) {
         println!("taskset does not work here: the figures vary with the scheduler's choices");
     }
 }
 
-/// The same command, on the second processor.
+/// The same command, on the processor of the programs.
 fn pinned(command: &Command) -> Command {
     let mut pinned = Command::new("taskset");
-    pinned.args(["-c", "1"]).arg(command.get_program()).args(command.get_args());
+    pinned.args(["-c", PROGRAMS]).arg(command.get_program()).args(command.get_args());
     pinned
 }
 
