@@ -8,7 +8,7 @@
 //! All programs run in turn in each round (A B A B ...), one worker each, and the figure is the median of the rounds. The load
 //! has one processor and they the other. A single connection has one for all: over two, a round trip costs one thing or
 //! twice as much, by whether the other processor has fallen asleep meanwhile. Peers that are not installed are named and
-//! skipped. The congestion control is the host's: `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it
+//! skipped. At the end comes the table of the README. The congestion control is the host's: `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it
 //! for a run.
 
 #![allow(
@@ -22,6 +22,7 @@ mod peers {
     pub(crate) mod load;
     pub(crate) mod meter;
     pub(crate) mod program;
+    pub(crate) mod table;
 }
 
 use std::{
@@ -35,6 +36,7 @@ use peers::{
     load::{self, Address, RoundTrips, Way},
     meter::{Meter, Taken},
     program::{self, Kind, Program, Running},
+    table::Table,
 };
 
 /// How often each row is measured.
@@ -47,10 +49,9 @@ const IDLE_CONNECTIONS: usize = 2000;
 /// Other processes may have so much of the processors before the figures are doubtful.
 const NOISE_MAX: f64 = 0.05;
 
-/// One row of the table: a name, a unit, and what is done.
+/// One row of the table: a name with its unit, and what is done.
 struct Row {
     name: String,
-    unit: &'static str,
     front: Kind,
     back: Kind,
     work: Work,
@@ -63,7 +64,7 @@ enum Work {
     Bulk(Way),
     /// Microseconds of CPU per round trip.
     RoundTrips { open: usize, busy: usize, size: usize },
-    /// The same beside a connection that moves bytes as fast as it can; the tail is the point.
+    /// Milliseconds of the clock until most round trips are over beside a connection that moves bytes as fast as it can.
     BesideBulk,
     /// Microseconds of CPU per connection.
     Short,
@@ -73,11 +74,11 @@ enum Work {
 
 /// What a program took for a row.
 #[derive(Clone, Copy, Default)]
-struct Figure {
+pub(crate) struct Figure {
     /// What the program itself took.
-    cost: f64,
-    /// What the whole system took, where that can be told.
-    total: Option<f64>,
+    pub(crate) cost: f64,
+    /// What the whole system took, where that is told.
+    pub(crate) total: Option<f64>,
     /// The 99th percentile of the round trips' times, in microseconds of the clock.
     tail: Option<f64>,
     /// The share of the processors that went to others meanwhile.
@@ -110,12 +111,16 @@ fn main() -> io::Result<()> {
     println!("congestion control: {}", congestion.trim());
     println!("median of {ROUNDS} rounds; in brackets the ratio of tcpause to that program\n");
 
-    let mut noise: f64 = 0.0;
+    let (mut table, mut noise) = (Table::new(&programs), 0.0_f64);
     for row in rows().iter().filter(|row| row.name.contains(&wanted)) {
         let upstream = if row.back == Kind::Tcp { &tcp } else { &unix };
-        noise = noise.max(measure(row, &programs, upstream, dir.path()));
+        let figures = measure(row, &programs, upstream, dir.path());
+        show(row, &figures);
+        noise = noise.max(median(figures.iter().map(|(_, figure)| figure.noise).collect()));
+        table.add(&row.name, &figures);
     }
-    println!("\nothers had up to {:.0} % of the processors in a row's median", noise * 100.0);
+    println!("\n{table}\n");
+    println!("others had up to {:.0} % of the processors in a row's median", noise * 100.0);
     if noise > NOISE_MAX {
         println!("that is too much for the figures to be trusted");
     }
@@ -123,46 +128,50 @@ fn main() -> io::Result<()> {
 }
 
 fn rows() -> Vec<Row> {
-    let row = |name: String, unit, (front, back), work| {
+    let row = |name: String, (front, back), work| {
         let load = match work {
             Work::RoundTrips { open: 1, .. } => program::PROGRAMS,
             _ => program::LOAD,
         };
-        Row { name, unit, front, back, work, load }
+        Row { name, front, back, work, load }
     };
-    let tcp = (Kind::Tcp, Kind::Tcp);
+    let (tcp, to_unix) = ((Kind::Tcp, Kind::Tcp), (Kind::Tcp, Kind::Unix));
     let mut rows = Vec::new();
-    for way in [tcp, (Kind::Tcp, Kind::Unix), (Kind::Unix, Kind::Tcp), (Kind::Unix, Kind::Unix)] {
-        for (direction, to) in [(Way::Up, "upstream"), (Way::Down, "client")] {
-            let name = format!("bulk to {to}, {:?} to {:?}", way.0, way.1);
-            rows.push(row(name, "ms per GiB", way, Work::Bulk(direction)));
+    for way in [tcp, to_unix, (Kind::Unix, Kind::Tcp), (Kind::Unix, Kind::Unix)] {
+        for (direction, to) in [(Way::Up, "server"), (Way::Down, "client")] {
+            let name = format!("ms per GiB to the {to}, {} to {}", way.0, way.1);
+            rows.push(row(name, way, Work::Bulk(direction)));
         }
     }
     for (size, name) in [(64, "64 B"), (16 * 1024, "16 KiB")] {
         for (busy, many) in
             [(1, "1 connection, one processor"), (16, "16 connections"), (256, "256 connections")]
         {
-            let name = format!("round trip of {name}, {many}");
-            rows.push(row(name, "us each", tcp, Work::RoundTrips { open: busy, busy, size }));
+            let name = format!("µs per {name} round trip, {many}");
+            rows.push(row(name, tcp, Work::RoundTrips { open: busy, busy, size }));
         }
     }
     for open in [64, 4000] {
-        let name = format!("round trip of 64 B, 64 busy of {open}");
-        let work = Work::RoundTrips { open, busy: 64, size: 64 };
-        rows.push(row(name, "us each", tcp, work));
+        let name = format!("µs per 64 B round trip, 64 busy connections of {open}");
+        rows.push(row(name, tcp, Work::RoundTrips { open, busy: 64, size: 64 }));
     }
-    let name = "round trip of 64 B beside one bulk connection".into();
-    rows.push(row(name, "us each, bulk included", tcp, Work::BesideBulk));
-    for way in [tcp, (Kind::Tcp, Kind::Unix)] {
-        let name = format!("short connections, 64 at a time, {:?} to {:?}", way.0, way.1);
-        rows.push(row(name, "us each", way, Work::Short));
+    let name = "ms until 99 % of 64 B round trips beside a bulk transfer are over".into();
+    rows.push(row(name, tcp, Work::BesideBulk));
+    for way in [tcp, to_unix] {
+        let name = format!("µs per short connection, 64 at a time, {} to {}", way.0, way.1);
+        rows.push(row(name, way, Work::Short));
     }
-    rows.push(row("idle connections".into(), "KiB each", tcp, Work::Idle));
+    rows.push(row("KiB per idle connection, kernel's included".into(), tcp, Work::Idle));
     rows
 }
 
-/// Measures a row and shows it. Returns how much others had of the processors.
-fn measure(row: &Row, programs: &[Program], upstream: &Address, dir: &Path) -> f64 {
+/// Measures a row. Programs that fail are left out, with a word.
+fn measure(
+    row: &Row,
+    programs: &[Program],
+    upstream: &Address,
+    dir: &Path,
+) -> Vec<(Program, Figure)> {
     program::pin_load(row.load);
     let mut figures: Vec<(Program, Vec<Figure>)> =
         programs.iter().map(|&program| (program, Vec::new())).collect();
@@ -176,31 +185,30 @@ fn measure(row: &Row, programs: &[Program], upstream: &Address, dir: &Path) -> f
             }
         }
     }
-    let medians: Vec<(Program, Figure)> = figures
+    figures
         .into_iter()
         .filter(|(_, figures)| !figures.is_empty())
         .map(|(program, figures)| (program, Figure::median(&figures)))
-        .collect();
-    let ours = medians.iter().find(|(program, _)| *program == Program::Tcpause);
+        .collect()
+}
+
+/// Shows a row, with the ratios of tcpause to all others.
+fn show(row: &Row, figures: &[(Program, Figure)]) {
+    let ours = figures.iter().find(|(program, _)| *program == Program::Tcpause);
     let ours = ours.map(|(_, figure)| *figure).unwrap_or_default();
-    let title = format!("{} ({})", row.name, row.unit);
-    println!("{title:<64} {:>8} {:>23}", "proxy", "whole system");
-    let shown = |ours: f64, cost: f64| {
+    let cell = |ours: f64, cost: f64| {
         let ratio = if cost > 0.0 { format!("[{:.2}]", ours / cost) } else { String::new() };
         format!("{cost:>12.1} {ratio:>7}")
     };
-    let mut noises: Vec<f64> = Vec::new();
-    for (program, figure) in medians {
+    println!("{:<68} {:>6} {:>23}", row.name, "proxy", "whole system");
+    for (program, figure) in figures {
         let total = match (ours.total, figure.total) {
-            (Some(ours), Some(total)) => shown(ours, total),
+            (Some(ours), Some(total)) => cell(ours, total),
             _ => String::new(),
         };
         let tail = figure.tail.map(|tail| format!(", p99 {tail:.0} us")).unwrap_or_default();
-        let name = program.name();
-        println!("    {name:<48} {} {total}{tail}", shown(ours.cost, figure.cost));
-        noises.push(figure.noise);
+        println!("    {:<50} {} {total}{tail}", program.name(), cell(ours.cost, figure.cost));
     }
-    median(noises)
 }
 
 impl Work {
@@ -226,17 +234,18 @@ impl Work {
             Self::BesideBulk => {
                 let mut trips = RoundTrips::open(&running.front, 1, 64)?;
                 let front = running.front.clone();
-                let meter = Meter::start(running);
                 let bulk = thread::Builder::new()
                     .spawn(move || load::bulk(&front, Way::Up, 1, 3 * 1024))?;
+                let meter = Meter::start(running);
                 let mut times = Vec::new();
                 while !bulk.is_finished() {
                     times.extend(trips.run(1, 100)?);
                 }
-                let taken = meter.stop();
+                let noise = meter.stop().noise;
                 times.sort_unstable();
                 bulk.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
-                Ok(Figure { tail: tail(&times), ..Figure::new(taken, each(times.len())) })
+                let cost = tail(&times).unwrap_or_default() / 1e3;
+                Ok(Figure { cost, noise, ..Figure::default() })
             }
             Self::Short => {
                 let short = |count| load::short(&running.front, count, 64);

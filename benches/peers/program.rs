@@ -1,7 +1,7 @@
 //! The programs under test: how each is started in front of an upstream, and what it has used so far.
 
 use std::{
-    env, fs, io,
+    env, fmt, fs, io,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -37,6 +37,15 @@ pub(crate) enum Program {
 pub(crate) enum Kind {
     Tcp,
     Unix,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Unix => "UNIX",
+        })
+    }
 }
 
 /// A program that runs; dropping it ends it.
