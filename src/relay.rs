@@ -169,8 +169,13 @@ impl Relay {
     pub(crate) fn is_silent(&mut self, client: &mut Endpoint) -> bool {
         let sides = [(client, &self.to_upstream), (&mut self.upstream, &self.to_client)];
         sides.into_iter().all(|(side, flow)| {
-            let rest = if flow.is_open() { Received::Nothing } else { Received::End };
-            unacknowledged(side) == 0 && side.peek(&mut [0]) == rest
+            let is_read = match side.peek(&mut [0]) {
+                // Behind a sink that takes nothing any more, the source may still be open.
+                Received::Nothing => true,
+                Received::End => !flow.is_open(),
+                Received::Bytes(_) | Received::Reset | Received::Unsupported => false,
+            };
+            unacknowledged(side) == 0 && is_read
         })
     }
 

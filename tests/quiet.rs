@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    net::Shutdown,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -198,6 +199,34 @@ fn a_connection_whose_client_has_ended_its_stream_is_quiet_once_it_was_answered(
         is_over.store(true, Ordering::SeqCst);
         assert_eq!(upstream.received(), Received { bytes: b"question".into(), end: End::Eof });
     }
+}
+
+/// A server that reads no more owes nothing to what is discarded for it.
+#[test]
+fn a_connection_whose_server_takes_nothing_any_more_is_quiet() {
+    let is_over = Arc::new(AtomicBool::new(false));
+    // Over TCP, a socket that is shut for reading takes bytes all the same.
+    let upstream = Upstream::start(Family::Unix, {
+        let is_over = Arc::clone(&is_over);
+        move |mut stream| {
+            let bytes = stream.receive(8);
+            let Stream::Unix(socket) = &stream else { panic!("a UNIX upstream") };
+            socket.shutdown(Shutdown::Read).unwrap();
+            stream.send(b"answer");
+            wait_until("the test is over", || is_over.load(Ordering::SeqCst));
+            Received { bytes, end: End::Eof }
+        }
+    });
+    let proxy = proxy(Family::Tcp4, &upstream);
+    let mut client = proxy.connect();
+    client.send(b"question");
+    assert_eq!(client.receive(6), b"answer");
+    client.send(b"taken by nobody");
+    pause(proxy.control());
+    assert_ends_in_order(&mut client);
+    proxy.control().wait_counts(|status| (status.drained, status.active), (1, 0));
+    is_over.store(true, Ordering::SeqCst);
+    assert_eq!(upstream.received().bytes, b"question");
 }
 
 #[test]
