@@ -131,13 +131,13 @@ pub(crate) enum Reason {
 pub(crate) struct QuietLimits {
     /// For any connection; none if they may be silent for ever.
     pub(crate) any: Option<Duration>,
-    /// For one of whose streams one has ended.
-    pub(crate) half_closed: Option<Duration>,
+    /// For one whose upstream has ended its stream.
+    pub(crate) ended: Option<Duration>,
 }
 
 impl QuietLimits {
-    fn of(self, is_half_closed: bool) -> Option<Duration> {
-        if is_half_closed { self.any.into_iter().chain(self.half_closed).min() } else { self.any }
+    fn of(self, can_answer: bool) -> Option<Duration> {
+        if can_answer { self.any } else { self.any.into_iter().chain(self.ended).min() }
     }
 }
 
@@ -294,7 +294,7 @@ impl Connection {
             State::Relaying(Carriage { relay, moved, asks, settling: None, .. })
                 if relay.is_at_rest(&self.client) && !(*asks && relay.can_answer()) =>
             {
-                moved.checked_add(limits.of(relay.is_half_closed())?)
+                moved.checked_add(limits.of(relay.can_answer())?)
             }
             _ => None,
         }

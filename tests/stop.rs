@@ -1,6 +1,6 @@
 //! Stopping, socket files, and starting again.
 
-use std::{fs, os::unix::fs::FileTypeExt as _, time::Duration};
+use std::{fs, os::unix::fs::FileTypeExt as _, thread, time::Duration};
 
 use rustix::process::Signal;
 
@@ -57,6 +57,28 @@ fn a_stop_does_not_wait_for_connections_whose_server_has_ended_its_stream() {
     proxy.terminate();
     assert_eq!(proxy.exit_code(), 0);
     assert_eq!(upstream.received().end, End::Eof);
+}
+
+/// A client that has ended its stream waits for its answer, however long the server thinks in the middle of it.
+#[test]
+fn a_stop_waits_for_the_rest_of_an_answer_to_a_client_that_has_ended_its_stream() {
+    /// Longer than a stop waits for a connection whose server has ended its stream.
+    const THOUGHT: Duration = Duration::from_secs(3);
+    let upstream = Upstream::tcp(|mut stream| {
+        let received = stream.receive_all();
+        stream.send(b"begin");
+        thread::sleep(THOUGHT);
+        stream.send(b"end");
+        received
+    });
+    let mut proxy = Proxy::builder().upstream(&upstream).grace_period(Some("1h")).start();
+    let mut client = proxy.connect();
+    client.send(b"question");
+    client.finish();
+    assert_eq!(client.receive(5), b"begin");
+    proxy.terminate();
+    assert_eq!(client.receive_all(), Received { bytes: b"end".into(), end: End::Eof });
+    assert_eq!(proxy.exit_code(), 0);
 }
 
 #[test]

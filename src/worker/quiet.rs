@@ -10,8 +10,9 @@ use crate::{
     queues::Queue,
 };
 
-/// Silence after which a half-closed connection is over for a stop.
-const STOPPING_HALF_CLOSED_QUIET: Duration = Duration::from_secs(1);
+/// Silence after which a connection whose server has ended its stream is over for a stop. Where only the client has ended its
+/// own, the server may be in the middle of an answer: nobody has asked for that to be cut.
+const STOPPING_ENDED_QUIET: Duration = Duration::from_secs(1);
 
 /// How many connections are closed as quiet in one turn.
 const TURN_QUIET_MAX: usize = 64;
@@ -28,12 +29,12 @@ impl Worker<'_> {
         let is_running = shared.phase() == Phase::Running;
         let limits = QuietLimits {
             any: shared.orders.quiet().filter(|_| shared.gate.is_paused()),
-            half_closed: (!is_running).then_some(STOPPING_HALF_CLOSED_QUIET),
+            ended: (!is_running).then_some(STOPPING_ENDED_QUIET),
         };
         if std::mem::replace(&mut self.quiet, limits) != limits {
             self.look_for_quiet = None;
         }
-        let Some(quiet) = limits.any.into_iter().chain(limits.half_closed).min() else { return };
+        let Some(quiet) = limits.any.into_iter().chain(limits.ended).min() else { return };
         if self.look_for_quiet.is_some_and(|at| now < at) {
             return;
         }

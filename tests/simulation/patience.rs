@@ -18,7 +18,7 @@ const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(250);
 /// How long one that was closed as quiet may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a half-closed connection is silent that a stop does not wait for.
+/// How long a connection is silent that a stop does not wait for, as its server has ended its stream.
 const STOPPING_QUIET: Duration = Duration::from_secs(1);
 /// How late the worker may begin its turn when it is woken.
 const LATE_MAX: Duration = Duration::from_millis(400);
@@ -412,8 +412,7 @@ impl Kernel {
     /// A client's connection is closed as it is quiet.
     pub(crate) fn is_drained(&mut self, id: LinkId, upstream: LinkId) {
         let (client, server) = (&self.links[id], &self.links[upstream]);
-        let is_half_closed = client.is_ended || server.is_ended;
-        let stop = (self.is_stopping && is_half_closed).then_some(STOPPING_QUIET);
+        let stop = (self.is_stopping && server.is_ended).then_some(STOPPING_QUIET);
         let quiet = self.may_drain.into_iter().chain(stop).min();
         let quiet = quiet.expect("an end that nobody has sent");
         let tells = || format!("{client:#?}, {server:#?}");
