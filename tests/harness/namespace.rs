@@ -35,9 +35,9 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce()) {
     assert!(output.status.success(), "inside:\n{shown}\n{errors}");
     assert!(shown.contains("1 passed"), "there is no test {name}:\n{shown}");
     // The name of the test may stand before it.
-    for figure in shown.lines().filter_map(|line| Some(line.split_once(FIGURE)?.1)) {
-        println!("{figure}");
-    }
+    let figures = shown.lines().filter_map(|line| Some(line.split_once(FIGURE)?.1));
+    let skips = shown.lines().filter_map(|line| line.get(line.find("skipped: ")?..));
+    figures.chain(skips).for_each(|line| println!("{line}"));
 }
 
 /// Stands before what is shown outside, too.
