@@ -28,7 +28,7 @@ pub(crate) struct Leases {
     list: Vec<Lease>,
     /// When the first of an unbroken row came.
     paused_since: Option<Moment>,
-    /// Tickets that were undone and had no lease.
+    /// Tickets that were undone.
     undone: VecDeque<u64>,
     /// The last request that has let clients through, and how many.
     released: Option<(u64, u64)>,
@@ -173,13 +173,12 @@ impl Leases {
         !self.list.is_empty() && self.list.iter().all(is_over)
     }
 
-    /// Lets no lease come any more for a request that was given up, if it has none.
+    /// Lets no lease come any more for a request that was given up. It was asked for more than once, perhaps: one that has a
+    /// lease already may come again.
     pub(crate) fn forbid(&mut self, ticket: u64) {
-        if !self.holds(ticket) {
-            self.undone.push_back(ticket);
-            if self.undone.len() > UNDONE_MAX {
-                self.undone.pop_front();
-            }
+        self.undone.push_back(ticket);
+        if self.undone.len() > UNDONE_MAX {
+            self.undone.pop_front();
         }
     }
 

@@ -361,6 +361,11 @@ mod tests {
         handle.undo(7, "it took too long");
         assert_eq!(handle.put(terms(), Standing::Tied, 7), Err(Refused::Undone));
         assert!(!handle.is_paused());
+        // Nor does one whose answer was lost, and that was asked for again in the meantime.
+        handle.put(terms(), Standing::Tentative, 8).unwrap();
+        handle.undo(8, "its answer is lost");
+        assert_eq!(handle.put(terms(), Standing::Tentative, 8), Err(Refused::Undone));
+        assert!(!handle.is_paused());
     }
 
     #[test]
