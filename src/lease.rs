@@ -18,8 +18,8 @@ pub(crate) const LEASES_MAX: usize = 64;
 /// The ticket of the program itself, for which there is always room. Callers of the control API count from 1.
 pub(crate) const PROGRAM: u64 = 0;
 
-/// How many tickets are remembered whose request may still come although it is undone: one such is rare.
-const UNDONE_MAX: usize = 64;
+/// How many tickets are remembered whose request may still come although it is over: one such is rare.
+const OVER_MAX: usize = 64;
 
 /// All leases that hold.
 #[derive(Debug, Default)]
@@ -28,8 +28,8 @@ pub(crate) struct Leases {
     list: Vec<Lease>,
     /// When the first of an unbroken row came.
     paused_since: Option<Moment>,
-    /// Tickets that were undone.
-    undone: VecDeque<u64>,
+    /// Tickets of requests that were answered or undone.
+    over: VecDeque<u64>,
     /// The last request that has let clients through, and how many.
     released: Option<(u64, u64)>,
 }
@@ -85,7 +85,7 @@ pub(crate) struct Moment {
 pub(crate) enum Refused {
     /// There are as many as there may be.
     Full,
-    /// The request was undone before it came.
+    /// The request was over before it came.
     Undone,
 }
 
@@ -106,7 +106,7 @@ impl Leases {
         ticket: u64,
         now: Moment,
     ) -> Result<(), Refused> {
-        if self.undone.contains(&ticket) {
+        if self.over.contains(&ticket) {
             return Err(Refused::Undone);
         }
         self.list.retain(|lease| lease.ticket != ticket);
@@ -173,12 +173,11 @@ impl Leases {
         !self.list.is_empty() && self.list.iter().all(is_over)
     }
 
-    /// Lets no lease come any more for a request that was given up. It was asked for more than once, perhaps: one that has a
-    /// lease already may come again.
+    /// Lets no lease come any more for a request that is over. It was asked for more than once, perhaps, and a copy is late.
     pub(crate) fn forbid(&mut self, ticket: u64) {
-        self.undone.push_back(ticket);
-        if self.undone.len() > UNDONE_MAX {
-            self.undone.pop_front();
+        self.over.push_back(ticket);
+        if self.over.len() > OVER_MAX {
+            self.over.pop_front();
         }
     }
 

@@ -182,14 +182,19 @@ impl Handle {
 
     /// Gives a request up: the pause that it has asked for ends, unless it stands for itself.
     pub(crate) fn undo(&self, ticket: u64, because: &str) {
-        // One that is still under way must not come behind this.
-        self.0.ledger.lock().forbid(ticket);
+        self.forbid(ticket);
         self.end(Why::Undone { because }, |lease| lease.is_undone_with(ticket));
     }
 
     /// Ends the pause of a request that depends on its connection, which has ended.
     pub(crate) fn close(&self, ticket: u64) {
+        self.forbid(ticket);
         self.end(Why::Closed, |lease| lease.is_undone_with(ticket));
+    }
+
+    /// Has a request that is over pause nothing any more: a copy of it may still be under way.
+    pub(crate) fn forbid(&self, ticket: u64) {
+        self.0.ledger.lock().forbid(ticket);
     }
 
     /// Ends what has expired. Returns when the next lease does.
@@ -365,6 +370,16 @@ mod tests {
         handle.put(terms(), Standing::Tentative, 8).unwrap();
         handle.undo(8, "its answer is lost");
         assert_eq!(handle.put(terms(), Standing::Tentative, 8), Err(Refused::Undone));
+        assert!(!handle.is_paused());
+        // Nor one that was answered at the second time of asking, and lifted since.
+        handle.put(terms(), Standing::Tentative, 9).unwrap();
+        handle.settle(9);
+        handle.forbid(9);
+        assert!(handle.is_paused() && handle.lift(None, "a test"));
+        assert_eq!(handle.put(terms(), Standing::Tentative, 9), Err(Refused::Undone));
+        handle.put(terms(), Standing::Tied, 10).unwrap();
+        handle.close(10);
+        assert_eq!(handle.put(terms(), Standing::Tied, 10), Err(Refused::Undone));
         assert!(!handle.is_paused());
     }
 

@@ -68,9 +68,10 @@ impl Claim {
         self.settle();
     }
 
-    /// There is nothing that could be undone.
+    /// There is nothing that could be undone, and nothing to come.
     pub(super) fn forget(mut self) {
         self.is_open = false;
+        self.handle.forbid(self.ticket);
     }
 
     /// Ends the pause with its connection.

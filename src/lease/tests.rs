@@ -225,10 +225,10 @@ fn a_request_that_was_given_up_comes_too_late() {
     assert_eq!(leases.put(terms("a"), Tied, 7, at(0)), Err(Refused::Undone));
     assert_eq!(leases.mode(), None);
     // Of those that never come, only so many are remembered.
-    for ticket in 100..100 + 2 * UNDONE_MAX as u64 {
+    for ticket in 100..100 + 2 * OVER_MAX as u64 {
         undo(&mut leases, ticket);
     }
-    assert_eq!(leases.undone.len(), UNDONE_MAX);
+    assert_eq!(leases.over.len(), OVER_MAX);
     leases.put(terms("a"), Firm, 8, at(0)).unwrap();
 }
 
