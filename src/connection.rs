@@ -41,6 +41,10 @@ use crate::{
     upstream::{Cached, Upstream},
 };
 
+/// Looks in quick succession at what a peer has yet to acknowledge. Most acknowledge within a round trip, and those that stall
+/// are looked at more rarely, at a pace over all of them.
+const QUICK_LOOKS_MAX: u8 = 8;
+
 /// How long a side that was not aborted may take nothing of what the aborted one had sent.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -79,9 +83,17 @@ struct Carriage {
     moved: Instant,
     /// Whether that was one of the client's: then it may wait for an answer.
     asks: bool,
-    /// Once one side was aborted: how much the other had yet to take when it last took something.
-    settling: Option<u32>,
+    /// The wait for acknowledgements, once one side was aborted.
+    settling: Option<Settling>,
     _pass: Pass,
+}
+
+/// Looks at what the other side of an aborted one has yet to acknowledge.
+#[derive(Debug, Clone, Copy)]
+struct Settling {
+    /// The memory of it at the last look.
+    under_way: u32,
+    looks: u8,
 }
 
 /// What comes next for a connection.
@@ -379,13 +391,17 @@ impl Connection {
             relay::Next::Settle(under_way) => {
                 // It is no longer in anyone's backlog, and may stay here for long.
                 carriage.place = None;
-                if carriage.settling.replace(under_way) != Some(under_way) {
+                let before = carriage.settling.take();
+                if before.is_none_or(|it| it.under_way != under_way) {
                     carriage.moved = context.now;
                 }
                 if context.now.duration_since(carriage.moved) >= SETTLE_TIMEOUT {
                     return Verdict::Close(Reason::Stalled);
                 }
-                Verdict::Wait(Queue::Settling)
+                let looks = before.map_or(0, |it| it.looks.saturating_add(1));
+                carriage.settling = Some(Settling { under_way, looks });
+                let queue = if looks < QUICK_LOOKS_MAX { Queue::Settling } else { Queue::Stalled };
+                Verdict::Wait(queue)
             }
         }
     }

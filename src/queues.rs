@@ -32,6 +32,8 @@ pub(crate) enum Queue {
     Relaying,
     /// One side is gone and the other has yet to take what is left: until the next look.
     Settling,
+    /// The same, if it takes long: until the next look, which comes more rarely the more stand here.
+    Stalled,
     /// A client to reject that has not spoken yet: until it is answered unasked.
     Sniffing,
     /// A client to reject that waits for its TLS handshake to begin: until it gets an alert.
@@ -50,6 +52,8 @@ pub(crate) const ADDRESS_TIMEOUT: Duration = Duration::from_millis(300);
 const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
 /// How often to look whether a peer has acknowledged everything: no event tells.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
+/// How often at most to look at a peer that takes long.
+const STALLED_INTERVAL_MIN: Duration = Duration::from_millis(20);
 /// How long a client to reject may be silent, or waits for its TLS handshake.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client to reject may take for its TLS handshake.
@@ -58,12 +62,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues whose deadline is not a setting, and its length.
-const DEADLINES: [(Queue, Duration); 10] = [
+const DEADLINES: [(Queue, Duration); 11] = [
     (Queue::Connecting, ADDRESS_TIMEOUT),
     (Queue::Redial, REDIAL_INTERVAL),
     (Queue::Unheard, HEARING_TIMEOUT),
     (Queue::Fresh, KEEPALIVE_INTERVAL),
     (Queue::Settling, SETTLE_INTERVAL),
+    (Queue::Stalled, STALLED_INTERVAL_MIN),
     (Queue::Sniffing, SNIFF_TIMEOUT),
     (Queue::Knocking, SNIFF_TIMEOUT),
     (Queue::Handshaking, HANDSHAKE_TIMEOUT),
@@ -195,7 +200,7 @@ impl Queues {
         let since = |queue| Some(self.first(queue)?.1);
         // Whoever stands there has done so for its keepalive's interval before.
         let relaying = since(Queue::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
-        let others = [Queue::Fresh, Queue::Unheard, Queue::Settling];
+        let others = [Queue::Fresh, Queue::Unheard, Queue::Settling, Queue::Stalled];
         others.into_iter().filter_map(since).chain(relaying).min()
     }
 
@@ -209,7 +214,13 @@ impl Queues {
             Queue::Redial,
             Queue::Away,
         ]));
-        counters.active.set(len(&[Queue::Unheard, Queue::Fresh, Queue::Relaying, Queue::Settling]));
+        counters.active.set(len(&[
+            Queue::Unheard,
+            Queue::Fresh,
+            Queue::Relaying,
+            Queue::Settling,
+            Queue::Stalled,
+        ]));
         counters.rejecting.set(len(&[
             Queue::Sniffing,
             Queue::Knocking,

@@ -53,8 +53,8 @@ const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
 
 /// How many connections of one queue expire in one turn.
 const TURN_EXPIRES_MAX: usize = 64;
-/// Time for each of the connections that settle: five hundred are looked at once a second each.
-const SETTLE_PACE: Duration = Duration::from_millis(2);
+/// Time for each of the connections that stall: five hundred are looked at once a second each.
+const STALLED_PACE: Duration = Duration::from_millis(2);
 
 /// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
 #[derive(Debug)]
@@ -243,17 +243,15 @@ impl Worker<'_> {
         let deadline = self.deadlines.get(index).copied();
         match deadline? {
             (Queue::Held, _) if !self.post.shared.gate.is_paused() => None,
-            (Queue::Settling, at_least) => {
-                Some((Queue::Settling, at_least.max(self.settle_pace())))
-            }
+            (Queue::Stalled, at_least) => Some((Queue::Stalled, at_least.max(self.stalled_pace()))),
             other => Some(other),
         }
     }
 
-    /// Returns the time in which each connection that settles is looked at once: the kernel has no event for it, so a crowd
+    /// Returns the time in which each connection that stalls is looked at once: the kernel has no event for it, so a crowd
     /// is looked at more rarely.
-    fn settle_pace(&self) -> Duration {
-        u32::try_from(self.queues.len(Queue::Settling)).map_or(Duration::MAX, |n| SETTLE_PACE * n)
+    fn stalled_pace(&self) -> Duration {
+        u32::try_from(self.queues.len(Queue::Stalled)).map_or(Duration::MAX, |n| STALLED_PACE * n)
     }
 
     fn mark(&mut self) {

@@ -474,6 +474,11 @@ fn a_reset_waits_until_the_other_side_has_everything() {
     bench.now = before + SETTLE_TIMEOUT.saturating_sub(Duration::from_millis(1));
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Wait(Queue::Settling)), "{verdict:?}");
+    for _look in 0..QUICK_LOOKS_MAX {
+        bench.act(|context| connection.expire(context));
+    }
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Stalled)), "{verdict:?}");
     bench.now = before + SETTLE_TIMEOUT;
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Close(Reason::Stalled)), "{verdict:?}");
