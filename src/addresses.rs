@@ -50,6 +50,8 @@ pub(crate) struct Route {
     left: usize,
     /// Whether the present address stands before the origin, which follows.
     explores: bool,
+    /// Whether the origin is tried once more at the end, as it has not answered in time.
+    returns: bool,
 }
 
 impl Addresses {
@@ -108,6 +110,7 @@ impl Addresses {
             at: explored.unwrap_or(origin),
             left: others + usize::from(explored.is_some()),
             explores: explored.is_some(),
+            returns: false,
         }
     }
 
@@ -125,13 +128,17 @@ impl Addresses {
         self.list.get(route.at.checked_rem(self.list.len())?)
     }
 
-    /// Takes a route from its present address, which has failed, to the next one; false if there is none.
-    pub(crate) fn advance(&self, route: &mut Route) -> bool {
-        let Some(left) = route.left.checked_sub(1) else { return false };
+    /// Takes a route from its present address, which has failed, to the next one; false if there is none. An origin that has
+    /// `timed_out` is tried again behind all others, for all of the time that is left: its SYN may have been lost.
+    pub(crate) fn advance(&self, route: &mut Route, timed_out: bool) -> bool {
+        let is_origin = !route.explores && route.at == route.origin;
+        let is_lost = timed_out && is_origin && !route.returns && self.list.len() > 1;
+        let returns = route.returns || is_lost;
+        let Some(left) = (route.left + usize::from(is_lost)).checked_sub(1) else { return false };
         self.take_good_start(route);
         let behind = (route.at + 1).checked_rem(self.list.len()).unwrap_or_default();
-        let at = if route.explores { route.origin } else { behind };
-        *route = Route { at, left, explores: false, ..*route };
+        let at = if route.explores || returns && left == 0 { route.origin } else { behind };
+        *route = Route { at, left, explores: false, returns, ..*route };
         true
     }
 
@@ -209,7 +216,7 @@ mod tests {
     /// Returns the order in which an attempt tries the addresses.
     fn order(addresses: &Addresses, mut route: Route) -> Vec<usize> {
         let mut order = vec![route.at];
-        while addresses.advance(&mut route) {
+        while addresses.advance(&mut route, false) {
             order.push(route.at);
         }
         assert!(route.is_last());
@@ -219,7 +226,7 @@ mod tests {
     /// Makes an attempt that takes so many steps.
     fn go(addresses: &Addresses, steps: usize) -> Route {
         let mut route = addresses.route(None);
-        (0..steps).for_each(|_| assert!(addresses.advance(&mut route)));
+        (0..steps).for_each(|_| assert!(addresses.advance(&mut route, false)));
         route
     }
 
@@ -264,6 +271,22 @@ mod tests {
     }
 
     #[test]
+    fn an_origin_that_has_not_answered_is_tried_again_behind_the_others() {
+        let addresses = addresses(3);
+        let mut route = addresses.route(None);
+        let mut steps = vec![route.at];
+        while addresses.advance(&mut route, true) {
+            steps.push(route.at);
+        }
+        assert_eq!(steps, [0, 1, 2, 0]);
+        // Where one has refused, all have: it is away.
+        let mut route = addresses.route(None);
+        assert!(addresses.advance(&mut route, false));
+        assert!(addresses.advance(&mut route, true));
+        assert!(route.is_last());
+    }
+
+    #[test]
     fn one_client_at_a_time_tries_an_address_before_the_start() {
         let addresses = addresses(4);
         let at = |seconds| addresses.begin + Duration::from_secs(seconds);
@@ -297,7 +320,7 @@ mod tests {
         let shorter = after.replaced_by(before.list()[..1].into(), [].into());
         let (mut route, address) = (go(&after, 2), before.list().first());
         assert_eq!((shorter.get(&route), after.get(&route)), (address, address));
-        assert!(!shorter.advance(&mut route));
+        assert!(!shorter.advance(&mut route, false));
         assert_eq!(Addresses::default().get(&Route::default()), None);
     }
 }

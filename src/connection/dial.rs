@@ -219,7 +219,8 @@ impl Connection {
         dial.upstream = None;
         dial.in_short |= is_shortage(&error);
         let is_news = !dial.route.explores();
-        if !context.upstream.read(context.cached).advance(&mut dial.route) {
+        let timed_out = error.kind() == io::ErrorKind::TimedOut;
+        if !context.upstream.read(context.cached).advance(&mut dial.route, timed_out) {
             return self.attempt_failed(error, context);
         }
         let is_void = dial.pass.is_void();
