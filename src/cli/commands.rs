@@ -73,7 +73,7 @@ pub(crate) static COMMANDS: [Word; 9] = [
         name: "exec",
         argument: "COMMAND",
         help: "Pause, wait until idle, run a command such as a restart, and resume",
-        more: "The words behind the options are the command and its arguments. The exit code is the command's, and as in shells 127 or 126 if there is none that can be run. The pause ends with exec, whatever becomes of it: when exec is killed, the proxy serves again at once. Ctrl-C and the signals TERM, HUP and QUIT reach the command; the third within 10 s ends exec and the pause, and leaves the command running.",
+        more: "The words behind the options are the command and its arguments. The exit code is the command's, and as in shells 127 or 126 if there is none that can be run. The pause ends with exec, whatever becomes of it: when exec is killed, the proxy serves again at once. Ctrl-C and the signals TERM, HUP and QUIT reach the command; the third within 10 s (those less than 200 ms apart count as one) ends exec and the pause, and leaves the command running.",
         client: Some(Client::Exec),
         options: &[
             &EXEC_WAIT,

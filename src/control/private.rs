@@ -67,7 +67,9 @@ impl Private {
         match Door::open() {
             Ok((listener, door)) => Self::behind(door, listener, handle),
             Err(error) => {
-                info!("the control API answers without a private server: {error}");
+                info!(
+                    "the control API serves all requests on one thread, as none of /run, /dev/shm, /tmp and TMPDIR takes its socket file: {error}"
+                );
                 Ok(Self::without(handle))
             }
         }
