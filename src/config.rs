@@ -128,7 +128,8 @@ pub enum Overflow {
 /// How those who have waited are let go: `resume.*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
-    /// How many connections for them may be under way at a time, over all workers.
+    /// How many connections for them may be under way at a time, over all workers, at most: how many the upstream takes is
+    /// found out.
     pub max_connecting: NonZeroUsize,
     /// How many of them are dialled for in a second; without a bound when absent.
     pub rate: Option<NonZeroU32>,

@@ -31,6 +31,7 @@ use crate::{
     endpoint::{Endpoint, Registration},
     gate::Pass,
     hold::{Hold, Overflow},
+    pace::UnderWay,
     queues::Queue,
     reach::Reach,
     refusal::Refusal,
@@ -78,7 +79,7 @@ enum State {
 struct Carriage {
     relay: Relay,
     /// Its place in a crowd, until something shows that the upstream has taken it out of its backlog.
-    place: Option<Slot>,
+    place: Option<Box<UnderWay>>,
     /// When a byte last came through, or the other side of an aborted one last took something.
     moved: Instant,
     /// Whether that was one of the client's: then it may wait for an answer.
@@ -275,11 +276,16 @@ impl Connection {
             State::Held { .. } => self.reject(context),
             State::Connecting(_) => self.dial_expired(context),
             State::Relaying(carriage) if carriage.settling.is_none() => {
-                if carriage.place.take().is_some() {
-                    return Verdict::Wait(Queue::Fresh);
+                let upstream = carriage.relay.upstream().socket();
+                let Some(place) = &carriage.place else {
+                    upstream.keep_alive();
+                    return Verdict::Wait(Queue::Relaying);
+                };
+                if !place.unheard(upstream, context.now) {
+                    return Verdict::Wait(Queue::Unheard);
                 }
-                carriage.relay.upstream().socket().keep_alive();
-                Verdict::Wait(Queue::Relaying)
+                carriage.place = None;
+                Verdict::Wait(Queue::Fresh)
             }
             State::Relaying(_) => self.carry(context),
             State::Rejecting(reject) => {
@@ -380,11 +386,16 @@ impl Connection {
             (carriage.moved, carriage.asks) = (context.now, turn.to_upstream > 0);
         }
         match turn.next {
-            relay::Next::Wait if carriage.relay.delivered().1 > 0 && carriage.place.is_some() => {
-                carriage.place = None;
-                Verdict::Wait(Queue::Fresh)
+            relay::Next::Wait => {
+                let is_heard = carriage.relay.delivered().1 > 0;
+                match carriage.place.take_if(|_place| is_heard) {
+                    Some(place) => {
+                        place.heard(context.now);
+                        Verdict::Wait(Queue::Fresh)
+                    }
+                    None => Verdict::Stay,
+                }
             }
-            relay::Next::Wait => Verdict::Stay,
             relay::Next::Again => Verdict::Again,
             relay::Next::Close => Verdict::Close(Reason::Ended),
             relay::Next::Reset => Verdict::Close(Reason::Reset),

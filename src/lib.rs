@@ -27,6 +27,7 @@ mod nearest;
 mod opening;
 mod orders;
 mod outage;
+mod pace;
 mod pacing;
 mod pipe;
 mod queues;

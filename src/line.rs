@@ -15,7 +15,8 @@ use std::{
 use crate::{
     config::Resume,
     duration::nanos,
-    slots::{Slot, Slots},
+    pace::{Pace, UnderWay},
+    slots::Slots,
     sys,
 };
 
@@ -31,8 +32,7 @@ pub(crate) struct Line {
     begin: Instant,
     /// When the first of each worker came, in nanoseconds after `begin`.
     firsts: Box<[AtomicU64]>,
-    /// The places of those under way: from the dial until the upstream says something, or could have for a while.
-    under_way: Arc<Slots>,
+    pace: Arc<Pace>,
     rate: Option<Rate>,
     /// How many may go in spite of the pause.
     let_through: AtomicU64,
@@ -58,7 +58,7 @@ impl Line {
         Self {
             begin: sys::now(),
             firsts: (0..workers).map(|_| AtomicU64::new(NOBODY)).collect(),
-            under_way: Arc::new(Slots::new(settings.max_connecting.get())),
+            pace: Pace::new(settings.max_connecting.get()),
             rate: settings.rate.map(rate),
             let_through: AtomicU64::new(0),
             let_through_until: AtomicU64::new(0),
@@ -94,7 +94,12 @@ impl Line {
 
     /// The places of those under way.
     pub(crate) fn under_way(&self) -> &Arc<Slots> {
-        &self.under_way
+        self.pace.window()
+    }
+
+    /// How fast those who wait go, but for the rate.
+    pub(crate) fn pace(&self) -> &Arc<Pace> {
+        &self.pace
     }
 
     /// When the rate lets the next one go; none if it does not matter.
@@ -104,8 +109,8 @@ impl Line {
     }
 
     /// A place for the next one, if there is one and the rate lets it go.
-    pub(crate) fn take_place(&self, now: Instant) -> Option<Slot> {
-        let place = self.under_way.take()?;
+    pub(crate) fn take_place(&self, now: Instant) -> Option<Box<UnderWay>> {
+        let place = self.pace.take(now)?;
         let is_due = self.rate.as_ref().is_none_or(|rate| rate.take(self.nanos(now)));
         is_due.then_some(place)
     }

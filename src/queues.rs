@@ -6,7 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{counters::Counters, reach::REDIAL_INTERVAL, sys::KEEPALIVE_INTERVAL};
+use crate::{
+    counters::Counters, pace::SYN_TIMEOUT_MIN, reach::REDIAL_INTERVAL, sys::KEEPALIVE_INTERVAL,
+};
 
 /// A place in the worker's table of connections.
 pub(crate) type SlotIndex = u32;
@@ -20,6 +22,8 @@ pub(crate) enum Queue {
     Connecting,
     /// The same at the last address that the attempt has time for: until the attempt is given up.
     ConnectingLast,
+    /// The upstream is dialled for one of a crowd: until its SYN may be lost.
+    Unanswered,
     /// A dial that could not even begin: until it is tried again.
     Redial,
     /// Clients of an upstream that is away: until they are given up.
@@ -62,8 +66,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues whose deadline is not a setting, and its length.
-const DEADLINES: [(Queue, Duration); 11] = [
+const DEADLINES: [(Queue, Duration); 12] = [
     (Queue::Connecting, ADDRESS_TIMEOUT),
+    (Queue::Unanswered, SYN_TIMEOUT_MIN),
     (Queue::Redial, REDIAL_INTERVAL),
     (Queue::Unheard, HEARING_TIMEOUT),
     (Queue::Fresh, KEEPALIVE_INTERVAL),
@@ -211,6 +216,7 @@ impl Queues {
         counters.connecting.set(len(&[
             Queue::Connecting,
             Queue::ConnectingLast,
+            Queue::Unanswered,
             Queue::Redial,
             Queue::Away,
         ]));

@@ -5,12 +5,12 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-/// A bounded number of places: for clients, as many as the descriptors allow, and for TLS handshakes. Beyond them, clients
-/// wait.
+/// A bounded number of places: for clients, as many as the descriptors allow, for those of a crowd that are under way, and for
+/// TLS handshakes. Beyond them, clients wait.
 #[derive(Debug)]
 pub(crate) struct Slots {
     taken: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
     /// Whether a worker has stopped for want of a slot and must be woken when one is free.
     wanted: AtomicBool,
 }
@@ -22,17 +22,31 @@ pub(crate) struct Slot(Arc<Slots>);
 impl Slots {
     /// `max` free places.
     pub(crate) fn new(max: usize) -> Self {
-        Self { taken: AtomicUsize::new(0), max, wanted: AtomicBool::new(false) }
+        Self {
+            taken: AtomicUsize::new(0),
+            max: AtomicUsize::new(max),
+            wanted: AtomicBool::new(false),
+        }
     }
 
     /// How many places there are.
     pub(crate) fn max(&self) -> usize {
-        self.max
+        self.max.load(Ordering::SeqCst)
+    }
+
+    /// Changes how many places there are, if `change` says so; those that are taken stay so. Returns whether it did.
+    pub(crate) fn resize(&self, change: impl Fn(usize) -> Option<usize>) -> bool {
+        self.max.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).is_ok()
+    }
+
+    /// Returns how many are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
     }
 
     /// Whether a place is free.
     fn is_any_free(&self) -> bool {
-        self.taken.load(Ordering::SeqCst) < self.max
+        self.taken() < self.max()
     }
 
     /// Whether a place is free; otherwise it is on record that one is wanted, as by [`Slots::take`].
@@ -61,7 +75,7 @@ impl Slots {
     }
 
     fn try_take(self: &Arc<Self>) -> Option<Slot> {
-        let more = |taken| (taken < self.max).then_some(taken + 1);
+        let more = |taken| (taken < self.max()).then_some(taken + 1);
         self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
         Some(Slot(Arc::clone(self)))
     }

@@ -11,7 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{pacing, socket_file::SocketFile, tcp_info};
+use crate::{
+    pacing,
+    socket_file::SocketFile,
+    tcp_info::{self, TcpInfo},
+};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -245,6 +249,11 @@ impl Socket {
     pub(crate) fn is_its_own_peer(&self) -> bool {
         let ends = (getsockname(self), getpeername(self));
         !self.is_unix && matches!(ends, (Ok(own), Ok(Some(peer))) if own == peer)
+    }
+
+    /// What TCP knows of the connection.
+    pub(crate) fn tcp_info(&self) -> Option<TcpInfo> {
+        if self.is_unix { None } else { TcpInfo::of(self).ok() }
     }
 
     /// Tells whether its peer is this very process, which listens at `own`. A UNIX socket does not tell where its peer's file

@@ -1,7 +1,8 @@
-//! Facts about a TCP connection that the kernel tells when asked: memory of unacknowledged bytes, and a peer that vanished.
+//! Facts about a TCP connection that the kernel tells when asked, and no event: memory of unacknowledged bytes, a SYN without
+//! an answer, a peer that vanished.
 //!
-//! Both are socket options. They need neither a descriptor nor netlink, which hardened services and sandboxes refuse.
-//! Neither is asked on the way of a byte.
+//! All are socket options. They need neither a descriptor nor netlink, which hardened services and sandboxes refuse. None is
+//! asked on the way of a byte.
 
 use std::{io, os::fd::AsFd, time::Duration};
 
@@ -18,8 +19,18 @@ const VANISHED_REPEATS_MIN: u8 = 3;
 /// Words of `SO_MEMINFO`: as many on every kernel that has it (Linux 4.12).
 const MEMINFO_WORDS: usize = 9;
 
-/// Words of `struct tcp_info` (`linux/tcp.h`) up to `tcpi_total_retrans`, which every kernel tells.
-const TCP_INFO_WORDS: usize = 26;
+/// Words of `struct tcp_info` (`linux/tcp.h`) that are read. It has only ever grown at its end, and has as many since Linux 4.1.
+const WORDS: usize = 32;
+
+// Indices of its fields, in words. The state, the retransmissions and the probes are bytes of the first.
+const UNACKED: usize = 6;
+const LAST_ACK_RECV: usize = 14;
+const RTT: usize = 17;
+const TOTAL_RETRANS: usize = 25;
+const BYTES_ACKED: usize = 30;
+
+/// `TCP_SYN_SENT`.
+const SYN_SENT: u8 = 2;
 
 sockopt_impl!(
     /// `SO_MEMINFO`: the memory that a socket uses, as `SK_MEMINFO_*` of `linux/sock_diag.h`.
@@ -31,13 +42,42 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// `TCP_INFO` (tcp(7)).
-    TcpInfo,
+    /// The beginning of `TCP_INFO` (tcp(7)).
+    Beginning,
     GetOnly,
     libc::IPPROTO_TCP,
     libc::TCP_INFO,
-    [u32; TCP_INFO_WORDS]
+    [u32; WORDS]
 );
+
+/// The state of a connection that was dialled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TcpInfo {
+    /// Its SYN is still without an answer.
+    pub(crate) is_dialled: bool,
+    /// Something was sent twice, perhaps the SYN.
+    pub(crate) has_repeated: bool,
+    /// Bytes were sent, and none of them is acknowledged.
+    pub(crate) is_unacknowledged: bool,
+    /// Time that an answer takes.
+    pub(crate) round_trip: Duration,
+}
+
+impl TcpInfo {
+    /// Asks about a TCP socket.
+    pub(crate) fn of(socket: impl AsFd) -> io::Result<Self> {
+        let words = getsockopt(&socket, Beginning)?;
+        // The acknowledged bytes are a number of 64 bits, and the SYN is the first of them.
+        let [.., low, high] = words;
+        debug_assert_eq!(BYTES_ACKED + 2, WORDS);
+        Ok(Self {
+            is_dialled: words[0].to_ne_bytes()[0] == SYN_SENT,
+            has_repeated: words[TOTAL_RETRANS] > 0,
+            is_unacknowledged: words[UNACKED] > 0 && low.max(high) <= 1,
+            round_trip: Duration::from_micros(words[RTT].into()),
+        })
+    }
+}
 
 /// Returns the memory of all that was written and is not acknowledged by the peer's kernel, in bytes: 0 exactly if everything
 /// is. It counts the kernel's own overhead, so it exceeds the bytes written.
@@ -51,9 +91,9 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
 /// `TCP_USER_TIMEOUT` would end such a connection by itself, but also one whose living peer reads nothing for as long
 /// (`tcp_probe_timer` of the kernel): a client stopped in a debugger, or a paused download.
 pub(crate) fn has_peer_vanished(socket: impl AsFd) -> io::Result<bool> {
-    let info = getsockopt(&socket, TcpInfo)?;
+    let info = getsockopt(&socket, Beginning)?;
     let [_state, _congestion, retransmits, probes] = info[0].to_ne_bytes();
-    Ok(is_vanished(retransmits.max(probes), Duration::from_millis(info[14].into())))
+    Ok(is_vanished(retransmits.max(probes), Duration::from_millis(info[LAST_ACK_RECV].into())))
 }
 
 fn is_vanished(repeats: u8, since_last_ack: Duration) -> bool {
@@ -65,9 +105,11 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::{TcpListener, TcpStream},
+        time::Instant,
     };
 
     use super::*;
+    use crate::sys::{Dialled, Listener, Socket, SocketAddress};
 
     #[test]
     fn memory_falls_to_zero_exactly_when_the_peer_has_everything() {
@@ -96,5 +138,39 @@ mod tests {
         assert!(!is_vanished(0, 100 * long), "an idle peer owes no answer");
         assert!(!is_vanished(1, long), "a closed window is probed rarely, and answered");
         assert!(!is_vanished(15, long / 2));
+    }
+
+    #[test]
+    fn what_is_acknowledged_is_known() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        client.write_all(&[7; 1000]).unwrap();
+        accepted.read_exact(&mut [0; 1000]).unwrap();
+        accepted.write_all(b"!").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        let info = TcpInfo::of(&client).unwrap();
+        assert!(!info.is_dialled && !info.has_repeated && !info.is_unacknowledged, "{info:?}");
+        assert!(info.round_trip > Duration::ZERO && info.round_trip < Duration::from_secs(1));
+        let words = getsockopt(&client, Beginning).unwrap();
+        assert_eq!(words[BYTES_ACKED].max(words[BYTES_ACKED + 1]), 1 + 1000, "the SYN counts");
+    }
+
+    #[test]
+    fn a_syn_without_an_answer_is_known() {
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
+        listener.cut_backlog();
+        let address = SocketAddress::Inet(listener.local_inet().unwrap());
+        let dial = || Socket::dial(&address, None).unwrap();
+        let info = |socket| TcpInfo::of(socket).unwrap();
+        let (first, dialled) = dial();
+        assert_eq!(dialled, Dialled::InProgress);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while info(&first).is_dialled {
+            assert!(Instant::now() < deadline, "a backlog of 0 takes one");
+            std::thread::yield_now();
+        }
+        let info = info(&dial().0);
+        assert!(info.is_dialled && info.is_unacknowledged && !info.has_repeated, "{info:?}");
     }
 }

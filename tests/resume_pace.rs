@@ -9,11 +9,12 @@ use std::{
         Arc,
         mpsc::{self, Receiver},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use crate::harness::{
-    Addr, Builder, Family, Listener, PATIENCE, Proxy, Stream, Upstream, echo, spawn,
+    Addr, Builder, End, Family, Listener, PATIENCE, Proxy, Stream, Upstream, echo, reserve, spawn,
 };
 
 /// What the queue of an upstream takes that has room.
@@ -72,12 +73,18 @@ impl Counter {
     }
 
     fn on(listener: Listener, manner: Manner) -> Self {
+        Self::taking(listener, manner, Duration::ZERO)
+    }
+
+    /// One that is busy for `interval` with each of them.
+    fn taking(listener: Listener, manner: Manner, interval: Duration) -> Self {
         let listener = Arc::new(listener);
         let (sender, numbers) = mpsc::channel();
         let acceptor = listener.clone();
         drop(spawn(move || {
             let mut kept = Vec::new();
             while let Ok(mut stream) = acceptor.accept() {
+                thread::sleep(interval);
                 let mut number = [0];
                 // One without a number only filled the queue.
                 if stream.read_exact(&mut number).is_ok() {
@@ -334,4 +341,88 @@ fn no_more_are_let_go_in_a_second_than_are_allowed() {
     for (client, number) in clients.iter_mut().zip(0..) {
         assert_eq!(client.receive(1), [number]);
     }
+}
+
+/// How long a crowd may take for which there is room as soon as the upstream takes somebody. TCP alone would take it seconds to
+/// try again, and then ever longer.
+const CROWD_PATIENCE: Duration = Duration::from_secs(3);
+
+/// An upstream with a small backlog: it takes one each `interval`, and answers at once whatever comes first.
+fn small(backlog: i32, interval: Duration) -> Counter {
+    let listener = Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into()));
+    listener.backlog(backlog);
+    Counter::taking(listener, Manner::Answers, interval)
+}
+
+/// Clients of a crowd all get their answer, without anybody's waiting for TCP to try again.
+fn all_are_answered(proxy: &Proxy, clients: &mut [Stream], within: Duration) {
+    let begin = Instant::now();
+    proxy.control().resume();
+    for (client, number) in clients.iter_mut().zip(0..) {
+        assert_eq!(client.receive(1), [number]);
+    }
+    assert!(begin.elapsed() < within, "{:?} until all were answered", begin.elapsed());
+    let status = proxy.control().status();
+    assert_eq!((status.held, status.failed, status.left), (0, 0, 0));
+}
+
+#[test]
+fn a_crowd_finds_the_pace_of_a_backlog_of_five_that_is_taken_at_once() {
+    const COUNT: u8 = 200;
+    for family in [Family::Tcp4, Family::Unix] {
+        // What a thread for each of them takes to begin.
+        let upstream = small(5, Duration::from_millis(1));
+        let proxy = builder(&upstream.addr()).listen(family).start();
+        proxy.control().pause();
+        let mut clients = held(&proxy, 0..COUNT);
+        all_are_answered(&proxy, &mut clients, CROWD_PATIENCE);
+    }
+}
+
+#[test]
+fn a_crowd_finds_the_pace_of_a_small_backlog_that_is_taken_slowly() {
+    const COUNT: u8 = 100;
+    const INTERVAL: Duration = Duration::from_millis(10);
+    let upstream = small(5, INTERVAL);
+    let proxy = builder(&upstream.addr()).start();
+    proxy.control().pause();
+    let mut clients = held(&proxy, 0..COUNT);
+    all_are_answered(&proxy, &mut clients, INTERVAL * u32::from(COUNT) * 2 + CROWD_PATIENCE);
+}
+
+#[test]
+fn those_who_have_waited_for_the_upstream_find_its_pace_too() {
+    const COUNT: u8 = 200;
+    let vacant = reserve();
+    let proxy = builder(&vacant.addr()).args(["--upstream-retry-for", "1m"]).start();
+    let mut clients: Vec<_> = (0..COUNT)
+        .map(|number| {
+            let mut client = proxy.connect();
+            client.send(&[number]);
+            client
+        })
+        .collect();
+    proxy.control().wait_status("all wait", |status| status.connecting == u64::from(COUNT));
+    let listener = vacant.listen();
+    listener.backlog(5);
+    let _upstream = Counter::on(listener, Manner::Answers);
+    all_are_answered(&proxy, &mut clients, CROWD_PATIENCE);
+}
+
+/// Few are under way, and each would have the whole connect timeout: that one of them has had it is enough.
+#[test]
+fn a_crowd_whose_upstream_answers_nothing_is_not_kept_waiting_one_by_one() {
+    const COUNT: u8 = 60;
+    let listener = full_listener();
+    let proxy = builder(&listener.addr()).args(["--upstream-connect-timeout", "1s"]).start();
+    proxy.control().pause();
+    let mut clients = held(&proxy, 0..COUNT);
+    let begin = Instant::now();
+    proxy.control().resume();
+    for client in &mut clients {
+        assert_eq!(client.receive_all().end, End::Reset);
+    }
+    let taken = begin.elapsed();
+    assert!(taken < Duration::from_secs(8), "{taken:?} until all were given up");
+    assert_eq!(proxy.control().status().failed, u64::from(COUNT));
 }

@@ -10,6 +10,7 @@ use crate::{
     addresses::Route,
     endpoint::{Endpoint, Registration},
     gate::Pass,
+    pace::{Syn, UnderWay},
     queues::{ADDRESS_TIMEOUT, Queue},
     relay::Relay,
     slots::Slot,
@@ -45,9 +46,9 @@ pub(crate) enum Turn {
     /// Nobody waits but it, or something of this host's was short.
     Its,
     /// It is one of a crowd, of those that may be under way at a time.
-    Place(Slot),
+    Place(Box<UnderWay>),
     /// It tries an upstream that is away, for all. If it gets through it is the first of a crowd, and needs a place.
-    Probe { _right: Slot, place: Option<Slot> },
+    Probe { _right: Slot, place: Option<Box<UnderWay>> },
 }
 
 impl Dial {
@@ -175,7 +176,9 @@ impl Connection {
             Ok((upstream, Dialled::InProgress)) => {
                 dial.upstream = Some(Endpoint::connecting(upstream));
                 let left = dial.time_left(context.upstream, context.now);
-                if dial.route.is_last() || left <= ADDRESS_TIMEOUT {
+                if dial.turn.dialled(context.now) {
+                    Verdict::Wait(Queue::Unanswered)
+                } else if dial.route.is_last() || left <= ADDRESS_TIMEOUT {
                     Verdict::WaitSince(Queue::ConnectingLast, dial.timed_since(context.upstream))
                 } else {
                     Verdict::Wait(Queue::Connecting)
@@ -187,6 +190,7 @@ impl Connection {
 
     /// Goes on when the deadline has passed of an address, of the attempt, or of the wait for the next attempt.
     pub(super) fn dial_expired(&mut self, context: &mut Context<'_>) -> Verdict {
+        let syn = self.syn(context.now);
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         let timed_out = io::Error::from(io::ErrorKind::TimedOut);
         let waits = dial.upstream.is_none();
@@ -196,6 +200,10 @@ impl Connection {
             addresses.ran_out(&dial.route, context.now);
         }
         if context.now.saturating_duration_since(dial.since) >= context.upstream.patience() {
+            if !waits && !has_time {
+                let was_probe = matches!(dial.turn, Turn::Probe { .. });
+                context.upstream.outage().failed(was_probe, context.now);
+            }
             let error = dial.error.take().filter(|_| waits);
             return Verdict::Close(Reason::Unreachable(error.unwrap_or(timed_out)));
         }
@@ -206,10 +214,15 @@ impl Connection {
                 Verdict::Wait(Queue::Redial)
             };
         }
-        if has_time {
-            self.next_address(timed_out, context)
-        } else {
-            self.attempt_failed(timed_out, context)
+        match syn {
+            _ if !has_time => self.attempt_failed(timed_out, context),
+            Syn::Young => Verdict::Wait(Queue::Unanswered),
+            Syn::Lost | Syn::Left if !dial.route.is_last() => self.next_address(timed_out, context),
+            Syn::Lost if !dial.pass.is_paused() => self.lost(context),
+            // The last address has what is left of the time.
+            Syn::Lost | Syn::Left => {
+                Verdict::WaitSince(Queue::ConnectingLast, dial.timed_since(context.upstream))
+            }
         }
     }
 
@@ -242,7 +255,9 @@ impl Connection {
         dial.upstream = None;
         dial.error = Some(error);
         if dial.in_short && !dial.pass.is_paused() {
-            dial.turn = Turn::Its;
+            if let Turn::Place(place) = std::mem::replace(&mut dial.turn, Turn::Its) {
+                place.lost(context.now);
+            }
             context.upstream.ask();
             context.reach.was_short();
             return Verdict::Wait(Queue::Redial);
@@ -252,6 +267,25 @@ impl Connection {
             context.upstream.outage().failed(was_probe, context.now);
         }
         self.wait(context)
+    }
+
+    /// Looks after the SYN of one of a crowd. Those of others are the kernel's business.
+    pub(super) fn syn(&self, now: Instant) -> Syn {
+        match &self.state {
+            State::Connecting(Dial {
+                upstream: Some(upstream), turn: Turn::Place(place), ..
+            }) => place.unanswered(upstream.socket(), now),
+            _ => Syn::Left,
+        }
+    }
+
+    /// Has one of a crowd whose SYN is lost wait for its turn again, before all who came later.
+    pub(super) fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Connecting(Dial { turn: Turn::Place(place), came, .. }) = &self.state else {
+            return Verdict::Stay;
+        };
+        place.lost(context.now);
+        Verdict::Hold(*came)
     }
 
     /// The attempt has come to its end, good or bad.
@@ -279,14 +313,15 @@ impl Connection {
 
     fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
         context.reach.succeeded(context.upstream);
+        if let State::Connecting(Dial { upstream: Some(upstream), turn, .. }) = &self.state
+            && let Some(place) = turn.place()
+        {
+            place.answered(upstream.socket(), context.now);
+        }
         match std::mem::replace(&mut self.state, State::Held { place: None }) {
             State::Connecting(Dial { upstream: Some(upstream), turn, route, pass, .. }) => {
                 context.upstream.reached(context.cached, &route, context.now);
-                let place = match turn {
-                    Turn::Place(place) => Some(place),
-                    Turn::Probe { place, .. } => place,
-                    Turn::Its => None,
-                };
+                let place = turn.into_place();
                 let queue = if place.is_some() { Queue::Unheard } else { Queue::Fresh };
                 self.state = State::Relaying(Carriage {
                     relay: Relay::new(upstream),
@@ -302,6 +337,33 @@ impl Connection {
                 self.state = other;
                 Verdict::Stay
             }
+        }
+    }
+}
+
+impl Turn {
+    /// Its place, if it has one.
+    fn place(&self) -> Option<&UnderWay> {
+        match self {
+            Self::Place(place) | Self::Probe { place: Some(place), .. } => Some(place),
+            Self::Its | Self::Probe { place: None, .. } => None,
+        }
+    }
+
+    /// The same, once its attempt has come to a good end.
+    fn into_place(self) -> Option<Box<UnderWay>> {
+        match self {
+            Self::Place(place) => Some(place),
+            Self::Probe { place, .. } => place,
+            Self::Its => None,
+        }
+    }
+
+    /// Begins an attempt. Returns true if its SYN may be lost before the kernel repeats it.
+    fn dialled(&mut self, now: Instant) -> bool {
+        match self {
+            Self::Place(place) => place.dialled(now),
+            Self::Its | Self::Probe { .. } => false,
         }
     }
 }

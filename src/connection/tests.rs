@@ -1,6 +1,7 @@
 //! Each state is built, and the event is sent.
 
 mod attempt;
+mod crowd;
 mod refused;
 mod rejected;
 
@@ -18,6 +19,7 @@ use crate::{
     config,
     gate::{Gate, Mode},
     loop_guard::LoopGuard,
+    pace::Pace,
     reach::REDIAL_INTERVAL,
     refusal::Answer,
     slots::Slots,
@@ -33,7 +35,7 @@ struct Bench {
     poll: Poll,
     gate: Arc<Gate>,
     slots: Arc<Slots>,
-    places: Arc<Slots>,
+    pace: Arc<Pace>,
     hold: Hold,
     kit: Kit,
     upstream: Upstream,
@@ -50,7 +52,7 @@ impl Bench {
             poll: Poll::new().unwrap(),
             gate: Arc::new(Gate::new()),
             slots: Arc::new(Slots::new(1)),
-            places: Arc::new(Slots::new(2)),
+            pace: Pace::new(2),
             hold: Hold::new(&config::Hold::default()),
             kit: Kit::new(2),
             upstream: {
@@ -79,7 +81,7 @@ impl Bench {
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {
         let pass = self.gate.enter().unwrap();
-        let (place, came) = (self.places.take().unwrap(), self.now);
+        let (place, came) = (self.pace.take(self.now).unwrap(), self.now);
         self.act(|context| connection.serve(pass, Turn::Place(place), came, context))
     }
 

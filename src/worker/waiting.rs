@@ -70,8 +70,7 @@ impl Worker<'_> {
             && let Some((slot, _since)) = self.queues.first(Queue::Away)
             && let Some(right) = self.post.shared.upstream.outage().take_probe()
         {
-            let turn =
-                Turn::Probe { _right: right, place: self.post.shared.line.under_way().take() };
+            let turn = Turn::Probe { _right: right, place: self.post.shared.line.pace().take(now) };
             self.act(slot, now, |connection, context| connection.redial(turn, context));
         }
     }

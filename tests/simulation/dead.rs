@@ -51,7 +51,7 @@ impl Kernel {
     }
 
     /// A socket is closed; its dial may have been given up.
-    pub(crate) fn is_given_up(&mut self, id: LinkId) {
+    pub(crate) fn may_have_missed(&mut self, id: LinkId) {
         let link = &self.links[id];
         let answers = link.dials.is_none_or(|site| self.sites[site] == Site::Up);
         if link.side == Side::Upstream && !link.is_known && answers {

@@ -166,6 +166,7 @@ impl Course {
             self.away_since = is_away.then(|| self.away_since.unwrap_or(kernel.now));
         });
         self.rival_is_shown();
+        self.crowd_is_shown();
         self.orders_come();
     }
 
@@ -189,9 +190,12 @@ impl Course {
                     let most = kernel.random.one_of([1, 10, 1_000, 50_000, 400_000]);
                     let pause = Duration::from_micros(kernel.random.below(most) as u64);
                     if pause > ANSWER_TIME_MAX {
-                        for link in &mut kernel.links {
-                            link.answer_dial(&kernel.sites);
+                        for id in 0..kernel.links.len() {
+                            let has_room = kernel.has_room();
+                            let link = &mut kernel.links[id];
+                            link.answer_dial(&kernel.sites, has_room, kernel.now);
                         }
+                        kernel.links.iter_mut().for_each(|link| link.is_queued = false);
                     }
                     kernel.now =
                         (kernel.now + pause).min(until.unwrap_or(Duration::MAX).max(kernel.now));
@@ -216,7 +220,10 @@ impl Course {
                         "it never ends: {:?}",
                         self.stage
                     );
-                    kernel.now = until;
+                    // A SYN that was dropped comes again before.
+                    let repeats = kernel.links.iter().filter_map(Link::syn_repeats_at);
+                    let repeats = repeats.filter(|&at| at > kernel.now);
+                    kernel.now = repeats.chain([until]).min().expect("one of them");
                 }),
                 None => self.next_stage(),
             },
@@ -322,7 +329,7 @@ impl Course {
     }
 
     /// A client comes.
-    fn arrive(&mut self) {
+    pub(crate) fn arrive(&mut self) {
         if self.clients_left == 0 {
             return;
         }
@@ -376,7 +383,9 @@ impl Course {
         self.look_at_gate();
         self.look_at_rival();
         self.look_at_rejected();
-        if timeout != Some(Duration::ZERO) && crate::with(|kernel| !kernel.is_woken) {
+        let sleeps = timeout != Some(Duration::ZERO) && crate::with(|kernel| !kernel.is_woken);
+        self.look_at_crowd(sleeps);
+        if sleeps {
             self.look_at_those_who_wait(timeout);
         }
     }
@@ -413,11 +422,14 @@ impl Kernel {
     fn settle(&mut self, stage: Stage) -> bool {
         let is_eager = self.random.below(2) == 0;
         let mut is_done = true;
-        for link in &mut self.links {
+        for id in 0..self.links.len() {
+            let has_room = self.has_room();
+            let link = &mut self.links[id];
             if matches!(stage, Stage::Closing | Stage::Stopping) {
                 link.peer_shuts();
             }
-            let moved = link.answer_dial(&self.sites)
+            let moved = link.answer_dial(&self.sites, has_room, self.now)
+                | std::mem::take(&mut link.is_queued)
                 | link.peer_insists()
                 | link.travel(&mut self.random, is_eager)
                 | link.peer_reads(&mut self.random, is_eager);

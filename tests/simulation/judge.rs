@@ -105,6 +105,7 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
     assert_eq!(kernel.open_pipes(), 0, "a pipe is left over");
     // What the worker has sent as its last is still on its way.
     for link in &mut kernel.links {
+        link.is_queued = false;
         link.peer_shuts();
     }
     while kernel.flush() {}

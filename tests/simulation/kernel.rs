@@ -10,15 +10,20 @@ use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
+    crowd::Crowd,
     dead::Probe,
     link::{Link, Side},
     patience::Rules,
     random::Random,
     sys::{Dialled, Read, Socket, SocketAddress},
+    tcp_info::TcpInfo,
 };
 
 /// What a shortage answers.
 const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+
+/// After how long a SYN without an answer is repeated.
+pub(crate) const SYN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a call takes.
 const CALL_TIME: Duration = Duration::from_micros(2);
@@ -76,6 +81,7 @@ pub(crate) struct Kernel {
     /// Since when all of them are there.
     pub(crate) up_since: Option<Duration>,
     pub(crate) rules: Rules,
+    pub(crate) crowd: Crowd,
     /// Whether the worker may close everything, as the proxy stops.
     pub(crate) may_cut: bool,
     /// Whether there was a pause since the turn began.
@@ -273,12 +279,14 @@ impl Kernel {
             return Err(Errno::ADDRNOTAVAIL);
         }
         self.progress += 1;
-        let at_once = is_unix || self.random.below(3) == 0;
+        let at_once = is_unix || self.random.below(3) == 0 && self.has_room();
         let mut link = Link::new(Side::Upstream, is_unix, &mut self.random);
         link.is_open = true;
+        link.dialled_at = self.now;
         let dialled = match (self.sites[site], at_once) {
             (Site::Up, true) => {
                 (link.is_connected, link.is_known) = (true, true);
+                link.dial_ended = Some(self.now);
                 Dialled::Connected
             }
             (Site::Refusing, true) => return Err(Errno::CONNREFUSED),
@@ -475,6 +483,27 @@ impl Kernel {
         mask.error || mask.hung_up || mask.input_ended && link.arrived == link.read && !link.is_unix
     }
 
+    /// What the kernel knows of a dialled TCP socket.
+    pub(crate) fn tcp_info(&mut self, id: LinkId) -> Option<TcpInfo> {
+        let (now, turn_began) = (self.now, self.turn_began);
+        let link = self.link_mut(id);
+        if link.is_unix {
+            return None;
+        }
+        let taken = link.round_trip(now);
+        let info = TcpInfo {
+            is_dialled: link.dials.is_some(),
+            has_repeated: taken >= SYN_INTERVAL,
+            is_unacknowledged: link.written > 0 && link.acked == 0,
+            round_trip: taken,
+        };
+        // It is on its way for longer, unless it is known to be lost.
+        if info.is_unacknowledged && !info.has_repeated {
+            link.story.unacknowledged = turn_began;
+        }
+        Some(info)
+    }
+
     pub(crate) fn unacknowledged(&mut self, id: LinkId) -> Result<u32, Errno> {
         if !self.weather.tells_memory {
             return Err(Errno::NOPROTOOPT);
@@ -489,10 +518,13 @@ impl Kernel {
             self.is_closed(id);
         }
         self.may_be_drained(id);
+        let now = self.now;
         let link = self.link_mut(id);
         assert!(link.is_open || std::thread::panicking(), "closed twice");
+        link.dial_ended.get_or_insert(now);
         let (side, was_carried) = (link.side, link.is_carried());
-        self.is_given_up(id);
+        let (is_known, is_answered) = (self.links[id].is_known, self.links[id].is_connected);
+        self.may_have_missed(id);
         self.link_mut(id).close();
         if side == Side::Upstream && !was_carried {
             self.failed = self.now;
@@ -513,6 +545,9 @@ impl Kernel {
             client.story.left = turn_began;
             client.partner = None;
             (client.story.is_condemned, client.story.is_doomed) = (false, false);
+            if !is_known && !std::thread::panicking() {
+                self.is_given_up(id, is_answered);
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 //! The sources of tcpause are compiled here as they are. Only `sys.rs` and mio are replaced: `sys.rs` and `mio.rs` of this
 //! folder lead to `kernel.rs`, where `link.rs` is one connection and its peer. `setup.rs` draws what a schedule is like;
 //! `drive.rs` lets things happen whenever the worker waits, and between any two of its calls, as do `operator.rs` and
-//! `rival.rs`, another worker. `judge.rs` says what must hold, and `patience.rs` what for those who wait.
+//! `rival.rs`, another worker. `judge.rs` says what must hold, `patience.rs` what for those who wait, and `crowd.rs` how fast they
+//! go.
 
 #![allow(dead_code, unreachable_pub, reason = "the sources serve more than the simulation")]
 
@@ -35,6 +36,7 @@ sources! {
     orders = "../../src/orders.rs",
     outage = "../../src/outage.rs",
     pacing = "../../src/pacing.rs",
+    pace = "../../src/pace.rs",
     pipe = "../../src/pipe.rs",
     queues = "../../src/queues.rs",
     reach = "../../src/reach.rs",
@@ -55,6 +57,7 @@ sources! {
 }
 
 mod config;
+mod crowd;
 mod dead;
 mod drive;
 mod judge;

@@ -1,10 +1,12 @@
 //! A connection between the worker and a peer, both ends of it: the worker's socket, what is on its way, and the peer.
 
+use std::time::Duration;
+
 use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
-    kernel::{Kernel, LinkId, Mask, Site},
+    kernel::{Kernel, LinkId, Mask, SYN_INTERVAL, Site},
     patience::Story,
     pattern::PERIOD,
     random::Random,
@@ -46,6 +48,13 @@ pub(crate) struct Link {
     pub(crate) is_from_afar: bool,
     /// An address that has not answered yet.
     pub(crate) dials: Option<usize>,
+    /// When it was dialled, and when that was answered or given up.
+    pub(crate) dialled_at: Duration,
+    pub(crate) dial_ended: Option<Duration>,
+    /// Whether its SYN was dropped, so that the kernel repeats it.
+    was_dropped: bool,
+    /// Whether the upstream has yet to take it out of its backlog.
+    pub(crate) is_queued: bool,
     /// Whether there is somebody at the other end.
     pub(crate) is_connected: bool,
     /// Whether the worker knows; its time may be up before it does.
@@ -120,6 +129,10 @@ impl Link {
             was_accepted: false,
             is_from_afar: false,
             dials: None,
+            dialled_at: Duration::ZERO,
+            dial_ended: None,
+            was_dropped: false,
+            is_queued: false,
             is_connected: side == Side::Client,
             is_known: side == Side::Client,
             is_open: false,
@@ -357,10 +370,23 @@ impl Link {
         self.wake();
     }
 
-    /// The upstream answers a dial.
-    pub(crate) fn answer_dial(&mut self, sites: &[Site]) -> bool {
+    /// Returns the moment at which the kernel repeats a SYN that was dropped.
+    pub(crate) fn syn_repeats_at(&self) -> Option<Duration> {
+        let is_dropped = self.is_open && self.dials.is_some() && self.was_dropped;
+        is_dropped.then(|| self.dialled_at + SYN_INTERVAL)
+    }
+
+    /// The upstream answers a dial, if its backlog has room. Once it was full, the next SYN comes later, and finds some.
+    pub(crate) fn answer_dial(&mut self, sites: &[Site], has_room: bool, now: Duration) -> bool {
         match self.dials.map(|site| sites[site]) {
-            Some(Site::Up) => self.is_connected = true,
+            Some(Site::Up) if self.was_dropped && now < self.dialled_at + SYN_INTERVAL => {
+                return false;
+            }
+            Some(Site::Up) if !self.was_dropped && !has_room => {
+                self.was_dropped = true;
+                return false;
+            }
+            Some(Site::Up) => (self.is_connected, self.is_queued) = (true, true),
             Some(Site::Refusing) => {
                 self.is_dead = true;
                 self.error = Some(Errno::CONNREFUSED);
@@ -368,13 +394,19 @@ impl Link {
             Some(Site::Silent | Site::Full) | None => return false,
         }
         self.dials = None;
+        self.dial_ended = Some(now);
         self.wake();
         true
     }
 
+    /// How long it took until the dial was answered or given up, or has taken until `now`.
+    pub(crate) fn round_trip(&self, now: Duration) -> Duration {
+        self.dial_ended.unwrap_or(now) - self.dialled_at
+    }
+
     /// Whether there is a peer to do something.
     fn has_peer(&self) -> bool {
-        !self.peer_is_gone() && self.is_connected
+        !self.peer_is_gone() && self.is_connected && !self.is_queued
     }
 
     pub(crate) fn peer_writes(&mut self, random: &mut Random, is_bulk: bool) {
@@ -475,11 +507,20 @@ impl Link {
 }
 
 impl Kernel {
+    /// Whether the upstream's backlog takes one more.
+    pub(crate) fn has_room(&self) -> bool {
+        let queued = self.links.iter().filter(|link| link.is_queued && link.is_open).count();
+        self.rules.backlog.is_none_or(|max| queued < max)
+    }
+
     /// Something may happen to a connection or to its peer, as far as the network alone has a say.
     pub(crate) fn happen(&mut self, id: LinkId) {
+        let has_room = self.has_room();
         let link = &mut self.links[id];
-        if !link.answer_dial(&self.sites) {
-            link.travel(&mut self.random, false);
+        if link.answer_dial(&self.sites, has_room, self.now) {
+            return;
         }
+        link.is_queued &= self.random.below(4) > 0;
+        link.travel(&mut self.random, false);
     }
 }

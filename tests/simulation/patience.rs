@@ -4,6 +4,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use crate::{
     config::Overflow,
+    crowd::Way,
     drive::{Course, with_course},
     gate::Mode,
     kernel::{Backlog, Kernel, LinkId},
@@ -46,6 +47,8 @@ pub(crate) struct Rules {
     /// How many addresses there are, and how many of the first of them swallow dials.
     pub(crate) sites: usize,
     pub(crate) dead: usize,
+    /// How many the upstream's backlog takes, if that is bounded.
+    pub(crate) backlog: Option<usize>,
     pub(crate) is_upstream_unix: bool,
     pub(crate) is_faulty: bool,
     pub(crate) has_rival: bool,
@@ -61,11 +64,16 @@ pub(crate) struct Story {
     pub(crate) has_place: bool,
     pub(crate) was_let_through: bool,
     /// Whether the upstream is dialled for a client that has waited.
-    is_of_crowd: bool,
+    pub(crate) is_of_crowd: bool,
+    /// When the turn began in which it was dialled.
+    pub(crate) dialled: Duration,
+    pub(crate) way: Way,
     /// Whether it was dialled while it was known to be away.
     is_probe: bool,
     /// When the turn began in which the worker has learnt that it is connected.
     pub(crate) known: Duration,
+    /// When the turn began in which the worker was last told that nothing of what it has sent is acknowledged.
+    pub(crate) unacknowledged: Duration,
     /// When the last dial for it was given up.
     pub(crate) left: Duration,
     /// When the last attempt for it began, and whether that was in an outage.
@@ -92,7 +100,7 @@ impl Rules {
     }
 
     /// Whether this host may be short of something for a dial: a UNIX backlog that is full counts as that.
-    fn may_be_short(&self) -> bool {
+    pub(crate) fn may_be_short(&self) -> bool {
         self.is_faulty || self.changes_sites && self.is_upstream_unix
     }
 
@@ -157,7 +165,8 @@ impl Course {
             } else {
                 !may_stop && (held > 0 || waiting > 0 && !is_away)
             };
-            let is_free = kernel.under_way(false) + self.rival.places() < self.rules.max_connecting;
+            let window = shared.line.under_way().max();
+            let is_free = kernel.under_way(false) + self.rival.places() < window;
             let is_its_turn = self.is_ahead_of_rival() && is_free;
             if may_go && is_its_turn {
                 // But for the rate.
@@ -255,21 +264,25 @@ impl Kernel {
     }
 
     /// How many dials are under way, or how many of those for clients that have waited.
-    fn under_way(&self, of_crowd: bool) -> usize {
+    pub(crate) fn under_way(&self, of_crowd: bool) -> usize {
         let is_under_way = |link: &&Link| {
             let Some(client) = link.partner.filter(|_| link.token.is_some()) else { return false };
             let client = &self.links[client];
-            let is_unheard =
-                client.written == 0 && self.turn_began < link.story.known + HEARING_TIMEOUT;
             let is_broken = |link: &Link| {
                 let is_dead = link.is_dead || link.is_unix && link.peer_closed;
                 is_dead || link.error.is_some() || link.was_hurt
             };
             link.side == Side::Upstream
                 && (!of_crowd || link.story.is_of_crowd && !is_broken(link) && !is_broken(client))
-                && (!link.is_known || is_unheard)
+                && (!link.is_known || self.is_unheard(link, client))
         };
         self.links.iter().filter(is_under_way).count()
+    }
+
+    /// Whether the upstream has said nothing, and would not have had to.
+    pub(crate) fn is_unheard(&self, upstream: &Link, client: &Link) -> bool {
+        let since = upstream.story.known.max(upstream.story.unacknowledged);
+        client.written == 0 && self.turn_began < since + HEARING_TIMEOUT
     }
 
     /// How many try an upstream that is away.
@@ -301,7 +314,7 @@ impl Kernel {
         self.look_at_route(id, client, course);
         let now = self.turn_began;
         let has_waited = self.links[client].story.came.is_some_and(|came| came < now);
-        let is_simple = self.rules.sites == 1 && !self.rules.may_be_short();
+        let is_simple = self.rules.is_simple();
         let is_away = course.shared.upstream.outage().is_on();
         // Of those who wait for the upstream, one may be dialled for if the pause ends while it is about to be held.
         let is_paused = course.shared.gate.is_paused();
@@ -312,7 +325,7 @@ impl Kernel {
         assert!(!was_paused || is_let, "one is dialled for during a pause");
         self.links[client].story.moved = now;
         let story = &mut self.links[id].story;
-        story.known = now;
+        (story.known, story.dialled) = (now, now);
         story.is_of_crowd = is_sure && has_waited && !is_away;
         story.is_probe = is_sure && is_away && !is_paused;
         let is_of_line = story.is_of_crowd || story.is_probe && has_waited;
@@ -320,7 +333,7 @@ impl Kernel {
         let is_first = course.rival.stood_first().is_none_or(|first| came <= Some(first));
         assert!(!is_of_line || is_first, "one goes before its turn");
         if self.links[id].story.is_of_crowd {
-            self.look_at_crowd(course);
+            self.look_at_crowd(id, course);
         }
         let probes = self.probes() + usize::from(course.rival.probes());
         assert!(
@@ -330,9 +343,12 @@ impl Kernel {
     }
 
     /// One that has waited is dialled for.
-    fn look_at_crowd(&mut self, course: &Course) {
+    fn look_at_crowd(&mut self, id: LinkId, course: &Course) {
         let places = self.under_way(true) + course.rival.places();
         assert!(places <= self.rules.max_connecting, "more are under way than may be");
+        let window = course.shared.line.under_way().max();
+        assert!(places <= window, "more are under way than the window is wide");
+        self.crowd_goes(id);
         if let Some(rate) = self.rules.rate {
             let now = self.turn_began;
             assert!(self.next_by_rate <= now, "more go than the rate allows");
@@ -371,8 +387,14 @@ impl Kernel {
         let is_over = link.story.came.is_some_and(|came| came + rules.patience() <= self.now);
         assert!(rules.may_be_unreachable() && is_over, "one is given up too soon: {link:#?}");
         let is_back = self.up_since.is_some_and(|since| since + RETURN_TIME_MAX <= self.now);
-        let is_simple = !rules.has_rival && !rules.may_be_short() && link.partner.is_none();
+        // It may have waited in vain for the end of one attempt, if its time is as short: each address has 300 ms.
+        let attempt = Duration::from_millis(300) * (1 + u32::try_from(rules.sites).unwrap());
+        let is_patient = rules.patience() > attempt && link.partner.is_none();
+        let is_simple = is_patient && !rules.has_rival && !rules.may_be_short();
         assert!(!is_back || !is_simple, "one is given up although the upstream is back: {link:#?}");
+        if let Some(upstream) = link.partner {
+            self.has_timed_out(self.links[upstream].story.dialled);
+        }
     }
 
     /// A byte was written.

@@ -17,7 +17,8 @@ use crate::{
     barrier::Barrier,
     config::{self, Overflow},
     counters::Counters,
-    drive::{Course, Schedule, Stage, set_course},
+    crowd::Crowd,
+    drive::{Course, Schedule, Stage, set_course, with_course},
     gate::{Gate, Mode},
     handle::{AcceptTroubles, Desk, Shared},
     hold::Hold,
@@ -43,8 +44,10 @@ impl Schedule {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let (is_unix, is_upstream_unix) = (random.below(3) == 0, random.below(3) == 0);
-        let clients_max = 1 + random.below(8);
-        let rules = rules(&mut random, is_upstream_unix);
+        // A crowd waits from the beginning on.
+        let has_crowd = random.below(6) == 0;
+        let clients_max = if has_crowd { 6 + random.below(12) } else { 1 + random.below(8) };
+        let rules = rules(&mut random, is_upstream_unix, has_crowd);
         let listeners = if is_unix { 1 } else { 1 + random.below(3) };
         let kernel = kernel(&rules, is_unix, listeners, &mut random, seed);
         crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
@@ -105,6 +108,12 @@ impl Schedule {
             away_since: None,
             was_cut: false,
         });
+        if has_crowd {
+            with_course(|course| {
+                course.pause(false);
+                (0..clients_max).for_each(|_client| course.arrive());
+            });
+        }
         let post = Post {
             index: 0,
             poll: Poll(Registry),
@@ -118,7 +127,7 @@ impl Schedule {
     }
 }
 
-fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
+fn rules(random: &mut Random, is_upstream_unix: bool, has_crowd: bool) -> Rules {
     let changes_sites = random.below(4) == 0;
     let is_faulty = random.below(4) == 0;
     let has_dead = !changes_sites && !is_faulty && !is_upstream_unix && random.below(4) == 0;
@@ -138,7 +147,7 @@ fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
             .then(|| Duration::from_millis(random.one_of([5, 100, 2_000]))),
         hold_max: bounds_hold.then(|| 1 + random.below(4)),
         overflow: random.one_of([Overflow::Reject, Overflow::Close, Overflow::Backlog]),
-        max_connecting: random.one_of([1, 1, 2, 128]),
+        max_connecting: random.one_of(if has_crowd { [2, 128, 128, 128] } else { [1, 1, 2, 128] }),
         rate: if random.below(6) == 0 {
             NonZeroU32::new(random.one_of([20, 500, 10_000]))
         } else {
@@ -147,8 +156,10 @@ fn rules(random: &mut Random, is_upstream_unix: bool) -> Rules {
         connect_timeout,
         retry_for,
         changes_sites,
-        sites: if is_upstream_unix { 1 } else { dead + 1 + random.below(3) },
+        sites: if is_upstream_unix || has_crowd { 1 } else { dead + 1 + random.below(3) },
         dead,
+        backlog: (!is_upstream_unix && dead == 0 && (has_crowd || random.below(4) == 0))
+            .then(|| 1 + random.below(3)),
         is_upstream_unix,
         is_faulty,
         has_rival: random.below(3) == 0,
@@ -194,6 +205,7 @@ fn kernel(
         failed: Duration::ZERO,
         up_since: (rules.dead == 0).then_some(Duration::ZERO),
         rules: *rules,
+        crowd: Crowd::default(),
         may_cut: false,
         was_paused: false,
         may_kill: false,

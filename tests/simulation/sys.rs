@@ -15,6 +15,7 @@ use crate::{
     gate::Mode,
     kernel::{Kernel, LinkId, PipeId},
     patience::with_both,
+    tcp_info::TcpInfo,
 };
 
 pub(crate) use crate::real_sys::{
@@ -132,6 +133,10 @@ impl Socket {
 
     pub(crate) fn is_loop(&self, _own: &[SocketAddress]) -> bool {
         false
+    }
+
+    pub(crate) fn tcp_info(&self) -> Option<TcpInfo> {
+        call(|kernel| kernel.tcp_info(self.link))
     }
 
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {

@@ -46,7 +46,11 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
         "{verdict:?}"
     );
     assert_eq!((bench.reach.dials(), bench.gate.passes()), (0, 1));
-    assert_eq!([(); 2].map(|()| bench.places.take().is_some()), [true; 2], "it is not under way");
+    assert_eq!(
+        [(); 2].map(|()| bench.pace.take(bench.now).is_some()),
+        [true; 2],
+        "it is not under way"
+    );
 }
 
 #[test]

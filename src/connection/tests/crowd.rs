@@ -1,0 +1,76 @@
+//! Clients of a crowd, whose SYN finds no room.
+
+use super::*;
+
+/// A client that is served once it is known that the upstream, whose backlog is full, answers at once.
+fn serve_lost(bench: &mut Bench) -> (Socket, Connection) {
+    let (listener, address) = tcp_listener();
+    let (near, _) = Socket::dial(&address, None).unwrap();
+    accept(&listener);
+    bench.pace.take(bench.now).unwrap().answered(&near, bench.now);
+    let (client, accepted) = tcp_pair();
+    let mut connection = bench.connection(accepted);
+    bench.now += Duration::from_millis(1);
+    let verdict = bench.serve(&mut connection);
+    assert!(matches!(verdict, Verdict::Wait(Queue::Unanswered)), "{verdict:?}");
+    (client, connection)
+}
+
+#[test]
+fn one_whose_syn_is_lost_waits_for_its_turn_again() {
+    let (full, listener) = full_tcp_listener();
+    let mut bench = Bench::new(&full);
+    let (_client, mut connection) = serve_lost(&mut bench);
+    let came = bench.now;
+    bench.now += Duration::from_millis(19);
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Unanswered)), "{verdict:?}");
+    bench.now += Duration::from_millis(1);
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
+    connection.hold(None);
+    assert_eq!((bench.gate.passes(), bench.pace.window().max()), (0, 1));
+    // Now it has room.
+    listen(&listener.0, 16).unwrap();
+    bench.serve(&mut connection);
+    bench.until_relaying(&mut connection);
+}
+
+#[test]
+fn one_whose_syn_is_lost_goes_on_to_the_next_address() {
+    let (full, _listener) = full_tcp_listener();
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::nowhere();
+    bench.upstream.publish([full, address].into());
+    let (_client, mut connection) = serve_lost(&mut bench);
+    bench.now += Duration::from_millis(20);
+    bench.act(|context| connection.expire(context));
+    bench.until_relaying(&mut connection);
+    accept(&listener);
+    assert_eq!(bench.pace.window().max(), 2, "it has found room");
+}
+
+#[test]
+fn the_kernel_goes_on_with_one_that_was_let_through() {
+    let (full, listener) = full_tcp_listener();
+    let mut bench = Bench::new(&full);
+    let (_client, mut connection) = serve_lost(&mut bench);
+    bench.gate.pause(Mode::Hold);
+    bench.now += Duration::from_millis(20);
+    let verdict = bench.act(|context| connection.expire(context));
+    assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
+    listen(&listener.0, 16).unwrap();
+    bench.until_relaying(&mut connection);
+}
+
+#[test]
+fn an_attempt_that_has_had_its_time_shows_that_the_upstream_is_away() {
+    let (full, _listener) = full_tcp_listener();
+    let mut bench = Bench::new(&full);
+    let (_client, mut connection) = serve_lost(&mut bench);
+    bench.now += bench.upstream.connect_timeout();
+    let verdict = bench.act(|context| connection.expire(context));
+    let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
+    assert!(bench.upstream.outage().is_on());
+    bench.close(connection, &reason);
+}
