@@ -169,13 +169,15 @@ impl Relay {
     pub(crate) fn is_silent(&mut self, client: &mut Endpoint) -> bool {
         let sides = [(client, &self.to_upstream), (&mut self.upstream, &self.to_client)];
         sides.into_iter().all(|(side, flow)| {
+            // In this order: a reset discards what is not acknowledged, and only reading shows that there was one.
+            let is_taken = unacknowledged(side) == 0;
             let is_read = match side.peek(&mut [0]) {
                 // Behind a sink that takes nothing any more, the source may still be open.
                 Received::Nothing => true,
                 Received::End => !flow.is_open(),
                 Received::Bytes(_) | Received::Reset | Received::Unsupported => false,
             };
-            unacknowledged(side) == 0 && is_read
+            is_taken && is_read
         })
     }
 

@@ -36,8 +36,10 @@ impl Kernel {
             let carried = carried.filter(|link| link.read + link.written > 0);
             let known = carried.map(|link| link.story.known);
             let reached = known.filter(|&at| at > self.missed).min();
-            let may_explore = |at| now + Duration::from_millis(1) >= at + EXPLORE_INTERVAL;
-            let is_right = reached.is_none_or(|at| attempt <= at || may_explore(at));
+            let moment = Duration::from_millis(1);
+            let may_explore = |at| now + moment >= at + EXPLORE_INTERVAL;
+            // Attempts of the turn that learns of it come first.
+            let is_right = reached.is_none_or(|at| attempt <= at + moment || may_explore(at));
             assert!(is_right, "what was reached is forgotten");
         }
         if !is_away || probes {

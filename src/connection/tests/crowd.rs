@@ -58,7 +58,7 @@ fn the_kernel_goes_on_with_one_that_was_let_through() {
     bench.gate.pause(Mode::Hold);
     bench.now += Duration::from_millis(20);
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::WaitSince(Queue::ConnectingLast, _)), "{verdict:?}");
     listen(&listener.0, 16).unwrap();
     bench.until_relaying(&mut connection);
 }
