@@ -3,7 +3,7 @@
 //! Clients, proxy (one worker) and server share this process. `cargo bench --bench pause -- gate` runs the gate alone.
 #![expect(clippy::expect_used, reason = "a bench that cannot run shall stop")]
 
-#[path = "../src/gate.rs"]
+#[path = "../src/pause/gate.rs"]
 #[allow(
     dead_code,
     unused_imports,

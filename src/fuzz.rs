@@ -13,12 +13,19 @@ use rustls::ServerConfig;
 
 pub use crate::control::fuzz::control_request;
 use crate::{
-    Address, Config,
-    endpoint::Endpoint,
-    format_duration, parse_duration,
-    queues::Queue,
-    refusal::{Answer, Refusal},
-    reject::{Next, Reject},
+    config::{
+        Config,
+        address::Address,
+        duration::{format_duration, parse_duration},
+    },
+    connection::{
+        deadline::Queue,
+        endpoint::Endpoint,
+        reject::{
+            Next, Reject,
+            policy::{Answer, Refusal},
+        },
+    },
     sys::socket_pair,
 };
 

@@ -11,7 +11,10 @@ use log::LevelFilter;
 use serde_yaml::Value;
 
 use super::{Config, Overflow, RejectWith};
-use crate::{duration::format_duration, duration::parse_duration, nearest::nearest};
+use super::{
+    duration::{format_duration, parse_duration},
+    suggest::nearest,
+};
 
 /// One key of the configuration.
 pub(super) struct Setting {

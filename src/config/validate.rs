@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::address::Address;
 use super::{Config, Control, Tls, Upstream};
-use crate::Address;
 
 /// The most worker threads: far more than a machine has cores, and few enough to start.
 const THREADS_MAX: usize = 1024;

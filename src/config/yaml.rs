@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, fmt};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
+use super::suggest::nearest;
 use super::{
     Config,
     settings::{SETTINGS, Setting, find},
 };
-use crate::nearest::nearest;
 
 /// Reads a configuration. The error is to follow the name of the file and a colon.
 pub(super) fn parse(text: &str) -> Result<Config, String> {

@@ -16,14 +16,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 
 use super::*;
 use crate::{
+    admission::{pace::Pace, semaphore::Slots},
     config,
-    gate::{Gate, Mode},
-    loop_guard::LoopGuard,
-    pace::Pace,
-    reach::REDIAL_INTERVAL,
-    refusal::Answer,
-    slots::Slots,
+    connection::reject::policy::Answer,
+    pause::gate::{Gate, Mode},
     sys::{Listener, SocketAddress},
+    upstream::{dialer::REDIAL_INTERVAL, loop_guard::LoopGuard},
 };
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -533,6 +531,6 @@ fn a_connection_that_lasts_gets_its_keepalive() {
 #[test]
 fn a_connection_is_small() {
     let bytes = std::mem::size_of::<Connection>();
-    println!("a connection: {bytes} bytes, {} in its queue", crate::queues::LINK_BYTES);
-    assert!(bytes + crate::queues::LINK_BYTES <= 256, "{bytes} bytes");
+    println!("a connection: {bytes} bytes, {} in its queue", crate::worker::timers::LINK_BYTES);
+    assert!(bytes + crate::worker::timers::LINK_BYTES <= 256, "{bytes} bytes");
 }

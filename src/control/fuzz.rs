@@ -3,14 +3,14 @@
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what it has found")]
 
 use super::{
-    answer::Answer,
+    backend::request_of,
     body::BODY_BYTES_MAX,
-    private::request_of,
     query::{Pause, Resume, parse_none, parse_wait},
     request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Request},
+    response::Answer,
     routes::Asker,
 };
-use crate::{Address, config};
+use crate::config::{self, address::Address};
 
 /// Up to this length every beginning of a request is tried, beyond it a few.
 const WHOLE_BYTES_MAX: usize = 64;

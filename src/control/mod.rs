@@ -7,16 +7,16 @@
 //!
 //! `tiny_http` alone can be aborted with one packet and frozen with two lines; it never meets a byte that the front has not checked.
 
-mod answer;
+mod backend;
 mod body;
-mod caller;
-mod claim;
-mod front;
+mod conn;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
-mod private;
+mod listener;
+mod pending;
 mod query;
 mod request;
+mod response;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -29,14 +29,14 @@ use std::{
     time::Duration,
 };
 
-use caller::Means;
-use front::{Bell, Front};
+use backend::Private;
+use conn::Means;
+use listener::{Bell, Front};
 use log::error;
 use mio::Poll;
-use private::Private;
 pub(crate) use request::HostPolicy;
 
-use crate::{Error, Handle, lease::PROGRAM, throttle::Throttle};
+use crate::{error::Error, handle::Handle, log_limit::Throttle, pause::leases::PROGRAM};
 
 const READ_BYTES: usize = 16 << 10;
 

@@ -3,10 +3,14 @@
 use std::{num::NonZeroU64, time::Duration};
 
 use crate::{
-    gate::Mode,
-    lease::{NAME_DEFAULT, mode_name},
-    nearest::{choice, nearest},
-    parse_duration,
+    config::{
+        duration::parse_duration,
+        suggest::{choice, nearest},
+    },
+    pause::{
+        gate::Mode,
+        leases::{NAME_DEFAULT, mode_name},
+    },
 };
 
 /// The parameters of `PUT /paused`.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::body::Body;
-use crate::{Address, config};
+use crate::config::{self, address::Address};
 
 /// The longest request line and headers together.
 pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;

@@ -1,12 +1,13 @@
 //! The routes of the control API: what each request asks of the `Handle`.
 
 use super::{
-    answer::Answer,
     query::{Pause, Resume, parse_none, parse_wait},
+    response::Answer,
 };
 use crate::{
-    Handle, format_duration,
-    lease::{LEASES_MAX, Refused, Standing, Terms},
+    config::duration::format_duration,
+    handle::Handle,
+    pause::leases::{LEASES_MAX, Refused, Standing, Terms},
 };
 
 /// Who asks.

@@ -15,8 +15,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod server;
 
-use super::{private::Door, *};
-use crate::{Address, config, gate::Pass, handle::Shared};
+use super::{backend::Door, *};
+use crate::{
+    config::{self, address::Address},
+    handle::Shared,
+    pause::gate::Pass,
+};
 
 const WAIT_MAX: Duration = Duration::from_secs(10);
 

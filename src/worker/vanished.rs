@@ -4,7 +4,10 @@
 use std::time::Instant;
 
 use super::Worker;
-use crate::{connection::Connection, queues::Queue, sys::SWEEP_TIME};
+use crate::{
+    connection::{Connection, deadline::Queue},
+    sys::SWEEP_TIME,
+};
 
 /// Connections looked at in one turn. Each costs two calls.
 const TURN_LOOKS_MAX: u32 = 64;

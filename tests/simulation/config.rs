@@ -1,5 +1,10 @@
 //! What the sources read of the configuration. The real one needs files, and nothing of it is under test here.
 
+#[path = "../../src/config/address.rs"]
+pub(crate) mod address;
+#[path = "../../src/config/duration.rs"]
+pub(crate) mod duration;
+
 use std::{
     net::IpAddr,
     num::{NonZeroU32, NonZeroUsize},
@@ -7,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::Address;
+use crate::config::address::Address;
 
 #[derive(Debug)]
 pub(crate) struct Upstream {

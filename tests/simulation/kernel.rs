@@ -15,8 +15,7 @@ use crate::{
     link::{Link, Side},
     patience::Rules,
     random::Random,
-    sys::{Dialled, Read, Socket, SocketAddress},
-    tcp_info::TcpInfo,
+    sys::{Dialled, Read, Socket, SocketAddress, tcp_info::TcpInfo},
 };
 
 /// What a shortage answers.

@@ -17,43 +17,17 @@ macro_rules! sources {
 }
 
 sources! {
-    address = "../../src/address.rs",
-    addresses = "../../src/addresses.rs",
-    barrier = "../../src/barrier.rs",
-    connection = "../../src/connection.rs",
-    counters = "../../src/counters.rs",
-    duration = "../../src/duration.rs",
-    endpoint = "../../src/endpoint.rs",
+    admission = "../../src/admission/mod.rs",
+    connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
-    gate = "../../src/gate.rs",
-    handle = "../../src/handle.rs",
-    hold = "../../src/hold.rs",
-    lease = "../../src/lease.rs",
-    ledger = "../../src/ledger.rs",
-    line = "../../src/line.rs",
-    loop_guard = "../../src/loop_guard.rs",
-    opening = "../../src/opening.rs",
-    orders = "../../src/orders.rs",
-    outage = "../../src/outage.rs",
-    pacing = "../../src/pacing.rs",
-    pace = "../../src/pace.rs",
-    pipe = "../../src/pipe.rs",
-    queues = "../../src/queues.rs",
-    reach = "../../src/reach.rs",
-    ready = "../../src/ready.rs",
-    real_sys = "../../src/sys.rs",
-    refusal = "../../src/refusal.rs",
-    reject = "../../src/reject.rs",
-    relay = "../../src/relay.rs",
-    slots = "../../src/slots.rs",
-    socket_file = "../../src/socket_file.rs",
-    table = "../../src/table.rs",
-    tcp_info = "../../src/tcp_info.rs",
-    throttle = "../../src/throttle.rs",
+    handle = "../../src/handle/mod.rs",
+    log_limit = "../../src/log_limit.rs",
+    pause = "../../src/pause/mod.rs",
+    real_sys = "../../src/sys/mod.rs",
+    stats = "../../src/stats.rs",
     timestamp = "../../src/timestamp.rs",
-    tls = "../../src/tls.rs",
-    upstream = "../../src/upstream.rs",
-    worker = "../../src/worker.rs",
+    upstream = "../../src/upstream/mod.rs",
+    worker = "../../src/worker/mod.rs",
 }
 
 mod config;
@@ -72,7 +46,6 @@ mod random;
 mod rival;
 mod setup;
 mod sys;
-mod window;
 
 use std::{
     cell::RefCell,
@@ -81,10 +54,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use address::Address;
-pub(crate) use duration::format_duration;
-pub(crate) use error::Error;
-pub(crate) use handle::Handle;
 pub(crate) use mio_shim::{Events, Interest, Poll, Registry, Token, Waker, unix};
 
 /// What mio has in a module of its own.

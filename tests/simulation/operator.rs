@@ -4,11 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     drive::{Course, QUIET_MAX},
-    gate::Mode,
     handle::Handle,
     kernel::LinkId,
-    lease::{NAME_DEFAULT, PROGRAM, Standing, Terms},
     link::{Link, Side},
+    pause::{
+        gate::Mode,
+        leases::{NAME_DEFAULT, PROGRAM, Standing, Terms},
+    },
     random::Random,
 };
 

@@ -6,9 +6,9 @@ use crate::{
     config::Overflow,
     crowd::Way,
     drive::{Course, with_course},
-    gate::Mode,
     kernel::{Backlog, Kernel, LinkId},
     link::{Link, Side},
+    pause::gate::Mode,
 };
 
 /// How long one of a crowd counts as under way whose upstream says nothing.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use mio::Waker;
 
-use crate::{counters::Counters, drive::Course, handle::Desk, slots::Slot, sys};
+use crate::{admission::semaphore::Slot, drive::Course, handle::Desk, stats::Counters, sys};
 
 /// Which worker it is.
 pub(crate) const RIVAL: usize = 1;

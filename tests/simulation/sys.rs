@@ -1,5 +1,8 @@
 //! `sys.rs` on the simulated kernel: the same names, the same promises. What needs no kernel is the real one's.
 
+#[path = "rcvbuf.rs"]
+pub(crate) mod rcvbuf;
+
 use std::{
     io,
     net::IpAddr,
@@ -12,15 +15,15 @@ use rustix::io::Errno;
 use crate::{
     call,
     drive::{Course, with_course},
-    gate::Mode,
     kernel::{Kernel, LinkId, PipeId},
     patience::with_both,
-    tcp_info::TcpInfo,
+    pause::gate::Mode,
+    sys::tcp_info::TcpInfo,
 };
 
 pub(crate) use crate::real_sys::{
     Dialled, EVERYTHING, KEEPALIVE_INTERVAL, READABLE, Read, SocketAddress, is_port_shortage,
-    is_shortage,
+    is_shortage, socket_file, tcp_info,
 };
 
 /// Longer than any schedule: no host of the simulation vanishes.

@@ -72,7 +72,7 @@ fn take(ours: &UnixListener) -> (UnixStream, String, u64) {
     (private, target, ticket.parse().unwrap())
 }
 
-fn put(target: &str, ticket: u64, handle: &Handle) -> answer::Answer {
+fn put(target: &str, ticket: u64, handle: &Handle) -> response::Answer {
     routes::route("PUT", target, routes::Asker { name: "the lost one", ticket }, handle)
 }
 

@@ -3,12 +3,9 @@
 #![no_main]
 #![allow(dead_code, unused_imports, reason = "the pages and completions are no part of this")]
 
-#[path = "../../../src"]
+#[path = "../../../src/bin/tcpause"]
 mod program {
     pub(crate) mod cli;
-    pub(crate) mod nearest;
 }
-
-use program::nearest;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| program::cli::fuzz::command_line(bytes));

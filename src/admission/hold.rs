@@ -1,0 +1,77 @@
+//! How clients are held: how many, for how long, and what further ones get.
+
+use std::{sync::Arc, time::Duration};
+
+use super::semaphore::{Slot, Slots};
+use crate::config;
+
+pub(crate) use crate::config::Overflow;
+
+/// What bounds the clients that are held.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    timeout: Option<Duration>,
+    overflow: Overflow,
+    places: Arc<Slots>,
+}
+
+/// What becomes of one that has been accepted and is to be held.
+#[derive(Debug)]
+pub(crate) enum Treatment {
+    /// It is held. It has a place, unless nobody could have known when it was accepted that it would be held.
+    Hold(Option<Slot>),
+    /// It gets its refusal.
+    Reject,
+    /// It gets the end of the stream.
+    Close,
+}
+
+/// No more can be held.
+#[derive(Debug)]
+pub(crate) struct Full;
+
+impl Hold {
+    /// As the settings say.
+    pub(crate) fn new(settings: &config::Hold) -> Self {
+        Self {
+            timeout: settings.timeout,
+            overflow: settings.overflow,
+            places: Arc::new(Slots::new(settings.max.map_or(usize::MAX, usize::from))),
+        }
+    }
+
+    /// How long a client may be held.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// What further clients get.
+    pub(crate) fn overflow(&self) -> Overflow {
+        self.overflow
+    }
+
+    /// The place of one that is to be accepted, where further ones stay in the backlog: accepting first and looking then,
+    /// workers would hold more than they may. If none is free, that is on record, and [`Hold::take_wanted`] tells when it
+    /// has changed.
+    pub(crate) fn reserve(&self) -> Result<Option<Slot>, Full> {
+        match self.overflow {
+            Overflow::Backlog => self.places.take().map(Some).ok_or(Full),
+            Overflow::Reject | Overflow::Close => Ok(None),
+        }
+    }
+
+    /// What becomes of one that has been accepted without a place.
+    pub(crate) fn treat(&self) -> Treatment {
+        match (self.places.take(), self.overflow) {
+            (Some(place), _) => Treatment::Hold(Some(place)),
+            (None, Overflow::Backlog) => Treatment::Hold(None),
+            (None, Overflow::Reject) => Treatment::Reject,
+            (None, Overflow::Close) => Treatment::Close,
+        }
+    }
+
+    /// Whether somebody waits for a place that is free, once.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.places.take_wanted()
+    }
+}

@@ -1,0 +1,362 @@
+//! The command line: what the operator asked for, and the configuration that follows from it.
+
+mod commands;
+mod completion;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod options;
+mod pages;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use lexopt::{Arg, Parser};
+use tcpause::{Config, Error, Server};
+
+use self::{
+    commands::{COMMANDS, SHELLS, Word},
+    options::{Action, OPTIONS, Opt},
+};
+pub(crate) use self::{
+    completion::{bash, fish, zsh},
+    pages::{help, man},
+};
+use tcpause::suggest::nearest;
+
+/// Where a configuration is looked for when the command line names none.
+const CONFIG_FILES: [&str; 2] = ["tcpause.yml", "/etc/tcpause/tcpause.yml"];
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Invocation {
+    /// What to do.
+    pub(crate) command: Command,
+    /// The command that `exec` runs, and its arguments.
+    pub(crate) program: Vec<OsString>,
+    /// The file that `--config` names.
+    config_file: Option<PathBuf>,
+    /// The settings in their order, each with the option and the key it sets; the last one wins.
+    settings: Vec<(&'static str, &'static str, String)>,
+    /// The other options of a command and their values, defaults first; the last one wins.
+    asked: Vec<(&'static str, String)>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Carry connections until a signal.
+    Run,
+    /// Read and check the configuration, and show what would run.
+    CheckConfig,
+    /// Show the help, or that of the command with this name.
+    Help(Option<&'static str>),
+    Version,
+    Man,
+    Completion(Shell),
+    Demo,
+    /// Ask the proxy that runs.
+    Client(Client),
+}
+
+/// What the proxy that runs is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Client {
+    Pause,
+    Resume,
+    Status,
+    Wait,
+    /// Pause, wait, run a command and resume.
+    Exec,
+}
+
+/// A shell that there are completions for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Reads the arguments, without the name of the program. The error is one line with the remedy.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, String> {
+    let mut parser = Parser::from_args(arguments);
+    let mut invocation = Invocation::new(Command::Run);
+    let (mut words, mut given) = (Vec::new(), Vec::new());
+    loop {
+        let word = words.first().and_then(|name: &String| find_word(name));
+        refuse_single_dash(&mut parser, word)?;
+        let opt = match parser.next().map_err(|error| error.to_string())? {
+            None => break,
+            Some(Arg::Value(first))
+                if word.is_some_and(|word| word.client == Some(Client::Exec)) =>
+            {
+                invocation.program.push(first);
+                let rest = parser.raw_args().map_err(|error| error.to_string())?;
+                invocation.program.extend(rest);
+                break;
+            }
+            Some(Arg::Value(word)) => {
+                words.push(word.to_string_lossy().into_owned());
+                continue;
+            }
+            Some(Arg::Long(name)) => {
+                known(word, |opt| opt.long == name).ok_or_else(|| unknown("--", name, word))?
+            }
+            Some(Arg::Short(letter)) => known(word, |opt| opt.short == Some(letter))
+                .ok_or_else(|| unknown("-", &letter.to_string(), word))?,
+        };
+        match opt.action {
+            Action::Help => return Ok(Invocation::new(Command::Help(word.map(|word| word.name)))),
+            Action::Version => return Ok(Invocation::new(Command::Version)),
+            Action::CheckConfig => given.push((opt, OsString::new())),
+            _ => given.push((opt, value(opt, &mut parser)?)),
+        }
+    }
+    invocation.command = command(&words)?;
+    if invocation.command == Command::Client(Client::Exec) && invocation.program.is_empty() {
+        return Err(
+            "exec: name a command to run: tcpause exec -- systemctl restart my-server".to_owned()
+        );
+    }
+    let word = words.first().and_then(|name| find_word(name));
+    invocation.take_defaults(word);
+    for (opt, value) in given {
+        // One that came before its command could not be told from a namesake.
+        invocation.take(own(opt.long, word)?, value)?;
+    }
+    Ok(invocation)
+}
+
+impl Invocation {
+    fn new(command: Command) -> Self {
+        Self {
+            command,
+            program: Vec::new(),
+            config_file: None,
+            settings: Vec::new(),
+            asked: Vec::new(),
+        }
+    }
+
+    fn take_defaults(&mut self, word: Option<&Word>) {
+        for opt in word.into_iter().flat_map(|word| word.options) {
+            if let (Action::Ask(_), Some(default)) = (opt.action, opt.default()) {
+                self.asked.push((opt.long, default));
+            }
+        }
+    }
+
+    /// Does what an option says.
+    fn take(&mut self, opt: &'static Opt, value: OsString) -> Result<(), String> {
+        let text = |value: OsString| {
+            let not_text = |value| format!("--{}: {} is not UTF-8", opt.long, quoted(&value));
+            value.into_string().map_err(not_text)
+        };
+        match opt.action {
+            Action::ConfigFile => self.config_file = Some(value.into()),
+            Action::Set(key) => self.settings.push((opt.long, key, text(value)?)),
+            Action::Ask(_) => {
+                let text = text(value)?;
+                opt.check(&text).map_err(|error| format!("--{}: {error}", opt.long))?;
+                self.asked.push((opt.long, text));
+            }
+            Action::CheckConfig if self.command == Command::Run => {
+                self.command = Command::CheckConfig;
+            }
+            Action::CheckConfig | Action::Help | Action::Version => {}
+        }
+        Ok(())
+    }
+
+    /// The value of a command's own option, given or by default.
+    pub(crate) fn asked(&self, long: &str) -> Option<&str> {
+        let asked = self.asked.iter().rev().find(|(name, _)| *name == long);
+        asked.map(|(_, text)| text.as_str())
+    }
+
+    /// What the command line says of a key of the configuration.
+    pub(crate) fn setting(&self, key: &str) -> Option<&str> {
+        let setting = self.settings.iter().rev().find(|(_, name, _)| *name == key);
+        setting.map(|(_, _, text)| text.as_str())
+    }
+
+    /// The file that the configuration is in, if there is one.
+    pub(crate) fn file(&self) -> Result<Option<PathBuf>, Error> {
+        match &self.config_file {
+            Some(file) => Ok(Some(file.clone())),
+            None => find_config(CONFIG_FILES.map(Path::new)),
+        }
+    }
+
+    /// The configuration and the file it came from, checked as far as that goes without opening a socket.
+    pub(crate) fn configure(&self) -> Result<(Config, Option<PathBuf>), Error> {
+        let (config, file) = self.read()?;
+        Server::check(&config).map_err(|error| self.name_option(error))?;
+        Ok((config, file))
+    }
+
+    /// An option beats the file, the file beats the default.
+    fn read(&self) -> Result<(Config, Option<PathBuf>), Error> {
+        let file = self.file()?;
+        let mut config = file.as_ref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        for (long, key, text) in &self.settings {
+            config.set(key, text).map_err(|error| Error::Config(format!("--{long}: {error}")))?;
+        }
+        Ok((config, file))
+    }
+
+    /// An error that begins with a key begins with the option instead, if that is where the setting is from.
+    fn name_option(&self, error: Error) -> Error {
+        let Error::Config(text) = &error else { return error };
+        let named = self.settings.iter().find_map(|(long, key, _)| {
+            text.strip_prefix(key).map(|rest| Error::Config(format!("--{long}{rest}")))
+        });
+        named.unwrap_or(error)
+    }
+}
+
+/// The first of the files that exists. One that cannot be seen is an error: it could be the one that was meant.
+fn find_config<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<Option<PathBuf>, Error> {
+    for file in files {
+        match file.try_exists() {
+            Ok(false) => {}
+            Ok(true) => return Ok(Some(file.to_owned())),
+            Err(error) => {
+                let name = file.display();
+                let text = format!(
+                    "{name}: cannot look for the configuration: {error}; let this user read it or name another with --config"
+                );
+                return Err(Error::Config(text));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn command(words: &[String]) -> Result<Command, String> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [] => Ok(Command::Run),
+        ["help"] => Ok(Command::Help(None)),
+        ["help", name] => match find_word(name) {
+            Some(word) => Ok(Command::Help(Some(word.name))),
+            None => Err(unknown_command(name)),
+        },
+        ["man"] => Ok(Command::Man),
+        ["demo"] => Ok(Command::Demo),
+        ["completion", "bash"] => Ok(Command::Completion(Shell::Bash)),
+        ["completion", "zsh"] => Ok(Command::Completion(Shell::Zsh)),
+        ["completion", "fish"] => Ok(Command::Completion(Shell::Fish)),
+        ["completion"] => Err(format!("completion: name a shell: {}", SHELLS.join(", "))),
+        ["completion", shell] => {
+            Err(format!("completion: unknown shell {shell:?}; there are {}", SHELLS.join(", ")))
+        }
+        ["true" | "false", ..] => {
+            Err("a switch takes its value behind an equals sign: --proxy-reject-clients=true"
+                .to_owned())
+        }
+        ["completion" | "help", _, extra, ..] | ["man" | "demo", extra, ..] => {
+            Err(format!("unexpected argument {extra:?}; remove it"))
+        }
+        [name, rest @ ..] => match (find_word(name).and_then(|word| word.client), rest) {
+            (Some(client), []) => Ok(Command::Client(client)),
+            (Some(_), [extra, ..]) => Err(format!("unexpected argument {extra:?}; remove it")),
+            (None, _) => Err(unknown_command(name)),
+        },
+    }
+}
+
+fn find_word(name: &str) -> Option<&'static Word> {
+    COMMANDS.iter().find(|word| word.name == name)
+}
+
+fn unknown_command(unknown: &str) -> String {
+    let names = COMMANDS.each_ref().map(|command| command.name);
+    let remedy = match nearest(unknown, names) {
+        Some(name) => format!("did you mean {name}?"),
+        None => format!("the commands are {}", names.join(", ")),
+    };
+    format!("unknown command {unknown:?}; {remedy}")
+}
+
+/// The value of an option. A switch that sets something is `true`, unless a value is attached to it.
+fn value(opt: &Opt, parser: &mut Parser) -> Result<OsString, String> {
+    let value = match opt.value {
+        Some(_) => parser.value().unwrap_or_default(),
+        None => parser.optional_value().unwrap_or_else(|| "true".into()),
+    };
+    let long = opt.long;
+    let example =
+        opt.value.map_or_else(|| format!("--{long}=true"), |value| format!("--{long} {value}"));
+    if value.is_empty() {
+        return Err(format!("--{long} needs a value: {example}"));
+    }
+    // A forgotten value makes the next option look like one.
+    if value.as_encoded_bytes().starts_with(b"--") {
+        return Err(format!("--{long} needs a value, but {} follows: {example}", quoted(&value)));
+    }
+    Ok(value)
+}
+
+/// The options of a command; a command that asks no proxy ignores those that the proxy runs with.
+fn options(word: Option<&Word>) -> Vec<&'static Opt> {
+    match word {
+        Some(Word { client: Some(_), options, .. }) => options.to_vec(),
+        _ => OPTIONS.iter().collect(),
+    }
+}
+
+/// An option as it is read, before it is clear whose it is: namesakes take a value, or none, alike.
+fn known(word: Option<&Word>, is_it: impl Fn(&Opt) -> bool) -> Option<&'static Opt> {
+    let others = COMMANDS.iter().flat_map(|command| command.options).copied();
+    options(word).into_iter().chain(&OPTIONS).chain(others).find(|opt| is_it(opt))
+}
+
+fn own(long: &str, word: Option<&Word>) -> Result<&'static Opt, String> {
+    let opt = options(word).into_iter().find(|opt| opt.long == long);
+    opt.ok_or_else(|| unknown("--", long, word))
+}
+
+fn unknown(dashes: &str, name: &str, word: Option<&Word>) -> String {
+    let name_of = |word: &Word| format!("tcpause {}", word.name);
+    let program = word.map_or_else(|| "tcpause".to_owned(), name_of);
+    let has_it = |word: &&Word| word.options.iter().any(|opt| opt.long == name);
+    let owners: Vec<String> = COMMANDS.iter().filter(has_it).map(name_of).collect();
+    let remedy = match nearest(name, options(word).into_iter().map(|opt| opt.long)) {
+        Some(known) => format!("did you mean --{known}?"),
+        None if dashes == "--" && !owners.is_empty() => {
+            format!("it belongs to {}", owners.join(", "))
+        }
+        None => format!("{program} --help lists all"),
+    };
+    format!("unknown option {dashes}{}; {remedy}", name.escape_debug())
+}
+
+/// Refuses `-config x`, as Go's flags allow it: it would otherwise be taken for `-c onfig`.
+fn refuse_single_dash(parser: &mut Parser, word: Option<&Word>) -> Result<(), String> {
+    let Some(arguments) = parser.try_raw_args() else { return Ok(()) };
+    let Some(argument) = arguments.peek().and_then(|argument| argument.to_str()) else {
+        return Ok(());
+    };
+    let Some(name) = argument.strip_prefix('-').filter(|name| !name.starts_with('-')) else {
+        return Ok(());
+    };
+    let name = name.split('=').next().unwrap_or(name);
+    if known(word, |opt| opt.long == name).is_some() {
+        return Err(format!("unknown option -{name}; write it with two dashes: --{name}"));
+    }
+    let is_letter = |letter| known(word, |opt| opt.short == Some(letter)).is_some();
+    if name.chars().nth(1).is_some() && !name.chars().next().is_some_and(is_letter) {
+        return Err(unknown("-", name, word));
+    }
+    Ok(())
+}
+
+fn quoted(text: &OsString) -> String {
+    format!("{:?}", text.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,346 @@
+//! The help and the man page.
+#![expect(
+    clippy::format_push_string,
+    reason = "a page is made once; what counts is that its code reads like it"
+)]
+
+use super::{
+    commands::{CLIENT_EXIT_CODES, COMMANDS, SIGNALS, Word},
+    options::{OPTIONS, Opt, Section},
+};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What the program is, in one sentence.
+const SUMMARY: &str = "\
+A zero-downtime proxy for TCP and UNIX sockets:
+pause it, restart the server behind it, resume; no client notices.";
+
+const EXAMPLE: &str = "\
+tcpause --proxy-addr :6432 --upstream-addr localhost:5432 &
+tcpause exec --wait 30s -- systemctl restart postgresql";
+
+/// What the words in capitals stand for.
+const VALUES: &str = "
+ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name.
+DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
+";
+
+/// The text of `--help`, or of that of the command with this name.
+pub(crate) fn help(command: Option<&str>) -> String {
+    let word = COMMANDS.iter().find(|word| Some(word.name) == command);
+    match word.filter(|word| word.client.is_some()) {
+        Some(word) => command_help(word),
+        None => word.filter(|word| word.name != "help").map_or_else(whole_help, short_help),
+    }
+}
+
+/// For a command without options.
+fn short_help(word: &Word) -> String {
+    let usage = format!("tcpause {} {}", word.name, word.argument);
+    format!("{}.\nUsage: {}\n", word.help, usage.trim_end())
+}
+
+fn command_help(word: &Word) -> String {
+    let mut text = format!("{}.\n", word.help);
+    for line in wrapped(word.more, 0) {
+        text += &format!("{line}\n");
+    }
+    text += &format!("\nUsage: {}\n\nOptions:\n", usage(word));
+    for opt in word.options {
+        text += &entry(opt);
+    }
+    text += VALUES;
+    text += "\nExit codes:\n";
+    for (code, meaning) in CLIENT_EXIT_CODES {
+        text += &format!("  {code:4}{meaning}\n");
+    }
+    text
+}
+
+/// `tcpause exec [OPTIONS] -- COMMAND`
+fn usage(word: &Word) -> String {
+    let argument = if word.argument.is_empty() {
+        String::new()
+    } else {
+        format!(" -- {} [ARGUMENTS]", word.argument)
+    };
+    format!("tcpause {} [OPTIONS]{argument}", word.name)
+}
+
+/// Text in lines that fit a terminal, each with so many spaces in front.
+fn wrapped(text: &str, indent: usize) -> Vec<String> {
+    const COLUMNS_MAX: usize = 96;
+
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= COLUMNS_MAX => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("{:indent$}{word}", "")),
+        }
+    }
+    lines
+}
+
+/// The lines of one option.
+fn entry(opt: &Opt) -> String {
+    let default =
+        opt.default().map_or_else(String::new, |default| format!(" [default: {default}]"));
+    let indent = if opt.short.is_some() { "  " } else { "      " };
+    format!("{indent}{}\n          {}{default}\n", synopsis(opt), opt.help)
+}
+
+fn whole_help() -> String {
+    let mut text = format!(
+        "
+  >  >  >   || ||
+  >  >  >   || ||   tcpause {VERSION}
+  >  >  >   || ||   hold the clients, restart the server, resume
+
+{SUMMARY}
+
+Usage: tcpause [OPTIONS] [COMMAND]
+
+Commands:
+"
+    );
+    for command in &COMMANDS {
+        let left = format!("{} {}", command.name, command.argument);
+        text += &format!("  {left:18}{}\n", command.help);
+    }
+    for (section, title) in Section::ALL {
+        text += &format!("\n{title}:\n");
+        for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
+            text += &entry(opt);
+        }
+    }
+    text += VALUES;
+    text += "\nSignals:\n";
+    for (signal, effect) in SIGNALS {
+        text += &format!("  {signal}\n");
+        for line in wrapped(effect, 10) {
+            text += &format!("{line}\n");
+        }
+    }
+    text += "\nExample:\n";
+    for line in EXAMPLE.lines() {
+        text += &format!("  {line}\n");
+    }
+    text
+}
+
+/// The man page in roff.
+pub(crate) fn man() -> String {
+    let mut page = Roff(String::new());
+    page.0 += &format!(".TH TCPAUSE 1 \"\" \"tcpause {VERSION}\" \"User Commands\"\n");
+    page.section("NAME", &["tcpause - pause the connections to a server while it restarts"]);
+    page.section("SYNOPSIS", &["tcpause [OPTIONS] [COMMAND]"]);
+    page.section("DESCRIPTION", &[
+        SUMMARY,
+        "While it is paused, new clients are held (or rejected with a 503) and running connections go on; once all of them have ended, \
+         the server can be restarted, and on resume the held clients are served, oldest first.",
+        "An ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name. A DURATION is a number with a unit \
+         (ns, us, ms, s, m, h), as in 100ms, 30s or 1m30s.",
+    ]);
+    for (section, title) in Section::ALL {
+        page.section(&title.to_uppercase(), &[]);
+        for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
+            page.option(opt);
+        }
+    }
+    page.section("COMMANDS", &["Those that ask a running proxy have options of their own:"]);
+    for command in &COMMANDS {
+        let sentences = [format!("{}.", command.help), command.more.to_owned()];
+        page.entry(
+            &format!("{} {}", command.name, command.argument),
+            sentences.join(" ").trim_end(),
+        );
+        if !command.options.is_empty() {
+            page.0 += ".RS\n";
+            for opt in command.options {
+                page.option(opt);
+            }
+            page.0 += ".RE\n";
+        }
+    }
+    page.section("CONTROL API", &[]);
+    page.entry("GET /paused", "Whether it is paused: {\"paused\": true} or {\"paused\": false}.");
+    page.entry("PUT /paused", "Pauses. Answers 201 once no further client is let through.");
+    page.entry("DELETE /paused", "Resumes. Answers 204.");
+    page.entry(
+        "GET /paused/block-until-idle?timeout=30s",
+        "Answers 204 once no connection is carried, or 504 when the time is up. Without a timeout it waits for ever.",
+    );
+    page.entry(
+        "GET /status",
+        "The counts of held, connecting and active connections, and more, as JSON.",
+    );
+    page.section("SIGNALS", &[]);
+    for (signal, effect) in SIGNALS {
+        page.entry(signal, effect);
+    }
+    page.section("EXIT STATUS", &[]);
+    page.entry("0", "Every connection had ended by itself.");
+    page.entry("1", "The system refused something, or a second signal forced the end.");
+    page.entry("2", "The command line or the configuration is wrong.");
+    page.entry("3", "The grace period was over; what was left was closed.");
+    page.section("EXIT STATUS OF COMMANDS", &["That of exec is its command's, if that was run."]);
+    for (code, meaning) in CLIENT_EXIT_CODES {
+        page.entry(code, meaning);
+    }
+    page.section("ENVIRONMENT", &[]);
+    page.entry("RUST_LOG", "What is logged, as in debug or tcpause=trace; it beats --log-level.");
+    page.section("FILES", &["./tcpause.yml, /etc/tcpause/tcpause.yml"]);
+    page.section("EXAMPLE", &[]);
+    page.0 += ".nf\n";
+    for line in EXAMPLE.lines() {
+        page.line(line);
+    }
+    page.0 += ".fi\n";
+    page.0
+}
+
+/// The table of the README, between its markers.
+#[cfg(test)]
+fn markdown() -> String {
+    use super::options::Action;
+
+    let mut text = "| option | key | default | meaning |\n|---|---|---|---|\n".to_owned();
+    for opt in &OPTIONS {
+        let key =
+            if let Action::Set(key) = opt.action { format!("`{key}`") } else { String::new() };
+        let default = match (opt.default(), opt.action) {
+            (Some(default), _) => format!("`{default}`"),
+            (None, Action::Set("proxy.reject-clients")) => "`false`".to_owned(),
+            _ => String::new(),
+        };
+        text += &format!("| `{}` | {key} | {default} | {} |\n", synopsis(opt), opt.help);
+    }
+    text
+}
+
+/// `-c, --config FILE`
+fn synopsis(opt: &Opt) -> String {
+    let short = opt.short.map_or_else(String::new, |short| format!("-{short}, "));
+    let value = opt.value.map_or_else(String::new, |value| format!(" {value}"));
+    format!("{short}--{}{value}", opt.long)
+}
+
+/// A page of roff that grows; all text is escaped.
+struct Roff(String);
+
+impl Roff {
+    fn section(&mut self, title: &str, paragraphs: &[&str]) {
+        self.0 += &format!(".SH \"{}\"\n", escape(title));
+        for paragraph in paragraphs {
+            self.0 += ".PP\n";
+            self.line(paragraph);
+        }
+    }
+
+    fn option(&mut self, opt: &Opt) {
+        let default = opt.default().map(|default| format!("The default is {default}."));
+        let sentences = [Some(format!("{}.", opt.help)), Some(opt.more.to_owned()), default];
+        let sentences: Vec<String> =
+            sentences.into_iter().flatten().filter(|text| !text.is_empty()).collect();
+        self.entry(&synopsis(opt), &sentences.join(" "));
+    }
+
+    fn entry(&mut self, term: &str, text: &str) {
+        self.0 += &format!(".TP\n\\fB{}\\fR\n", escape(term.trim_end()));
+        self.line(text);
+    }
+
+    /// A line of text; `\&` keeps a dot or a quote in front from being a command.
+    fn line(&mut self, text: &str) {
+        self.0 += &format!("\\&{}\n", escape(text).replace('\n', " "));
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
+}
+
+/// The table of commands of the README, between its markers, with the options that not all of them have.
+#[cfg(test)]
+fn markdown_of_commands() -> String {
+    use super::options::Action;
+
+    let mut text = "| command | what it does | its options |\n|---|---|---|\n".to_owned();
+    for word in COMMANDS.iter().filter(|word| word.client.is_some()) {
+        let own = word.options.iter().filter(|opt| matches!(opt.action, Action::Ask(_)));
+        let options: Vec<String> = own.map(|opt| format!("`{}`", synopsis(opt))).collect();
+        let name = format!("{} {}", word.name, word.argument);
+        text += &format!(
+            "| `tcpause {}` | {} | {} |\n",
+            name.trim_end(),
+            word.help,
+            options.join(", ")
+        );
+    }
+    text
+}
+
+/// The table of signals of the README, between its markers.
+#[cfg(test)]
+fn markdown_of_signals() -> String {
+    let rows = SIGNALS.map(|(signal, effect)| format!("| {signal} | {effect} |\n"));
+    format!("| signal | effect |\n|---|---|\n{}", rows.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_shows_every_option_with_its_default() {
+        let help = help(None);
+        for opt in &OPTIONS {
+            assert!(help.contains(&synopsis(opt)), "{}", opt.long);
+        }
+        for default in ["10s", "info", "localhost:3000", "3s", "100ms", "localhost:3001"] {
+            assert!(help.contains(&format!("[default: {default}]")), "{default}");
+        }
+        let names = COMMANDS.iter().map(|word| Some(word.name)).chain([None]);
+        for line in
+            names.flat_map(|name| super::help(name).lines().map(str::to_owned).collect::<Vec<_>>())
+        {
+            assert!(line.len() <= 100 && line.is_ascii(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_man_page_escapes_its_text() {
+        let man = man();
+        for opt in &OPTIONS {
+            assert!(man.contains(&escape(&synopsis(opt))), "{}", opt.long);
+        }
+        let commands = [".TH ", ".SH ", ".PP", ".TP", ".RS", ".RE", ".nf", ".fi"];
+        for line in man.lines().filter(|line| line.starts_with(['.', '\''])) {
+            assert!(commands.iter().any(|command| line.starts_with(command)), "{line}");
+        }
+        assert_eq!(escape("a-b 'c' \\"), "a\\-b \\(aqc\\(aq \\e");
+    }
+
+    #[test]
+    fn the_readme_shows_every_option_command_and_signal() {
+        for (name, expected) in [
+            ("options", markdown()),
+            ("commands", markdown_of_commands()),
+            ("signals", markdown_of_signals()),
+        ] {
+            let block = include_str!("../../../../README.md")
+                .split_once(&format!("<!-- {name} -->\n"))
+                .and_then(|(_, rest)| rest.split_once(&format!("<!-- /{name} -->")))
+                .map(|(block, _)| block.trim());
+            assert_eq!(
+                block,
+                Some(expected.trim()),
+                "README.md must have this between its markers:\n{expected}"
+            );
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! Logging to standard error that never blocks: one writer thread behind a bounded queue.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt::{self, Write as _},
+    io::{self, ErrorKind, Write},
+    panic,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use log::{Level, LevelFilter};
+use tcpause::{Error, Rfc3339};
+
+use tcpause::suggest::nearest;
+
+/// How many lines may wait for the writer; what comes on top is dropped and counted.
+const LINES_MAX: usize = 4096;
+/// The longest message; what a peer sent must not make the queue grow by its size.
+const MESSAGE_BYTES_MAX: usize = 4096;
+/// How long the end of the program waits for the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The running logger. Its drop waits, for a bounded time, until the lines so far are written.
+pub(crate) struct Logger(Queue);
+
+impl Logger {
+    /// Starts the writer thread and installs the logger. `RUST_LOG`, if it is set, beats the level. A panic is logged too: by
+    /// itself it writes several lines, and waits until standard error takes them.
+    pub(crate) fn start(level: LevelFilter) -> Result<Self, Error> {
+        let (queue, lines) = Queue::new();
+        let dropped = Arc::clone(&queue.dropped);
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_lines(&lines, &dropped, io::stderr()))
+            .map_err(|error| {
+                Error::System(format!("cannot start the thread that writes the log: {error}"))
+            })?;
+        let (filter, warnings) = filter(level, std::env::var_os("RUST_LOG"));
+        env_logger::Builder::new()
+            .parse_filters(&filter)
+            .format(|line, record| writeln!(line, "{}", Line(record.level(), record.args())))
+            .target(env_logger::Target::Pipe(Box::new(queue.clone())))
+            .try_init()
+            .map_err(|error| Error::System(format!("cannot start the log: {error}")))?;
+        panic::set_hook(Box::new(|panic| {
+            let text = panic.to_string().replace('\n', " ");
+            // So panics the standard library's `spawn`, by which only the control API's server starts threads. It is replaced.
+            if text.contains("failed to spawn thread") {
+                log::warn!(
+                    "no thread can be had for the control API; raise the limit of processes (ulimit -u, TasksMax)"
+                );
+                return;
+            }
+            let name = thread::current().name().unwrap_or("without a name").to_owned();
+            log::error!("a defect in thread {name}: {text}");
+        }));
+        for warning in warnings {
+            // Past the filter: it is the filter that is wrong.
+            queue.push(format!("{}\n", Line(Level::Warn, &warning)).into_bytes());
+        }
+        Ok(Self(queue))
+    }
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        self.0.flush(FLUSH_TIMEOUT);
+    }
+}
+
+/// Shows text on one line: control characters, and those that turn or break a line on a terminal, are escaped; what is too long is cut.
+pub(crate) struct OneLine<T>(pub(crate) T);
+
+impl<T: fmt::Display> fmt::Display for OneLine<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>, usize);
+        impl fmt::Write for Escape<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                for letter in text.chars() {
+                    if self.1 > MESSAGE_BYTES_MAX {
+                        return Ok(());
+                    }
+                    self.1 += letter.len_utf8();
+                    if self.1 > MESSAGE_BYTES_MAX {
+                        self.0.write_str("...")?;
+                    } else if letter.is_control() || is_invisible(letter) {
+                        write!(self.0, "{}", letter.escape_default())?;
+                    } else {
+                        self.0.write_char(letter)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+        write!(Escape(f, 0), "{}", self.0)
+    }
+}
+
+/// Whether it turns, breaks or hides text on a terminal, although it is no control character.
+fn is_invisible(letter: char) -> bool {
+    matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// `2026-11-23T17:14:22.123Z INFO message`
+struct Line<T>(Level, T);
+
+impl<T: fmt::Display> fmt::Display for Line<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", Rfc3339(SystemTime::now()), self.0, OneLine(&self.1))
+    }
+}
+
+/// What the writer thread gets.
+enum Message {
+    /// A whole line with its end.
+    Line(Vec<u8>),
+    /// Tells once all before it is written.
+    Flush(Sender<()>),
+}
+
+/// The way to the writer thread.
+#[derive(Clone)]
+struct Queue {
+    messages: Sender<Message>,
+    /// Lines that did not fit since this was last told.
+    dropped: Arc<AtomicU64>,
+}
+
+impl Queue {
+    fn new() -> (Self, Receiver<Message>) {
+        let (messages, receiver) = bounded(LINES_MAX);
+        (Self { messages, dropped: Arc::default() }, receiver)
+    }
+
+    fn push(&self, line: Vec<u8>) {
+        if let Err(TrySendError::Full(_)) = self.messages.try_send(Message::Line(line)) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until all lines so far are written; false if that takes too long.
+    fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let (done, written) = bounded(1);
+        self.messages.send_deadline(Message::Flush(done), deadline).is_ok()
+            && written.recv_deadline(deadline).is_ok()
+    }
+}
+
+/// `env_logger` writes each line with one call.
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs the writer thread. That standard error is closed or full is no reason to stop: nothing is left to tell it to.
+fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl Write) {
+    let mut output = Output { inner: output, is_torn: false };
+    for message in messages {
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let line =
+                format!("{}\n", Line(Level::Warn, format_args!("log lines dropped: {lost}")));
+            // Told again with the next line if it cannot be told now.
+            if output.write_line(line.as_bytes()).is_err() {
+                dropped.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+        match message {
+            Message::Line(line) => {
+                if output.write_line(&line).is_err() {
+                    dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            // Whoever waited may have given up.
+            Message::Flush(done) => drop(done.try_send(())),
+        }
+    }
+}
+
+/// An output that remembers whether its last line is a torn one. A disk that fills up, or a file at its limit, takes a part
+/// of a line and refuses the rest.
+struct Output<W> {
+    inner: W,
+    is_torn: bool,
+}
+
+impl<W: Write> Output<W> {
+    /// Writes a line, on a line of its own.
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.is_torn {
+            self.inner.write_all(b"\n")?;
+            self.is_torn = false;
+        }
+        let mut rest = line;
+        while !rest.is_empty() {
+            match self.inner.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    rest = rest.get(written..).unwrap_or_default();
+                    self.is_torn = !rest.is_empty();
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The filter for `env_logger` and what is wrong with the variable. Left to itself, `env_logger` takes a mistyped level for a module and logs nothing.
+fn filter(level: LevelFilter, variable: Option<OsString>) -> (String, Vec<String>) {
+    let default = level.as_str().to_owned();
+    let Some(variable) = variable.filter(|variable| !variable.is_empty()) else {
+        return (default, Vec::new());
+    };
+    let Some(text) = variable.to_str() else {
+        return (
+            default,
+            vec![format!("RUST_LOG is not UTF-8 and ignored: {}", OsStr::display(&variable))],
+        );
+    };
+    // What follows a slash must occur in the message.
+    let (directives, pattern) =
+        text.split_once('/').map_or((text, None), |(left, right)| (left, Some(right)));
+    let (good, bad): (Vec<&str>, Vec<&str>) = directives
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .partition(|part| is_directive(part));
+    let mut warnings: Vec<String> = bad
+        .iter()
+        .map(|part| format!("RUST_LOG: {part:?} is ignored; write a level (off, error, warn, info, debug, trace) or module=level"))
+        .collect();
+    let mut filter = if good.is_empty() { default } else { good.join(",") };
+    match pattern {
+        Some(pattern) if pattern.contains('/') => {
+            warnings.push(format!("RUST_LOG: {pattern:?} is ignored; write one slash at most"));
+        }
+        Some(pattern) => {
+            filter.push('/');
+            filter.push_str(pattern);
+        }
+        None => {}
+    }
+    (filter, warnings)
+}
+
+fn is_directive(part: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |text: &str| text.trim().parse::<LevelFilter>().is_ok();
+    let is_module = |text: &str| {
+        text.starts_with(|letter: char| letter.is_alphabetic() || letter == '_')
+            && text.chars().all(|letter| letter.is_alphanumeric() || "_:-".contains(letter))
+    };
+    match part.split_once('=') {
+        Some((module, level)) => is_module(module) && is_level(level),
+        None => is_level(part) || (is_module(part) && nearest(part, LEVELS).is_none()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Long enough for any machine; only a defect makes a test wait for it.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Hands on what is written, until nobody listens.
+    struct Reader(Sender<Vec<u8>>);
+
+    impl Write for Reader {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn text(message: Message) -> String {
+        match message {
+            Message::Line(line) => String::from_utf8(line).unwrap(),
+            Message::Flush(_) => panic!("no line"),
+        }
+    }
+
+    #[test]
+    fn one_event_is_one_line() {
+        for (message, shown) in [
+            ("plain: ä 'b' \"c\" \\", "plain: ä 'b' \"c\" \\"),
+            ("a\r\nb\tc", "a\\r\\nb\\tc"),
+            ("\x1b[31m\0\x7f", "\\u{1b}[31m\\u{0}\\u{7f}"),
+            ("\u{85}\u{9b}\u{2028}\u{202e}\u{2066}", "\\u{85}\\u{9b}\\u{2028}\\u{202e}\\u{2066}"),
+            ("\u{200b}\u{200f}\u{61c}\u{feff}", "\\u{200b}\\u{200f}\\u{61c}\\u{feff}"),
+        ] {
+            assert_eq!(OneLine(message).to_string(), shown);
+        }
+        let long = "ä".repeat(MESSAGE_BYTES_MAX);
+        let shown = OneLine(&long).to_string();
+        assert_eq!(shown, format!("{}...", "ä".repeat(MESSAGE_BYTES_MAX / 2)));
+        assert_eq!(OneLine(format_args!("{long}{long}")).to_string(), shown);
+    }
+
+    #[test]
+    fn a_line_has_time_level_and_message() {
+        let line = Line(Level::Info, "a\nb").to_string();
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert_eq!((time.len(), rest), (24, "INFO a\\nb"));
+    }
+
+    #[test]
+    fn a_full_queue_drops_counts_and_never_blocks() {
+        let (queue, messages) = Queue::new();
+        for number in 0..LINES_MAX + 3 {
+            queue.push(format!("{number}\n").into_bytes());
+        }
+        assert!(!queue.flush(Duration::from_millis(1)), "nobody writes");
+        // There is room for one again.
+        assert_eq!(text(messages.recv().unwrap()), "0\n");
+        let mut output = Vec::new();
+        let dropped = Arc::clone(&queue.dropped);
+        drop(queue);
+        write_lines(&messages, &dropped, &mut output);
+        let output = String::from_utf8(output).unwrap();
+        let lines: Vec<&str> = output.lines().collect();
+        assert!(lines[0].ends_with(" WARN log lines dropped: 3"), "{}", lines[0]);
+        assert_eq!(lines.len(), LINES_MAX);
+        assert_eq!(lines.last().unwrap().to_owned(), (LINES_MAX - 1).to_string());
+    }
+
+    /// A file with room for so many bytes.
+    struct File {
+        room: usize,
+        bytes: Vec<u8>,
+    }
+
+    impl Write for File {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.room - self.bytes.len());
+            if count == 0 {
+                return Err(ErrorKind::FileTooLarge.into());
+            }
+            self.bytes.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_behind_a_torn_one_is_a_line_of_its_own() {
+        let inner = File { room: 6, bytes: Vec::new() };
+        let mut output = Output { inner, is_torn: false };
+        assert!(output.write_line(b"one\n").is_ok());
+        assert!(output.write_line(b"two\n").is_err());
+        assert!(output.write_line(b"three\n").is_err());
+        output.inner.room = 20;
+        assert!(output.write_line(b"four\n").is_ok());
+        assert!(output.write_line(b"five\n").is_ok());
+        assert_eq!(String::from_utf8(output.inner.bytes).unwrap(), "one\ntw\nfour\nfive\n");
+        // One that fitted not at all has torn nothing.
+        let inner = File { room: 4, bytes: Vec::new() };
+        let mut output = Output { inner, is_torn: false };
+        assert!(output.write_line(b"one\n").is_ok());
+        assert!(output.write_line(b"two\n").is_err());
+        output.inner.room = 20;
+        assert!(output.write_line(b"four\n").is_ok());
+        assert_eq!(output.inner.bytes, b"one\nfour\n");
+    }
+
+    #[test]
+    fn a_flush_waits_for_the_lines_before_it() {
+        let (queue, messages) = Queue::new();
+        let (sender, written) = bounded(10);
+        let dropped = Arc::clone(&queue.dropped);
+        let writer = thread::Builder::new()
+            .spawn(move || write_lines(&messages, &dropped, Reader(sender)))
+            .unwrap();
+        queue.push(b"1\n".to_vec());
+        queue.push(b"2\n".to_vec());
+        assert!(queue.flush(DEADLINE));
+        assert_eq!(written.try_iter().collect::<Vec<_>>(), [b"1\n", b"2\n"]);
+        // A closed output neither stops the writer nor a flush.
+        drop(written);
+        queue.push(b"3\n".to_vec());
+        assert!(queue.flush(DEADLINE));
+        assert_eq!(queue.dropped.load(Ordering::Relaxed), 1);
+        drop(queue);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn the_variable_beats_the_level_and_its_errors_are_told() {
+        for (variable, expected, told) in [
+            (None, "INFO", 0),
+            (Some(""), "INFO", 0),
+            (Some("debug"), "debug", 0),
+            (Some("DEBUG"), "DEBUG", 0),
+            (Some("tcpause=trace, warn"), "tcpause=trace,warn", 0),
+            (Some("tcpause::worker=debug"), "tcpause::worker=debug", 0),
+            (Some("tcpause"), "tcpause", 0),
+            (Some("debug/held"), "debug/held", 0),
+            (Some("debgu"), "INFO", 1),
+            (Some("tcpause=loud"), "INFO", 1),
+            (Some("tcpause="), "INFO", 1),
+            (Some("a=b=c"), "INFO", 1),
+            (Some("5"), "INFO", 1),
+            (Some("!,?,warn"), "warn", 2),
+            (Some("warn/a/b"), "warn", 1),
+        ] {
+            let (filter, warnings) = filter(LevelFilter::Info, variable.map(OsString::from));
+            assert_eq!(
+                (filter.as_str(), warnings.len()),
+                (expected, told),
+                "{variable:?}: {warnings:?}"
+            );
+        }
+    }
+}

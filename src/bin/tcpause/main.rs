@@ -1,0 +1,199 @@
+//! The program: options, configuration, logger, server, signals, exit code.
+
+mod cli;
+mod client;
+mod demo;
+mod logger;
+
+use std::{
+    env,
+    fmt::Display,
+    io::{self, ErrorKind, Write},
+    path::Path,
+    process::{self, ExitCode},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ},
+    flag,
+    iterator::Signals,
+    low_level::signal_name,
+};
+use tcpause::{Config, Error, Outcome, Server, Stopper, format_duration};
+
+use crate::{
+    cli::{Command, Invocation, Shell},
+    logger::{Logger, OneLine},
+};
+
+/// Every connection had ended by itself.
+const EXIT_DRAINED: u8 = 0;
+/// The system refused something, or a second signal forced the end.
+const EXIT_FAILURE: u8 = 1;
+/// The command line or the configuration is wrong.
+const EXIT_USAGE: u8 = 2;
+/// The grace period was over; what was left was closed.
+const EXIT_DEADLINE_HIT: u8 = 3;
+
+/// The signals that stop the proxy.
+const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
+/// The signals that do nothing, and why. By default each of them would end the program.
+const IDLE_SIGNALS: [(i32, &str); 3] = [
+    (SIGHUP, "the configuration is read at start only"),
+    (SIGUSR1, "the log goes to standard error, and there is no file to reopen"),
+    (SIGUSR2, "it has no meaning"),
+];
+/// The age of a stop from which a further stop signal forces the end. A supervisor that signals both the process and its
+/// group sends two within milliseconds.
+const FORCE_AFTER: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    // Output to a file that has reached RLIMIT_FSIZE then fails like any other, and does not end the process.
+    if let Err(error) = flag::register(SIGXFSZ, Arc::default()) {
+        return fail(EXIT_FAILURE, format_args!("cannot handle SIGXFSZ: {error}"));
+    }
+    let invocation = match cli::parse(env::args_os().skip(1)) {
+        Ok(invocation) => invocation,
+        Err(error) => return fail(EXIT_USAGE, error),
+    };
+    let result = match invocation.command {
+        Command::Run => run(&invocation),
+        Command::CheckConfig => check_config(&invocation),
+        Command::Demo => return demo::run(),
+        Command::Client(client) => {
+            return client::run(client, &invocation).unwrap_or_else(|failure| {
+                let (code, text) = failure.told();
+                fail(code, text)
+            });
+        }
+        Command::Help(word) => print(&cli::help(word)),
+        Command::Version => print(concat!("tcpause ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Man => print(&cli::man()),
+        Command::Completion(Shell::Bash) => print(&cli::bash()),
+        Command::Completion(Shell::Zsh) => print(&cli::zsh()),
+        Command::Completion(Shell::Fish) => print(&cli::fish()),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Error::Config(text)) => fail(EXIT_USAGE, text),
+        Err(Error::System(text)) => fail(EXIT_FAILURE, text),
+    }
+}
+
+/// Carries connections until a signal ends it.
+fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
+    let (config, file) = invocation.configure()?;
+    // Before anything is opened that has to be closed in order: until here a signal just ends the program.
+    let signals =
+        Signals::new(STOP_SIGNALS.into_iter().chain(IDLE_SIGNALS.map(|(signal, _)| signal)))
+            .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
+    // Dropped last, when all has been logged.
+    let _logger = Logger::start(config.log_level)?;
+    let server = Server::start(config.clone())?;
+    // Only now: a start that fails shows its one line and nothing else.
+    announce(&config, file.as_deref());
+    let stopper = server.stopper();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || obey(signals, &stopper))
+        .map_err(|error| {
+            Error::System(format!("cannot start the thread that listens to signals: {error}"))
+        })?;
+    let code = match server.join() {
+        Outcome::Drained => {
+            log::info!("stopped: every connection had ended, exit code {EXIT_DRAINED}");
+            EXIT_DRAINED
+        }
+        Outcome::DeadlineHit => {
+            let grace_period = format_duration(config.grace_period);
+            log::warn!(
+                "stopped: the grace period of {grace_period} was over and connections were closed, exit code {EXIT_DEADLINE_HIT}"
+            );
+            EXIT_DEADLINE_HIT
+        }
+        Outcome::Aborted => {
+            log::warn!(
+                "stopped: a second signal forced it and connections were closed, exit code {EXIT_FAILURE}"
+            );
+            EXIT_FAILURE
+        }
+    };
+    Ok(code.into())
+}
+
+/// Checks the configuration and prints what would run.
+fn check_config(invocation: &Invocation) -> Result<ExitCode, Error> {
+    let (config, file) = invocation.configure()?;
+    print(&format!("# {}\n{config}", OneLine(origin(file.as_deref()))))
+}
+
+/// Logs what runs, and what of its configuration is without effect.
+fn announce(config: &Config, file: Option<&Path>) {
+    let (version, pid) = (env!("CARGO_PKG_VERSION"), process::id());
+    log::info!("tcpause {version} started, pid {pid}, {}", origin(file));
+    let default = Config::default();
+    let mut idle = vec!["proxy.block-poll-interval", "proxy.close-poll-interval"];
+    idle.retain(|key| config.get(key) != default.get(key));
+    if !idle.is_empty() {
+        log::info!("without effect, as nothing polls here: {}", idle.join(", "));
+    }
+}
+
+fn origin(file: Option<&Path>) -> String {
+    file.map_or_else(
+        || "no configuration file".to_owned(),
+        |file| format!("configuration file {}", file.display()),
+    )
+}
+
+/// Stops gracefully at the first stop signal, and by force at a later one.
+fn obey(mut signals: Signals, stopper: &Stopper) {
+    let mut stopping_since: Option<Instant> = None;
+    for signal in signals.forever() {
+        let name = signal_name(signal).unwrap_or("a signal");
+        if let Some((_, reason)) = IDLE_SIGNALS.iter().find(|(idle, _)| *idle == signal) {
+            log::info!("{name} is ignored: {reason}");
+            continue;
+        }
+        match stopping_since.map(|since| since.elapsed()) {
+            None => {
+                log::info!(
+                    "{name}: stopping once connections have ended; another stop signal after a second or more closes them at once"
+                );
+                stopping_since = Some(Instant::now());
+                stopper.stop();
+            }
+            Some(age) if age < FORCE_AFTER => {
+                log::info!("{name} is ignored: it came less than a second after the first");
+            }
+            Some(_) => {
+                log::warn!("{name}: closing all connections now");
+                stopper.abort();
+            }
+        }
+    }
+}
+
+/// Writes to standard output. That nobody reads it to the end is no failure.
+fn print(text: &str) -> Result<ExitCode, Error> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::System(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Tells what went wrong in one line on standard error, as far as that is still open.
+fn fail(code: u8, text: impl Display) -> ExitCode {
+    tell(text);
+    code.into()
+}
+
+fn tell(text: impl Display) {
+    drop(writeln!(io::stderr(), "tcpause: {}", OneLine(text)));
+}

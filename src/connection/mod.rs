@@ -1,0 +1,482 @@
+//! A client's connection: one enum for its state, and every legal transition.
+//!
+//! ```text
+//!            ┌──────┐ resume            ┌────────────┐ connected ┌──────────┐
+//!  accept ──▶│ Held │──────────────────▶│ Connecting │──────────▶│ Relaying │──▶ closed
+//!     │      └──────┘                   └────────────┘           └──────────┘
+//!     ├── the gate is open ──────────────────▲  ▲
+//!     │      ┌───────────┐ resume, and silent   │
+//!     └─────▶│ Rejecting │──────────────────────┘
+//!            └───────────┘──▶ closed
+//! ```
+//!
+//! A state owns what it may use and nothing else. Only a client that is connecting or relaying has a [`Pass`], so a held
+//! or a rejected one *cannot* be counted as active.
+
+mod connect;
+pub(crate) mod deadline;
+pub(crate) mod endpoint;
+pub(crate) mod pipe;
+pub(crate) mod reject;
+pub(crate) mod relay;
+
+use std::{
+    fmt, io,
+    time::{Duration, Instant},
+};
+
+use connect::Dial;
+pub(crate) use connect::Turn;
+use mio::{Registry, Token, event::Event};
+
+use crate::{
+    admission::{
+        hold::{Hold, Overflow},
+        pace::UnderWay,
+        semaphore::Slot,
+    },
+    pause::gate::Pass,
+    stats::Counters,
+    sys::{Socket, SocketAddress},
+    upstream::{Cached, Upstream, dialer::Reach},
+};
+use deadline::Queue;
+use endpoint::Endpoint;
+use endpoint::Registration;
+use reject::Reject;
+use reject::policy::Refusal;
+use relay::Kit;
+use relay::Relay;
+
+/// Looks in quick succession at what a peer has yet to acknowledge. Most acknowledge within a round trip, and those that stall
+/// are looked at more rarely, at a pace over all of them.
+const QUICK_LOOKS_MAX: u8 = 8;
+
+/// How long a side that was not aborted may take nothing of what the aborted one had sent.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client and what is being done for it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    // The order of the fields is the order in which they are dropped: the client's socket, then the upstream's and the
+    // pass (in `State`), then the slot.
+    client: Endpoint,
+    state: State,
+    /// Who the client is, if that is going to be logged: a socket that was reset does not tell any more.
+    peer: Option<Box<str>>,
+    _slot: Slot,
+}
+
+/// What is being done for a client.
+#[derive(Debug)]
+enum State {
+    /// It waits for the resume; nothing of it is read. It has a place among those that are held, if there are so many.
+    Held { place: Option<Slot> },
+    /// Its upstream is being dialled.
+    Connecting(Dial),
+    /// Bytes are carried.
+    Relaying(Carriage),
+    /// It gets its refusal.
+    Rejecting(Reject),
+}
+
+/// A relay and the pass that it is carried with.
+#[derive(Debug)]
+struct Carriage {
+    relay: Relay,
+    /// Its place in a crowd, until something shows that the upstream has taken it out of its backlog.
+    place: Option<Box<UnderWay>>,
+    /// When a byte last came through, or the other side of an aborted one last took something.
+    moved: Instant,
+    /// Whether that was one of the client's: then it may wait for an answer.
+    asks: bool,
+    /// The wait for acknowledgements, once one side was aborted.
+    settling: Option<Settling>,
+    _pass: Pass,
+}
+
+/// Looks at what the other side of an aborted one has yet to acknowledge.
+#[derive(Debug, Clone, Copy)]
+struct Settling {
+    /// The memory of it at the last look.
+    under_way: u32,
+    looks: u8,
+}
+
+/// What comes next for a connection.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// An event, or the deadline it had.
+    Stay,
+    /// Another turn.
+    Again,
+    /// An event, or the deadline of this queue, which begins now.
+    Wait(Queue),
+    /// The same, and being driven at once: it may go on already.
+    Enter(Queue),
+    /// An event, or the deadline of this queue, which began at this moment.
+    WaitSince(Queue, Instant),
+    /// The resume: the proxy is paused, and it has no pass any more. It came at this moment.
+    Hold(Instant),
+    /// Nothing: close it.
+    Close(Reason),
+}
+
+/// Why a connection is closed.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// Both streams have ended.
+    Ended,
+    /// One side was aborted, and so is the other.
+    Reset,
+    /// One side was aborted, and the other does not take what came before.
+    Stalled,
+    /// The client left before it was served.
+    Left,
+    /// The client was rejected, or did not wait for it.
+    Rejected,
+    /// The upstream cannot be reached.
+    Unreachable(io::Error),
+    /// It was silent, and nobody owed anything, while a pause or a stop waited for it.
+    Quiet,
+    /// The operator wanted the proxy idle, whatever it costs.
+    Killed,
+    /// The proxy stops.
+    Stopped,
+}
+
+/// Durations of silence after which connections are closed as quiet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct QuietLimits {
+    /// For any connection; none if they may be silent for ever.
+    pub(crate) any: Option<Duration>,
+    /// For one whose upstream has ended its stream.
+    pub(crate) ended: Option<Duration>,
+}
+
+impl QuietLimits {
+    fn of(self, can_answer: bool) -> Option<Duration> {
+        if can_answer { self.any } else { self.any.into_iter().chain(self.ended).min() }
+    }
+}
+
+/// What a worker lends to the connection it drives.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    /// Where its sockets are registered.
+    pub(crate) registration: Registration<'a>,
+    /// What bytes pass through.
+    pub(crate) kit: &'a mut Kit,
+    /// Where the upstream is.
+    pub(crate) upstream: &'a Upstream,
+    /// The worker's copy of that.
+    pub(crate) cached: &'a mut Cached,
+    /// How the worker's dials fare.
+    pub(crate) reach: &'a mut Reach,
+    /// How clients are rejected.
+    pub(crate) refusal: &'a Refusal,
+    /// How clients are held.
+    pub(crate) hold: &'a Hold,
+    /// What the worker counts.
+    pub(crate) counters: &'a Counters,
+    /// How many more steps TLS handshakes may take in this turn.
+    pub(crate) handshake_steps: &'a mut usize,
+    /// When the turn began.
+    pub(crate) now: Instant,
+}
+
+impl Connection {
+    /// Registers the client's socket.
+    pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.client.socket().register(registry, token)
+    }
+
+    /// A client that was just accepted; it is held until something else is said.
+    pub(crate) fn new(client: Socket, slot: Slot, place: Option<Slot>) -> Self {
+        let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
+        Self {
+            client: Endpoint::connected(client),
+            state: State::Held { place },
+            peer,
+            _slot: slot,
+        }
+    }
+
+    /// Remembers what an event tells of the client.
+    pub(crate) fn mark_client(&mut self, event: &Event) {
+        self.client.mark(event);
+    }
+
+    /// Remembers what an event tells of the upstream.
+    pub(crate) fn mark_upstream(&mut self, event: &Event) {
+        match &mut self.state {
+            State::Connecting(Dial { upstream: Some(upstream), .. }) => upstream.mark(event),
+            State::Relaying(carriage) => carriage.relay.upstream_mut().mark(event),
+            State::Connecting(Dial { upstream: None, .. })
+            | State::Held { .. }
+            | State::Rejecting(_) => {}
+        }
+    }
+
+    /// Holds a client: it has given its pass back, if it had one.
+    pub(crate) fn hold(&mut self, place: Option<Slot>) {
+        self.state = State::Held { place };
+    }
+
+    /// Its place among those that are held.
+    pub(crate) fn take_place(&mut self) -> Option<Slot> {
+        match &mut self.state {
+            State::Held { place } => place.take(),
+            State::Connecting(_) | State::Relaying(_) | State::Rejecting(_) => None,
+        }
+    }
+
+    /// Rejects a client that was just accepted.
+    pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
+        let (reject, next) = Reject::new(&mut self.client, context.refusal);
+        self.state = State::Rejecting(reject);
+        self.rejecting(next, context)
+    }
+
+    /// Ends our stream to a client that is not served, without a word.
+    pub(crate) fn dismiss(&mut self, context: &mut Context<'_>) -> Verdict {
+        let (reject, next) = Reject::farewell(&mut self.client);
+        self.state = State::Rejecting(reject);
+        self.rejecting(next, context)
+    }
+
+    /// Begins the TLS handshake with a client to reject that waits for it.
+    pub(crate) fn begin_handshake(&mut self, permit: Slot, context: &mut Context<'_>) -> Verdict {
+        let State::Rejecting(reject) = &mut self.state else { return Verdict::Stay };
+        let next = reject.begin_handshake(permit, context.refusal);
+        self.rejecting(next, context)
+    }
+
+    /// Goes as far as the readiness of the sockets allows.
+    pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
+        match &mut self.state {
+            State::Held { .. } | State::Connecting(Dial { upstream: None, .. }) => {
+                self.look_after_held()
+            }
+            State::Connecting(Dial { upstream: Some(upstream), .. }) if upstream.is_writable() => {
+                self.connected(context)
+            }
+            State::Connecting(_) if self.client.is_reset() => Verdict::Close(Reason::Left),
+            State::Connecting(_) => Verdict::Stay,
+            State::Relaying(_) => self.carry(context),
+            State::Rejecting(reject) => {
+                let scratch = &mut context.kit.scratch;
+                let steps = &mut *context.handshake_steps;
+                let next = reject.drive(&mut self.client, context.refusal, scratch, steps);
+                self.rejecting(next, context)
+            }
+        }
+    }
+
+    /// The deadline of the queue it stands in has passed.
+    pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
+        match &mut self.state {
+            State::Held { .. } if context.hold.overflow() == Overflow::Close => {
+                self.dismiss(context)
+            }
+            State::Held { .. } => self.reject(context),
+            State::Connecting(_) => self.dial_expired(context),
+            State::Relaying(carriage) if carriage.settling.is_none() => {
+                let upstream = carriage.relay.upstream().socket();
+                let Some(place) = &carriage.place else {
+                    upstream.keep_alive();
+                    return Verdict::Wait(Queue::Relaying);
+                };
+                if !place.unheard(upstream, context.now) {
+                    return Verdict::Wait(Queue::Unheard);
+                }
+                carriage.place = None;
+                Verdict::Wait(Queue::Fresh)
+            }
+            State::Relaying(_) => self.carry(context),
+            State::Rejecting(reject) => {
+                let next = reject.expire(&mut self.client, context.refusal);
+                self.rejecting(next, context)
+            }
+        }
+    }
+
+    /// Whether it has a pass.
+    pub(crate) fn is_served(&self) -> bool {
+        matches!(self.state, State::Connecting(_) | State::Relaying(_))
+    }
+
+    /// Tells whether it leads back to tcpause itself, whose addresses are `own`.
+    pub(crate) fn is_loop(&self, own: &[SocketAddress]) -> bool {
+        matches!(&self.state, State::Relaying(it) if it.relay.upstream().socket().is_loop(own))
+    }
+
+    /// Returns the moment at which `limits` allow the connection to be closed. None while somebody is owed something: bytes
+    /// are on their way, or the client spoke last and the upstream may still answer.
+    pub(crate) fn quiet_at(&self, limits: QuietLimits) -> Option<Instant> {
+        match &self.state {
+            State::Relaying(Carriage { relay, moved, asks, settling: None, .. })
+                if relay.is_at_rest(&self.client) && !(*asks && relay.can_answer()) =>
+            {
+                moved.checked_add(limits.of(relay.can_answer())?)
+            }
+            _ => None,
+        }
+    }
+
+    /// Looks for a peer that has vanished with bytes on their way to it.
+    pub(crate) fn look_for_vanished(&mut self) -> Verdict {
+        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
+        let has_vanished = carriage.relay.give_up_vanished(&mut self.client);
+        if has_vanished { Verdict::Again } else { Verdict::Stay }
+    }
+
+    /// Ends in good order what is quiet: both sides get the end of the stream, and what the client sends before it has
+    /// noticed is read and discarded, as a close with bytes unread would be a reset. A half-closed connection is closed at
+    /// once: one end was passed on already, and its peer had all the time to notice.
+    pub(crate) fn end_quiet(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
+        if !carriage.relay.is_silent(&mut self.client) {
+            carriage.moved = context.now;
+            return Verdict::Again;
+        }
+        if carriage.relay.is_half_closed() {
+            return Verdict::Close(Reason::Quiet);
+        }
+        context.counters.drained.add(1);
+        let delivered = carriage.relay.delivered();
+        log_close(self.peer.take().as_deref(), &Reason::Quiet, delivered);
+        // The client's end comes first, as in any close: whoever is told "idle" finds it sent.
+        let (reject, _next) = Reject::farewell(&mut self.client);
+        self.state = State::Rejecting(reject);
+        Verdict::Enter(Queue::Lingering)
+    }
+
+    /// Closes it with its one line in the log, and so that an abort does not look like an orderly end.
+    pub(crate) fn close(self, reason: &Reason) {
+        let delivered = match &self.state {
+            State::Relaying(carriage) => carriage.relay.delivered(),
+            State::Held { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
+        };
+        log_close(self.peer.as_deref(), reason, delivered);
+        match reason {
+            Reason::Reset
+            | Reason::Stalled
+            | Reason::Unreachable(_)
+            | Reason::Killed
+            | Reason::Stopped => self.reset_on_close(),
+            Reason::Ended | Reason::Left | Reason::Rejected | Reason::Quiet => {}
+        }
+    }
+
+    fn reset_on_close(&self) {
+        self.client.socket().reset_on_close();
+        if let State::Relaying(carriage) = &self.state {
+            carriage.relay.upstream().socket().reset_on_close();
+        }
+    }
+
+    /// A client that waits and has gone is dropped, and not dialled for any more.
+    fn look_after_held(&self) -> Verdict {
+        let gone = self.client.is_read_closed() && self.client.socket().has_gone();
+        if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
+    }
+
+    fn carry(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
+        let turn = carriage.relay.drive(&mut self.client, context.kit, &context.registration);
+        context.counters.bytes_to_upstream.add(turn.to_upstream);
+        context.counters.bytes_to_client.add(turn.to_client);
+        if turn.to_upstream + turn.to_client > 0 {
+            // Of both in one turn, the client's may have come last.
+            (carriage.moved, carriage.asks) = (context.now, turn.to_upstream > 0);
+        }
+        match turn.next {
+            relay::Next::Wait => {
+                let is_heard = carriage.relay.delivered().1 > 0;
+                match carriage.place.take_if(|_place| is_heard) {
+                    Some(place) => {
+                        place.heard(context.now);
+                        Verdict::Wait(Queue::Fresh)
+                    }
+                    None => Verdict::Stay,
+                }
+            }
+            relay::Next::Again => Verdict::Again,
+            relay::Next::Close => Verdict::Close(Reason::Ended),
+            relay::Next::Reset => Verdict::Close(Reason::Reset),
+            relay::Next::Settle(under_way) => {
+                // It is no longer in anyone's backlog, and may stay here for long.
+                carriage.place = None;
+                let before = carriage.settling.take();
+                if before.is_none_or(|it| it.under_way != under_way) {
+                    carriage.moved = context.now;
+                }
+                if context.now.duration_since(carriage.moved) >= SETTLE_TIMEOUT {
+                    return Verdict::Close(Reason::Stalled);
+                }
+                let looks = before.map_or(0, |it| it.looks.saturating_add(1));
+                carriage.settling = Some(Settling { under_way, looks });
+                let queue = if looks < QUICK_LOOKS_MAX { Queue::Settling } else { Queue::Stalled };
+                Verdict::Wait(queue)
+            }
+        }
+    }
+
+    fn rejecting(&mut self, next: reject::Next, context: &Context<'_>) -> Verdict {
+        if matches!(next, reject::Next::Answered | reject::Next::Reset) {
+            context.counters.rejected.add(1);
+        }
+        let Registration { registry, client: token, .. } = context.registration;
+        match next {
+            reject::Next::Wait if self.client.await_room(registry, token) => Verdict::Stay,
+            reject::Next::Wait | reject::Next::Again => Verdict::Again,
+            reject::Next::WaitIn(queue) => Verdict::Enter(queue),
+            reject::Next::Answered => Verdict::Enter(Queue::Lingering),
+            reject::Next::Reset => {
+                self.client.socket().reset_on_close();
+                Verdict::Close(Reason::Rejected)
+            }
+            reject::Next::Close => Verdict::Close(Reason::Rejected),
+        }
+    }
+}
+
+/// Writes the one line of a connection at its end, if its peer was noted for that.
+fn log_close(peer: Option<&str>, reason: &Reason, (up, down): (u64, u64)) {
+    if let Some(peer) = peer {
+        log::debug!(
+            "client {peer} closed: {reason}; bytes to the upstream: {up}, to the client: {down}"
+        );
+    }
+}
+
+impl Drop for Connection {
+    /// What a panic of the worker cuts off must not look like an orderly end.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.reset_on_close();
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("both sides have ended"),
+            Self::Reset => f.write_str("one side was reset, and so the other"),
+            Self::Stalled => {
+                f.write_str("one side was reset, and the other does not take what came before")
+            }
+            Self::Left => f.write_str("the client left before it was served"),
+            Self::Rejected => f.write_str("rejected"),
+            Self::Quiet => f.write_str("it was quiet"),
+            Self::Killed => f.write_str("it was in the way of a pause"),
+            Self::Unreachable(error) => write!(f, "the upstream cannot be reached: {error}"),
+            Self::Stopped => f.write_str("tcpause stops"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

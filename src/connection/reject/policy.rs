@@ -1,0 +1,191 @@
+//! How rejected clients are answered: what the configuration says, read once at start.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::ServerConfig;
+
+use super::{protocol::Opening, tls};
+use crate::{
+    admission::semaphore::Slots,
+    config::{Proxy, RejectWith},
+    error::Error,
+};
+
+/// The largest file that can be an answer: it is an error message, and each client that does not read may keep a copy.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// How many TLS connections with clients to reject there may be at a time, in all workers: one takes some 80 KiB at worst, as
+/// rustls buffers up to 64 KiB of a handshake message.
+const HANDSHAKES_MAX: usize = 512;
+
+/// How rejected clients are answered.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    answer: Answer,
+    tls: Option<Arc<ServerConfig>>,
+    handshakes: Arc<Slots>,
+}
+
+/// What a client gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// This 503; who speaks another protocol gets the end of the stream.
+    Http(Arc<[u8]>),
+    /// These bytes, whatever it speaks.
+    File(Arc<[u8]>),
+    /// The end of the stream, at once.
+    Close,
+    /// A reset, at once.
+    Reset,
+}
+
+impl Refusal {
+    /// Reads the files that the configuration names.
+    pub(crate) fn load(proxy: &Proxy) -> Result<Self, Error> {
+        let answer = match &proxy.reject_with {
+            RejectWith::Http => Answer::http(proxy.retry_after_interval),
+            RejectWith::Close => Answer::Close,
+            RejectWith::Reset => Answer::Reset,
+            RejectWith::File(path) => Answer::File(read(path)?),
+        };
+        Ok(Self::new(answer, tls::load(&proxy.tls)?))
+    }
+
+    /// Gives `answer`, inside TLS too if there is a configuration for it.
+    pub(crate) fn new(answer: Answer, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self { answer, tls, handshakes: Arc::new(Slots::new(HANDSHAKES_MAX)) }
+    }
+
+    /// What a client gets.
+    pub(crate) fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// The bytes for a client that speaks this.
+    pub(crate) fn answer_to(&self, opening: Opening) -> Arc<[u8]> {
+        match (&self.answer, opening) {
+            (Answer::File(bytes), _) | (Answer::Http(bytes), Opening::Tls | Opening::Other) => {
+                Arc::clone(bytes)
+            }
+            // A text that is none of theirs would only confuse them.
+            (Answer::Http(_), Opening::Ssh | Opening::Postgres)
+            | (Answer::Close | Answer::Reset, _) => Arc::default(),
+        }
+    }
+
+    /// With what clients are answered that speak TLS; with an alert where there is nothing.
+    pub(crate) fn tls(&self) -> Option<&Arc<ServerConfig>> {
+        self.tls.as_ref()
+    }
+
+    /// The places for TLS connections with clients to reject.
+    pub(crate) fn handshakes(&self) -> &Arc<Slots> {
+        &self.handshakes
+    }
+
+    /// What happens to a new client while paused, in words.
+    pub(crate) fn describe(&self) -> &'static str {
+        match (&self.answer, &self.tls) {
+            (Answer::Close, _) => "rejected by a close",
+            (Answer::Reset, _) => "rejected by a reset",
+            (Answer::Http(_) | Answer::File(_), Some(_)) => "rejected, in TLS if they speak it",
+            (Answer::Http(_) | Answer::File(_), None) => {
+                "rejected, without a certificate for those who speak TLS"
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// A 503 that asks to come back after `retry_after`, rounded up to whole seconds; zero asks for nothing.
+    pub(crate) fn http(retry_after: Duration) -> Self {
+        let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+        let mut text = String::from("HTTP/1.1 503 Service Unavailable\r\n");
+        if seconds > 0 {
+            // Writing to a String cannot fail.
+            write!(text, "Retry-After: {seconds}\r\n").ok();
+        }
+        text.push_str("Connection: close\r\nContent-Length: 0\r\n\r\n");
+        Self::Http(text.into_bytes().into())
+    }
+}
+
+/// The bytes of the file that is the answer.
+fn read(path: &Path) -> Result<Arc<[u8]>, Error> {
+    let refuse =
+        |problem: &str| Error::Config(format!("proxy.reject-with: {}: {problem}", path.display()));
+    let unreadable = |error: io::Error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound => "check the path",
+            io::ErrorKind::PermissionDenied => "let this user read it",
+            _ => "name a readable file",
+        };
+        refuse(&format!("cannot read it: {error}; {remedy}"))
+    };
+    // Opening a FIFO would wait for someone who writes.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(refuse("it is not a file; name the file whose bytes are the answer"));
+    }
+    let mut bytes = Vec::new();
+    // One byte more than allowed is enough to see that there are too many.
+    let limit = ANSWER_BYTES_MAX as u64 + 1;
+    File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    if bytes.is_empty() {
+        return Err(refuse("it is empty; to answer nothing, write `close`"));
+    }
+    if bytes.len() > ANSWER_BYTES_MAX {
+        return Err(refuse(&format!(
+            "it is larger than {ANSWER_BYTES_MAX} bytes; is this the right file?"
+        )));
+    }
+    Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_retry_interval_is_rounded_up_and_left_out_when_zero() {
+        for (interval, line) in [
+            (Duration::from_secs(3), "Retry-After: 3\r\n"),
+            (Duration::from_millis(1500), "Retry-After: 2\r\n"),
+            (Duration::from_nanos(1), "Retry-After: 1\r\n"),
+            (Duration::ZERO, ""),
+        ] {
+            let answer = format!(
+                "HTTP/1.1 503 Service Unavailable\r\n{line}Connection: close\r\nContent-Length: 0\r\n\r\n"
+            );
+            assert_eq!(Answer::http(interval), Answer::Http(answer.into_bytes().into()));
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("answer");
+        let read_back = |length: usize| {
+            fs::write(&path, vec![b'x'; length]).unwrap();
+            read(&path).map(|bytes| bytes.len()).map_err(|error| error.to_string())
+        };
+        assert_eq!(read_back(1), Ok(1));
+        assert_eq!(read_back(ANSWER_BYTES_MAX), Ok(ANSWER_BYTES_MAX));
+        assert!(read_back(ANSWER_BYTES_MAX + 1).unwrap_err().contains("65536"));
+        assert!(read_back(0).unwrap_err().contains("empty"));
+        for (path, words) in
+            [(dir.path(), "not a file"), (&dir.path().join("no"), "check the path")]
+        {
+            let error = read(path).unwrap_err().to_string();
+            assert!(error.contains(words) && error.starts_with("proxy.reject-with: "), "{error}");
+        }
+    }
+}

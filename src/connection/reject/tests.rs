@@ -1,0 +1,560 @@
+//! A client over a UNIX socket pair, one step of each side at a time.
+
+use std::{
+    io::Cursor,
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Poll, Token};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::WebPkiClientVerifier,
+};
+
+use super::*;
+use crate::{
+    admission::semaphore::Slots,
+    connection::reject::protocol::TLS_HANDSHAKE,
+    sys::{Socket, socket_pair},
+};
+
+const ANSWER: &str = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A client that is being rejected, seen from both sides.
+struct Scene {
+    peer: Option<Socket>,
+    client: Endpoint,
+    reject: Reject,
+    refusal: Refusal,
+    scratch: Vec<u8>,
+    /// How many steps of the handshake each turn may take.
+    steps: usize,
+    poll: Poll,
+}
+
+impl Scene {
+    /// A client that is answered with a 503.
+    fn new(tls: Option<ServerConfig>) -> Self {
+        Self::with(Answer::http(Duration::from_secs(3)), tls)
+    }
+
+    fn with(answer: Answer, tls: Option<ServerConfig>) -> Self {
+        let (peer, client) = socket_pair().unwrap();
+        let poll = Poll::new().unwrap();
+        client.register(poll.registry(), Token(0)).unwrap();
+        Self {
+            peer: Some(peer),
+            client: Endpoint::connected(client),
+            reject: Reject::Sniffing,
+            refusal: Refusal::new(answer, tls.map(Arc::new)),
+            scratch: vec![0; 16 * 1024],
+            steps: 1,
+            poll,
+        }
+    }
+
+    fn peer(&self) -> &Socket {
+        self.peer.as_ref().unwrap()
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        assert_eq!(self.peer().send(bytes).unwrap(), bytes.len());
+    }
+
+    /// The events there are, and one turn.
+    fn drive(&mut self) -> Next {
+        let mut events = Events::with_capacity(8);
+        self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        events.iter().for_each(|event| self.client.mark(event));
+        let mut steps = self.steps;
+        let next =
+            self.reject.drive(&mut self.client, &self.refusal, &mut self.scratch, &mut steps);
+        // As a connection does with a client that waits.
+        assert!(self.client.await_room(self.poll.registry(), Token(0)));
+        next
+    }
+
+    /// Turns until none asks for another; the last word of them.
+    fn drive_on(&mut self) -> Next {
+        std::iter::repeat_with(|| self.drive()).find(|&next| next != Next::Again).unwrap()
+    }
+
+    /// Lets a client that knocks begin its handshake.
+    fn begin_handshake(&mut self) {
+        assert_eq!(self.drive(), Next::WaitIn(Queue::Knocking));
+        let permit = self.refusal.handshakes().take().unwrap();
+        let next = self.reject.begin_handshake(permit, &self.refusal);
+        assert_eq!(next, Next::WaitIn(Queue::Handshaking));
+    }
+
+    fn expire(&mut self) -> Next {
+        self.reject.expire(&mut self.client, &self.refusal)
+    }
+
+    /// All that has come to the peer, and whether the end of the stream is behind it.
+    fn received(&self) -> (Vec<u8>, bool) {
+        let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            match self.peer().recv(&mut buffer).map(|read| read.bytes) {
+                Ok(0) => return (all, true),
+                Ok(bytes) => all.extend_from_slice(&buffer[..bytes]),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    return (all, false);
+                }
+            }
+        }
+    }
+
+    fn assert_received(&self, expected: &[u8]) {
+        let (bytes, ended) = self.received();
+        assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(expected));
+        assert!(ended, "and the end behind it");
+    }
+}
+
+#[test]
+fn a_plain_client_is_answered_at_its_first_byte() {
+    let mut scene = Scene::new(None);
+    assert_eq!(scene.drive(), Next::Wait, "nothing before it has spoken");
+    assert_eq!(scene.received(), (vec![], false));
+    scene.send(b"G");
+    assert_eq!(scene.drive(), Next::Answered);
+    scene.assert_received(ANSWER.as_bytes());
+    assert_eq!(scene.drive(), Next::Wait, "it may still be sending");
+    scene.send(b"ET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n");
+    assert_eq!(scene.drive(), Next::Wait);
+    drop(scene.peer.take());
+    assert_eq!(scene.drive(), Next::Close);
+}
+
+#[test]
+fn a_silent_client_is_answered_when_its_time_is_up() {
+    let mut scene = Scene::new(Some(server_config(&Authority::new())));
+    assert_eq!(scene.drive(), Next::Wait);
+    assert_eq!(scene.expire(), Next::Answered);
+    scene.assert_received(ANSWER.as_bytes());
+    assert_eq!(scene.expire(), Next::Close, "it does not linger for ever");
+}
+
+#[test]
+fn a_client_that_ends_its_stream_without_a_word_is_answered() {
+    let mut scene = Scene::new(None);
+    scene.peer().shut_down_write().unwrap();
+    assert_eq!(scene.drive(), Next::Answered);
+    scene.assert_received(ANSWER.as_bytes());
+    assert_eq!(scene.drive(), Next::Close);
+}
+
+#[test]
+fn a_client_that_has_gone_is_closed() {
+    let mut scene = Scene::new(None);
+    drop(scene.peer.take());
+    assert_eq!(scene.drive(), Next::Close);
+    assert_eq!(Scene::new(None).drive(), Next::Wait, "unlike one that is there");
+}
+
+#[test]
+fn a_large_request_is_read_to_its_end_before_the_close() {
+    let mut scene = Scene::new(None);
+    scene.send(b"POST");
+    assert_eq!(scene.drive(), Next::Answered);
+    let (mut sent, deadline) = (0, Instant::now() + DEADLINE);
+    while sent < 4 << 20 {
+        sent += scene.peer().send(&[b'x'; 16 * 1024]).unwrap_or(0);
+        let next = scene.drive();
+        assert!(matches!(next, Next::Wait | Next::Again), "{next:?}");
+        assert!(Instant::now() < deadline, "it stalls after {sent} bytes");
+    }
+    scene.peer().shut_down_write().unwrap();
+    assert_eq!(scene.drive_on(), Next::Close);
+    scene.assert_received(ANSWER.as_bytes());
+}
+
+#[test]
+fn what_is_discarded_has_a_bound_in_a_turn_and_in_all() {
+    let mut scene = Scene::new(None);
+    scene.send(b"POST");
+    assert_eq!(scene.drive(), Next::Answered);
+    let Reject::Lingering { discarded, .. } = &mut scene.reject else {
+        panic!("{:?}", scene.reject)
+    };
+    *discarded = DISCARDED_BYTES_MAX - 100;
+    scene.send(&[b'x'; 90]);
+    assert_eq!(scene.drive(), Next::Wait);
+    scene.send(&[b'x'; 90]);
+    assert_eq!(scene.drive(), Next::Close);
+
+    let mut scene = Scene::new(None);
+    rustix::net::sockopt::set_socket_send_buffer_size(scene.peer(), 4 * TURN_BYTES_MAX).unwrap();
+    scene.send(b"POST");
+    assert_eq!(scene.drive(), Next::Answered);
+    let mut queued = 0;
+    while let Ok(bytes) = scene.peer().send(&[b'x'; 16 * 1024]) {
+        queued += bytes;
+    }
+    assert!(queued > TURN_BYTES_MAX + scene.scratch.len(), "too small a buffer: {queued} bytes");
+    assert_eq!(scene.drive(), Next::Again);
+}
+
+#[test]
+fn a_tls_client_gets_an_alert_where_no_certificate_is() {
+    let mut scene = Scene::new(None);
+    scene.send(&[TLS_HANDSHAKE, 3, 1]);
+    assert_eq!(scene.drive(), Next::Answered);
+    scene.assert_received(&[0x15, 3, 3, 0, 2, 2, 40]);
+}
+
+#[test]
+fn a_tls_client_gets_the_answer_inside() {
+    let authority = Authority::new();
+    let mut scene = Scene::new(Some(server_config(&authority)));
+    let mut tls = tls_client(&authority, None);
+    tls.writer().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let verdicts = converse(&mut scene, &mut tls).unwrap();
+    assert_eq!(verdicts.last(), Some(&Next::Answered));
+    assert_eq!(told(&mut tls).unwrap(), ANSWER, "closed by close_notify");
+    assert!(matches!(scene.reject, Reject::Lingering { .. }));
+}
+
+#[test]
+fn a_tls_client_that_asks_for_nothing_is_answered_when_its_time_is_up() {
+    let authority = Authority::new();
+    let mut scene = Scene::new(Some(server_config(&authority)));
+    let mut tls = tls_client(&authority, None);
+    let verdicts = converse(&mut scene, &mut tls).unwrap();
+    assert!(!tls.is_handshaking());
+    assert!(verdicts.contains(&Next::WaitIn(Queue::Asking)), "{verdicts:?}");
+    assert!(told(&mut tls).is_err(), "nothing yet");
+    assert_eq!(scene.expire(), Next::Answered);
+    converse(&mut scene, &mut tls).unwrap();
+    assert_eq!(told(&mut tls).unwrap(), ANSWER);
+}
+
+#[test]
+fn a_client_certificate_is_welcome_but_must_be_right() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    for (own, is_right) in [(None, true), (Some(&authority), true), (Some(&stranger), false)] {
+        let mut scene = Scene::new(Some(server_config(&authority)));
+        let mut tls = tls_client(&authority, own);
+        tls.writer().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let result = converse(&mut scene, &mut tls);
+        if is_right {
+            result.unwrap();
+            assert_eq!(told(&mut tls).unwrap(), ANSWER);
+        } else {
+            let error = result.unwrap_err();
+            assert!(matches!(error, rustls::Error::AlertReceived(_)), "{error:?}");
+            assert!(matches!(scene.reject, Reject::Lingering { .. }));
+        }
+    }
+}
+
+#[test]
+fn rubbish_that_looks_like_tls_gets_an_alert() {
+    let mut scene = Scene::new(Some(server_config(&Authority::new())));
+    scene.send(&[TLS_HANDSHAKE]);
+    scene.begin_handshake();
+    scene.send(b" GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(scene.drive(), Next::Answered);
+    let (bytes, ended) = scene.received();
+    assert!(bytes.starts_with(&[0x15, 3]) && bytes.len() == 7, "{bytes:?}");
+    assert!(ended);
+}
+
+#[test]
+fn a_tls_client_that_talks_without_asking_is_closed() {
+    let authority = Authority::new();
+    let mut scene = Scene::new(Some(server_config(&authority)));
+    let mut tls = tls_client(&authority, None);
+    converse(&mut scene, &mut tls).unwrap();
+    let Reject::Tls { received, .. } = &mut scene.reject else {
+        panic!("it waits for the request")
+    };
+    *received = UNASKED_BYTES_MAX;
+    // A record without content.
+    tls.refresh_traffic_keys().unwrap();
+    let mut out = Vec::new();
+    tls.write_tls(&mut out).unwrap();
+    scene.send(&out);
+    assert_eq!(scene.drive_on(), Next::Close);
+}
+
+#[test]
+fn a_handshake_that_stops_halfway_is_given_up() {
+    let authority = Authority::new();
+    let mut scene = Scene::new(Some(server_config(&authority)));
+    let mut hello = Vec::new();
+    tls_client(&authority, None).write_tls(&mut hello).unwrap();
+    scene.send(&hello[..hello.len() / 2]);
+    scene.begin_handshake();
+    assert_eq!(scene.drive_on(), Next::Wait);
+    assert_eq!(scene.expire(), Next::Close);
+    assert_eq!(scene.received(), (vec![], false), "no plain text inside a TLS stream");
+}
+
+#[test]
+fn a_client_that_leaves_in_its_handshake_is_closed() {
+    let mut scene = Scene::new(Some(server_config(&Authority::new())));
+    scene.send(&[TLS_HANDSHAKE]);
+    scene.begin_handshake();
+    scene.peer().shut_down_write().unwrap();
+    assert_eq!(scene.drive_on(), Next::Close);
+}
+
+#[test]
+fn a_client_of_another_protocol_gets_no_text() {
+    for (bytes, is_other) in [
+        (&b"SSH-2.0-client\r\n"[..], true),
+        (b"\0\0\0\x08\x04\xd2\x16\x2f", true),
+        (b"SEARCH / HTTP/1.1\r\n\r\n", false),
+    ] {
+        let mut scene = Scene::new(None);
+        // The first byte alone does not tell.
+        scene.send(&bytes[..1]);
+        assert_eq!(scene.drive(), Next::Wait);
+        assert_eq!(scene.received(), (vec![], false));
+        scene.send(&bytes[1..]);
+        assert_eq!(scene.drive(), Next::Answered);
+        scene.assert_received(if is_other { b"" } else { ANSWER.as_bytes() });
+
+        let mut scene = Scene::with(Answer::File(Arc::from(*b"sorry")), None);
+        scene.send(bytes);
+        assert_eq!(scene.drive(), Next::Answered);
+        scene.assert_received(b"sorry");
+    }
+}
+
+#[test]
+fn a_client_that_says_too_little_is_answered_when_its_time_is_up_or_its_stream_ends() {
+    for ends in [false, true] {
+        let mut scene = Scene::new(None);
+        scene.send(b"SS");
+        assert_eq!(scene.drive(), Next::Wait);
+        let next = if ends {
+            scene.peer().shut_down_write().unwrap();
+            scene.drive()
+        } else {
+            scene.expire()
+        };
+        assert_eq!(next, Next::Answered);
+        scene.assert_received(ANSWER.as_bytes());
+    }
+}
+
+#[test]
+fn a_close_and_a_reset_wait_for_nothing() {
+    let mut scene = Scene::with(Answer::Close, None);
+    let (reject, next) = Reject::new(&mut scene.client, &scene.refusal);
+    scene.reject = reject;
+    assert_eq!(next, Next::Answered);
+    scene.assert_received(b"");
+    scene.send(b"what a client sends is read all the same");
+    assert_eq!(scene.drive(), Next::Wait);
+    assert!(matches!(scene.reject, Reject::Lingering { rest: None, discarded: 40 }));
+
+    let mut scene = Scene::with(Answer::Reset, None);
+    assert_eq!(Reject::new(&mut scene.client, &scene.refusal).1, Next::Reset);
+    assert_eq!(scene.received(), (vec![], false), "no end that looks orderly");
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_written_while_the_client_sends() {
+    let answer: Arc<[u8]> = (0..=u8::MAX).cycle().take(64 << 10).collect();
+    let authority = Authority::new();
+    for speaks_tls in [false, true] {
+        let mut scene = Scene::with(Answer::File(answer.clone()), Some(server_config(&authority)));
+        rustix::net::sockopt::set_socket_send_buffer_size(scene.client.socket(), 1).unwrap();
+        let mut tls = tls_client(&authority, None);
+        if speaks_tls {
+            tls.writer().write_all(b"POST").unwrap();
+            converse(&mut scene, &mut tls).unwrap();
+        } else {
+            scene.send(b"POST");
+            assert_eq!(scene.drive(), Next::Answered);
+        }
+        assert!(
+            matches!(scene.reject, Reject::Lingering { rest: Some(_), .. }),
+            "too large a buffer"
+        );
+        let places = scene.refusal.handshakes().clone();
+        let (mut sent, deadline) = (0, Instant::now() + DEADLINE);
+        while sent < 1 << 20 {
+            sent += scene.peer().send(&[b'x'; 16 * 1024]).unwrap_or(0);
+            assert!(matches!(scene.drive(), Next::Wait | Next::Again));
+            assert!(Instant::now() < deadline, "it stalls after {sent} bytes");
+        }
+        // It still waits for the answer.
+        scene.peer().shut_down_write().unwrap();
+        assert_eq!(scene.drive_on(), Next::Wait);
+        let mut got = Vec::new();
+        loop {
+            let (bytes, ended) = scene.received();
+            got.extend(bytes);
+            if ended {
+                break;
+            }
+            let next = scene.drive();
+            assert!(matches!(next, Next::Wait | Next::Close), "{next:?}");
+            assert!(Instant::now() < deadline, "it stalls after {} bytes", got.len());
+        }
+        assert_eq!(scene.drive(), Next::Close);
+        if speaks_tls {
+            let mut plain = Vec::new();
+            let mut wire = Cursor::new(got);
+            while tls.read_tls(&mut wire).unwrap() > 0 {
+                tls.process_new_packets().unwrap();
+                // What has come so far; the end is seen below.
+                tls.reader().read_to_end(&mut plain).ok();
+            }
+            assert_eq!(tls.reader().read(&mut [0]).unwrap(), 0, "closed by close_notify");
+            got = plain;
+        }
+        assert!(got == *answer, "{} other bytes", got.len());
+        drop(scene);
+        assert_eq!(Arc::strong_count(&places), 1, "no permit is left");
+    }
+}
+
+#[test]
+fn a_client_without_a_handshake_knocks_until_its_time_is_up() {
+    let authority = Authority::new();
+    let mut scene = Scene::new(Some(server_config(&authority)));
+    let mut hello = Vec::new();
+    tls_client(&authority, None).write_tls(&mut hello).unwrap();
+    scene.send(&hello);
+    assert_eq!(scene.drive(), Next::WaitIn(Queue::Knocking));
+    assert_eq!(scene.drive(), Next::Wait);
+    assert_eq!(scene.client.peek(&mut [0; 1024]), Received::Bytes(hello.len()), "untouched");
+    assert_eq!(scene.expire(), Next::Answered);
+    scene.assert_received(&TLS_REFUSAL);
+}
+
+#[test]
+fn a_handshake_takes_a_step_at_a_time_as_far_as_the_turn_allows() {
+    let authority = Authority::new();
+    let mut scene = Scene::new(Some(server_config(&authority)));
+    let mut hello = Vec::new();
+    tls_client(&authority, None).write_tls(&mut hello).unwrap();
+    // One byte a record.
+    let fragments: Vec<u8> = hello[5..].iter().flat_map(|&byte| [0x16, 3, 1, 0, 1, byte]).collect();
+    scene.send(&fragments);
+    scene.begin_handshake();
+    scene.steps = 0;
+    assert_eq!(scene.drive(), Next::Again);
+    assert_eq!(scene.client.peek(&mut [0; 4096]), Received::Bytes(fragments.len()), "untouched");
+    scene.steps = 2;
+    let mut steps = scene.steps;
+    let next = scene.reject.drive(&mut scene.client, &scene.refusal, &mut [], &mut steps);
+    assert_eq!((next, steps), (Next::Wait, 1), "nothing more was there");
+    assert!(!scene.received().0.is_empty(), "the server's part of the handshake");
+}
+
+#[test]
+fn a_handshake_is_free_again_when_its_client_has_gone() {
+    let slots = Arc::new(Slots::new(1));
+    let mut scene = Scene::new(Some(server_config(&Authority::new())));
+    scene.send(&[TLS_HANDSHAKE]);
+    assert_eq!(scene.drive(), Next::WaitIn(Queue::Knocking));
+    scene.reject.begin_handshake(slots.take().unwrap(), &scene.refusal);
+    assert!(slots.take().is_none());
+    scene.send(b"rubbish that ends the handshake");
+    assert_eq!(scene.drive_on(), Next::Answered);
+    assert!(slots.take().is_some());
+}
+
+#[test]
+fn a_client_that_says_goodbye_in_its_handshake_is_let_go() {
+    let mut scene = Scene::new(Some(server_config(&Authority::new())));
+    // The alert close_notify, behind half a hello or in its place.
+    scene.send(b"\x16\x03\x01\0\x01\x01\x15\x03\x03\0\x02\x01\0");
+    scene.begin_handshake();
+    assert_eq!(scene.drive_on(), Next::Answered);
+    let (bytes, ended) = scene.received();
+    assert!(bytes.len() <= 7 && ended, "an alert at most: {bytes:?}");
+}
+
+/// A certificate that vouches for itself, and its key.
+struct Authority {
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        Self { certificate: made.cert.der().clone(), key }
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        roots.into()
+    }
+}
+
+fn server_config(authority: &Authority) -> ServerConfig {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(authority.roots(), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![authority.certificate.clone()], authority.key.clone_key())
+        .unwrap()
+}
+
+fn tls_client(authority: &Authority, own: Option<&Authority>) -> ClientConnection {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(authority.roots());
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => builder
+            .with_client_auth_cert(vec![own.certificate.clone()], own.key.clone_key())
+            .unwrap(),
+    };
+    ClientConnection::new(config.into(), "localhost".try_into().unwrap()).unwrap()
+}
+
+/// Each side has its say in turn until nothing moves. Returns what was said of each of our turns.
+fn converse(scene: &mut Scene, tls: &mut ClientConnection) -> Result<Vec<Next>, rustls::Error> {
+    let mut verdicts = Vec::new();
+    for _round in 0..10 {
+        let mut out = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut out).unwrap();
+        }
+        scene.send(&out);
+        match scene.reject {
+            Reject::Sniffing => scene.begin_handshake(),
+            Reject::Knocking | Reject::Tls { .. } => verdicts.push(scene.drive_on()),
+            Reject::Lingering { .. } => {}
+        }
+        let (bytes, ended) = scene.received();
+        let mut bytes = Cursor::new(bytes);
+        while tls.read_tls(&mut bytes).unwrap() > 0 {
+            tls.process_new_packets()?;
+        }
+        if ended {
+            tls.read_tls(&mut io::empty()).unwrap();
+        }
+        tls.process_new_packets()?;
+    }
+    Ok(verdicts)
+}
+
+/// What the client was told, up to an orderly end.
+fn told(tls: &mut ClientConnection) -> io::Result<String> {
+    let mut text = String::new();
+    tls.reader().read_to_string(&mut text)?;
+    Ok(text)
+}

@@ -1,0 +1,227 @@
+//! The front: accepts callers, reads one whole request of each under a bound and a deadline, asks the private server, and
+//! brings the answer back. One thread, one `Poll`; what happens to one caller is told in `caller.rs`.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use log::error;
+use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, accept_with},
+};
+use slab::Slab;
+
+use super::conn::{Caller, Means};
+
+/// Accepted in one turn, so that callers already here are not starved.
+const ACCEPTS_PER_TURN: usize = 64;
+/// How many events are taken in one turn.
+const EVENTS_MAX: usize = 256;
+
+/// The token of the bell. Those of the listeners are next to it, downwards.
+const BELL: Token = Token(usize::MAX);
+
+pub(super) struct Front {
+    poll: Poll,
+    listeners: Vec<Listener>,
+    callers: Slab<Caller>,
+    /// How many callers are served at once, waiting ones included. For one more, the one that matters least has to go.
+    callers_max: usize,
+    pub(super) means: Means,
+}
+
+/// A socket that callers come by.
+struct Listener {
+    socket: OwnedFd,
+    /// True while a caller may wait in it: an event says so only once.
+    may_accept: bool,
+}
+
+/// How other threads wake the front.
+#[derive(Debug)]
+pub(super) struct Bell {
+    waker: Waker,
+    awaits_idle: AtomicBool,
+    stops: AtomicBool,
+}
+
+impl Bell {
+    pub(super) fn new(poll: &Poll) -> io::Result<Self> {
+        let waker = Waker::new(poll.registry(), BELL)?;
+        Ok(Self { waker, awaits_idle: AtomicBool::new(false), stops: AtomicBool::new(false) })
+    }
+
+    /// Asks for a ring at the next idle moment.
+    pub(super) fn await_idle(&self) {
+        self.awaits_idle.store(true, Ordering::SeqCst);
+    }
+
+    /// The last connection has closed. Called on the thread that closed it: rings only if somebody waits.
+    pub(super) fn idle(&self) {
+        if self.awaits_idle.swap(false, Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// Has the front send its callers away and end.
+    pub(super) fn stop(&self) {
+        self.stops.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    /// Has the front look at all its callers.
+    pub(super) fn ring(&self) {
+        // Writing to an eventfd fails only when it is full, and then the front is awake.
+        self.waker.wake().ok();
+    }
+}
+
+impl Front {
+    /// `listeners` are bound, listening and non-blocking.
+    pub(super) fn new(
+        poll: Poll,
+        listeners: Vec<OwnedFd>,
+        callers_max: usize,
+        means: Means,
+    ) -> io::Result<Self> {
+        for (index, listener) in listeners.iter().enumerate() {
+            let mut source = SourceFd(&listener.as_raw_fd());
+            let token = Token(BELL.0 - 1 - index);
+            poll.registry().register(&mut source, token, Interest::READABLE)?;
+        }
+        let listeners =
+            listeners.into_iter().map(|socket| Listener { socket, may_accept: true }).collect();
+        Ok(Self { poll, listeners, callers: Slab::new(), callers_max, means })
+    }
+
+    /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        while self.means.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at) {
+            if catch_unwind(AssertUnwindSafe(|| self.turn(&mut events))).is_err() {
+                error!(
+                    "a defect: the control API's front panicked; its callers are cut off and it goes on"
+                );
+                self.callers.clear();
+                self.listeners.iter_mut().for_each(|listener| listener.may_accept = true);
+            }
+        }
+    }
+
+    /// Wait, mark, drive, accept. Marking closes nothing, so that no slot is reused while events still name it. Who is here
+    /// comes first: where descriptors are short, a newcomer would take the one that the answer needs.
+    fn turn(&mut self, events: &mut Events) {
+        if let Err(error) = self.wait(events) {
+            self.means.complain(&format!("the control API cannot wait for callers: {error}"));
+        }
+        self.mark(events);
+        if self.means.short_until.is_some_and(|until| until <= Instant::now()) {
+            self.means.short_until = None;
+            self.ready_all();
+        }
+        self.callers.retain(|_, caller| caller.drive(&mut self.means));
+        self.accept();
+    }
+
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let mut next: Vec<Instant> =
+            self.callers.iter().filter_map(|(_, caller)| caller.deadline).collect();
+        next.extend(self.means.short_until.into_iter().chain(self.means.stops_at));
+        let is_busy = self.callers.iter().any(|(_, caller)| caller.ready);
+        next.extend((is_busy || self.can_accept()).then(Instant::now));
+        let timeout = next.iter().min().map(|at| at.saturating_duration_since(Instant::now()));
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Remembers what the events say.
+    fn mark(&mut self, events: &Events) {
+        for event in events {
+            match event.token() {
+                BELL => {
+                    if self.means.bell.stops.load(Ordering::SeqCst) {
+                        let deadline = Instant::now() + self.means.timeouts.linger;
+                        self.means.stops_at.get_or_insert(deadline);
+                    }
+                    self.ready_all();
+                }
+                Token(key) => {
+                    if let Some(listener) = self.listeners.get_mut(BELL.0 - 1 - key) {
+                        listener.may_accept = true;
+                    } else if let Some(caller) = self.callers.get_mut(key) {
+                        caller.mark(event);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ready_all(&mut self) {
+        self.callers.iter_mut().for_each(|(_, caller)| caller.ready = true);
+    }
+
+    fn can_accept(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.may_accept)
+            && self.means.short_until.is_none()
+            && self.means.stops_at.is_none()
+    }
+
+    /// Accepts callers, one of each listener in turn.
+    fn accept(&mut self) {
+        for turn in 0..ACCEPTS_PER_TURN {
+            if !self.can_accept() {
+                return;
+            }
+            self.accept_by(turn % self.listeners.len());
+        }
+    }
+
+    fn accept_by(&mut self, index: usize) {
+        let Some(listener) = self.listeners.get_mut(index).filter(|it| it.may_accept) else {
+            return;
+        };
+        match accept_with(&listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => self.admit(socket),
+            Err(Errno::AGAIN) => listener.may_accept = false,
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(error) => self.means.run_short("accept a caller", &error.into()),
+        }
+    }
+
+    fn admit(&mut self, socket: OwnedFd) {
+        let timeouts = self.means.timeouts;
+        if self.callers.len() >= self.callers_max && !self.evict() {
+            return Caller::new(socket, timeouts).refuse();
+        }
+        let registered = self.poll.registry().register(
+            &mut SourceFd(&socket.as_raw_fd()),
+            Token(self.callers.vacant_key()),
+            Interest::READABLE | Interest::WRITABLE,
+        );
+        if let Err(error) = registered {
+            return self.means.run_short("serve a caller", &error);
+        }
+        let mut caller = Caller::new(socket, timeouts);
+        if caller.drive(&mut self.means) {
+            self.callers.insert(caller);
+        }
+    }
+
+    /// Closes the caller that matters least, if any may go. One that sends half a request must not keep out one that sends
+    /// a whole one.
+    fn evict(&mut self) -> bool {
+        let expendable =
+            self.callers.iter().filter_map(|(key, caller)| Some((caller.expendable()?, key)));
+        let Some((_, key)) = expendable.min() else { return false };
+        self.callers.remove(key).refuse();
+        true
+    }
+}

@@ -1,0 +1,273 @@
+//! Leases: who has paused the proxy, on what terms and until when. It is paused while any of them is there.
+//!
+//! Plain data behind one lock (`ledger.rs`): nothing here waits, and whoever calls says what time it is.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::{pause::gate::Mode, timestamp::Rfc3339};
+
+/// The name of a pause that is asked for without one.
+pub(crate) const NAME_DEFAULT: &str = "default";
+
+/// How many leases there may be.
+pub(crate) const LEASES_MAX: usize = 64;
+
+/// The ticket of the program itself, for which there is always room. Callers of the control API count from 1.
+pub(crate) const PROGRAM: u64 = 0;
+
+/// How many tickets are remembered whose request may still come although it is over: one such is rare.
+const OVER_MAX: usize = 64;
+
+/// All leases that hold.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    /// Of those with one name, each stands on the ones before it.
+    list: Vec<Lease>,
+    /// When the first of an unbroken row came.
+    paused_since: Option<Moment>,
+    /// Tickets of requests that were answered or undone.
+    over: VecDeque<u64>,
+    /// The last request that has let clients through, and how many.
+    released: Option<(u64, u64)>,
+}
+
+/// One pause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) terms: Terms,
+    pub(crate) standing: Standing,
+    /// Which request has asked for it.
+    pub(crate) ticket: u64,
+    /// Since when its name holds.
+    pub(crate) since: Moment,
+    /// When it ends by itself.
+    pub(crate) ends: Option<Instant>,
+}
+
+/// What a pause was asked for with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) name: String,
+    pub(crate) reason: Option<String>,
+    /// Who has asked.
+    pub(crate) by: String,
+    pub(crate) mode: Mode,
+    /// How long it lasts unless it is renewed.
+    pub(crate) ttl: Option<Duration>,
+    /// For how long a connection may be silent.
+    pub(crate) quiet: Option<Duration>,
+}
+
+/// What a lease depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// On nothing: it is the one of its name.
+    Firm,
+    /// On the success of its request, which is undone otherwise, as it is if its answer is lost. What held before under its
+    /// name is still there.
+    Tentative,
+    /// On its caller's connection. It neither replaces another of its name nor is replaced.
+    Tied,
+}
+
+/// One point in time by both clocks: the one that decides, and the one that is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) at: Instant,
+    pub(crate) shown: Rfc3339,
+}
+
+/// Why a lease is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There are as many as there may be.
+    Full,
+    /// The request was over before it came.
+    Undone,
+}
+
+/// What has ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) leases: Vec<Lease>,
+    /// Since when it was paused, if none is left.
+    pub(crate) paused_since: Option<Moment>,
+}
+
+impl Leases {
+    /// Adds a lease; one that is firm replaces what holds under its name. A request that comes again replaces its lease.
+    pub(crate) fn put(
+        &mut self,
+        terms: Terms,
+        standing: Standing,
+        ticket: u64,
+        now: Moment,
+    ) -> Result<(), Refused> {
+        if self.over.contains(&ticket) {
+            return Err(Refused::Undone);
+        }
+        self.list.retain(|lease| lease.ticket != ticket);
+        let since = match standing {
+            Standing::Tied => None,
+            Standing::Firm | Standing::Tentative => self.untied(&terms.name).map(|old| old.since),
+        };
+        if standing == Standing::Firm {
+            self.remove_firm(&terms.name);
+        }
+        // Under a name that holds, it takes the place of another, now or in the end.
+        if since.is_none() && self.list.len() >= LEASES_MAX && ticket != PROGRAM {
+            return Err(Refused::Full);
+        }
+        let ends = terms.end(now.at);
+        let lease = Lease { terms, standing, ticket, since: since.unwrap_or(now), ends };
+        let place = self.list.len();
+        match standing {
+            Standing::Firm => self.insert_firm(place, lease),
+            Standing::Tentative | Standing::Tied => self.list.insert(place, lease),
+        }
+        self.paused_since.get_or_insert(now);
+        Ok(())
+    }
+
+    /// Lets the lease of a request stand for itself: it replaces the firm one of its name, and is not undone any more.
+    pub(crate) fn settle(&mut self, ticket: u64) {
+        let of_ticket = |lease: &&Lease| lease.ticket == ticket;
+        let Some(lease) = self.list.iter().find(of_ticket).cloned() else { return };
+        if lease.standing == Standing::Tentative {
+            self.remove_firm(&lease.terms.name);
+            let place = self.list.iter().position(|lease| lease.ticket == ticket);
+            self.list.retain(|lease| lease.ticket != ticket);
+            let lease = Lease { standing: Standing::Firm, ..lease };
+            self.insert_firm(place.unwrap_or_default(), lease);
+        }
+    }
+
+    /// Inserts a firm lease before `place` and before those of its name that stand there and wait: they go on under its
+    /// terms, and if they are undone, it holds.
+    fn insert_firm(&mut self, mut place: usize, lease: Lease) {
+        for (index, old) in self.list.iter_mut().enumerate().take(place).rev() {
+            if old.terms.name == lease.terms.name && old.standing == Standing::Tentative {
+                (old.terms, old.ends, place) = (lease.terms.clone(), lease.ends, index);
+            }
+        }
+        self.list.insert(place, lease);
+    }
+
+    fn remove_firm(&mut self, name: &str) {
+        self.list.retain(|old| old.standing != Standing::Firm || old.terms.name != name);
+    }
+
+    /// Removes those for which `is_over` holds.
+    pub(crate) fn remove(&mut self, is_over: impl Fn(&Lease) -> bool) -> Ended {
+        let (leases, left) = std::mem::take(&mut self.list).into_iter().partition(is_over);
+        self.list = left;
+        let paused_since = if self.list.is_empty() { self.paused_since.take() } else { None };
+        Ended { leases, paused_since }
+    }
+
+    /// Whether it would be paused no more without those for which `is_over` holds.
+    pub(crate) fn would_resume(&self, is_over: impl Fn(&Lease) -> bool) -> bool {
+        !self.list.is_empty() && self.list.iter().all(is_over)
+    }
+
+    /// Lets no lease come any more for a request that is over. It was asked for more than once, perhaps, and a copy is late.
+    pub(crate) fn forbid(&mut self, ticket: u64) {
+        self.over.push_back(ticket);
+        if self.over.len() > OVER_MAX {
+            self.over.pop_front();
+        }
+    }
+
+    /// How many clients a request has let through: by `release`, unless it comes again as its answer was lost.
+    pub(crate) fn released_once(&mut self, ticket: u64, release: impl FnOnce() -> u64) -> u64 {
+        let before = self.released.filter(|&(of_ticket, _count)| of_ticket == ticket);
+        let count = before.map_or_else(release, |(_ticket, count)| count);
+        self.released = Some((ticket, count));
+        count
+    }
+
+    /// Has the time of a request's lease begin anew; false if it holds no more.
+    pub(crate) fn renew(&mut self, ticket: u64, now: Instant) -> bool {
+        let mut of_ticket = self.list.iter_mut().filter(|lease| lease.ticket == ticket);
+        of_ticket.next().map(|lease| lease.ends = lease.terms.end(now)).is_some()
+    }
+
+    /// Whether the lease of a request holds.
+    pub(crate) fn holds(&self, ticket: u64) -> bool {
+        self.list.iter().any(|lease| lease.ticket == ticket)
+    }
+
+    /// Whether a name holds.
+    pub(crate) fn holds_name(&self, name: &str) -> bool {
+        self.list.iter().any(|lease| lease.terms.name == name)
+    }
+
+    /// What is done with new clients, if it is paused: to reject them wins.
+    pub(crate) fn mode(&self) -> Option<Mode> {
+        let rejects = self.list.iter().any(|lease| lease.terms.mode == Mode::Reject);
+        (!self.list.is_empty()).then_some(if rejects { Mode::Reject } else { Mode::Hold })
+    }
+
+    /// For how long a connection may be silent: the shortest time wins.
+    pub(crate) fn quiet(&self) -> Option<Duration> {
+        self.list.iter().filter_map(|lease| lease.terms.quiet).min()
+    }
+
+    /// When the next one ends by itself.
+    pub(crate) fn next_end(&self) -> Option<Instant> {
+        self.list.iter().filter_map(|lease| lease.ends).min()
+    }
+
+    /// Since when it is paused, if it is.
+    pub(crate) fn paused_since(&self) -> Option<Moment> {
+        self.paused_since
+    }
+
+    /// All but those on which another of their name stands.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.list.iter().enumerate().filter_map(|(index, lease)| {
+            let is_below = |above: &Lease| {
+                above.terms.name == lease.terms.name && above.standing != Standing::Tied
+            };
+            let above = self.list.get(index + 1..).unwrap_or_default();
+            (lease.standing == Standing::Tied || !above.iter().any(is_below)).then_some(lease)
+        })
+    }
+
+    fn untied(&self, name: &str) -> Option<&Lease> {
+        self.list.iter().find(|lease| lease.terms.name == name && lease.standing != Standing::Tied)
+    }
+}
+
+impl Lease {
+    /// Whether its time is up.
+    pub(crate) fn has_expired(&self, now: Instant) -> bool {
+        self.ends.is_some_and(|end| end <= now)
+    }
+
+    /// Whether it goes when the request with this ticket is given up.
+    pub(crate) fn is_undone_with(&self, ticket: u64) -> bool {
+        self.ticket == ticket && self.standing != Standing::Firm
+    }
+}
+
+impl Terms {
+    /// An end beyond the clock's range is none.
+    fn end(&self, now: Instant) -> Option<Instant> {
+        self.ttl.and_then(|ttl| now.checked_add(ttl))
+    }
+}
+
+/// As operators write it.
+pub(crate) fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Hold => "hold",
+        Mode::Reject => "reject",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! How a worker accepts clients: as many as there are places for, and to the last one when it stops.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::Worker;
+use crate::{
+    handle::{Arrival, Phase},
+    pause::gate::Mode,
+    sys::{Listener, rcvbuf},
+};
+
+/// How many clients are accepted in one turn.
+const TURN_ACCEPTS_MAX: usize = 64;
+/// The number of queued clients that are taken in before the listeners are closed.
+const STOP_ACCEPTS_MAX: usize = 64 * 1024;
+/// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The obstacle to accepting clients, if there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accepting {
+    /// Nothing is known to be short.
+    Ready,
+    /// No slot is free; whoever frees one wakes us.
+    Full,
+    /// The system is short of something; it is tried again at that moment.
+    Paused(Instant),
+}
+
+impl Worker<'_> {
+    /// Lets clients that will be held send little, as the kernel keeps it for as long as they are. A UNIX client's bytes are
+    /// kept in a buffer of its own.
+    pub(super) fn fit_window(&mut self) {
+        let is_narrow = self.post.shared.gate.mode() == Some(Mode::Hold);
+        if std::mem::replace(&mut self.post.is_narrow, is_narrow) == is_narrow {
+            return;
+        }
+        for listener in self.post.listeners.iter().filter(|it| !it.is_unix()) {
+            let result = if is_narrow { rcvbuf::narrow(listener) } else { rcvbuf::widen(listener) };
+            if let Err(error) = result {
+                log::debug!("the system does not bound what held clients send: {error}");
+            }
+        }
+    }
+
+    pub(super) fn accept(&mut self, now: Instant) {
+        if matches!(self.accepting, Accepting::Paused(until) if until <= now) {
+            self.accepting = Accepting::Ready;
+        }
+        // While some are left it is paused, so that a deadline brings it back here.
+        while !matches!(self.accepting, Accepting::Paused(_))
+            && let Some(connection) = self.unregistered.pop_front()
+        {
+            self.admit(connection, now);
+        }
+        for _client in 0..TURN_ACCEPTS_MAX {
+            if self.accepting != Accepting::Ready || !self.accept_one(now) {
+                return;
+            }
+        }
+    }
+
+    /// Accepts a client from each listener in turn. False when none waits in any.
+    fn accept_one(&mut self, now: Instant) -> bool {
+        let next = self.queued.front().and_then(|&index| self.post.listeners.get(index));
+        let Some(listener) = next else { return false };
+        let Ok(place) = self.post.shared.reserve() else {
+            self.accepting = Accepting::Full;
+            if let Some(more) = self.post.shared.accept_troubles.too_many_held.let_through(now) {
+                log::warn!(
+                    "as many clients are held as hold.max allows{more}: further ones wait in the backlog"
+                );
+            }
+            return true;
+        };
+        let Some(slot) = self.post.shared.slots.take() else {
+            self.accepting = Accepting::Full;
+            if let Some(more) = self.post.shared.accept_troubles.no_place.let_through(now) {
+                // All may be one client's, if the upstream's address has become one of this host.
+                self.post.shared.upstream.ask();
+                let max = self.post.shared.slots.max();
+                log::warn!(
+                    "all places are taken ({max} in all){more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"
+                );
+            }
+            return true;
+        };
+        match listener.accept() {
+            Ok(client) => {
+                self.queued.rotate_left(1);
+                let accepted = &self.post.shared.counters(self.post.index).accepted;
+                accepted.add(1);
+                #[cfg(debug_assertions)]
+                panic_if_asked(self.post.index, accepted.get());
+                self.place(Arrival { client, slot, place }, now);
+            }
+            // An event will tell of the next.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.queued.pop_front();
+            }
+            // That client has gone already; the next may be there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => self.rest(&error, now),
+        }
+        true
+    }
+
+    /// The system is short of something, most likely, and no event will tell when it no longer is.
+    pub(super) fn rest(&mut self, error: &io::Error, now: Instant) {
+        self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
+        if let Some(more) = self.post.shared.accept_troubles.shortage.let_through(now) {
+            log::warn!("cannot accept clients now{more}, they wait: {error}");
+        }
+    }
+
+    /// Keeps a client, or sends it to a worker that has fewer: UNIX listeners cannot be multiplied, so one worker accepts
+    /// for all.
+    fn place(&mut self, arrival: Arrival, now: Instant) {
+        let shared = Arc::clone(&self.post.shared);
+        let own = self.connections.len() as u64;
+        if arrival.client.is_unix()
+            && let Some((index, load)) = shared.least_loaded(self.post.index)
+            && load < own
+            && shared.phase() == Phase::Running
+        {
+            if let Err(arrival) = shared.send(index, arrival) {
+                self.admit(arrival.into(), now);
+            }
+            return;
+        }
+        self.admit(arrival.into(), now);
+    }
+
+    /// Takes in everyone who is queued in the listeners and closes them: a client in the queue of a closed one is reset. As
+    /// long as there is no slot or descriptor for the rest, they stay for them.
+    pub(super) fn stop_listening(&mut self, now: Instant) {
+        // From here on nobody gets into the queue of a UNIX listener, so it ends.
+        drop(self.post.socket_file.take());
+        self.post.listeners.iter().for_each(Listener::refuse_more);
+        self.queued = (0..self.post.listeners.len()).collect();
+        for _client in 0..STOP_ACCEPTS_MAX {
+            if self.accepting != Accepting::Ready || !self.accept_one(now) {
+                break;
+            }
+        }
+        if self.accepting == Accepting::Ready {
+            self.close_listeners();
+        } else {
+            self.post.listeners.iter().for_each(Listener::cut_backlog);
+        }
+    }
+
+    pub(super) fn close_listeners(&mut self) {
+        if !self.post.listeners.is_empty() {
+            self.post.listeners.clear();
+            self.queued.clear();
+            self.accepting = Accepting::Ready;
+            self.post.shared.stopped_listening();
+        }
+    }
+}
+
+/// For the tests, which only debug builds listen to: `TCPAUSE_PANIC_AT=3,5` has the first worker panic when it accepts its
+/// third client and its fifth.
+#[cfg(debug_assertions)]
+fn panic_if_asked(index: usize, accepted: u64) {
+    static AT: std::sync::LazyLock<Vec<u64>> = std::sync::LazyLock::new(|| {
+        let list = std::env::var("TCPAUSE_PANIC_AT").unwrap_or_default();
+        list.split(',').filter_map(|number| number.parse().ok()).collect()
+    });
+    assert!(index > 0 || !AT.contains(&accepted), "asked to panic");
+}

@@ -1,0 +1,507 @@
+//! A worker: one thread, one poll, its own listeners, connections and pipes.
+//!
+//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire →
+//! look_for_vanished`. Marking only
+//! remembers what events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused
+//! while events of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
+
+mod accept;
+mod drain;
+mod ready;
+mod release;
+pub(crate) mod table;
+pub(crate) mod timers;
+mod vanished;
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use accept::Accepting;
+use crossbeam_channel::Receiver;
+use mio::{Events, Poll, Token};
+
+use crate::{
+    admission::hold::Treatment,
+    connection::{
+        Connection, Context, QuietLimits, Reason, Verdict,
+        deadline::{Queue, deadlines},
+        endpoint::Registration,
+        relay::Kit,
+    },
+    handle::{Arrival, Phase, Shared},
+    sys::{self, Listener, socket_file::SocketFile},
+    upstream::{Cached, Outlook, dialer::Reach},
+};
+use ready::Ready;
+use table::Table;
+use table::client_token;
+use table::slot_of;
+use table::upstream_token;
+use timers::Queues;
+use timers::SlotIndex;
+use vanished::VanishedSweep;
+
+/// The token of the waker. Those of the listeners are next to it, downwards.
+pub(crate) const WAKER: Token = Token(usize::MAX);
+
+/// How many events are taken in one turn.
+const EVENTS_MAX: usize = 1024;
+/// How many steps of TLS handshakes are taken in one turn: one may cost a signature, a millisecond with RSA, and those who
+/// are carried shall not feel it.
+const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
+
+/// How many connections of one queue expire in one turn.
+const TURN_EXPIRES_MAX: usize = 64;
+/// Time for each of the connections that stall: five hundred are looked at once a second each.
+const STALLED_PACE: Duration = Duration::from_millis(2);
+
+/// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
+#[derive(Debug)]
+pub(crate) struct Post {
+    /// Which of the workers it is.
+    pub(crate) index: usize,
+    /// Where events come from.
+    pub(crate) poll: Poll,
+    /// The sockets that clients come by, one for each address; none of a worker that gets them from another, or after a stop.
+    pub(crate) listeners: Vec<Listener>,
+    /// The file of a UNIX listener.
+    pub(crate) socket_file: Option<SocketFile>,
+    /// Whether clients to come get a small window.
+    pub(crate) is_narrow: bool,
+    /// Clients that another worker has accepted.
+    pub(crate) mailbox: Receiver<Arrival>,
+    /// What all workers share.
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Every connection had ended by itself.
+    Drained,
+    /// What was left was closed.
+    Cut,
+}
+
+/// A worker at its post.
+struct Worker<'a> {
+    post: &'a mut Post,
+    events: Events,
+    connections: Table<Connection>,
+    queues: Queues,
+    /// Connections to be driven.
+    ready: Ready,
+    kit: Kit,
+    /// How many more steps TLS handshakes may take in this turn.
+    handshake_steps: usize,
+    cached: Cached,
+    accepting: Accepting,
+    /// The listeners in which a client may wait, by their indices; the first is the next to be asked.
+    queued: VecDeque<usize>,
+    /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
+    unregistered: VecDeque<Connection>,
+    reach: Reach,
+    deadlines: Box<[(Queue, Duration)]>,
+    /// Silence that connections may keep, as far as the worker has obeyed.
+    quiet: QuietLimits,
+    /// When to look for quiet connections, while they are to be closed.
+    look_for_quiet: Option<Instant>,
+    vanished: VanishedSweep,
+    /// How many of the orders to reset all connections it has obeyed.
+    resets: u64,
+    /// How many of the orders to reset loops it has obeyed.
+    loop_resets: u64,
+    /// The last question of a pause that it has answered.
+    passed: u64,
+}
+
+impl From<Arrival> for Connection {
+    fn from(arrival: Arrival) -> Self {
+        Self::new(arrival.client, arrival.slot, arrival.place)
+    }
+}
+
+impl Post {
+    /// Works until the proxy has stopped.
+    pub(crate) fn work(&mut self) -> io::Result<End> {
+        for (index, listener) in self.listeners.iter().enumerate() {
+            // A predecessor that panicked may have registered it.
+            listener.deregister(self.poll.registry());
+            listener.register(self.poll.registry(), Token(WAKER.0 - 1 - index))?;
+        }
+        let queued = (0..self.listeners.len()).collect();
+        let shared = Arc::clone(&self.shared);
+        let mut worker = Worker {
+            post: self,
+            events: Events::with_capacity(EVENTS_MAX),
+            connections: Table::new(),
+            queues: Queues::new(),
+            ready: Ready::default(),
+            kit: Kit::new(shared.pipes_per_worker),
+            handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
+            cached: Cached::default(),
+            accepting: Accepting::Ready,
+            queued,
+            unregistered: VecDeque::new(),
+            reach: Reach::default(),
+            deadlines: deadlines(
+                shared.hold.timeout(),
+                shared.upstream.connect_timeout(),
+                shared.upstream.patience(),
+            ),
+            quiet: QuietLimits::default(),
+            look_for_quiet: None,
+            vanished: VanishedSweep::default(),
+            resets: shared.orders.resets(),
+            loop_resets: shared.orders.loop_resets(),
+            passed: 0,
+        };
+        worker.publish();
+        let end = worker.run();
+        if end.is_err() {
+            worker.close_all(&Reason::Stopped, sys::now());
+        }
+        end
+    }
+}
+
+impl Worker<'_> {
+    fn run(&mut self) -> io::Result<End> {
+        loop {
+            self.wait()?;
+            let now = sys::now();
+            self.kit.now = now;
+            self.mark();
+            if let Some(end) = self.obey(now) {
+                return Ok(end);
+            }
+            self.fit_window();
+            self.accept(now);
+            self.redial(now);
+            self.release(now);
+            self.drive(now);
+            self.welcome(now);
+            self.close_quiet(now);
+            self.expire(now);
+            self.look_for_vanished(now);
+            self.publish();
+            let shared = &self.post.shared;
+            shared.barrier.pass(self.post.index, &mut self.passed);
+            if shared.take_wanted() | self.reach.take_end_of_outage() {
+                shared.wake_all();
+            }
+            if self.is_drained() {
+                return Ok(End::Drained);
+            }
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        // One moment for both, or what falls due between the two would be told by neither.
+        let now = sys::now();
+        let timeout =
+            if self.has_work(now) { Some(Duration::ZERO) } else { self.next_deadline(now) };
+        match self.post.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether there is something to do without an event.
+    fn has_work(&self, now: Instant) -> bool {
+        let can_accept = self.accepting == Accepting::Ready && !self.queued.is_empty();
+        !self.ready.is_empty()
+            || can_accept
+            || self.can_redial(now)
+            || self.can_release(now)
+            || self.can_welcome()
+    }
+
+    fn next_deadline(&self, now: Instant) -> Option<Duration> {
+        let accept_again = match self.accepting {
+            Accepting::Paused(until) => Some(until),
+            Accepting::Ready | Accepting::Full => None,
+        };
+        let deadlines = (0..self.deadlines.len()).filter_map(|index| {
+            let (queue, length) = self.deadline(index)?;
+            self.queues.first(queue)?.1.checked_add(length)
+        });
+        let next = deadlines
+            .chain(accept_again)
+            .chain(self.probe_at())
+            .chain(self.pace_at(now))
+            .chain(self.look_for_quiet)
+            .chain(self.vanished.next_at())
+            .chain(self.post.shared.stop_deadline())
+            .min()?;
+        Some(next.saturating_duration_since(now))
+    }
+
+    /// A queue with a deadline, if it matters now: whoever waits for its turn, and no longer for the resume, is not held.
+    fn deadline(&self, index: usize) -> Option<(Queue, Duration)> {
+        let deadline = self.deadlines.get(index).copied();
+        match deadline? {
+            (Queue::Held, _) if !self.post.shared.gate.is_paused() => None,
+            (Queue::Stalled, at_least) => Some((Queue::Stalled, at_least.max(self.stalled_pace()))),
+            other => Some(other),
+        }
+    }
+
+    /// Returns the time in which each connection that stalls is looked at once: the kernel has no event for it, so a crowd
+    /// is looked at more rarely.
+    fn stalled_pace(&self) -> Duration {
+        u32::try_from(self.queues.len(Queue::Stalled)).map_or(Duration::MAX, |n| STALLED_PACE * n)
+    }
+
+    fn mark(&mut self) {
+        for event in &self.events {
+            match event.token() {
+                WAKER => {
+                    if self.accepting == Accepting::Full {
+                        self.accepting = Accepting::Ready;
+                    }
+                }
+                Token(token) if WAKER.0 - 1 - token < self.post.listeners.len() => {
+                    self.accepting = Accepting::Ready;
+                    let index = WAKER.0 - 1 - token;
+                    if !self.queued.contains(&index) {
+                        self.queued.push_back(index);
+                    }
+                }
+                token => {
+                    let slot = slot_of(token);
+                    // A client's event comes behind the close of its connection only if it was on its way already.
+                    let Some(connection) = self.connections.get_mut(slot) else {
+                        continue;
+                    };
+                    if token == client_token(slot) {
+                        connection.mark_client(event);
+                    } else {
+                        connection.mark_upstream(event);
+                    }
+                    self.ready.push(slot);
+                }
+            }
+        }
+    }
+
+    /// Does what the handle or another worker asks for. Tells how to end if it is cut short.
+    fn obey(&mut self, now: Instant) -> Option<End> {
+        let resets = self.post.shared.orders.resets();
+        if std::mem::replace(&mut self.resets, resets) != resets {
+            self.close_all(&Reason::Killed, now);
+        }
+        let loop_resets = self.post.shared.orders.loop_resets();
+        if std::mem::replace(&mut self.loop_resets, loop_resets) != loop_resets {
+            self.close_loops(now);
+        }
+        match self.post.shared.phase() {
+            Phase::Running => self.collect(now),
+            Phase::Stopping { deadline } if now < deadline => {
+                self.stop_listening(now);
+                self.collect(now);
+            }
+            Phase::Stopping { .. } | Phase::Aborting => {
+                self.stop_listening(now);
+                self.close_listeners();
+                self.collect(now);
+                let end = if self.is_empty() { End::Drained } else { End::Cut };
+                self.close_all(&Reason::Stopped, now);
+                return Some(end);
+            }
+        }
+        None
+    }
+
+    /// Whether there is nothing left to do, and there never will be.
+    fn is_drained(&self) -> bool {
+        // Only once nobody listens, nobody sends another client over: the order of the two looks matters.
+        self.post.shared.phase() != Phase::Running
+            && !self.post.shared.is_listening()
+            && self.post.mailbox.is_empty()
+            && self.is_empty()
+    }
+
+    /// Whether it has no client.
+    fn is_empty(&self) -> bool {
+        self.connections.is_empty() && self.unregistered.is_empty()
+    }
+
+    /// Takes in the clients that another worker has accepted.
+    fn collect(&mut self, now: Instant) {
+        while let Ok(arrival) = self.post.mailbox.try_recv() {
+            self.admit(arrival.into(), now);
+        }
+    }
+
+    /// Serves, holds or rejects a client.
+    fn admit(&mut self, connection: Connection, now: Instant) {
+        let index = self.connections.vacant();
+        if let Err(error) = connection.register(self.post.poll.registry(), client_token(index)) {
+            self.unregistered.push_back(connection);
+            return self.rest(&error, now);
+        }
+        self.connections.insert(connection);
+        let shared = &self.post.shared;
+        // Who came earlier goes first.
+        let is_first = self.first().is_none() && !shared.line.is_anyone_there();
+        let pass = if is_first { shared.gate.enter() } else { None };
+        self.act(index, now, |connection, context| match pass {
+            Some(pass) => connection.serve_new(pass, context),
+            None => Verdict::Hold(now),
+        });
+    }
+
+    /// Gives each connection that was ready when this began its share.
+    fn drive(&mut self, now: Instant) {
+        self.handshake_steps = TURN_HANDSHAKE_STEPS_MAX;
+        for _connection in 0..self.ready.len() {
+            let Some(slot) = self.ready.pop() else { return };
+            self.act(slot, now, Connection::drive);
+        }
+    }
+
+    /// Whether a TLS handshake can begin with a client to reject.
+    fn can_welcome(&self) -> bool {
+        self.queues.len(Queue::Knocking) > 0
+            && self.post.shared.refusal.handshakes().is_any_free_or_wish()
+    }
+
+    /// Begins TLS handshakes with clients to reject, oldest first, with what those under way have left of the turn.
+    fn welcome(&mut self, now: Instant) {
+        while self.handshake_steps > 0
+            && let Some((slot, _since)) = self.queues.first(Queue::Knocking)
+            && let Some(permit) = self.post.shared.refusal.handshakes().take()
+        {
+            self.act(slot, now, |connection, context| connection.begin_handshake(permit, context));
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        for index in 0..self.deadlines.len() {
+            let Some((queue, length)) = self.deadline(index) else { continue };
+            // One that stays in its queue gets a new deadline; none is looked at twice. What is left has its turn behind events.
+            for _connection in 0..self.queues.len(queue).min(TURN_EXPIRES_MAX) {
+                match self.queues.first(queue) {
+                    Some((slot, since)) if now.duration_since(since) >= length => {
+                        self.act(slot, now, Connection::expire);
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    /// Lends a connection what it needs to `act`, and does what comes of it.
+    fn act(
+        &mut self,
+        slot: SlotIndex,
+        now: Instant,
+        act: impl FnOnce(&mut Connection, &mut Context<'_>) -> Verdict,
+    ) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let shared = &self.post.shared;
+        let mut context = Context {
+            registration: Registration {
+                registry: self.post.poll.registry(),
+                client: client_token(slot),
+                upstream: upstream_token(slot),
+            },
+            kit: &mut self.kit,
+            upstream: &shared.upstream,
+            cached: &mut self.cached,
+            reach: &mut self.reach,
+            refusal: &shared.refusal,
+            hold: &shared.hold,
+            counters: shared.counters(self.post.index),
+            handshake_steps: &mut self.handshake_steps,
+            now,
+        };
+        let mut verdict = act(connection, &mut context);
+        loop {
+            match verdict {
+                Verdict::Stay => return,
+                Verdict::Again => return self.ready.push(slot),
+                Verdict::Wait(queue) => return self.queues.enqueue(queue, slot, now),
+                Verdict::Enter(queue) => {
+                    self.queues.enqueue(queue, slot, now);
+                    verdict = connection.drive(&mut context);
+                }
+                Verdict::WaitSince(queue, since) => {
+                    return self.queues.enqueue(queue, slot, since);
+                }
+                Verdict::Hold(came) => match shared.treatment(connection.take_place()) {
+                    Treatment::Hold(place) => {
+                        connection.hold(place);
+                        return self.queues.enqueue(Queue::Held, slot, came);
+                    }
+                    Treatment::Reject => verdict = connection.reject(&mut context),
+                    Treatment::Close => verdict = connection.dismiss(&mut context),
+                },
+                Verdict::Close(reason) => return self.close(slot, &reason, now),
+            }
+        }
+    }
+
+    fn close(&mut self, slot: SlotIndex, reason: &Reason, now: Instant) {
+        self.queues.remove(slot);
+        let Some(connection) = self.connections.remove(slot) else { return };
+        self.queues.forget_from(self.connections.end());
+        let counters = self.post.shared.counters(self.post.index);
+        match reason {
+            Reason::Unreachable(error) => {
+                counters.failed.add(1);
+                self.post.shared.upstream.complain(error, Outlook::GivenUp, now);
+            }
+            Reason::Left => counters.left.add(1),
+            Reason::Quiet => counters.drained.add(1),
+            Reason::Killed => counters.killed.add(1),
+            _ => {}
+        }
+        // Whoever has learnt that the proxy is idle shall see it in the counts.
+        self.publish();
+        connection.close(reason);
+    }
+
+    /// Closes what is left when the proxy stops, or whatever has a pass.
+    fn close_all(&mut self, reason: &Reason, now: Instant) {
+        let stops = matches!(reason, Reason::Stopped);
+        for slot in 0..self.connections.end() {
+            if stops || self.connections.get_mut(slot).is_some_and(|it| it.is_served()) {
+                self.close(slot, reason, now);
+            }
+        }
+        if stops {
+            for connection in self.unregistered.drain(..) {
+                connection.close(reason);
+            }
+        }
+    }
+
+    /// Closes the connections that lead back to tcpause itself. Their clients are connections of tcpause's too: these never
+    /// leave by themselves, and the next of them takes each place that comes free.
+    fn close_loops(&mut self, now: Instant) {
+        let addresses = Arc::clone(self.post.shared.upstream.read(&mut self.cached));
+        for slot in 0..self.connections.end() {
+            if self.connections.get_mut(slot).is_some_and(|it| it.is_loop(addresses.own())) {
+                let error = io::Error::other(addresses.lack());
+                self.close(slot, &Reason::Unreachable(error), now);
+            }
+        }
+    }
+
+    /// Shows in the status what stands in the queues, and to the other workers whom they wait for.
+    fn publish(&self) {
+        let shared = &self.post.shared;
+        let counters = shared.counters(self.post.index);
+        self.queues.show(counters);
+        counters.oldest.set(self.queues.oldest().map_or(0, |at| shared.millis(at) + 1));
+        if let Some(next) = shared.line.show(self.post.index, self.first()) {
+            shared.wake(next);
+        }
+    }
+}

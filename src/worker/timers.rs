@@ -1,0 +1,228 @@
+//! The queues of a worker: each connection stands in at most one, in the order in which it came.
+//!
+//! All deadlines of one kind have one length, so the first of a queue is always the first to expire: no timer wheel, no
+//! heap. The queues are threaded through one array by slot number, so that a connection leaves in constant time from
+//! any place and nothing stale is ever left behind.
+
+use std::time::Instant;
+
+use crate::{connection::deadline::Queue, stats::Counters, sys::KEEPALIVE_INTERVAL};
+
+/// A place in the worker's table of connections.
+pub(crate) type SlotIndex = u32;
+
+/// How many kinds of queue there are.
+const KINDS: usize = Queue::Lingering as usize + 1;
+
+/// No slot.
+const NONE: SlotIndex = SlotIndex::MAX;
+
+/// What a connection takes in them.
+#[cfg(test)]
+pub(crate) const LINK_BYTES: usize = std::mem::size_of::<Option<Link>>();
+
+/// All queues of a worker.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    links: Vec<Option<Link>>,
+    ends: [Ends; KINDS],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    queue: Queue,
+    since: Instant,
+    before: SlotIndex,
+    behind: SlotIndex,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    first: SlotIndex,
+    last: SlotIndex,
+    len: u32,
+}
+
+impl Queues {
+    /// Empty queues.
+    pub(crate) fn new() -> Self {
+        Self { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; KINDS] }
+    }
+
+    /// Puts `slot` into `queue`, out of the one it stood in: behind all who stand there since then or longer. That is the
+    /// end, but for one that comes back.
+    pub(crate) fn enqueue(&mut self, queue: Queue, slot: SlotIndex, since: Instant) {
+        self.remove(slot);
+        if self.links.len() <= slot as usize {
+            self.links.resize(slot as usize + 1, None);
+        }
+        let (mut before, mut behind) = (self.ends(queue).last, NONE);
+        while let Some(link) = self.link_mut(before).filter(|link| link.since > since) {
+            (before, behind) = (link.before, before);
+        }
+        match self.link_mut(before) {
+            Some(link) => link.behind = slot,
+            None => self.ends_mut(queue).first = slot,
+        }
+        match self.link_mut(behind) {
+            Some(link) => link.before = slot,
+            None => self.ends_mut(queue).last = slot,
+        }
+        if let Some(link) = self.links.get_mut(slot as usize) {
+            *link = Some(Link { queue, since, before, behind });
+        }
+        self.ends_mut(queue).len += 1;
+    }
+
+    /// Takes `slot` out of the queue it stands in, if any.
+    pub(crate) fn remove(&mut self, slot: SlotIndex) {
+        let Some(link) = self.links.get_mut(slot as usize).and_then(Option::take) else { return };
+        match self.link_mut(link.before) {
+            Some(before) => before.behind = link.behind,
+            None => self.ends_mut(link.queue).first = link.behind,
+        }
+        match self.link_mut(link.behind) {
+            Some(behind) => behind.before = link.before,
+            None => self.ends_mut(link.queue).last = link.before,
+        }
+        self.ends_mut(link.queue).len -= 1;
+    }
+
+    /// Gives memory back: no slot from `end` on is taken.
+    pub(crate) fn forget_from(&mut self, end: SlotIndex) {
+        let end = end as usize;
+        if end < self.links.len() {
+            self.links.truncate(end);
+            if end < self.links.capacity() / 4 {
+                self.links.shrink_to(end);
+            }
+        }
+    }
+
+    /// Who came first to `queue`, and when.
+    pub(crate) fn first(&self, queue: Queue) -> Option<(SlotIndex, Instant)> {
+        let slot = self.ends(queue).first;
+        let link = self.links.get(slot as usize)?.as_ref()?;
+        Some((slot, link.since))
+    }
+
+    /// Who stands behind `slot` in its queue.
+    #[cfg(test)]
+    fn behind(&self, slot: SlotIndex) -> Option<SlotIndex> {
+        let link = self.links.get(slot as usize)?.as_ref()?;
+        (link.behind != NONE).then_some(link.behind)
+    }
+
+    /// How many stand in `queue`.
+    pub(crate) fn len(&self, queue: Queue) -> usize {
+        self.ends(queue).len as usize
+    }
+
+    /// When the oldest connection that is carried began, but for a moment.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let since = |queue| Some(self.first(queue)?.1);
+        // Whoever stands there has done so for its keepalive's interval before.
+        let relaying = since(Queue::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
+        let others = [Queue::Fresh, Queue::Unheard, Queue::Settling, Queue::Stalled];
+        others.into_iter().filter_map(since).chain(relaying).min()
+    }
+
+    /// Shows how many clients stand where.
+    pub(crate) fn show(&self, counters: &Counters) {
+        let len = |queues: &[Queue]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
+        counters.held.set(len(&[Queue::Held]));
+        counters.connecting.set(len(&[
+            Queue::Connecting,
+            Queue::ConnectingLast,
+            Queue::Unanswered,
+            Queue::Redial,
+            Queue::Away,
+        ]));
+        counters.active.set(len(&[
+            Queue::Unheard,
+            Queue::Fresh,
+            Queue::Relaying,
+            Queue::Settling,
+            Queue::Stalled,
+        ]));
+        counters.rejecting.set(len(&[
+            Queue::Sniffing,
+            Queue::Knocking,
+            Queue::Handshaking,
+            Queue::Asking,
+            Queue::Lingering,
+        ]));
+    }
+
+    fn link_mut(&mut self, slot: SlotIndex) -> Option<&mut Link> {
+        self.links.get_mut(slot as usize)?.as_mut()
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
+    fn ends(&self, queue: Queue) -> &Ends {
+        &self.ends[queue as usize]
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
+    fn ends_mut(&mut self, queue: Queue) -> &mut Ends {
+        &mut self.ends[queue as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn order(queues: &Queues, queue: Queue) -> Vec<SlotIndex> {
+        let first = queues.first(queue).map(|(slot, _since)| slot);
+        let order: Vec<_> = std::iter::successors(first, |&slot| queues.behind(slot)).collect();
+        assert_eq!(order.len(), queues.len(queue));
+        order
+    }
+
+    #[test]
+    fn a_queue_keeps_the_order_of_arrival_whoever_leaves() {
+        let (mut queues, now) = (Queues::new(), Instant::now());
+        for slot in [5, 0, 3, 9] {
+            queues.enqueue(Queue::Held, slot, now);
+        }
+        assert_eq!(order(&queues, Queue::Held), [5, 0, 3, 9]);
+        queues.remove(0);
+        assert_eq!(order(&queues, Queue::Held), [5, 3, 9]);
+        queues.remove(5);
+        queues.remove(9);
+        assert_eq!(order(&queues, Queue::Held), [3]);
+        queues.remove(9);
+        queues.enqueue(Queue::Held, 5, now);
+        assert_eq!(order(&queues, Queue::Held), [3, 5]);
+    }
+
+    #[test]
+    fn one_that_comes_back_stands_where_it_was() {
+        let (mut queues, now) = (Queues::new(), Instant::now());
+        let at = |millis| now + Duration::from_millis(millis);
+        for (slot, since) in [(1, 1), (2, 2), (4, 4)] {
+            queues.enqueue(Queue::Held, slot, at(since));
+        }
+        queues.enqueue(Queue::Held, 3, at(2));
+        assert_eq!(order(&queues, Queue::Held), [1, 2, 3, 4]);
+        queues.enqueue(Queue::Held, 4, at(0));
+        assert_eq!(order(&queues, Queue::Held), [4, 1, 2, 3]);
+        queues.remove(3);
+        queues.enqueue(Queue::Held, 5, at(9));
+        assert_eq!(order(&queues, Queue::Held), [4, 1, 2, 5]);
+    }
+
+    #[test]
+    fn a_slot_stands_in_one_queue_at_a_time() {
+        let (mut queues, now) = (Queues::new(), Instant::now());
+        queues.enqueue(Queue::Held, 1, now);
+        queues.enqueue(Queue::Connecting, 1, now);
+        queues.enqueue(Queue::Connecting, 2, now);
+        queues.enqueue(Queue::Connecting, 1, now);
+        assert!(order(&queues, Queue::Held).is_empty());
+        assert_eq!(order(&queues, Queue::Connecting), [2, 1]);
+    }
+}
