@@ -44,7 +44,7 @@ test-pipes: ## Run the integration tests without pipes, and with one for each wo
 
 # That user may not see the source and the packages, which some tests look at.
 test-unprivileged: ## Run the integration tests as a user without privileges
-	$(CARGO) test --locked --test integration --config "target.'cfg(unix)'.runner = '.ci/unprivileged'" -- --skip tidy:: --skip dependencies::
+	$(CARGO) test --locked --test integration --config "target.'cfg(unix)'.runner = '.ci/unprivileged'" -- --skip meta::
 
 fuzz: ## Fuzz each parser for half a minute: make fuzz FUZZ_SECONDS=30
 	.ci/fuzz $(FUZZ_SECONDS)
@@ -54,9 +54,9 @@ soak: ## Run five million seeds, the load tests in their long forms, and an hour
 	TCPAUSE_LOAD_MIB=10240 TCPAUSE_LOAD_CONNECTIONS=100000 TCPAUSE_LOAD_BURST=9000 TCPAUSE_LOAD_HELD=5000 \
 		TCPAUSE_LOAD_OPEN=4000 TCPAUSE_LOAD_REQUESTS=250000 TCPAUSE_MAINTENANCE_ROUNDS=20 TCPAUSE_MAINTENANCE_MS=2000 \
 		TCPAUSE_CROWD=9000 TCPAUSE_HELD_EACH=1000 TCPAUSE_PAUSE_CYCLES=2000 TCPAUSE_REJECT_ROUNDS=20 TCPAUSE_STORM_SECONDS=30 \
-		$(CARGO) test --locked --release --test integration -- load:: control_flood:: reject maintenance:: pause:: held_kinds:: --nocapture --test-threads=1
-	TCPAUSE_VANISH=1 $(CARGO) test --locked --release --test integration -- vanished:: --nocapture
-	TCPAUSE_SOAK_SECONDS=3600 $(CARGO) test --locked --release --test integration -- soak:: --nocapture
+		$(CARGO) test --locked --release --test integration -- load:: control::flood reject pause:: --nocapture --test-threads=1
+	TCPAUSE_VANISH=1 $(CARGO) test --locked --release --test integration -- relay::vanished --nocapture
+	TCPAUSE_SOAK_SECONDS=3600 $(CARGO) test --locked --release --test integration -- load::soak --nocapture
 
 bench: ## Compare the relay with a direct connection, time a resume and the gate (five minutes)
 	$(CARGO) bench --locked --bench relay --bench pause

@@ -61,7 +61,7 @@ fn swallowed() -> u64 {
 #[test]
 fn a_good_address_behind_five_dead_ones_is_reached_within_a_connect_timeout_of_a_second() {
     in_namespace(
-        "dead_addresses::a_good_address_behind_five_dead_ones_is_reached_within_a_connect_timeout_of_a_second",
+        "upstream::dead_addresses::a_good_address_behind_five_dead_ones_is_reached_within_a_connect_timeout_of_a_second",
         || {
             let proxy = proxy(6)
                 .args(["--upstream-connect-timeout", "1s", "--upstream-retry-for", "15s"])
@@ -93,7 +93,7 @@ fn a_good_address_behind_five_dead_ones_is_reached_within_a_connect_timeout_of_a
 #[test]
 fn a_good_address_behind_eighteen_dead_ones_is_reached_at_the_default() {
     in_namespace(
-        "dead_addresses::a_good_address_behind_eighteen_dead_ones_is_reached_at_the_default",
+        "upstream::dead_addresses::a_good_address_behind_eighteen_dead_ones_is_reached_at_the_default",
         || {
             let proxy = proxy(19).start();
             let mut addresses = order(&proxy);
@@ -116,32 +116,41 @@ fn a_good_address_behind_eighteen_dead_ones_is_reached_at_the_default() {
 
 #[test]
 fn a_dead_first_address_that_comes_alive_is_used_again() {
-    in_namespace("dead_addresses::a_dead_first_address_that_comes_alive_is_used_again", || {
-        const CLIENTS: usize = 200;
-        let proxy = proxy(2).args(["--proxy-threads", "2"]).start();
-        let addresses = order(&proxy);
-        let first = dead(&addresses[0]);
-        let _second = sign(Listener::bind(&addresses[1]), b'2');
-        let served = || proxy.connect().receive_all().bytes;
-        assert_eq!(served(), b"2");
-        let (before, begin) = (swallowed(), Instant::now());
-        for _client in 0..CLIENTS {
+    in_namespace(
+        "upstream::dead_addresses::a_dead_first_address_that_comes_alive_is_used_again",
+        || {
+            const CLIENTS: usize = 200;
+            let proxy = proxy(2).args(["--proxy-threads", "2"]).start();
+            let addresses = order(&proxy);
+            let first = dead(&addresses[0]);
+            let _second = sign(Listener::bind(&addresses[1]), b'2');
+            let served = || proxy.connect().receive_all().bytes;
             assert_eq!(served(), b"2");
-        }
-        let (tried, elapsed) = (swallowed() - before, begin.elapsed());
-        assert!(tried <= elapsed.as_secs() / 10 + 1, "it was tried {tried} times in {elapsed:?}");
-        first.backlog(4096);
-        let _first = sign(first, b'1');
-        let begin = Instant::now();
-        wait_until("the first address is used again", || {
-            let letter = served();
-            assert!([b"1", b"2"].iter().any(|known| letter == *known), "{letter:?}");
-            letter == b"1"
-        });
-        println!("{FIGURE}a first address that is alive again is used after {:?}", begin.elapsed());
-        for _client in 0..CLIENTS {
-            assert_eq!(served(), b"1");
-        }
-        assert_eq!(proxy.control().status().failed, 0);
-    });
+            let (before, begin) = (swallowed(), Instant::now());
+            for _client in 0..CLIENTS {
+                assert_eq!(served(), b"2");
+            }
+            let (tried, elapsed) = (swallowed() - before, begin.elapsed());
+            assert!(
+                tried <= elapsed.as_secs() / 10 + 1,
+                "it was tried {tried} times in {elapsed:?}"
+            );
+            first.backlog(4096);
+            let _first = sign(first, b'1');
+            let begin = Instant::now();
+            wait_until("the first address is used again", || {
+                let letter = served();
+                assert!([b"1", b"2"].iter().any(|known| letter == *known), "{letter:?}");
+                letter == b"1"
+            });
+            println!(
+                "{FIGURE}a first address that is alive again is used after {:?}",
+                begin.elapsed()
+            );
+            for _client in 0..CLIENTS {
+                assert_eq!(served(), b"1");
+            }
+            assert_eq!(proxy.control().status().failed, 0);
+        },
+    );
 }

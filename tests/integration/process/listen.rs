@@ -16,7 +16,7 @@ use crate::{
         Addr, Builder, Family, Finished, Listener, PATIENCE, Proxy, Upstream, echo, program,
         wait_until,
     },
-    stop::assert_gave_up,
+    process::stop::assert_gave_up,
 };
 
 /// How often a start is repeated whose outcome is a matter of microseconds.

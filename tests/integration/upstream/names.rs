@@ -118,7 +118,7 @@ fn resume_with_one_held(proxy: &Proxy) -> Stream {
 
 #[test]
 fn a_resolver_that_hangs_holds_up_nobody() {
-    in_namespace("names::a_resolver_that_hangs_holds_up_nobody", || {
+    in_namespace("upstream::names::a_resolver_that_hangs_holds_up_nobody", || {
         const CLIENTS: usize = 20;
         let names = NameServer::start(Answer::Addresses(vec![ONE]));
         let upstream = upstream(ONE);
@@ -146,7 +146,7 @@ fn a_resolver_that_hangs_holds_up_nobody() {
 #[test]
 fn a_resolver_that_hangs_from_the_start_does_not_keep_it_from_starting() {
     in_namespace(
-        "names::a_resolver_that_hangs_from_the_start_does_not_keep_it_from_starting",
+        "upstream::names::a_resolver_that_hangs_from_the_start_does_not_keep_it_from_starting",
         || {
             let _names = NameServer::start(Answer::Silence);
             let mut proxy = proxy();
@@ -162,27 +162,30 @@ fn a_resolver_that_hangs_from_the_start_does_not_keep_it_from_starting() {
 
 #[test]
 fn a_name_that_is_known_only_later_costs_no_client_its_connection() {
-    in_namespace("names::a_name_that_is_known_only_later_costs_no_client_its_connection", || {
-        let server = NameServer::start(Answer::Failure);
-        let upstream = upstream(ONE);
-        let proxy = Proxy::builder()
-            .upstream_at(&format!("{NAME}:{PORT}"))
-            .args(["--upstream-connect-timeout", "300ms", "--upstream-retry-for", "20s"])
-            .start();
-        let clients: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
-        proxy.control().wait_counts(|status| status.connecting, 20);
-        proxy.wait_for_log("its name is not known; trying again");
-        server.set(Answer::Addresses(vec![ONE]));
-        for mut client in clients {
-            client.assert_echo(b"served");
-        }
-        assert_eq!((upstream.accepted(), proxy.control().status().failed), (20, 0));
-    });
+    in_namespace(
+        "upstream::names::a_name_that_is_known_only_later_costs_no_client_its_connection",
+        || {
+            let server = NameServer::start(Answer::Failure);
+            let upstream = upstream(ONE);
+            let proxy = Proxy::builder()
+                .upstream_at(&format!("{NAME}:{PORT}"))
+                .args(["--upstream-connect-timeout", "300ms", "--upstream-retry-for", "20s"])
+                .start();
+            let clients: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+            proxy.control().wait_counts(|status| status.connecting, 20);
+            proxy.wait_for_log("its name is not known; trying again");
+            server.set(Answer::Addresses(vec![ONE]));
+            for mut client in clients {
+                client.assert_echo(b"served");
+            }
+            assert_eq!((upstream.accepted(), proxy.control().status().failed), (20, 0));
+        },
+    );
 }
 
 #[test]
 fn a_resolver_that_fails_takes_nothing_away() {
-    in_namespace("names::a_resolver_that_fails_takes_nothing_away", || {
+    in_namespace("upstream::names::a_resolver_that_fails_takes_nothing_away", || {
         let names = NameServer::start(Answer::Failure);
         let upstream = upstream(ONE);
         let proxy = proxy();
@@ -210,7 +213,7 @@ fn a_resolver_that_fails_takes_nothing_away() {
 
 #[test]
 fn a_name_that_moves_is_followed() {
-    in_namespace("names::a_name_that_moves_is_followed", || {
+    in_namespace("upstream::names::a_name_that_moves_is_followed", || {
         const MOVES: usize = 10;
         let names = NameServer::start(Answer::Addresses(vec![ONE]));
         let upstreams = [(ONE, sign(ONE, b'1')), (OTHER, sign(OTHER, b'2'))];
@@ -249,7 +252,7 @@ fn a_name_that_moves_is_followed() {
 
 #[test]
 fn a_dead_address_makes_room_for_the_next_in_time() {
-    in_namespace("names::a_dead_address_makes_room_for_the_next_in_time", || {
+    in_namespace("upstream::names::a_dead_address_makes_room_for_the_next_in_time", || {
         let _names = NameServer::start(Answer::Addresses(vec![ONE, OTHER]));
         let proxy = proxy();
         // The resolver may have an order of its own.

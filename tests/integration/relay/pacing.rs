@@ -33,8 +33,7 @@ fn congestion_controls(ip: &str) -> [String; 2] {
 
 #[test]
 fn bulk_over_the_loopback_is_not_paced_where_the_default_congestion_control_paces() {
-    let name =
-        "pacing::bulk_over_the_loopback_is_not_paced_where_the_default_congestion_control_paces";
+    let name = "relay::pacing::bulk_over_the_loopback_is_not_paced_where_the_default_congestion_control_paces";
     in_namespace(name, || {
         if let Err(error) = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", PACED) {
             return println!("skipped: {PACED} cannot be the default here: {error}");

@@ -57,7 +57,7 @@ fn assert_refused(proxy: Builder, setting: &str) {
 
 #[test]
 fn an_address_of_its_own_is_refused_at_the_start() {
-    in_namespace("loops::an_address_of_its_own_is_refused_at_the_start", || {
+    in_namespace("upstream::loops::an_address_of_its_own_is_refused_at_the_start", || {
         add_address("10.9.9.9/32");
         for (listens, upstream) in [
             ("127.0.0.1", "[::ffff:127.0.0.1]"),
@@ -86,7 +86,7 @@ fn an_address_of_its_own_is_refused_at_the_start() {
 
 #[test]
 fn another_address_at_the_same_port_is_none_of_its_own() {
-    in_namespace("loops::another_address_at_the_same_port_is_none_of_its_own", || {
+    in_namespace("upstream::loops::another_address_at_the_same_port_is_none_of_its_own", || {
         let upstream = Upstream::on(Listener::bind(&tcp("127.0.0.2")), echo);
         let near = proxy(&tcp("127.0.0.1"), &tcp("127.0.0.2")).start();
         near.connect().assert_echo(b"served");
@@ -116,7 +116,7 @@ fn a_file_of_its_own_is_refused_at_the_start_by_any_path() {
 
 #[test]
 fn a_name_of_its_own_is_not_dialled() {
-    in_namespace("loops::a_name_of_its_own_is_not_dialled", || {
+    in_namespace("upstream::loops::a_name_of_its_own_is_not_dialled", || {
         set_name(&["10.9.9.9"]);
         add_address("10.9.9.9/32");
         for (listens, upstream) in
@@ -138,45 +138,51 @@ fn a_name_of_its_own_is_not_dialled() {
 
 #[test]
 fn a_name_is_dialled_at_those_addresses_that_are_not_its_own() {
-    in_namespace("loops::a_name_is_dialled_at_those_addresses_that_are_not_its_own", || {
-        set_name(&["127.0.0.1", "127.0.0.2"]);
-        let upstream = Upstream::on(Listener::bind(&tcp("127.0.0.2")), echo);
-        let proxy = proxy(&tcp("127.0.0.1"), &format!("{NAME}:{PORT}")).start();
-        proxy.wait_for_log("leads back to proxy.addr");
-        for _client in 0..5 {
-            proxy.connect().assert_echo(b"served by the other");
-        }
-        // At the cut-over it is moved to the proxy; later it is set right.
-        set_name(&["127.0.0.1"]);
-        proxy.control().pause();
-        proxy.control().resume();
-        assert_eq!(proxy.connect().receive_all().end, End::Reset);
-        set_name(&["127.0.0.2"]);
-        proxy.control().pause();
-        proxy.control().resume();
-        proxy.connect().assert_echo(b"served again");
-        assert_eq!((upstream.accepted(), proxy.control().status().accepted), (6, 7));
-    });
+    in_namespace(
+        "upstream::loops::a_name_is_dialled_at_those_addresses_that_are_not_its_own",
+        || {
+            set_name(&["127.0.0.1", "127.0.0.2"]);
+            let upstream = Upstream::on(Listener::bind(&tcp("127.0.0.2")), echo);
+            let proxy = proxy(&tcp("127.0.0.1"), &format!("{NAME}:{PORT}")).start();
+            proxy.wait_for_log("leads back to proxy.addr");
+            for _client in 0..5 {
+                proxy.connect().assert_echo(b"served by the other");
+            }
+            // At the cut-over it is moved to the proxy; later it is set right.
+            set_name(&["127.0.0.1"]);
+            proxy.control().pause();
+            proxy.control().resume();
+            assert_eq!(proxy.connect().receive_all().end, End::Reset);
+            set_name(&["127.0.0.2"]);
+            proxy.control().pause();
+            proxy.control().resume();
+            proxy.connect().assert_echo(b"served again");
+            assert_eq!((upstream.accepted(), proxy.control().status().accepted), (6, 7));
+        },
+    );
 }
 
 #[test]
 fn an_address_that_becomes_its_own_costs_only_its_own_connections() {
-    in_namespace("loops::an_address_that_becomes_its_own_costs_only_its_own_connections", || {
-        let proxy = proxy(&tcp("0.0.0.0"), &tcp("10.9.9.9")).start();
-        add_address("10.9.9.9/32");
-        // For one of them the proxy connects to itself until no place is left; all stay.
-        let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
-        for client in &mut clients {
-            client.send(b"one client");
-        }
-        proxy.wait_for_log("leads back to proxy.addr");
-        proxy.control().wait_status("all places are free", |status| {
-            status.active + status.connecting + status.rejecting == 0
-        });
-        for client in &mut clients {
-            assert_eq!(client.receive_all(), Received { bytes: Vec::new(), end: End::Reset });
-        }
-    });
+    in_namespace(
+        "upstream::loops::an_address_that_becomes_its_own_costs_only_its_own_connections",
+        || {
+            let proxy = proxy(&tcp("0.0.0.0"), &tcp("10.9.9.9")).start();
+            add_address("10.9.9.9/32");
+            // For one of them the proxy connects to itself until no place is left; all stay.
+            let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+            for client in &mut clients {
+                client.send(b"one client");
+            }
+            proxy.wait_for_log("leads back to proxy.addr");
+            proxy.control().wait_status("all places are free", |status| {
+                status.active + status.connecting + status.rejecting == 0
+            });
+            for client in &mut clients {
+                assert_eq!(client.receive_all(), Received { bytes: Vec::new(), end: End::Reset });
+            }
+        },
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::{
     harness::{Authority, End, Proxy, Response, Stream, TlsClient, Upstream, echo},
-    reject::{Outcome, Tally, post},
+    reject::plain::{Outcome, Tally, post},
 };
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";

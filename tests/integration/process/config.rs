@@ -250,7 +250,7 @@ fn an_empty_file_means_the_defaults() {
 
 #[test]
 fn the_sample_is_good() {
-    let sample = include_str!("../tcpause.yml");
+    let sample = include_str!("../../../tcpause.yml");
     let said = checked(program().file("sample.yml", sample).args(["--config", "sample.yml"]));
     assert!(said.contains("localhost:3002"), "{said}");
 }

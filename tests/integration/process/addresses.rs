@@ -10,12 +10,12 @@ use crate::{
         Addr, Builder, End, Family, Listener, Proxy, Received, Stream, Upstream, echo,
         in_namespace, program, spawn, wait_until,
     },
-    stop::assert_gave_up,
+    process::stop::assert_gave_up,
 };
 
 /// Runs `test`, which has the name `name`, where `localhost` has an address of each family, as on most machines.
 fn with_two_addresses(name: &str, test: impl FnOnce()) {
-    in_namespace(&format!("addresses::{name}"), || {
+    in_namespace(&format!("process::addresses::{name}"), || {
         fs::write("/etc/nsswitch.conf", "hosts: files\n").unwrap();
         // Without it, glibc takes one line for each name.
         fs::write("/etc/host.conf", "multi on\n").unwrap();

@@ -161,7 +161,7 @@ fn the_status_lists_who_why_and_until_when() {
 /// As when the proxy runs in a container and its operator outside: the caller's process has no number in there.
 #[test]
 fn the_caller_of_another_pid_namespace_has_a_user() {
-    in_namespace("lease::the_caller_of_another_pid_namespace_has_a_user", || {
+    in_namespace("pause::lease::the_caller_of_another_pid_namespace_has_a_user", || {
         let upstream = Upstream::tcp(echo);
         let proxy = Proxy::builder()
             .control(Family::Unix)

@@ -77,7 +77,7 @@ fn an_upstream_that_is_away_for_seconds_under_load_costs_nobody_anything() {
 #[test]
 fn one_client_at_a_time_tries_and_ever_less_often() {
     const CLIENTS: usize = 200;
-    in_namespace("retry::one_client_at_a_time_tries_and_ever_less_often", || {
+    in_namespace("upstream::retry::one_client_at_a_time_tries_and_ever_less_often", || {
         let vacant = reserve();
         let proxy = proxy(&vacant.addr(), "30s").start();
         let clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();

@@ -32,7 +32,7 @@ fn a_vanished_client_is_given_up_and_one_that_does_not_read_is_not() {
         return println!("skipped: it takes four minutes; TCPAUSE_VANISH=1 runs it");
     }
     in_namespace(
-        "vanished::a_vanished_client_is_given_up_and_one_that_does_not_read_is_not",
+        "relay::vanished::a_vanished_client_is_given_up_and_one_that_does_not_read_is_not",
         || {
             for address in [HOST, VANISHES, STALLS] {
                 ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);

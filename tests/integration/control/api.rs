@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     harness::{Addr, Control, Family, Proxy, Response, Upstream, echo, in_namespace},
-    pause_wait::curl,
+    pause::wait::curl,
 };
 
 const WAIT: &str = "/paused/block-until-idle";
@@ -398,7 +398,7 @@ fn a_body_in_chunks_is_read_and_ignored() {
 fn it_needs_no_directory_that_can_be_written_to() {
     const WITHOUT: &str = "answers without a private server";
     const READ_ONLY: &str = "for place in /run /dev/shm /tmp; do mount --bind $place $place && mount -o remount,bind,ro $place || exit; done";
-    in_namespace("control::it_needs_no_directory_that_can_be_written_to", || {
+    in_namespace("control::api::it_needs_no_directory_that_can_be_written_to", || {
         let upstream = Upstream::tcp(echo);
         for (then, has_place) in [
             ("mount -t tmpfs none /dev/shm", true),

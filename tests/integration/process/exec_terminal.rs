@@ -5,8 +5,8 @@ use std::{io::Write as _, process::Command, thread, time::Duration};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    exec::{Exec, proxy},
     harness::{Control, PATIENCE, binary},
+    process::exec::{Exec, proxy},
 };
 
 const CTRL_C: &[u8] = b"\x03";

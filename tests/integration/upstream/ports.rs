@@ -18,7 +18,7 @@ const CLIENTS: usize = 260;
 
 /// Runs `test`, which has the name `name`, where there are few ports.
 fn with_few_ports(name: &str, test: fn()) {
-    in_namespace(&format!("ports::{name}"), || {
+    in_namespace(&format!("upstream::ports::{name}"), || {
         // One port less would be as good; the lowest must be beyond those that the upstreams have.
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", format!("40000 {}", 39_999 + PORTS))
             .unwrap();
@@ -134,7 +134,7 @@ fn a_source_address_has_all_its_ports_for_each_upstream() {
 #[test]
 fn a_dial_that_reaches_itself_is_no_upstream_and_leaves_the_port_to_it() {
     in_namespace(
-        "ports::a_dial_that_reaches_itself_is_no_upstream_and_leaves_the_port_to_it",
+        "upstream::ports::a_dial_that_reaches_itself_is_no_upstream_and_leaves_the_port_to_it",
         || {
             let range = |ports| fs::write("/proc/sys/net/ipv4/ip_local_port_range", ports).unwrap();
             range("41000 41001");

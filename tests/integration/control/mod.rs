@@ -1,0 +1,5 @@
+//! The control API: requests, abuse and floods.
+
+mod abuse;
+mod api;
+mod flood;

@@ -1,0 +1,4 @@
+//! The source itself: hygiene and dependencies.
+
+mod dependencies;
+mod tidy;

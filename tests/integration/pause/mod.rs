@@ -1,0 +1,10 @@
+//! Pausing: who is held, for how long, in which order, and when it is idle.
+
+mod bounds;
+mod drain;
+mod exact;
+mod hold;
+mod idle;
+mod lease;
+mod pace;
+pub(crate) mod wait;

@@ -1,0 +1,13 @@
+//! The program: command line, configuration, signals, start and stop.
+
+mod addresses;
+mod cli;
+mod client;
+mod config;
+pub(crate) mod exec;
+mod exec_terminal;
+mod limits;
+mod listen;
+mod log;
+mod signals;
+pub(crate) mod stop;

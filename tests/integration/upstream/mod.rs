@@ -1,0 +1,8 @@
+//! Reaching the upstream: addresses, names, ports and retries.
+
+mod connect;
+mod dead_addresses;
+mod loops;
+mod names;
+mod ports;
+mod retry;
