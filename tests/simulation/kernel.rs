@@ -14,6 +14,7 @@ use crate::{
     dead::Probe,
     link::{Link, Side},
     patience::Rules,
+    pipes::Pipe,
     random::Random,
     sys::{Dialled, Read, Socket, SocketAddress, tcp_info::TcpInfo},
 };
@@ -136,14 +137,6 @@ pub(crate) enum Site {
     Full,
 }
 
-#[derive(Debug)]
-pub(crate) struct Pipe {
-    is_open: bool,
-    bytes_max: usize,
-    /// Whose bytes, from where in that stream, how many.
-    parts: VecDeque<(LinkId, usize, usize)>,
-}
-
 /// What a schedule has seen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
@@ -190,7 +183,7 @@ impl Kernel {
     }
 
     /// Fails now and then.
-    fn be_short(&mut self) -> Result<(), Errno> {
+    pub(crate) fn be_short(&mut self) -> Result<(), Errno> {
         if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
             self.tally.shortages += 1;
             return Err(SHORTAGES[self.random.below(SHORTAGES.len())]);
@@ -199,7 +192,7 @@ impl Kernel {
     }
 
     /// Is short of memory for bytes, which costs a connection: that must look like a reset.
-    fn hurt(&mut self, id: LinkId) -> Result<(), Errno> {
+    pub(crate) fn hurt(&mut self, id: LinkId) -> Result<(), Errno> {
         if self.weather.shortage > 0 && self.random.below(20) == 0 {
             self.be_short().inspect_err(|_| {
                 self.links[id].was_hurt = true;
@@ -371,7 +364,7 @@ impl Kernel {
     }
 
     /// Takes bytes out of the receive queue.
-    fn take(&mut self, id: LinkId, len: usize, is_peek: bool) -> Result<usize, Errno> {
+    pub(crate) fn take(&mut self, id: LinkId, len: usize, is_peek: bool) -> Result<usize, Errno> {
         let link = &mut self.links[id];
         assert!(link.is_open && link.dials.is_none(), "a read of a socket that is not connected");
         self.hurt(id)?;
@@ -421,7 +414,7 @@ impl Kernel {
     }
 
     /// How many bytes the send buffer takes now, at least one.
-    fn room(&mut self, id: LinkId) -> Result<usize, Errno> {
+    pub(crate) fn room(&mut self, id: LinkId) -> Result<usize, Errno> {
         let link = &mut self.links[id];
         assert!(link.is_open && link.dials.is_none(), "a write to a socket that is not connected");
         assert!(!link.is_shut, "a write behind the end of the stream");
@@ -438,7 +431,7 @@ impl Kernel {
         Ok(room)
     }
 
-    fn put(&mut self, id: LinkId, bytes: usize) {
+    pub(crate) fn put(&mut self, id: LinkId, bytes: usize) {
         self.progress += 1;
         self.links[id].write(bytes);
         self.has_moved(id);
@@ -548,79 +541,5 @@ impl Kernel {
                 self.is_given_up(id, is_answered);
             }
         }
-    }
-
-    pub(crate) fn pipe(&mut self) -> Result<PipeId, Errno> {
-        self.be_short()?;
-        let bytes_max = 1 << (12 + self.random.below(9));
-        self.pipes.push(Pipe { is_open: true, bytes_max, parts: VecDeque::new() });
-        Ok(self.pipes.len() - 1)
-    }
-
-    pub(crate) fn close_pipe(&mut self, id: PipeId) {
-        self.pipes[id].is_open = false;
-    }
-
-    /// How many pipes are open.
-    pub(crate) fn open_pipes(&self) -> usize {
-        self.pipes.iter().filter(|pipe| pipe.is_open).count()
-    }
-
-    pub(crate) fn splice_from(
-        &mut self,
-        pipe: PipeId,
-        id: LinkId,
-        len: usize,
-    ) -> Result<usize, Errno> {
-        if !self.weather.splices {
-            return Err(Errno::INVAL);
-        }
-        let room = self.pipes[pipe].bytes_max.saturating_sub(self.pipes[pipe].len());
-        if room == 0 {
-            return Err(Errno::AGAIN);
-        }
-        // Its slots may be used up sooner than its bytes.
-        let len = if self.random.below(4) == 0 { 1 + self.random.below(len) } else { len };
-        let start = self.links[id].read;
-        let bytes = self.take(id, len.min(room), false)?;
-        if bytes > 0 {
-            self.tally.spliced += bytes as u64;
-            self.pipes[pipe].parts.push_back((id, start, bytes));
-        }
-        Ok(bytes)
-    }
-
-    pub(crate) fn splice_to(
-        &mut self,
-        pipe: PipeId,
-        id: LinkId,
-        len: usize,
-    ) -> Result<usize, Errno> {
-        let room = self.room(id)?;
-        let mut left = room.min(len);
-        let before = left;
-        while left > 0 {
-            let (written, partner) = (self.links[id].written, self.links[id].partner);
-            let part = self.pipes[pipe].parts.front_mut().expect("bytes in the pipe");
-            assert_eq!(Some(part.0), partner, "another connection's bytes");
-            assert_eq!(part.1, written, "bytes are lost or in another order");
-            let bytes = part.2.min(left);
-            (part.1, part.2) = (part.1 + bytes, part.2 - bytes);
-            if part.2 == 0 {
-                self.pipes[pipe].parts.pop_front();
-            }
-            left -= bytes;
-            self.put(id, bytes);
-        }
-        if before < len {
-            self.links[id].is_starved = true;
-        }
-        Ok(before)
-    }
-}
-
-impl Pipe {
-    fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.2).sum()
     }
 }

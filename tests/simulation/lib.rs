@@ -42,6 +42,7 @@ mod mio_shim;
 mod operator;
 mod patience;
 mod pattern;
+mod pipes;
 mod random;
 mod rival;
 mod setup;

@@ -123,12 +123,9 @@ fn no_unfinished_work() {
 
 #[test]
 fn no_sleep_in_the_proxy() {
-    // The demonstration tells a story at a human pace, and the supervisor in server.rs rests before it starts a worker
-    // anew; nothing else may wait for luck.
+    // The demonstration tells a story at a human pace; nothing else may wait for luck.
     let mut files = sources(&["src"]);
-    files.retain(|(path, _)| {
-        !["demo", "server.rs"].iter().any(|name| path.to_string_lossy().contains(name))
-    });
+    files.retain(|(path, _)| !path.ends_with("demo.rs"));
     let found = offences(&files, |line| code(line).contains("thread::sleep("));
     assert_none(&found, "a sleep where an event exists");
 }
@@ -136,7 +133,7 @@ fn no_sleep_in_the_proxy() {
 #[test]
 fn the_wall_clock_is_only_shown() {
     // It may jump: lines of the log and the status tell the time of day, and nothing else asks for it.
-    const SHOW_IT: [&str; 3] = ["handle.rs", "logger.rs", "timestamp.rs"];
+    const SHOW_IT: [&str; 2] = ["bin/tcpause/logger.rs", "timestamp.rs"];
     let clocks = [concat!("System", "Time"), concat!("UNIX_", "EPOCH"), concat!("Clock", "Id")];
     let mut files = sources(&["src"]);
     files.retain(|(path, _)| {
@@ -144,6 +141,82 @@ fn the_wall_clock_is_only_shown() {
     });
     let found = offences(&files, |line| clocks.iter().any(|clock| has_word(code(line), clock)));
     assert_none(&found, "the time of day where a deadline may depend on it");
+}
+
+/// The rooms of the library, each with those it may import from: the house is read from the bottom up, without a circle.
+const ROOMS: [(&str, &[&str]); 14] = [
+    ("server", &["control", "worker", "handle", "connection", "upstream", "pause", "admission"]),
+    ("control", &["handle", "pause"]),
+    ("worker", &["handle", "connection", "upstream", "pause", "admission"]),
+    ("handle", &["connection", "upstream", "pause", "admission"]),
+    ("connection", &["upstream", "pause", "admission"]),
+    ("upstream", &["admission"]),
+    ("pause", &[]),
+    ("admission", &[]),
+    ("config", &[]),
+    ("sys", &[]),
+    ("error", &[]),
+    ("log_limit", &[]),
+    ("stats", &[]),
+    ("timestamp", &[]),
+];
+
+/// Rooms that all above them may import from.
+const GROUND: [&str; 6] = ["config", "sys", "error", "log_limit", "stats", "timestamp"];
+
+#[test]
+fn imports_lead_down() {
+    for (room, below) in ROOMS {
+        let on_ground = GROUND.contains(&room);
+        let may = |other: &str| {
+            other == room || below.contains(&other) || !on_ground && GROUND.contains(&other)
+        };
+        // Configuration errors are errors of the library, too.
+        let may = |other: &str| may(other) || room == "config" && other == "error";
+        let (file, folder) = (format!("src/{room}.rs"), format!("src/{room}"));
+        let files = if root().join(&file).exists() {
+            vec![(root().join(&file), read(&file))]
+        } else {
+            sources(&[&folder])
+        };
+        for (path, text) in files {
+            let name = path.to_string_lossy();
+            if ["tests", "simulation", "fuzz.rs"].iter().any(|part| name.contains(part)) {
+                continue;
+            }
+            let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for other in rooms_named_in(product) {
+                assert!(may(&other), "{name}: {room} imports from {other}");
+            }
+        }
+    }
+}
+
+/// Finds the rooms that a file names behind `crate::`, in a list too.
+fn rooms_named_in(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for part in text.split("crate::").skip(1) {
+        let Some(list) = part.strip_prefix('{') else {
+            found.extend(part.split(|it: char| !it.is_alphanumeric() && it != '_').next());
+            continue;
+        };
+        let (mut depth, mut is_first) = (0, true);
+        for word in list.split_inclusive(|it: char| !it.is_alphanumeric() && it != '_') {
+            let name = word.trim_end_matches(|it: char| !it.is_alphanumeric() && it != '_');
+            if depth == 0 && is_first && !name.is_empty() {
+                found.push(name);
+                is_first = false;
+            }
+            match word.chars().last() {
+                Some('{') => depth += 1,
+                Some('}') if depth == 0 => break,
+                Some('}') => depth -= 1,
+                Some(',') if depth == 0 => is_first = true,
+                _ => {}
+            }
+        }
+    }
+    found.into_iter().map(str::to_owned).collect()
 }
 
 #[test]

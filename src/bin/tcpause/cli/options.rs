@@ -362,7 +362,7 @@ pub(crate) static OPTIONS: [Opt; 32] = [
         long: "resume-max-connecting",
         short: None,
         value: Some("N"),
-        help: "How many connections for clients who have waited may be under way at a time, at most",
+        help: "Most connections under way at a time for clients that have waited",
         more: "It is for all threads together. It begins with 4, and finds out how many the backlog of the server takes.",
         section: Section::Resume,
         completion: Completion::None,
