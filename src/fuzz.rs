@@ -19,11 +19,11 @@ use crate::{
         duration::{format_duration, parse_duration},
     },
     connection::{
-        deadline::Queue,
+        deadline::Deadline,
         endpoint::Endpoint,
         reject::{
             Next, Reject,
-            policy::{Answer, Refusal},
+            policy::{RejectPolicy, RejectResponse},
         },
     },
     sys::socket_pair,
@@ -80,8 +80,8 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
     socket.register(poll.registry(), Token(0)).expect("a new socket");
     let mut events = Events::with_capacity(8);
     let mut client = Endpoint::connected(socket);
-    let refusal = Refusal::new(Answer::http(Duration::from_secs(3)), tls);
-    let (mut reject, mut next) = Reject::new(&mut client, &refusal);
+    let reject_policy = RejectPolicy::new(RejectResponse::http(Duration::from_secs(3)), tls);
+    let (mut reject, mut next) = Reject::new(&mut client, &reject_policy);
     let mut scratch = vec![0; 16 << 10];
     let mut received = 0;
     // The socket's buffer takes as many bytes as a fuzzer sends at once.
@@ -96,12 +96,12 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
         events.iter().for_each(|event| client.mark(event));
         let mut turns = 0;
         while next != Next::Close {
-            next = reject.drive(&mut client, &refusal, &mut scratch, &mut { TURN_STEPS_MAX });
+            next = reject.drive(&mut client, &reject_policy, &mut scratch, &mut { TURN_STEPS_MAX });
             received += peer.recv(&mut scratch).map_or(0, |read| read.bytes);
             match next {
-                Next::WaitIn(Queue::Knocking) => {
-                    let permit = refusal.handshakes().take().expect("nobody else is here");
-                    next = reject.begin_handshake(permit, &refusal);
+                Next::WaitIn(Deadline::AwaitingHandshake) => {
+                    let permit = reject_policy.handshakes().take().expect("nobody else is here");
+                    next = reject.begin_handshake(permit, &reject_policy);
                 }
                 Next::Wait | Next::WaitIn(_) => break,
                 _ => {}
@@ -112,7 +112,7 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
     }
     // Who says nothing more has ended its stream, or is sent away when its time is up.
     if next != Next::Close {
-        reject.expire(&mut client, &refusal);
+        reject.expire(&mut client, &reject_policy);
     }
     received += peer.recv(&mut scratch).map_or(0, |read| read.bytes);
     assert!(received < ANSWER_BYTES_MAX, "{received} bytes of answer");

@@ -23,7 +23,8 @@ mod worker;
 #[doc(hidden)]
 pub use config::suggest;
 pub use config::{
-    Config, Control, Hold, Overflow, Pause, Proxy, RejectWith, Resume, Tls, Upstream,
+    Config, ControlConfig, HoldConfig, Overflow, PauseConfig, ProxyConfig, RejectWith,
+    ResumeConfig, TlsConfig, UpstreamConfig,
     address::Address,
     duration::{format_duration, parse_duration},
 };

@@ -2,24 +2,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::semaphore::{Slot, Slots};
+use super::semaphore::{Permit, Semaphore};
 use crate::config;
 
 pub(crate) use crate::config::Overflow;
 
 /// What bounds the clients that are held.
 #[derive(Debug)]
-pub(crate) struct Hold {
+pub(crate) struct HoldLimits {
     timeout: Option<Duration>,
     overflow: Overflow,
-    places: Arc<Slots>,
+    places: Arc<Semaphore>,
 }
 
 /// What becomes of one that has been accepted and is to be held.
 #[derive(Debug)]
-pub(crate) enum Treatment {
+pub(crate) enum HoldDecision {
     /// It is held. It has a place, unless nobody could have known when it was accepted that it would be held.
-    Hold(Option<Slot>),
+    Hold(Option<Permit>),
     /// It gets its refusal.
     Reject,
     /// It gets the end of the stream.
@@ -30,13 +30,13 @@ pub(crate) enum Treatment {
 #[derive(Debug)]
 pub(crate) struct Full;
 
-impl Hold {
+impl HoldLimits {
     /// As the settings say.
-    pub(crate) fn new(settings: &config::Hold) -> Self {
+    pub(crate) fn new(settings: &config::HoldConfig) -> Self {
         Self {
             timeout: settings.timeout,
             overflow: settings.overflow,
-            places: Arc::new(Slots::new(settings.max.map_or(usize::MAX, usize::from))),
+            places: Arc::new(Semaphore::new(settings.max.map_or(usize::MAX, usize::from))),
         }
     }
 
@@ -51,9 +51,9 @@ impl Hold {
     }
 
     /// The place of one that is to be accepted, where further ones stay in the backlog: accepting first and looking then,
-    /// workers would hold more than they may. If none is free, that is on record, and [`Hold::take_wanted`] tells when it
+    /// workers would hold more than they may. If none is free, that is on record, and [`HoldLimits::take_wanted`] tells when it
     /// has changed.
-    pub(crate) fn reserve(&self) -> Result<Option<Slot>, Full> {
+    pub(crate) fn try_reserve(&self) -> Result<Option<Permit>, Full> {
         match self.overflow {
             Overflow::Backlog => self.places.take().map(Some).ok_or(Full),
             Overflow::Reject | Overflow::Close => Ok(None),
@@ -61,12 +61,12 @@ impl Hold {
     }
 
     /// What becomes of one that has been accepted without a place.
-    pub(crate) fn treat(&self) -> Treatment {
+    pub(crate) fn decide(&self) -> HoldDecision {
         match (self.places.take(), self.overflow) {
-            (Some(place), _) => Treatment::Hold(Some(place)),
-            (None, Overflow::Backlog) => Treatment::Hold(None),
-            (None, Overflow::Reject) => Treatment::Reject,
-            (None, Overflow::Close) => Treatment::Close,
+            (Some(place), _) => HoldDecision::Hold(Some(place)),
+            (None, Overflow::Backlog) => HoldDecision::Hold(None),
+            (None, Overflow::Reject) => HoldDecision::Reject,
+            (None, Overflow::Close) => HoldDecision::Close,
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::semaphore::{Slot, Slots};
+use super::semaphore::{Permit, Semaphore};
 use crate::{
     config::duration::nanos,
     sys::{self, Socket},
@@ -36,7 +36,7 @@ pub(crate) struct Pace {
     begin: Instant,
     max: usize,
     /// The places of those under way: as many as there may be now.
-    window: Arc<Slots>,
+    window: Arc<Semaphore>,
     /// Below it the window grows with each that gets through, and from it on with each window of them (`ssthresh`).
     threshold: AtomicUsize,
     /// How many of such a window have got through.
@@ -59,7 +59,7 @@ pub(crate) struct UnderWay {
     dialled: Instant,
     /// How long its SYN may be without an answer, unless the kernel's timer decides.
     syn_timeout: Option<Duration>,
-    _place: Slot,
+    _place: Permit,
 }
 
 /// The state of a SYN that has no answer.
@@ -79,7 +79,7 @@ impl Pace {
         Arc::new(Self {
             begin: sys::now(),
             max,
-            window: Arc::new(Slots::new(WINDOW_INITIAL.min(max))),
+            window: Arc::new(Semaphore::new(WINDOW_INITIAL.min(max))),
             threshold: AtomicUsize::new(max),
             credit: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
@@ -90,7 +90,7 @@ impl Pace {
     }
 
     /// Returns the places of those under way.
-    pub(crate) fn window(&self) -> &Arc<Slots> {
+    pub(crate) fn window(&self) -> &Arc<Semaphore> {
         &self.window
     }
 

@@ -14,10 +14,10 @@ use std::{
 
 use super::{
     pace::{Pace, UnderWay},
-    semaphore::Slots,
+    semaphore::Semaphore,
 };
 use crate::{
-    config::{Resume, duration::nanos},
+    config::{ResumeConfig, duration::nanos},
     sys,
 };
 
@@ -29,7 +29,7 @@ const LATENESS_MAX: Duration = Duration::from_millis(20);
 
 /// The first of each worker's queue, and what bounds those who go.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct WaitQueue {
     begin: Instant,
     /// When the first of each worker came, in nanoseconds after `begin`.
     firsts: Box<[AtomicU64]>,
@@ -49,9 +49,9 @@ struct Rate {
     next: AtomicU64,
 }
 
-impl Line {
+impl WaitQueue {
     /// The line of so many workers.
-    pub(crate) fn new(workers: usize, settings: &Resume) -> Self {
+    pub(crate) fn new(workers: usize, settings: &ResumeConfig) -> Self {
         let rate = |per_second: NonZeroU32| Rate {
             interval: Duration::from_secs(1) / per_second.get(),
             next: AtomicU64::new(0),
@@ -67,7 +67,7 @@ impl Line {
     }
 
     /// Shows when the first of a worker's queue came. Returns the worker whose turn it is now, if that is another.
-    pub(crate) fn show(&self, worker: usize, first: Option<Instant>) -> Option<usize> {
+    pub(crate) fn publish_head(&self, worker: usize, first: Option<Instant>) -> Option<usize> {
         let first = first.map_or(NOBODY, |at| self.nanos(at));
         let shown = self.firsts.get(worker)?;
         // The only writer: nothing is lost between the look and the swap.
@@ -82,7 +82,7 @@ impl Line {
     }
 
     /// Whether nobody else's first came before `at`.
-    pub(crate) fn is_first(&self, worker: usize, at: Instant) -> bool {
+    pub(crate) fn is_head(&self, worker: usize, at: Instant) -> bool {
         let at = self.nanos(at);
         let mut others = self.firsts.iter().enumerate().filter(|&(other, _)| other != worker);
         others.all(|(_other, first)| at <= first.load(Ordering::SeqCst))
@@ -94,7 +94,7 @@ impl Line {
     }
 
     /// The places of those under way.
-    pub(crate) fn under_way(&self) -> &Arc<Slots> {
+    pub(crate) fn under_way(&self) -> &Arc<Semaphore> {
         self.pace.window()
     }
 
@@ -110,17 +110,17 @@ impl Line {
     }
 
     /// A place for the next one, if there is one and the rate lets it go.
-    pub(crate) fn take_place(&self, now: Instant) -> Option<Box<UnderWay>> {
+    pub(crate) fn try_acquire(&self, now: Instant) -> Option<Box<UnderWay>> {
         let place = self.pace.take(now)?;
         let is_due = self.rate.as_ref().is_none_or(|rate| rate.take(self.nanos(now)));
         is_due.then_some(place)
     }
 
     /// Lets `count` more of those who have come until now go in spite of the pause.
-    pub(crate) fn let_through(&self, count: u64, now: Instant) {
+    pub(crate) fn bypass(&self, count: u64, now: Instant) {
         if !self.is_letting_through() {
             // Whoever has not used what was given before has gone.
-            self.let_nobody_through();
+            self.end_bypass();
         }
         self.let_through_until.store(self.nanos(now), Ordering::SeqCst);
         self.let_through.fetch_add(count, Ordering::SeqCst);
@@ -135,20 +135,20 @@ impl Line {
     }
 
     /// Lets nobody through any more.
-    pub(crate) fn let_nobody_through(&self) {
+    pub(crate) fn end_bypass(&self) {
         self.let_through.store(0, Ordering::SeqCst);
     }
 
     /// Whether one that came at `at` may go in spite of the pause.
-    pub(crate) fn lets_through(&self, at: Instant) -> bool {
+    pub(crate) fn lets_bypass(&self, at: Instant) -> bool {
         self.let_through.load(Ordering::SeqCst) > 0
             && self.nanos(at) <= self.let_through_until.load(Ordering::SeqCst)
     }
 
     /// Counts one that goes in spite of the pause, if it may.
-    pub(crate) fn take_permit(&self, at: Instant) -> bool {
+    pub(crate) fn take_bypass(&self, at: Instant) -> bool {
         let less = |count: u64| count.checked_sub(1);
-        self.lets_through(at)
+        self.lets_bypass(at)
             && self.let_through.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
     }
 
@@ -172,10 +172,10 @@ impl Rate {
 mod tests {
     use super::*;
 
-    fn line(max_connecting: usize, rate: Option<u32>) -> (Line, Instant) {
-        let line = Line::new(
+    fn line(max_connecting: usize, rate: Option<u32>) -> (WaitQueue, Instant) {
+        let line = WaitQueue::new(
             2,
-            &Resume {
+            &ResumeConfig {
                 max_connecting: max_connecting.try_into().unwrap(),
                 rate: rate.map(|rate| rate.try_into().unwrap()),
             },
@@ -189,30 +189,30 @@ mod tests {
         let (line, begin) = line(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
         assert!(!line.is_anyone_there());
-        assert_eq!(line.show(0, Some(early)), None);
-        assert_eq!(line.show(1, Some(late)), Some(0));
-        assert!(line.is_first(0, early) && !line.is_first(1, late));
-        assert_eq!(line.show(0, None), Some(1));
-        assert_eq!(line.show(0, None), None, "nothing has changed");
-        assert!(line.is_first(1, late) && line.is_anyone_there());
-        assert_eq!(line.show(1, None), None);
+        assert_eq!(line.publish_head(0, Some(early)), None);
+        assert_eq!(line.publish_head(1, Some(late)), Some(0));
+        assert!(line.is_head(0, early) && !line.is_head(1, late));
+        assert_eq!(line.publish_head(0, None), Some(1));
+        assert_eq!(line.publish_head(0, None), None, "nothing has changed");
+        assert!(line.is_head(1, late) && line.is_anyone_there());
+        assert_eq!(line.publish_head(1, None), None);
         assert!(!line.is_anyone_there());
     }
 
     #[test]
     fn only_so_many_are_under_way() {
         let (line, begin) = line(1, None);
-        let place = line.take_place(begin);
-        assert!(place.is_some() && line.take_place(begin).is_none());
+        let place = line.try_acquire(begin);
+        assert!(place.is_some() && line.try_acquire(begin).is_none());
         drop(place);
-        assert!(line.take_place(begin).is_some());
+        assert!(line.try_acquire(begin).is_some());
     }
 
     #[test]
     fn a_rate_lets_one_go_in_each_interval_and_catches_up_a_little() {
         let (line, begin) = line(100, Some(100));
         let at = |millis| begin + Duration::from_millis(millis);
-        let go = |millis| line.take_place(at(millis)).is_some();
+        let go = |millis| line.try_acquire(at(millis)).is_some();
         assert!(go(0) && !go(0) && !go(9) && go(10));
         assert_eq!(line.next_at(), Some(at(20)));
         // Late by much: what is caught up with is bounded.
@@ -224,28 +224,28 @@ mod tests {
     fn those_let_through_have_come_before() {
         let (line, begin) = line(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
-        assert!(!line.take_permit(early));
-        line.let_through(2, early);
-        assert!(!line.take_permit(late), "it came after the order");
-        assert!(line.take_permit(early) && line.take_permit(early) && !line.take_permit(early));
-        line.let_through(2, late);
-        line.let_nobody_through();
-        assert!(!line.take_permit(early));
+        assert!(!line.take_bypass(early));
+        line.bypass(2, early);
+        assert!(!line.take_bypass(late), "it came after the order");
+        assert!(line.take_bypass(early) && line.take_bypass(early) && !line.take_bypass(early));
+        line.bypass(2, late);
+        line.end_bypass();
+        assert!(!line.take_bypass(early));
     }
 
     #[test]
     fn what_those_who_have_gone_leave_over_is_for_nobody() {
         let (line, begin) = line(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
-        line.show(0, Some(early));
-        line.let_through(2, early);
-        line.let_through(1, early);
-        assert!(line.take_permit(early) && line.take_permit(early), "both orders count");
-        line.let_through(1, early);
+        line.publish_head(0, Some(early));
+        line.bypass(2, early);
+        line.bypass(1, early);
+        assert!(line.take_bypass(early) && line.take_bypass(early), "both orders count");
+        line.bypass(1, early);
         assert!(line.is_letting_through());
-        line.show(0, Some(late));
+        line.publish_head(0, Some(late));
         assert!(!line.is_letting_through());
-        line.let_through(1, late);
-        assert!(line.take_permit(late) && !line.take_permit(late));
+        line.bypass(1, late);
+        assert!(line.take_bypass(late) && !line.take_bypass(late));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{
 /// A bounded number of places: for clients, as many as the descriptors allow, for those of a crowd that are under way, and for
 /// TLS handshakes. Beyond them, clients wait.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct Semaphore {
     taken: AtomicUsize,
     max: AtomicUsize,
     /// Whether a worker has stopped for want of a slot and must be woken when one is free.
@@ -17,9 +17,9 @@ pub(crate) struct Slots {
 
 /// The place of one client; dropping it frees the place.
 #[derive(Debug)]
-pub(crate) struct Slot(Arc<Slots>);
+pub(crate) struct Permit(Arc<Semaphore>);
 
-impl Slots {
+impl Semaphore {
     /// `max` free places.
     pub(crate) fn new(max: usize) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl Slots {
         self.taken() < self.max()
     }
 
-    /// Whether a place is free; otherwise it is on record that one is wanted, as by [`Slots::take`].
+    /// Whether a place is free; otherwise it is on record that one is wanted, as by [`Semaphore::take`].
     pub(crate) fn is_any_free_or_wish(&self) -> bool {
         self.is_any_free() || {
             self.wanted.store(true, Ordering::SeqCst);
@@ -57,8 +57,8 @@ impl Slots {
         }
     }
 
-    /// A place, if one is free; otherwise the next [`Slots::take_wanted`] after one was freed says that it is wanted.
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Slot> {
+    /// A place, if one is free; otherwise the next [`Semaphore::take_wanted`] after one was freed says that it is wanted.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Permit> {
         self.try_take().or_else(|| {
             self.wanted.store(true, Ordering::SeqCst);
             // One may have been freed before the wish was on record: look again, or nobody would ever tell.
@@ -74,14 +74,14 @@ impl Slots {
             && self.wanted.swap(false, Ordering::SeqCst)
     }
 
-    fn try_take(self: &Arc<Self>) -> Option<Slot> {
+    fn try_take(self: &Arc<Self>) -> Option<Permit> {
         let more = |taken| (taken < self.max()).then_some(taken + 1);
         self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
-        Some(Slot(Arc::clone(self)))
+        Some(Permit(Arc::clone(self)))
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::SeqCst);
     }
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_freed_slot_is_told_once_to_whoever_wanted_it() {
-        let slots = Arc::new(Slots::new(1));
+        let slots = Arc::new(Semaphore::new(1));
         let slot = slots.take().unwrap();
         assert!(!slots.take_wanted());
         assert!(slots.take().is_none());

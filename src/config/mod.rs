@@ -34,22 +34,22 @@ pub struct Config {
     /// The most verbose level that is logged; the library itself ignores it.
     pub log_level: log::LevelFilter,
     /// The side of the clients.
-    pub proxy: Proxy,
+    pub proxy: ProxyConfig,
     /// What a pause may be.
-    pub pause: Pause,
+    pub pause: PauseConfig,
     /// The clients that are held while it is paused.
-    pub hold: Hold,
+    pub hold: HoldConfig,
     /// How those who have waited are let go.
-    pub resume: Resume,
+    pub resume: ResumeConfig,
     /// The HTTP API of the operator.
-    pub control: Control,
+    pub control: ControlConfig,
     /// The server that the bytes are carried to.
-    pub upstream: Upstream,
+    pub upstream: UpstreamConfig,
 }
 
 /// The side of the clients: `proxy.*`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Proxy {
+pub struct ProxyConfig {
     /// Where clients connect to.
     pub addr: Address,
     /// The mode of the socket file at `addr`, such as `0o660`; what the umask leaves when absent.
@@ -65,7 +65,7 @@ pub struct Proxy {
     /// Accepted for compatibility; has no effect.
     pub close_poll_interval: Duration,
     /// What a rejected TLS client is answered with.
-    pub tls: Tls,
+    pub tls: TlsConfig,
     /// How many worker threads; the number of cores when absent.
     pub threads: Option<NonZeroUsize>,
     /// How many pipes each worker may splice bulk data through, 0 to copy all of it; a share of the open files when absent.
@@ -90,7 +90,7 @@ pub enum RejectWith {
 
 /// The certificate files: `proxy.tls.*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
+pub struct TlsConfig {
     /// PEM bundle that a client's certificate, if it sends one, is verified against.
     pub ca_cert: Option<PathBuf>,
     /// PEM certificate chain of the proxy.
@@ -101,14 +101,14 @@ pub struct Tls {
 
 /// What a pause may be: `pause.*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pause {
+pub struct PauseConfig {
     /// The longest that a pause lasts, and how long one without a deadline does; without a bound when absent.
     pub max_ttl: Option<Duration>,
 }
 
 /// The clients that are held while the proxy is paused: `hold.*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Hold {
+pub struct HoldConfig {
     /// How long one is held, before it gets what `overflow` says; as long as the pause lasts when absent.
     pub timeout: Option<Duration>,
     /// How many are held at a time; as many as there may be clients when absent.
@@ -131,7 +131,7 @@ pub enum Overflow {
 
 /// How those who have waited are let go: `resume.*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resume {
+pub struct ResumeConfig {
     /// How many connections for them may be under way at a time, over all workers, at most: how many the upstream takes is
     /// found out.
     pub max_connecting: NonZeroUsize,
@@ -141,7 +141,7 @@ pub struct Resume {
 
 /// The HTTP API of the operator: `control.*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Control {
+pub struct ControlConfig {
     /// Where the API listens.
     pub addr: Address,
     /// The mode of the socket file at `addr`.
@@ -152,7 +152,7 @@ pub struct Control {
 
 /// The server behind the proxy: `upstream.*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
+pub struct UpstreamConfig {
     /// Where the upstream listens.
     pub addr: Address,
     /// How long one attempt to reach it may take.
@@ -250,17 +250,17 @@ impl Default for Config {
         Self {
             grace_period: Duration::from_secs(10),
             log_level: log::LevelFilter::Info,
-            proxy: Proxy::default(),
-            pause: Pause::default(),
-            hold: Hold::default(),
-            resume: Resume::default(),
-            control: Control::default(),
-            upstream: Upstream::default(),
+            proxy: ProxyConfig::default(),
+            pause: PauseConfig::default(),
+            hold: HoldConfig::default(),
+            resume: ResumeConfig::default(),
+            control: ControlConfig::default(),
+            upstream: UpstreamConfig::default(),
         }
     }
 }
 
-impl Default for Proxy {
+impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
             addr: Address::tcp("localhost", 3000),
@@ -270,7 +270,7 @@ impl Default for Proxy {
             retry_after_interval: Duration::from_secs(3),
             block_poll_interval: Duration::from_millis(100),
             close_poll_interval: Duration::from_millis(100),
-            tls: Tls::default(),
+            tls: TlsConfig::default(),
             threads: None,
             pipes: None,
             max_connections: None,
@@ -278,19 +278,19 @@ impl Default for Proxy {
     }
 }
 
-impl Default for Resume {
+impl Default for ResumeConfig {
     fn default() -> Self {
         Self { max_connecting: CONNECTING_MAX, rate: None }
     }
 }
 
-impl Default for Control {
+impl Default for ControlConfig {
     fn default() -> Self {
         Self { addr: Address::tcp("localhost", 3001), mode: 0o600, hosts: Vec::new() }
     }
 }
 
-impl Default for Upstream {
+impl Default for UpstreamConfig {
     fn default() -> Self {
         Self {
             addr: Address::tcp("localhost", 3002),

@@ -72,7 +72,7 @@ upstream:
     let expected = Config {
         grace_period: Duration::from_secs(90),
         log_level: log::LevelFilter::Off,
-        proxy: Proxy {
+        proxy: ProxyConfig {
             addr: Address::Unix("/run/a.sock".into()),
             mode: Some(0o660),
             reject_clients: true,
@@ -80,7 +80,7 @@ upstream:
             retry_after_interval: Duration::ZERO,
             block_poll_interval: Duration::from_millis(1),
             close_poll_interval: Duration::from_millis(2),
-            tls: Tls {
+            tls: TlsConfig {
                 ca_cert: Some("ca.pem".into()),
                 cert: Some("cert.pem".into()),
                 key: Some("key.pem".into()),
@@ -89,22 +89,22 @@ upstream:
             pipes: Some(0),
             max_connections: NonZeroUsize::new(7),
         },
-        pause: Pause { max_ttl: Some(Duration::from_secs(600)) },
-        hold: Hold {
+        pause: PauseConfig { max_ttl: Some(Duration::from_secs(600)) },
+        hold: HoldConfig {
             timeout: Some(Duration::from_secs(45)),
             max: NonZeroUsize::new(5_000),
             overflow: Overflow::Close,
         },
-        resume: Resume {
+        resume: ResumeConfig {
             max_connecting: NonZeroUsize::new(16).unwrap(),
             rate: NonZeroU32::new(50),
         },
-        control: Control {
+        control: ControlConfig {
             addr: Address::tcp("", 3001),
             mode: 0o640,
             hosts: vec!["a.example".into(), "b.example".into()],
         },
-        upstream: Upstream {
+        upstream: UpstreamConfig {
             addr: Address::tcp("::1", 80),
             connect_timeout: Duration::from_secs(1),
             retry_for: Duration::from_secs(120),

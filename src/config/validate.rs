@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::address::Address;
-use super::{Config, Control, Tls, Upstream};
+use super::{Config, ControlConfig, TlsConfig, UpstreamConfig};
 
 /// The most worker threads: far more than a machine has cores, and few enough to start.
 const THREADS_MAX: usize = 1024;
@@ -25,7 +25,8 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     }
     let (proxy, control, upstream) =
         (&config.proxy.addr, &config.control.addr, &config.upstream.addr);
-    let control_mode = Some(config.control.mode).filter(|&mode| mode != Control::default().mode);
+    let control_mode =
+        Some(config.control.mode).filter(|&mode| mode != ControlConfig::default().mode);
     for (section, addr, mode) in
         [("proxy", proxy, config.proxy.mode), ("control", control, control_mode)]
     {
@@ -80,7 +81,7 @@ fn check_times(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-fn check_dialling(upstream: &Upstream) -> Result<(), String> {
+fn check_dialling(upstream: &UpstreamConfig) -> Result<(), String> {
     if upstream.connect_timeout.is_zero() {
         return Err(
             "upstream.connect-timeout: 0s leaves no time to connect; write how long it may take, as in `5s`"
@@ -107,7 +108,7 @@ fn check_dialling(upstream: &Upstream) -> Result<(), String> {
     }
 }
 
-fn check_tls(tls: &Tls) -> Result<(), String> {
+fn check_tls(tls: &TlsConfig) -> Result<(), String> {
     match (&tls.cert, &tls.key, &tls.ca_cert) {
         (Some(_), None, _) => Err("proxy.tls.key is missing: proxy.tls.cert needs the private key that belongs to it".to_owned()),
         (None, Some(_), _) => Err("proxy.tls.cert is missing: proxy.tls.key needs the certificate that belongs to it".to_owned()),

@@ -5,20 +5,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Carriage, Connection, Context, Reason, State, Verdict};
+use super::{Connection, Context, Reason, Session, State, Verdict};
 use super::{
-    deadline::{ADDRESS_TIMEOUT, Queue},
+    deadline::{ADDRESS_TIMEOUT, Deadline},
     endpoint::{Endpoint, Registration},
     relay::Relay,
 };
 use crate::{
     admission::{
         pace::{Syn, UnderWay},
-        semaphore::Slot,
+        semaphore::Permit,
     },
     pause::gate::Pass,
     sys::{Dialled, is_shortage},
-    upstream::{Outlook, Upstream, addresses::Route},
+    upstream::{RetryPlan, Upstream, addresses::Route},
 };
 
 /// The attempts to reach the upstream for one client.
@@ -27,7 +27,7 @@ pub(super) struct Dial {
     /// The attempt that is under way; none while waiting to try again.
     pub(super) upstream: Option<Endpoint>,
     /// What it is dialled by, if others wait along with this client.
-    pub(super) turn: Turn,
+    pub(super) turn: ConnectTicket,
     /// The way of the attempt through the upstream's addresses.
     pub(super) route: Route,
     /// Whether one of them failed for want of something of this host's: then all are tried again soon.
@@ -45,13 +45,13 @@ pub(super) struct Dial {
 
 /// What a client is dialled for by.
 #[derive(Debug)]
-pub(crate) enum Turn {
+pub(crate) enum ConnectTicket {
     /// Nobody waits but it, or something of this host's was short.
     Its,
     /// It is one of a crowd, of those that may be under way at a time.
     Place(Box<UnderWay>),
     /// It tries an upstream that is away, for all. If it gets through it is the first of a crowd, and needs a place.
-    Probe { _right: Slot, place: Option<Box<UnderWay>> },
+    Probe { _right: Permit, place: Option<Box<UnderWay>> },
 }
 
 impl Dial {
@@ -74,7 +74,7 @@ impl Connection {
     pub(crate) fn serve(
         &mut self,
         pass: Pass,
-        turn: Turn,
+        turn: ConnectTicket,
         came: Instant,
         context: &mut Context<'_>,
     ) -> Verdict {
@@ -89,20 +89,23 @@ impl Connection {
         // As nobody waits, it may be the one to try an upstream that is away.
         let outage = context.upstream.outage();
         let right = if outage.is_on() { outage.take_probe() } else { None };
-        let turn = right.map_or(Turn::Its, |right| Turn::Probe { _right: right, place: None });
+        let turn = right.map_or(ConnectTicket::Its, |right| ConnectTicket::Probe {
+            _right: right,
+            place: None,
+        });
         self.begin_to_dial(pass, turn, context.now, context)
     }
 
     fn begin_to_dial(
         &mut self,
         pass: Pass,
-        turn: Turn,
+        turn: ConnectTicket,
         came: Instant,
         context: &mut Context<'_>,
     ) -> Verdict {
         let now = context.now;
         // Whom the operator lets through is to find out too.
-        let is_to_try = matches!(turn, Turn::Probe { .. }) || pass.is_paused();
+        let is_to_try = matches!(turn, ConnectTicket::Probe { .. }) || pass.is_paused();
         let waits = context.upstream.outage().is_on() && !is_to_try;
         self.state = State::Connecting(Dial {
             upstream: None,
@@ -120,7 +123,7 @@ impl Connection {
 
     /// Tries again to reach the upstream. A client that has left meanwhile is dropped; a pause
     /// means that no connection to the upstream begins any more, and is waited for like by any other.
-    pub(crate) fn redial(&mut self, turn: Turn, context: &mut Context<'_>) -> Verdict {
+    pub(crate) fn redial(&mut self, turn: ConnectTicket, context: &mut Context<'_>) -> Verdict {
         if let Verdict::Close(reason) = self.look_after_held() {
             return Verdict::Close(reason);
         }
@@ -138,7 +141,7 @@ impl Connection {
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         let upstream = context.upstream;
         let has_time = dial.time_left(upstream, context.now) >= 2 * ADDRESS_TIMEOUT;
-        let explores = has_time && context.reach.may_explore() && !upstream.outage().is_on();
+        let explores = has_time && context.dialer.may_explore() && !upstream.outage().is_on();
         dial.route = upstream.read(context.cached).route(explores.then_some(context.now));
         self.dial(context)
     }
@@ -149,13 +152,13 @@ impl Connection {
             return Verdict::Close(reason);
         }
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        (dial.upstream, dial.turn) = (None, Turn::Its);
+        (dial.upstream, dial.turn) = (None, ConnectTicket::Its);
         if dial.pass.is_paused() {
             return Verdict::Hold(dial.came);
         }
         // It may have moved.
         context.upstream.ask();
-        Verdict::WaitSince(Queue::Away, dial.since)
+        Verdict::WaitSince(Deadline::AwaitingUpstream, dial.since)
     }
 
     /// Dials the address that is next in the attempt.
@@ -167,24 +170,24 @@ impl Connection {
         };
         let Registration { registry, upstream: token, .. } = context.registration;
         let attempt =
-            context.reach.dial(address, context.upstream).and_then(|(socket, dialled)| {
+            context.dialer.dial(address, context.upstream).and_then(|(socket, dialled)| {
                 socket.register(registry, token)?;
                 Ok((socket, dialled))
             });
         match attempt {
             Ok((upstream, Dialled::Connected)) => {
                 dial.upstream = Some(Endpoint::connected(upstream));
-                self.begin_to_carry(context)
+                self.begin_relay(context)
             }
             Ok((upstream, Dialled::InProgress)) => {
                 dial.upstream = Some(Endpoint::connecting(upstream));
                 let left = dial.time_left(context.upstream, context.now);
                 if dial.turn.dialled(context.now) {
-                    Verdict::Wait(Queue::Unanswered)
+                    Verdict::Wait(Deadline::Unanswered)
                 } else if dial.route.is_last() || left <= ADDRESS_TIMEOUT {
-                    Verdict::WaitSince(Queue::ConnectingLast, dial.timed_since(context.upstream))
+                    Verdict::WaitSince(Deadline::ConnectingLast, dial.timed_since(context.upstream))
                 } else {
-                    Verdict::Wait(Queue::Connecting)
+                    Verdict::Wait(Deadline::Connecting)
                 }
             }
             Err(error) => self.next_address(error, context),
@@ -204,27 +207,27 @@ impl Connection {
         }
         if context.now.saturating_duration_since(dial.since) >= context.upstream.patience() {
             if !waits && !has_time {
-                let was_probe = matches!(dial.turn, Turn::Probe { .. });
+                let was_probe = matches!(dial.turn, ConnectTicket::Probe { .. });
                 context.upstream.outage().failed(was_probe, context.now);
             }
             let error = dial.error.take().filter(|_| waits);
             return Verdict::Close(Reason::Unreachable(error.unwrap_or(timed_out)));
         }
         if waits {
-            return if dial.pass.is_paused() || context.reach.may_try(context.now) {
-                self.redial(Turn::Its, context)
+            return if dial.pass.is_paused() || context.dialer.may_retry(context.now) {
+                self.redial(ConnectTicket::Its, context)
             } else {
-                Verdict::Wait(Queue::Redial)
+                Verdict::Wait(Deadline::RetryConnect)
             };
         }
         match syn {
             _ if !has_time => self.attempt_failed(timed_out, context),
-            Syn::Young => Verdict::Wait(Queue::Unanswered),
+            Syn::Young => Verdict::Wait(Deadline::Unanswered),
             Syn::Lost | Syn::Left if !dial.route.is_last() => self.next_address(timed_out, context),
             Syn::Lost if !dial.pass.is_paused() => self.lost(context),
             // The last address has what is left of the time.
             Syn::Lost | Syn::Left => {
-                Verdict::WaitSince(Queue::ConnectingLast, dial.timed_since(context.upstream))
+                Verdict::WaitSince(Deadline::ConnectingLast, dial.timed_since(context.upstream))
             }
         }
     }
@@ -241,7 +244,7 @@ impl Connection {
         }
         let is_void = dial.pass.is_void();
         if is_news {
-            complain(&error, context);
+            log_failure(&error, context);
         }
         if is_void { self.wait(context) } else { self.dial(context) }
     }
@@ -253,20 +256,22 @@ impl Connection {
         error: io::Error,
         context: &mut Context<'_>,
     ) -> Verdict {
-        complain(&error, context);
+        log_failure(&error, context);
         let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
         dial.upstream = None;
         dial.error = Some(error);
         if dial.in_short && !dial.pass.is_paused() {
-            if let Turn::Place(place) = std::mem::replace(&mut dial.turn, Turn::Its) {
+            if let ConnectTicket::Place(place) =
+                std::mem::replace(&mut dial.turn, ConnectTicket::Its)
+            {
                 place.lost(context.now);
             }
             context.upstream.ask();
-            context.reach.was_short();
-            return Verdict::Wait(Queue::Redial);
+            context.dialer.was_short();
+            return Verdict::Wait(Deadline::RetryConnect);
         }
         if !dial.in_short {
-            let was_probe = matches!(dial.turn, Turn::Probe { .. });
+            let was_probe = matches!(dial.turn, ConnectTicket::Probe { .. });
             context.upstream.outage().failed(was_probe, context.now);
         }
         self.wait(context)
@@ -276,7 +281,9 @@ impl Connection {
     pub(super) fn syn(&self, now: Instant) -> Syn {
         match &self.state {
             State::Connecting(Dial {
-                upstream: Some(upstream), turn: Turn::Place(place), ..
+                upstream: Some(upstream),
+                turn: ConnectTicket::Place(place),
+                ..
             }) => place.unanswered(upstream.socket(), now),
             _ => Syn::Left,
         }
@@ -284,7 +291,8 @@ impl Connection {
 
     /// Has one of a crowd whose SYN is lost wait for its turn again, before all who came later.
     pub(super) fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(Dial { turn: Turn::Place(place), came, .. }) = &self.state else {
+        let State::Connecting(Dial { turn: ConnectTicket::Place(place), came, .. }) = &self.state
+        else {
             return Verdict::Stay;
         };
         place.lost(context.now);
@@ -301,21 +309,21 @@ impl Connection {
         let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
         match failure {
             // Where nobody listens others have failed before. The reset leaves the port free at once for who is to listen.
-            None if context.upstream.outage().is_on() && socket.is_its_own_peer() => {
+            None if context.upstream.outage().is_on() && socket.is_self_connected() => {
                 socket.reset_on_close();
                 self.next_address(io::ErrorKind::ConnectionRefused.into(), context)
             }
-            None => self.begin_to_carry(context),
+            None => self.begin_relay(context),
             // It was connected, has spoken and was reset since: what it said goes to the client, and the reset behind it.
             Some(_) if socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => {
-                self.begin_to_carry(context)
+                self.begin_relay(context)
             }
             Some(error) => self.next_address(error, context),
         }
     }
 
-    fn begin_to_carry(&mut self, context: &mut Context<'_>) -> Verdict {
-        context.reach.succeeded(context.upstream);
+    fn begin_relay(&mut self, context: &mut Context<'_>) -> Verdict {
+        context.dialer.succeeded(context.upstream);
         if let State::Connecting(Dial { upstream: Some(upstream), turn, .. }) = &self.state
             && let Some(place) = turn.place()
         {
@@ -325,8 +333,12 @@ impl Connection {
             State::Connecting(Dial { upstream: Some(upstream), turn, route, pass, .. }) => {
                 context.upstream.reached(context.cached, &route, context.now);
                 let place = turn.into_place();
-                let queue = if place.is_some() { Queue::Unheard } else { Queue::Fresh };
-                self.state = State::Relaying(Carriage {
+                let queue = if place.is_some() {
+                    Deadline::AwaitingFirstByte
+                } else {
+                    Deadline::NoKeepaliveYet
+                };
+                self.state = State::Relaying(Session {
                     relay: Relay::new(upstream),
                     place,
                     moved: context.now,
@@ -344,7 +356,7 @@ impl Connection {
     }
 }
 
-impl Turn {
+impl ConnectTicket {
     /// Its place, if it has one.
     fn place(&self) -> Option<&UnderWay> {
         match self {
@@ -372,8 +384,8 @@ impl Turn {
 }
 
 /// Logs what the upstream is to blame for.
-fn complain(error: &io::Error, context: &Context<'_>) {
+fn log_failure(error: &io::Error, context: &Context<'_>) {
     if !is_shortage(error) {
-        context.upstream.complain(error, Outlook::TriedAgain, context.now);
+        context.upstream.log_failure(error, RetryPlan::TriedAgain, context.now);
     }
 }

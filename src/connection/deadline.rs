@@ -8,7 +8,7 @@ use crate::{
 
 /// Which queue a connection stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Queue {
+pub(crate) enum Deadline {
     /// Clients that wait for the resume: until they get what further ones get, if not for ever.
     Held,
     /// An upstream is being dialled: until the attempt goes on to its next address.
@@ -18,27 +18,27 @@ pub(crate) enum Queue {
     /// The upstream is dialled for one of a crowd: until its SYN may be lost.
     Unanswered,
     /// A dial that could not even begin: until it is tried again.
-    Redial,
+    RetryConnect,
     /// Clients of an upstream that is away: until they are given up.
-    Away,
+    AwaitingUpstream,
     /// One of a crowd is carried, and the upstream has not said anything: until it is taken to be out of the backlog.
-    Unheard,
+    AwaitingFirstByte,
     /// Both sides are carried, and have not been for long: until the connection is worth its keepalive.
-    Fresh,
+    NoKeepaliveYet,
     /// Both sides are carried; no deadline.
     Relaying,
     /// One side is gone and the other has yet to take what is left: until the next look.
-    Settling,
+    AwaitingAcks,
     /// The same, if it takes long: until the next look, which comes more rarely the more stand here.
     Stalled,
     /// A client to reject that has not spoken yet: until it is answered unasked.
     Sniffing,
     /// A client to reject that waits for its TLS handshake to begin: until it gets an alert.
-    Knocking,
+    AwaitingHandshake,
     /// A client to reject in its TLS handshake: until it is given up.
     Handshaking,
     /// A client to reject whose request inside TLS is awaited: until it is answered unasked.
-    Asking,
+    AwaitingRequest,
     /// A rejected client that may still be sending: until it is closed all the same.
     Lingering,
 }
@@ -59,19 +59,19 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues whose deadline is not a setting, and its length.
-const DEADLINES: [(Queue, Duration); 12] = [
-    (Queue::Connecting, ADDRESS_TIMEOUT),
-    (Queue::Unanswered, SYN_TIMEOUT_MIN),
-    (Queue::Redial, REDIAL_INTERVAL),
-    (Queue::Unheard, HEARING_TIMEOUT),
-    (Queue::Fresh, KEEPALIVE_INTERVAL),
-    (Queue::Settling, SETTLE_INTERVAL),
-    (Queue::Stalled, STALLED_INTERVAL_MIN),
-    (Queue::Sniffing, SNIFF_TIMEOUT),
-    (Queue::Knocking, SNIFF_TIMEOUT),
-    (Queue::Handshaking, HANDSHAKE_TIMEOUT),
-    (Queue::Asking, SNIFF_TIMEOUT),
-    (Queue::Lingering, LINGER_TIMEOUT),
+const DEADLINES: [(Deadline, Duration); 12] = [
+    (Deadline::Connecting, ADDRESS_TIMEOUT),
+    (Deadline::Unanswered, SYN_TIMEOUT_MIN),
+    (Deadline::RetryConnect, REDIAL_INTERVAL),
+    (Deadline::AwaitingFirstByte, HEARING_TIMEOUT),
+    (Deadline::NoKeepaliveYet, KEEPALIVE_INTERVAL),
+    (Deadline::AwaitingAcks, SETTLE_INTERVAL),
+    (Deadline::Stalled, STALLED_INTERVAL_MIN),
+    (Deadline::Sniffing, SNIFF_TIMEOUT),
+    (Deadline::AwaitingHandshake, SNIFF_TIMEOUT),
+    (Deadline::Handshaking, HANDSHAKE_TIMEOUT),
+    (Deadline::AwaitingRequest, SNIFF_TIMEOUT),
+    (Deadline::Lingering, LINGER_TIMEOUT),
 ];
 
 /// Returns the queues with a deadline, and its length: clients are held for `hold_timeout`, an attempt to reach the upstream
@@ -80,8 +80,9 @@ pub(crate) fn deadlines(
     hold_timeout: Option<Duration>,
     connect_timeout: Duration,
     patience: Duration,
-) -> Box<[(Queue, Duration)]> {
-    let held = hold_timeout.map(|timeout| (Queue::Held, timeout));
-    let dialled = [(Queue::ConnectingLast, connect_timeout), (Queue::Away, patience)];
+) -> Box<[(Deadline, Duration)]> {
+    let held = hold_timeout.map(|timeout| (Deadline::Held, timeout));
+    let dialled =
+        [(Deadline::ConnectingLast, connect_timeout), (Deadline::AwaitingUpstream, patience)];
     DEADLINES.into_iter().chain(dialled).chain(held).collect()
 }

@@ -25,28 +25,28 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use connect::ConnectTicket;
 use connect::Dial;
-pub(crate) use connect::Turn;
 use mio::{Registry, Token, event::Event};
 
 use crate::{
     admission::{
-        hold::{Hold, Overflow},
+        hold::{HoldLimits, Overflow},
         pace::UnderWay,
-        semaphore::Slot,
+        semaphore::Permit,
     },
     pause::gate::Pass,
     stats::Counters,
     sys::{Socket, SocketAddress},
-    upstream::{Cached, Upstream, dialer::Reach},
+    upstream::{Cached, Upstream, dialer::Dialer},
 };
-use deadline::Queue;
+use deadline::Deadline;
 use endpoint::Endpoint;
 use endpoint::Registration;
 use reject::Reject;
-use reject::policy::Refusal;
-use relay::Kit;
+use reject::policy::RejectPolicy;
 use relay::Relay;
+use relay::RelayBuffers;
 
 /// Looks in quick succession at what a peer has yet to acknowledge. Most acknowledge within a round trip, and those that stall
 /// are looked at more rarely, at a pace over all of them.
@@ -64,25 +64,25 @@ pub(crate) struct Connection {
     state: State,
     /// Who the client is, if that is going to be logged: a socket that was reset does not tell any more.
     peer: Option<Box<str>>,
-    _slot: Slot,
+    _slot: Permit,
 }
 
 /// What is being done for a client.
 #[derive(Debug)]
 enum State {
     /// It waits for the resume; nothing of it is read. It has a place among those that are held, if there are so many.
-    Held { place: Option<Slot> },
+    Held { place: Option<Permit> },
     /// Its upstream is being dialled.
     Connecting(Dial),
     /// Bytes are carried.
-    Relaying(Carriage),
+    Relaying(Session),
     /// It gets its refusal.
     Rejecting(Reject),
 }
 
 /// A relay and the pass that it is carried with.
 #[derive(Debug)]
-struct Carriage {
+struct Session {
     relay: Relay,
     /// Its place in a crowd, until something shows that the upstream has taken it out of its backlog.
     place: Option<Box<UnderWay>>,
@@ -91,13 +91,13 @@ struct Carriage {
     /// Whether that was one of the client's: then it may wait for an answer.
     asks: bool,
     /// The wait for acknowledgements, once one side was aborted.
-    settling: Option<Settling>,
+    settling: Option<AwaitingAcks>,
     _pass: Pass,
 }
 
 /// Looks at what the other side of an aborted one has yet to acknowledge.
 #[derive(Debug, Clone, Copy)]
-struct Settling {
+struct AwaitingAcks {
     /// The memory of it at the last look.
     under_way: u32,
     looks: u8,
@@ -111,11 +111,11 @@ pub(crate) enum Verdict {
     /// Another turn.
     Again,
     /// An event, or the deadline of this queue, which begins now.
-    Wait(Queue),
+    Wait(Deadline),
     /// The same, and being driven at once: it may go on already.
-    Enter(Queue),
+    Enter(Deadline),
     /// An event, or the deadline of this queue, which began at this moment.
-    WaitSince(Queue, Instant),
+    WaitSince(Deadline, Instant),
     /// The resume: the proxy is paused, and it has no pass any more. It came at this moment.
     Hold(Instant),
     /// Nothing: close it.
@@ -166,17 +166,17 @@ pub(crate) struct Context<'a> {
     /// Where its sockets are registered.
     pub(crate) registration: Registration<'a>,
     /// What bytes pass through.
-    pub(crate) kit: &'a mut Kit,
+    pub(crate) buffers: &'a mut RelayBuffers,
     /// Where the upstream is.
     pub(crate) upstream: &'a Upstream,
     /// The worker's copy of that.
     pub(crate) cached: &'a mut Cached,
     /// How the worker's dials fare.
-    pub(crate) reach: &'a mut Reach,
+    pub(crate) dialer: &'a mut Dialer,
     /// How clients are rejected.
-    pub(crate) refusal: &'a Refusal,
+    pub(crate) reject_policy: &'a RejectPolicy,
     /// How clients are held.
-    pub(crate) hold: &'a Hold,
+    pub(crate) hold: &'a HoldLimits,
     /// What the worker counts.
     pub(crate) counters: &'a Counters,
     /// How many more steps TLS handshakes may take in this turn.
@@ -192,7 +192,7 @@ impl Connection {
     }
 
     /// A client that was just accepted; it is held until something else is said.
-    pub(crate) fn new(client: Socket, slot: Slot, place: Option<Slot>) -> Self {
+    pub(crate) fn new(client: Socket, slot: Permit, place: Option<Permit>) -> Self {
         let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
         Self {
             client: Endpoint::connected(client),
@@ -211,7 +211,7 @@ impl Connection {
     pub(crate) fn mark_upstream(&mut self, event: &Event) {
         match &mut self.state {
             State::Connecting(Dial { upstream: Some(upstream), .. }) => upstream.mark(event),
-            State::Relaying(carriage) => carriage.relay.upstream_mut().mark(event),
+            State::Relaying(session) => session.relay.upstream_mut().mark(event),
             State::Connecting(Dial { upstream: None, .. })
             | State::Held { .. }
             | State::Rejecting(_) => {}
@@ -219,12 +219,12 @@ impl Connection {
     }
 
     /// Holds a client: it has given its pass back, if it had one.
-    pub(crate) fn hold(&mut self, place: Option<Slot>) {
+    pub(crate) fn hold(&mut self, place: Option<Permit>) {
         self.state = State::Held { place };
     }
 
     /// Its place among those that are held.
-    pub(crate) fn take_place(&mut self) -> Option<Slot> {
+    pub(crate) fn take_hold_permit(&mut self) -> Option<Permit> {
         match &mut self.state {
             State::Held { place } => place.take(),
             State::Connecting(_) | State::Relaying(_) | State::Rejecting(_) => None,
@@ -233,22 +233,22 @@ impl Connection {
 
     /// Rejects a client that was just accepted.
     pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
-        let (reject, next) = Reject::new(&mut self.client, context.refusal);
+        let (reject, next) = Reject::new(&mut self.client, context.reject_policy);
         self.state = State::Rejecting(reject);
         self.rejecting(next, context)
     }
 
     /// Ends our stream to a client that is not served, without a word.
-    pub(crate) fn dismiss(&mut self, context: &mut Context<'_>) -> Verdict {
-        let (reject, next) = Reject::farewell(&mut self.client);
+    pub(crate) fn close_gracefully(&mut self, context: &mut Context<'_>) -> Verdict {
+        let (reject, next) = Reject::close_gracefully(&mut self.client);
         self.state = State::Rejecting(reject);
         self.rejecting(next, context)
     }
 
     /// Begins the TLS handshake with a client to reject that waits for it.
-    pub(crate) fn begin_handshake(&mut self, permit: Slot, context: &mut Context<'_>) -> Verdict {
+    pub(crate) fn begin_handshake(&mut self, permit: Permit, context: &mut Context<'_>) -> Verdict {
         let State::Rejecting(reject) = &mut self.state else { return Verdict::Stay };
-        let next = reject.begin_handshake(permit, context.refusal);
+        let next = reject.begin_handshake(permit, context.reject_policy);
         self.rejecting(next, context)
     }
 
@@ -263,11 +263,11 @@ impl Connection {
             }
             State::Connecting(_) if self.client.is_reset() => Verdict::Close(Reason::Left),
             State::Connecting(_) => Verdict::Stay,
-            State::Relaying(_) => self.carry(context),
+            State::Relaying(_) => self.relay(context),
             State::Rejecting(reject) => {
-                let scratch = &mut context.kit.scratch;
+                let scratch = &mut context.buffers.scratch;
                 let steps = &mut *context.handshake_steps;
-                let next = reject.drive(&mut self.client, context.refusal, scratch, steps);
+                let next = reject.drive(&mut self.client, context.reject_policy, scratch, steps);
                 self.rejecting(next, context)
             }
         }
@@ -277,25 +277,25 @@ impl Connection {
     pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
             State::Held { .. } if context.hold.overflow() == Overflow::Close => {
-                self.dismiss(context)
+                self.close_gracefully(context)
             }
             State::Held { .. } => self.reject(context),
             State::Connecting(_) => self.dial_expired(context),
-            State::Relaying(carriage) if carriage.settling.is_none() => {
-                let upstream = carriage.relay.upstream().socket();
-                let Some(place) = &carriage.place else {
+            State::Relaying(session) if session.settling.is_none() => {
+                let upstream = session.relay.upstream().socket();
+                let Some(place) = &session.place else {
                     upstream.keep_alive();
-                    return Verdict::Wait(Queue::Relaying);
+                    return Verdict::Wait(Deadline::Relaying);
                 };
                 if !place.unheard(upstream, context.now) {
-                    return Verdict::Wait(Queue::Unheard);
+                    return Verdict::Wait(Deadline::AwaitingFirstByte);
                 }
-                carriage.place = None;
-                Verdict::Wait(Queue::Fresh)
+                session.place = None;
+                Verdict::Wait(Deadline::NoKeepaliveYet)
             }
-            State::Relaying(_) => self.carry(context),
+            State::Relaying(_) => self.relay(context),
             State::Rejecting(reject) => {
-                let next = reject.expire(&mut self.client, context.refusal);
+                let next = reject.expire(&mut self.client, context.reject_policy);
                 self.rejecting(next, context)
             }
         }
@@ -315,7 +315,7 @@ impl Connection {
     /// are on their way, or the client spoke last and the upstream may still answer.
     pub(crate) fn quiet_at(&self, limits: QuietLimits) -> Option<Instant> {
         match &self.state {
-            State::Relaying(Carriage { relay, moved, asks, settling: None, .. })
+            State::Relaying(Session { relay, moved, asks, settling: None, .. })
                 if relay.is_at_rest(&self.client) && !(*asks && relay.can_answer()) =>
             {
                 moved.checked_add(limits.of(relay.can_answer())?)
@@ -326,8 +326,8 @@ impl Connection {
 
     /// Looks for a peer that has vanished with bytes on their way to it.
     pub(crate) fn look_for_vanished(&mut self) -> Verdict {
-        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
-        let has_vanished = carriage.relay.give_up_vanished(&mut self.client);
+        let State::Relaying(session) = &mut self.state else { return Verdict::Stay };
+        let has_vanished = session.relay.give_up_vanished(&mut self.client);
         if has_vanished { Verdict::Again } else { Verdict::Stay }
     }
 
@@ -335,27 +335,27 @@ impl Connection {
     /// noticed is read and discarded, as a close with bytes unread would be a reset. A half-closed connection is closed at
     /// once: one end was passed on already, and its peer had all the time to notice.
     pub(crate) fn end_quiet(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
-        if !carriage.relay.is_silent(&mut self.client) {
-            carriage.moved = context.now;
+        let State::Relaying(session) = &mut self.state else { return Verdict::Stay };
+        if !session.relay.is_silent(&mut self.client) {
+            session.moved = context.now;
             return Verdict::Again;
         }
-        if carriage.relay.is_half_closed() {
+        if session.relay.is_half_closed() {
             return Verdict::Close(Reason::Quiet);
         }
         context.counters.drained.add(1);
-        let delivered = carriage.relay.delivered();
+        let delivered = session.relay.delivered();
         log_close(self.peer.take().as_deref(), &Reason::Quiet, delivered);
         // The client's end comes first, as in any close: whoever is told "idle" finds it sent.
-        let (reject, _next) = Reject::farewell(&mut self.client);
+        let (reject, _next) = Reject::close_gracefully(&mut self.client);
         self.state = State::Rejecting(reject);
-        Verdict::Enter(Queue::Lingering)
+        Verdict::Enter(Deadline::Lingering)
     }
 
     /// Closes it with its one line in the log, and so that an abort does not look like an orderly end.
     pub(crate) fn close(self, reason: &Reason) {
         let delivered = match &self.state {
-            State::Relaying(carriage) => carriage.relay.delivered(),
+            State::Relaying(session) => session.relay.delivered(),
             State::Held { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
         };
         log_close(self.peer.as_deref(), reason, delivered);
@@ -371,8 +371,8 @@ impl Connection {
 
     fn reset_on_close(&self) {
         self.client.socket().reset_on_close();
-        if let State::Relaying(carriage) = &self.state {
-            carriage.relay.upstream().socket().reset_on_close();
+        if let State::Relaying(session) = &self.state {
+            session.relay.upstream().socket().reset_on_close();
         }
     }
 
@@ -382,22 +382,22 @@ impl Connection {
         if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
     }
 
-    fn carry(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Relaying(carriage) = &mut self.state else { return Verdict::Stay };
-        let turn = carriage.relay.drive(&mut self.client, context.kit, &context.registration);
+    fn relay(&mut self, context: &mut Context<'_>) -> Verdict {
+        let State::Relaying(session) = &mut self.state else { return Verdict::Stay };
+        let turn = session.relay.drive(&mut self.client, context.buffers, &context.registration);
         context.counters.bytes_to_upstream.add(turn.to_upstream);
         context.counters.bytes_to_client.add(turn.to_client);
         if turn.to_upstream + turn.to_client > 0 {
             // Of both in one turn, the client's may have come last.
-            (carriage.moved, carriage.asks) = (context.now, turn.to_upstream > 0);
+            (session.moved, session.asks) = (context.now, turn.to_upstream > 0);
         }
         match turn.next {
             relay::Next::Wait => {
-                let is_heard = carriage.relay.delivered().1 > 0;
-                match carriage.place.take_if(|_place| is_heard) {
+                let is_heard = session.relay.delivered().1 > 0;
+                match session.place.take_if(|_place| is_heard) {
                     Some(place) => {
                         place.heard(context.now);
-                        Verdict::Wait(Queue::Fresh)
+                        Verdict::Wait(Deadline::NoKeepaliveYet)
                     }
                     None => Verdict::Stay,
                 }
@@ -407,17 +407,21 @@ impl Connection {
             relay::Next::Reset => Verdict::Close(Reason::Reset),
             relay::Next::Settle(under_way) => {
                 // It is no longer in anyone's backlog, and may stay here for long.
-                carriage.place = None;
-                let before = carriage.settling.take();
+                session.place = None;
+                let before = session.settling.take();
                 if before.is_none_or(|it| it.under_way != under_way) {
-                    carriage.moved = context.now;
+                    session.moved = context.now;
                 }
-                if context.now.duration_since(carriage.moved) >= SETTLE_TIMEOUT {
+                if context.now.duration_since(session.moved) >= SETTLE_TIMEOUT {
                     return Verdict::Close(Reason::Stalled);
                 }
                 let looks = before.map_or(0, |it| it.looks.saturating_add(1));
-                carriage.settling = Some(Settling { under_way, looks });
-                let queue = if looks < QUICK_LOOKS_MAX { Queue::Settling } else { Queue::Stalled };
+                session.settling = Some(AwaitingAcks { under_way, looks });
+                let queue = if looks < QUICK_LOOKS_MAX {
+                    Deadline::AwaitingAcks
+                } else {
+                    Deadline::Stalled
+                };
                 Verdict::Wait(queue)
             }
         }
@@ -432,7 +436,7 @@ impl Connection {
             reject::Next::Wait if self.client.await_room(registry, token) => Verdict::Stay,
             reject::Next::Wait | reject::Next::Again => Verdict::Again,
             reject::Next::WaitIn(queue) => Verdict::Enter(queue),
-            reject::Next::Answered => Verdict::Enter(Queue::Lingering),
+            reject::Next::Answered => Verdict::Enter(Deadline::Lingering),
             reject::Next::Reset => {
                 self.client.socket().reset_on_close();
                 Verdict::Close(Reason::Rejected)

@@ -16,9 +16,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 
 use super::*;
 use crate::{
-    admission::{pace::Pace, semaphore::Slots},
+    admission::{pace::Pace, semaphore::Semaphore},
     config,
-    connection::reject::policy::Answer,
+    connection::reject::policy::RejectResponse,
     pause::gate::{Gate, Mode},
     sys::{Listener, SocketAddress},
     upstream::{dialer::REDIAL_INTERVAL, loop_guard::LoopGuard},
@@ -32,14 +32,14 @@ const UPSTREAM: Token = Token(1);
 struct Bench {
     poll: Poll,
     gate: Arc<Gate>,
-    slots: Arc<Slots>,
+    slots: Arc<Semaphore>,
     pace: Arc<Pace>,
-    hold: Hold,
-    kit: Kit,
+    hold: HoldLimits,
+    buffers: RelayBuffers,
     upstream: Upstream,
     cached: Cached,
-    reach: Reach,
-    refusal: Refusal,
+    dialer: Dialer,
+    reject_policy: RejectPolicy,
     counters: Counters,
     now: Instant,
 }
@@ -49,18 +49,18 @@ impl Bench {
         Self {
             poll: Poll::new().unwrap(),
             gate: Arc::new(Gate::new()),
-            slots: Arc::new(Slots::new(1)),
+            slots: Arc::new(Semaphore::new(1)),
             pace: Pace::new(2),
-            hold: Hold::new(&config::Hold::default()),
-            kit: Kit::new(2),
+            hold: HoldLimits::new(&config::HoldConfig::default()),
+            buffers: RelayBuffers::new(2),
             upstream: {
                 let addr = upstream.to_string().parse().unwrap();
-                let settings = config::Upstream { addr, ..config::Upstream::default() };
+                let settings = config::UpstreamConfig { addr, ..config::UpstreamConfig::default() };
                 Upstream::new(settings, LoopGuard::default()).unwrap()
             },
             cached: Cached::default(),
-            reach: Reach::default(),
-            refusal: Refusal::new(Answer::http(Duration::ZERO), None),
+            dialer: Dialer::default(),
+            reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
             counters: Counters::default(),
             now: Instant::now(),
         }
@@ -80,16 +80,19 @@ impl Bench {
     fn serve(&mut self, connection: &mut Connection) -> Verdict {
         let pass = self.gate.enter().unwrap();
         let (place, came) = (self.pace.take(self.now).unwrap(), self.now);
-        self.act(|context| connection.serve(pass, Turn::Place(place), came, context))
+        self.act(|context| connection.serve(pass, ConnectTicket::Place(place), came, context))
     }
 
     /// Serves a client whose upstream refuses.
     fn serve_refused(&mut self, connection: &mut Connection) {
         let mut verdict = self.serve(connection);
-        if matches!(verdict, Verdict::WaitSince(Queue::ConnectingLast, _)) {
+        if matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)) {
             verdict = self.until(connection, |_, verdict| !matches!(verdict, Verdict::Stay));
         }
-        assert!(matches!(verdict, Verdict::WaitSince(Queue::Away, _)), "{verdict:?}");
+        assert!(
+            matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, _)),
+            "{verdict:?}"
+        );
         assert!(self.upstream.outage().is_on());
     }
 
@@ -100,11 +103,11 @@ impl Bench {
                 client: CLIENT,
                 upstream: UPSTREAM,
             },
-            kit: &mut self.kit,
+            buffers: &mut self.buffers,
             upstream: &self.upstream,
             cached: &mut self.cached,
-            reach: &mut self.reach,
-            refusal: &self.refusal,
+            dialer: &mut self.dialer,
+            reject_policy: &self.reject_policy,
             hold: &self.hold,
             counters: &self.counters,
             handshake_steps: &mut 1,
@@ -241,7 +244,7 @@ fn a_held_client_that_ends_behind_its_request_stays_and_is_served() {
         assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
         it.client.is_read_closed()
     });
-    assert!(bench.kit.pipes.alive() == 0 && matches!(connection.state, State::Held { .. }));
+    assert!(bench.buffers.pipes.alive() == 0 && matches!(connection.state, State::Held { .. }));
 
     bench.serve(&mut connection);
     bench.until_relaying(&mut connection);
@@ -341,13 +344,13 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::RetryConnect)), "{verdict:?}");
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Redial)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::RetryConnect)), "{verdict:?}");
     listener.accept().unwrap();
     bench.now += REDIAL_INTERVAL;
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Enter(Queue::Fresh)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Enter(Deadline::NoKeepaliveYet)), "{verdict:?}");
 }
 
 #[test]
@@ -358,7 +361,7 @@ fn a_name_that_stays_unknown_is_given_up_in_time() {
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
     assert!(
-        matches!(verdict, Verdict::WaitSince(Queue::Away, _)),
+        matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, _)),
         "the name is unknown: {verdict:?}"
     );
     bench.now += bench.upstream.connect_timeout();
@@ -468,17 +471,17 @@ fn a_reset_waits_until_the_other_side_has_everything() {
     client.reset_on_close();
     drop(client);
     let verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Settling)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::AwaitingAcks)), "{verdict:?}");
 
     let before = bench.now;
     bench.now = before + SETTLE_TIMEOUT.saturating_sub(Duration::from_millis(1));
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Settling)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::AwaitingAcks)), "{verdict:?}");
     for _look in 0..QUICK_LOOKS_MAX {
         bench.act(|context| connection.expire(context));
     }
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Stalled)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::Stalled)), "{verdict:?}");
     bench.now = before + SETTLE_TIMEOUT;
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Close(Reason::Stalled)), "{verdict:?}");
@@ -513,17 +516,17 @@ fn a_connection_that_lasts_gets_its_keepalive() {
     bench.serve(&mut connection);
     bench.until(&mut connection, |connection, _| matches!(connection.state, State::Relaying(_)));
     let has_keepalive = |connection: &Connection| match &connection.state {
-        State::Relaying(carriage) => {
-            rustix::net::sockopt::socket_keepalive(carriage.relay.upstream().socket()).unwrap()
+        State::Relaying(session) => {
+            rustix::net::sockopt::socket_keepalive(session.relay.upstream().socket()).unwrap()
         }
         state => panic!("{state:?}"),
     };
     // It was released, and the upstream says nothing for a while.
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Fresh)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::NoKeepaliveYet)), "{verdict:?}");
     assert!(!has_keepalive(&connection));
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Relaying)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::Relaying)), "{verdict:?}");
     assert!(has_keepalive(&connection));
 }
 

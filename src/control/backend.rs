@@ -30,12 +30,12 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tiny_http::{Header, Request, Response, Server};
+use tiny_http::{Header, Request, Server};
 
 use super::{
     request,
-    response::{Answer, Relayed, relayed},
-    routes::{Asker, route},
+    response::{Relayed, Response, relayed},
+    routes::{Caller, route},
 };
 use crate::handle::Handle;
 
@@ -44,12 +44,12 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// The longest silence of the server; a resume may take a second.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The name of the header by which the front tells who asks.
-const CALLER_HEADER: &str = "X-Caller";
+const CALLER_HEADER: &str = "X-ControlConn";
 /// The name of the header with the number of the request.
 const TICKET_HEADER: &str = "X-Ticket";
 
 /// The front's hold on a private server: dropped, it ends the server's threads.
-pub(super) struct Private {
+pub(super) struct Backend {
     /// None where no server can be had.
     inside: Option<Arc<Inside>>,
     handle: Handle,
@@ -58,13 +58,13 @@ pub(super) struct Private {
 /// Dropped in this order: the server learns that it is closed, and the door's last dial makes its accept thread look.
 struct Inside {
     server: Server,
-    door: Door,
+    door: UnlinkedListener,
 }
 
-impl Private {
+impl Backend {
     /// Starts a server and the thread that answers what it reads, or goes without.
     pub(super) fn start(handle: Handle) -> io::Result<Self> {
-        match Door::open() {
+        match UnlinkedListener::open() {
             Ok((listener, door)) => Self::behind(door, listener, handle),
             Err(error) => {
                 info!(
@@ -80,7 +80,11 @@ impl Private {
         Self { inside: None, handle }
     }
 
-    pub(super) fn behind(door: Door, listener: UnixListener, handle: Handle) -> io::Result<Self> {
+    pub(super) fn behind(
+        door: UnlinkedListener,
+        listener: UnixListener,
+        handle: Handle,
+    ) -> io::Result<Self> {
         let (give, take) = sync_channel::<Arc<Inside>>(1);
         let private_handle = handle.clone();
         // Before the server: where the system refuses threads, this is an error, and tiny_http would panic.
@@ -104,7 +108,7 @@ impl Private {
     /// may block, for about as long as the one serving thread would keep others waiting too.
     pub(super) fn ask(
         &mut self,
-        asker: Asker<'_>,
+        asker: Caller<'_>,
         request: &request::Request,
     ) -> io::Result<Relayed> {
         let dialled = match self.dial() {
@@ -136,15 +140,15 @@ impl Private {
 }
 
 /// What the server is asked for a caller.
-pub(super) fn request_of(asker: Asker<'_>, request: &request::Request) -> Vec<u8> {
-    let (Asker { name, ticket }, request::Request { method, target }) = (asker, request);
+pub(super) fn request_of(asker: Caller<'_>, request: &request::Request) -> Vec<u8> {
+    let (Caller { name, request_id }, request::Request { method, target }) = (asker, request);
     format!(
-        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{CALLER_HEADER}: {name}\r\n{TICKET_HEADER}: {ticket}\r\n\r\n"
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{CALLER_HEADER}: {name}\r\n{TICKET_HEADER}: {request_id}\r\n\r\n"
     )
     .into_bytes()
 }
 
-impl Drop for Private {
+impl Drop for Backend {
     fn drop(&mut self) {
         if let Some(inside) = &self.inside {
             inside.server.unblock();
@@ -153,9 +157,9 @@ impl Drop for Private {
 }
 
 /// The only way to a listening socket whose file is gone: nothing of it is left behind, however the process ends.
-pub(super) struct Door(OwnedFd);
+pub(super) struct UnlinkedListener(OwnedFd);
 
-impl Door {
+impl UnlinkedListener {
     /// Opens one in the first directory that takes it.
     pub(super) fn open() -> io::Result<(UnixListener, Self)> {
         fs::metadata(OWN_FILES)
@@ -200,7 +204,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for UnlinkedListener {
     /// `tiny_http` ends its accept thread by dialling a name, which is gone.
     fn drop(&mut self) {
         drop(self.dial());
@@ -237,13 +241,14 @@ fn answer(request: Request, handle: &Handle) {
         headers.find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
     };
     let asker = header(CALLER_HEADER)
-        .zip(header(TICKET_HEADER).and_then(|ticket| ticket.parse().ok()))
-        .map(|(name, ticket)| Asker { name, ticket });
+        .zip(header(TICKET_HEADER).and_then(|request_id| request_id.parse().ok()))
+        .map(|(name, request_id)| Caller { name, request_id });
     // The front tells with every request who asks.
     let answer = asker.map_or_else(defect, |asker| {
         carry_out(request.method().as_str(), request.url(), asker, handle)
     });
-    let mut response = Response::from_data(answer.body.as_bytes()).with_status_code(answer.status);
+    let mut response =
+        tiny_http::Response::from_data(answer.body.as_bytes()).with_status_code(answer.status);
     let kind = (!answer.body.is_empty()).then(|| ("Content-Type", "application/json".to_owned()));
     for (name, value) in answer.header.into_iter().chain(kind) {
         if let Ok(header) = Header::from_bytes(name, value) {
@@ -255,15 +260,15 @@ fn answer(request: Request, handle: &Handle) {
 }
 
 /// Does what is asked for. A panic costs the answer and nothing else.
-fn carry_out(method: &str, target: &str, asker: Asker<'_>, handle: &Handle) -> Answer {
+fn carry_out(method: &str, target: &str, asker: Caller<'_>, handle: &Handle) -> Response {
     catch_unwind(AssertUnwindSafe(|| route(method, target, asker, handle))).unwrap_or_else(|_| {
         error!("a defect: the control API panicked at a request of {}", asker.name);
         defect()
     })
 }
 
-fn defect() -> Answer {
-    Answer::error(500, "The control API has a defect: the log says more.")
+fn defect() -> Response {
+    Response::error(500, "The control API has a defect: the log says more.")
 }
 
 #[cfg(test)]
@@ -274,11 +279,11 @@ mod tests {
 
     #[test]
     fn a_private_server_leaves_nothing_behind() {
-        let (listener, door) = Door::open().unwrap();
+        let (listener, door) = UnlinkedListener::open().unwrap();
         let address = listener.local_addr().unwrap();
         assert!(!address.as_pathname().unwrap().parent().unwrap().exists());
-        let again = Door(door.0.try_clone().unwrap());
-        let private = Private::behind(door, listener, crate::control::tests::handle()).unwrap();
+        let again = UnlinkedListener(door.0.try_clone().unwrap());
+        let private = Backend::behind(door, listener, crate::control::tests::handle()).unwrap();
         drop(private.dial().unwrap().unwrap());
         drop(private);
         let deadline = Instant::now() + Duration::from_secs(10);

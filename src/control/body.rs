@@ -1,11 +1,11 @@
 //! The body of a control request: checked and counted as it comes, and thrown away. No request of the API needs one.
 
-use super::request::Refusal;
+use super::request::HttpError;
 
 /// The longest body, with what frames its chunks.
 pub(super) const BODY_BYTES_MAX: usize = 16 << 10;
 
-const TOO_LONG: Refusal = (413, "The body is too long: no request of this API needs one.");
+const TOO_LONG: HttpError = (413, "The body is too long: no request of this API needs one.");
 
 /// A body on its way in.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) enum Body {
 
 impl Body {
     /// Begins a body whose length is told beforehand.
-    pub(super) fn sized(length: usize) -> Result<Self, Refusal> {
+    pub(super) fn sized(length: usize) -> Result<Self, HttpError> {
         if length > BODY_BYTES_MAX { Err(TOO_LONG) } else { Ok(Self::Sized(length)) }
     }
 
@@ -36,7 +36,7 @@ impl Body {
     }
 
     /// Takes the bytes that have come; further ones behind the body are ignored.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), HttpError> {
         match self {
             Self::Sized(left) => *left = left.saturating_sub(bytes.len()),
             Self::Chunked(chunks) => {
@@ -91,7 +91,7 @@ enum Place {
 }
 
 impl Chunks {
-    fn take(&mut self, byte: u8) -> Result<(), Refusal> {
+    fn take(&mut self, byte: u8) -> Result<(), HttpError> {
         self.bytes += 1;
         let is_text = byte == b'\t' || !byte.is_ascii_control();
         self.place = match (self.place, byte) {

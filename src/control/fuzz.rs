@@ -7,8 +7,8 @@ use super::{
     body::BODY_BYTES_MAX,
     query::{Pause, Resume, parse_none, parse_wait},
     request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Request},
-    response::Answer,
-    routes::Asker,
+    response::Response,
+    routes::Caller,
 };
 use crate::config::{self, address::Address};
 
@@ -17,7 +17,7 @@ const WHOLE_BYTES_MAX: usize = 64;
 
 /// One request, or what comes in place of one, as the front reads it: piece by piece.
 pub fn control_request(bytes: &[u8]) {
-    let hosts = HostPolicy::new(&config::Control {
+    let hosts = HostPolicy::new(&config::ControlConfig {
         mode: 0o600,
         addr: Address::tcp("control.example", 3001),
         hosts: Vec::new(),
@@ -58,7 +58,7 @@ pub fn control_request(bytes: &[u8]) {
                 parse_none(query).err(),
             ];
             for text in errors.into_iter().flatten() {
-                let answer = Answer::error(400, &text);
+                let answer = Response::error(400, &text);
                 let line = answer.body.trim_end_matches('\n');
                 assert!(line.bytes().all(|byte| byte >= b' '), "{answer:?}");
             }
@@ -69,7 +69,7 @@ pub fn control_request(bytes: &[u8]) {
 
 /// What the private server is asked is one request, and no web page has sent it.
 fn assert_harmless(bytes: &[u8], request: &Request) {
-    let asked = request_of(Asker { name: "a fuzzer", ticket: 7 }, request);
+    let asked = request_of(Caller { name: "a fuzzer", request_id: 7 }, request);
     let Request { method, target } = request;
     let asked = str::from_utf8(&asked).unwrap_or_default();
     let mut lines = asked.split("\r\n");

@@ -17,7 +17,7 @@ use rustix::{
 };
 use slab::Slab;
 
-use super::conn::{Caller, Means};
+use super::conn::{ControlConn, ControlContext};
 
 /// Accepted in one turn, so that callers already here are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -27,13 +27,13 @@ const EVENTS_MAX: usize = 256;
 /// The token of the bell. Those of the listeners are next to it, downwards.
 const BELL: Token = Token(usize::MAX);
 
-pub(super) struct Front {
+pub(super) struct ControlListener {
     poll: Poll,
     listeners: Vec<Listener>,
-    callers: Slab<Caller>,
+    callers: Slab<ControlConn>,
     /// How many callers are served at once, waiting ones included. For one more, the one that matters least has to go.
     callers_max: usize,
-    pub(super) means: Means,
+    pub(super) means: ControlContext,
 }
 
 /// A socket that callers come by.
@@ -45,13 +45,13 @@ struct Listener {
 
 /// How other threads wake the front.
 #[derive(Debug)]
-pub(super) struct Bell {
+pub(super) struct Notifier {
     waker: Waker,
     awaits_idle: AtomicBool,
     stops: AtomicBool,
 }
 
-impl Bell {
+impl Notifier {
     pub(super) fn new(poll: &Poll) -> io::Result<Self> {
         let waker = Waker::new(poll.registry(), BELL)?;
         Ok(Self { waker, awaits_idle: AtomicBool::new(false), stops: AtomicBool::new(false) })
@@ -82,13 +82,13 @@ impl Bell {
     }
 }
 
-impl Front {
+impl ControlListener {
     /// `listeners` are bound, listening and non-blocking.
     pub(super) fn new(
         poll: Poll,
         listeners: Vec<OwnedFd>,
         callers_max: usize,
-        means: Means,
+        means: ControlContext,
     ) -> io::Result<Self> {
         for (index, listener) in listeners.iter().enumerate() {
             let mut source = SourceFd(&listener.as_raw_fd());
@@ -199,7 +199,7 @@ impl Front {
     fn admit(&mut self, socket: OwnedFd) {
         let timeouts = self.means.timeouts;
         if self.callers.len() >= self.callers_max && !self.evict() {
-            return Caller::new(socket, timeouts).refuse();
+            return ControlConn::new(socket, timeouts).refuse();
         }
         let registered = self.poll.registry().register(
             &mut SourceFd(&socket.as_raw_fd()),
@@ -209,7 +209,7 @@ impl Front {
         if let Err(error) = registered {
             return self.means.run_short("serve a caller", &error);
         }
-        let mut caller = Caller::new(socket, timeouts);
+        let mut caller = ControlConn::new(socket, timeouts);
         if caller.drive(&mut self.means) {
             self.callers.insert(caller);
         }

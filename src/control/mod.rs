@@ -29,21 +29,21 @@ use std::{
     time::Duration,
 };
 
-use backend::Private;
-use conn::Means;
-use listener::{Bell, Front};
+use backend::Backend;
+use conn::ControlContext;
+use listener::{ControlListener, Notifier};
 use log::error;
 use mio::Poll;
 pub(crate) use request::HostPolicy;
 
-use crate::{error::Error, handle::Handle, log_limit::Throttle, pause::leases::PROGRAM};
+use crate::{error::Error, handle::Handle, log_limit::LogLimit, pause::leases::PROGRAM};
 
 const READ_BYTES: usize = 16 << 10;
 
 /// A running control API. Dropped, it answers or closes what is open and ends its threads.
 #[derive(Debug)]
 pub(crate) struct Control {
-    bell: Arc<Bell>,
+    bell: Arc<Notifier>,
     front: Option<JoinHandle<()>>,
 }
 
@@ -55,7 +55,7 @@ impl Control {
         hosts: HostPolicy,
         callers_max: usize,
     ) -> Result<Self, Error> {
-        Private::start(handle.clone())
+        Backend::start(handle.clone())
             .and_then(|private| {
                 Self::start_with(listeners, handle, hosts, callers_max, private, TIMEOUTS)
             })
@@ -67,16 +67,16 @@ impl Control {
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
-        private: Private,
+        private: Backend,
         timeouts: Timeouts,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let bell = Arc::new(Bell::new(&poll)?);
+        let bell = Arc::new(Notifier::new(&poll)?);
         let idle_bell = Arc::clone(&bell);
         handle.on_idle(move || idle_bell.idle());
         let pause_bell = Arc::clone(&bell);
         handle.0.ledger.watch(move || pause_bell.ring());
-        let means = Means {
+        let means = ControlContext {
             bell: Arc::clone(&bell),
             handle,
             private,
@@ -84,13 +84,13 @@ impl Control {
             timeouts,
             waiters_max: callers_max / 2,
             seat: Arc::new(()),
-            last_ticket: PROGRAM,
+            last_request_id: PROGRAM,
             scratch: vec![0; READ_BYTES],
             short_until: None,
             stops_at: None,
-            troubles: Throttle::default(),
+            troubles: LogLimit::default(),
         };
-        let front = Front::new(poll, listeners, callers_max, means)?;
+        let front = ControlListener::new(poll, listeners, callers_max, means)?;
         let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
         Ok(Self { bell, front: Some(front) })
     }

@@ -1,21 +1,21 @@
-//! `Claim`: what a caller of `PUT /paused` has asked for and not got yet.
+//! `PendingPause`: what a caller of `PUT /paused` has asked for and not got yet.
 
 use std::time::{Duration, Instant};
 
 use log::info;
 
-use super::{response::Answer, routes::Asker};
-use crate::handle::{Handle, ledger::Look};
+use super::{response::Response, routes::Caller};
+use crate::handle::{Handle, ledger::WaitState};
 
 /// How long reset connections may take to be gone. A worker closes them in its next turn.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A pause that is undone when this is dropped, unless it stands for itself by then. So it is undone however its caller goes,
 /// and if the front panics.
-pub(super) struct Claim {
+pub(super) struct PendingPause {
     handle: Handle,
     asker: String,
-    ticket: u64,
+    request_id: u64,
     begun: Instant,
     /// How many connections were reset for it.
     reset: u64,
@@ -23,20 +23,20 @@ pub(super) struct Claim {
     is_open: bool,
 }
 
-impl Claim {
-    pub(super) fn new(handle: Handle, asker: Asker<'_>) -> Self {
-        let (begun, Asker { name, ticket }) = (Instant::now(), asker);
-        Self { handle, asker: name.to_owned(), ticket, begun, reset: 0, is_open: true }
+impl PendingPause {
+    pub(super) fn new(handle: Handle, asker: Caller<'_>) -> Self {
+        let (begun, Caller { name, request_id }) = (Instant::now(), asker);
+        Self { handle, asker: name.to_owned(), request_id, begun, reset: 0, is_open: true }
     }
 
     /// Whether what it waits for has come about.
-    pub(super) fn look(&self) -> Look {
-        self.handle.look(self.ticket)
+    pub(super) fn look(&self) -> WaitState {
+        self.handle.look(self.request_id)
     }
 
     /// Whether the pause holds.
     pub(super) fn holds(&self) -> bool {
-        self.look() != Look::Ended
+        self.look() != WaitState::Ended
     }
 
     pub(super) fn handle(&self) -> &Handle {
@@ -45,7 +45,7 @@ impl Claim {
 
     /// The caller has sent a byte: the time of its pause begins anew.
     pub(super) fn renew(&self) {
-        self.handle.renew(self.ticket);
+        self.handle.renew(self.request_id);
     }
 
     /// Resets what is left.
@@ -55,7 +55,7 @@ impl Claim {
 
     /// The pause stands for itself from now on.
     pub(super) fn settle(self) {
-        self.handle.settle(self.ticket);
+        self.handle.settle(self.request_id);
         self.forget();
     }
 
@@ -71,32 +71,32 @@ impl Claim {
     /// There is nothing that could be undone, and nothing to come.
     pub(super) fn forget(mut self) {
         self.is_open = false;
-        self.handle.forbid(self.ticket);
+        self.handle.forbid(self.request_id);
     }
 
     /// Ends the pause with its connection.
     pub(super) fn close(mut self) {
         self.is_open = false;
-        self.handle.close(self.ticket);
+        self.handle.close(self.request_id);
     }
 
     /// Undoes the pause.
     pub(super) fn undo(mut self, because: &str) {
         self.is_open = false;
-        self.handle.undo(self.ticket, because);
+        self.handle.undo(self.request_id, because);
     }
 
     /// The answer to a caller whose pause has begun.
-    pub(super) fn success(&self, is_idle: bool) -> Answer {
+    pub(super) fn success(&self, is_idle: bool) -> Response {
         let (waited, reset) = (self.begun.elapsed().as_secs_f64(), self.reset);
         let body = format!(
             "{{\"paused\": true, \"idle\": {is_idle}, \"waited_seconds\": {waited:.3}, \"reset\": {reset}}}\n"
         );
-        Answer { status: 201, ..Answer::json(body) }
+        Response { status: 201, ..Response::json(body) }
     }
 
     /// The answer to a caller whose pause is not idle in time.
-    pub(super) fn failure(handle: &Handle) -> Answer {
+    pub(super) fn failure(handle: &Handle) -> Response {
         let paused = handle.is_paused();
         let active = handle.0.gate.passes();
         let oldest =
@@ -109,14 +109,14 @@ impl Claim {
         let body = format!(
             "{{\"error\": \"{text}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {oldest}, \"paused\": {paused}}}\n"
         );
-        Answer { status: 504, ..Answer::json(body) }
+        Response { status: 504, ..Response::json(body) }
     }
 }
 
-impl Drop for Claim {
+impl Drop for PendingPause {
     fn drop(&mut self) {
         if self.is_open {
-            self.handle.undo(self.ticket, "its caller has gone");
+            self.handle.undo(self.request_id, "its caller has gone");
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) enum Progress {
 }
 
 /// Why a request is refused: a status, and a sentence that tells the caller what to do.
-pub(super) type Refusal = (u16, &'static str);
+pub(super) type HttpError = (u16, &'static str);
 
 /// A request on its way in.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ pub(super) struct Incoming {
 
 impl Incoming {
     /// Looks at the next bytes that a caller has sent.
-    pub(super) fn take(&mut self, bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, Refusal> {
+    pub(super) fn take(&mut self, bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, HttpError> {
         let (request, body, continues) = match &mut self.parts {
             Some((request, body)) => {
                 body.take(bytes)?;
@@ -98,7 +98,7 @@ struct Head {
 }
 
 /// Checks a head as far as it has come. Returns it once it is whole.
-fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Option<Head>, Refusal> {
+fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Option<Head>, HttpError> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers);
     let (length, whole) = match head.parse(bytes).map_err(malformed)? {
@@ -127,7 +127,7 @@ fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Option<Head>, Refusal> {
     Ok(Some(Head { request, body, continues, length }))
 }
 
-fn malformed(error: httparse::Error) -> Refusal {
+fn malformed(error: httparse::Error) -> HttpError {
     match error {
         httparse::Error::TooManyHeaders => (431, "Too many headers: at most 64 are read."),
         httparse::Error::Version => (505, "Only HTTP/1.0 and HTTP/1.1 are spoken here."),
@@ -136,7 +136,7 @@ fn malformed(error: httparse::Error) -> Refusal {
 }
 
 /// Lines end with CR LF and hold no other control byte. httparse is more lenient, and two readings of one request are a way in.
-fn check_lines(head: &[u8]) -> Result<(), Refusal> {
+fn check_lines(head: &[u8]) -> Result<(), HttpError> {
     let mut previous = 0;
     for &byte in head {
         let plain = match byte {
@@ -153,7 +153,7 @@ fn check_lines(head: &[u8]) -> Result<(), Refusal> {
 }
 
 /// Finds out how the body is framed. Two ways at once could be read as either.
-fn body(headers: &Headers<'_>, may_be_chunked: bool) -> Result<Body, Refusal> {
+fn body(headers: &Headers<'_>, may_be_chunked: bool) -> Result<Body, HttpError> {
     let length = headers.one("Content-Length")?;
     match headers.one("Transfer-Encoding")? {
         None => {}
@@ -181,7 +181,7 @@ fn check_origin(
     headers: &Headers<'_>,
     host_needed: bool,
     hosts: &HostPolicy,
-) -> Result<(), Refusal> {
+) -> Result<(), HttpError> {
     let site = headers.one("Sec-Fetch-Site")?.unwrap_or(b"none");
     if headers.any("Origin") || !matches!(site, b"none" | b"same-origin") {
         return Err((403, "Web pages are refused: use curl, or send no Origin header."));
@@ -193,11 +193,11 @@ fn check_origin(
     }
 }
 
-const FOREIGN_HOST: Refusal =
+const FOREIGN_HOST: HttpError =
     (403, "A foreign Host: use an IP address or localhost, or add the name to control.hosts.");
 
 /// The path and query of the target, whose absolute form names a host too.
-fn target(target: &str, hosts: &HostPolicy) -> Result<String, Refusal> {
+fn target(target: &str, hosts: &HostPolicy) -> Result<String, HttpError> {
     let path = match target.split_at_checked(7) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => {
             let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -215,7 +215,7 @@ fn target(target: &str, hosts: &HostPolicy) -> Result<String, Refusal> {
     Ok(path.to_owned())
 }
 
-fn continues(headers: &Headers<'_>) -> Result<bool, Refusal> {
+fn continues(headers: &Headers<'_>) -> Result<bool, HttpError> {
     match headers.one("Expect")? {
         None => Ok(false),
         Some(value) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
@@ -237,7 +237,7 @@ impl<'a> Headers<'a> {
         self.all(name).next().is_some()
     }
 
-    fn one(&self, name: &str) -> Result<Option<&'a [u8]>, Refusal> {
+    fn one(&self, name: &str) -> Result<Option<&'a [u8]>, HttpError> {
         let mut values = self.all(name);
         let first = values.next();
         if values.next().is_some() {
@@ -255,7 +255,7 @@ pub(crate) struct HostPolicy {
 }
 
 impl HostPolicy {
-    pub(crate) fn new(config: &config::Control) -> Self {
+    pub(crate) fn new(config: &config::ControlConfig) -> Self {
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let mut names = vec![machine.split('.').next().unwrap_or_default().to_owned(), machine];
         if let Address::Tcp { host, .. } = &config.addr {
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     fn hosts() -> HostPolicy {
-        HostPolicy::new(&config::Control {
+        HostPolicy::new(&config::ControlConfig {
             addr: Address::tcp("Control.Example", 3001),
             hosts: vec!["lb.example.".into()],
             ..Default::default()

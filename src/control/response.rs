@@ -1,4 +1,4 @@
-//! `Answer`: what a caller of the control API gets, and how it is written on the wire.
+//! `Response`: what a caller of the control API gets, and how it is written on the wire.
 
 use std::{fmt, time::Duration};
 
@@ -12,7 +12,7 @@ const HOLD_HEADER: &str = "X-Hold";
 
 /// A status with an optional JSON body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) status: u16,
     /// JSON, or empty for an answer without a body.
     pub(super) body: String,
@@ -20,7 +20,7 @@ pub(super) struct Answer {
     pub(super) header: Option<(&'static str, String)>,
 }
 
-impl Answer {
+impl Response {
     pub(super) fn empty(status: u16) -> Self {
         Self { status, body: String::new(), header: None }
     }
@@ -44,12 +44,12 @@ impl Answer {
     /// Has the front give it once the proxy is idle, or another one when `timeout` is over; none is five centuries.
     pub(super) fn when_idle(self, timeout: Option<Duration>) -> Self {
         let time = timeout.unwrap_or(Duration::from_nanos(u64::MAX));
-        self.with_header(HOLD_HEADER, Hold::Idle(time).to_string())
+        self.with_header(HOLD_HEADER, Deferred::Idle(time).to_string())
     }
 
     /// Has the front answer for the pause that has begun.
     pub(super) fn for_pause(self, wait: Option<Wait>, is_tied: bool) -> Self {
-        self.with_header(HOLD_HEADER, Hold::Pause { wait, is_tied }.to_string())
+        self.with_header(HOLD_HEADER, Deferred::Pause { wait, is_tied }.to_string())
     }
 
     /// The bytes that the front writes when it answers by itself.
@@ -69,7 +69,7 @@ impl Answer {
     /// Makes of it what the private server's writing would become.
     pub(super) fn into_relayed(mut self, head_only: bool) -> Relayed {
         let hold = self.header.take_if(|(name, _)| *name == HOLD_HEADER);
-        let hold = hold.and_then(|(_, value)| Hold::parse(&value));
+        let hold = hold.and_then(|(_, value)| Deferred::parse(&value));
         Relayed { bytes: self.to_bytes(head_only), hold }
     }
 
@@ -87,7 +87,7 @@ impl Answer {
 
 /// Why an answer is held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
+pub(super) enum Deferred {
     /// It is given once the proxy is idle, for so long at most.
     Idle(Duration),
     /// A pause has begun, and depends on what comes of it.
@@ -99,7 +99,7 @@ pub(super) enum Hold {
     },
 }
 
-impl fmt::Display for Hold {
+impl fmt::Display for Deferred {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle(time) => write!(f, "{}", nanos(*time)),
@@ -114,7 +114,7 @@ impl fmt::Display for Hold {
     }
 }
 
-impl Hold {
+impl Deferred {
     fn parse(text: &str) -> Option<Self> {
         let duration = |text: &str| text.parse().ok().map(Duration::from_nanos);
         let mut words = text.split(' ');
@@ -144,7 +144,7 @@ pub(super) struct Relayed {
     /// What the caller gets.
     pub(super) bytes: Vec<u8>,
     /// Why it is held back, if it is.
-    pub(super) hold: Option<Hold>,
+    pub(super) hold: Option<Deferred>,
 }
 
 /// Makes of all that the private server wrote what the caller gets. None if that is no whole answer: then its request was lost.
@@ -157,7 +157,7 @@ pub(super) fn relayed(written: &str, head_only: bool) -> Option<Relayed> {
         match name {
             "Server" | "Connection" => continue,
             HOLD_HEADER => {
-                hold = Hold::parse(value);
+                hold = Deferred::parse(value);
                 continue;
             }
             "Content-Length" => length = value.parse().ok(),
@@ -191,7 +191,7 @@ mod tests {
         }
         let empty = "HTTP/1.1 204 No Content\r\nX-Hold: 5\r\nContent-Length: 0\r\n\r\n";
         let bytes = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n".to_vec();
-        let hold = Some(Hold::Idle(Duration::from_nanos(5)));
+        let hold = Some(Deferred::Idle(Duration::from_nanos(5)));
         assert_eq!(relayed(empty, false), Some(Relayed { bytes, hold }));
         assert_eq!(
             relayed("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", false),
@@ -207,15 +207,15 @@ mod tests {
         let pauses = waits
             .into_iter()
             .chain([None])
-            .flat_map(|wait| [true, false].map(|is_tied| Hold::Pause { wait, is_tied }));
-        for hold in pauses.chain([Hold::Idle(time)]) {
-            assert_eq!(Hold::parse(&hold.to_string()), Some(hold));
+            .flat_map(|wait| [true, false].map(|is_tied| Deferred::Pause { wait, is_tied }));
+        for hold in pauses.chain([Deferred::Idle(time)]) {
+            assert_eq!(Deferred::parse(&hold.to_string()), Some(hold));
         }
     }
 
     #[test]
     fn an_error_is_json_whatever_its_text() {
-        let answer = Answer::error(400, "a \"quoted\"\nline");
+        let answer = Response::error(400, "a \"quoted\"\nline");
         assert_eq!(answer.body, concat!(r#"{"error": "a \"quoted\"\nline", "status": 400}"#, "\n"));
         assert!(answer.to_bytes(true).ends_with(b"\r\n\r\n"));
     }

@@ -2,31 +2,31 @@
 
 use super::{
     query::{Pause, Resume, parse_none, parse_wait},
-    response::Answer,
+    response::Response,
 };
 use crate::{
     config::duration::format_duration,
     handle::Handle,
-    pause::leases::{LEASES_MAX, Refused, Standing, Terms},
+    pause::leases::{LEASES_MAX, Lifetime, Refused, Terms},
 };
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asker<'a> {
+pub(super) struct Caller<'a> {
     /// For the log and the status.
     pub(super) name: &'a str,
     /// Of this request alone; it stays the same when the request is made again.
-    pub(super) ticket: u64,
+    pub(super) request_id: u64,
 }
 
 /// Does what `method` and `target` ask for.
-pub(super) fn route(method: &str, target: &str, asker: Asker<'_>, handle: &Handle) -> Answer {
+pub(super) fn route(method: &str, target: &str, asker: Caller<'_>, handle: &Handle) -> Response {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let allow = match path {
         "/paused" => "GET, HEAD, PUT, DELETE",
         "/paused/block-until-idle" | "/status" => "GET, HEAD",
         _ => {
-            return Answer::error(
+            return Response::error(
                 404,
                 "There is nothing here: try /paused, /paused/block-until-idle or /status.",
             );
@@ -34,20 +34,20 @@ pub(super) fn route(method: &str, target: &str, asker: Asker<'_>, handle: &Handl
     };
     if !allow.split(", ").any(|allowed| allowed == method) {
         let text = format!("This path does not know the method: it knows {allow}.");
-        return Answer::error(405, &text).with_header("Allow", allow.to_owned());
+        return Response::error(405, &text).with_header("Allow", allow.to_owned());
     }
     let answer = match (method, path) {
         ("PUT", _) => Pause::parse(query).and_then(|wanted| pause(wanted, asker, handle)),
         ("DELETE", _) => Resume::parse(query).map(|wanted| resume(&wanted, asker, handle)),
         (_, "/paused") => parse_none(query)
-            .map(|()| Answer::json(format!(r#"{{"paused": {}}}"#, handle.is_paused()))),
+            .map(|()| Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused()))),
         (_, "/status") => parse_none(query).map(|()| status(handle)),
-        _ => parse_wait(query).map(|timeout| Answer::empty(204).when_idle(timeout)),
+        _ => parse_wait(query).map(|timeout| Response::empty(204).when_idle(timeout)),
     };
-    answer.unwrap_or_else(|text| Answer::error(400, &text))
+    answer.unwrap_or_else(|text| Response::error(400, &text))
 }
 
-fn pause(wanted: Pause, asker: Asker<'_>, handle: &Handle) -> Result<Answer, String> {
+fn pause(wanted: Pause, asker: Caller<'_>, handle: &Handle) -> Result<Response, String> {
     let max_ttl = handle.0.ledger.max_ttl;
     if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
         let (ttl, max) = (format_duration(ttl), format_duration(max));
@@ -64,43 +64,43 @@ fn pause(wanted: Pause, asker: Asker<'_>, handle: &Handle) -> Result<Answer, Str
         quiet: wanted.quiet,
     };
     // It stands for itself once the front has the answer.
-    let standing = if wanted.is_tied { Standing::Tied } else { Standing::Tentative };
-    Ok(match handle.put(terms, standing, asker.ticket) {
+    let standing = if wanted.is_tied { Lifetime::ConnectionBound } else { Lifetime::Pending };
+    Ok(match handle.put(terms, standing, asker.request_id) {
         Ok(()) if wanted.is_tied || wanted.wait.is_some() => {
-            Answer::empty(201).for_pause(wanted.wait, wanted.is_tied)
+            Response::empty(201).for_pause(wanted.wait, wanted.is_tied)
         }
-        Ok(()) => Answer::empty(201),
+        Ok(()) => Response::empty(201),
         Err(Refused::Full) => {
             let text = format!(
                 "There are {LEASES_MAX} pauses already, each with a name of its own: lift some, or use one of their names."
             );
-            Answer::error(409, &text)
+            Response::error(409, &text)
         }
-        Err(Refused::Undone) => Answer::error(409, "The request was given up meanwhile."),
+        Err(Refused::Undone) => Response::error(409, "The request was given up meanwhile."),
     })
 }
 
-fn resume(wanted: &Resume, asker: Asker<'_>, handle: &Handle) -> Answer {
+fn resume(wanted: &Resume, asker: Caller<'_>, handle: &Handle) -> Response {
     let name = match wanted {
         Resume::All => None,
         Resume::Named(name) => Some(name.as_str()),
         Resume::Release(count) => {
-            return match handle.release(*count, asker.name, asker.ticket) {
-                Some(released) => Answer::json(format!("{{\"released\": {released}}}\n")),
-                None => Answer::error(409, "It is not paused: there is nobody to let through."),
+            return match handle.release(*count, asker.name, asker.request_id) {
+                Some(released) => Response::json(format!("{{\"released\": {released}}}\n")),
+                None => Response::error(409, "It is not paused: there is nobody to let through."),
             };
         }
     };
     handle.lift(name, asker.name);
-    Answer::empty(204)
+    Response::empty(204)
 }
 
-fn status(handle: &Handle) -> Answer {
+fn status(handle: &Handle) -> Response {
     match serde_json::to_string(&handle.status()) {
         // The end of the line is for those who read it on a terminal.
-        Ok(body) => Answer::json(body + "\n"),
+        Ok(body) => Response::json(body + "\n"),
         Err(error) => {
-            Answer::error(500, &format!("The status cannot be written as JSON: {error}."))
+            Response::error(500, &format!("The status cannot be written as JSON: {error}."))
         }
     }
 }
@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
 
-    const ASKER: Asker<'_> = Asker { name: "a test", ticket: 1 };
+    const ASKER: Caller<'_> = Caller { name: "a test", request_id: 1 };
 
     #[test]
     fn routes_answer_by_the_table() {
@@ -160,7 +160,7 @@ mod tests {
         ] {
             let answer = route("GET", &format!("/paused/block-until-idle{query}"), ASKER, &handle);
             let expected = expected.map(Duration::from_secs);
-            assert_eq!(answer, Answer::empty(204).when_idle(expected), "{query}");
+            assert_eq!(answer, Response::empty(204).when_idle(expected), "{query}");
         }
     }
 }

@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod server;
 
-use super::{backend::Door, *};
+use super::{backend::UnlinkedListener, *};
 use crate::{
     config::{self, address::Address},
     handle::Shared,
@@ -50,25 +50,25 @@ struct Api {
 impl Api {
     fn start() -> Self {
         let handle = handle();
-        let private = Private::start(handle.clone()).unwrap();
+        let private = Backend::start(handle.clone()).unwrap();
         Self::start_before(private, handle)
     }
 
     /// As where no directory takes a file.
     fn start_without_a_server() -> Self {
         let handle = handle();
-        Self::start_before(Private::without(handle.clone()), handle)
+        Self::start_before(Backend::without(handle.clone()), handle)
     }
 
     /// Before a private server that is played by the test, and lost with the listener.
     fn start_before_ours() -> (Self, UnixListener) {
-        let (handle, (ours, door)) = (handle(), Door::open().unwrap());
-        let unused = Door::open().unwrap().0;
-        let private = Private::behind(door, unused, handle.clone()).unwrap();
+        let (handle, (ours, door)) = (handle(), UnlinkedListener::open().unwrap());
+        let unused = UnlinkedListener::open().unwrap().0;
+        let private = Backend::behind(door, unused, handle.clone()).unwrap();
         (Self::start_before(private, handle), ours)
     }
 
-    fn start_before(private: Private, handle: Handle) -> Self {
+    fn start_before(private: Backend, handle: Handle) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         rustix::net::listen(&listener, 4096).unwrap(); // as the server does
@@ -103,8 +103,9 @@ impl Api {
 const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-fn start(listener: OwnedFd, handle: &Handle, private: Private) -> Control {
-    let control = config::Control { addr: Address::tcp("localhost", 0), ..Default::default() };
+fn start(listener: OwnedFd, handle: &Handle, private: Backend) -> Control {
+    let control =
+        config::ControlConfig { addr: Address::tcp("localhost", 0), ..Default::default() };
     let short = Duration::from_millis(250);
     let timeouts = Timeouts { ask: 4 * short, exchange: 2 * short, linger: short };
     let hosts = HostPolicy::new(&control);
@@ -471,7 +472,7 @@ fn unix_callers_and_half_closed_ones_are_answered() {
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     let handle = handle();
-    let control = start(listener.into(), &handle, Private::start(handle.clone()).unwrap());
+    let control = start(listener.into(), &handle, Backend::start(handle.clone()).unwrap());
     for (request, expected) in
         [("GET /paused HTTP/1.0\r\n\r\n", 200), (WAIT, 204), ("GET /paused", 400)]
     {

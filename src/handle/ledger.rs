@@ -15,7 +15,7 @@ use super::{Handle, Shared};
 use crate::{
     config::duration::format_duration,
     error::Error,
-    pause::leases::{Ended, Lease, Leases, Moment, Refused, Standing, Terms, mode_name},
+    pause::leases::{Ended, Lease, Leases, Lifetime, Refused, Terms, Timestamp, mode_name},
     sys,
     timestamp::Rfc3339,
 };
@@ -30,7 +30,7 @@ const PANIC_INTERVAL: Duration = Duration::from_secs(1);
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The leases, and who hears of their changes.
-pub(crate) struct Ledger {
+pub(crate) struct Pauses {
     leases: Mutex<Leases>,
     /// The longest that a lease may last without being renewed.
     pub(crate) max_ttl: Option<Duration>,
@@ -41,7 +41,7 @@ pub(crate) struct Ledger {
 
 /// What has come of the lease of a request that waits for idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum WaitState {
     /// It holds, and no connection is carried or dialled for.
     Idle,
     /// It holds, and some are.
@@ -69,7 +69,7 @@ pub(crate) enum Why<'a> {
     },
 }
 
-impl Ledger {
+impl Pauses {
     /// An empty one, and what its thread waits for.
     pub(crate) fn new(max_ttl: Option<Duration>) -> (Self, Receiver<()>) {
         // One ring is as good as several.
@@ -96,9 +96,9 @@ impl Ledger {
     }
 }
 
-impl fmt::Debug for Ledger {
+impl fmt::Debug for Pauses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ledger").field("leases", &self.leases).finish_non_exhaustive()
+        f.debug_struct("Pauses").field("leases", &self.leases).finish_non_exhaustive()
     }
 }
 
@@ -136,8 +136,13 @@ fn run(shared: &Weak<Shared>, rings: &Receiver<()>) {
 impl Handle {
     /// Pauses, or changes the terms of a pause. Behind this, no further client is admitted, and no connection to the upstream
     /// begins.
-    pub(crate) fn put(&self, terms: Terms, standing: Standing, ticket: u64) -> Result<(), Refused> {
-        self.take(terms, standing, ticket)?;
+    pub(crate) fn put(
+        &self,
+        terms: Terms,
+        standing: Lifetime,
+        request_id: u64,
+    ) -> Result<(), Refused> {
+        self.take(terms, standing, request_id)?;
         self.await_turns();
         Ok(())
     }
@@ -146,16 +151,16 @@ impl Handle {
     pub(crate) fn take(
         &self,
         terms: Terms,
-        standing: Standing,
-        ticket: u64,
+        standing: Lifetime,
+        request_id: u64,
     ) -> Result<bool, Refused> {
         let shared = &self.0;
         let text = terms.to_string();
-        let now = Moment { at: sys::now(), shown: Rfc3339::now() };
+        let now = Timestamp { at: sys::now(), shown: Rfc3339::now() };
         let (is_renewed, was_open) = {
             let mut leases = shared.ledger.lock();
             let is_renewed = leases.holds_name(&terms.name);
-            leases.put(terms, standing, ticket, now)?;
+            leases.put(terms, standing, request_id, now)?;
             (is_renewed, self.obey(&leases))
         };
         let what = if is_renewed { "pause renewed" } else { "paused" };
@@ -182,20 +187,20 @@ impl Handle {
     }
 
     /// Gives a request up: the pause that it has asked for ends, unless it stands for itself.
-    pub(crate) fn undo(&self, ticket: u64, because: &str) {
-        self.forbid(ticket);
-        self.end(Why::Undone { because }, |lease| lease.is_undone_with(ticket));
+    pub(crate) fn undo(&self, request_id: u64, because: &str) {
+        self.forbid(request_id);
+        self.end(Why::Undone { because }, |lease| lease.is_undone_with(request_id));
     }
 
     /// Ends the pause of a request that depends on its connection, which has ended.
-    pub(crate) fn close(&self, ticket: u64) {
-        self.forbid(ticket);
-        self.end(Why::Closed, |lease| lease.is_undone_with(ticket));
+    pub(crate) fn close(&self, request_id: u64) {
+        self.forbid(request_id);
+        self.end(Why::Closed, |lease| lease.is_undone_with(request_id));
     }
 
     /// Has a request that is over pause nothing any more: a copy of it may still be under way.
-    pub(crate) fn forbid(&self, ticket: u64) {
-        self.0.ledger.lock().forbid(ticket);
+    pub(crate) fn forbid(&self, request_id: u64) {
+        self.0.ledger.lock().forbid(request_id);
     }
 
     /// Ends what has expired. Returns when the next lease does.
@@ -206,27 +211,27 @@ impl Handle {
     }
 
     /// Has the time of a request's lease begin anew.
-    pub(crate) fn renew(&self, ticket: u64) {
-        if self.0.ledger.lock().renew(ticket, sys::now()) {
-            log::trace!("the pause of request {ticket} is renewed by its caller's bytes");
+    pub(crate) fn renew(&self, request_id: u64) {
+        if self.0.ledger.lock().renew(request_id, sys::now()) {
+            log::trace!("the pause of request {request_id} is renewed by its caller's bytes");
         }
     }
 
     /// Has the lease of a request stand for itself.
-    pub(crate) fn settle(&self, ticket: u64) {
+    pub(crate) fn settle(&self, request_id: u64) {
         let mut leases = self.0.ledger.lock();
-        leases.settle(ticket);
+        leases.settle(request_id);
         self.obey(&leases);
     }
 
     /// Whether the lease of a request holds, and what it waits for has come about. Both at one moment: as long as it is
     /// locked, the pause goes on, and nobody enters but those who are let through in spite of it.
-    pub(crate) fn look(&self, ticket: u64) -> Look {
+    pub(crate) fn look(&self, request_id: u64) -> WaitState {
         let leases = self.0.ledger.lock();
-        match (leases.holds(ticket), self.is_idle() && !self.0.line.is_letting_through()) {
-            (false, _) => Look::Ended,
-            (true, true) => Look::Idle,
-            (true, false) => Look::Busy,
+        match (leases.holds(request_id), self.is_idle() && !self.0.line.is_letting_through()) {
+            (false, _) => WaitState::Ended,
+            (true, true) => WaitState::Idle,
+            (true, false) => WaitState::Busy,
         }
     }
 
@@ -240,10 +245,10 @@ impl Handle {
 
     /// Lets the oldest held clients through in spite of the pause. Returns how many there are of `count`; none when it is not
     /// paused.
-    pub(crate) fn release(&self, count: u64, by: &str, ticket: u64) -> Option<u64> {
+    pub(crate) fn release(&self, count: u64, by: &str, request_id: u64) -> Option<u64> {
         let mut leases = self.0.ledger.lock();
         leases.mode()?;
-        let released = leases.released_once(ticket, || self.0.let_through(count));
+        let released = leases.released_once(request_id, || self.0.bypass(count));
         drop(leases);
         log::info!("{by} lets held clients through: {released}; it stays paused");
         Some(released)
@@ -255,7 +260,7 @@ impl Handle {
         let was_open = if let Some(mode) = leases.mode() {
             shared.gate.pause(mode)
         } else {
-            shared.line.let_nobody_through();
+            shared.line.end_bypass();
             !shared.gate.resume()
         };
         // This wakes the workers, who look at the gate too.
@@ -286,7 +291,7 @@ impl Handle {
 }
 
 fn report(ended: &Ended, why: Why<'_>, held: u64) {
-    let duration_since = |since: Moment| {
+    let duration_since = |since: Timestamp| {
         let seconds = sys::now().saturating_duration_since(since.at).as_secs_f64();
         format!("since {}, for {seconds:.3} s", since.shown)
     };
@@ -345,19 +350,19 @@ mod tests {
     #[test]
     fn the_gate_is_paused_exactly_while_a_lease_holds() {
         let handle = Handle(Shared::without_workers());
-        assert_eq!(handle.look(1), Look::Ended);
+        assert_eq!(handle.look(1), WaitState::Ended);
         let pass = handle.0.gate.enter();
-        handle.put(terms(), Standing::Tentative, 1).unwrap();
-        assert_eq!((handle.look(1), handle.0.gate.mode()), (Look::Busy, Some(Mode::Hold)));
+        handle.put(terms(), Lifetime::Pending, 1).unwrap();
+        assert_eq!((handle.look(1), handle.0.gate.mode()), (WaitState::Busy, Some(Mode::Hold)));
         drop(pass);
-        assert_eq!(handle.look(1), Look::Idle);
+        assert_eq!(handle.look(1), WaitState::Idle);
         let strict = Terms { mode: Mode::Reject, name: "b".to_owned(), ..terms() };
-        handle.put(strict, Standing::Firm, 2).unwrap();
+        handle.put(strict, Lifetime::Committed, 2).unwrap();
         assert_eq!(handle.0.gate.mode(), Some(Mode::Reject));
         assert!(!handle.lift(Some("b"), "a test"));
         assert_eq!(handle.0.gate.mode(), Some(Mode::Hold));
         handle.undo(1, "it is over");
-        assert_eq!((handle.look(1), handle.0.gate.mode()), (Look::Ended, None));
+        assert_eq!((handle.look(1), handle.0.gate.mode()), (WaitState::Ended, None));
         assert!(!handle.resume() && handle.pause() && !handle.pause() && handle.resume());
     }
 
@@ -365,22 +370,22 @@ mod tests {
     fn a_request_that_was_given_up_pauses_nothing() {
         let handle = Handle(Shared::without_workers());
         handle.undo(7, "it took too long");
-        assert_eq!(handle.put(terms(), Standing::Tied, 7), Err(Refused::Undone));
+        assert_eq!(handle.put(terms(), Lifetime::ConnectionBound, 7), Err(Refused::Undone));
         assert!(!handle.is_paused());
         // Nor does one whose answer was lost, and that was asked for again in the meantime.
-        handle.put(terms(), Standing::Tentative, 8).unwrap();
+        handle.put(terms(), Lifetime::Pending, 8).unwrap();
         handle.undo(8, "its answer is lost");
-        assert_eq!(handle.put(terms(), Standing::Tentative, 8), Err(Refused::Undone));
+        assert_eq!(handle.put(terms(), Lifetime::Pending, 8), Err(Refused::Undone));
         assert!(!handle.is_paused());
         // Nor one that was answered at the second time of asking, and lifted since.
-        handle.put(terms(), Standing::Tentative, 9).unwrap();
+        handle.put(terms(), Lifetime::Pending, 9).unwrap();
         handle.settle(9);
         handle.forbid(9);
         assert!(handle.is_paused() && handle.lift(None, "a test"));
-        assert_eq!(handle.put(terms(), Standing::Tentative, 9), Err(Refused::Undone));
-        handle.put(terms(), Standing::Tied, 10).unwrap();
+        assert_eq!(handle.put(terms(), Lifetime::Pending, 9), Err(Refused::Undone));
+        handle.put(terms(), Lifetime::ConnectionBound, 10).unwrap();
         handle.close(10);
-        assert_eq!(handle.put(terms(), Standing::Tied, 10), Err(Refused::Undone));
+        assert_eq!(handle.put(terms(), Lifetime::ConnectionBound, 10), Err(Refused::Undone));
         assert!(!handle.is_paused());
     }
 
@@ -388,7 +393,7 @@ mod tests {
     fn the_thread_ends_with_the_proxy() {
         let shared = Shared::without_workers();
         let weak = Arc::downgrade(&shared);
-        let (ledger, rings) = Ledger::new(None);
+        let (ledger, rings) = Pauses::new(None);
         let thread = thread::Builder::new().spawn(move || run(&weak, &rings)).unwrap();
         ledger.tell();
         drop((shared, ledger));

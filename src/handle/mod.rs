@@ -16,23 +16,23 @@ use serde::Serialize;
 
 use crate::{
     admission::{
-        hold::{Full, Hold, Treatment},
-        queue::Line,
-        semaphore::{Slot, Slots},
+        hold::{Full, HoldDecision, HoldLimits},
+        queue::WaitQueue,
+        semaphore::{Permit, Semaphore},
     },
-    connection::reject::policy::Refusal,
-    log_limit::Throttle,
+    connection::reject::policy::RejectPolicy,
+    log_limit::LogLimit,
     pause::{
         barrier::Barrier,
-        drain::Orders,
+        drain::DrainOrders,
         gate::{Gate, Mode},
-        leases::{Lease, NAME_DEFAULT, PROGRAM, Standing, Terms, mode_name},
+        leases::{Lease, Lifetime, NAME_DEFAULT, PROGRAM, Terms, mode_name},
     },
     stats::{Count, Counters},
     sys::{self, Socket},
     upstream::Upstream,
 };
-use ledger::Ledger;
+use ledger::Pauses;
 
 /// Pauses, resumes and observes a running proxy. Clones act on the same proxy.
 #[derive(Debug, Clone)]
@@ -112,33 +112,33 @@ pub(crate) struct Shared {
     /// Where a pause waits for the workers.
     pub(crate) barrier: Barrier,
     /// How many clients there may be.
-    pub(crate) slots: Arc<Slots>,
+    pub(crate) slots: Arc<Semaphore>,
     /// Limits what is logged of clients that cannot be accepted.
     pub(crate) accept_troubles: AcceptTroubles,
     /// Where the upstream is.
     pub(crate) upstream: Arc<Upstream>,
     /// How clients are rejected.
-    pub(crate) refusal: Refusal,
+    pub(crate) reject_policy: RejectPolicy,
     /// What is done with new clients during a pause that does not say it.
     pub(crate) default_mode: Mode,
     /// What else the workers are to do.
-    pub(crate) orders: Orders,
+    pub(crate) orders: DrainOrders,
     /// How clients are held.
-    pub(crate) hold: Hold,
+    pub(crate) hold: HoldLimits,
     /// Who of those that wait is the next.
-    pub(crate) line: Line,
+    pub(crate) line: WaitQueue,
     /// How many pipes a worker may have.
     pub(crate) pipes_per_worker: usize,
     /// How long connections may go on after a stop.
     pub(crate) grace_period: Duration,
     /// One for each worker.
-    pub(crate) desks: Box<[Desk]>,
+    pub(crate) workers: Box<[WorkerHandle]>,
     /// How many workers still listen.
     pub(crate) listening: AtomicUsize,
     /// When the proxy started.
     pub(crate) started: Instant,
     /// What it is paused by; its lock also orders pauses and resumes, which are the operator's and rare.
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: Pauses,
     /// Whether the proxy stops: only ever raised.
     pub(crate) stop_level: AtomicU8,
     /// When a stop ends.
@@ -147,28 +147,28 @@ pub(crate) struct Shared {
 
 /// A client that has been accepted.
 #[derive(Debug)]
-pub(crate) struct Arrival {
+pub(crate) struct Accepted {
     pub(crate) client: Socket,
-    pub(crate) slot: Slot,
+    pub(crate) slot: Permit,
     /// Its place among those that are held, if it was accepted for it.
-    pub(crate) place: Option<Slot>,
+    pub(crate) place: Option<Permit>,
 }
 
 /// Reasons for which clients wait in the backlog. Each has a limit of lines of its own, or one would hide another.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptTroubles {
-    pub(crate) too_many_held: Throttle,
-    pub(crate) no_place: Throttle,
-    pub(crate) shortage: Throttle,
+    pub(crate) too_many_held: LogLimit,
+    pub(crate) no_place: LogLimit,
+    pub(crate) shortage: LogLimit,
 }
 
 /// How a worker is reached, and what it shows.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct WorkerHandle {
     /// Ends its wait.
     pub(crate) waker: Waker,
     /// Takes clients that another worker has accepted.
-    pub(crate) mailbox: Sender<Arrival>,
+    pub(crate) mailbox: Sender<Accepted>,
     /// What it counts.
     pub(crate) counters: Counters,
 }
@@ -212,7 +212,7 @@ impl Handle {
             quiet: None,
         };
         // The program is never refused.
-        self.take(terms, Standing::Firm, PROGRAM).unwrap_or(false)
+        self.take(terms, Lifetime::Committed, PROGRAM).unwrap_or(false)
     }
 
     /// Resumes, whoever has paused: held clients are served, oldest first. The upstream's name is looked up before, for a
@@ -252,7 +252,7 @@ impl Handle {
     pub fn status(&self) -> Status {
         let shared = &self.0;
         let sum = |count: fn(&Counters) -> &Count| {
-            shared.desks.iter().map(|desk| count(&desk.counters).get()).sum()
+            shared.workers.iter().map(|worker| count(&worker.counters).get()).sum()
         };
         let now = sys::now();
         let (paused_since, leases) = {
@@ -280,14 +280,14 @@ impl Handle {
             bytes_to_upstream: sum(|counters| &counters.bytes_to_upstream),
             bytes_to_client: sum(|counters| &counters.bytes_to_client),
             upstream: shared.upstream.address().to_string(),
-            threads: shared.desks.len(),
+            threads: shared.workers.len(),
             worker_panics: sum(|counters| &counters.panics),
         }
     }
 
     /// The age of the oldest connection that is carried.
     pub(crate) fn oldest(&self) -> Option<Duration> {
-        let begins = self.0.desks.iter().map(|desk| desk.counters.oldest.get());
+        let begins = self.0.workers.iter().map(|worker| worker.counters.oldest.get());
         let begin = begins.filter_map(|begin| begin.checked_sub(1)).min()?;
         let uptime = sys::now().saturating_duration_since(self.0.started);
         Some(uptime.saturating_sub(Duration::from_millis(begin)))
@@ -361,26 +361,27 @@ impl Shared {
     }
 
     /// What the worker `index` counts.
-    #[expect(clippy::indexing_slicing, reason = "each worker has a desk")]
+    #[expect(clippy::indexing_slicing, reason = "each worker has a handle")]
     pub(crate) fn counters(&self, index: usize) -> &Counters {
-        &self.desks[index].counters
+        &self.workers[index].counters
     }
 
     /// The worker other than `except` with the fewest clients, and how many.
     pub(crate) fn least_loaded(&self, except: usize) -> Option<(usize, u64)> {
-        let load = |desk: &Desk| desk.counters.clients() + desk.mailbox.len() as u64;
-        let others = self.desks.iter().enumerate().filter(|&(index, _desk)| index != except);
-        others.map(|(index, desk)| (index, load(desk))).min_by_key(|&(_index, load)| load)
+        let load = |worker: &WorkerHandle| worker.counters.clients() + worker.mailbox.len() as u64;
+        let others = self.workers.iter().enumerate().filter(|&(index, _desk)| index != except);
+        others.map(|(index, worker)| (index, load(worker))).min_by_key(|&(_index, load)| load)
     }
 
     /// Sends a client to the worker `index`; gives it back when that worker's mailbox is full.
-    pub(crate) fn send(&self, index: usize, arrival: Arrival) -> Result<(), Arrival> {
-        match self.desks.get(index) {
-            Some(desk) => {
-                desk.mailbox
+    pub(crate) fn send(&self, index: usize, arrival: Accepted) -> Result<(), Accepted> {
+        match self.workers.get(index) {
+            Some(worker) => {
+                worker
+                    .mailbox
                     .try_send(arrival)
                     .map_err(crossbeam_channel::TrySendError::into_inner)?;
-                desk.wake();
+                worker.wake();
                 Ok(())
             }
             None => Err(arrival),
@@ -401,35 +402,35 @@ impl Shared {
 
     /// Lets the `count` oldest of those who are held through in spite of the pause, or as many as there are. Returns how
     /// many.
-    pub(crate) fn let_through(&self, count: u64) -> u64 {
+    pub(crate) fn bypass(&self, count: u64) -> u64 {
         let count = count.min(self.held());
-        self.line.let_through(count, sys::now());
+        self.line.bypass(count, sys::now());
         self.wake_all();
         count
     }
 
     /// The place of a client that is to be accepted, if it will need one.
-    pub(crate) fn reserve(&self) -> Result<Option<Slot>, Full> {
+    pub(crate) fn try_reserve(&self) -> Result<Option<Permit>, Full> {
         match self.gate.mode() {
-            Some(Mode::Hold) => self.hold.reserve(),
+            Some(Mode::Hold) => self.hold.try_reserve(),
             None | Some(Mode::Reject) => Ok(None),
         }
     }
 
     /// What becomes of a client that is not let through now, and may have a place already.
-    pub(crate) fn treatment(&self, place: Option<Slot>) -> Treatment {
+    pub(crate) fn hold_decision(&self, place: Option<Permit>) -> HoldDecision {
         match (self.gate.mode(), place) {
-            (Some(Mode::Reject), _) => Treatment::Reject,
-            (Some(Mode::Hold), None) => self.hold.treat(),
+            (Some(Mode::Reject), _) => HoldDecision::Reject,
+            (Some(Mode::Hold), None) => self.hold.decide(),
             // Without a pause, it waits for its turn behind others.
-            (None | Some(Mode::Hold), place) => Treatment::Hold(place),
+            (None | Some(Mode::Hold), place) => HoldDecision::Hold(place),
         }
     }
 
     /// Whether a worker waits for a place of whatever kind that has become free.
     pub(crate) fn take_wanted(&self) -> bool {
         self.slots.take_wanted()
-            | self.refusal.handshakes().take_wanted()
+            | self.reject_policy.handshakes().take_wanted()
             | self.hold.take_wanted()
             | self.line.under_way().take_wanted()
             | self.upstream.outage().take_wanted()
@@ -443,14 +444,14 @@ impl Shared {
 
     /// Ends the wait of one worker.
     pub(crate) fn wake(&self, worker: usize) {
-        if let Some(desk) = self.desks.get(worker) {
-            desk.wake();
+        if let Some(worker) = self.workers.get(worker) {
+            worker.wake();
         }
     }
 
     /// How many clients are held.
     pub(crate) fn held(&self) -> u64 {
-        self.desks.iter().map(|desk| desk.counters.held.get()).sum()
+        self.workers.iter().map(|worker| worker.counters.held.get()).sum()
     }
 
     /// Has all connections reset that lead back to tcpause itself.
@@ -461,7 +462,7 @@ impl Shared {
 
     /// Ends every worker's wait.
     pub(crate) fn wake_all(&self) {
-        self.desks.iter().for_each(Desk::wake);
+        self.workers.iter().for_each(WorkerHandle::wake);
     }
 
     fn raise_stop_level(&self, level: u8) {
@@ -475,33 +476,36 @@ impl Shared {
     /// For tests of what does without workers.
     pub(crate) fn without_workers() -> Arc<Self> {
         let addr = crate::config::address::Address::tcp("127.0.0.1", 9);
-        let settings = crate::config::Upstream { addr, ..Default::default() };
+        let settings = crate::config::UpstreamConfig { addr, ..Default::default() };
         let guard = crate::upstream::loop_guard::LoopGuard::default();
         let upstream = Upstream::new(settings, guard).expect("another address");
         Arc::new(Self {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(0),
-            slots: Arc::new(Slots::new(1)),
+            slots: Arc::new(Semaphore::new(1)),
             accept_troubles: AcceptTroubles::default(),
             upstream: Arc::new(upstream),
-            refusal: Refusal::new(crate::connection::reject::policy::Answer::Close, None),
+            reject_policy: RejectPolicy::new(
+                crate::connection::reject::policy::RejectResponse::Close,
+                None,
+            ),
             default_mode: Mode::Hold,
-            orders: Orders::default(),
-            hold: Hold::new(&crate::config::Hold::default()),
-            line: Line::new(0, &crate::config::Resume::default()),
+            orders: DrainOrders::default(),
+            hold: HoldLimits::new(&crate::config::HoldConfig::default()),
+            line: WaitQueue::new(0, &crate::config::ResumeConfig::default()),
             pipes_per_worker: 0,
             grace_period: Duration::ZERO,
-            desks: [].into(),
+            workers: [].into(),
             listening: AtomicUsize::new(0),
             started: Instant::now(),
-            ledger: Ledger::new(None).0,
+            ledger: Pauses::new(None).0,
             stop_level: AtomicU8::new(0),
             stop_deadline: OnceLock::new(),
         })
     }
 }
 
-impl Desk {
+impl WorkerHandle {
     fn wake(&self) {
         // Writing to an eventfd fails only when it is full, and then the worker is awake.
         self.waker.wake().ok();

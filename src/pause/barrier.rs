@@ -70,7 +70,7 @@ impl Barrier {
     }
 
     /// A worker is at the end of its turn. `seen` is what it has passed last: while nobody asks, it takes no lock.
-    pub(crate) fn pass(&self, worker: usize, seen: &mut u64) {
+    pub(crate) fn ack(&self, worker: usize, seen: &mut u64) {
         // Whoever asked had paused before: what this worker does from here on sees it.
         let asked = self.asked.load(Ordering::Acquire);
         if asked != *seen {
@@ -107,15 +107,15 @@ mod tests {
         let (mut first, mut second) = (0, 0);
         let question = barrier.ask();
         assert!(!barrier.wait(question, Duration::ZERO));
-        barrier.pass(0, &mut first);
+        barrier.ack(0, &mut first);
         assert!(!barrier.wait(question, Duration::ZERO), "the second has not passed");
-        barrier.pass(1, &mut second);
+        barrier.ack(1, &mut second);
         assert!(barrier.wait(question, Duration::ZERO));
 
         let next = barrier.ask();
         assert!(!barrier.wait(next, Duration::ZERO), "what was passed before does not count");
         barrier.leave(0);
-        barrier.pass(1, &mut second);
+        barrier.ack(1, &mut second);
         assert!(barrier.wait(next, Duration::ZERO));
         assert!(barrier.wait(question, Duration::ZERO));
     }
@@ -146,7 +146,7 @@ mod loom_tests {
                         if !paused.load(Ordering::Acquire) {
                             dials.fetch_add(1, Ordering::Relaxed);
                         }
-                        barrier.pass(0, &mut seen);
+                        barrier.ack(0, &mut seen);
                     }
                     barrier.leave(0);
                 }

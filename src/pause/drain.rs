@@ -9,7 +9,7 @@ use crate::config::duration::nanos;
 
 /// Orders to all workers. Whoever changes one wakes them.
 #[derive(Debug, Default)]
-pub(crate) struct Orders {
+pub(crate) struct DrainOrders {
     /// For how many nanoseconds a connection may be silent; 0 for ever.
     quiet: AtomicU64,
     /// How often all connections were to be reset.
@@ -18,7 +18,7 @@ pub(crate) struct Orders {
     loop_resets: AtomicU64,
 }
 
-impl Orders {
+impl DrainOrders {
     /// Has connections closed that are silent for so long; `None` takes it back.
     pub(crate) fn close_quiet(&self, quiet: Option<Duration>) {
         self.quiet.store(quiet.map_or(0, nanos), Ordering::Release);

@@ -114,7 +114,7 @@ impl Gate {
     }
 
     /// A pass in spite of a pause, for one that the operator lets through.
-    pub(crate) fn enter_in_spite(self: &Arc<Self>) -> Pass {
+    pub(crate) fn enter_bypassing(self: &Arc<Self>) -> Pass {
         self.word.fetch_add(1, Ordering::AcqRel);
         Pass { gate: Arc::clone(self), in_spite: true }
     }
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(gate.mode(), Some(Mode::Hold));
         assert!(!gate.pause(Mode::Reject), "only the mode is another");
         assert_eq!(gate.mode(), Some(Mode::Reject));
-        let let_through = gate.enter_in_spite();
+        let let_through = gate.enter_bypassing();
         assert_eq!(gate.passes(), 1);
         assert!(let_through.is_paused() && !let_through.is_void());
         drop(let_through);

@@ -18,27 +18,27 @@ use crossbeam_channel::bounded;
 use mio::{Poll, Waker};
 
 use crate::{
-    admission::{hold::Hold, queue::Line, semaphore::Slots},
+    admission::{hold::HoldLimits, queue::WaitQueue, semaphore::Semaphore},
     config::{
         self, Config,
         address::{self, Address},
     },
-    connection::reject::policy::Refusal,
+    connection::reject::policy::RejectPolicy,
     control::{Control, HostPolicy},
     error::Error,
     handle::{
-        AcceptTroubles, Desk, Handle, Shared,
-        ledger::{self, Ledger},
+        AcceptTroubles, Handle, Shared, WorkerHandle,
+        ledger::{self, Pauses},
     },
     pause::{
         barrier::Barrier,
-        drain::Orders,
+        drain::DrainOrders,
         gate::{Gate, Mode},
     },
     stats::Counters,
     sys::{self, Listener, SocketAddress, socket_file::SocketFile},
     upstream::{Upstream, loop_guard::LoopGuard},
-    worker::{End, Post, WAKER},
+    worker::{End, WAKER, WorkerResources},
 };
 use listening::listen_at_all;
 
@@ -97,7 +97,7 @@ impl Server {
 
     /// Binds every listener and starts every thread, or leaves everything as it was.
     pub fn start(config: Config) -> Result<Self, Error> {
-        let refusal = load(&config)?;
+        let reject_policy = load(&config)?;
         let threads = config.proxy.threads.map_or_else(cores, usize::from);
         let files = sys::raise_open_files();
         for &ip in &config.upstream.source_addrs {
@@ -124,7 +124,7 @@ impl Server {
         control.add_to(&mut guard, "control.addr");
         let upstream = Arc::new(Upstream::new(config.upstream, guard)?);
 
-        let mut desks = Vec::with_capacity(threads);
+        let mut workers = Vec::with_capacity(threads);
         let mut seats = Vec::with_capacity(threads);
         for _worker in 0..threads {
             let poll =
@@ -132,24 +132,24 @@ impl Server {
             let waker = Waker::new(poll.registry(), WAKER)
                 .map_err(|error| system("cannot make an eventfd", &error))?;
             let (sender, mailbox) = bounded(MAILBOX_MAX);
-            desks.push(Desk { waker, mailbox: sender, counters: Counters::default() });
+            workers.push(WorkerHandle { waker, mailbox: sender, counters: Counters::default() });
             seats.push((poll, mailbox));
         }
-        let (ledger, rings) = Ledger::new(config.pause.max_ttl);
+        let (ledger, rings) = Pauses::new(config.pause.max_ttl);
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(threads),
-            slots: Arc::new(Slots::new(limits.clients)),
+            slots: Arc::new(Semaphore::new(limits.clients)),
             accept_troubles: AcceptTroubles::default(),
             upstream,
-            refusal,
+            reject_policy,
             default_mode: if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
-            orders: Orders::default(),
-            hold: Hold::new(&config.hold),
-            line: Line::new(threads, &config.resume),
+            orders: DrainOrders::default(),
+            hold: HoldLimits::new(&config.hold),
+            line: WaitQueue::new(threads, &config.resume),
             pipes_per_worker: limits.pipes / threads,
             grace_period: config.grace_period,
-            desks: desks.into(),
+            workers: workers.into(),
             listening: AtomicUsize::new(proxy.listeners.len()),
             started: Instant::now(),
             ledger,
@@ -171,16 +171,16 @@ impl Server {
         let mut socket_file = proxy.file;
         for (index, (poll, mailbox)) in seats.into_iter().enumerate() {
             let listeners = listeners.next().unwrap_or_default();
-            let post = Post {
+            let resources = WorkerResources {
                 index,
                 poll,
                 listeners,
                 socket_file: socket_file.take(),
-                is_narrow: false,
+                is_small: false,
                 mailbox,
                 shared: Arc::clone(&shared),
             };
-            server.workers.push(start_worker(post)?);
+            server.workers.push(start_worker(resources)?);
         }
         let policy = HostPolicy::new(&config.control);
         let listeners = control.listeners.into_iter().flatten().map(Into::into).collect();
@@ -249,7 +249,7 @@ impl Server {
         log::info!("control listens on {}", list(control));
         let while_paused = match self.shared.default_mode {
             Mode::Hold => "held",
-            Mode::Reject => self.shared.refusal.describe(),
+            Mode::Reject => self.shared.reject_policy.describe(),
         };
         log::info!(
             "upstream is {}; while paused, new clients are {while_paused}",
@@ -304,7 +304,7 @@ struct Limits {
 
 impl Limits {
     /// A client takes two descriptors, its own and its upstream's, also while it is held: it must be possible to serve it.
-    fn new(files: u64, threads: usize, listeners: usize, settings: &config::Proxy) -> Self {
+    fn new(files: u64, threads: usize, listeners: usize, settings: &config::ProxyConfig) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let fixed = FIXED_FILES + WORKER_FILES * threads + listeners;
         // A caller takes one.
@@ -319,9 +319,9 @@ impl Limits {
 }
 
 /// Checks the configuration; returns what the files of the rejection hold.
-fn load(config: &Config) -> Result<Refusal, Error> {
+fn load(config: &Config) -> Result<RejectPolicy, Error> {
     config.validate()?;
-    Refusal::load(&config.proxy)
+    RejectPolicy::load(&config.proxy)
 }
 
 /// The sockets that listen by one setting.
@@ -461,30 +461,30 @@ fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 
 /// A worker and its supervisor: a panic costs the connections of that worker and no others. The listener stays, and with
 /// it the clients that are queued there.
-fn start_worker(mut post: Post) -> Result<JoinHandle<End>, Error> {
-    let name = format!("worker-{}", post.index);
+fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<End>, Error> {
+    let name = format!("worker-{}", resources.index);
     let supervise = move || {
         loop {
-            // The post holds nothing that a panic could leave half-changed: sockets, and what is made for sharing.
-            match catch_unwind(AssertUnwindSafe(|| post.work())) {
+            // The resources hold nothing that a panic could leave half-changed: sockets, and what is made for sharing.
+            match catch_unwind(AssertUnwindSafe(|| resources.work())) {
                 Ok(Ok(end)) => {
-                    post.shared.barrier.leave(post.index);
+                    resources.shared.barrier.leave(resources.index);
                     return end;
                 }
                 Ok(Err(error)) => {
-                    log::error!("worker {} cannot poll and starts anew: {error}", post.index);
+                    log::error!("worker {} cannot poll and starts anew: {error}", resources.index);
                     thread::park_timeout(RESTART_INTERVAL);
                 }
                 Err(_panic) => {
-                    post.shared.counters(post.index).panics.add(1);
+                    resources.shared.counters(resources.index).panics.add(1);
                     log::error!(
                         "worker {} has panicked and starts anew: a defect of tcpause",
-                        post.index
+                        resources.index
                     );
                 }
             }
             // What the last one had learnt and not yet done is lost: slots that are free, clients sent over, a pause.
-            post.shared.wake_all();
+            resources.shared.wake_all();
         }
     };
     thread::Builder::new()
@@ -525,7 +525,7 @@ mod tests {
                     files,
                     threads,
                     threads + 1,
-                    &config::Proxy { max_connections, ..Default::default() }
+                    &config::ProxyConfig { max_connections, ..Default::default() }
                 ),
                 Limits { clients, pipes, callers },
                 "{files}"

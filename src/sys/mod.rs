@@ -248,7 +248,7 @@ impl Socket {
 
     /// Whether it is connected to itself. TCP does so (RFC 9293, 3.5) where nobody listens at a port of this host, and the
     /// system happens to choose the same one to dial from.
-    pub(crate) fn is_its_own_peer(&self) -> bool {
+    pub(crate) fn is_self_connected(&self) -> bool {
         let ends = (getsockname(self), getpeername(self));
         !self.is_unix && matches!(ends, (Ok(own), Ok(Some(peer))) if own == peer)
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    admission::semaphore::{Slot, Slots},
+    admission::semaphore::{Permit, Semaphore},
     config::duration::nanos,
     sys,
 };
@@ -24,7 +24,7 @@ const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
 /// Whether the upstream is away.
 #[derive(Debug)]
-pub(crate) struct Outage {
+pub(crate) struct CircuitBreaker {
     begin: Instant,
     is_on: AtomicBool,
     /// When it is tried next, in nanoseconds after `begin`.
@@ -32,10 +32,10 @@ pub(crate) struct Outage {
     /// How long after that once more, in nanoseconds.
     interval: AtomicU64,
     /// The right to try it, of which there is one.
-    probe: Arc<Slots>,
+    probe: Arc<Semaphore>,
 }
 
-impl Outage {
+impl CircuitBreaker {
     /// None, as far as is known.
     pub(crate) fn new() -> Self {
         Self {
@@ -43,7 +43,7 @@ impl Outage {
             is_on: AtomicBool::new(false),
             due: AtomicU64::new(0),
             interval: AtomicU64::new(0),
-            probe: Arc::new(Slots::new(1)),
+            probe: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -80,7 +80,7 @@ impl Outage {
     }
 
     /// The right to try it.
-    pub(crate) fn take_probe(&self) -> Option<Slot> {
+    pub(crate) fn take_probe(&self) -> Option<Permit> {
         self.probe.take()
     }
 
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn one_at_a_time_tries_ever_less_often_until_one_gets_through() {
-        let outage = Outage::new();
+        let outage = CircuitBreaker::new();
         let begin = outage.begin;
         let at = |millis| begin + Duration::from_millis(millis);
         assert!(!outage.is_on() && outage.probe_at().is_none() && !outage.succeeded());

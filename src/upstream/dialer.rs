@@ -1,4 +1,4 @@
-//! `Reach`: how a worker begins its dials, and whether this host is short of something for them.
+//! `Dialer`: how a worker begins its dials, and whether this host is short of something for them.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ const EXPLORING_DIALS: usize = 16;
 
 /// How a worker's dials fare.
 #[derive(Debug, Default)]
-pub(crate) struct Reach {
+pub(crate) struct Dialer {
     /// Whether the last dial to end was short of something.
     is_short: bool,
     /// When one of those who wait for it has last tried.
@@ -27,7 +27,7 @@ pub(crate) struct Reach {
     has_ended_outage: bool,
 }
 
-impl Reach {
+impl Dialer {
     /// Whether the last dial to end was short of something: then those who wait try one at a time.
     pub(crate) fn is_short(&self) -> bool {
         self.is_short
@@ -50,7 +50,7 @@ impl Reach {
     }
 
     /// Whether one of those who wait may try now. That it may is remembered.
-    pub(crate) fn may_try(&mut self, now: Instant) -> bool {
+    pub(crate) fn may_retry(&mut self, now: Instant) -> bool {
         let is_due = self.tried.is_none_or(|tried| now.duration_since(tried) >= REDIAL_INTERVAL);
         if is_due {
             self.tried = Some(now);

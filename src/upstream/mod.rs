@@ -24,12 +24,12 @@ use crate::{
         address::{self, Address},
     },
     error::Error,
-    log_limit::Throttle,
+    log_limit::LogLimit,
     sys::{SocketAddress, is_port_shortage},
 };
 use addresses::Addresses;
 use addresses::Route;
-use breaker::Outage;
+use breaker::CircuitBreaker;
 use loop_guard::LoopGuard;
 
 /// How often a name is looked up without being asked to.
@@ -47,13 +47,13 @@ pub(crate) struct Upstream {
     address: Address,
     connect_timeout: Duration,
     retry_for: Duration,
-    outage: Outage,
+    outage: CircuitBreaker,
     sources: Sources,
     /// Lets through what is said of dials that are tried again, of those that are given up, and of addresses that are used
     /// instead of others.
-    delays: Throttle,
-    losses: Throttle,
-    moves: Throttle,
+    delays: LogLimit,
+    losses: LogLimit,
+    moves: LogLimit,
     addresses: Mutex<Arc<Addresses>>,
     /// Counts the changes of `addresses`: as long as it stays the same, no worker takes the lock.
     changes: AtomicU64,
@@ -78,7 +78,7 @@ struct Sources {
 
 /// What comes of a dial that has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outlook {
+pub(crate) enum RetryPlan {
     /// It is tried again.
     TriedAgain,
     /// Its time is up.
@@ -90,7 +90,7 @@ type Request = Option<Sender<()>>;
 
 impl Upstream {
     /// Returns an upstream whose address is known, unless it is a name: nothing is looked up before [`Upstream::start`].
-    pub(crate) fn new(settings: config::Upstream, guard: LoopGuard) -> Result<Self, Error> {
+    pub(crate) fn new(settings: config::UpstreamConfig, guard: LoopGuard) -> Result<Self, Error> {
         let address = settings.addr;
         let known = if is_name(&address) { Ok([].into()) } else { look_up(&address) };
         let known: Box<[SocketAddress]> = known.unwrap_or_default();
@@ -103,11 +103,11 @@ impl Upstream {
             address,
             connect_timeout: settings.connect_timeout,
             retry_for: settings.retry_for,
-            outage: Outage::new(),
+            outage: CircuitBreaker::new(),
             sources: Sources::new(&settings.source_addrs),
-            delays: Throttle::default(),
-            losses: Throttle::default(),
-            moves: Throttle::default(),
+            delays: LogLimit::default(),
+            losses: LogLimit::default(),
+            moves: LogLimit::default(),
             addresses: Mutex::new(Arc::new(Addresses::new(known))),
             changes: AtomicU64::new(1),
             guard,
@@ -152,7 +152,7 @@ impl Upstream {
     }
 
     /// Whether it is away.
-    pub(crate) fn outage(&self) -> &Outage {
+    pub(crate) fn outage(&self) -> &CircuitBreaker {
         &self.outage
     }
 
@@ -166,12 +166,12 @@ impl Upstream {
     }
 
     /// Logs why it was not reached, unless that has just been said.
-    pub(crate) fn complain(&self, error: &io::Error, outlook: Outlook, now: Instant) {
+    pub(crate) fn log_failure(&self, error: &io::Error, outlook: RetryPlan, now: Instant) {
         let (throttle, outlook) = match outlook {
-            Outlook::TriedAgain => (&self.delays, "trying again"),
-            Outlook::GivenUp => (&self.losses, "a client is reset"),
+            RetryPlan::TriedAgain => (&self.delays, "trying again"),
+            RetryPlan::GivenUp => (&self.losses, "a client is reset"),
         };
-        let Some(more) = throttle.let_through(now) else { return };
+        let Some(more) = throttle.allow(now) else { return };
         let address = &self.address;
         if is_port_shortage(error) {
             log::warn!(
@@ -197,7 +197,7 @@ impl Upstream {
         let addresses = self.read(cached);
         if addresses.reached(route, now)
             && let Some(address) = addresses.get(route)
-            && let Some(more) = self.moves.let_through(now)
+            && let Some(more) = self.moves.allow(now)
         {
             log::info!("upstream {} is reached at {address} from now on{more}", self.address);
         }
@@ -337,7 +337,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(10);
 
     fn upstream(addr: Address) -> Upstream {
-        let settings = config::Upstream { addr, ..config::Upstream::default() };
+        let settings = config::UpstreamConfig { addr, ..config::UpstreamConfig::default() };
         Upstream::new(settings, LoopGuard::default()).unwrap()
     }
 
@@ -386,7 +386,10 @@ mod tests {
             let mut guard = LoopGuard::default();
             guard.add("proxy.addr", own.clone(), None);
             let addr = text.parse().unwrap();
-            Upstream::new(config::Upstream { addr, ..config::Upstream::default() }, guard)
+            Upstream::new(
+                config::UpstreamConfig { addr, ..config::UpstreamConfig::default() },
+                guard,
+            )
         };
         let error = start("127.0.0.1:80").unwrap_err().to_string();
         assert!(error.contains("leads back to proxy.addr (tcp://127.0.0.1:80)"), "{error}");

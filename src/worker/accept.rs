@@ -8,7 +8,7 @@ use std::{
 
 use super::Worker;
 use crate::{
-    handle::{Arrival, Phase},
+    handle::{Accepted, Phase},
     pause::gate::Mode,
     sys::{Listener, rcvbuf},
 };
@@ -34,13 +34,13 @@ pub(super) enum Accepting {
 impl Worker<'_> {
     /// Lets clients that will be held send little, as the kernel keeps it for as long as they are. A UNIX client's bytes are
     /// kept in a buffer of its own.
-    pub(super) fn fit_window(&mut self) {
-        let is_narrow = self.post.shared.gate.mode() == Some(Mode::Hold);
-        if std::mem::replace(&mut self.post.is_narrow, is_narrow) == is_narrow {
+    pub(super) fn size_accept_buffer(&mut self) {
+        let is_small = self.resources.shared.gate.mode() == Some(Mode::Hold);
+        if std::mem::replace(&mut self.resources.is_small, is_small) == is_small {
             return;
         }
-        for listener in self.post.listeners.iter().filter(|it| !it.is_unix()) {
-            let result = if is_narrow { rcvbuf::narrow(listener) } else { rcvbuf::widen(listener) };
+        for listener in self.resources.listeners.iter().filter(|it| !it.is_unix()) {
+            let result = if is_small { rcvbuf::narrow(listener) } else { rcvbuf::widen(listener) };
             if let Err(error) = result {
                 log::debug!("the system does not bound what held clients send: {error}");
             }
@@ -66,23 +66,23 @@ impl Worker<'_> {
 
     /// Accepts a client from each listener in turn. False when none waits in any.
     fn accept_one(&mut self, now: Instant) -> bool {
-        let next = self.queued.front().and_then(|&index| self.post.listeners.get(index));
+        let next = self.queued.front().and_then(|&index| self.resources.listeners.get(index));
         let Some(listener) = next else { return false };
-        let Ok(place) = self.post.shared.reserve() else {
+        let Ok(place) = self.resources.shared.try_reserve() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.post.shared.accept_troubles.too_many_held.let_through(now) {
+            if let Some(more) = self.resources.shared.accept_troubles.too_many_held.allow(now) {
                 log::warn!(
                     "as many clients are held as hold.max allows{more}: further ones wait in the backlog"
                 );
             }
             return true;
         };
-        let Some(slot) = self.post.shared.slots.take() else {
+        let Some(slot) = self.resources.shared.slots.take() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.post.shared.accept_troubles.no_place.let_through(now) {
+            if let Some(more) = self.resources.shared.accept_troubles.no_place.allow(now) {
                 // All may be one client's, if the upstream's address has become one of this host.
-                self.post.shared.upstream.ask();
-                let max = self.post.shared.slots.max();
+                self.resources.shared.upstream.ask();
+                let max = self.resources.shared.slots.max();
                 log::warn!(
                     "all places are taken ({max} in all){more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"
                 );
@@ -92,11 +92,11 @@ impl Worker<'_> {
         match listener.accept() {
             Ok(client) => {
                 self.queued.rotate_left(1);
-                let accepted = &self.post.shared.counters(self.post.index).accepted;
+                let accepted = &self.resources.shared.counters(self.resources.index).accepted;
                 accepted.add(1);
                 #[cfg(debug_assertions)]
-                panic_if_asked(self.post.index, accepted.get());
-                self.place(Arrival { client, slot, place }, now);
+                panic_if_asked(self.resources.index, accepted.get());
+                self.assign_worker(Accepted { client, slot, place }, now);
             }
             // An event will tell of the next.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -104,26 +104,26 @@ impl Worker<'_> {
             }
             // That client has gone already; the next may be there.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => self.rest(&error, now),
+            Err(error) => self.back_off(&error, now),
         }
         true
     }
 
     /// The system is short of something, most likely, and no event will tell when it no longer is.
-    pub(super) fn rest(&mut self, error: &io::Error, now: Instant) {
+    pub(super) fn back_off(&mut self, error: &io::Error, now: Instant) {
         self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
-        if let Some(more) = self.post.shared.accept_troubles.shortage.let_through(now) {
+        if let Some(more) = self.resources.shared.accept_troubles.shortage.allow(now) {
             log::warn!("cannot accept clients now{more}, they wait: {error}");
         }
     }
 
     /// Keeps a client, or sends it to a worker that has fewer: UNIX listeners cannot be multiplied, so one worker accepts
     /// for all.
-    fn place(&mut self, arrival: Arrival, now: Instant) {
-        let shared = Arc::clone(&self.post.shared);
+    fn assign_worker(&mut self, arrival: Accepted, now: Instant) {
+        let shared = Arc::clone(&self.resources.shared);
         let own = self.connections.len() as u64;
         if arrival.client.is_unix()
-            && let Some((index, load)) = shared.least_loaded(self.post.index)
+            && let Some((index, load)) = shared.least_loaded(self.resources.index)
             && load < own
             && shared.phase() == Phase::Running
         {
@@ -139,9 +139,9 @@ impl Worker<'_> {
     /// long as there is no slot or descriptor for the rest, they stay for them.
     pub(super) fn stop_listening(&mut self, now: Instant) {
         // From here on nobody gets into the queue of a UNIX listener, so it ends.
-        drop(self.post.socket_file.take());
-        self.post.listeners.iter().for_each(Listener::refuse_more);
-        self.queued = (0..self.post.listeners.len()).collect();
+        drop(self.resources.socket_file.take());
+        self.resources.listeners.iter().for_each(Listener::refuse_more);
+        self.queued = (0..self.resources.listeners.len()).collect();
         for _client in 0..STOP_ACCEPTS_MAX {
             if self.accepting != Accepting::Ready || !self.accept_one(now) {
                 break;
@@ -150,16 +150,16 @@ impl Worker<'_> {
         if self.accepting == Accepting::Ready {
             self.close_listeners();
         } else {
-            self.post.listeners.iter().for_each(Listener::cut_backlog);
+            self.resources.listeners.iter().for_each(Listener::cut_backlog);
         }
     }
 
     pub(super) fn close_listeners(&mut self) {
-        if !self.post.listeners.is_empty() {
-            self.post.listeners.clear();
+        if !self.resources.listeners.is_empty() {
+            self.resources.listeners.clear();
             self.queued.clear();
             self.accepting = Accepting::Ready;
-            self.post.shared.stopped_listening();
+            self.resources.shared.stopped_listening();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::{
-    connection::{Connection, QuietLimits, deadline::Queue},
+    connection::{Connection, QuietLimits, deadline::Deadline},
     handle::Phase,
 };
 
@@ -24,7 +24,7 @@ const QUIET_ONE_OF: usize = 20;
 impl Worker<'_> {
     /// Closes connections that have been silent for as long as the operator says.
     pub(super) fn close_quiet(&mut self, now: Instant) {
-        let shared = &self.post.shared;
+        let shared = &self.resources.shared;
         let is_running = shared.phase() == Phase::Running;
         let limits = QuietLimits {
             any: shared.orders.quiet().filter(|_| shared.gate.is_paused()),
@@ -39,7 +39,8 @@ impl Worker<'_> {
         }
         // Whoever falls silent from now on is quiet later than that.
         let mut next = now.checked_add(quiet);
-        let carried = self.queues.len(Queue::Fresh) + self.queues.len(Queue::Relaying);
+        let carried =
+            self.queues.len(Deadline::NoKeepaliveYet) + self.queues.len(Deadline::Relaying);
         let mut left = carried.div_ceil(QUIET_ONE_OF).min(TURN_QUIET_MAX);
         for slot in 0..self.connections.end() {
             let connection = self.connections.get_mut(slot);

@@ -25,24 +25,24 @@ use crossbeam_channel::Receiver;
 use mio::{Events, Poll, Token};
 
 use crate::{
-    admission::hold::Treatment,
+    admission::hold::HoldDecision,
     connection::{
         Connection, Context, QuietLimits, Reason, Verdict,
-        deadline::{Queue, deadlines},
+        deadline::{Deadline, deadlines},
         endpoint::Registration,
-        relay::Kit,
+        relay::RelayBuffers,
     },
-    handle::{Arrival, Phase, Shared},
+    handle::{Accepted, Phase, Shared},
     sys::{self, Listener, socket_file::SocketFile},
-    upstream::{Cached, Outlook, dialer::Reach},
+    upstream::{Cached, RetryPlan, dialer::Dialer},
 };
 use ready::Ready;
 use table::Table;
 use table::client_token;
 use table::slot_of;
 use table::upstream_token;
-use timers::Queues;
-use timers::SlotIndex;
+use timers::Key;
+use timers::Timers;
 use vanished::VanishedSweep;
 
 /// The token of the waker. Those of the listeners are next to it, downwards.
@@ -61,7 +61,7 @@ const STALLED_PACE: Duration = Duration::from_millis(2);
 
 /// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
 #[derive(Debug)]
-pub(crate) struct Post {
+pub(crate) struct WorkerResources {
     /// Which of the workers it is.
     pub(crate) index: usize,
     /// Where events come from.
@@ -71,9 +71,9 @@ pub(crate) struct Post {
     /// The file of a UNIX listener.
     pub(crate) socket_file: Option<SocketFile>,
     /// Whether clients to come get a small window.
-    pub(crate) is_narrow: bool,
+    pub(crate) is_small: bool,
     /// Clients that another worker has accepted.
-    pub(crate) mailbox: Receiver<Arrival>,
+    pub(crate) mailbox: Receiver<Accepted>,
     /// What all workers share.
     pub(crate) shared: Arc<Shared>,
 }
@@ -87,15 +87,15 @@ pub(crate) enum End {
     Cut,
 }
 
-/// A worker at its post.
+/// A worker with its resources.
 struct Worker<'a> {
-    post: &'a mut Post,
+    resources: &'a mut WorkerResources,
     events: Events,
     connections: Table<Connection>,
-    queues: Queues,
+    queues: Timers,
     /// Connections to be driven.
     ready: Ready,
-    kit: Kit,
+    buffers: RelayBuffers,
     /// How many more steps TLS handshakes may take in this turn.
     handshake_steps: usize,
     cached: Cached,
@@ -104,8 +104,8 @@ struct Worker<'a> {
     queued: VecDeque<usize>,
     /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
     unregistered: VecDeque<Connection>,
-    reach: Reach,
-    deadlines: Box<[(Queue, Duration)]>,
+    dialer: Dialer,
+    deadlines: Box<[(Deadline, Duration)]>,
     /// Silence that connections may keep, as far as the worker has obeyed.
     quiet: QuietLimits,
     /// When to look for quiet connections, while they are to be closed.
@@ -119,13 +119,13 @@ struct Worker<'a> {
     passed: u64,
 }
 
-impl From<Arrival> for Connection {
-    fn from(arrival: Arrival) -> Self {
+impl From<Accepted> for Connection {
+    fn from(arrival: Accepted) -> Self {
         Self::new(arrival.client, arrival.slot, arrival.place)
     }
 }
 
-impl Post {
+impl WorkerResources {
     /// Works until the proxy has stopped.
     pub(crate) fn work(&mut self) -> io::Result<End> {
         for (index, listener) in self.listeners.iter().enumerate() {
@@ -136,18 +136,18 @@ impl Post {
         let queued = (0..self.listeners.len()).collect();
         let shared = Arc::clone(&self.shared);
         let mut worker = Worker {
-            post: self,
+            resources: self,
             events: Events::with_capacity(EVENTS_MAX),
             connections: Table::new(),
-            queues: Queues::new(),
+            queues: Timers::new(),
             ready: Ready::default(),
-            kit: Kit::new(shared.pipes_per_worker),
+            buffers: RelayBuffers::new(shared.pipes_per_worker),
             handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
             cached: Cached::default(),
             accepting: Accepting::Ready,
             queued,
             unregistered: VecDeque::new(),
-            reach: Reach::default(),
+            dialer: Dialer::default(),
             deadlines: deadlines(
                 shared.hold.timeout(),
                 shared.upstream.connect_timeout(),
@@ -174,24 +174,24 @@ impl Worker<'_> {
         loop {
             self.wait()?;
             let now = sys::now();
-            self.kit.now = now;
+            self.buffers.now = now;
             self.mark();
-            if let Some(end) = self.obey(now) {
+            if let Some(end) = self.apply_orders(now) {
                 return Ok(end);
             }
-            self.fit_window();
+            self.size_accept_buffer();
             self.accept(now);
             self.redial(now);
             self.release(now);
             self.drive(now);
-            self.welcome(now);
+            self.start_handshakes(now);
             self.close_quiet(now);
             self.expire(now);
             self.look_for_vanished(now);
             self.publish();
-            let shared = &self.post.shared;
-            shared.barrier.pass(self.post.index, &mut self.passed);
-            if shared.take_wanted() | self.reach.take_end_of_outage() {
+            let shared = &self.resources.shared;
+            shared.barrier.ack(self.resources.index, &mut self.passed);
+            if shared.take_wanted() | self.dialer.take_end_of_outage() {
                 shared.wake_all();
             }
             if self.is_drained() {
@@ -205,7 +205,7 @@ impl Worker<'_> {
         let now = sys::now();
         let timeout =
             if self.has_work(now) { Some(Duration::ZERO) } else { self.next_deadline(now) };
-        match self.post.poll.poll(&mut self.events, timeout) {
+        match self.resources.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,
         }
@@ -218,7 +218,7 @@ impl Worker<'_> {
             || can_accept
             || self.can_redial(now)
             || self.can_release(now)
-            || self.can_welcome()
+            || self.can_start_handshake()
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Duration> {
@@ -236,17 +236,19 @@ impl Worker<'_> {
             .chain(self.pace_at(now))
             .chain(self.look_for_quiet)
             .chain(self.vanished.next_at())
-            .chain(self.post.shared.stop_deadline())
+            .chain(self.resources.shared.stop_deadline())
             .min()?;
         Some(next.saturating_duration_since(now))
     }
 
     /// A queue with a deadline, if it matters now: whoever waits for its turn, and no longer for the resume, is not held.
-    fn deadline(&self, index: usize) -> Option<(Queue, Duration)> {
+    fn deadline(&self, index: usize) -> Option<(Deadline, Duration)> {
         let deadline = self.deadlines.get(index).copied();
         match deadline? {
-            (Queue::Held, _) if !self.post.shared.gate.is_paused() => None,
-            (Queue::Stalled, at_least) => Some((Queue::Stalled, at_least.max(self.stalled_pace()))),
+            (Deadline::Held, _) if !self.resources.shared.gate.is_paused() => None,
+            (Deadline::Stalled, at_least) => {
+                Some((Deadline::Stalled, at_least.max(self.stalled_pace())))
+            }
             other => Some(other),
         }
     }
@@ -254,7 +256,8 @@ impl Worker<'_> {
     /// Returns the time in which each connection that stalls is looked at once: the kernel has no event for it, so a crowd
     /// is looked at more rarely.
     fn stalled_pace(&self) -> Duration {
-        u32::try_from(self.queues.len(Queue::Stalled)).map_or(Duration::MAX, |n| STALLED_PACE * n)
+        u32::try_from(self.queues.len(Deadline::Stalled))
+            .map_or(Duration::MAX, |n| STALLED_PACE * n)
     }
 
     fn mark(&mut self) {
@@ -265,7 +268,7 @@ impl Worker<'_> {
                         self.accepting = Accepting::Ready;
                     }
                 }
-                Token(token) if WAKER.0 - 1 - token < self.post.listeners.len() => {
+                Token(token) if WAKER.0 - 1 - token < self.resources.listeners.len() => {
                     self.accepting = Accepting::Ready;
                     let index = WAKER.0 - 1 - token;
                     if !self.queued.contains(&index) {
@@ -290,16 +293,16 @@ impl Worker<'_> {
     }
 
     /// Does what the handle or another worker asks for. Tells how to end if it is cut short.
-    fn obey(&mut self, now: Instant) -> Option<End> {
-        let resets = self.post.shared.orders.resets();
+    fn apply_orders(&mut self, now: Instant) -> Option<End> {
+        let resets = self.resources.shared.orders.resets();
         if std::mem::replace(&mut self.resets, resets) != resets {
             self.close_all(&Reason::Killed, now);
         }
-        let loop_resets = self.post.shared.orders.loop_resets();
+        let loop_resets = self.resources.shared.orders.loop_resets();
         if std::mem::replace(&mut self.loop_resets, loop_resets) != loop_resets {
             self.close_loops(now);
         }
-        match self.post.shared.phase() {
+        match self.resources.shared.phase() {
             Phase::Running => self.collect(now),
             Phase::Stopping { deadline } if now < deadline => {
                 self.stop_listening(now);
@@ -320,9 +323,9 @@ impl Worker<'_> {
     /// Whether there is nothing left to do, and there never will be.
     fn is_drained(&self) -> bool {
         // Only once nobody listens, nobody sends another client over: the order of the two looks matters.
-        self.post.shared.phase() != Phase::Running
-            && !self.post.shared.is_listening()
-            && self.post.mailbox.is_empty()
+        self.resources.shared.phase() != Phase::Running
+            && !self.resources.shared.is_listening()
+            && self.resources.mailbox.is_empty()
             && self.is_empty()
     }
 
@@ -333,7 +336,7 @@ impl Worker<'_> {
 
     /// Takes in the clients that another worker has accepted.
     fn collect(&mut self, now: Instant) {
-        while let Ok(arrival) = self.post.mailbox.try_recv() {
+        while let Ok(arrival) = self.resources.mailbox.try_recv() {
             self.admit(arrival.into(), now);
         }
     }
@@ -341,12 +344,13 @@ impl Worker<'_> {
     /// Serves, holds or rejects a client.
     fn admit(&mut self, connection: Connection, now: Instant) {
         let index = self.connections.vacant();
-        if let Err(error) = connection.register(self.post.poll.registry(), client_token(index)) {
+        if let Err(error) = connection.register(self.resources.poll.registry(), client_token(index))
+        {
             self.unregistered.push_back(connection);
-            return self.rest(&error, now);
+            return self.back_off(&error, now);
         }
         self.connections.insert(connection);
-        let shared = &self.post.shared;
+        let shared = &self.resources.shared;
         // Who came earlier goes first.
         let is_first = self.first().is_none() && !shared.line.is_anyone_there();
         let pass = if is_first { shared.gate.enter() } else { None };
@@ -366,16 +370,16 @@ impl Worker<'_> {
     }
 
     /// Whether a TLS handshake can begin with a client to reject.
-    fn can_welcome(&self) -> bool {
-        self.queues.len(Queue::Knocking) > 0
-            && self.post.shared.refusal.handshakes().is_any_free_or_wish()
+    fn can_start_handshake(&self) -> bool {
+        self.queues.len(Deadline::AwaitingHandshake) > 0
+            && self.resources.shared.reject_policy.handshakes().is_any_free_or_wish()
     }
 
     /// Begins TLS handshakes with clients to reject, oldest first, with what those under way have left of the turn.
-    fn welcome(&mut self, now: Instant) {
+    fn start_handshakes(&mut self, now: Instant) {
         while self.handshake_steps > 0
-            && let Some((slot, _since)) = self.queues.first(Queue::Knocking)
-            && let Some(permit) = self.post.shared.refusal.handshakes().take()
+            && let Some((slot, _since)) = self.queues.first(Deadline::AwaitingHandshake)
+            && let Some(permit) = self.resources.shared.reject_policy.handshakes().take()
         {
             self.act(slot, now, |connection, context| connection.begin_handshake(permit, context));
         }
@@ -399,25 +403,25 @@ impl Worker<'_> {
     /// Lends a connection what it needs to `act`, and does what comes of it.
     fn act(
         &mut self,
-        slot: SlotIndex,
+        slot: Key,
         now: Instant,
         act: impl FnOnce(&mut Connection, &mut Context<'_>) -> Verdict,
     ) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let shared = &self.post.shared;
+        let shared = &self.resources.shared;
         let mut context = Context {
             registration: Registration {
-                registry: self.post.poll.registry(),
+                registry: self.resources.poll.registry(),
                 client: client_token(slot),
                 upstream: upstream_token(slot),
             },
-            kit: &mut self.kit,
+            buffers: &mut self.buffers,
             upstream: &shared.upstream,
             cached: &mut self.cached,
-            reach: &mut self.reach,
-            refusal: &shared.refusal,
+            dialer: &mut self.dialer,
+            reject_policy: &shared.reject_policy,
             hold: &shared.hold,
-            counters: shared.counters(self.post.index),
+            counters: shared.counters(self.resources.index),
             handshake_steps: &mut self.handshake_steps,
             now,
         };
@@ -434,28 +438,28 @@ impl Worker<'_> {
                 Verdict::WaitSince(queue, since) => {
                     return self.queues.enqueue(queue, slot, since);
                 }
-                Verdict::Hold(came) => match shared.treatment(connection.take_place()) {
-                    Treatment::Hold(place) => {
+                Verdict::Hold(came) => match shared.hold_decision(connection.take_hold_permit()) {
+                    HoldDecision::Hold(place) => {
                         connection.hold(place);
-                        return self.queues.enqueue(Queue::Held, slot, came);
+                        return self.queues.enqueue(Deadline::Held, slot, came);
                     }
-                    Treatment::Reject => verdict = connection.reject(&mut context),
-                    Treatment::Close => verdict = connection.dismiss(&mut context),
+                    HoldDecision::Reject => verdict = connection.reject(&mut context),
+                    HoldDecision::Close => verdict = connection.close_gracefully(&mut context),
                 },
                 Verdict::Close(reason) => return self.close(slot, &reason, now),
             }
         }
     }
 
-    fn close(&mut self, slot: SlotIndex, reason: &Reason, now: Instant) {
+    fn close(&mut self, slot: Key, reason: &Reason, now: Instant) {
         self.queues.remove(slot);
         let Some(connection) = self.connections.remove(slot) else { return };
         self.queues.forget_from(self.connections.end());
-        let counters = self.post.shared.counters(self.post.index);
+        let counters = self.resources.shared.counters(self.resources.index);
         match reason {
             Reason::Unreachable(error) => {
                 counters.failed.add(1);
-                self.post.shared.upstream.complain(error, Outlook::GivenUp, now);
+                self.resources.shared.upstream.log_failure(error, RetryPlan::GivenUp, now);
             }
             Reason::Left => counters.left.add(1),
             Reason::Quiet => counters.drained.add(1),
@@ -485,7 +489,7 @@ impl Worker<'_> {
     /// Closes the connections that lead back to tcpause itself. Their clients are connections of tcpause's too: these never
     /// leave by themselves, and the next of them takes each place that comes free.
     fn close_loops(&mut self, now: Instant) {
-        let addresses = Arc::clone(self.post.shared.upstream.read(&mut self.cached));
+        let addresses = Arc::clone(self.resources.shared.upstream.read(&mut self.cached));
         for slot in 0..self.connections.end() {
             if self.connections.get_mut(slot).is_some_and(|it| it.is_loop(addresses.own())) {
                 let error = io::Error::other(addresses.lack());
@@ -496,11 +500,11 @@ impl Worker<'_> {
 
     /// Shows in the status what stands in the queues, and to the other workers whom they wait for.
     fn publish(&self) {
-        let shared = &self.post.shared;
-        let counters = shared.counters(self.post.index);
-        self.queues.show(counters);
+        let shared = &self.resources.shared;
+        let counters = shared.counters(self.resources.index);
+        self.queues.publish(counters);
         counters.oldest.set(self.queues.oldest().map_or(0, |at| shared.millis(at) + 1));
-        if let Some(next) = shared.line.show(self.post.index, self.first()) {
+        if let Some(next) = shared.line.publish_head(self.resources.index, self.first()) {
             shared.wake(next);
         }
     }

@@ -2,19 +2,19 @@
 
 use std::collections::VecDeque;
 
-use super::timers::SlotIndex;
+use super::timers::Key;
 
 /// Connections to be driven; each stands here at most once.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    slots: VecDeque<SlotIndex>,
+    slots: VecDeque<Key>,
     /// Which slots stand in `slots`.
     is_ready: Vec<bool>,
 }
 
 impl Ready {
     /// Puts `slot` at the end, unless it stands here already.
-    pub(crate) fn push(&mut self, slot: SlotIndex) {
+    pub(crate) fn push(&mut self, slot: Key) {
         if self.is_ready.len() <= slot as usize {
             self.is_ready.resize(slot as usize + 1, false);
         }
@@ -26,7 +26,7 @@ impl Ready {
     }
 
     /// Takes the first one out.
-    pub(crate) fn pop(&mut self) -> Option<SlotIndex> {
+    pub(crate) fn pop(&mut self) -> Option<Key> {
         let slot = self.slots.pop_front()?;
         if let Some(is_ready) = self.is_ready.get_mut(slot as usize) {
             *is_ready = false;

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::Worker;
-use super::timers::SlotIndex;
-use crate::connection::{Turn, deadline::Queue};
+use super::timers::Key;
+use crate::connection::{ConnectTicket, deadline::Deadline};
 
 /// How many clients are released in one turn after a resume.
 const TURN_RELEASES_MAX: usize = 64;
@@ -12,19 +12,19 @@ const TURN_RELEASES_MAX: usize = 64;
 impl Worker<'_> {
     /// When the first of those came that wait to be served.
     pub(super) fn first(&self) -> Option<Instant> {
-        let firsts = [self.first_to_release(), self.queues.first(Queue::Away)];
+        let firsts = [self.first_to_release(), self.queues.first(Deadline::AwaitingUpstream)];
         firsts.into_iter().flatten().map(|(_slot, since)| since).min()
     }
 
     /// Whether a client whose dial has failed may try again, as another has got through since; or is to be held.
     pub(super) fn can_redial(&self, now: Instant) -> bool {
         let first = |queue| Some(self.queues.first(queue)?.1);
-        let (short, away) = (first(Queue::Redial), first(Queue::Away));
-        if self.post.shared.gate.is_paused() {
+        let (short, away) = (first(Deadline::RetryConnect), first(Deadline::AwaitingUpstream));
+        if self.resources.shared.gate.is_paused() {
             return short.or(away).is_some();
         }
-        let short = short.filter(|_| !self.reach.is_short());
-        let away = away.filter(|_| !self.post.shared.upstream.outage().is_on());
+        let short = short.filter(|_| !self.dialer.is_short());
+        let away = away.filter(|_| !self.resources.shared.upstream.outage().is_on());
         // Whoever is short of something has had its turn.
         short.map_or_else(|| away.is_some_and(|at| self.has_way(at, now)), |_| self.has_room(now))
     }
@@ -36,16 +36,18 @@ impl Worker<'_> {
             if !self.can_redial(now) {
                 return;
             }
-            let turn = if self.post.shared.gate.is_paused() {
-                Turn::Its
-            } else if let Some(place) = self.post.shared.line.take_place(now) {
-                Turn::Place(place)
+            let turn = if self.resources.shared.gate.is_paused() {
+                ConnectTicket::Its
+            } else if let Some(place) = self.resources.shared.line.try_acquire(now) {
+                ConnectTicket::Place(place)
             } else {
                 return;
             };
-            let is_short = self.reach.is_short() && !self.post.shared.gate.is_paused();
-            let short = if is_short { None } else { self.queues.first(Queue::Redial) };
-            let Some((slot, _since)) = short.or_else(|| self.queues.first(Queue::Away)) else {
+            let is_short = self.dialer.is_short() && !self.resources.shared.gate.is_paused();
+            let short = if is_short { None } else { self.queues.first(Deadline::RetryConnect) };
+            let Some((slot, _since)) =
+                short.or_else(|| self.queues.first(Deadline::AwaitingUpstream))
+            else {
                 return;
             };
             self.act(slot, now, |connection, context| connection.redial(turn, context));
@@ -54,45 +56,48 @@ impl Worker<'_> {
 
     /// When this worker is to try an upstream that is away: its first client is the first of all.
     pub(super) fn probe_at(&self) -> Option<Instant> {
-        let (_slot, since) = self.queues.first(Queue::Away)?;
-        let shared = &self.post.shared;
+        let (_slot, since) = self.queues.first(Deadline::AwaitingUpstream)?;
+        let shared = &self.resources.shared;
         // Those who find something of this host's short try by themselves, and all others would find the same.
-        let may_try = !shared.gate.is_paused() && self.queues.len(Queue::Redial) == 0;
-        let is_its = may_try && shared.line.is_first(self.post.index, since);
+        let may_try = !shared.gate.is_paused() && self.queues.len(Deadline::RetryConnect) == 0;
+        let is_its = may_try && shared.line.is_head(self.resources.index, since);
         if is_its { shared.upstream.outage().probe_at() } else { None }
     }
 
     /// Has the client that has waited longest try an upstream that is away, if it is time.
     fn probe(&mut self, now: Instant) {
         if self.probe_at().is_some_and(|at| at <= now)
-            && let Some((slot, _since)) = self.queues.first(Queue::Away)
-            && let Some(right) = self.post.shared.upstream.outage().take_probe()
+            && let Some((slot, _since)) = self.queues.first(Deadline::AwaitingUpstream)
+            && let Some(right) = self.resources.shared.upstream.outage().take_probe()
         {
-            let turn = Turn::Probe { _right: right, place: self.post.shared.line.pace().take(now) };
+            let turn = ConnectTicket::Probe {
+                _right: right,
+                place: self.resources.shared.line.pace().take(now),
+            };
             self.act(slot, now, |connection, context| connection.redial(turn, context));
         }
     }
 
     /// Whether a client that waits can be served now: not while those before it find something of this host's short.
     pub(super) fn can_release(&self, now: Instant) -> bool {
-        let shared = &self.post.shared;
-        if self.queues.len(Queue::Redial) > 0 {
+        let shared = &self.resources.shared;
+        if self.queues.len(Deadline::RetryConnect) > 0 {
             return false;
         }
         match (self.first_to_release(), shared.gate.mode()) {
             (None, _) => false,
             (Some((_slot, _at)), None) if shared.upstream.outage().is_on() => true,
             (Some((_slot, at)), None) => self.has_way(at, now),
-            (Some((_slot, at)), Some(_)) => shared.line.lets_through(at) && self.has_way(at, now),
+            (Some((_slot, at)), Some(_)) => shared.line.lets_bypass(at) && self.has_way(at, now),
         }
     }
 
     /// Who is served next of those that are held, or are to be rejected and were not touched yet.
-    fn first_to_release(&self) -> Option<(SlotIndex, Instant)> {
+    fn first_to_release(&self) -> Option<(Key, Instant)> {
         let first = |queue| self.queues.first(queue);
-        let untouched = || first(Queue::Knocking).or_else(|| first(Queue::Sniffing));
-        let is_open = !self.post.shared.gate.is_paused();
-        first(Queue::Held).or_else(|| if is_open { untouched() } else { None })
+        let untouched = || first(Deadline::AwaitingHandshake).or_else(|| first(Deadline::Sniffing));
+        let is_open = !self.resources.shared.gate.is_paused();
+        first(Deadline::Held).or_else(|| if is_open { untouched() } else { None })
     }
 
     /// Serves clients that were held, oldest first, or are to be rejected and were not touched yet. If the upstream is away,
@@ -103,17 +108,17 @@ impl Worker<'_> {
                 return;
             }
             let Some((slot, since)) = self.first_to_release() else { return };
-            let shared = &self.post.shared;
+            let shared = &self.resources.shared;
             let turn = if shared.upstream.outage().is_on() {
-                Turn::Its
-            } else if let Some(place) = shared.line.take_place(now) {
-                Turn::Place(place)
+                ConnectTicket::Its
+            } else if let Some(place) = shared.line.try_acquire(now) {
+                ConnectTicket::Place(place)
             } else {
                 return;
             };
             let pass = match shared.gate.enter() {
                 Some(pass) => pass,
-                None if shared.line.take_permit(since) => shared.gate.enter_in_spite(),
+                None if shared.line.take_bypass(since) => shared.gate.enter_bypassing(),
                 None => return,
             };
             self.act(slot, now, |connection, context| connection.serve(pass, turn, since, context));
@@ -122,17 +127,17 @@ impl Worker<'_> {
 
     /// Whether another of a crowd may be dialled for that came at `at`.
     fn has_way(&self, at: Instant, now: Instant) -> bool {
-        self.post.shared.line.is_first(self.post.index, at) && self.has_room(now)
+        self.resources.shared.line.is_head(self.resources.index, at) && self.has_room(now)
     }
 
     /// Whether another of a crowd may be dialled for.
     fn has_room(&self, now: Instant) -> bool {
-        let line = &self.post.shared.line;
+        let line = &self.resources.shared.line;
         line.next_at().is_none_or(|next| next <= now) && line.under_way().is_any_free_or_wish()
     }
 
     /// When the rate lets another go.
     pub(super) fn pace_at(&self, now: Instant) -> Option<Instant> {
-        self.first().and(self.post.shared.line.next_at()).filter(|&at| at > now)
+        self.first().and(self.resources.shared.line.next_at()).filter(|&at| at > now)
     }
 }

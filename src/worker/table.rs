@@ -3,7 +3,7 @@
 use mio::Token;
 use slab::Slab;
 
-use super::timers::SlotIndex;
+use super::timers::Key;
 
 /// How many slots a chunk has. One array would be copied as it grows, and keep for ever what the largest burst took.
 const CHUNK_SLOTS: usize = 256;
@@ -35,18 +35,18 @@ impl<T> Table<T> {
     }
 
     /// All slots that are taken are below this one.
-    pub(crate) fn end(&self) -> SlotIndex {
+    pub(crate) fn end(&self) -> Key {
         slot(self.chunks.len(), 0)
     }
 
     /// What stands in a slot.
-    pub(crate) fn get_mut(&mut self, slot: SlotIndex) -> Option<&mut T> {
-        let (chunk, key) = place(slot);
+    pub(crate) fn get_mut(&mut self, slot: Key) -> Option<&mut T> {
+        let (chunk, key) = split(slot);
         self.chunks.get_mut(chunk)?.get_mut(key)
     }
 
     /// The slot that the next insertion takes.
-    pub(crate) fn vacant(&mut self) -> SlotIndex {
+    pub(crate) fn vacant(&mut self) -> Key {
         while self.chunks.get(self.open).is_some_and(|chunk| chunk.len() == CHUNK_SLOTS) {
             self.open += 1;
         }
@@ -54,12 +54,12 @@ impl<T> Table<T> {
     }
 
     /// Puts `value` into the vacant slot.
-    pub(crate) fn insert(&mut self, value: T) -> SlotIndex {
-        let (chunk, _key) = place(self.vacant());
+    pub(crate) fn insert(&mut self, value: T) -> Key {
+        let (chunk, _key) = split(self.vacant());
         if chunk == self.chunks.len() {
             self.chunks.push(Slab::new());
         }
-        let Some(slots) = self.chunks.get_mut(chunk) else { return SlotIndex::MAX };
+        let Some(slots) = self.chunks.get_mut(chunk) else { return Key::MAX };
         if slots.capacity() == 0 {
             slots.reserve_exact(CHUNK_SLOTS);
         }
@@ -68,8 +68,8 @@ impl<T> Table<T> {
     }
 
     /// Takes out what stands in a slot.
-    pub(crate) fn remove(&mut self, slot: SlotIndex) -> Option<T> {
-        let (chunk, key) = place(slot);
+    pub(crate) fn remove(&mut self, slot: Key) -> Option<T> {
+        let (chunk, key) = split(slot);
         let slots = self.chunks.get_mut(chunk)?;
         let value = slots.try_remove(key)?;
         if slots.is_empty() && chunk > 0 {
@@ -85,35 +85,35 @@ impl<T> Table<T> {
 }
 
 /// The token of the client in `slot`.
-pub(crate) fn client_token(slot: SlotIndex) -> Token {
+pub(crate) fn client_token(slot: Key) -> Token {
     Token(slot as usize * 2)
 }
 
 /// The token of its upstream.
-pub(crate) fn upstream_token(slot: SlotIndex) -> Token {
+pub(crate) fn upstream_token(slot: Key) -> Token {
     Token(slot as usize * 2 + 1)
 }
 
 /// Which slot has `token`.
-pub(crate) fn slot_of(token: Token) -> SlotIndex {
-    SlotIndex::try_from(token.0 / 2).unwrap_or(SlotIndex::MAX)
+pub(crate) fn slot_of(token: Token) -> Key {
+    Key::try_from(token.0 / 2).unwrap_or(Key::MAX)
 }
 
 /// The chunk of a slot, and its place there.
-fn place(slot: SlotIndex) -> (usize, usize) {
+fn split(slot: Key) -> (usize, usize) {
     (slot as usize / CHUNK_SLOTS, slot as usize % CHUNK_SLOTS)
 }
 
-fn slot(chunk: usize, key: usize) -> SlotIndex {
+fn slot(chunk: usize, key: usize) -> Key {
     // There are fewer descriptors than this.
-    SlotIndex::try_from(chunk * CHUNK_SLOTS + key).unwrap_or(SlotIndex::MAX)
+    Key::try_from(chunk * CHUNK_SLOTS + key).unwrap_or(Key::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MANY: SlotIndex = 5 * 256;
+    const MANY: Key = 5 * 256;
 
     #[test]
     fn a_burst_gives_its_memory_back() {

@@ -6,16 +6,16 @@
 
 use std::time::Instant;
 
-use crate::{connection::deadline::Queue, stats::Counters, sys::KEEPALIVE_INTERVAL};
+use crate::{connection::deadline::Deadline, stats::Counters, sys::KEEPALIVE_INTERVAL};
 
 /// A place in the worker's table of connections.
-pub(crate) type SlotIndex = u32;
+pub(crate) type Key = u32;
 
 /// How many kinds of queue there are.
-const KINDS: usize = Queue::Lingering as usize + 1;
+const KINDS: usize = Deadline::Lingering as usize + 1;
 
 /// No slot.
-const NONE: SlotIndex = SlotIndex::MAX;
+const NONE: Key = Key::MAX;
 
 /// What a connection takes in them.
 #[cfg(test)]
@@ -23,27 +23,27 @@ pub(crate) const LINK_BYTES: usize = std::mem::size_of::<Option<Link>>();
 
 /// All queues of a worker.
 #[derive(Debug)]
-pub(crate) struct Queues {
+pub(crate) struct Timers {
     links: Vec<Option<Link>>,
     ends: [Ends; KINDS],
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Link {
-    queue: Queue,
+    queue: Deadline,
     since: Instant,
-    before: SlotIndex,
-    behind: SlotIndex,
+    before: Key,
+    behind: Key,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Ends {
-    first: SlotIndex,
-    last: SlotIndex,
+    first: Key,
+    last: Key,
     len: u32,
 }
 
-impl Queues {
+impl Timers {
     /// Empty queues.
     pub(crate) fn new() -> Self {
         Self { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; KINDS] }
@@ -51,7 +51,7 @@ impl Queues {
 
     /// Puts `slot` into `queue`, out of the one it stood in: behind all who stand there since then or longer. That is the
     /// end, but for one that comes back.
-    pub(crate) fn enqueue(&mut self, queue: Queue, slot: SlotIndex, since: Instant) {
+    pub(crate) fn enqueue(&mut self, queue: Deadline, slot: Key, since: Instant) {
         self.remove(slot);
         if self.links.len() <= slot as usize {
             self.links.resize(slot as usize + 1, None);
@@ -75,7 +75,7 @@ impl Queues {
     }
 
     /// Takes `slot` out of the queue it stands in, if any.
-    pub(crate) fn remove(&mut self, slot: SlotIndex) {
+    pub(crate) fn remove(&mut self, slot: Key) {
         let Some(link) = self.links.get_mut(slot as usize).and_then(Option::take) else { return };
         match self.link_mut(link.before) {
             Some(before) => before.behind = link.behind,
@@ -89,7 +89,7 @@ impl Queues {
     }
 
     /// Gives memory back: no slot from `end` on is taken.
-    pub(crate) fn forget_from(&mut self, end: SlotIndex) {
+    pub(crate) fn forget_from(&mut self, end: Key) {
         let end = end as usize;
         if end < self.links.len() {
             self.links.truncate(end);
@@ -100,7 +100,7 @@ impl Queues {
     }
 
     /// Who came first to `queue`, and when.
-    pub(crate) fn first(&self, queue: Queue) -> Option<(SlotIndex, Instant)> {
+    pub(crate) fn first(&self, queue: Deadline) -> Option<(Key, Instant)> {
         let slot = self.ends(queue).first;
         let link = self.links.get(slot as usize)?.as_ref()?;
         Some((slot, link.since))
@@ -108,13 +108,13 @@ impl Queues {
 
     /// Who stands behind `slot` in its queue.
     #[cfg(test)]
-    fn behind(&self, slot: SlotIndex) -> Option<SlotIndex> {
+    fn behind(&self, slot: Key) -> Option<Key> {
         let link = self.links.get(slot as usize)?.as_ref()?;
         (link.behind != NONE).then_some(link.behind)
     }
 
     /// How many stand in `queue`.
-    pub(crate) fn len(&self, queue: Queue) -> usize {
+    pub(crate) fn len(&self, queue: Deadline) -> usize {
         self.ends(queue).len as usize
     }
 
@@ -122,49 +122,54 @@ impl Queues {
     pub(crate) fn oldest(&self) -> Option<Instant> {
         let since = |queue| Some(self.first(queue)?.1);
         // Whoever stands there has done so for its keepalive's interval before.
-        let relaying = since(Queue::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
-        let others = [Queue::Fresh, Queue::Unheard, Queue::Settling, Queue::Stalled];
+        let relaying = since(Deadline::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
+        let others = [
+            Deadline::NoKeepaliveYet,
+            Deadline::AwaitingFirstByte,
+            Deadline::AwaitingAcks,
+            Deadline::Stalled,
+        ];
         others.into_iter().filter_map(since).chain(relaying).min()
     }
 
     /// Shows how many clients stand where.
-    pub(crate) fn show(&self, counters: &Counters) {
-        let len = |queues: &[Queue]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
-        counters.held.set(len(&[Queue::Held]));
+    pub(crate) fn publish(&self, counters: &Counters) {
+        let len = |queues: &[Deadline]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
+        counters.held.set(len(&[Deadline::Held]));
         counters.connecting.set(len(&[
-            Queue::Connecting,
-            Queue::ConnectingLast,
-            Queue::Unanswered,
-            Queue::Redial,
-            Queue::Away,
+            Deadline::Connecting,
+            Deadline::ConnectingLast,
+            Deadline::Unanswered,
+            Deadline::RetryConnect,
+            Deadline::AwaitingUpstream,
         ]));
         counters.active.set(len(&[
-            Queue::Unheard,
-            Queue::Fresh,
-            Queue::Relaying,
-            Queue::Settling,
-            Queue::Stalled,
+            Deadline::AwaitingFirstByte,
+            Deadline::NoKeepaliveYet,
+            Deadline::Relaying,
+            Deadline::AwaitingAcks,
+            Deadline::Stalled,
         ]));
         counters.rejecting.set(len(&[
-            Queue::Sniffing,
-            Queue::Knocking,
-            Queue::Handshaking,
-            Queue::Asking,
-            Queue::Lingering,
+            Deadline::Sniffing,
+            Deadline::AwaitingHandshake,
+            Deadline::Handshaking,
+            Deadline::AwaitingRequest,
+            Deadline::Lingering,
         ]));
     }
 
-    fn link_mut(&mut self, slot: SlotIndex) -> Option<&mut Link> {
+    fn link_mut(&mut self, slot: Key) -> Option<&mut Link> {
         self.links.get_mut(slot as usize)?.as_mut()
     }
 
     #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
-    fn ends(&self, queue: Queue) -> &Ends {
+    fn ends(&self, queue: Deadline) -> &Ends {
         &self.ends[queue as usize]
     }
 
     #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
-    fn ends_mut(&mut self, queue: Queue) -> &mut Ends {
+    fn ends_mut(&mut self, queue: Deadline) -> &mut Ends {
         &mut self.ends[queue as usize]
     }
 }
@@ -175,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    fn order(queues: &Queues, queue: Queue) -> Vec<SlotIndex> {
+    fn order(queues: &Timers, queue: Deadline) -> Vec<Key> {
         let first = queues.first(queue).map(|(slot, _since)| slot);
         let order: Vec<_> = std::iter::successors(first, |&slot| queues.behind(slot)).collect();
         assert_eq!(order.len(), queues.len(queue));
@@ -184,45 +189,45 @@ mod tests {
 
     #[test]
     fn a_queue_keeps_the_order_of_arrival_whoever_leaves() {
-        let (mut queues, now) = (Queues::new(), Instant::now());
+        let (mut queues, now) = (Timers::new(), Instant::now());
         for slot in [5, 0, 3, 9] {
-            queues.enqueue(Queue::Held, slot, now);
+            queues.enqueue(Deadline::Held, slot, now);
         }
-        assert_eq!(order(&queues, Queue::Held), [5, 0, 3, 9]);
+        assert_eq!(order(&queues, Deadline::Held), [5, 0, 3, 9]);
         queues.remove(0);
-        assert_eq!(order(&queues, Queue::Held), [5, 3, 9]);
+        assert_eq!(order(&queues, Deadline::Held), [5, 3, 9]);
         queues.remove(5);
         queues.remove(9);
-        assert_eq!(order(&queues, Queue::Held), [3]);
+        assert_eq!(order(&queues, Deadline::Held), [3]);
         queues.remove(9);
-        queues.enqueue(Queue::Held, 5, now);
-        assert_eq!(order(&queues, Queue::Held), [3, 5]);
+        queues.enqueue(Deadline::Held, 5, now);
+        assert_eq!(order(&queues, Deadline::Held), [3, 5]);
     }
 
     #[test]
     fn one_that_comes_back_stands_where_it_was() {
-        let (mut queues, now) = (Queues::new(), Instant::now());
+        let (mut queues, now) = (Timers::new(), Instant::now());
         let at = |millis| now + Duration::from_millis(millis);
         for (slot, since) in [(1, 1), (2, 2), (4, 4)] {
-            queues.enqueue(Queue::Held, slot, at(since));
+            queues.enqueue(Deadline::Held, slot, at(since));
         }
-        queues.enqueue(Queue::Held, 3, at(2));
-        assert_eq!(order(&queues, Queue::Held), [1, 2, 3, 4]);
-        queues.enqueue(Queue::Held, 4, at(0));
-        assert_eq!(order(&queues, Queue::Held), [4, 1, 2, 3]);
+        queues.enqueue(Deadline::Held, 3, at(2));
+        assert_eq!(order(&queues, Deadline::Held), [1, 2, 3, 4]);
+        queues.enqueue(Deadline::Held, 4, at(0));
+        assert_eq!(order(&queues, Deadline::Held), [4, 1, 2, 3]);
         queues.remove(3);
-        queues.enqueue(Queue::Held, 5, at(9));
-        assert_eq!(order(&queues, Queue::Held), [4, 1, 2, 5]);
+        queues.enqueue(Deadline::Held, 5, at(9));
+        assert_eq!(order(&queues, Deadline::Held), [4, 1, 2, 5]);
     }
 
     #[test]
     fn a_slot_stands_in_one_queue_at_a_time() {
-        let (mut queues, now) = (Queues::new(), Instant::now());
-        queues.enqueue(Queue::Held, 1, now);
-        queues.enqueue(Queue::Connecting, 1, now);
-        queues.enqueue(Queue::Connecting, 2, now);
-        queues.enqueue(Queue::Connecting, 1, now);
-        assert!(order(&queues, Queue::Held).is_empty());
-        assert_eq!(order(&queues, Queue::Connecting), [2, 1]);
+        let (mut queues, now) = (Timers::new(), Instant::now());
+        queues.enqueue(Deadline::Held, 1, now);
+        queues.enqueue(Deadline::Connecting, 1, now);
+        queues.enqueue(Deadline::Connecting, 2, now);
+        queues.enqueue(Deadline::Connecting, 1, now);
+        assert!(order(&queues, Deadline::Held).is_empty());
+        assert_eq!(order(&queues, Deadline::Connecting), [2, 1]);
     }
 }

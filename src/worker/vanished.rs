@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Worker;
 use crate::{
-    connection::{Connection, deadline::Queue},
+    connection::{Connection, deadline::Deadline},
     sys::SWEEP_TIME,
 };
 
@@ -15,7 +15,7 @@ const TURN_LOOKS_MAX: u32 = 64;
 /// A walk over all connections, a few at a time.
 #[derive(Debug, Default)]
 pub(super) struct VanishedSweep {
-    /// Slot that is looked at next.
+    /// Key that is looked at next.
     next: u32,
     /// Time of the next look; none while no connection has lasted long enough to have its keepalive.
     next_at: Option<Instant>,
@@ -32,7 +32,7 @@ impl Worker<'_> {
     pub(super) fn look_for_vanished(&mut self, now: Instant) {
         let end = self.connections.end();
         let looks = end.div_ceil(TURN_LOOKS_MAX);
-        if self.queues.len(Queue::Relaying) == 0 {
+        if self.queues.len(Deadline::Relaying) == 0 {
             self.vanished.next_at = None;
             return;
         }

@@ -15,7 +15,7 @@ use std::{
 use crate::config::address::Address;
 
 #[derive(Debug)]
-pub(crate) struct Upstream {
+pub(crate) struct UpstreamConfig {
     pub(crate) addr: Address,
     pub(crate) connect_timeout: Duration,
     pub(crate) retry_for: Duration,
@@ -23,7 +23,7 @@ pub(crate) struct Upstream {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Hold {
+pub(crate) struct HoldConfig {
     pub(crate) timeout: Option<Duration>,
     pub(crate) max: Option<NonZeroUsize>,
     pub(crate) overflow: Overflow,
@@ -38,16 +38,16 @@ pub(crate) enum Overflow {
 }
 
 #[derive(Debug)]
-pub(crate) struct Resume {
+pub(crate) struct ResumeConfig {
     pub(crate) max_connecting: NonZeroUsize,
     pub(crate) rate: Option<NonZeroU32>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub(crate) struct ProxyConfig {
     pub(crate) reject_with: RejectWith,
     pub(crate) retry_after_interval: Duration,
-    pub(crate) tls: Tls,
+    pub(crate) tls: TlsConfig,
 }
 
 #[derive(Debug)]
@@ -59,7 +59,7 @@ pub(crate) enum RejectWith {
 }
 
 #[derive(Debug)]
-pub(crate) struct Tls {
+pub(crate) struct TlsConfig {
     pub(crate) ca_cert: Option<PathBuf>,
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,

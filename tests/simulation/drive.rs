@@ -4,7 +4,7 @@ use std::{cell::RefCell, io, sync::Arc, time::Duration};
 
 use crate::{
     event::Event,
-    handle::{Arrival, Phase, Shared},
+    handle::{Accepted, Phase, Shared},
     judge,
     kernel::{Kernel, Mask, Site, Tally, Weather},
     link::{Link, Side},
@@ -12,7 +12,7 @@ use crate::{
     patience::Rules,
     rival::Rival,
     sys,
-    worker::{End, Post, WAKER},
+    worker::{End, WAKER, WorkerResources},
 };
 
 /// How many turns in a row may ask for another at once and do nothing.
@@ -44,9 +44,9 @@ pub(crate) enum Stage {
     Stopping,
 }
 
-/// A worker's post and what its surroundings are up to.
+/// A worker's resources and what its surroundings are up to.
 pub(crate) struct Schedule {
-    pub(crate) post: Post,
+    pub(crate) resources: WorkerResources,
 }
 
 /// What the schedule of this thread is up to.
@@ -88,7 +88,7 @@ pub(crate) fn with_course<T>(act: impl FnOnce(&mut Course) -> T) -> T {
 impl Schedule {
     /// Works; false when the system did not let it.
     pub(crate) fn work(&mut self) -> bool {
-        match self.post.work() {
+        match self.resources.work() {
             Ok(end) => {
                 if end == End::Cut {
                     with_course(|course| {
@@ -103,7 +103,7 @@ impl Schedule {
 
     /// A panic costs the worker's connections and nothing else.
     pub(crate) fn judge_panic(&self) {
-        assert_eq!(self.post.shared.gate.passes(), 0, "passes are given back");
+        assert_eq!(self.resources.shared.gate.passes(), 0, "passes are given back");
         crate::with(|kernel| {
             for link in &mut kernel.links {
                 let is_on_its_way = link.is_from_afar && link.token.is_none();
@@ -117,7 +117,7 @@ impl Schedule {
     }
 
     pub(crate) fn judge(self) -> Tally {
-        let shared = Arc::clone(&self.post.shared);
+        let shared = Arc::clone(&self.resources.shared);
         drop(self);
         let taken: Vec<_> = std::iter::from_fn(|| shared.slots.take()).collect();
         assert_eq!(taken.len(), shared.slots.max(), "a slot is lost");
@@ -359,10 +359,10 @@ impl Course {
         if self.clients_left == 0 || self.shared.phase() != Phase::Running {
             return;
         }
-        if let (Some(slot), Ok(place)) = (self.shared.slots.take(), self.shared.reserve()) {
+        if let (Some(slot), Ok(place)) = (self.shared.slots.take(), self.shared.try_reserve()) {
             self.clients_left -= 1;
             let client = crate::with(Kernel::accept_afar);
-            if let Err(arrival) = self.shared.send(0, Arrival { client, slot, place }) {
+            if let Err(arrival) = self.shared.send(0, Accepted { client, slot, place }) {
                 crate::with(|kernel| kernel.link_mut(arrival.client.link()).was_cut = true);
             }
         }
@@ -467,6 +467,6 @@ impl Kernel {
 impl Drop for Schedule {
     fn drop(&mut self) {
         // Sockets that another worker has sent over.
-        while self.post.mailbox.try_recv().is_ok() {}
+        while self.resources.mailbox.try_recv().is_ok() {}
     }
 }

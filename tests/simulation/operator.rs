@@ -9,7 +9,7 @@ use crate::{
     link::{Link, Side},
     pause::{
         gate::Mode,
-        leases::{NAME_DEFAULT, PROGRAM, Standing, Terms},
+        leases::{Lifetime, NAME_DEFAULT, PROGRAM, Terms},
     },
     random::Random,
 };
@@ -86,7 +86,7 @@ impl Course {
                 self.pause(drains);
             }
             36..64 => self.resume(),
-            64..72 => self.let_through(),
+            64..72 => self.bypass(),
             72..76 if self.operator.kills => self.kill(),
             76..78 => {
                 self.may_cut(self.shared.grace_period < QUIET_MAX);
@@ -117,7 +117,7 @@ impl Course {
             quiet,
         };
         self.away_since = None;
-        self.handle().take(terms, Standing::Firm, PROGRAM).expect("there is room");
+        self.handle().take(terms, Lifetime::Committed, PROGRAM).expect("there is room");
         self.must_wake();
         crate::with(|kernel| {
             self.operator.paused.get_or_insert(kernel.now);
@@ -139,7 +139,7 @@ impl Course {
     }
 
     /// Some of those who are held are let through.
-    fn let_through(&mut self) {
+    fn bypass(&mut self) {
         self.operator.tickets += 1;
         let count = crate::with(|kernel| 1 + kernel.random.below(3)) as u64;
         if let Some(count) = self.handle().release(count, "", self.operator.tickets) {

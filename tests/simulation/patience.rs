@@ -161,7 +161,7 @@ impl Course {
             let may_go = if is_paused {
                 // Those who are to be rejected wait too, but are not held.
                 !self.rules.may_turn_away()
-                    && first.is_some_and(|at| shared.line.lets_through(crate::instant(at)))
+                    && first.is_some_and(|at| shared.line.lets_bypass(crate::instant(at)))
             } else {
                 !may_stop && (held > 0 || waiting > 0 && !is_away)
             };

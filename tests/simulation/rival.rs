@@ -5,7 +5,9 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use mio::Waker;
 
-use crate::{admission::semaphore::Slot, drive::Course, handle::Desk, stats::Counters, sys};
+use crate::{
+    admission::semaphore::Permit, drive::Course, handle::WorkerHandle, stats::Counters, sys,
+};
 
 /// Which worker it is.
 pub(crate) const RIVAL: usize = 1;
@@ -23,16 +25,16 @@ pub(crate) struct Rival {
     first_before: Option<Duration>,
     /// Whether somebody else's first came before, so that it waits to be woken.
     waits: bool,
-    place: Option<Slot>,
+    place: Option<Permit>,
     /// Its right to try an upstream that is away.
-    probe: Option<Slot>,
+    probe: Option<Permit>,
 }
 
 impl Rival {
-    pub(crate) fn desk() -> Desk {
+    pub(crate) fn worker() -> WorkerHandle {
         let counters = Counters::default();
         counters.active.set(CLIENTS);
-        Desk { waker: Waker(RIVAL), mailbox: bounded(1).0, counters }
+        WorkerHandle { waker: Waker(RIVAL), mailbox: bounded(1).0, counters }
     }
 
     /// When its first came, if that was shown all through this turn.
@@ -90,7 +92,7 @@ impl Course {
     }
 
     fn rival_shows(&mut self, first: Option<Duration>) {
-        let next = self.shared.line.show(RIVAL, first.map(crate::instant));
+        let next = self.shared.line.publish_head(RIVAL, first.map(crate::instant));
         self.rival.first = first;
         crate::with(|kernel| kernel.is_rival_woken = false);
         if let Some(next) = next {
@@ -128,11 +130,11 @@ impl Course {
 
     /// Whether this worker's first came later.
     fn is_rivals_turn(&self, at: Duration) -> bool {
-        self.shared.line.is_first(RIVAL, crate::instant(at + Duration::from_nanos(1)))
+        self.shared.line.is_head(RIVAL, crate::instant(at + Duration::from_nanos(1)))
     }
 
     /// Whether this worker's first came before its.
     pub(crate) fn is_ahead_of_rival(&self) -> bool {
-        self.rival.first.is_none_or(|at| !self.shared.line.is_first(RIVAL, crate::instant(at)))
+        self.rival.first.is_none_or(|at| !self.shared.line.is_head(RIVAL, crate::instant(at)))
     }
 }

@@ -13,12 +13,12 @@ use crossbeam_channel::bounded;
 use mio::{Poll, Registry, Waker};
 
 use crate::{
-    admission::{hold::Hold, queue::Line, semaphore::Slots},
+    admission::{hold::HoldLimits, queue::WaitQueue, semaphore::Semaphore},
     config::{self, Overflow, address::Address},
-    connection::reject::policy::{Answer, Refusal},
+    connection::reject::policy::{RejectPolicy, RejectResponse},
     crowd::Crowd,
     drive::{Course, Schedule, Stage, set_course, with_course},
-    handle::{AcceptTroubles, Desk, Shared, ledger::Ledger},
+    handle::{AcceptTroubles, Shared, WorkerHandle, ledger::Pauses},
     judge,
     kernel::{Backlog, Kernel, Site, Tally, Weather},
     link::Side,
@@ -26,7 +26,7 @@ use crate::{
     patience::Rules,
     pause::{
         barrier::Barrier,
-        drain::Orders,
+        drain::DrainOrders,
         gate::{Gate, Mode},
     },
     random::Random,
@@ -34,7 +34,7 @@ use crate::{
     stats::Counters,
     sys::{self, Listener, SocketAddress},
     upstream::{Upstream, loop_guard::LoopGuard},
-    worker::Post,
+    worker::WorkerResources,
 };
 
 impl Schedule {
@@ -51,34 +51,35 @@ impl Schedule {
 
         let upstream = upstream(&rules);
         let (sender, mailbox) = bounded(4);
-        let desk = Desk { waker: Waker(0), mailbox: sender, counters: Counters::default() };
+        let worker =
+            WorkerHandle { waker: Waker(0), mailbox: sender, counters: Counters::default() };
         let shared = Arc::new(Shared {
             gate: Arc::new(Gate::new()),
             barrier: Barrier::new(1),
-            slots: Arc::new(Slots::new(clients_max)),
+            slots: Arc::new(Semaphore::new(clients_max)),
             accept_troubles: AcceptTroubles::default(),
             upstream,
-            refusal: Refusal::new(Answer::http(Duration::ZERO), None),
+            reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
             default_mode: if rules.rejects { Mode::Reject } else { Mode::Hold },
-            orders: Orders::default(),
-            hold: Hold::new(&config::Hold {
+            orders: DrainOrders::default(),
+            hold: HoldLimits::new(&config::HoldConfig {
                 timeout: rules.hold_timeout,
                 max: rules.hold_max.and_then(NonZeroUsize::new),
                 overflow: rules.overflow,
             }),
-            line: Line::new(
+            line: WaitQueue::new(
                 2,
-                &config::Resume {
+                &config::ResumeConfig {
                     max_connecting: rules.max_connecting.try_into().expect("not 0"),
                     rate: rules.rate,
                 },
             ),
             pipes_per_worker: random.one_of([0, 1, 2, 100]),
             grace_period: Duration::from_secs(random.one_of([1, 3600])),
-            desks: [desk, Rival::desk()].into(),
+            workers: [worker, Rival::worker()].into(),
             listening: AtomicUsize::new(1),
             started: sys::now(),
-            ledger: Ledger::new(None).0,
+            ledger: Pauses::new(None).0,
             stop_level: AtomicU8::new(0),
             stop_deadline: OnceLock::new(),
         });
@@ -111,16 +112,16 @@ impl Schedule {
                 (0..clients_max).for_each(|_client| course.arrive());
             });
         }
-        let post = Post {
+        let resources = WorkerResources {
             index: 0,
             poll: Poll(Registry),
             listeners: (0..listeners).map(Listener).collect(),
             socket_file: None,
-            is_narrow: false,
+            is_small: false,
             mailbox,
             shared,
         };
-        Self { post }
+        Self { resources }
     }
 }
 
@@ -216,7 +217,7 @@ fn kernel(
 }
 
 fn upstream(rules: &Rules) -> Arc<Upstream> {
-    let settings = config::Upstream {
+    let settings = config::UpstreamConfig {
         addr: Address::tcp("127.0.0.1", 0),
         connect_timeout: rules.connect_timeout,
         retry_for: rules.retry_for,

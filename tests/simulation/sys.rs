@@ -130,7 +130,7 @@ impl Socket {
         self.is_unix
     }
 
-    pub(crate) fn is_its_own_peer(&self) -> bool {
+    pub(crate) fn is_self_connected(&self) -> bool {
         false
     }
 

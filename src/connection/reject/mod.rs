@@ -1,6 +1,6 @@
 //! Rejecting: a client that comes while the proxy is paused gets its answer, in TLS if it speaks TLS, and gets it for sure.
 //!
-//! `Sniffing → (Knocking → Tls →) Lingering`. Nothing is read until the client has said enough to know what it speaks, or
+//! `Sniffing → (AwaitingHandshake → Tls →) Lingering`. Nothing is read until the client has said enough to know what it speaks, or
 //! its time is up: a silent client can still be served when the proxy resumes, and so can one that waits for a handshake.
 //! With the answer, and behind it, what the client still sends is read and discarded for a while: closing with bytes
 //! unread would reset the connection, and the answer would be lost on its way.
@@ -17,17 +17,17 @@ use std::{
 use rustls::ServerConnection;
 
 use crate::{
-    admission::semaphore::Slot,
+    admission::semaphore::Permit,
     connection::{
-        deadline::Queue,
+        deadline::Deadline,
         endpoint::{Endpoint, Received, Sent},
     },
 };
-use policy::Answer;
-use policy::Refusal;
+use policy::RejectPolicy;
+use policy::RejectResponse;
 use protocol::OPENING_BYTES_MAX;
-use protocol::Opening;
-use protocol::recognise;
+use protocol::Protocol;
+use protocol::detect;
 
 /// What a TLS client gets where no certificate is configured, or no handshake is free: a fatal `handshake_failure` alert
 /// (RFC 8446, 6.2).
@@ -51,7 +51,7 @@ pub(crate) enum Reject {
     /// It has not said enough to know what it speaks. Nothing of it was read.
     Sniffing,
     /// It speaks TLS and waits until a handshake is free. Nothing of it was read.
-    Knocking,
+    AwaitingHandshake,
     /// It speaks TLS, and has not asked for anything yet.
     Tls {
         /// The server's end.
@@ -59,7 +59,7 @@ pub(crate) enum Reject {
         /// How many bytes it has sent.
         received: usize,
         /// Its place among the handshakes.
-        permit: Slot,
+        permit: Permit,
     },
     /// It gets its answer and the end of our stream; what it still sends is discarded.
     Lingering {
@@ -76,7 +76,7 @@ pub(crate) struct Rest {
     bytes: Arc<[u8]>,
     written: usize,
     /// What is encrypted is a copy for this client alone: their number stays bounded.
-    _permit: Option<Slot>,
+    _permit: Option<Permit>,
 }
 
 /// What comes next for a client that is being rejected.
@@ -85,7 +85,7 @@ pub(crate) enum Next {
     /// An event.
     Wait,
     /// What is there already or an event, until the deadline of this queue.
-    WaitIn(Queue),
+    WaitIn(Deadline),
     /// Another turn.
     Again,
     /// It gets its answer, and lingers from now on.
@@ -98,16 +98,18 @@ pub(crate) enum Next {
 
 impl Reject {
     /// A client that was just accepted.
-    pub(crate) fn new(client: &mut Endpoint, refusal: &Refusal) -> (Self, Next) {
-        match refusal.answer() {
-            Answer::Http(_) | Answer::File(_) => (Self::Sniffing, Next::WaitIn(Queue::Sniffing)),
-            Answer::Close => Self::farewell(client),
-            Answer::Reset => (Self::Sniffing, Next::Reset),
+    pub(crate) fn new(client: &mut Endpoint, reject_policy: &RejectPolicy) -> (Self, Next) {
+        match reject_policy.answer() {
+            RejectResponse::Http(_) | RejectResponse::File(_) => {
+                (Self::Sniffing, Next::WaitIn(Deadline::Sniffing))
+            }
+            RejectResponse::Close => Self::close_gracefully(client),
+            RejectResponse::Reset => (Self::Sniffing, Next::Reset),
         }
     }
 
     /// A client that gets nothing but the end of our stream.
-    pub(crate) fn farewell(client: &mut Endpoint) -> (Self, Next) {
+    pub(crate) fn close_gracefully(client: &mut Endpoint) -> (Self, Next) {
         let mut reject = Self::Sniffing;
         let next = reject.answer(client, NOTHING);
         (reject, next)
@@ -117,66 +119,76 @@ impl Reject {
     pub(crate) fn drive(
         &mut self,
         client: &mut Endpoint,
-        refusal: &Refusal,
+        reject_policy: &RejectPolicy,
         scratch: &mut [u8],
         steps: &mut usize,
     ) -> Next {
         match self {
-            Self::Sniffing => self.sniff(client, refusal, false),
-            Self::Knocking if client.is_reset() => Next::Close,
-            Self::Knocking => Next::Wait,
-            Self::Tls { .. } => self.shake_hands(client, refusal, steps),
+            Self::Sniffing => self.sniff(client, reject_policy, false),
+            Self::AwaitingHandshake if client.is_reset() => Next::Close,
+            Self::AwaitingHandshake => Next::Wait,
+            Self::Tls { .. } => self.shake_hands(client, reject_policy, steps),
             Self::Lingering { rest, discarded } => linger(rest, discarded, client, scratch),
         }
     }
 
     /// A handshake is free for a client that knocks.
-    pub(crate) fn begin_handshake(&mut self, permit: Slot, refusal: &Refusal) -> Next {
-        match refusal.tls().cloned().map(ServerConnection::new) {
+    pub(crate) fn begin_handshake(&mut self, permit: Permit, reject_policy: &RejectPolicy) -> Next {
+        match reject_policy.tls().cloned().map(ServerConnection::new) {
             Some(Ok(session)) => {
                 *self = Self::Tls { session: session.into(), received: 0, permit };
-                Next::WaitIn(Queue::Handshaking)
+                Next::WaitIn(Deadline::Handshaking)
             }
             Some(Err(_)) | None => Next::Close,
         }
     }
 
     /// The time of the client's present queue is up.
-    pub(crate) fn expire(&mut self, client: &mut Endpoint, refusal: &Refusal) -> Next {
+    pub(crate) fn expire(&mut self, client: &mut Endpoint, reject_policy: &RejectPolicy) -> Next {
         match self {
-            Self::Sniffing => self.sniff(client, refusal, true),
-            Self::Knocking => self.answer(client, TLS_REFUSAL),
+            Self::Sniffing => self.sniff(client, reject_policy, true),
+            Self::AwaitingHandshake => self.answer(client, TLS_REFUSAL),
             Self::Tls { session, .. } if !session.is_handshaking() => {
-                self.answer_in_tls(client, &refusal.answer_to(Opening::Other))
+                self.answer_in_tls(client, &reject_policy.answer_to(Protocol::Other))
             }
             Self::Tls { .. } | Self::Lingering { .. } => Next::Close,
         }
     }
 
-    fn sniff(&mut self, client: &mut Endpoint, refusal: &Refusal, is_time_up: bool) -> Next {
+    fn sniff(
+        &mut self,
+        client: &mut Endpoint,
+        reject_policy: &RejectPolicy,
+        is_time_up: bool,
+    ) -> Next {
         let mut first = [0; OPENING_BYTES_MAX];
         let received =
             if client.is_readable() { client.peek(&mut first) } else { Received::Nothing };
         let opening = match received {
-            Received::Bytes(bytes) => recognise(first.get(..bytes).unwrap_or_default()),
+            Received::Bytes(bytes) => detect(first.get(..bytes).unwrap_or_default()),
             Received::End | Received::Nothing => None,
             Received::Reset | Received::Unsupported => return Next::Close,
         };
         match opening {
-            Some(Opening::Tls) if refusal.tls().is_some() => {
-                *self = Self::Knocking;
-                Next::WaitIn(Queue::Knocking)
+            Some(Protocol::Tls) if reject_policy.tls().is_some() => {
+                *self = Self::AwaitingHandshake;
+                Next::WaitIn(Deadline::AwaitingHandshake)
             }
-            Some(Opening::Tls) => self.answer(client, TLS_REFUSAL),
+            Some(Protocol::Tls) => self.answer(client, TLS_REFUSAL),
             // One that has ended its stream says no more, and may wait for an answer.
             None if !is_time_up && !client.is_read_closed() => Next::Wait,
-            None => self.answer(client, refusal.answer_to(Opening::Other)),
-            Some(opening) => self.answer(client, refusal.answer_to(opening)),
+            None => self.answer(client, reject_policy.answer_to(Protocol::Other)),
+            Some(opening) => self.answer(client, reject_policy.answer_to(opening)),
         }
     }
 
     /// Takes one step of the TLS connection: towards the end of the handshake, then to the client's request.
-    fn shake_hands(&mut self, client: &mut Endpoint, refusal: &Refusal, steps: &mut usize) -> Next {
+    fn shake_hands(
+        &mut self,
+        client: &mut Endpoint,
+        reject_policy: &RejectPolicy,
+        steps: &mut usize,
+    ) -> Next {
         let Self::Tls { session, received, .. } = self else { return Next::Close };
         let was_handshaking = session.is_handshaking();
         if client.is_readable() {
@@ -197,8 +209,8 @@ impl Reject {
                 Ok(state) if state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() => {
                     let mut first = [0; OPENING_BYTES_MAX];
                     let bytes = session.reader().read(&mut first).unwrap_or_default();
-                    let opening = recognise(first.get(..bytes).unwrap_or_default());
-                    let answer = refusal.answer_to(opening.unwrap_or(Opening::Other));
+                    let opening = detect(first.get(..bytes).unwrap_or_default());
+                    let answer = reject_policy.answer_to(opening.unwrap_or(Protocol::Other));
                     return self.answer_in_tls(client, &answer);
                 }
                 Ok(_) => {}
@@ -218,7 +230,7 @@ impl Reject {
         }
         match (was_handshaking, session.is_handshaking()) {
             // A client that then says nothing is answered as any silent one.
-            (true, false) => Next::WaitIn(Queue::Asking),
+            (true, false) => Next::WaitIn(Deadline::AwaitingRequest),
             _ if client.is_readable() => Next::Again,
             _ => Next::Wait,
         }

@@ -11,10 +11,10 @@ use std::{
 
 use rustls::ServerConfig;
 
-use super::{protocol::Opening, tls};
+use super::{protocol::Protocol, tls};
 use crate::{
-    admission::semaphore::Slots,
-    config::{Proxy, RejectWith},
+    admission::semaphore::Semaphore,
+    config::{ProxyConfig, RejectWith},
     error::Error,
 };
 
@@ -27,15 +27,15 @@ const HANDSHAKES_MAX: usize = 512;
 
 /// How rejected clients are answered.
 #[derive(Debug)]
-pub(crate) struct Refusal {
-    answer: Answer,
+pub(crate) struct RejectPolicy {
+    answer: RejectResponse,
     tls: Option<Arc<ServerConfig>>,
-    handshakes: Arc<Slots>,
+    handshakes: Arc<Semaphore>,
 }
 
 /// What a client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum RejectResponse {
     /// This 503; who speaks another protocol gets the end of the stream.
     Http(Arc<[u8]>),
     /// These bytes, whatever it speaks.
@@ -46,37 +46,36 @@ pub(crate) enum Answer {
     Reset,
 }
 
-impl Refusal {
+impl RejectPolicy {
     /// Reads the files that the configuration names.
-    pub(crate) fn load(proxy: &Proxy) -> Result<Self, Error> {
+    pub(crate) fn load(proxy: &ProxyConfig) -> Result<Self, Error> {
         let answer = match &proxy.reject_with {
-            RejectWith::Http => Answer::http(proxy.retry_after_interval),
-            RejectWith::Close => Answer::Close,
-            RejectWith::Reset => Answer::Reset,
-            RejectWith::File(path) => Answer::File(read(path)?),
+            RejectWith::Http => RejectResponse::http(proxy.retry_after_interval),
+            RejectWith::Close => RejectResponse::Close,
+            RejectWith::Reset => RejectResponse::Reset,
+            RejectWith::File(path) => RejectResponse::File(read(path)?),
         };
         Ok(Self::new(answer, tls::load(&proxy.tls)?))
     }
 
     /// Gives `answer`, inside TLS too if there is a configuration for it.
-    pub(crate) fn new(answer: Answer, tls: Option<Arc<ServerConfig>>) -> Self {
-        Self { answer, tls, handshakes: Arc::new(Slots::new(HANDSHAKES_MAX)) }
+    pub(crate) fn new(answer: RejectResponse, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self { answer, tls, handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)) }
     }
 
     /// What a client gets.
-    pub(crate) fn answer(&self) -> &Answer {
+    pub(crate) fn answer(&self) -> &RejectResponse {
         &self.answer
     }
 
     /// The bytes for a client that speaks this.
-    pub(crate) fn answer_to(&self, opening: Opening) -> Arc<[u8]> {
+    pub(crate) fn answer_to(&self, opening: Protocol) -> Arc<[u8]> {
         match (&self.answer, opening) {
-            (Answer::File(bytes), _) | (Answer::Http(bytes), Opening::Tls | Opening::Other) => {
-                Arc::clone(bytes)
-            }
+            (RejectResponse::File(bytes), _)
+            | (RejectResponse::Http(bytes), Protocol::Tls | Protocol::Other) => Arc::clone(bytes),
             // A text that is none of theirs would only confuse them.
-            (Answer::Http(_), Opening::Ssh | Opening::Postgres)
-            | (Answer::Close | Answer::Reset, _) => Arc::default(),
+            (RejectResponse::Http(_), Protocol::Ssh | Protocol::Postgres)
+            | (RejectResponse::Close | RejectResponse::Reset, _) => Arc::default(),
         }
     }
 
@@ -86,24 +85,26 @@ impl Refusal {
     }
 
     /// The places for TLS connections with clients to reject.
-    pub(crate) fn handshakes(&self) -> &Arc<Slots> {
+    pub(crate) fn handshakes(&self) -> &Arc<Semaphore> {
         &self.handshakes
     }
 
     /// What happens to a new client while paused, in words.
     pub(crate) fn describe(&self) -> &'static str {
         match (&self.answer, &self.tls) {
-            (Answer::Close, _) => "rejected by a close",
-            (Answer::Reset, _) => "rejected by a reset",
-            (Answer::Http(_) | Answer::File(_), Some(_)) => "rejected, in TLS if they speak it",
-            (Answer::Http(_) | Answer::File(_), None) => {
+            (RejectResponse::Close, _) => "rejected by a close",
+            (RejectResponse::Reset, _) => "rejected by a reset",
+            (RejectResponse::Http(_) | RejectResponse::File(_), Some(_)) => {
+                "rejected, in TLS if they speak it"
+            }
+            (RejectResponse::Http(_) | RejectResponse::File(_), None) => {
                 "rejected, without a certificate for those who speak TLS"
             }
         }
     }
 }
 
-impl Answer {
+impl RejectResponse {
     /// A 503 that asks to come back after `retry_after`, rounded up to whole seconds; zero asks for nothing.
     pub(crate) fn http(retry_after: Duration) -> Self {
         let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
@@ -129,7 +130,7 @@ fn read(path: &Path) -> Result<Arc<[u8]>, Error> {
         };
         refuse(&format!("cannot read it: {error}; {remedy}"))
     };
-    // Opening a FIFO would wait for someone who writes.
+    // To open a FIFO would wait for someone who writes.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(refuse("it is not a file; name the file whose bytes are the answer"));
     }
@@ -165,7 +166,10 @@ mod tests {
             let answer = format!(
                 "HTTP/1.1 503 Service Unavailable\r\n{line}Connection: close\r\nContent-Length: 0\r\n\r\n"
             );
-            assert_eq!(Answer::http(interval), Answer::Http(answer.into_bytes().into()));
+            assert_eq!(
+                RejectResponse::http(interval),
+                RejectResponse::Http(answer.into_bytes().into())
+            );
         }
     }
 

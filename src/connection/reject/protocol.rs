@@ -20,7 +20,7 @@ const POSTGRES_MAJOR: u32 = 3;
 
 /// What a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opening {
+pub(crate) enum Protocol {
     /// TLS.
     Tls,
     /// SSH.
@@ -32,21 +32,21 @@ pub(crate) enum Opening {
 }
 
 /// Tells from the first bytes what a client speaks; nothing as long as more of them are needed.
-pub(crate) fn recognise(bytes: &[u8]) -> Option<Opening> {
+pub(crate) fn detect(bytes: &[u8]) -> Option<Protocol> {
     match bytes {
         [] => None,
-        [TLS_HANDSHAKE, ..] => Some(Opening::Tls),
-        _ if bytes.starts_with(SSH) => Some(Opening::Ssh),
+        [TLS_HANDSHAKE, ..] => Some(Protocol::Tls),
+        _ if bytes.starts_with(SSH) => Some(Protocol::Ssh),
         _ if SSH.starts_with(bytes) => None,
         [0, 0, third, fourth, code @ ..] if code.len() >= 4 => {
             let length = u32::from_be_bytes([0, 0, *third, *fourth]);
             let code = code.iter().take(4).fold(0, |code, &byte| code << 8 | u32::from(byte));
             let is_ours = POSTGRES_REQUESTS.contains(&code) || code >> 16 == POSTGRES_MAJOR;
             let is_postgres = POSTGRES_BYTES.contains(&length) && is_ours;
-            Some(if is_postgres { Opening::Postgres } else { Opening::Other })
+            Some(if is_postgres { Protocol::Postgres } else { Protocol::Other })
         }
         [0] | [0, 0, ..] => None,
-        _ => Some(Opening::Other),
+        _ => Some(Protocol::Other),
     }
 }
 
@@ -56,35 +56,35 @@ mod tests {
 
     #[test]
     fn the_first_bytes_tell_what_a_client_speaks() {
-        let table: [(&[u8], Opening); 17] = [
-            (b"\x16", Opening::Tls),
-            (b"SSH-2.0-OpenSSH_9.2\r\n", Opening::Ssh),
-            (b"SSH-1.99-old", Opening::Ssh),
-            (b"\0\0\0\x08\x04\xd2\x16\x2f", Opening::Postgres),
-            (b"\0\0\0\x08\x04\xd2\x16\x30", Opening::Postgres),
-            (b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\0\0\0\x02", Opening::Postgres),
-            (b"\0\0\0\x17\0\x03\0\0user\0", Opening::Postgres),
-            (b"\0\0\0\x17\0\x03\0\x02", Opening::Postgres),
-            (b"\0\0\0\x08\x04\xd2\x16\x2d", Opening::Other),
-            (b"\0\0\0\x07\x04\xd2\x16\x2f", Opening::Other),
-            (b"\0\0\x27\x11\0\x03\0\0", Opening::Other),
-            (b"\0\0\0\x85\xffSMB", Opening::Other),
-            (b"\0\x01", Opening::Other),
-            (b"G", Opening::Other),
-            (b"SEARCH /", Opening::Other),
-            (b"SSH ", Opening::Other),
-            (b"\x80\x2e", Opening::Other),
+        let table: [(&[u8], Protocol); 17] = [
+            (b"\x16", Protocol::Tls),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Protocol::Ssh),
+            (b"SSH-1.99-old", Protocol::Ssh),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Protocol::Postgres),
+            (b"\0\0\0\x08\x04\xd2\x16\x30", Protocol::Postgres),
+            (b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01\0\0\0\x02", Protocol::Postgres),
+            (b"\0\0\0\x17\0\x03\0\0user\0", Protocol::Postgres),
+            (b"\0\0\0\x17\0\x03\0\x02", Protocol::Postgres),
+            (b"\0\0\0\x08\x04\xd2\x16\x2d", Protocol::Other),
+            (b"\0\0\0\x07\x04\xd2\x16\x2f", Protocol::Other),
+            (b"\0\0\x27\x11\0\x03\0\0", Protocol::Other),
+            (b"\0\0\0\x85\xffSMB", Protocol::Other),
+            (b"\0\x01", Protocol::Other),
+            (b"G", Protocol::Other),
+            (b"SEARCH /", Protocol::Other),
+            (b"SSH ", Protocol::Other),
+            (b"\x80\x2e", Protocol::Other),
         ];
         for (bytes, opening) in table {
-            assert_eq!(recognise(bytes), Some(opening), "{bytes:?}");
+            assert_eq!(detect(bytes), Some(opening), "{bytes:?}");
             // However few of them have come, none is taken for something else.
             for length in 0..bytes.len() {
-                let early = recognise(&bytes[..length]);
+                let early = detect(&bytes[..length]);
                 assert!(early.is_none() || early == Some(opening), "{length} of {bytes:?}");
             }
         }
         for bytes in [&b""[..], b"S", b"SSH", b"\0", b"\0\0\0\x08\x04\xd2\x16"] {
-            assert_eq!(recognise(bytes), None, "{bytes:?}");
+            assert_eq!(detect(bytes), None, "{bytes:?}");
         }
     }
 }

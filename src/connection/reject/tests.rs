@@ -15,7 +15,7 @@ use rustls::{
 
 use super::*;
 use crate::{
-    admission::semaphore::Slots,
+    admission::semaphore::Semaphore,
     connection::reject::protocol::TLS_HANDSHAKE,
     sys::{Socket, socket_pair},
 };
@@ -28,7 +28,7 @@ struct Scene {
     peer: Option<Socket>,
     client: Endpoint,
     reject: Reject,
-    refusal: Refusal,
+    reject_policy: RejectPolicy,
     scratch: Vec<u8>,
     /// How many steps of the handshake each turn may take.
     steps: usize,
@@ -38,10 +38,10 @@ struct Scene {
 impl Scene {
     /// A client that is answered with a 503.
     fn new(tls: Option<ServerConfig>) -> Self {
-        Self::with(Answer::http(Duration::from_secs(3)), tls)
+        Self::with(RejectResponse::http(Duration::from_secs(3)), tls)
     }
 
-    fn with(answer: Answer, tls: Option<ServerConfig>) -> Self {
+    fn with(answer: RejectResponse, tls: Option<ServerConfig>) -> Self {
         let (peer, client) = socket_pair().unwrap();
         let poll = Poll::new().unwrap();
         client.register(poll.registry(), Token(0)).unwrap();
@@ -49,7 +49,7 @@ impl Scene {
             peer: Some(peer),
             client: Endpoint::connected(client),
             reject: Reject::Sniffing,
-            refusal: Refusal::new(answer, tls.map(Arc::new)),
+            reject_policy: RejectPolicy::new(answer, tls.map(Arc::new)),
             scratch: vec![0; 16 * 1024],
             steps: 1,
             poll,
@@ -71,7 +71,7 @@ impl Scene {
         events.iter().for_each(|event| self.client.mark(event));
         let mut steps = self.steps;
         let next =
-            self.reject.drive(&mut self.client, &self.refusal, &mut self.scratch, &mut steps);
+            self.reject.drive(&mut self.client, &self.reject_policy, &mut self.scratch, &mut steps);
         // As a connection does with a client that waits.
         assert!(self.client.await_room(self.poll.registry(), Token(0)));
         next
@@ -84,14 +84,14 @@ impl Scene {
 
     /// Lets a client that knocks begin its handshake.
     fn begin_handshake(&mut self) {
-        assert_eq!(self.drive(), Next::WaitIn(Queue::Knocking));
-        let permit = self.refusal.handshakes().take().unwrap();
-        let next = self.reject.begin_handshake(permit, &self.refusal);
-        assert_eq!(next, Next::WaitIn(Queue::Handshaking));
+        assert_eq!(self.drive(), Next::WaitIn(Deadline::AwaitingHandshake));
+        let permit = self.reject_policy.handshakes().take().unwrap();
+        let next = self.reject.begin_handshake(permit, &self.reject_policy);
+        assert_eq!(next, Next::WaitIn(Deadline::Handshaking));
     }
 
     fn expire(&mut self) -> Next {
-        self.reject.expire(&mut self.client, &self.refusal)
+        self.reject.expire(&mut self.client, &self.reject_policy)
     }
 
     /// All that has come to the peer, and whether the end of the stream is behind it.
@@ -227,7 +227,7 @@ fn a_tls_client_that_asks_for_nothing_is_answered_when_its_time_is_up() {
     let mut tls = tls_client(&authority, None);
     let verdicts = converse(&mut scene, &mut tls).unwrap();
     assert!(!tls.is_handshaking());
-    assert!(verdicts.contains(&Next::WaitIn(Queue::Asking)), "{verdicts:?}");
+    assert!(verdicts.contains(&Next::WaitIn(Deadline::AwaitingRequest)), "{verdicts:?}");
     assert!(told(&mut tls).is_err(), "nothing yet");
     assert_eq!(scene.expire(), Next::Answered);
     converse(&mut scene, &mut tls).unwrap();
@@ -321,7 +321,7 @@ fn a_client_of_another_protocol_gets_no_text() {
         assert_eq!(scene.drive(), Next::Answered);
         scene.assert_received(if is_other { b"" } else { ANSWER.as_bytes() });
 
-        let mut scene = Scene::with(Answer::File(Arc::from(*b"sorry")), None);
+        let mut scene = Scene::with(RejectResponse::File(Arc::from(*b"sorry")), None);
         scene.send(bytes);
         assert_eq!(scene.drive(), Next::Answered);
         scene.assert_received(b"sorry");
@@ -347,8 +347,8 @@ fn a_client_that_says_too_little_is_answered_when_its_time_is_up_or_its_stream_e
 
 #[test]
 fn a_close_and_a_reset_wait_for_nothing() {
-    let mut scene = Scene::with(Answer::Close, None);
-    let (reject, next) = Reject::new(&mut scene.client, &scene.refusal);
+    let mut scene = Scene::with(RejectResponse::Close, None);
+    let (reject, next) = Reject::new(&mut scene.client, &scene.reject_policy);
     scene.reject = reject;
     assert_eq!(next, Next::Answered);
     scene.assert_received(b"");
@@ -356,8 +356,8 @@ fn a_close_and_a_reset_wait_for_nothing() {
     assert_eq!(scene.drive(), Next::Wait);
     assert!(matches!(scene.reject, Reject::Lingering { rest: None, discarded: 40 }));
 
-    let mut scene = Scene::with(Answer::Reset, None);
-    assert_eq!(Reject::new(&mut scene.client, &scene.refusal).1, Next::Reset);
+    let mut scene = Scene::with(RejectResponse::Reset, None);
+    assert_eq!(Reject::new(&mut scene.client, &scene.reject_policy).1, Next::Reset);
     assert_eq!(scene.received(), (vec![], false), "no end that looks orderly");
 }
 
@@ -366,7 +366,8 @@ fn an_answer_that_does_not_fit_is_written_while_the_client_sends() {
     let answer: Arc<[u8]> = (0..=u8::MAX).cycle().take(64 << 10).collect();
     let authority = Authority::new();
     for speaks_tls in [false, true] {
-        let mut scene = Scene::with(Answer::File(answer.clone()), Some(server_config(&authority)));
+        let mut scene =
+            Scene::with(RejectResponse::File(answer.clone()), Some(server_config(&authority)));
         rustix::net::sockopt::set_socket_send_buffer_size(scene.client.socket(), 1).unwrap();
         let mut tls = tls_client(&authority, None);
         if speaks_tls {
@@ -380,7 +381,7 @@ fn an_answer_that_does_not_fit_is_written_while_the_client_sends() {
             matches!(scene.reject, Reject::Lingering { rest: Some(_), .. }),
             "too large a buffer"
         );
-        let places = scene.refusal.handshakes().clone();
+        let places = scene.reject_policy.handshakes().clone();
         let (mut sent, deadline) = (0, Instant::now() + DEADLINE);
         while sent < 1 << 20 {
             sent += scene.peer().send(&[b'x'; 16 * 1024]).unwrap_or(0);
@@ -426,7 +427,7 @@ fn a_client_without_a_handshake_knocks_until_its_time_is_up() {
     let mut hello = Vec::new();
     tls_client(&authority, None).write_tls(&mut hello).unwrap();
     scene.send(&hello);
-    assert_eq!(scene.drive(), Next::WaitIn(Queue::Knocking));
+    assert_eq!(scene.drive(), Next::WaitIn(Deadline::AwaitingHandshake));
     assert_eq!(scene.drive(), Next::Wait);
     assert_eq!(scene.client.peek(&mut [0; 1024]), Received::Bytes(hello.len()), "untouched");
     assert_eq!(scene.expire(), Next::Answered);
@@ -448,18 +449,18 @@ fn a_handshake_takes_a_step_at_a_time_as_far_as_the_turn_allows() {
     assert_eq!(scene.client.peek(&mut [0; 4096]), Received::Bytes(fragments.len()), "untouched");
     scene.steps = 2;
     let mut steps = scene.steps;
-    let next = scene.reject.drive(&mut scene.client, &scene.refusal, &mut [], &mut steps);
+    let next = scene.reject.drive(&mut scene.client, &scene.reject_policy, &mut [], &mut steps);
     assert_eq!((next, steps), (Next::Wait, 1), "nothing more was there");
     assert!(!scene.received().0.is_empty(), "the server's part of the handshake");
 }
 
 #[test]
 fn a_handshake_is_free_again_when_its_client_has_gone() {
-    let slots = Arc::new(Slots::new(1));
+    let slots = Arc::new(Semaphore::new(1));
     let mut scene = Scene::new(Some(server_config(&Authority::new())));
     scene.send(&[TLS_HANDSHAKE]);
-    assert_eq!(scene.drive(), Next::WaitIn(Queue::Knocking));
-    scene.reject.begin_handshake(slots.take().unwrap(), &scene.refusal);
+    assert_eq!(scene.drive(), Next::WaitIn(Deadline::AwaitingHandshake));
+    scene.reject.begin_handshake(slots.take().unwrap(), &scene.reject_policy);
     assert!(slots.take().is_none());
     scene.send(b"rubbish that ends the handshake");
     assert_eq!(scene.drive_on(), Next::Answered);
@@ -536,7 +537,7 @@ fn converse(scene: &mut Scene, tls: &mut ClientConnection) -> Result<Vec<Next>, 
         scene.send(&out);
         match scene.reject {
             Reject::Sniffing => scene.begin_handshake(),
-            Reject::Knocking | Reject::Tls { .. } => verdicts.push(scene.drive_on()),
+            Reject::AwaitingHandshake | Reject::Tls { .. } => verdicts.push(scene.drive_on()),
             Reject::Lingering { .. } => {}
         }
         let (bytes, ended) = scene.received();

@@ -9,10 +9,10 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 
-use crate::{config::Tls, error::Error};
+use crate::{config::TlsConfig, error::Error};
 
 /// Loads the files that `tls` names; nothing when it names none.
-pub(crate) fn load(tls: &Tls) -> Result<Option<Arc<ServerConfig>>, Error> {
+pub(crate) fn load(tls: &TlsConfig) -> Result<Option<Arc<ServerConfig>>, Error> {
     // One without the other is refused by `Config::validate`.
     let (Some(cert), Some(key)) = (&tls.cert, &tls.key) else { return Ok(None) };
     let provider = Arc::new(ring::default_provider());

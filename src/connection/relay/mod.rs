@@ -32,7 +32,7 @@ const OTHERS_EXPECTED_FOR: Duration = Duration::from_millis(10);
 
 /// What a worker lends to the relay it drives.
 #[derive(Debug)]
-pub(crate) struct Kit {
+pub(crate) struct RelayBuffers {
     /// Where small amounts of bytes pass through.
     pub(crate) scratch: Box<[u8]>,
     /// What large amounts pass through.
@@ -53,7 +53,7 @@ pub(crate) struct Relay {
 
 /// What a relay did in its turn and what it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Turn {
+pub(crate) struct Progress {
     /// Bytes delivered to the upstream.
     pub(crate) to_upstream: u64,
     /// Bytes delivered to the client.
@@ -111,8 +111,8 @@ enum Buffered {
     Pipe(Pipe),
 }
 
-impl Kit {
-    /// A kit with at most `pipes_max` pipes.
+impl RelayBuffers {
+    /// Buffers with at most `pipes_max` pipes.
     pub(crate) fn new(pipes_max: usize) -> Self {
         Self {
             scratch: vec![0; SCRATCH_BYTES].into(),
@@ -191,14 +191,14 @@ impl Relay {
     pub(crate) fn drive(
         &mut self,
         client: &mut Endpoint,
-        kit: &mut Kit,
+        buffers: &mut RelayBuffers,
         registration: &Registration<'_>,
-    ) -> Turn {
+    ) -> Progress {
         let before = self.delivered();
         let is_last = self.to_client.stage == Stage::Ended;
-        let more_up = self.to_upstream.pump(client, &mut self.upstream, kit, is_last);
+        let more_up = self.to_upstream.pump(client, &mut self.upstream, buffers, is_last);
         let is_last = self.to_upstream.stage == Stage::Ended;
-        let more_down = self.to_client.pump(&mut self.upstream, client, kit, is_last);
+        let more_down = self.to_client.pump(&mut self.upstream, client, buffers, is_last);
         // Writing in one direction may have shown that there is an end to read in the other.
         let more_up = more_up || self.to_upstream.can_move(client, &self.upstream);
         // Once a side was aborted, only what it had sent is worth another turn.
@@ -214,7 +214,7 @@ impl Relay {
         let is_in_vain = next == Next::Wait && delivered == before;
         let is_awaited = self.await_events(client, is_in_vain, registration);
         let next = if next == Next::Wait && !is_awaited { Next::Again } else { next };
-        Turn { to_upstream: delivered.0 - before.0, to_client: delivered.1 - before.1, next }
+        Progress { to_upstream: delivered.0 - before.0, to_client: delivered.1 - before.1, next }
     }
 
     /// Has the kernel tell of what the relay waits for, and of nothing that woke it in vain: a source that goes on sending
@@ -296,15 +296,15 @@ impl Flow {
         &mut self,
         source: &mut Endpoint,
         sink: &mut Endpoint,
-        kit: &mut Kit,
+        buffers: &mut RelayBuffers,
         is_last: bool,
     ) -> bool {
         let mut share = TURN_BYTES_MAX;
-        while self.is_open() && self.drain(sink, kit) && source.is_readable() {
+        while self.is_open() && self.drain(sink, buffers) && source.is_readable() {
             if share == 0 {
                 return true;
             }
-            let received = self.fill(source, sink, kit);
+            let received = self.fill(source, sink, buffers);
             match received {
                 Received::Bytes(bytes) => share = share.saturating_sub(bytes),
                 Received::Nothing => break,
@@ -316,18 +316,18 @@ impl Flow {
                     }
                 }
                 Received::Reset => self.stage = Stage::Cut,
-                Received::Unsupported => kit.pipes.disable(),
+                Received::Unsupported => buffers.pipes.disable(),
             }
         }
-        self.stage == Stage::Broken && Self::discard(source, kit)
+        self.stage == Stage::Broken && Self::discard(source, buffers)
     }
 
     /// Reads what nobody is there to take. The source may be blocked in writing it, and would never come to read what the
     /// side that is gone had sent before. True when there may be more: no event would tell.
-    fn discard(source: &mut Endpoint, kit: &mut Kit) -> bool {
+    fn discard(source: &mut Endpoint, buffers: &mut RelayBuffers) -> bool {
         let mut share = TURN_BYTES_MAX;
         while source.is_readable() && share > 0 {
-            match source.recv(&mut kit.scratch) {
+            match source.recv(&mut buffers.scratch) {
                 Received::Bytes(bytes) => share = share.saturating_sub(bytes),
                 Received::Nothing => {}
                 Received::End | Received::Reset | Received::Unsupported => return false,
@@ -337,7 +337,7 @@ impl Flow {
     }
 
     /// Writes what is buffered. True when nothing is left and the sink would take more.
-    fn drain(&mut self, sink: &mut Endpoint, kit: &mut Kit) -> bool {
+    fn drain(&mut self, sink: &mut Endpoint, buffers: &mut RelayBuffers) -> bool {
         loop {
             let sent = match &mut self.buffered {
                 Buffered::Nothing => return true,
@@ -348,7 +348,7 @@ impl Flow {
                 Buffered::Pipe(pipe) => sink.splice_out_of(pipe),
             };
             match sent {
-                Sent::Bytes(bytes) => self.written(bytes, kit),
+                Sent::Bytes(bytes) => self.written(bytes, buffers),
                 Sent::Nothing => return false,
                 Sent::Broken => {
                     self.broken();
@@ -359,7 +359,7 @@ impl Flow {
     }
 
     /// Counts `bytes` of what was buffered as delivered, and lets go of an emptied buffer at once.
-    fn written(&mut self, bytes: usize, kit: &mut Kit) {
+    fn written(&mut self, bytes: usize, buffers: &mut RelayBuffers) {
         self.delivered += bytes as u64;
         let left = match &mut self.buffered {
             Buffered::Nothing => 0,
@@ -372,41 +372,51 @@ impl Flow {
         if left == 0
             && let Buffered::Pipe(pipe) = std::mem::replace(&mut self.buffered, Buffered::Nothing)
         {
-            kit.pipes.put(pipe);
+            buffers.pipes.put(pipe);
         }
     }
 
     /// Takes bytes from the source; nothing is buffered when it is called.
-    fn fill(&mut self, source: &mut Endpoint, sink: &mut Endpoint, kit: &mut Kit) -> Received {
+    fn fill(
+        &mut self,
+        source: &mut Endpoint,
+        sink: &mut Endpoint,
+        buffers: &mut RelayBuffers,
+    ) -> Received {
         if self.bulk
             && source.is_worth_splicing_to(sink)
-            && let Some(pipe) = kit.pipes.take()
+            && let Some(pipe) = buffers.pipes.take()
         {
-            let received = self.fill_pipe(pipe, source, kit);
+            let received = self.fill_pipe(pipe, source, buffers);
             // A splice stops before an urgent byte and tells of what is behind it: only a read finds the true end.
             if !matches!(received, Received::End | Received::Reset) {
                 return received;
             }
         }
-        let received = source.recv(&mut kit.scratch);
+        let received = source.recv(&mut buffers.scratch);
         if let Received::Bytes(bytes) = received {
             self.bulk = bytes >= BULK_BYTES_MIN;
             if bytes < BULK_BYTES_MIN {
-                kit.small_at = Some(kit.now);
+                buffers.small_at = Some(buffers.now);
             }
-            self.pass_on(kit.scratch.get(..bytes).unwrap_or_default(), sink);
+            self.pass_on(buffers.scratch.get(..bytes).unwrap_or_default(), sink);
         }
         received
     }
 
-    fn fill_pipe(&mut self, mut pipe: Pipe, source: &mut Endpoint, kit: &mut Kit) -> Received {
-        let received = source.splice_into(&mut pipe, kit.spliced_bytes_max());
+    fn fill_pipe(
+        &mut self,
+        mut pipe: Pipe,
+        source: &mut Endpoint,
+        buffers: &mut RelayBuffers,
+    ) -> Received {
+        let received = source.splice_into(&mut pipe, buffers.spliced_bytes_max());
         match received {
             Received::Bytes(bytes) => {
                 self.bulk = bytes >= BULK_BYTES_MIN;
                 self.buffered = Buffered::Pipe(pipe);
             }
-            _ => kit.pipes.put(pipe),
+            _ => buffers.pipes.put(pipe),
         }
         received
     }

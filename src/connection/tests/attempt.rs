@@ -23,7 +23,7 @@ fn an_attempt_that_takes_long_makes_room_for_the_next_address() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Wait(Queue::Connecting)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::Connecting)), "{verdict:?}");
     bench.act(|context| connection.expire(context));
     bench.until_relaying(&mut connection);
     accept(&listener);
@@ -38,11 +38,11 @@ fn a_slow_address_is_tried_again_after_another_has_refused() {
     let mut connection = bench.connection(accepted);
     bench.serve(&mut connection);
     let mut verdict = bench.act(|context| connection.expire(context));
-    if matches!(verdict, Verdict::Wait(Queue::Connecting)) {
+    if matches!(verdict, Verdict::Wait(Deadline::Connecting)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
     // Its SYN may have been lost, so it has what is left of the time.
-    assert!(matches!(verdict, Verdict::WaitSince(Queue::ConnectingLast, _)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)), "{verdict:?}");
     listen(&full.0, 16).unwrap();
     bench.until_relaying(&mut connection);
 }
@@ -54,7 +54,9 @@ fn the_last_address_has_all_the_time_there_is_and_no_more() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
-    let Verdict::WaitSince(Queue::ConnectingLast, since) = verdict else { panic!("{verdict:?}") };
+    let Verdict::WaitSince(Deadline::ConnectingLast, since) = verdict else {
+        panic!("{verdict:?}")
+    };
     assert_eq!(since, bench.now);
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
@@ -73,8 +75,10 @@ fn an_attempt_ends_with_the_patience_of_its_client() {
     let came = bench.now;
     bench.serve(&mut connection);
     bench.now = came + bench.upstream.patience().saturating_sub(LEFT);
-    let verdict = bench.act(|context| connection.redial(Turn::Its, context));
+    let verdict = bench.act(|context| connection.redial(ConnectTicket::Its, context));
     // There is no time for the second address.
-    let Verdict::WaitSince(Queue::ConnectingLast, since) = verdict else { panic!("{verdict:?}") };
+    let Verdict::WaitSince(Deadline::ConnectingLast, since) = verdict else {
+        panic!("{verdict:?}")
+    };
     assert_eq!(since + bench.upstream.connect_timeout(), bench.now + LEFT);
 }

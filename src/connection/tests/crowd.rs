@@ -12,7 +12,7 @@ fn serve_lost(bench: &mut Bench) -> (Socket, Connection) {
     let mut connection = bench.connection(accepted);
     bench.now += Duration::from_millis(1);
     let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Wait(Queue::Unanswered)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::Unanswered)), "{verdict:?}");
     (client, connection)
 }
 
@@ -24,7 +24,7 @@ fn one_whose_syn_is_lost_waits_for_its_turn_again() {
     let came = bench.now;
     bench.now += Duration::from_millis(19);
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Queue::Unanswered)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Wait(Deadline::Unanswered)), "{verdict:?}");
     bench.now += Duration::from_millis(1);
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
@@ -58,7 +58,7 @@ fn the_kernel_goes_on_with_one_that_was_let_through() {
     bench.gate.pause(Mode::Hold);
     bench.now += Duration::from_millis(20);
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::WaitSince(Queue::ConnectingLast, _)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)), "{verdict:?}");
     listen(&listener.0, 16).unwrap();
     bench.until_relaying(&mut connection);
 }

@@ -26,10 +26,10 @@ fn a_refused_client_is_served_once_the_upstream_is_there() {
     let (listener, address) = tcp_listener();
     bench.upstream.publish([address].into());
     let right = bench.upstream.outage().take_probe().unwrap();
-    let turn = Turn::Probe { _right: right, place: None };
+    let turn = ConnectTicket::Probe { _right: right, place: None };
     bench.act(|context| connection.redial(turn, context));
     bench.until_relaying(&mut connection);
-    assert!(!bench.upstream.outage().is_on() && bench.reach.take_end_of_outage());
+    assert!(!bench.upstream.outage().is_on() && bench.dialer.take_end_of_outage());
     assert!(bench.upstream.outage().take_probe().is_some(), "the right is given back");
     accept(&listener);
 }
@@ -42,10 +42,10 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
     let mut connection = bench.connection(accepted);
     let verdict = bench.serve(&mut connection);
     assert!(
-        matches!(verdict, Verdict::WaitSince(Queue::Away, since) if since == bench.now),
+        matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, since) if since == bench.now),
         "{verdict:?}"
     );
-    assert_eq!((bench.reach.dials(), bench.gate.passes()), (0, 1));
+    assert_eq!((bench.dialer.dials(), bench.gate.passes()), (0, 1));
     assert_eq!(
         [(); 2].map(|()| bench.pace.take(bench.now).is_some()),
         [true; 2],
@@ -61,7 +61,7 @@ fn a_client_that_comes_alone_during_an_outage_tries_at_once() {
     let mut connection = bench.connection(accepted);
     let pass = bench.gate.enter().unwrap();
     bench.act(|context| connection.serve_new(pass, context));
-    assert_eq!(bench.reach.dials(), 1);
+    assert_eq!(bench.dialer.dials(), 1);
 }
 
 #[test]
@@ -70,10 +70,11 @@ fn a_client_that_is_let_through_and_refused_is_held_again() {
     bench.gate.pause(Mode::Hold);
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
-    let (pass, came) = (bench.gate.enter_in_spite(), bench.now);
+    let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
     bench.now += Duration::from_secs(1);
-    let mut verdict = bench.act(|context| connection.serve(pass, Turn::Its, came, context));
-    if matches!(verdict, Verdict::WaitSince(Queue::ConnectingLast, _)) {
+    let mut verdict =
+        bench.act(|context| connection.serve(pass, ConnectTicket::Its, came, context));
+    if matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
@@ -100,7 +101,7 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     let mut connection = bench.connection(accepted);
     bench.serve_refused(&mut connection);
     bench.gate.pause(Mode::Hold);
-    let verdict = bench.act(|context| connection.redial(Turn::Its, context));
+    let verdict = bench.act(|context| connection.redial(ConnectTicket::Its, context));
     assert!(matches!(verdict, Verdict::Hold(_)), "{verdict:?}");
     connection.hold(None);
     assert_eq!(bench.gate.passes(), 0, "nobody has to wait for it");
@@ -130,15 +131,15 @@ fn one_let_through_an_earlier_pause_is_not_dialled_for_in_another() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     bench.gate.pause(Mode::Hold);
-    let (pass, came) = (bench.gate.enter_in_spite(), bench.now);
-    bench.act(|context| connection.serve(pass, Turn::Its, came, context));
+    let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
+    bench.act(|context| connection.serve(pass, ConnectTicket::Its, came, context));
     bench.gate.resume();
     let refused = io::ErrorKind::ConnectionRefused.into();
     let verdict = bench.act(|context| connection.attempt_failed(refused, context));
-    assert!(matches!(verdict, Verdict::WaitSince(Queue::Away, _)), "{verdict:?}");
-    let dials = bench.reach.dials();
+    assert!(matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, _)), "{verdict:?}");
+    let dials = bench.dialer.dials();
     bench.gate.pause(Mode::Hold);
-    let verdict = bench.act(|context| connection.redial(Turn::Its, context));
+    let verdict = bench.act(|context| connection.redial(ConnectTicket::Its, context));
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
-    assert_eq!(bench.reach.dials(), dials);
+    assert_eq!(bench.dialer.dials(), dials);
 }

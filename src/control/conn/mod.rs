@@ -20,17 +20,17 @@ use rustix::{
 
 use super::{
     Timeouts,
-    backend::Private,
-    listener::Bell,
-    pending::Claim,
+    backend::Backend,
+    listener::Notifier,
+    pending::PendingPause,
     query::OnTimeout,
-    request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Refusal, Request},
-    response::{Answer, Hold},
-    routes::Asker,
+    request::{HEAD_BYTES_MAX, HostPolicy, HttpError, Incoming, Progress, Request},
+    response::{Deferred, Response},
+    routes::Caller,
 };
 use crate::{
-    handle::{Handle, ledger::Look},
-    log_limit::Throttle,
+    handle::{Handle, ledger::WaitState},
+    log_limit::LogLimit,
 };
 
 /// What a caller may send behind its request before it is cut off.
@@ -38,29 +38,29 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 /// After which time something that failed for want of descriptors or threads is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-const STOPPING: Refusal = (503, "tcpause is stopping.");
+const STOPPING: HttpError = (503, "tcpause is stopping.");
 
 /// What callers need besides themselves.
-pub(super) struct Means {
-    pub(super) bell: Arc<Bell>,
+pub(super) struct ControlContext {
+    pub(super) bell: Arc<Notifier>,
     pub(super) handle: Handle,
-    pub(super) private: Private,
+    pub(super) private: Backend,
     pub(super) hosts: HostPolicy,
     pub(super) timeouts: Timeouts,
     /// How many callers may wait for idle at once; each has a clone of `seat`.
     pub(super) waiters_max: usize,
     pub(super) seat: Arc<()>,
     /// The number of the last request.
-    pub(super) last_ticket: u64,
+    pub(super) last_request_id: u64,
     pub(super) scratch: Vec<u8>,
     /// Descriptors or threads are short: nothing that needs one is tried before.
     pub(super) short_until: Option<Instant>,
     /// Once the control API stops: when the last caller has to be gone.
     pub(super) stops_at: Option<Instant>,
-    pub(super) troubles: Throttle,
+    pub(super) troubles: LogLimit,
 }
 
-impl Means {
+impl ControlContext {
     /// Something failed that may work in a while.
     pub(super) fn run_short(&mut self, of: &str, error: &io::Error) {
         self.short_until = Some(Instant::now() + RETRY_INTERVAL);
@@ -68,13 +68,13 @@ impl Means {
     }
 
     pub(super) fn complain(&mut self, text: &str) {
-        if let Some(more) = self.troubles.let_through(Instant::now()) {
+        if let Some(more) = self.troubles.allow(Instant::now()) {
             error!("{text}{more}");
         }
     }
 }
 
-pub(super) struct Caller {
+pub(super) struct ControlConn {
     /// When its state ends, whatever it does.
     pub(super) deadline: Option<Instant>,
     /// Whether there may be something to do before.
@@ -91,7 +91,7 @@ pub(super) struct Caller {
     /// The bytes that it has sent.
     request: Incoming,
     /// What is undone if it goes, or does not get what it wants.
-    claim: Option<Claim>,
+    claim: Option<PendingPause>,
     state: State,
 }
 
@@ -99,7 +99,7 @@ enum State {
     /// The request is arriving.
     Reading,
     /// The private server is to be asked, perhaps not for the first time. Whether the caller has gone makes no difference.
-    Asking { request: Request, ticket: u64 },
+    AwaitingRequest { request: Request, request_id: u64 },
     /// The answer is held back until the proxy is idle.
     Waiting { answer: Vec<u8>, idle_moments: u64, until: Option<Instant>, _seat: Arc<()> },
     /// The pause that it has asked for waits until the proxy is idle.
@@ -125,13 +125,13 @@ enum Halt {
     /// There is nothing to do before the next event or the deadline.
     Blocked,
     /// The caller is to be told why it does not get what it wants.
-    Refused(Refusal),
+    Refused(HttpError),
     /// The caller is done with.
     Done,
 }
 
-impl From<Refusal> for Halt {
-    fn from(refusal: Refusal) -> Self {
+impl From<HttpError> for Halt {
+    fn from(refusal: HttpError) -> Self {
         Self::Refused(refusal)
     }
 }
@@ -142,7 +142,7 @@ impl From<Errno> for Halt {
     }
 }
 
-impl Caller {
+impl ControlConn {
     pub(super) fn new(socket: OwnedFd, timeouts: Timeouts) -> Self {
         let arrived = Instant::now();
         Self {
@@ -168,7 +168,7 @@ impl Caller {
     }
 
     /// Goes as far as it can. Returns whether the caller stays.
-    pub(super) fn drive(&mut self, means: &mut Means) -> bool {
+    pub(super) fn drive(&mut self, means: &mut ControlContext) -> bool {
         let mut step = if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             self.expire()
         } else if std::mem::take(&mut self.ready) {
@@ -184,7 +184,7 @@ impl Caller {
                     if let Some(claim) = self.claim.take() {
                         claim.undo(text.trim_end_matches('.'));
                     }
-                    self.answer(Answer::error(status, text).to_bytes(self.request.is_head()));
+                    self.answer(Response::error(status, text).to_bytes(self.request.is_head()));
                 }
                 Err(Halt::Blocked) => return true,
                 Err(Halt::Done) => return false,
@@ -208,7 +208,7 @@ impl Caller {
     pub(super) fn refuse(self) {
         if matches!(self.state, State::Reading) {
             let _ = read(&self.socket, &mut [0; HEAD_BYTES_MAX]);
-            let answer = Answer::error(503, "Too many callers at once: try again.");
+            let answer = Response::error(503, "Too many callers at once: try again.");
             let _ = send(&self.socket, &answer.to_bytes(false), SendFlags::NOSIGNAL);
             let _ = shutdown(&self.socket, Shutdown::Write);
         }
@@ -218,7 +218,7 @@ impl Caller {
         let now = Instant::now();
         Err(Halt::Refused(match self.state {
             State::Reading => (408, "The request took too long to arrive."),
-            State::Asking { .. } => {
+            State::AwaitingRequest { .. } => {
                 (503, "The control API lacks descriptors or threads: try again.")
             }
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => (
@@ -231,12 +231,12 @@ impl Caller {
     }
 
     /// Goes as far as one system call can.
-    fn step(&mut self, means: &mut Means) -> Result<(), Halt> {
+    fn step(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
         let stops = means.stops_at.is_some();
         match self.state {
-            State::Reading | State::Asking { .. } if stops => Err(Halt::Refused(STOPPING)),
+            State::Reading | State::AwaitingRequest { .. } if stops => Err(Halt::Refused(STOPPING)),
             State::Reading => self.read(means),
-            State::Asking { .. } => self.ask(means),
+            State::AwaitingRequest { .. } => self.ask(means),
             State::Waiting { .. } => self.wait(means),
             State::Pausing { .. } => self.pause(means),
             State::Answering { .. } => self.write(),
@@ -252,7 +252,7 @@ impl Caller {
         }
     }
 
-    fn read(&mut self, means: &mut Means) -> Result<(), Halt> {
+    fn read(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
         let count = read(&self.socket, &mut means.scratch)?;
         if count == 0 && self.request.is_empty() {
             return Err(Halt::Done);
@@ -268,25 +268,25 @@ impl Caller {
                 send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n", SendFlags::NOSIGNAL)?;
             }
             Progress::Whole(request) => {
-                means.last_ticket += 1;
-                let ticket = means.last_ticket;
-                let asker = Asker { name: &self.name, ticket };
+                means.last_request_id += 1;
+                let request_id = means.last_request_id;
+                let asker = Caller { name: &self.name, request_id };
                 let is_put = request.method == "PUT";
-                self.claim = is_put.then(|| Claim::new(means.handle.clone(), asker));
-                self.state = State::Asking { request, ticket };
+                self.claim = is_put.then(|| PendingPause::new(means.handle.clone(), asker));
+                self.state = State::AwaitingRequest { request, request_id };
                 self.deadline = Some(Instant::now() + self.timeouts.ask);
             }
         }
         Ok(())
     }
 
-    fn ask(&mut self, means: &mut Means) -> Result<(), Halt> {
-        let State::Asking { request, ticket } = &self.state else { return Ok(()) };
+    fn ask(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
+        let State::AwaitingRequest { request, request_id } = &self.state else { return Ok(()) };
         if means.short_until.is_some() {
             return Err(Halt::Blocked);
         }
         // Every request of the API may be made twice.
-        let asker = Asker { name: &self.name, ticket: *ticket };
+        let asker = Caller { name: &self.name, request_id: *request_id };
         let relayed = means.private.ask(asker, request).map_err(|error| {
             means.run_short("get an answer", &error);
             Halt::Blocked
@@ -305,7 +305,7 @@ impl Caller {
         }
         let (now, seat) = (Instant::now(), Arc::clone(&means.seat));
         match hold {
-            Hold::Idle(time) => {
+            Deferred::Idle(time) => {
                 self.deadline = now.checked_add(time);
                 self.state = State::Waiting {
                     answer: relayed.bytes,
@@ -314,22 +314,22 @@ impl Caller {
                     _seat: seat,
                 };
             }
-            Hold::Pause { wait: Some(wait), is_tied } => {
+            Deferred::Pause { wait: Some(wait), is_tied } => {
                 self.deadline = now.checked_add(wait.time);
                 self.state = State::Pausing { on_timeout: wait.on_timeout, is_tied, seat };
             }
-            Hold::Pause { wait: None, .. } => {
+            Deferred::Pause { wait: None, .. } => {
                 let bytes = self
                     .claim
                     .as_ref()
-                    .map(|claim| claim.success(claim.look() == Look::Idle).to_endless_bytes());
+                    .map(|claim| claim.success(claim.look() == WaitState::Idle).to_endless_bytes());
                 self.begin_answer(bytes.unwrap_or_default(), Then::Attach(seat));
             }
         }
         Ok(())
     }
 
-    fn wait(&mut self, means: &Means) -> Result<(), Halt> {
+    fn wait(&mut self, means: &ControlContext) -> Result<(), Halt> {
         let State::Waiting { answer, idle_moments, .. } = &mut self.state else { return Ok(()) };
         if self.gone {
             return Err(Halt::Done);

@@ -4,25 +4,26 @@ use std::{sync::Arc, time::Instant};
 
 use rustix::io::Errno;
 
-use super::{Caller, Halt, Means, Refusal, STOPPING, State, Then, read};
+use super::{ControlConn, ControlContext, Halt, HttpError, STOPPING, State, Then, read};
 use crate::{
     control::{
-        pending::{Claim, KILL_TIMEOUT},
+        pending::{KILL_TIMEOUT, PendingPause},
         query::OnTimeout,
-        response::Answer,
+        response::Response,
     },
-    handle::{Phase, ledger::Look},
+    handle::{Phase, ledger::WaitState},
 };
 
-const HALF_CLOSED: Refusal = (
+const HALF_CLOSED: HttpError = (
     400,
     "A caller that closes its sending side counts as gone, and its pause is undone: keep it open.",
 );
-const ENDED: Refusal = (409, "The pause has ended while it waited: it has expired, or was lifted.");
+const ENDED: HttpError =
+    (409, "The pause has ended while it waited: it has expired, or was lifted.");
 
-impl Caller {
+impl ControlConn {
     /// Waits until the pause is idle.
-    pub(super) fn pause(&mut self, means: &mut Means) -> Result<(), Halt> {
+    pub(super) fn pause(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
         let State::Pausing { is_tied, .. } = self.state else { return Ok(()) };
         if self.gone {
             return Err(Halt::Done);
@@ -53,17 +54,17 @@ impl Caller {
         let State::Pausing { is_tied, ref seat, .. } = self.state else { return false };
         let Some(claim) = &self.claim else { return false };
         match claim.look() {
-            Look::Busy => return false,
-            Look::Ended => {
+            WaitState::Busy => return false,
+            WaitState::Ended => {
                 self.forget_claim();
                 let (status, text) = ENDED;
-                self.answer(Answer::error(status, text).to_bytes(false));
+                self.answer(Response::error(status, text).to_bytes(false));
             }
-            Look::Idle if is_tied => {
+            WaitState::Idle if is_tied => {
                 let (bytes, seat) = (claim.success(true).to_endless_bytes(), Arc::clone(seat));
                 self.begin_answer(bytes, Then::Attach(seat));
             }
-            Look::Idle => self.answer(claim.success(true).to_bytes(false)),
+            WaitState::Idle => self.answer(claim.success(true).to_bytes(false)),
         }
         true
     }
@@ -91,17 +92,17 @@ impl Caller {
                 return Ok(());
             }
         }
-        self.answer(Claim::failure(&handle).to_bytes(false));
+        self.answer(PendingPause::failure(&handle).to_bytes(false));
         Ok(())
     }
 
     /// The pause lasts until the caller's end of stream, or until it ends otherwise.
-    pub(super) fn attend(&mut self, means: &mut Means) -> Result<(), Halt> {
+    pub(super) fn attend(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
         if let Err(halt) = self.hear(means) {
-            self.claim.take().into_iter().for_each(Claim::close);
+            self.claim.take().into_iter().for_each(PendingPause::close);
             return Err(halt);
         }
-        if means.stops_at.is_none() && self.claim.as_ref().is_some_and(Claim::holds) {
+        if means.stops_at.is_none() && self.claim.as_ref().is_some_and(PendingPause::holds) {
             return Err(Halt::Blocked);
         }
         self.forget_claim();
@@ -109,7 +110,7 @@ impl Caller {
     }
 
     /// Takes what the caller sends to renew its pause: so much in a turn that others have theirs.
-    fn hear(&mut self, means: &mut Means) -> Result<(), Halt> {
+    fn hear(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
         match read(&self.socket, &mut means.scratch) {
             Ok(0) => Err(Halt::Done),
             Ok(_) => {

@@ -61,26 +61,26 @@ fn a_lost_answer_is_asked_for_again() {
 }
 
 /// Takes a request for a pause from the front, in place of the private server. Returns the connection, the target and the
-/// ticket.
+/// request number.
 fn take(ours: &UnixListener) -> (UnixStream, String, u64) {
     let (mut private, _) = ours.accept().unwrap();
     let mut request = [0; 1000];
     let length = private.read(&mut request).unwrap();
     let request = String::from_utf8_lossy(&request[..length]).into_owned();
     let target = request.split(' ').nth(1).unwrap().to_owned();
-    let ticket = request.split_once("X-Ticket: ").unwrap().1.split_once("\r\n").unwrap().0;
-    (private, target, ticket.parse().unwrap())
+    let request_id = request.split_once("X-Ticket: ").unwrap().1.split_once("\r\n").unwrap().0;
+    (private, target, request_id.parse().unwrap())
 }
 
-fn put(target: &str, ticket: u64, handle: &Handle) -> response::Answer {
-    routes::route("PUT", target, routes::Asker { name: "the lost one", ticket }, handle)
+fn put(target: &str, request_id: u64, handle: &Handle) -> response::Response {
+    routes::route("PUT", target, routes::Caller { name: "the lost one", request_id }, handle)
 }
 
 /// Carries out a request for a pause in place of the private server. The answer is lost with the connection that this
 /// returns.
 fn carry_out(ours: &UnixListener, handle: &Handle) -> UnixStream {
-    let (private, target, ticket) = take(ours);
-    put(&target, ticket, handle);
+    let (private, target, request_id) = take(ours);
+    put(&target, request_id, handle);
     private
 }
 
@@ -115,7 +115,7 @@ fn a_copy_of_a_request_that_comes_late_pauses_nothing() {
     for (query, is_tied) in [("", false), ("?wait=1h", false), ("?while=connected", true)] {
         let (api, ours) = Api::start_before_ours();
         let mut caller = api.send(&format!("PUT /paused{query} HTTP/1.0\r\n\r\n"));
-        let (private, target, ticket) = take(&ours);
+        let (private, target, request_id) = take(&ours);
         drop((private, ours));
         if is_tied {
             caller.read_exact(&mut [0]).unwrap();
@@ -129,7 +129,7 @@ fn a_copy_of_a_request_that_comes_late_pauses_nothing() {
             assert!(Instant::now() < deadline, "{query}: it stays paused");
             thread::yield_now();
         }
-        assert_eq!(put(&target, ticket, &api.handle).status, 409, "{query}");
+        assert_eq!(put(&target, request_id, &api.handle).status, 409, "{query}");
         assert!(!api.handle.is_paused(), "{query}");
     }
 }

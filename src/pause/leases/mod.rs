@@ -15,7 +15,7 @@ pub(crate) const NAME_DEFAULT: &str = "default";
 /// How many leases there may be.
 pub(crate) const LEASES_MAX: usize = 64;
 
-/// The ticket of the program itself, for which there is always room. Callers of the control API count from 1.
+/// The request number of the program itself, for which there is always room. Callers of the control API count from 1.
 pub(crate) const PROGRAM: u64 = 0;
 
 /// How many tickets are remembered whose request may still come although it is over: one such is rare.
@@ -27,7 +27,7 @@ pub(crate) struct Leases {
     /// Of those with one name, each stands on the ones before it.
     list: Vec<Lease>,
     /// When the first of an unbroken row came.
-    paused_since: Option<Moment>,
+    paused_since: Option<Timestamp>,
     /// Tickets of requests that were answered or undone.
     over: VecDeque<u64>,
     /// The last request that has let clients through, and how many.
@@ -38,11 +38,11 @@ pub(crate) struct Leases {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
     pub(crate) terms: Terms,
-    pub(crate) standing: Standing,
+    pub(crate) standing: Lifetime,
     /// Which request has asked for it.
-    pub(crate) ticket: u64,
+    pub(crate) request_id: u64,
     /// Since when its name holds.
-    pub(crate) since: Moment,
+    pub(crate) since: Timestamp,
     /// When it ends by itself.
     pub(crate) ends: Option<Instant>,
 }
@@ -63,19 +63,19 @@ pub(crate) struct Terms {
 
 /// What a lease depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Lifetime {
     /// On nothing: it is the one of its name.
-    Firm,
+    Committed,
     /// On the success of its request, which is undone otherwise, as it is if its answer is lost. What held before under its
     /// name is still there.
-    Tentative,
+    Pending,
     /// On its caller's connection. It neither replaces another of its name nor is replaced.
-    Tied,
+    ConnectionBound,
 }
 
 /// One point in time by both clocks: the one that decides, and the one that is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Moment {
+pub(crate) struct Timestamp {
     pub(crate) at: Instant,
     pub(crate) shown: Rfc3339,
 }
@@ -94,7 +94,7 @@ pub(crate) enum Refused {
 pub(crate) struct Ended {
     pub(crate) leases: Vec<Lease>,
     /// Since when it was paused, if none is left.
-    pub(crate) paused_since: Option<Moment>,
+    pub(crate) paused_since: Option<Timestamp>,
 }
 
 impl Leases {
@@ -102,45 +102,47 @@ impl Leases {
     pub(crate) fn put(
         &mut self,
         terms: Terms,
-        standing: Standing,
-        ticket: u64,
-        now: Moment,
+        standing: Lifetime,
+        request_id: u64,
+        now: Timestamp,
     ) -> Result<(), Refused> {
-        if self.over.contains(&ticket) {
+        if self.over.contains(&request_id) {
             return Err(Refused::Undone);
         }
-        self.list.retain(|lease| lease.ticket != ticket);
+        self.list.retain(|lease| lease.request_id != request_id);
         let since = match standing {
-            Standing::Tied => None,
-            Standing::Firm | Standing::Tentative => self.untied(&terms.name).map(|old| old.since),
+            Lifetime::ConnectionBound => None,
+            Lifetime::Committed | Lifetime::Pending => {
+                self.untied(&terms.name).map(|old| old.since)
+            }
         };
-        if standing == Standing::Firm {
+        if standing == Lifetime::Committed {
             self.remove_firm(&terms.name);
         }
         // Under a name that holds, it takes the place of another, now or in the end.
-        if since.is_none() && self.list.len() >= LEASES_MAX && ticket != PROGRAM {
+        if since.is_none() && self.list.len() >= LEASES_MAX && request_id != PROGRAM {
             return Err(Refused::Full);
         }
         let ends = terms.end(now.at);
-        let lease = Lease { terms, standing, ticket, since: since.unwrap_or(now), ends };
+        let lease = Lease { terms, standing, request_id, since: since.unwrap_or(now), ends };
         let place = self.list.len();
         match standing {
-            Standing::Firm => self.insert_firm(place, lease),
-            Standing::Tentative | Standing::Tied => self.list.insert(place, lease),
+            Lifetime::Committed => self.insert_firm(place, lease),
+            Lifetime::Pending | Lifetime::ConnectionBound => self.list.insert(place, lease),
         }
         self.paused_since.get_or_insert(now);
         Ok(())
     }
 
     /// Lets the lease of a request stand for itself: it replaces the firm one of its name, and is not undone any more.
-    pub(crate) fn settle(&mut self, ticket: u64) {
-        let of_ticket = |lease: &&Lease| lease.ticket == ticket;
+    pub(crate) fn settle(&mut self, request_id: u64) {
+        let of_ticket = |lease: &&Lease| lease.request_id == request_id;
         let Some(lease) = self.list.iter().find(of_ticket).cloned() else { return };
-        if lease.standing == Standing::Tentative {
+        if lease.standing == Lifetime::Pending {
             self.remove_firm(&lease.terms.name);
-            let place = self.list.iter().position(|lease| lease.ticket == ticket);
-            self.list.retain(|lease| lease.ticket != ticket);
-            let lease = Lease { standing: Standing::Firm, ..lease };
+            let place = self.list.iter().position(|lease| lease.request_id == request_id);
+            self.list.retain(|lease| lease.request_id != request_id);
+            let lease = Lease { standing: Lifetime::Committed, ..lease };
             self.insert_firm(place.unwrap_or_default(), lease);
         }
     }
@@ -149,7 +151,7 @@ impl Leases {
     /// terms, and if they are undone, it holds.
     fn insert_firm(&mut self, mut place: usize, lease: Lease) {
         for (index, old) in self.list.iter_mut().enumerate().take(place).rev() {
-            if old.terms.name == lease.terms.name && old.standing == Standing::Tentative {
+            if old.terms.name == lease.terms.name && old.standing == Lifetime::Pending {
                 (old.terms, old.ends, place) = (lease.terms.clone(), lease.ends, index);
             }
         }
@@ -157,7 +159,7 @@ impl Leases {
     }
 
     fn remove_firm(&mut self, name: &str) {
-        self.list.retain(|old| old.standing != Standing::Firm || old.terms.name != name);
+        self.list.retain(|old| old.standing != Lifetime::Committed || old.terms.name != name);
     }
 
     /// Removes those for which `is_over` holds.
@@ -174,30 +176,30 @@ impl Leases {
     }
 
     /// Lets no lease come any more for a request that is over. It was asked for more than once, perhaps, and a copy is late.
-    pub(crate) fn forbid(&mut self, ticket: u64) {
-        self.over.push_back(ticket);
+    pub(crate) fn forbid(&mut self, request_id: u64) {
+        self.over.push_back(request_id);
         if self.over.len() > OVER_MAX {
             self.over.pop_front();
         }
     }
 
     /// How many clients a request has let through: by `release`, unless it comes again as its answer was lost.
-    pub(crate) fn released_once(&mut self, ticket: u64, release: impl FnOnce() -> u64) -> u64 {
-        let before = self.released.filter(|&(of_ticket, _count)| of_ticket == ticket);
+    pub(crate) fn released_once(&mut self, request_id: u64, release: impl FnOnce() -> u64) -> u64 {
+        let before = self.released.filter(|&(of_ticket, _count)| of_ticket == request_id);
         let count = before.map_or_else(release, |(_ticket, count)| count);
-        self.released = Some((ticket, count));
+        self.released = Some((request_id, count));
         count
     }
 
     /// Has the time of a request's lease begin anew; false if it holds no more.
-    pub(crate) fn renew(&mut self, ticket: u64, now: Instant) -> bool {
-        let mut of_ticket = self.list.iter_mut().filter(|lease| lease.ticket == ticket);
+    pub(crate) fn renew(&mut self, request_id: u64, now: Instant) -> bool {
+        let mut of_ticket = self.list.iter_mut().filter(|lease| lease.request_id == request_id);
         of_ticket.next().map(|lease| lease.ends = lease.terms.end(now)).is_some()
     }
 
     /// Whether the lease of a request holds.
-    pub(crate) fn holds(&self, ticket: u64) -> bool {
-        self.list.iter().any(|lease| lease.ticket == ticket)
+    pub(crate) fn holds(&self, request_id: u64) -> bool {
+        self.list.iter().any(|lease| lease.request_id == request_id)
     }
 
     /// Whether a name holds.
@@ -222,7 +224,7 @@ impl Leases {
     }
 
     /// Since when it is paused, if it is.
-    pub(crate) fn paused_since(&self) -> Option<Moment> {
+    pub(crate) fn paused_since(&self) -> Option<Timestamp> {
         self.paused_since
     }
 
@@ -230,15 +232,18 @@ impl Leases {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.list.iter().enumerate().filter_map(|(index, lease)| {
             let is_below = |above: &Lease| {
-                above.terms.name == lease.terms.name && above.standing != Standing::Tied
+                above.terms.name == lease.terms.name && above.standing != Lifetime::ConnectionBound
             };
             let above = self.list.get(index + 1..).unwrap_or_default();
-            (lease.standing == Standing::Tied || !above.iter().any(is_below)).then_some(lease)
+            (lease.standing == Lifetime::ConnectionBound || !above.iter().any(is_below))
+                .then_some(lease)
         })
     }
 
     fn untied(&self, name: &str) -> Option<&Lease> {
-        self.list.iter().find(|lease| lease.terms.name == name && lease.standing != Standing::Tied)
+        self.list
+            .iter()
+            .find(|lease| lease.terms.name == name && lease.standing != Lifetime::ConnectionBound)
     }
 }
 
@@ -248,9 +253,9 @@ impl Lease {
         self.ends.is_some_and(|end| end <= now)
     }
 
-    /// Whether it goes when the request with this ticket is given up.
-    pub(crate) fn is_undone_with(&self, ticket: u64) -> bool {
-        self.ticket == ticket && self.standing != Standing::Firm
+    /// Whether it goes when the request with this request number is given up.
+    pub(crate) fn is_undone_with(&self, request_id: u64) -> bool {
+        self.request_id == request_id && self.standing != Lifetime::Committed
     }
 }
 

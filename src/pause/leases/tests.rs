@@ -3,11 +3,11 @@
 use super::*;
 
 /// So many seconds after the begin of all tests.
-fn at(seconds: u64) -> Moment {
+fn at(seconds: u64) -> Timestamp {
     use std::sync::LazyLock;
-    static BEGIN: LazyLock<Moment> =
-        LazyLock::new(|| Moment { at: Instant::now(), shown: Rfc3339::now() });
-    Moment { at: BEGIN.at + Duration::from_secs(seconds), ..*BEGIN }
+    static BEGIN: LazyLock<Timestamp> =
+        LazyLock::new(|| Timestamp { at: Instant::now(), shown: Rfc3339::now() });
+    Timestamp { at: BEGIN.at + Duration::from_secs(seconds), ..*BEGIN }
 }
 
 fn terms(name: &str) -> Terms {
@@ -25,26 +25,26 @@ fn for_seconds(name: &str, seconds: u64) -> Terms {
     Terms { ttl: Some(Duration::from_secs(seconds)), ..terms(name) }
 }
 
-/// The leases in order: name, standing, ticket.
-fn list(leases: &Leases) -> Vec<(&str, Standing, u64)> {
-    let of = |lease: &'_ Lease| (lease.standing, lease.ticket);
+/// The leases in order: name, standing, request number.
+fn list(leases: &Leases) -> Vec<(&str, Lifetime, u64)> {
+    let of = |lease: &'_ Lease| (lease.standing, lease.request_id);
     leases.list.iter().map(|lease| (lease.terms.name.as_str(), of(lease).0, of(lease).1)).collect()
 }
 
-fn undo(leases: &mut Leases, ticket: u64) -> Ended {
-    leases.forbid(ticket);
-    leases.remove(|lease| lease.is_undone_with(ticket))
+fn undo(leases: &mut Leases, request_id: u64) -> Ended {
+    leases.forbid(request_id);
+    leases.remove(|lease| lease.is_undone_with(request_id))
 }
 
-use Standing::{Firm, Tentative, Tied};
+use Lifetime::{Committed, ConnectionBound, Pending};
 
 #[test]
 fn it_is_paused_while_any_lease_is_there() {
     let mut leases = Leases::default();
     assert_eq!((leases.mode(), leases.paused_since(), leases.next_end()), (None, None, None));
     assert!(!leases.would_resume(|_lease| true), "it is not paused");
-    leases.put(terms("a"), Firm, 1, at(1)).unwrap();
-    leases.put(terms("b"), Firm, 2, at(2)).unwrap();
+    leases.put(terms("a"), Committed, 1, at(1)).unwrap();
+    leases.put(terms("b"), Committed, 2, at(2)).unwrap();
     assert_eq!(leases.mode(), Some(Mode::Hold));
     let is_a = |lease: &Lease| lease.terms.name == "a";
     assert!(!leases.would_resume(is_a));
@@ -63,14 +63,14 @@ fn it_is_paused_while_any_lease_is_there() {
 #[test]
 fn a_lease_of_the_same_name_is_replaced_and_its_name_holds_on() {
     let mut leases = Leases::default();
-    leases.put(for_seconds("a", 10), Firm, 1, at(0)).unwrap();
+    leases.put(for_seconds("a", 10), Committed, 1, at(0)).unwrap();
     assert_eq!(leases.next_end(), Some(at(10).at));
-    leases.put(for_seconds("a", 10), Firm, 2, at(5)).unwrap();
-    assert_eq!(list(&leases), [("a", Firm, 2)]);
+    leases.put(for_seconds("a", 10), Committed, 2, at(5)).unwrap();
+    assert_eq!(list(&leases), [("a", Committed, 2)]);
     assert_eq!(leases.next_end(), Some(at(15).at));
     assert_eq!(leases.list[0].since, at(0));
     assert!(!leases.list[0].has_expired(at(14).at) && leases.list[0].has_expired(at(15).at));
-    leases.put(terms("a"), Firm, 3, at(6)).unwrap();
+    leases.put(terms("a"), Committed, 3, at(6)).unwrap();
     assert_eq!(leases.next_end(), None, "the new terms know no end");
     assert!(!leases.list[0].has_expired(at(1_000_000).at));
 }
@@ -79,10 +79,10 @@ fn a_lease_of_the_same_name_is_replaced_and_its_name_holds_on() {
 fn the_strictest_terms_win() {
     let mut leases = Leases::default();
     let quiet = |seconds| Some(Duration::from_secs(seconds));
-    leases.put(Terms { quiet: quiet(5), ..for_seconds("a", 9) }, Firm, 1, at(0)).unwrap();
+    leases.put(Terms { quiet: quiet(5), ..for_seconds("a", 9) }, Committed, 1, at(0)).unwrap();
     let strict = Terms { mode: Mode::Reject, quiet: quiet(3), ..for_seconds("b", 4) };
-    leases.put(strict, Firm, 2, at(0)).unwrap();
-    leases.put(terms("c"), Firm, 3, at(0)).unwrap();
+    leases.put(strict, Committed, 2, at(0)).unwrap();
+    leases.put(terms("c"), Committed, 3, at(0)).unwrap();
     assert_eq!((leases.mode(), leases.quiet()), (Some(Mode::Reject), quiet(3)));
     assert_eq!(leases.next_end(), Some(at(4).at));
     leases.remove(|lease| lease.has_expired(at(4).at));
@@ -93,15 +93,15 @@ fn the_strictest_terms_win() {
 #[test]
 fn what_is_undone_leaves_what_held_before() {
     let mut leases = Leases::default();
-    leases.put(for_seconds("a", 10), Firm, 1, at(0)).unwrap();
+    leases.put(for_seconds("a", 10), Committed, 1, at(0)).unwrap();
     let reject = Terms { mode: Mode::Reject, ..terms("a") };
-    leases.put(reject, Tentative, 2, at(1)).unwrap();
+    leases.put(reject, Pending, 2, at(1)).unwrap();
     assert_eq!(leases.mode(), Some(Mode::Reject));
     // One is shown, with the terms that are to be.
-    let shown: Vec<_> = leases.iter().map(|lease| (lease.ticket, lease.since)).collect();
+    let shown: Vec<_> = leases.iter().map(|lease| (lease.request_id, lease.since)).collect();
     assert_eq!(shown, [(2, at(0))]);
     assert_eq!(undo(&mut leases, 2).leases.len(), 1);
-    assert_eq!(list(&leases), [("a", Firm, 1)]);
+    assert_eq!(list(&leases), [("a", Committed, 1)]);
     assert_eq!((leases.mode(), leases.next_end()), (Some(Mode::Hold), Some(at(10).at)));
     assert_eq!(undo(&mut leases, 1), Ended::default(), "a firm one is not undone");
 }
@@ -109,16 +109,17 @@ fn what_is_undone_leaves_what_held_before() {
 #[test]
 fn what_is_settled_replaces_what_held_before() {
     let mut leases = Leases::default();
-    leases.put(terms("a"), Firm, 1, at(0)).unwrap();
-    leases.put(terms("b"), Firm, 2, at(0)).unwrap();
-    leases.put(terms("a"), Tied, 3, at(0)).unwrap();
-    leases.put(terms("a"), Tentative, 4, at(1)).unwrap();
-    leases.put(terms("a"), Tentative, 5, at(1)).unwrap();
+    leases.put(terms("a"), Committed, 1, at(0)).unwrap();
+    leases.put(terms("b"), Committed, 2, at(0)).unwrap();
+    leases.put(terms("a"), ConnectionBound, 3, at(0)).unwrap();
+    leases.put(terms("a"), Pending, 4, at(1)).unwrap();
+    leases.put(terms("a"), Pending, 5, at(1)).unwrap();
     leases.settle(4);
-    let left = [("b", Firm, 2), ("a", Tied, 3), ("a", Firm, 4), ("a", Tentative, 5)];
+    let left =
+        [("b", Committed, 2), ("a", ConnectionBound, 3), ("a", Committed, 4), ("a", Pending, 5)];
     assert_eq!(list(&leases), left);
-    for ticket in [2, 3, 4, 6] {
-        leases.settle(ticket);
+    for request_id in [2, 3, 4, 6] {
+        leases.settle(request_id);
     }
     assert_eq!(list(&leases), left, "only a tentative one is settled");
     assert_eq!(undo(&mut leases, 4), Ended::default());
@@ -130,63 +131,69 @@ fn what_is_settled_replaces_what_held_before() {
 #[test]
 fn what_is_settled_ends_no_other_wait() {
     let mut leases = Leases::default();
-    leases.put(for_seconds("a", 5), Firm, 1, at(0)).unwrap();
-    leases.put(for_seconds("a", 6), Tentative, 2, at(0)).unwrap();
-    leases.put(for_seconds("a", 7), Tentative, 3, at(0)).unwrap();
-    leases.put(for_seconds("a", 8), Tentative, 4, at(0)).unwrap();
+    leases.put(for_seconds("a", 5), Committed, 1, at(0)).unwrap();
+    leases.put(for_seconds("a", 6), Pending, 2, at(0)).unwrap();
+    leases.put(for_seconds("a", 7), Pending, 3, at(0)).unwrap();
+    leases.put(for_seconds("a", 8), Pending, 4, at(0)).unwrap();
     leases.settle(3);
-    assert_eq!(list(&leases), [("a", Firm, 3), ("a", Tentative, 2), ("a", Tentative, 4)]);
+    assert_eq!(list(&leases), [("a", Committed, 3), ("a", Pending, 2), ("a", Pending, 4)]);
     let ends: Vec<_> = leases.list.iter().map(|lease| lease.ends.unwrap()).collect();
     assert_eq!(ends, [at(7).at, at(7).at, at(8).at], "the older one goes on under its terms");
     leases.settle(4);
     leases.settle(2);
-    assert_eq!(list(&leases), [("a", Firm, 2)]);
+    assert_eq!(list(&leases), [("a", Committed, 2)]);
     assert_eq!(leases.next_end(), Some(at(8).at));
 }
 
 #[test]
 fn a_renewal_by_another_reaches_those_who_wait() {
     let mut leases = Leases::default();
-    leases.put(for_seconds("a", 5), Tentative, 1, at(0)).unwrap();
-    leases.put(for_seconds("b", 5), Tentative, 2, at(0)).unwrap();
+    leases.put(for_seconds("a", 5), Pending, 1, at(0)).unwrap();
+    leases.put(for_seconds("b", 5), Pending, 2, at(0)).unwrap();
     let renewed = Terms { mode: Mode::Reject, ..for_seconds("a", 5) };
-    leases.put(renewed, Firm, 3, at(4)).unwrap();
-    assert_eq!(list(&leases), [("a", Firm, 3), ("a", Tentative, 1), ("b", Tentative, 2)]);
+    leases.put(renewed, Committed, 3, at(4)).unwrap();
+    assert_eq!(list(&leases), [("a", Committed, 3), ("a", Pending, 1), ("b", Pending, 2)]);
     leases.remove(|lease| lease.has_expired(at(5).at));
-    assert_eq!(list(&leases), [("a", Firm, 3), ("a", Tentative, 1)]);
+    assert_eq!(list(&leases), [("a", Committed, 3), ("a", Pending, 1)]);
     assert_eq!(leases.list[1].terms.mode, Mode::Reject);
     // If the one that waits is undone, the other holds; if not, it takes its place.
     let mut undone = Leases { list: leases.list.clone(), ..Leases::default() };
     undo(&mut undone, 1);
-    assert_eq!(list(&undone), [("a", Firm, 3)]);
+    assert_eq!(list(&undone), [("a", Committed, 3)]);
     leases.settle(1);
-    assert_eq!(list(&leases), [("a", Firm, 1)]);
+    assert_eq!(list(&leases), [("a", Committed, 1)]);
     assert_eq!(leases.next_end(), Some(at(9).at));
 }
 
 #[test]
 fn what_is_tied_to_a_connection_stands_beside_its_name() {
     let mut leases = Leases::default();
-    leases.put(for_seconds("a", 5), Tied, 1, at(0)).unwrap();
-    leases.put(terms("a"), Firm, 2, at(1)).unwrap();
-    leases.put(for_seconds("a", 5), Tied, 3, at(2)).unwrap();
-    assert_eq!(list(&leases), [("a", Tied, 1), ("a", Firm, 2), ("a", Tied, 3)]);
+    leases.put(for_seconds("a", 5), ConnectionBound, 1, at(0)).unwrap();
+    leases.put(terms("a"), Committed, 2, at(1)).unwrap();
+    leases.put(for_seconds("a", 5), ConnectionBound, 3, at(2)).unwrap();
+    assert_eq!(
+        list(&leases),
+        [("a", ConnectionBound, 1), ("a", Committed, 2), ("a", ConnectionBound, 3)]
+    );
     assert_eq!(leases.iter().count(), 3, "each is shown");
     let since: Vec<_> = leases.iter().map(|lease| lease.since).collect();
     assert_eq!(since, [at(0), at(1), at(2)]);
-    leases.put(for_seconds("a", 60), Firm, 4, at(3)).unwrap();
-    assert_eq!(list(&leases), [("a", Tied, 1), ("a", Tied, 3), ("a", Firm, 4)]);
+    leases.put(for_seconds("a", 60), Committed, 4, at(3)).unwrap();
+    assert_eq!(
+        list(&leases),
+        [("a", ConnectionBound, 1), ("a", ConnectionBound, 3), ("a", Committed, 4)]
+    );
     assert_eq!(leases.next_end(), Some(at(5).at), "its terms are its own");
     undo(&mut leases, 1);
     undo(&mut leases, 3);
-    assert_eq!(list(&leases), [("a", Firm, 4)]);
+    assert_eq!(list(&leases), [("a", Committed, 4)]);
 }
 
 #[test]
 fn the_time_of_a_request_begins_anew() {
     let mut leases = Leases::default();
-    leases.put(for_seconds("a", 5), Tied, 1, at(0)).unwrap();
-    leases.put(terms("a"), Tied, 2, at(0)).unwrap();
+    leases.put(for_seconds("a", 5), ConnectionBound, 1, at(0)).unwrap();
+    leases.put(terms("a"), ConnectionBound, 2, at(0)).unwrap();
     assert!(leases.renew(1, at(4).at));
     assert_eq!(leases.next_end(), Some(at(9).at));
     assert!(leases.renew(2, at(4).at), "one without an end has nothing to renew, and holds");
@@ -200,20 +207,20 @@ fn the_time_of_a_request_begins_anew() {
 #[test]
 fn a_request_that_comes_again_changes_nothing() {
     let mut leases = Leases::default();
-    for (ticket, standing) in [(1, Tentative), (2, Tied), (3, Firm)] {
+    for (request_id, standing) in [(1, Pending), (2, ConnectionBound), (3, Committed)] {
         for _time in 0..2 {
-            let name = if ticket == 3 { "b" } else { "a" };
-            leases.put(terms(name), standing, ticket, at(0)).unwrap();
+            let name = if request_id == 3 { "b" } else { "a" };
+            leases.put(terms(name), standing, request_id, at(0)).unwrap();
         }
     }
-    assert_eq!(list(&leases), [("a", Tentative, 1), ("a", Tied, 2), ("b", Firm, 3)]);
+    assert_eq!(list(&leases), [("a", Pending, 1), ("a", ConnectionBound, 2), ("b", Committed, 3)]);
     let mut calls = 0;
-    for (ticket, count) in [(5, 2), (5, 2), (6, 3), (6, 3)] {
+    for (request_id, count) in [(5, 2), (5, 2), (6, 3), (6, 3)] {
         let release = || {
             calls += 1;
             count
         };
-        assert_eq!(leases.released_once(ticket, release), count);
+        assert_eq!(leases.released_once(request_id, release), count);
     }
     assert_eq!(calls, 2);
 }
@@ -222,36 +229,36 @@ fn a_request_that_comes_again_changes_nothing() {
 fn a_request_that_was_given_up_comes_too_late() {
     let mut leases = Leases::default();
     assert_eq!(undo(&mut leases, 7), Ended::default());
-    assert_eq!(leases.put(terms("a"), Tied, 7, at(0)), Err(Refused::Undone));
+    assert_eq!(leases.put(terms("a"), ConnectionBound, 7, at(0)), Err(Refused::Undone));
     assert_eq!(leases.mode(), None);
     // Of those that never come, only so many are remembered.
-    for ticket in 100..100 + 2 * OVER_MAX as u64 {
-        undo(&mut leases, ticket);
+    for request_id in 100..100 + 2 * OVER_MAX as u64 {
+        undo(&mut leases, request_id);
     }
     assert_eq!(leases.over.len(), OVER_MAX);
-    leases.put(terms("a"), Firm, 8, at(0)).unwrap();
+    leases.put(terms("a"), Committed, 8, at(0)).unwrap();
 }
 
 #[test]
 fn there_are_only_so_many() {
     let mut leases = Leases::default();
-    for ticket in 1..=LEASES_MAX as u64 {
-        leases.put(terms(&format!("n{ticket}")), Firm, ticket, at(0)).unwrap();
+    for request_id in 1..=LEASES_MAX as u64 {
+        leases.put(terms(&format!("n{request_id}")), Committed, request_id, at(0)).unwrap();
     }
     let full = list(&leases).len();
     assert_eq!(full, LEASES_MAX);
-    for standing in [Firm, Tentative, Tied] {
+    for standing in [Committed, Pending, ConnectionBound] {
         assert_eq!(leases.put(terms("more"), standing, 1000, at(0)), Err(Refused::Full));
     }
-    assert_eq!(leases.put(terms("n1"), Tied, 1000, at(0)), Err(Refused::Full));
+    assert_eq!(leases.put(terms("n1"), ConnectionBound, 1000, at(0)), Err(Refused::Full));
     assert_eq!(list(&leases).len(), full, "what is refused changes nothing");
-    leases.put(for_seconds("n1", 9), Firm, 1001, at(0)).unwrap();
+    leases.put(for_seconds("n1", 9), Committed, 1001, at(0)).unwrap();
     assert_eq!(list(&leases).len(), full, "a renewal needs no room");
-    leases.put(terms("n1"), Tentative, 1002, at(0)).unwrap();
-    assert_eq!(leases.put(terms("more"), Tentative, 1003, at(0)), Err(Refused::Full));
+    leases.put(terms("n1"), Pending, 1002, at(0)).unwrap();
+    assert_eq!(leases.put(terms("more"), Pending, 1003, at(0)), Err(Refused::Full));
     leases.settle(1002);
     assert_eq!(list(&leases).len(), full, "nor does one that depends on its request");
-    leases.put(terms(NAME_DEFAULT), Firm, PROGRAM, at(0)).unwrap();
+    leases.put(terms(NAME_DEFAULT), Committed, PROGRAM, at(0)).unwrap();
     assert!(leases.holds_name(NAME_DEFAULT), "the program always has room");
 }
 
@@ -259,6 +266,6 @@ fn there_are_only_so_many() {
 fn an_end_beyond_the_clock_is_none() {
     let mut leases = Leases::default();
     let terms = Terms { ttl: Some(Duration::MAX), ..terms("a") };
-    leases.put(terms, Firm, 1, at(0)).unwrap();
+    leases.put(terms, Committed, 1, at(0)).unwrap();
     assert_eq!(leases.next_end(), None);
 }

@@ -59,7 +59,7 @@ struct Connection {
 struct Worker {
     poll: Poll,
     events: Events,
-    kit: Kit,
+    buffers: RelayBuffers,
 }
 
 /// Tells, when a test fails, how to see it again.
@@ -154,7 +154,7 @@ fn an_urgent_byte_at_the_end_of_a_bulk_stream_arrives() {
         connection[0].drive(&mut worker);
         worker.finish(&mut connection, CLIENT);
         connection[0].judge();
-        assert!(worker.kit.pipes.alive() > 0, "it is spliced");
+        assert!(worker.buffers.pipes.alive() > 0, "it is spliced");
         assert_eq!(connection[0].peers[UPSTREAM].received, 9 * SMALL_SCRATCH_BYTES + 1);
     }
 }
@@ -206,7 +206,7 @@ fn run(seed: u64, client: &Port, upstream: &Port) {
     worker.finish(&mut connections, random.below(2));
     connections.iter().for_each(Connection::judge);
     drop(connections);
-    assert_eq!(worker.kit.pipes.alive(), worker.kit.pipes.pooled(), "no pipe is lost");
+    assert_eq!(worker.buffers.pipes.alive(), worker.buffers.pipes.pooled(), "no pipe is lost");
 }
 
 impl Worker {
@@ -214,7 +214,10 @@ impl Worker {
         Self {
             poll: Poll::new().unwrap(),
             events: Events::with_capacity(16),
-            kit: Kit { scratch: vec![0; SMALL_SCRATCH_BYTES].into(), ..Kit::new(pipes_max) },
+            buffers: RelayBuffers {
+                scratch: vec![0; SMALL_SCRATCH_BYTES].into(),
+                ..RelayBuffers::new(pipes_max)
+            },
         }
     }
 
@@ -238,7 +241,11 @@ impl Worker {
         for connection in connections {
             in_use += connection.check();
         }
-        assert_eq!(self.kit.pipes.alive(), self.kit.pipes.pooled() + in_use, "no pipe is lost");
+        assert_eq!(
+            self.buffers.pipes.alive(),
+            self.buffers.pipes.pooled() + in_use,
+            "no pipe is lost"
+        );
     }
 
     /// Brings the connections to their end. What was sent must arrive without another word; then `first` ends its stream
@@ -347,7 +354,7 @@ impl Connection {
             client: token(self.index, CLIENT),
             upstream: token(self.index, UPSTREAM),
         };
-        let turn = relay.drive(client, &mut worker.kit, &registration);
+        let turn = relay.drive(client, &mut worker.buffers, &registration);
         self.next = turn.next;
         self.delivered.0 += turn.to_upstream;
         self.delivered.1 += turn.to_client;
