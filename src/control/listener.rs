@@ -91,9 +91,8 @@ impl ControlListener {
         means: ControlContext,
     ) -> io::Result<Self> {
         for (index, listener) in listeners.iter().enumerate() {
-            let mut source = SourceFd(&listener.as_raw_fd());
-            let token = Token(BELL.0 - 1 - index);
-            poll.registry().register(&mut source, token, Interest::READABLE)?;
+            let (fd, token) = (listener.as_raw_fd(), Token(BELL.0 - 1 - index));
+            poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE)?;
         }
         let listeners =
             listeners.into_iter().map(|socket| Listener { socket, may_accept: true }).collect();
