@@ -273,8 +273,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         let processes = self.processes();
         if let Some(child) = &mut self.child {
-            // Children first: an nginx master or a socat parent that is killed leaves them behind.
-            for process in processes.iter().rev() {
+            // Parents first, or an nginx master starts a worker in place of one that was killed.
+            for process in &processes {
                 if let Some(pid) =
                     i32::try_from(process.pid).ok().and_then(rustix::process::Pid::from_raw)
                 {

@@ -346,9 +346,9 @@ impl Proxy {
         tasks.map(|entry| entry.expect("a thread").path()).filter(is_named).collect()
     }
 
-    /// The resident memory in KiB.
+    /// The resident memory in KiB, without the pages of files: the binary's come and go as they are used.
     pub(crate) fn memory_kib(&self) -> usize {
-        self.status_kib("VmRSS:")
+        self.status_kib("RssAnon:")
     }
 
     /// The most resident memory that there was at any time, in KiB.
