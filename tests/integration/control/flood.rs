@@ -39,7 +39,7 @@ fn withstand(name: &str, attack: impl FnOnce(&Control)) {
         assert_eq!(Response::read(&mut caller).status, 200);
     }
     let descriptors = proxy.descriptors();
-    let (threads, memory) = (proxy.threads(), proxy.memory_kib());
+    let (threads, peak) = (proxy.threads(), proxy.memory_peak_kib());
     let stops = AtomicBool::new(false);
     let watched = thread::scope(|scope| {
         let operator = scope.spawn(|| watch(proxy.control(), &stops));
@@ -51,7 +51,7 @@ fn withstand(name: &str, attack: impl FnOnce(&Control)) {
         attacked.unwrap();
         watched
     });
-    let grown = proxy.memory_peak_kib().saturating_sub(memory);
+    let grown = proxy.memory_peak_kib() - peak;
     println!(
         "{name}: the operator was answered {} times, the longest after {:?}, sent away {} times; memory grew by {grown} KiB",
         watched.answered, watched.longest, watched.refused
