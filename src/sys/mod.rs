@@ -55,6 +55,7 @@ const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 pub(crate) struct Socket {
     fd: OwnedFd,
     is_unix: bool,
+    is_paced: bool,
 }
 
 /// A listening socket, never blocking.
@@ -62,6 +63,7 @@ pub(crate) struct Socket {
 pub(crate) struct Listener {
     fd: OwnedFd,
     is_unix: bool,
+    is_paced: bool,
 }
 
 /// An address that can be dialled or bound as it is: names are resolved.
@@ -107,12 +109,13 @@ impl Socket {
         address: &SocketAddress,
         source: Option<IpAddr>,
     ) -> io::Result<(Self, Dialled)> {
+        let mut is_paced = false;
         let (socket, result) = match address {
             SocketAddress::Inet(address) => {
                 let socket = socket_with(family(address), SocketType::STREAM, OPEN, None)?;
                 sockopt::set_tcp_nodelay(&socket, true)?;
                 sockopt::set_socket_oobinline(&socket, true)?;
-                pacing::spare(&socket, address);
+                is_paced = pacing::spare(&socket, address);
                 if let Some(source) = source {
                     bind_source(&socket, source)?;
                 }
@@ -130,7 +133,8 @@ impl Socket {
                 (socket, result)
             }
         };
-        let socket = Self { fd: socket, is_unix: !matches!(address, SocketAddress::Inet(_)) };
+        let is_unix = !matches!(address, SocketAddress::Inet(_));
+        let socket = Self { fd: socket, is_unix, is_paced };
         match result {
             Ok(()) => Ok((socket, Dialled::Connected)),
             Err(Errno::INPROGRESS) => Ok((socket, Dialled::InProgress)),
@@ -246,6 +250,11 @@ impl Socket {
         self.is_unix
     }
 
+    /// Returns true if the kernel paces what is sent (see `pacing.rs`).
+    pub(crate) fn is_paced(&self) -> bool {
+        self.is_paced
+    }
+
     /// Whether it is connected to itself. TCP does so (RFC 9293, 3.5) where nobody listens at a port of this host, and the
     /// system happens to choose the same one to dial from.
     pub(crate) fn is_self_connected(&self) -> bool {
@@ -298,7 +307,7 @@ impl Listener {
     /// As many TCP listeners on one port as there are threads to serve them. Another process that listens there is an
     /// error, even if it shares its port (`SO_REUSEPORT`): half of the clients would miss a pause.
     pub(crate) fn tcp(address: SocketAddr, count: usize) -> io::Result<Vec<Self>> {
-        let open = || -> io::Result<OwnedFd> {
+        let open = || -> io::Result<Self> {
             let socket = socket_with(family(&address), SocketType::STREAM, OPEN, None)?;
             if address.is_ipv6() {
                 sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
@@ -306,15 +315,15 @@ impl Listener {
             sockopt::set_socket_reuseaddr(&socket, true)?;
             // Inherited by every accepted socket.
             tune(&socket)?;
-            pacing::spare(&socket, &address);
-            Ok(socket)
+            let is_paced = pacing::spare(&socket, &address);
+            Ok(Self { fd: socket, is_unix: false, is_paced })
         };
         // The first binds and listens alone, which fails beside any listener, and shares its port only then. Two that are
         // bound and do not listen yet pass each other by, so nothing is shared before one of them listens.
         let first = open()?;
         bind(&first, &address)?;
         listen(&first, BACKLOG_MAX)?;
-        let address = local_inet(&first)?;
+        let address = first.local_inet()?;
         if count > 1 {
             sockopt::set_socket_reuseport(&first, true)?;
         }
@@ -326,7 +335,7 @@ impl Listener {
             listen(&socket, BACKLOG_MAX)?;
             bound.push(socket);
         }
-        Ok(bound.into_iter().map(|fd| Self { fd, is_unix: false }).collect())
+        Ok(bound)
     }
 
     /// A UNIX listener. A socket file that nobody listens on any more is replaced; `mode`, if given, holds from the first
@@ -334,7 +343,7 @@ impl Listener {
     pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Self, SocketFile)> {
         let fd = unix_socket()?;
         let file = SocketFile::listen(&fd, path, mode, BACKLOG_MAX)?;
-        Ok((Self { fd, is_unix: true }, file))
+        Ok((Self { fd, is_unix: true, is_paced: false }, file))
     }
 
     /// A UNIX listener without a file; everybody in the network namespace may connect.
@@ -342,7 +351,7 @@ impl Listener {
         let fd = unix_socket()?;
         bind(&fd, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
         listen(&fd, BACKLOG_MAX)?;
-        Ok(Self { fd, is_unix: true })
+        Ok(Self { fd, is_unix: true, is_paced: false })
     }
 
     /// Takes the client that has waited longest; `WouldBlock` when none waits.
@@ -356,7 +365,7 @@ impl Listener {
             // Unlike TCP sockets, UNIX sockets do not inherit it from their listener.
             sockopt::set_socket_oobinline(&fd, true)?;
         }
-        Ok(Socket { fd, is_unix: self.is_unix })
+        Ok(Socket { fd, is_unix: self.is_unix, is_paced: self.is_paced })
     }
 
     /// Whether it is a UNIX socket.
@@ -552,7 +561,8 @@ fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
 pub(crate) fn socket_pair() -> io::Result<(Socket, Socket)> {
     let (one, other) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
-    Ok((Socket { fd: one, is_unix: true }, Socket { fd: other, is_unix: true }))
+    let socket = |fd| Socket { fd, is_unix: true, is_paced: false };
+    Ok((socket(one), socket(other)))
 }
 
 #[cfg(test)]

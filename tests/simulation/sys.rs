@@ -130,6 +130,11 @@ impl Socket {
         self.is_unix
     }
 
+    /// Some are, and some are not.
+    pub(crate) fn is_paced(&self) -> bool {
+        !self.is_unix && self.link.is_multiple_of(2)
+    }
+
     pub(crate) fn is_self_connected(&self) -> bool {
         false
     }
