@@ -14,11 +14,13 @@ mod handle;
 mod log_limit;
 mod pause;
 mod server;
+mod shared;
 mod stats;
 mod sys;
 mod timestamp;
 mod upstream;
 mod worker;
+mod worker_pool;
 
 #[doc(hidden)]
 pub use config::suggest;

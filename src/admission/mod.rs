@@ -1,6 +1,56 @@
-//! Admission: the order of clients that wait, and bounds on how many are held or under way.
+//! Admission: the order of clients that wait, and bounds on how many there are, how many are held, how many under way.
 
 pub(crate) mod hold;
 pub(crate) mod pace;
 pub(crate) mod queue;
 pub(crate) mod semaphore;
+
+use std::sync::Arc;
+
+use crate::{
+    config::{HoldConfig, ResumeConfig},
+    log_limit::LogLimit,
+};
+use hold::HoldLimits;
+use queue::WaitQueue;
+use semaphore::Semaphore;
+
+/// Bounds of a proxy, and the queue of clients that wait.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// One permit for each client.
+    pub(crate) clients: Arc<Semaphore>,
+    pub(crate) hold: HoldLimits,
+    pub(crate) queue: Arc<WaitQueue>,
+    pub(crate) accept_troubles: AcceptTroubles,
+}
+
+/// Reasons for which clients wait in the backlog. Each has a log limit of its own, or one would hide another.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptTroubles {
+    pub(crate) too_many_held: LogLimit,
+    pub(crate) no_place: LogLimit,
+    pub(crate) shortage: LogLimit,
+}
+
+impl Admission {
+    /// Bounds clients to `clients_max`, in the queue of so many `workers`.
+    pub(crate) fn new(
+        clients_max: usize,
+        workers: usize,
+        hold: &HoldConfig,
+        resume: &ResumeConfig,
+    ) -> Self {
+        Self {
+            clients: Arc::new(Semaphore::new(clients_max)),
+            hold: HoldLimits::new(hold),
+            queue: Arc::new(WaitQueue::new(workers, resume)),
+            accept_troubles: AcceptTroubles::default(),
+        }
+    }
+
+    /// Returns true if a worker waits for a permit that has become free.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.clients.take_wanted() | self.hold.take_wanted() | self.queue.under_way().take_wanted()
+    }
+}

@@ -73,9 +73,9 @@ impl Control {
         let poll = Poll::new()?;
         let bell = Arc::new(Notifier::new(&poll)?);
         let idle_bell = Arc::clone(&bell);
-        handle.on_idle(move || idle_bell.idle());
+        handle.pauses().gate.watch_idle(move || idle_bell.idle());
         let pause_bell = Arc::clone(&bell);
-        handle.0.ledger.watch(move || pause_bell.ring());
+        handle.pauses().watch(move || pause_bell.ring());
         let means = ControlContext {
             bell: Arc::clone(&bell),
             handle,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use log::info;
 
 use super::{response::Response, routes::Caller};
-use crate::handle::{Handle, ledger::WaitState};
+use crate::{handle::Handle, pause::WaitState};
 
 /// How long reset connections may take to be gone. A worker closes them in its next turn.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ impl PendingPause {
 
     /// Whether what it waits for has come about.
     pub(super) fn look(&self) -> WaitState {
-        self.handle.look(self.request_id)
+        self.handle.pauses().wait_state(self.request_id)
     }
 
     /// Whether the pause holds.
@@ -45,17 +45,17 @@ impl PendingPause {
 
     /// The caller has sent a byte: the time of its pause begins anew.
     pub(super) fn renew(&self) {
-        self.handle.renew(self.request_id);
+        self.handle.pauses().renew(self.request_id);
     }
 
     /// Resets what is left.
     pub(super) fn kill(&mut self) {
-        self.reset += self.handle.kill(&self.asker);
+        self.reset += self.handle.pauses().kill(&self.asker);
     }
 
     /// The pause stands for itself from now on.
     pub(super) fn settle(self) {
-        self.handle.settle(self.request_id);
+        self.handle.pauses().settle(self.request_id);
         self.forget();
     }
 
@@ -71,19 +71,19 @@ impl PendingPause {
     /// There is nothing that could be undone, and nothing to come.
     pub(super) fn forget(mut self) {
         self.is_open = false;
-        self.handle.forbid(self.request_id);
+        self.handle.pauses().forbid(self.request_id);
     }
 
     /// Ends the pause with its connection.
     pub(super) fn close(mut self) {
         self.is_open = false;
-        self.handle.close(self.request_id);
+        self.handle.pauses().close(self.request_id);
     }
 
     /// Undoes the pause.
     pub(super) fn undo(mut self, because: &str) {
         self.is_open = false;
-        self.handle.undo(self.request_id, because);
+        self.handle.pauses().undo(self.request_id, because);
     }
 
     /// The answer to a caller whose pause has begun.
@@ -98,7 +98,7 @@ impl PendingPause {
     /// The answer to a caller whose pause is not idle in time.
     pub(super) fn failure(handle: &Handle) -> Response {
         let paused = handle.is_paused();
-        let active = handle.0.gate.passes();
+        let active = handle.pauses().gate.passes();
         let oldest =
             handle.oldest().map_or("null".to_owned(), |age| format!("{:.3}", age.as_secs_f64()));
         let text = if paused {
@@ -116,7 +116,7 @@ impl PendingPause {
 impl Drop for PendingPause {
     fn drop(&mut self) {
         if self.is_open {
-            self.handle.undo(self.request_id, "its caller has gone");
+            self.handle.pauses().undo(self.request_id, "its caller has gone");
         }
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn route(method: &str, target: &str, asker: Caller<'_>, handle: &Hand
 }
 
 fn pause(wanted: Pause, asker: Caller<'_>, handle: &Handle) -> Result<Response, String> {
-    let max_ttl = handle.0.ledger.max_ttl;
+    let max_ttl = handle.pauses().max_ttl;
     if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
         let (ttl, max) = (format_duration(ttl), format_duration(max));
         return Err(format!(
@@ -59,13 +59,13 @@ fn pause(wanted: Pause, asker: Caller<'_>, handle: &Handle) -> Result<Response, 
         name: wanted.name,
         reason: wanted.reason,
         by: asker.name.to_owned(),
-        mode: wanted.mode.unwrap_or(handle.0.default_mode),
+        mode: wanted.mode.unwrap_or(handle.pauses().default_mode),
         ttl: wanted.ttl.or(max_ttl),
         quiet: wanted.quiet,
     };
     // It stands for itself once the front has the answer.
     let standing = if wanted.is_tied { Lifetime::ConnectionBound } else { Lifetime::Pending };
-    Ok(match handle.put(terms, standing, asker.request_id) {
+    Ok(match handle.pauses().put(terms, standing, asker.request_id) {
         Ok(()) if wanted.is_tied || wanted.wait.is_some() => {
             Response::empty(201).for_pause(wanted.wait, wanted.is_tied)
         }
@@ -85,13 +85,13 @@ fn resume(wanted: &Resume, asker: Caller<'_>, handle: &Handle) -> Response {
         Resume::All => None,
         Resume::Named(name) => Some(name.as_str()),
         Resume::Release(count) => {
-            return match handle.release(*count, asker.name, asker.request_id) {
+            return match handle.pauses().release(*count, asker.name, asker.request_id) {
                 Some(released) => Response::json(format!("{{\"released\": {released}}}\n")),
                 None => Response::error(409, "It is not paused: there is nobody to let through."),
             };
         }
     };
-    handle.lift(name, asker.name);
+    handle.pauses().lift(name, asker.name);
     Response::empty(204)
 }
 

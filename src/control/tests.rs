@@ -18,7 +18,7 @@ mod server;
 use super::{backend::UnlinkedListener, *};
 use crate::{
     config::{self, address::Address},
-    handle::Shared,
+    handle::Handle,
     pause::gate::Pass,
 };
 
@@ -29,7 +29,7 @@ const CALLERS_MAX: usize = 128;
 
 /// A handle to a proxy that is idle.
 pub(super) fn handle() -> Handle {
-    Handle(Shared::without_workers())
+    Handle::without_workers()
 }
 
 /// One connection that is carried until it is dropped.
@@ -37,7 +37,7 @@ struct Busy(#[expect(dead_code, reason = "its drop is the end of the connection"
 
 impl Busy {
     fn new(handle: &Handle) -> Self {
-        Self(handle.0.gate.enter().expect("the gate is open"))
+        Self(handle.pauses().gate.enter().expect("the gate is open"))
     }
 }
 

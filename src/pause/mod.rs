@@ -1,6 +1,427 @@
-//! Pauses: leases and their terms, the gate that admits connections, and orders of a pause to the workers.
+//! Pauses: the gate that admits connections, the leases that keep it closed, and their one owner.
+//!
+//! [`Pauses`] changes the gate only under the lock of the leases, so that both always agree. A change goes the same way each
+//! time: leases, gate, orders to drain, and then every worker is woken. Workers read gate, barrier and orders without a lock.
 
 pub(crate) mod barrier;
 pub(crate) mod drain;
+pub(crate) mod expiry;
 pub(crate) mod gate;
 pub(crate) mod leases;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::{
+    admission::queue::WaitQueue, config::duration::format_duration, sys, timestamp::Rfc3339,
+    upstream::Upstream, worker_pool::WorkerPool,
+};
+use barrier::Barrier;
+use drain::DrainOrders;
+use gate::{Gate, Mode};
+use leases::{
+    Ended, Lease, Leases, Lifetime, NAME_DEFAULT, PROGRAM, Refused, Terms, Timestamp, mode_name,
+};
+
+/// Longest wait of a pause for every worker to end its turn, which takes well below a millisecond.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest wait of a resume for a new look-up of the upstream's name.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Owner of all that a pause consists of, and of the order of its changes.
+pub(crate) struct Pauses {
+    /// Admits connections, and counts them.
+    pub(crate) gate: Arc<Gate>,
+    /// Tells when every worker has seen a change of the gate.
+    pub(crate) barrier: Barrier,
+    /// Orders to the workers.
+    pub(crate) drain: DrainOrders,
+    /// Treatment of new clients during a pause that names none.
+    pub(crate) default_mode: Mode,
+    /// Longest time that a lease may last without being renewed.
+    pub(crate) max_ttl: Option<Duration>,
+    /// The lock orders all changes; the operator's are rare.
+    leases: Mutex<Leases>,
+    /// Wakes the thread that ends expired leases.
+    expiry: Sender<()>,
+    watchers: Mutex<Vec<Watcher>>,
+    queue: Arc<WaitQueue>,
+    upstream: Arc<Upstream>,
+    workers: Arc<WorkerPool>,
+}
+
+type Watcher = Box<dyn Fn() + Send + Sync>;
+
+/// State of a request that waits for idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitState {
+    /// Its lease holds, and no connection is relayed or connecting.
+    Idle,
+    /// Its lease holds, and some connections are left.
+    Busy,
+    /// Its lease holds no more.
+    Ended,
+}
+
+/// Reason for the end of leases.
+#[derive(Debug, Clone, Copy)]
+enum EndReason<'a> {
+    /// A caller or the program has lifted them.
+    Lifted { by: &'a str },
+    /// Their time is up.
+    Expired,
+    /// The connection that they depend on has ended.
+    Closed,
+    /// Their request was given up, for this reason.
+    Undone { because: &'a str },
+}
+
+impl Pauses {
+    /// Returns pauses with an open gate, and the notifications for the thread that ends expired leases.
+    pub(crate) fn new(
+        default_mode: Mode,
+        max_ttl: Option<Duration>,
+        queue: Arc<WaitQueue>,
+        upstream: Arc<Upstream>,
+        workers: Arc<WorkerPool>,
+    ) -> (Arc<Self>, Receiver<()>) {
+        // One notification is as good as several.
+        let (expiry, notifications) = bounded(1);
+        let pauses = Self {
+            gate: Arc::new(Gate::new()),
+            barrier: Barrier::new(workers.len()),
+            drain: DrainOrders::default(),
+            default_mode,
+            max_ttl,
+            leases: Mutex::default(),
+            expiry,
+            watchers: Mutex::default(),
+            queue,
+            upstream,
+            workers,
+        };
+        (Arc::new(pauses), notifications)
+    }
+
+    /// Pauses for the program that runs the proxy; see `Handle::pause`.
+    pub(crate) fn pause(&self) -> bool {
+        let terms = Terms {
+            name: NAME_DEFAULT.to_owned(),
+            reason: None,
+            by: "the program".to_owned(),
+            mode: self.default_mode,
+            ttl: self.max_ttl,
+            quiet: None,
+        };
+        // The program is never refused.
+        let was_running = self.begin(terms, Lifetime::Committed, PROGRAM).unwrap_or(false);
+        self.await_workers();
+        was_running
+    }
+
+    /// Pauses, or changes the terms of a pause. Once this has returned, no further client is admitted, and no connection to
+    /// the upstream begins.
+    pub(crate) fn put(
+        &self,
+        terms: Terms,
+        lifetime: Lifetime,
+        request_id: u64,
+    ) -> Result<(), Refused> {
+        self.begin(terms, lifetime, request_id)?;
+        self.await_workers();
+        Ok(())
+    }
+
+    /// Adds a lease, and closes the gate, but waits for no worker. Returns true if the gate was open.
+    pub(crate) fn begin(
+        &self,
+        terms: Terms,
+        lifetime: Lifetime,
+        request_id: u64,
+    ) -> Result<bool, Refused> {
+        let text = terms.to_string();
+        let now = Timestamp { at: sys::now(), shown: Rfc3339::now() };
+        let (is_renewed, was_open) = {
+            let mut leases = self.lock();
+            let is_renewed = leases.holds_name(&terms.name);
+            leases.put(terms, lifetime, request_id, now)?;
+            (is_renewed, self.apply(&leases))
+        };
+        let verb = if is_renewed { "pause renewed" } else { "paused" };
+        log::info!("{verb} by {text}; connections that run: {}", self.gate.passes());
+        // Only now, so that the log does not tell of its end first.
+        self.notify();
+        Ok(was_open)
+    }
+
+    /// Ends the pause of that name, or all. Before, the upstream's name is looked up anew, for a second at most. Returns true
+    /// if this has resumed.
+    pub(crate) fn lift(&self, name: Option<&str>, by: &str) -> bool {
+        self.end(EndReason::Lifted { by }, |lease| name.is_none_or(|name| lease.terms.name == name))
+    }
+
+    /// Gives a request up: its pause ends, unless it is committed.
+    pub(crate) fn undo(&self, request_id: u64, because: &str) {
+        self.forbid(request_id);
+        self.end(EndReason::Undone { because }, |lease| lease.is_undone_with(request_id));
+    }
+
+    /// Ends the pause of a request that depends on its connection, which has ended.
+    pub(crate) fn close(&self, request_id: u64) {
+        self.forbid(request_id);
+        self.end(EndReason::Closed, |lease| lease.is_undone_with(request_id));
+    }
+
+    /// Keeps a request that is over from pausing anything: a copy of it may still be under way.
+    pub(crate) fn forbid(&self, request_id: u64) {
+        self.lock().forbid(request_id);
+    }
+
+    /// Begins the time of a request's lease anew.
+    pub(crate) fn renew(&self, request_id: u64) {
+        if self.lock().renew(request_id, sys::now()) {
+            log::trace!("the pause of request {request_id} is renewed by its caller's bytes");
+        }
+    }
+
+    /// Commits the lease of a request: it depends on its caller no more.
+    pub(crate) fn settle(&self, request_id: u64) {
+        let mut leases = self.lock();
+        leases.settle(request_id);
+        self.apply(&leases);
+    }
+
+    /// Returns the state of a request's wait. Lease and idleness are read at one moment: while the leases are locked the
+    /// pause goes on, and only clients that bypass it are admitted.
+    pub(crate) fn wait_state(&self, request_id: u64) -> WaitState {
+        let leases = self.lock();
+        let is_idle = self.gate.passes() == 0 && !self.queue.is_letting_through();
+        match (leases.holds(request_id), is_idle) {
+            (false, _) => WaitState::Ended,
+            (true, true) => WaitState::Idle,
+            (true, false) => WaitState::Busy,
+        }
+    }
+
+    /// Has all connections reset, soon. Returns their number.
+    pub(crate) fn kill(&self, by: &str) -> u64 {
+        let count = self.gate.passes();
+        log::info!("{by} has those connections reset that have not ended in time: {count}");
+        self.drain.reset_all();
+        self.workers.wake_all();
+        count
+    }
+
+    /// Lets the oldest `count` held clients bypass the pause, or all if they are fewer. Returns their number; none if
+    /// nothing is paused.
+    pub(crate) fn release(&self, count: u64, by: &str, request_id: u64) -> Option<u64> {
+        let mut leases = self.lock();
+        leases.mode()?;
+        let released = leases.released_once(request_id, || {
+            let count = count.min(self.workers.held());
+            self.queue.bypass(count, sys::now());
+            self.workers.wake_all();
+            count
+        });
+        drop(leases);
+        log::info!("{by} lets held clients through: {released}; it stays paused");
+        Some(released)
+    }
+
+    /// Locks the leases.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has `watcher` called after each change, on the thread that has made it.
+    pub(crate) fn watch(&self, watcher: impl Fn() + Send + Sync + 'static) {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(watcher));
+    }
+
+    /// Ends expired leases. Returns the moment at which the next one expires.
+    fn expire(&self) -> Option<Instant> {
+        let now = sys::now();
+        self.end(EndReason::Expired, |lease| lease.has_expired(now));
+        self.lock().next_end()
+    }
+
+    /// Waits until every worker has finished the turn in which the pause began. Needed even if it was paused already: the
+    /// earlier caller may still be waiting.
+    fn await_workers(&self) {
+        let question = self.barrier.ask();
+        self.workers.wake_all();
+        if !self.barrier.wait(question, TURN_TIMEOUT) {
+            log::warn!("a worker's turn takes long: what it has admitted may still be under way");
+        }
+    }
+
+    /// Has gate and workers do what the leases say. Called under their lock. Returns true if the gate was open.
+    fn apply(&self, leases: &Leases) -> bool {
+        let was_open = if let Some(mode) = leases.mode() {
+            self.gate.pause(mode)
+        } else {
+            self.queue.end_bypass();
+            !self.gate.resume()
+        };
+        self.drain.close_quiet(leases.quiet());
+        self.workers.wake_all();
+        was_open
+    }
+
+    /// Ends the leases that are over. Returns true if this has resumed.
+    fn end(&self, reason: EndReason<'_>, is_over: impl Fn(&Lease) -> bool) -> bool {
+        if self.lock().would_resume(&is_over) {
+            self.upstream.refresh(REFRESH_TIMEOUT);
+        }
+        let held = self.workers.held();
+        let ended = {
+            let mut leases = self.lock();
+            let ended = leases.remove(is_over);
+            if !ended.leases.is_empty() {
+                self.apply(&leases);
+            }
+            ended
+        };
+        if !ended.leases.is_empty() {
+            self.notify();
+        }
+        log_end(&ended, reason, held);
+        ended.paused_since.is_some()
+    }
+
+    /// Tells the thread that ends leases, and all watchers, of a change.
+    fn notify(&self) {
+        // A full channel means that the thread looks anyway.
+        self.expiry.try_send(()).ok();
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.iter().for_each(|watcher| watcher());
+    }
+}
+
+impl fmt::Debug for Pauses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pauses").field("leases", &self.leases).finish_non_exhaustive()
+    }
+}
+
+fn log_end(ended: &Ended, reason: EndReason<'_>, held: u64) {
+    let duration_since = |since: Timestamp| {
+        let seconds = sys::now().saturating_duration_since(since.at).as_secs_f64();
+        format!("since {}, for {seconds:.3} s", since.shown)
+    };
+    for lease in &ended.leases {
+        let how = match reason {
+            EndReason::Lifted { by } => format!("lifted by {by}"),
+            EndReason::Expired => "expired".to_owned(),
+            EndReason::Closed => "ended with its connection".to_owned(),
+            EndReason::Undone { because } => format!("undone: {because}"),
+        };
+        log::info!("pause {how}; it was by {}, {}", lease.terms, duration_since(lease.since));
+    }
+    match (ended.paused_since, reason) {
+        (Some(since), _) => {
+            let by = match reason {
+                EndReason::Lifted { by } => by,
+                EndReason::Expired => "expiry",
+                EndReason::Closed => "the end of a connection",
+                EndReason::Undone { .. } => "undoing the last pause",
+            };
+            log::info!("resumed by {by}, paused {}; clients held: {held}", duration_since(since));
+        }
+        (None, EndReason::Lifted { by }) if ended.leases.is_empty() => {
+            log::debug!("asked to resume by {by}: there was nothing to lift");
+        }
+        _ => {}
+    }
+}
+
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} as {:?}", self.by, self.name)?;
+        if let Some(reason) = &self.reason {
+            write!(f, " because {reason:?}")?;
+        }
+        if let Some(ttl) = self.ttl {
+            write!(f, " for {}", format_duration(ttl))?;
+        }
+        if let Some(quiet) = self.quiet {
+            write!(f, ", closing what is quiet for {}", format_duration(quiet))?;
+        }
+        write!(f, ", mode {}", mode_name(self.mode))
+    }
+}
+
+#[cfg(test)]
+impl Pauses {
+    /// Returns pauses of a proxy without workers.
+    pub(crate) fn without_workers() -> Arc<Self> {
+        let upstream = Upstream::for_tests();
+        let workers = Arc::new(WorkerPool::new([].into(), 0));
+        let queue = Arc::new(WaitQueue::new(0, &crate::config::ResumeConfig::default()));
+        Self::new(Mode::Hold, None, queue, upstream, workers).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terms() -> Terms {
+        let (name, by) = ("a".to_owned(), "a test".to_owned());
+        Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None }
+    }
+
+    fn is_paused(pauses: &Pauses) -> bool {
+        pauses.gate.is_paused()
+    }
+
+    #[test]
+    fn the_gate_is_paused_exactly_while_a_lease_holds() {
+        let pauses = Pauses::without_workers();
+        assert_eq!(pauses.wait_state(1), WaitState::Ended);
+        let pass = pauses.gate.enter();
+        pauses.put(terms(), Lifetime::Pending, 1).unwrap();
+        let seen = (pauses.wait_state(1), pauses.gate.mode());
+        assert_eq!(seen, (WaitState::Busy, Some(Mode::Hold)));
+        drop(pass);
+        assert_eq!(pauses.wait_state(1), WaitState::Idle);
+        let strict = Terms { mode: Mode::Reject, name: "b".to_owned(), ..terms() };
+        pauses.put(strict, Lifetime::Committed, 2).unwrap();
+        assert_eq!(pauses.gate.mode(), Some(Mode::Reject));
+        assert!(!pauses.lift(Some("b"), "a test"));
+        assert_eq!(pauses.gate.mode(), Some(Mode::Hold));
+        pauses.undo(1, "it is over");
+        assert_eq!((pauses.wait_state(1), pauses.gate.mode()), (WaitState::Ended, None));
+        assert!(!pauses.lift(None, "a test") && pauses.pause() && !pauses.pause());
+        assert!(pauses.lift(None, "a test"));
+    }
+
+    #[test]
+    fn a_request_that_was_given_up_pauses_nothing() {
+        let pauses = Pauses::without_workers();
+        pauses.undo(7, "it took too long");
+        assert_eq!(pauses.put(terms(), Lifetime::ConnectionBound, 7), Err(Refused::Undone));
+        assert!(!is_paused(&pauses));
+        // Nor does one whose answer was lost, and that was asked for again in the meantime.
+        pauses.put(terms(), Lifetime::Pending, 8).unwrap();
+        pauses.undo(8, "its answer is lost");
+        assert_eq!(pauses.put(terms(), Lifetime::Pending, 8), Err(Refused::Undone));
+        assert!(!is_paused(&pauses));
+        // Nor one that was answered at the second time of asking, and lifted since.
+        pauses.put(terms(), Lifetime::Pending, 9).unwrap();
+        pauses.settle(9);
+        pauses.forbid(9);
+        assert!(is_paused(&pauses) && pauses.lift(None, "a test"));
+        assert_eq!(pauses.put(terms(), Lifetime::Pending, 9), Err(Refused::Undone));
+        pauses.put(terms(), Lifetime::ConnectionBound, 10).unwrap();
+        pauses.close(10);
+        assert_eq!(pauses.put(terms(), Lifetime::ConnectionBound, 10), Err(Refused::Undone));
+        assert!(!is_paused(&pauses));
+    }
+}

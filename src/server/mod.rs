@@ -6,10 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU8, AtomicUsize},
-    },
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -18,7 +15,7 @@ use crossbeam_channel::bounded;
 use mio::{Poll, Waker};
 
 use crate::{
-    admission::{hold::HoldLimits, queue::WaitQueue, semaphore::Semaphore},
+    admission::Admission,
     config::{
         self, Config,
         address::{self, Address},
@@ -26,19 +23,14 @@ use crate::{
     connection::reject::policy::RejectPolicy,
     control::{Control, HostPolicy},
     error::Error,
-    handle::{
-        AcceptTroubles, Handle, Shared, WorkerHandle,
-        ledger::{self, Pauses},
-    },
-    pause::{
-        barrier::Barrier,
-        drain::DrainOrders,
-        gate::{Gate, Mode},
-    },
+    handle::Handle,
+    pause::{Pauses, expiry, gate::Mode},
+    shared::{Phase, Shared, Shutdown},
     stats::Counters,
     sys::{self, Listener, SocketAddress, socket_file::SocketFile},
     upstream::{Upstream, loop_guard::LoopGuard},
     worker::{End, WAKER, WorkerResources},
+    worker_pool::{WorkerHandle, WorkerPool},
 };
 use listening::listen_at_all;
 
@@ -135,30 +127,28 @@ impl Server {
             workers.push(WorkerHandle { waker, mailbox: sender, counters: Counters::default() });
             seats.push((poll, mailbox));
         }
-        let (ledger, rings) = Pauses::new(config.pause.max_ttl);
+        let workers = Arc::new(WorkerPool::new(workers.into(), proxy.listeners.len()));
+        let admission = Admission::new(limits.clients, threads, &config.hold, &config.resume);
+        let (pauses, notifications) = Pauses::new(
+            if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
+            config.pause.max_ttl,
+            Arc::clone(&admission.queue),
+            Arc::clone(&upstream),
+            Arc::clone(&workers),
+        );
+        expiry::start(&pauses, notifications)?;
         let shared = Arc::new(Shared {
-            gate: Arc::new(Gate::new()),
-            barrier: Barrier::new(threads),
-            slots: Arc::new(Semaphore::new(limits.clients)),
-            accept_troubles: AcceptTroubles::default(),
+            pauses,
+            admission,
             upstream,
             reject_policy,
-            default_mode: if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
-            orders: DrainOrders::default(),
-            hold: HoldLimits::new(&config.hold),
-            line: WaitQueue::new(threads, &config.resume),
+            workers,
+            shutdown: Shutdown::new(config.grace_period),
             pipes_per_worker: limits.pipes / threads,
-            grace_period: config.grace_period,
-            workers: workers.into(),
-            listening: AtomicUsize::new(proxy.listeners.len()),
             started: Instant::now(),
-            ledger,
-            stop_level: AtomicU8::new(0),
-            stop_deadline: OnceLock::new(),
         });
         let weak = Arc::downgrade(&shared);
         shared.upstream.start(move || weak.upgrade().iter().for_each(|it| it.reset_loops()))?;
-        ledger::start(&shared, rings)?;
         let mut server = Self {
             shared: Arc::clone(&shared),
             workers: Vec::with_capacity(threads),
@@ -191,7 +181,7 @@ impl Server {
 
     /// A handle to pause, resume and observe the proxy.
     pub fn handle(&self) -> Handle {
-        Handle(Arc::clone(&self.shared))
+        Handle::new(Arc::clone(&self.shared))
     }
 
     /// Stops the proxy from another thread, as [`Server::join`] takes this one.
@@ -229,7 +219,7 @@ impl Server {
         drop(self.control.take());
         if ends.iter().all(|&end| end == End::Drained) {
             Outcome::Drained
-        } else if self.shared.is_aborting() {
+        } else if self.shared.phase() == Phase::Aborting {
             Outcome::Aborted
         } else {
             Outcome::DeadlineHit
@@ -247,7 +237,7 @@ impl Server {
             counted(clients_max, "client")
         );
         log::info!("control listens on {}", list(control));
-        let while_paused = match self.shared.default_mode {
+        let while_paused = match self.shared.pauses.default_mode {
             Mode::Hold => "held",
             Mode::Reject => self.shared.reject_policy.describe(),
         };
@@ -468,7 +458,7 @@ fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<End>, Error
             // The resources hold nothing that a panic could leave half-changed: sockets, and what is made for sharing.
             match catch_unwind(AssertUnwindSafe(|| resources.work())) {
                 Ok(Ok(end)) => {
-                    resources.shared.barrier.leave(resources.index);
+                    resources.shared.pauses.barrier.leave(resources.index);
                     return end;
                 }
                 Ok(Err(error)) => {
@@ -476,7 +466,7 @@ fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<End>, Error
                     thread::park_timeout(RESTART_INTERVAL);
                 }
                 Err(_panic) => {
-                    resources.shared.counters(resources.index).panics.add(1);
+                    resources.shared.workers.counters(resources.index).panics.add(1);
                     log::error!(
                         "worker {} has panicked and starts anew: a defect of tcpause",
                         resources.index
@@ -484,7 +474,7 @@ fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<End>, Error
                 }
             }
             // What the last one had learnt and not yet done is lost: slots that are free, clients sent over, a pause.
-            resources.shared.wake_all();
+            resources.shared.workers.wake_all();
         }
     };
     thread::Builder::new()

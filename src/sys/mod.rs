@@ -3,6 +3,7 @@
 //! mio's own sockets want all I/O to go through them; on epoll, readiness is a matter of the descriptor alone (epoll(7)),
 //! so descriptors of ours, registered through `SourceFd`, serve as well.
 
+mod listener;
 pub(crate) mod pacing;
 pub(crate) mod rcvbuf;
 pub(crate) mod socket_file;
@@ -12,23 +13,23 @@ use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
+pub(crate) use listener::Listener;
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, retry_on_intr},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, Shutdown,
-        SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-        getpeername, getsockname, listen, recv, recvmsg, send, shutdown, socket_with, sockopt,
+        SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getpeername,
+        getsockname, recv, recvmsg, send, shutdown, socket_with, sockopt,
     },
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
-use socket_file::SocketFile;
 use tcp_info::TcpInfo;
 
 /// After how long a silence, and how often, the kernel asks whether the peer is still there.
@@ -36,9 +37,6 @@ pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Time in which every connection is looked at once, for a peer that has vanished.
 pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(60);
-
-/// The kernel cuts it to `net.core.somaxconn`.
-const BACKLOG_MAX: i32 = i32::MAX;
 
 /// Something to read, urgent bytes included.
 pub(crate) const READABLE: Interest = Interest::READABLE.add(Interest::PRIORITY);
@@ -53,14 +51,6 @@ const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 /// A connected, or connecting, stream socket: TCP or UNIX, never blocking.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    fd: OwnedFd,
-    is_unix: bool,
-    is_paced: bool,
-}
-
-/// A listening socket, never blocking.
-#[derive(Debug)]
-pub(crate) struct Listener {
     fd: OwnedFd,
     is_unix: bool,
     is_paced: bool,
@@ -303,118 +293,6 @@ impl AsFd for Socket {
     }
 }
 
-impl Listener {
-    /// As many TCP listeners on one port as there are threads to serve them. Another process that listens there is an
-    /// error, even if it shares its port (`SO_REUSEPORT`): half of the clients would miss a pause.
-    pub(crate) fn tcp(address: SocketAddr, count: usize) -> io::Result<Vec<Self>> {
-        let open = || -> io::Result<Self> {
-            let socket = socket_with(family(&address), SocketType::STREAM, OPEN, None)?;
-            if address.is_ipv6() {
-                sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
-            }
-            sockopt::set_socket_reuseaddr(&socket, true)?;
-            // Inherited by every accepted socket.
-            tune(&socket)?;
-            let is_paced = pacing::spare(&socket, &address);
-            Ok(Self { fd: socket, is_unix: false, is_paced })
-        };
-        // The first binds and listens alone, which fails beside any listener, and shares its port only then. Two that are
-        // bound and do not listen yet pass each other by, so nothing is shared before one of them listens.
-        let first = open()?;
-        bind(&first, &address)?;
-        listen(&first, BACKLOG_MAX)?;
-        let address = first.local_inet()?;
-        if count > 1 {
-            sockopt::set_socket_reuseport(&first, true)?;
-        }
-        let mut bound = vec![first];
-        for _more in 1..count {
-            let socket = open()?;
-            sockopt::set_socket_reuseport(&socket, true)?;
-            bind(&socket, &address)?;
-            listen(&socket, BACKLOG_MAX)?;
-            bound.push(socket);
-        }
-        Ok(bound)
-    }
-
-    /// A UNIX listener. A socket file that nobody listens on any more is replaced; `mode`, if given, holds from the first
-    /// moment at which anyone can see it.
-    pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Self, SocketFile)> {
-        let fd = unix_socket()?;
-        let file = SocketFile::listen(&fd, path, mode, BACKLOG_MAX)?;
-        Ok((Self { fd, is_unix: true, is_paced: false }, file))
-    }
-
-    /// A UNIX listener without a file; everybody in the network namespace may connect.
-    pub(crate) fn abstract_unix(name: &str) -> io::Result<Self> {
-        let fd = unix_socket()?;
-        bind(&fd, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-        listen(&fd, BACKLOG_MAX)?;
-        Ok(Self { fd, is_unix: true, is_paced: false })
-    }
-
-    /// Takes the client that has waited longest; `WouldBlock` when none waits.
-    pub(crate) fn accept(&self) -> io::Result<Socket> {
-        let fd = match retry_on_intr(|| accept_with(self, OPEN)) {
-            // A UNIX listener that refuses more has nobody left.
-            Err(Errno::INVAL) if self.is_unix => return Err(Errno::AGAIN.into()),
-            result => result?,
-        };
-        if self.is_unix {
-            // Unlike TCP sockets, UNIX sockets do not inherit it from their listener.
-            sockopt::set_socket_oobinline(&fd, true)?;
-        }
-        Ok(Socket { fd, is_unix: self.is_unix, is_paced: self.is_paced })
-    }
-
-    /// Whether it is a UNIX socket.
-    pub(crate) fn is_unix(&self) -> bool {
-        self.is_unix
-    }
-
-    /// Refuses whoever comes from now on, and keeps who is queued. On TCP nothing but a close does so, which resets them.
-    pub(crate) fn refuse_more(&self) {
-        if self.is_unix {
-            // It can fail for sockets alone that are not connected and do not listen.
-            shutdown(self, Shutdown::Read).ok();
-        }
-    }
-
-    /// Lets nobody new into the queue while someone is in it; their SYNs are repeated, perhaps to a successor.
-    pub(crate) fn cut_backlog(&self) {
-        // Refused or not: the queue is taken in all the same.
-        listen(self, 0).ok();
-    }
-
-    /// Where it listens, with the port that the system chose.
-    pub(crate) fn local_inet(&self) -> io::Result<SocketAddr> {
-        local_inet(&self.fd)
-    }
-
-    /// Registers for clients that arrive, edge-triggered.
-    pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
-        register(self, registry, token, Interest::READABLE)
-    }
-
-    /// Ends the registration, if there is one.
-    pub(crate) fn deregister(&self, registry: &Registry) {
-        registry.deregister(&mut SourceFd(&self.fd.as_raw_fd())).ok();
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl From<Listener> for OwnedFd {
-    fn from(listener: Listener) -> Self {
-        listener.fd
-    }
-}
-
 impl PipeEnds {
     /// Moves up to `len` bytes from a socket into the pipe.
     pub(crate) fn splice_from(&self, source: &Socket, len: usize) -> io::Result<usize> {
@@ -519,14 +397,6 @@ fn register(
     interest: Interest,
 ) -> io::Result<()> {
     registry.register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest)
-}
-
-/// What accepted TCP sockets inherit: no delay for small writes, urgent bytes kept in line, where none is lost, and a look
-/// after silent peers.
-fn tune(listener: &OwnedFd) -> rustix::io::Result<()> {
-    sockopt::set_tcp_nodelay(listener, true)?;
-    sockopt::set_socket_oobinline(listener, true)?;
-    keep_alive(listener)
 }
 
 /// The idle time comes last: set on a socket that has been silent for longer, it has the kernel ask at once.

@@ -8,9 +8,10 @@ use std::{
 
 use super::Worker;
 use crate::{
-    handle::{Accepted, Phase},
     pause::gate::Mode,
+    shared::Phase,
     sys::{Listener, rcvbuf},
+    worker_pool::Accepted,
 };
 
 /// How many clients are accepted in one turn.
@@ -35,7 +36,7 @@ impl Worker<'_> {
     /// Lets clients that will be held send little, as the kernel keeps it for as long as they are. A UNIX client's bytes are
     /// kept in a buffer of its own.
     pub(super) fn size_accept_buffer(&mut self) {
-        let is_small = self.resources.shared.gate.mode() == Some(Mode::Hold);
+        let is_small = self.resources.shared.pauses.gate.mode() == Some(Mode::Hold);
         if std::mem::replace(&mut self.resources.is_small, is_small) == is_small {
             return;
         }
@@ -70,19 +71,22 @@ impl Worker<'_> {
         let Some(listener) = next else { return false };
         let Ok(place) = self.resources.shared.try_reserve() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.resources.shared.accept_troubles.too_many_held.allow(now) {
+            if let Some(more) =
+                self.resources.shared.admission.accept_troubles.too_many_held.allow(now)
+            {
                 log::warn!(
                     "as many clients are held as hold.max allows{more}: further ones wait in the backlog"
                 );
             }
             return true;
         };
-        let Some(slot) = self.resources.shared.slots.take() else {
+        let Some(slot) = self.resources.shared.admission.clients.take() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.resources.shared.accept_troubles.no_place.allow(now) {
+            if let Some(more) = self.resources.shared.admission.accept_troubles.no_place.allow(now)
+            {
                 // All may be one client's, if the upstream's address has become one of this host.
                 self.resources.shared.upstream.ask();
-                let max = self.resources.shared.slots.max();
+                let max = self.resources.shared.admission.clients.max();
                 log::warn!(
                     "all places are taken ({max} in all){more}: new clients wait in the backlog; raise proxy.max-connections, if it is set, or the limit of open files"
                 );
@@ -92,7 +96,8 @@ impl Worker<'_> {
         match listener.accept() {
             Ok(client) => {
                 self.queued.rotate_left(1);
-                let accepted = &self.resources.shared.counters(self.resources.index).accepted;
+                let accepted =
+                    &self.resources.shared.workers.counters(self.resources.index).accepted;
                 accepted.add(1);
                 #[cfg(debug_assertions)]
                 panic_if_asked(self.resources.index, accepted.get());
@@ -112,7 +117,7 @@ impl Worker<'_> {
     /// The system is short of something, most likely, and no event will tell when it no longer is.
     pub(super) fn back_off(&mut self, error: &io::Error, now: Instant) {
         self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
-        if let Some(more) = self.resources.shared.accept_troubles.shortage.allow(now) {
+        if let Some(more) = self.resources.shared.admission.accept_troubles.shortage.allow(now) {
             log::warn!("cannot accept clients now{more}, they wait: {error}");
         }
     }
@@ -123,11 +128,11 @@ impl Worker<'_> {
         let shared = Arc::clone(&self.resources.shared);
         let own = self.connections.len() as u64;
         if arrival.client.is_unix()
-            && let Some((index, load)) = shared.least_loaded(self.resources.index)
+            && let Some((index, load)) = shared.workers.least_loaded(self.resources.index)
             && load < own
             && shared.phase() == Phase::Running
         {
-            if let Err(arrival) = shared.send(index, arrival) {
+            if let Err(arrival) = shared.workers.send(index, arrival) {
                 self.admit(arrival.into(), now);
             }
             return;
@@ -159,7 +164,7 @@ impl Worker<'_> {
             self.resources.listeners.clear();
             self.queued.clear();
             self.accepting = Accepting::Ready;
-            self.resources.shared.stopped_listening();
+            self.resources.shared.workers.stopped_listening();
         }
     }
 }

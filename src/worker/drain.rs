@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Worker;
 use crate::{
     connection::{Connection, QuietLimits, deadline::Deadline},
-    handle::Phase,
+    shared::Phase,
 };
 
 /// Silence after which a connection whose server has ended its stream is over for a stop. Where only the client has ended its
@@ -27,7 +27,7 @@ impl Worker<'_> {
         let shared = &self.resources.shared;
         let is_running = shared.phase() == Phase::Running;
         let limits = QuietLimits {
-            any: shared.orders.quiet().filter(|_| shared.gate.is_paused()),
+            any: shared.pauses.drain.quiet().filter(|_| shared.pauses.gate.is_paused()),
             ended: (!is_running).then_some(STOPPING_ENDED_QUIET),
         };
         if std::mem::replace(&mut self.quiet, limits) != limits {

@@ -32,9 +32,10 @@ use crate::{
         endpoint::Registration,
         relay::RelayBuffers,
     },
-    handle::{Accepted, Phase, Shared},
+    shared::{Phase, Shared},
     sys::{self, Listener, socket_file::SocketFile},
     upstream::{Cached, RetryPlan, dialer::Dialer},
+    worker_pool::Accepted,
 };
 use ready::Ready;
 use table::Table;
@@ -149,15 +150,15 @@ impl WorkerResources {
             unregistered: VecDeque::new(),
             dialer: Dialer::default(),
             deadlines: deadlines(
-                shared.hold.timeout(),
+                shared.admission.hold.timeout(),
                 shared.upstream.connect_timeout(),
                 shared.upstream.patience(),
             ),
             quiet: QuietLimits::default(),
             look_for_quiet: None,
             vanished: VanishedSweep::default(),
-            resets: shared.orders.resets(),
-            loop_resets: shared.orders.loop_resets(),
+            resets: shared.pauses.drain.resets(),
+            loop_resets: shared.pauses.drain.loop_resets(),
             passed: 0,
         };
         worker.publish();
@@ -190,9 +191,9 @@ impl Worker<'_> {
             self.look_for_vanished(now);
             self.publish();
             let shared = &self.resources.shared;
-            shared.barrier.ack(self.resources.index, &mut self.passed);
+            shared.pauses.barrier.ack(self.resources.index, &mut self.passed);
             if shared.take_wanted() | self.dialer.take_end_of_outage() {
-                shared.wake_all();
+                shared.workers.wake_all();
             }
             if self.is_drained() {
                 return Ok(End::Drained);
@@ -236,7 +237,7 @@ impl Worker<'_> {
             .chain(self.pace_at(now))
             .chain(self.look_for_quiet)
             .chain(self.vanished.next_at())
-            .chain(self.resources.shared.stop_deadline())
+            .chain(self.resources.shared.shutdown.deadline())
             .min()?;
         Some(next.saturating_duration_since(now))
     }
@@ -245,7 +246,7 @@ impl Worker<'_> {
     fn deadline(&self, index: usize) -> Option<(Deadline, Duration)> {
         let deadline = self.deadlines.get(index).copied();
         match deadline? {
-            (Deadline::Held, _) if !self.resources.shared.gate.is_paused() => None,
+            (Deadline::Held, _) if !self.resources.shared.pauses.gate.is_paused() => None,
             (Deadline::Stalled, at_least) => {
                 Some((Deadline::Stalled, at_least.max(self.stalled_pace())))
             }
@@ -294,11 +295,11 @@ impl Worker<'_> {
 
     /// Does what the handle or another worker asks for. Tells how to end if it is cut short.
     fn apply_orders(&mut self, now: Instant) -> Option<End> {
-        let resets = self.resources.shared.orders.resets();
+        let resets = self.resources.shared.pauses.drain.resets();
         if std::mem::replace(&mut self.resets, resets) != resets {
             self.close_all(&Reason::Killed, now);
         }
-        let loop_resets = self.resources.shared.orders.loop_resets();
+        let loop_resets = self.resources.shared.pauses.drain.loop_resets();
         if std::mem::replace(&mut self.loop_resets, loop_resets) != loop_resets {
             self.close_loops(now);
         }
@@ -324,7 +325,7 @@ impl Worker<'_> {
     fn is_drained(&self) -> bool {
         // Only once nobody listens, nobody sends another client over: the order of the two looks matters.
         self.resources.shared.phase() != Phase::Running
-            && !self.resources.shared.is_listening()
+            && !self.resources.shared.workers.is_listening()
             && self.resources.mailbox.is_empty()
             && self.is_empty()
     }
@@ -352,8 +353,8 @@ impl Worker<'_> {
         self.connections.insert(connection);
         let shared = &self.resources.shared;
         // Who came earlier goes first.
-        let is_first = self.first().is_none() && !shared.line.is_anyone_there();
-        let pass = if is_first { shared.gate.enter() } else { None };
+        let is_first = self.first().is_none() && !shared.admission.queue.is_anyone_there();
+        let pass = if is_first { shared.pauses.gate.enter() } else { None };
         self.act(index, now, |connection, context| match pass {
             Some(pass) => connection.serve_new(pass, context),
             None => Verdict::Hold(now),
@@ -420,8 +421,8 @@ impl Worker<'_> {
             cached: &mut self.cached,
             dialer: &mut self.dialer,
             reject_policy: &shared.reject_policy,
-            hold: &shared.hold,
-            counters: shared.counters(self.resources.index),
+            hold: &shared.admission.hold,
+            counters: shared.workers.counters(self.resources.index),
             handshake_steps: &mut self.handshake_steps,
             now,
         };
@@ -455,7 +456,7 @@ impl Worker<'_> {
         self.queues.remove(slot);
         let Some(connection) = self.connections.remove(slot) else { return };
         self.queues.forget_from(self.connections.end());
-        let counters = self.resources.shared.counters(self.resources.index);
+        let counters = self.resources.shared.workers.counters(self.resources.index);
         match reason {
             Reason::Unreachable(error) => {
                 counters.failed.add(1);
@@ -501,11 +502,12 @@ impl Worker<'_> {
     /// Shows in the status what stands in the queues, and to the other workers whom they wait for.
     fn publish(&self) {
         let shared = &self.resources.shared;
-        let counters = shared.counters(self.resources.index);
+        let counters = shared.workers.counters(self.resources.index);
         self.queues.publish(counters);
         counters.oldest.set(self.queues.oldest().map_or(0, |at| shared.millis(at) + 1));
-        if let Some(next) = shared.line.publish_head(self.resources.index, self.first()) {
-            shared.wake(next);
+        if let Some(next) = shared.admission.queue.publish_head(self.resources.index, self.first())
+        {
+            shared.workers.wake(next);
         }
     }
 }

@@ -20,7 +20,7 @@ impl Worker<'_> {
     pub(super) fn can_redial(&self, now: Instant) -> bool {
         let first = |queue| Some(self.queues.first(queue)?.1);
         let (short, away) = (first(Deadline::RetryConnect), first(Deadline::AwaitingUpstream));
-        if self.resources.shared.gate.is_paused() {
+        if self.resources.shared.pauses.gate.is_paused() {
             return short.or(away).is_some();
         }
         let short = short.filter(|_| !self.dialer.is_short());
@@ -36,14 +36,14 @@ impl Worker<'_> {
             if !self.can_redial(now) {
                 return;
             }
-            let turn = if self.resources.shared.gate.is_paused() {
+            let turn = if self.resources.shared.pauses.gate.is_paused() {
                 ConnectTicket::Its
-            } else if let Some(place) = self.resources.shared.line.try_acquire(now) {
+            } else if let Some(place) = self.resources.shared.admission.queue.try_acquire(now) {
                 ConnectTicket::Place(place)
             } else {
                 return;
             };
-            let is_short = self.dialer.is_short() && !self.resources.shared.gate.is_paused();
+            let is_short = self.dialer.is_short() && !self.resources.shared.pauses.gate.is_paused();
             let short = if is_short { None } else { self.queues.first(Deadline::RetryConnect) };
             let Some((slot, _since)) =
                 short.or_else(|| self.queues.first(Deadline::AwaitingUpstream))
@@ -59,8 +59,9 @@ impl Worker<'_> {
         let (_slot, since) = self.queues.first(Deadline::AwaitingUpstream)?;
         let shared = &self.resources.shared;
         // Those who find something of this host's short try by themselves, and all others would find the same.
-        let may_try = !shared.gate.is_paused() && self.queues.len(Deadline::RetryConnect) == 0;
-        let is_its = may_try && shared.line.is_head(self.resources.index, since);
+        let may_try =
+            !shared.pauses.gate.is_paused() && self.queues.len(Deadline::RetryConnect) == 0;
+        let is_its = may_try && shared.admission.queue.is_head(self.resources.index, since);
         if is_its { shared.upstream.outage().probe_at() } else { None }
     }
 
@@ -72,7 +73,7 @@ impl Worker<'_> {
         {
             let turn = ConnectTicket::Probe {
                 _right: right,
-                place: self.resources.shared.line.pace().take(now),
+                place: self.resources.shared.admission.queue.pace().take(now),
             };
             self.act(slot, now, |connection, context| connection.redial(turn, context));
         }
@@ -84,11 +85,13 @@ impl Worker<'_> {
         if self.queues.len(Deadline::RetryConnect) > 0 {
             return false;
         }
-        match (self.first_to_release(), shared.gate.mode()) {
+        match (self.first_to_release(), shared.pauses.gate.mode()) {
             (None, _) => false,
             (Some((_slot, _at)), None) if shared.upstream.outage().is_on() => true,
             (Some((_slot, at)), None) => self.has_way(at, now),
-            (Some((_slot, at)), Some(_)) => shared.line.lets_bypass(at) && self.has_way(at, now),
+            (Some((_slot, at)), Some(_)) => {
+                shared.admission.queue.lets_bypass(at) && self.has_way(at, now)
+            }
         }
     }
 
@@ -96,7 +99,7 @@ impl Worker<'_> {
     fn first_to_release(&self) -> Option<(Key, Instant)> {
         let first = |queue| self.queues.first(queue);
         let untouched = || first(Deadline::AwaitingHandshake).or_else(|| first(Deadline::Sniffing));
-        let is_open = !self.resources.shared.gate.is_paused();
+        let is_open = !self.resources.shared.pauses.gate.is_paused();
         first(Deadline::Held).or_else(|| if is_open { untouched() } else { None })
     }
 
@@ -111,14 +114,16 @@ impl Worker<'_> {
             let shared = &self.resources.shared;
             let turn = if shared.upstream.outage().is_on() {
                 ConnectTicket::Its
-            } else if let Some(place) = shared.line.try_acquire(now) {
+            } else if let Some(place) = shared.admission.queue.try_acquire(now) {
                 ConnectTicket::Place(place)
             } else {
                 return;
             };
-            let pass = match shared.gate.enter() {
+            let pass = match shared.pauses.gate.enter() {
                 Some(pass) => pass,
-                None if shared.line.take_bypass(since) => shared.gate.enter_bypassing(),
+                None if shared.admission.queue.take_bypass(since) => {
+                    shared.pauses.gate.enter_bypassing()
+                }
                 None => return,
             };
             self.act(slot, now, |connection, context| connection.serve(pass, turn, since, context));
@@ -127,17 +132,18 @@ impl Worker<'_> {
 
     /// Whether another of a crowd may be dialled for that came at `at`.
     fn has_way(&self, at: Instant, now: Instant) -> bool {
-        self.resources.shared.line.is_head(self.resources.index, at) && self.has_room(now)
+        self.resources.shared.admission.queue.is_head(self.resources.index, at)
+            && self.has_room(now)
     }
 
     /// Whether another of a crowd may be dialled for.
     fn has_room(&self, now: Instant) -> bool {
-        let line = &self.resources.shared.line;
+        let line = &self.resources.shared.admission.queue;
         line.next_at().is_none_or(|next| next <= now) && line.under_way().is_any_free_or_wish()
     }
 
     /// When the rate lets another go.
     pub(super) fn pace_at(&self, now: Instant) -> Option<Instant> {
-        self.first().and(self.resources.shared.line.next_at()).filter(|&at| at > now)
+        self.first().and(self.resources.shared.admission.queue.next_at()).filter(|&at| at > now)
     }
 }

@@ -58,13 +58,13 @@ pub(crate) struct Way {
 impl Course {
     /// A turn begins.
     pub(crate) fn crowd_is_shown(&self) {
-        let window = self.shared.line.under_way().max();
+        let window = self.shared.admission.queue.under_way().max();
         crate::with(|kernel| kernel.crowd.window = window);
     }
 
     /// A turn has ended; then the worker may go to sleep.
     pub(crate) fn look_at_crowd(&self, sleeps: bool) {
-        let window = self.shared.line.under_way().max();
+        let window = self.shared.admission.queue.under_way().max();
         let is_away = self.shared.upstream.outage().is_on();
         crate::with(|kernel| {
             assert!((1..=self.rules.max_connecting).contains(&window), "a window of {window}");

@@ -4,15 +4,16 @@ use std::{cell::RefCell, io, sync::Arc, time::Duration};
 
 use crate::{
     event::Event,
-    handle::{Accepted, Phase, Shared},
     judge,
     kernel::{Kernel, Mask, Site, Tally, Weather},
     link::{Link, Side},
     operator::Operator,
     patience::Rules,
     rival::Rival,
+    shared::{Phase, Shared},
     sys,
     worker::{End, WAKER, WorkerResources},
+    worker_pool::Accepted,
 };
 
 /// How many turns in a row may ask for another at once and do nothing.
@@ -52,6 +53,8 @@ pub(crate) struct Schedule {
 /// What the schedule of this thread is up to.
 pub(crate) struct Course {
     pub(crate) shared: Arc<Shared>,
+    /// Time of connections after a stop.
+    pub(crate) grace_period: Duration,
     pub(crate) rules: Rules,
     pub(crate) operator: Operator,
     pub(crate) rival: Rival,
@@ -103,7 +106,7 @@ impl Schedule {
 
     /// A panic costs the worker's connections and nothing else.
     pub(crate) fn judge_panic(&self) {
-        assert_eq!(self.resources.shared.gate.passes(), 0, "passes are given back");
+        assert_eq!(self.resources.shared.pauses.gate.passes(), 0, "passes are given back");
         crate::with(|kernel| {
             for link in &mut kernel.links {
                 let is_on_its_way = link.is_from_afar && link.token.is_none();
@@ -119,9 +122,9 @@ impl Schedule {
     pub(crate) fn judge(self) -> Tally {
         let shared = Arc::clone(&self.resources.shared);
         drop(self);
-        let taken: Vec<_> = std::iter::from_fn(|| shared.slots.take()).collect();
-        assert_eq!(taken.len(), shared.slots.max(), "a slot is lost");
-        assert_eq!(shared.gate.passes(), 0, "a pass is lost");
+        let taken: Vec<_> = std::iter::from_fn(|| shared.admission.clients.take()).collect();
+        assert_eq!(taken.len(), shared.admission.clients.max(), "a slot is lost");
+        assert_eq!(shared.pauses.gate.passes(), 0, "a pass is lost");
         let course = COURSE.with(|it| it.borrow_mut().take()).expect("a schedule runs");
         crate::with(|kernel| judge::judge(kernel, &course))
     }
@@ -157,7 +160,7 @@ fn pass_time(events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<(
 
 impl Course {
     fn begin_turn(&mut self) {
-        let is_away = self.shared.upstream.outage().is_on() && !self.shared.gate.is_paused();
+        let is_away = self.shared.upstream.outage().is_on() && !self.shared.pauses.gate.is_paused();
         crate::with(|kernel| {
             kernel.turn_began = kernel.now;
             for link in &mut kernel.links {
@@ -359,10 +362,12 @@ impl Course {
         if self.clients_left == 0 || self.shared.phase() != Phase::Running {
             return;
         }
-        if let (Some(slot), Ok(place)) = (self.shared.slots.take(), self.shared.try_reserve()) {
+        if let (Some(slot), Ok(place)) =
+            (self.shared.admission.clients.take(), self.shared.try_reserve())
+        {
             self.clients_left -= 1;
             let client = crate::with(Kernel::accept_afar);
-            if let Err(arrival) = self.shared.send(0, Accepted { client, slot, place }) {
+            if let Err(arrival) = self.shared.workers.send(0, Accepted { client, slot, place }) {
                 crate::with(|kernel| kernel.link_mut(arrival.client.link()).was_cut = true);
             }
         }

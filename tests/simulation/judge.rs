@@ -17,9 +17,13 @@ pub(crate) fn turn(timeout: Option<Duration>) {
     with_course(|course| {
         course.look_at_turn(timeout);
         let shared = &course.shared;
-        let counters = shared.counters(0);
+        let counters = shared.workers.counters(0);
         let served = counters.connecting.get() + counters.active.get();
-        assert_eq!(shared.gate.passes(), served, "who is served is counted, and nobody else");
+        assert_eq!(
+            shared.pauses.gate.passes(),
+            served,
+            "who is served is counted, and nobody else"
+        );
         crate::with(|kernel| {
             let open = |side| {
                 let links = kernel.links.iter();
@@ -47,7 +51,7 @@ pub(crate) fn idle() {
 /// Once everybody has read what there was.
 pub(crate) fn arrived(kernel: &Kernel, course: &Course) {
     let open = kernel.links.iter().filter(|link| link.is_open && link.side == Side::Client);
-    let is_full = open.count() == course.shared.slots.max();
+    let is_full = open.count() == course.shared.admission.clients.max();
     assert!(is_full || is_nobody_queued(kernel), "a client is stranded in the backlog");
     for link in kernel.links.iter().filter(|link| !link.was_cut) {
         if let Some(other) = pair(kernel, link)
@@ -74,7 +78,7 @@ pub(crate) fn drained(kernel: &Kernel, course: &Course) {
             assert!(is_owed, "a quiet connection stays: {link:#?}, {other:#?}");
         }
     }
-    let is_left = course.shared.orders.quiet().is_none();
+    let is_left = course.shared.pauses.drain.quiet().is_none();
     assert!(!is_left, "the order is lost");
 }
 

@@ -6,7 +6,12 @@
 //! `rival.rs`, another worker. `judge.rs` says what must hold, `patience.rs` what for those who wait, and `crowd.rs` how fast they
 //! go.
 
-#![allow(dead_code, unreachable_pub, reason = "the sources serve more than the simulation")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "the sources serve more than the simulation"
+)]
 
 // `use mio::…` in the sources finds what is below.
 extern crate self as mio;
@@ -20,14 +25,15 @@ sources! {
     admission = "../../src/admission/mod.rs",
     connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
-    handle = "../../src/handle/mod.rs",
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",
     real_sys = "../../src/sys/mod.rs",
+    shared = "../../src/shared.rs",
     stats = "../../src/stats.rs",
     timestamp = "../../src/timestamp.rs",
     upstream = "../../src/upstream/mod.rs",
     worker = "../../src/worker/mod.rs",
+    worker_pool = "../../src/worker_pool.rs",
 }
 
 mod config;

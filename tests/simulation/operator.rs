@@ -1,10 +1,9 @@
 //! The operator: pauses, resumes, and what else may be asked for during a pause; and what must come of it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use crate::{
     drive::{Course, QUIET_MAX},
-    handle::Handle,
     kernel::LinkId,
     link::{Link, Side},
     pause::{
@@ -89,7 +88,7 @@ impl Course {
             64..72 => self.bypass(),
             72..76 if self.operator.kills => self.kill(),
             76..78 => {
-                self.may_cut(self.shared.grace_period < QUIET_MAX);
+                self.may_cut(self.grace_period < QUIET_MAX);
                 crate::with(|kernel| kernel.is_stopping = true);
                 self.shared.stop();
             }
@@ -117,7 +116,7 @@ impl Course {
             quiet,
         };
         self.away_since = None;
-        self.handle().take(terms, Lifetime::Committed, PROGRAM).expect("there is room");
+        self.shared.pauses.begin(terms, Lifetime::Committed, PROGRAM).expect("there is room");
         self.must_wake();
         crate::with(|kernel| {
             self.operator.paused.get_or_insert(kernel.now);
@@ -130,7 +129,7 @@ impl Course {
     }
 
     pub(crate) fn resume(&mut self) {
-        self.handle().resume();
+        self.shared.pauses.lift(None, "the program");
         (self.operator.passes, self.operator.permits, self.operator.paused) = (None, 0, None);
         crate::with(|kernel| {
             self.operator.resumed = kernel.now;
@@ -142,7 +141,7 @@ impl Course {
     fn bypass(&mut self) {
         self.operator.tickets += 1;
         let count = crate::with(|kernel| 1 + kernel.random.below(3)) as u64;
-        if let Some(count) = self.handle().release(count, "", self.operator.tickets) {
+        if let Some(count) = self.shared.pauses.release(count, "", self.operator.tickets) {
             self.operator.permits += count;
             self.operator.horizon = crate::with(|kernel| kernel.now);
             self.must_wake();
@@ -151,7 +150,7 @@ impl Course {
 
     /// All who are served are reset.
     fn kill(&mut self) {
-        self.shared.reset_all();
+        self.shared.pauses.kill("");
         self.must_wake();
         self.operator.has_ordered_resets = true;
         crate::with(|kernel| {
@@ -169,8 +168,8 @@ impl Course {
 
     /// While it is paused, nobody enters but those who are let through.
     pub(crate) fn look_at_gate(&mut self) {
-        if self.shared.gate.is_paused() {
-            let passes = self.shared.gate.passes();
+        if self.shared.pauses.gate.is_paused() {
+            let passes = self.shared.pauses.gate.passes();
             let entered = self.operator.passes.map_or(0, |before| passes.saturating_sub(before));
             assert!(entered <= self.operator.permits, "a client enters a closed gate");
             self.operator.permits -= entered;
@@ -194,10 +193,11 @@ impl Course {
 
     /// A turn begins: what was ordered before it is obeyed in it.
     pub(crate) fn orders_come(&mut self) {
-        let quiet = self.shared.orders.quiet().filter(|_| self.shared.gate.is_paused());
+        let quiet =
+            self.shared.pauses.drain.quiet().filter(|_| self.shared.pauses.gate.is_paused());
         crate::with(|kernel| {
             kernel.may_drain = quiet;
-            kernel.was_paused = self.shared.gate.is_paused();
+            kernel.was_paused = self.shared.pauses.gate.is_paused();
             kernel.may_kill = std::mem::take(&mut self.operator.has_ordered_resets);
             for link in &mut kernel.links {
                 link.story.is_doomed = std::mem::take(&mut link.story.is_condemned);
@@ -207,9 +207,5 @@ impl Course {
 
     fn must_wake(&self) {
         assert!(crate::with(|kernel| kernel.is_woken), "an order is told to nobody");
-    }
-
-    fn handle(&self) -> Handle {
-        Handle(Arc::clone(&self.shared))
     }
 }

@@ -141,10 +141,10 @@ impl Course {
     /// The worker goes to sleep: nobody may be left that could go on.
     pub(crate) fn look_at_those_who_wait(&self, timeout: Option<Duration>) {
         let shared = &self.shared;
-        let counters = shared.counters(0);
+        let counters = shared.workers.counters(0);
         let held = counters.held.get();
         let is_away = shared.upstream.outage().is_on();
-        let is_paused = shared.gate.is_paused();
+        let is_paused = shared.pauses.gate.is_paused();
         crate::with(|kernel| {
             let upstreams = kernel
                 .links
@@ -161,17 +161,18 @@ impl Course {
             let may_go = if is_paused {
                 // Those who are to be rejected wait too, but are not held.
                 !self.rules.may_turn_away()
-                    && first.is_some_and(|at| shared.line.lets_bypass(crate::instant(at)))
+                    && first
+                        .is_some_and(|at| shared.admission.queue.lets_bypass(crate::instant(at)))
             } else {
                 !may_stop && (held > 0 || waiting > 0 && !is_away)
             };
-            let window = shared.line.under_way().max();
+            let window = shared.admission.queue.under_way().max();
             let is_free = kernel.under_way(false) + self.rival.places() < window;
             let is_its_turn = self.is_ahead_of_rival() && is_free;
             if may_go && is_its_turn {
                 // But for the rate.
                 let wakes = timeout.map(|timeout| crate::instant(kernel.now + timeout));
-                let is_soon = wakes.is_some_and(|at| Some(at) <= shared.line.next_at());
+                let is_soon = wakes.is_some_and(|at| Some(at) <= shared.admission.queue.next_at());
                 assert!(is_soon, "one waits whose turn it is");
             }
             let is_tried = self.rival.probes() || dialled > 0 || self.rules.may_be_short();
@@ -192,7 +193,7 @@ impl Course {
 
     /// Without a pause, nobody is rejected anew.
     pub(crate) fn look_at_rejected(&mut self) {
-        let rejecting = self.shared.counters(0).rejecting.get();
+        let rejecting = self.shared.workers.counters(0).rejecting.get();
         let before = std::mem::replace(&mut self.rejecting, rejecting);
         let was_paused = crate::with(|kernel| kernel.was_paused);
         assert!(rejecting <= before || was_paused, "one is rejected without a pause");
@@ -207,8 +208,8 @@ impl Course {
         if self.rules.is_faulty || !kernel.backlogs.iter().any(is_forgotten) {
             return;
         }
-        let is_full = self.shared.slots.max() <= kernel.slots_taken();
-        let is_held = self.shared.gate.mode() == Some(Mode::Hold)
+        let is_full = self.shared.admission.clients.max() <= kernel.slots_taken();
+        let is_held = self.shared.pauses.gate.mode() == Some(Mode::Hold)
             && self.rules.overflow == Overflow::Backlog
             && self.rules.hold_max.is_some_and(|max| held >= max as u64);
         assert!(is_full || is_held, "one waits in the backlog for whom there is a place");
@@ -317,7 +318,7 @@ impl Kernel {
         let is_simple = self.rules.is_simple();
         let is_away = course.shared.upstream.outage().is_on();
         // Of those who wait for the upstream, one may be dialled for if the pause ends while it is about to be held.
-        let is_paused = course.shared.gate.is_paused();
+        let is_paused = course.shared.pauses.gate.is_paused();
         let is_sure = is_simple && (is_paused || !self.was_paused);
         let was_paused = course.operator.paused.is_some_and(|since| since < now);
         // One that enters as another leaves goes unnoticed.
@@ -346,7 +347,7 @@ impl Kernel {
     fn look_at_crowd(&mut self, id: LinkId, course: &Course) {
         let places = self.under_way(true) + course.rival.places();
         assert!(places <= self.rules.max_connecting, "more are under way than may be");
-        let window = course.shared.line.under_way().max();
+        let window = course.shared.admission.queue.under_way().max();
         assert!(places <= window, "more are under way than the window is wide");
         self.crowd_goes(id);
         if let Some(rate) = self.rules.rate {

@@ -6,7 +6,7 @@ use crossbeam_channel::bounded;
 use mio::Waker;
 
 use crate::{
-    admission::semaphore::Permit, drive::Course, handle::WorkerHandle, stats::Counters, sys,
+    admission::semaphore::Permit, drive::Course, stats::Counters, sys, worker_pool::WorkerHandle,
 };
 
 /// Which worker it is.
@@ -76,7 +76,7 @@ impl Course {
             1 if self.rival.first.is_some() => self.rival_shows(Some(now)),
             2 | 3 => self.rival_shows(None),
             4 if self.rival.place.is_none() => {
-                self.rival.place = self.shared.line.under_way().take();
+                self.rival.place = self.shared.admission.queue.under_way().take();
             }
             5 if self.shared.upstream.outage().is_on() && self.rival.probe.is_none() => {
                 self.rival.probe = self.shared.upstream.outage().take_probe();
@@ -92,11 +92,11 @@ impl Course {
     }
 
     fn rival_shows(&mut self, first: Option<Duration>) {
-        let next = self.shared.line.publish_head(RIVAL, first.map(crate::instant));
+        let next = self.shared.admission.queue.publish_head(RIVAL, first.map(crate::instant));
         self.rival.first = first;
         crate::with(|kernel| kernel.is_rival_woken = false);
         if let Some(next) = next {
-            self.shared.wake(next);
+            self.shared.workers.wake(next);
         }
         self.rival.waits = first.is_some_and(|at| !self.is_rivals_turn(at));
     }
@@ -112,7 +112,7 @@ impl Course {
             drop(probe);
         }
         if self.shared.take_wanted() {
-            self.shared.wake_all();
+            self.shared.workers.wake_all();
         }
         let is_left = self.shared.upstream.outage().take_wanted();
         assert!(!is_left, "the end of a try is told to nobody");
@@ -130,11 +130,13 @@ impl Course {
 
     /// Whether this worker's first came later.
     fn is_rivals_turn(&self, at: Duration) -> bool {
-        self.shared.line.is_head(RIVAL, crate::instant(at + Duration::from_nanos(1)))
+        self.shared.admission.queue.is_head(RIVAL, crate::instant(at + Duration::from_nanos(1)))
     }
 
     /// Whether this worker's first came before its.
     pub(crate) fn is_ahead_of_rival(&self) -> bool {
-        self.rival.first.is_none_or(|at| !self.shared.line.is_head(RIVAL, crate::instant(at)))
+        self.rival
+            .first
+            .is_none_or(|at| !self.shared.admission.queue.is_head(RIVAL, crate::instant(at)))
     }
 }

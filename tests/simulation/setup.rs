@@ -2,10 +2,7 @@
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU8, AtomicUsize},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,28 +10,25 @@ use crossbeam_channel::bounded;
 use mio::{Poll, Registry, Waker};
 
 use crate::{
-    admission::{hold::HoldLimits, queue::WaitQueue, semaphore::Semaphore},
+    admission::Admission,
     config::{self, Overflow, address::Address},
     connection::reject::policy::{RejectPolicy, RejectResponse},
     crowd::Crowd,
     drive::{Course, Schedule, Stage, set_course, with_course},
-    handle::{AcceptTroubles, Shared, WorkerHandle, ledger::Pauses},
     judge,
     kernel::{Backlog, Kernel, Site, Tally, Weather},
     link::Side,
     operator::Operator,
     patience::Rules,
-    pause::{
-        barrier::Barrier,
-        drain::DrainOrders,
-        gate::{Gate, Mode},
-    },
+    pause::{Pauses, gate::Mode},
     random::Random,
     rival::Rival,
+    shared::{Shared, Shutdown},
     stats::Counters,
     sys::{self, Listener, SocketAddress},
     upstream::{Upstream, loop_guard::LoopGuard},
     worker::WorkerResources,
+    worker_pool::{WorkerHandle, WorkerPool},
 };
 
 impl Schedule {
@@ -53,38 +47,29 @@ impl Schedule {
         let (sender, mailbox) = bounded(4);
         let worker =
             WorkerHandle { waker: Waker(0), mailbox: sender, counters: Counters::default() };
+        let workers = Arc::new(WorkerPool::new([worker, Rival::worker()].into(), 1));
+        let admission = admission(&rules, clients_max);
+        let (pauses, _notifications) = Pauses::new(
+            if rules.rejects { Mode::Reject } else { Mode::Hold },
+            None,
+            Arc::clone(&admission.queue),
+            Arc::clone(&upstream),
+            Arc::clone(&workers),
+        );
+        let pipes_per_worker = random.one_of([0, 1, 2, 100]);
+        let grace_period = Duration::from_secs(random.one_of([1, 3600]));
         let shared = Arc::new(Shared {
-            gate: Arc::new(Gate::new()),
-            barrier: Barrier::new(1),
-            slots: Arc::new(Semaphore::new(clients_max)),
-            accept_troubles: AcceptTroubles::default(),
+            pauses,
+            admission,
             upstream,
             reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
-            default_mode: if rules.rejects { Mode::Reject } else { Mode::Hold },
-            orders: DrainOrders::default(),
-            hold: HoldLimits::new(&config::HoldConfig {
-                timeout: rules.hold_timeout,
-                max: rules.hold_max.and_then(NonZeroUsize::new),
-                overflow: rules.overflow,
-            }),
-            line: WaitQueue::new(
-                2,
-                &config::ResumeConfig {
-                    max_connecting: rules.max_connecting.try_into().expect("not 0"),
-                    rate: rules.rate,
-                },
-            ),
-            pipes_per_worker: random.one_of([0, 1, 2, 100]),
-            grace_period: Duration::from_secs(random.one_of([1, 3600])),
-            workers: [worker, Rival::worker()].into(),
-            listening: AtomicUsize::new(1),
+            workers,
+            shutdown: Shutdown::new(grace_period),
+            pipes_per_worker,
             started: sys::now(),
-            ledger: Pauses::new(None).0,
-            stop_level: AtomicU8::new(0),
-            stop_deadline: OnceLock::new(),
         });
         let gate = Arc::downgrade(&shared);
-        shared.gate.watch_idle(move || {
+        shared.pauses.gate.watch_idle(move || {
             if gate.upgrade().is_some() {
                 judge::idle();
             }
@@ -97,6 +82,7 @@ impl Schedule {
             may_abort: random.below(2) == 0,
             insists: random.one_of([None, Some(Side::Client), Some(Side::Upstream)]),
             operator: Operator::new(&mut random),
+            grace_period,
             rival: Rival::default(),
             rules,
             rejecting: 0,
@@ -123,6 +109,19 @@ impl Schedule {
         };
         Self { resources }
     }
+}
+
+fn admission(rules: &Rules, clients_max: usize) -> Admission {
+    let hold = config::HoldConfig {
+        timeout: rules.hold_timeout,
+        max: rules.hold_max.and_then(NonZeroUsize::new),
+        overflow: rules.overflow,
+    };
+    let resume = config::ResumeConfig {
+        max_connecting: rules.max_connecting.try_into().expect("not 0"),
+        rate: rules.rate,
+    };
+    Admission::new(clients_max, 2, &hold, &resume)
 }
 
 fn rules(random: &mut Random, is_upstream_unix: bool, has_crowd: bool) -> Rules {

@@ -166,7 +166,7 @@ impl Drop for Socket {
 
 impl Listener {
     pub(crate) fn accept(&self) -> io::Result<Socket> {
-        let holds = || with_course(|course| course.shared.gate.mode() == Some(Mode::Hold));
+        let holds = || with_course(|course| course.shared.pauses.gate.mode() == Some(Mode::Hold));
         let held_before = holds();
         let (link, is_unix) = ask(|kernel| kernel.accept(self.0))?;
         if held_before && holds() {

@@ -28,10 +28,7 @@ use super::{
     response::{Deferred, Response},
     routes::Caller,
 };
-use crate::{
-    handle::{Handle, ledger::WaitState},
-    log_limit::LogLimit,
-};
+use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState};
 
 /// What a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -309,7 +306,7 @@ impl ControlConn {
                 self.deadline = now.checked_add(time);
                 self.state = State::Waiting {
                     answer: relayed.bytes,
-                    idle_moments: means.handle.idle_moments(),
+                    idle_moments: means.handle.pauses().gate.idle_moments(),
                     until: self.deadline,
                     _seat: seat,
                 };
@@ -336,7 +333,7 @@ impl ControlConn {
         }
         // Before the look, lest a moment between them be missed.
         means.bell.await_idle();
-        if means.handle.is_idle() || means.handle.idle_moments() != *idle_moments {
+        if means.handle.is_idle() || means.handle.pauses().gate.idle_moments() != *idle_moments {
             let answer = std::mem::take(answer);
             self.answer(answer);
             return Ok(());

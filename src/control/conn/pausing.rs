@@ -11,7 +11,7 @@ use crate::{
         query::OnTimeout,
         response::Response,
     },
-    handle::{Phase, ledger::WaitState},
+    pause::WaitState,
 };
 
 const HALF_CLOSED: HttpError = (
@@ -38,7 +38,7 @@ impl ControlConn {
             self.hear(means)?;
         }
         // A proxy that stops is idle in the end, and nothing to begin a restart behind.
-        if means.stops_at.is_some() || means.handle.0.phase() != Phase::Running {
+        if means.stops_at.is_some() || means.handle.is_stopping() {
             return Err(Halt::Refused(STOPPING));
         }
         // Before the look, lest a moment between them be missed.

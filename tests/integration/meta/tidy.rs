@@ -144,14 +144,29 @@ fn the_wall_clock_is_only_shown() {
 }
 
 /// The rooms of the library, each with those it may import from: the house is read from the bottom up, without a circle.
-const ROOMS: [(&str, &[&str]); 14] = [
-    ("server", &["control", "worker", "handle", "connection", "upstream", "pause", "admission"]),
+const ROOMS: [(&str, &[&str]); 16] = [
+    (
+        "server",
+        &[
+            "control",
+            "worker",
+            "handle",
+            "shared",
+            "connection",
+            "pause",
+            "upstream",
+            "worker_pool",
+            "admission",
+        ],
+    ),
     ("control", &["handle", "pause"]),
-    ("worker", &["handle", "connection", "upstream", "pause", "admission"]),
-    ("handle", &["connection", "upstream", "pause", "admission"]),
-    ("connection", &["upstream", "pause", "admission"]),
+    ("worker", &["shared", "connection", "pause", "upstream", "worker_pool", "admission"]),
+    ("handle", &["shared", "pause"]),
+    ("shared", &["connection", "pause", "upstream", "worker_pool", "admission"]),
+    ("connection", &["pause", "upstream", "admission"]),
+    ("pause", &["upstream", "worker_pool", "admission"]),
     ("upstream", &["admission"]),
-    ("pause", &[]),
+    ("worker_pool", &["admission"]),
     ("admission", &[]),
     ("config", &[]),
     ("sys", &[]),

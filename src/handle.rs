@@ -1,0 +1,222 @@
+//! `Handle`: pauses, resumes and observes a running proxy.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    pause::{
+        Pauses,
+        leases::{Lease, mode_name},
+    },
+    shared::{Phase, Shared},
+    stats::{Count, Counters},
+    sys,
+};
+
+/// Pauses, resumes and observes a running proxy. Clones act on the same proxy.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Shared>);
+
+/// A snapshot of the proxy, as `GET /status` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Status {
+    /// The version of tcpause.
+    pub version: &'static str,
+    /// Seconds since the proxy started.
+    pub uptime_seconds: f64,
+    /// Whether new clients are held or rejected now.
+    pub paused: bool,
+    /// Since when it is paused, in RFC 3339; null when it is not.
+    pub paused_since: Option<String>,
+    /// What it is paused by.
+    pub leases: Vec<LeaseStatus>,
+    /// Clients that wait for the resume.
+    pub held: u64,
+    /// Connections whose upstream is being dialled.
+    pub connecting: u64,
+    /// Connections that are carried.
+    pub active: u64,
+    /// The age of the oldest connection that is carried, in seconds; null when there is none.
+    pub oldest_seconds: Option<f64>,
+    /// Clients that are being rejected.
+    pub rejecting: u64,
+    /// Clients accepted since the start.
+    pub accepted: u64,
+    /// Clients rejected since the start, with whatever answer.
+    pub rejected: u64,
+    /// Connections whose upstream could not be reached since the start.
+    pub failed: u64,
+    /// Clients that left while they were held since the start.
+    pub left: u64,
+    /// Connections that were closed as quiet during a pause since the start.
+    pub drained: u64,
+    /// Connections that were reset as they had not ended in time for a pause since the start.
+    pub killed: u64,
+    /// Bytes carried from clients to the upstream.
+    pub bytes_to_upstream: u64,
+    /// Bytes carried from the upstream to clients.
+    pub bytes_to_client: u64,
+    /// The upstream as configured.
+    pub upstream: String,
+    /// The number of worker threads.
+    pub threads: usize,
+    /// How often a worker has panicked, which costs its connections: each time is a defect of tcpause.
+    pub worker_panics: u64,
+}
+
+/// One of the pauses that hold, as `GET /status` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LeaseStatus {
+    /// Its name.
+    pub name: String,
+    /// Why it was asked for; null if that was not told.
+    pub reason: Option<String>,
+    /// Who has asked for it: an address, or the user and the process of a UNIX caller.
+    pub by: String,
+    /// What is done with new clients: `hold` or `reject`.
+    pub mode: &'static str,
+    /// Since when its name holds, in RFC 3339.
+    pub since: String,
+    /// When it ends by itself; null for never.
+    pub expires_in_seconds: Option<f64>,
+    /// How long a connection may be silent before it is closed; null for ever.
+    pub drain_quiet_seconds: Option<f64>,
+}
+
+impl Handle {
+    /// Makes a handle to the proxy of these parts.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
+    /// Pauses, until it is resumed or `pause.max-ttl` is over: once this has returned, no further client is admitted, and no
+    /// connection to the upstream begins. Connections that run go on; those under way to the upstream were admitted before,
+    /// and are counted. Returns whether it was running before.
+    pub fn pause(&self) -> bool {
+        self.pauses().pause()
+    }
+
+    /// Resumes, whoever has paused: held clients are served, oldest first. The upstream's name is looked up before, for a
+    /// second at most. Returns whether it was paused before.
+    pub fn resume(&self) -> bool {
+        self.pauses().lift(None, "the program")
+    }
+
+    /// Returns whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.pauses().gate.is_paused()
+    }
+
+    /// Returns whether no connection is relayed or connecting at this moment. Held and rejected clients do not count.
+    pub fn is_idle(&self) -> bool {
+        self.pauses().gate.passes() == 0
+    }
+
+    /// Waits until no connection is relayed or connecting. Returns false when `timeout` is over first.
+    pub fn wait_idle(&self, timeout: Option<Duration>) -> bool {
+        // A timeout beyond the clock's range is none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.pauses().gate.wait_idle(deadline)
+    }
+
+    /// Returns a snapshot of all counts. They are read one after the other while the proxy goes on.
+    pub fn status(&self) -> Status {
+        let Shared { pauses, workers, upstream, started, .. } = &*self.0;
+        let sum = |count: fn(&Counters) -> &Count| workers.sum(count);
+        let now = sys::now();
+        let (paused_since, leases) = {
+            let leases = pauses.lock();
+            let shown = leases.iter().map(|lease| LeaseStatus::new(lease, now)).collect();
+            (leases.paused_since(), shown)
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: seconds(started.elapsed()),
+            paused: paused_since.is_some(),
+            paused_since: paused_since.map(|since| since.shown.to_string()),
+            leases,
+            held: workers.held(),
+            connecting: sum(|counters| &counters.connecting),
+            active: sum(|counters| &counters.active),
+            oldest_seconds: self.oldest().map(seconds),
+            rejecting: sum(|counters| &counters.rejecting),
+            accepted: sum(|counters| &counters.accepted),
+            rejected: sum(|counters| &counters.rejected),
+            failed: sum(|counters| &counters.failed),
+            left: sum(|counters| &counters.left),
+            drained: sum(|counters| &counters.drained),
+            killed: sum(|counters| &counters.killed),
+            bytes_to_upstream: sum(|counters| &counters.bytes_to_upstream),
+            bytes_to_client: sum(|counters| &counters.bytes_to_client),
+            upstream: upstream.address().to_string(),
+            threads: workers.len(),
+            worker_panics: sum(|counters| &counters.panics),
+        }
+    }
+
+    /// Returns the pauses of the proxy, for callers of its API.
+    pub(crate) fn pauses(&self) -> &Pauses {
+        &self.0.pauses
+    }
+
+    /// Returns true once a stop has begun.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.phase() != Phase::Running
+    }
+
+    /// Returns the age of the oldest relayed connection.
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        let began = self.0.workers.oldest_began()?;
+        let uptime = sys::now().saturating_duration_since(self.0.started);
+        Some(uptime.saturating_sub(Duration::from_millis(began)))
+    }
+}
+
+impl LeaseStatus {
+    fn new(lease: &Lease, now: Instant) -> Self {
+        let (terms, ends) = (&lease.terms, lease.ends);
+        Self {
+            name: terms.name.clone(),
+            reason: terms.reason.clone(),
+            by: terms.by.clone(),
+            mode: mode_name(terms.mode),
+            since: lease.since.shown.to_string(),
+            expires_in_seconds: ends.map(|end| seconds(end.saturating_duration_since(now))),
+            drain_quiet_seconds: terms.quiet.map(seconds),
+        }
+    }
+}
+
+/// Rounds a time to milliseconds, so that JSON shows no more digits.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000.0).round() / 1_000.0
+}
+
+#[cfg(test)]
+impl Handle {
+    /// Returns a handle to a proxy without workers.
+    pub(crate) fn without_workers() -> Self {
+        use crate::{
+            admission::Admission,
+            config::{HoldConfig, ResumeConfig},
+            connection::reject::policy::{RejectPolicy, RejectResponse},
+            shared::Shutdown,
+            upstream::Upstream,
+            worker_pool::WorkerPool,
+        };
+        Self(Arc::new(Shared {
+            pauses: Pauses::without_workers(),
+            admission: Admission::new(1, 0, &HoldConfig::default(), &ResumeConfig::default()),
+            upstream: Upstream::for_tests(),
+            reject_policy: RejectPolicy::new(RejectResponse::Close, None),
+            workers: Arc::new(WorkerPool::new([].into(), 0)),
+            shutdown: Shutdown::new(Duration::ZERO),
+            pipes_per_worker: 0,
+            started: Instant::now(),
+        }))
+    }
+}

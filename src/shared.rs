@@ -1,0 +1,149 @@
+//! `Shared`: the parts of a proxy that its threads share. Workers read it without a lock.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    admission::{
+        Admission,
+        hold::{Full, HoldDecision},
+        semaphore::Permit,
+    },
+    connection::reject::policy::RejectPolicy,
+    pause::{Pauses, gate::Mode},
+    sys,
+    upstream::Upstream,
+    worker_pool::WorkerPool,
+};
+
+/// Parts of a proxy that its threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) pauses: Arc<Pauses>,
+    pub(crate) admission: Admission,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) reject_policy: RejectPolicy,
+    pub(crate) workers: Arc<WorkerPool>,
+    pub(crate) shutdown: Shutdown,
+    /// Number of pipes that a worker may have.
+    pub(crate) pipes_per_worker: usize,
+    pub(crate) started: Instant,
+}
+
+/// The way from a running proxy to its end, which knows no way back.
+#[derive(Debug)]
+pub(crate) struct Shutdown {
+    /// Time that connections have after a stop.
+    grace_period: Duration,
+    /// Only ever raised.
+    level: AtomicU8,
+    deadline: OnceLock<Instant>,
+}
+
+/// Part of its life that the proxy is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Accept and serve.
+    Running,
+    /// Listen no more; connections may go on until the deadline.
+    Stopping { deadline: Instant },
+    /// Close everything.
+    Aborting,
+}
+
+// Levels of `Shutdown`; below them the proxy runs.
+const STOPPING: u8 = 1;
+const ABORTING: u8 = 2;
+
+impl Shared {
+    /// Returns the phase that the workers are to act by.
+    pub(crate) fn phase(&self) -> Phase {
+        self.shutdown.phase()
+    }
+
+    /// Begins to stop. The first call sets the deadline.
+    pub(crate) fn stop(&self) {
+        self.shutdown.begin();
+        self.workers.wake_all();
+    }
+
+    /// Closes everything.
+    pub(crate) fn abort(&self) {
+        self.shutdown.raise(ABORTING);
+        self.workers.wake_all();
+    }
+
+    /// Has all connections reset that lead back to tcpause itself.
+    pub(crate) fn reset_loops(&self) {
+        self.pauses.drain.reset_loops();
+        self.workers.wake_all();
+    }
+
+    /// Reserves a hold permit before `accept`, if the client will need one.
+    pub(crate) fn try_reserve(&self) -> Result<Option<Permit>, Full> {
+        match self.pauses.gate.mode() {
+            Some(Mode::Hold) => self.admission.hold.try_reserve(),
+            None | Some(Mode::Reject) => Ok(None),
+        }
+    }
+
+    /// Decides on a client that is not admitted now, and may have a hold permit already.
+    pub(crate) fn hold_decision(&self, place: Option<Permit>) -> HoldDecision {
+        match (self.pauses.gate.mode(), place) {
+            (Some(Mode::Reject), _) => HoldDecision::Reject,
+            (Some(Mode::Hold), None) => self.admission.hold.decide(),
+            // Without a pause, it waits for its turn behind others.
+            (None | Some(Mode::Hold), place) => HoldDecision::Hold(place),
+        }
+    }
+
+    /// Returns true if a worker waits for a permit of any kind that has become free.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.admission.take_wanted()
+            | self.reject_policy.handshakes().take_wanted()
+            | self.upstream.outage().take_wanted()
+    }
+
+    /// Returns a moment in milliseconds after the start.
+    pub(crate) fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.started).as_millis())
+            .unwrap_or(u64::MAX - 1)
+    }
+}
+
+impl Shutdown {
+    /// Returns the state of a proxy that runs.
+    pub(crate) fn new(grace_period: Duration) -> Self {
+        Self { grace_period, level: AtomicU8::new(0), deadline: OnceLock::new() }
+    }
+
+    /// Returns the moment at which a stop ends, if one has begun.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline.get().copied()
+    }
+
+    fn phase(&self) -> Phase {
+        match (self.level.load(Ordering::Acquire), self.deadline()) {
+            (STOPPING, Some(deadline)) => Phase::Stopping { deadline },
+            (ABORTING, _) => Phase::Aborting,
+            _ => Phase::Running,
+        }
+    }
+
+    fn begin(&self) {
+        let now = sys::now();
+        // A grace period beyond the clock's range is a day.
+        let day = Duration::from_secs(24 * 60 * 60);
+        self.deadline.get_or_init(|| now.checked_add(self.grace_period).unwrap_or(now + day));
+        self.raise(STOPPING);
+    }
+
+    fn raise(&self, level: u8) {
+        self.level.fetch_max(level, Ordering::AcqRel);
+    }
+}

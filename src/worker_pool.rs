@@ -1,0 +1,121 @@
+//! The worker pool: how other threads reach each worker, and the numbers that it shows.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::Sender;
+use mio::Waker;
+
+use crate::{
+    admission::semaphore::Permit,
+    stats::{Count, Counters},
+    sys::Socket,
+};
+
+/// All workers of a proxy.
+#[derive(Debug)]
+pub(crate) struct WorkerPool {
+    workers: Box<[WorkerHandle]>,
+    /// Number of workers that still listen.
+    listening: AtomicUsize,
+}
+
+/// Means to reach one worker, and its counters.
+#[derive(Debug)]
+pub(crate) struct WorkerHandle {
+    /// Ends its wait.
+    pub(crate) waker: Waker,
+    /// Takes clients that another worker has accepted.
+    pub(crate) mailbox: Sender<Accepted>,
+    /// Numbers that the worker alone writes.
+    pub(crate) counters: Counters,
+}
+
+/// A client that has been accepted.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) client: Socket,
+    /// Counts it as a client of the proxy.
+    pub(crate) slot: Permit,
+    /// Counts it as held, if it was accepted for that.
+    pub(crate) place: Option<Permit>,
+}
+
+impl WorkerPool {
+    /// Returns a pool of which `listening` workers listen.
+    pub(crate) fn new(workers: Box<[WorkerHandle]>, listening: usize) -> Self {
+        Self { workers, listening: AtomicUsize::new(listening) }
+    }
+
+    /// Returns the number of workers.
+    pub(crate) fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Ends the wait of one worker.
+    pub(crate) fn wake(&self, worker: usize) {
+        if let Some(worker) = self.workers.get(worker) {
+            worker.wake();
+        }
+    }
+
+    /// Ends every worker's wait.
+    pub(crate) fn wake_all(&self) {
+        self.workers.iter().for_each(WorkerHandle::wake);
+    }
+
+    /// Returns the counters of the worker `index`.
+    #[expect(clippy::indexing_slicing, reason = "each worker has a handle")]
+    pub(crate) fn counters(&self, index: usize) -> &Counters {
+        &self.workers[index].counters
+    }
+
+    /// Returns the sum of one count over all workers.
+    pub(crate) fn sum(&self, count: fn(&Counters) -> &Count) -> u64 {
+        self.workers.iter().map(|worker| count(&worker.counters).get()).sum()
+    }
+
+    /// Returns the number of held clients.
+    pub(crate) fn held(&self) -> u64 {
+        self.sum(|counters| &counters.held)
+    }
+
+    /// Returns when the oldest relayed connection began, in milliseconds after the start; none if there is none.
+    pub(crate) fn oldest_began(&self) -> Option<u64> {
+        let begins = self.workers.iter().map(|worker| worker.counters.oldest.get());
+        begins.filter_map(|begin| begin.checked_sub(1)).min()
+    }
+
+    /// Returns the worker with the fewest clients, other than `except`, and their number.
+    pub(crate) fn least_loaded(&self, except: usize) -> Option<(usize, u64)> {
+        let load = |worker: &WorkerHandle| worker.counters.clients() + worker.mailbox.len() as u64;
+        let others = self.workers.iter().enumerate().filter(|&(index, _worker)| index != except);
+        others.map(|(index, worker)| (index, load(worker))).min_by_key(|&(_index, load)| load)
+    }
+
+    /// Sends a client to the worker `index`. Gives it back if that worker's mailbox is full.
+    pub(crate) fn send(&self, index: usize, accepted: Accepted) -> Result<(), Accepted> {
+        let Some(worker) = self.workers.get(index) else { return Err(accepted) };
+        worker.mailbox.try_send(accepted).map_err(crossbeam_channel::TrySendError::into_inner)?;
+        worker.wake();
+        Ok(())
+    }
+
+    /// Notes that a worker has closed its listeners.
+    pub(crate) fn stopped_listening(&self) {
+        if self.listening.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.wake_all();
+        }
+    }
+
+    /// Returns true while a worker listens, and may send clients to others.
+    pub(crate) fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Acquire) > 0
+    }
+}
+
+impl WorkerHandle {
+    fn wake(&self) {
+        // Writing to an eventfd fails only when it is full, and then the worker is awake.
+        self.waker.wake().ok();
+    }
+}
