@@ -1,4 +1,4 @@
-//! One side of a connection: a socket, what is known of its readiness, and what became of its peer.
+//! One side of a connection: a socket, its remembered readiness, and the state of its peer.
 
 use std::io;
 
@@ -7,9 +7,9 @@ use mio::{Interest, Registry, Token, event::Event};
 use super::pipe::Pipe;
 use crate::sys::{EVERYTHING, READABLE, Socket};
 
-/// A socket and what is remembered of it.
+/// A socket with its remembered readiness.
 ///
-/// Readiness is told once (the registration is edge-triggered), so it is remembered, and falls only when an operation
+/// Registration is edge-triggered, so the kernel reports readiness once. It is therefore remembered until a system call
 /// shows that it is over.
 #[derive(Debug)]
 #[expect(
@@ -18,32 +18,33 @@ use crate::sys::{EVERYTHING, READABLE, Socket};
 )]
 pub(crate) struct Endpoint {
     socket: Socket,
-    /// Reading may yield something.
+    /// Set while a read may yield bytes, an end or an error.
     readable: bool,
-    /// Writing may get something through.
+    /// Set while a write may be accepted.
     writable: bool,
-    /// The peer has ended its stream: behind the last bytes comes the end, with no event of its own.
+    /// Set once the peer has ended its stream. The end follows the last bytes without an event of its own.
     read_closed: bool,
-    /// The peer has reset the connection, or it has died: whatever reads as an end of stream is none.
+    /// Set once the connection was reset or has died. From then on an end of stream is not orderly.
     reset: bool,
-    /// The peer sends urgent bytes: the kernel stops at each, so a short read does not mean that nothing is left.
+    /// Set once the peer has sent urgent bytes. The kernel stops a read at each of them, so a short read does not mean
+    /// that the socket is empty.
     urgent: bool,
-    /// Which events the kernel tells of; resets it always does.
+    /// Events that the kernel reports. It always reports resets.
     interest: Interest,
 }
 
-/// Where the sockets of a connection are registered, and as what.
+/// Registry and tokens of a connection's two sockets.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Registration<'a> {
-    /// Where.
+    /// Epoll instance of the worker.
     pub(crate) registry: &'a Registry,
-    /// The token of the client.
+    /// Token of the client's socket.
     pub(crate) client: Token,
-    /// The token of its upstream.
+    /// Token of the upstream's socket.
     pub(crate) upstream: Token,
 }
 
-/// What a connection waits for at one of its sides.
+/// Events that a connection waits for at one of its sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Awaited {
     /// Something to read.
@@ -52,34 +53,34 @@ pub(crate) struct Awaited {
     pub(crate) writable: bool,
 }
 
-/// What reading yielded.
+/// Result of a read, a peek or a splice from the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// So many bytes, at least one.
+    /// Number of bytes, at least one.
     Bytes(usize),
-    /// Nothing now.
+    /// No bytes now; an event follows.
     Nothing,
     /// The orderly end of the stream.
     End,
-    /// The end of an aborted stream.
+    /// The end of a stream that was reset.
     Reset,
-    /// This socket cannot be spliced.
+    /// A refusal by the kernel to splice this socket.
     Unsupported,
 }
 
-/// What writing got through.
+/// Result of a write or of a splice to the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// So many bytes, perhaps not all.
+    /// Number of bytes accepted, perhaps fewer than offered.
     Bytes(usize),
-    /// Nothing now.
+    /// No room now; an event follows.
     Nothing,
-    /// The peer takes nothing any more.
+    /// A peer that takes no more bytes.
     Broken,
 }
 
 impl Endpoint {
-    /// An accepted client, or an upstream that is connected.
+    /// Returns the endpoint of an accepted client or of an upstream that is connected.
     pub(crate) fn connected(socket: Socket) -> Self {
         Self {
             readable: false,
@@ -92,12 +93,12 @@ impl Endpoint {
         }
     }
 
-    /// An upstream that is being dialled: an event will tell.
+    /// Returns the endpoint of an upstream that is being dialled. It becomes writable by an event.
     pub(crate) fn connecting(socket: Socket) -> Self {
         Self { writable: false, ..Self::connected(socket) }
     }
 
-    /// Remembers what `event` tells.
+    /// Remembers the readiness that `event` reports.
     pub(crate) fn mark(&mut self, event: &Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
@@ -106,33 +107,33 @@ impl Endpoint {
         self.urgent |= event.is_priority();
     }
 
-    /// The socket, for what does not move bytes.
+    /// Returns the socket, for calls that move no bytes.
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
     }
 
-    /// Whether reading may yield something.
+    /// Returns true if a read may yield something.
     pub(crate) fn is_readable(&self) -> bool {
         self.readable
     }
 
-    /// Whether writing may get something through.
+    /// Returns true if a write may be accepted.
     pub(crate) fn is_writable(&self) -> bool {
         self.writable
     }
 
-    /// Whether the peer has ended its stream or the connection has died.
+    /// Returns true if the peer has ended its stream or the connection has died.
     pub(crate) fn is_read_closed(&self) -> bool {
         self.read_closed || self.reset
     }
 
-    /// Whether the connection was aborted.
+    /// Returns true if the connection was reset or has died.
     pub(crate) fn is_reset(&self) -> bool {
         self.reset
     }
 
-    /// Treats a peer whose host does not answer any more as one that has reset: what it sent before is still read. Returns true
-    /// if it is so.
+    /// Treats a peer whose host no longer answers as one that has reset. Bytes that it sent before are still read.
+    /// Returns true if the peer has vanished.
     pub(crate) fn give_up_vanished(&mut self) -> bool {
         let has_vanished = !self.reset && self.socket.has_vanished();
         if has_vanished {
@@ -142,18 +143,19 @@ impl Endpoint {
         has_vanished
     }
 
-    /// Whether bytes are to be spliced from here to `sink`. A splice never gets past an urgent byte; a read does. And what a
-    /// UNIX socket holds costs half as much by splice as by copy, but more where TCP paces it.
+    /// Returns true if bytes from here to `sink` are spliced rather than copied. A splice never gets past an urgent
+    /// byte, a read does. Splicing from a UNIX socket costs half as much as copying, but more than copying where TCP
+    /// paces the sink.
     pub(crate) fn is_worth_splicing_to(&self, sink: &Self) -> bool {
         let costs_more = self.socket.is_unix() && sink.socket.is_paced();
         !self.urgent && !costs_more
     }
 
-    /// Has the kernel tell when there is something to read, or room to write, where that is `awaited`. It goes on telling of
-    /// what is not until an event `was_in_vain`: most never cause one, and each change of mind costs a call.
+    /// Sets the epoll interest to `awaited`. Interest is narrowed only when an event `was_in_vain`, because each change
+    /// costs an `epoll_ctl` and most connections never have a useless event.
     ///
-    /// The kernel tells at once what is ready when it is asked (`EPOLL_CTL_MOD`, epoll(7)): no event is lost in between.
-    /// Returns whether it will tell of all that is awaited: if it could not be asked, it is to be asked again.
+    /// `EPOLL_CTL_MOD` reports at once what is ready already (epoll(7)), so no event is lost in between. Returns true
+    /// if the kernel will report all that is awaited; otherwise the call failed and has to be repeated.
     pub(crate) fn await_events(
         &mut self,
         awaited: Awaited,
@@ -162,13 +164,13 @@ impl Endpoint {
         token: Token,
     ) -> bool {
         let readable = awaited.readable || (self.interest.is_readable() && !was_in_vain);
-        // TCP tells of room only where a write found none; UNIX sockets tell whenever the peer has read.
+        // TCP reports room only after a write found none; UNIX sockets report it whenever the peer has read.
         let is_quiet = !was_in_vain || !self.socket.is_unix();
         let writable = awaited.writable || (self.interest.is_writable() && is_quiet);
         let interest = match (readable, writable) {
             (true, true) => EVERYTHING,
             (true, false) => READABLE,
-            // Asked for urgent bytes, the kernel tells of any; and to ask for nothing is not possible.
+            // Interest in urgent bytes would report each of them, and mio cannot register an empty interest.
             (false, _) => Interest::WRITABLE,
         };
         if interest != self.interest && self.socket.reregister(registry, token, interest).is_ok() {
@@ -178,27 +180,26 @@ impl Endpoint {
             && (self.interest.is_writable() || !awaited.writable)
     }
 
-    /// Has the kernel tell when there is room to write, where a write has found none, and when there is something to read.
-    /// Returns whether it will.
+    /// Waits for bytes, and for room if a write has found none. Returns true if the kernel will report both.
     pub(crate) fn await_room(&mut self, registry: &Registry, token: Token) -> bool {
         let awaited = Awaited { readable: true, writable: !self.writable };
         self.await_events(awaited, false, registry, token)
     }
 
-    /// Reads into `buffer`.
+    /// Reads into `buffer`, and drops the readiness after a short read.
     pub(crate) fn recv(&mut self, buffer: &mut [u8]) -> Received {
         let result = self.socket.recv(buffer);
         if let Ok(read) = result
             && read.bytes < buffer.len()
         {
-            // The socket is empty; the next bytes are an event of their own. But an end that came along with them, or
-            // bytes behind an urgent one, would never be told again.
+            // A short read has emptied the socket, and later bytes cause a new event. An end that arrived with these
+            // bytes, or bytes behind an urgent one, cause none.
             self.readable = self.read_closed || self.urgent || read.was_stopped;
         }
         self.received(result.map(|read| read.bytes))
     }
 
-    /// Looks at the first bytes and leaves them where they are.
+    /// Copies the first bytes without taking them from the socket.
     pub(crate) fn peek(&mut self, buffer: &mut [u8]) -> Received {
         let result = self.socket.peek(buffer);
         self.received(result)
@@ -210,19 +211,19 @@ impl Endpoint {
         self.received(result)
     }
 
-    /// Writes from `bytes`.
+    /// Writes as much of `bytes` as fits.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Sent {
         let result = self.socket.send(bytes);
         self.sent(result)
     }
 
-    /// Splices out of `pipe`.
+    /// Splices the content of `pipe`, or the part that fits, to the socket.
     pub(crate) fn splice_out_of(&mut self, pipe: &mut Pipe) -> Sent {
         let result = pipe.drain(&self.socket);
         self.sent(result)
     }
 
-    /// Passes on the end of the stream.
+    /// Ends the stream to the peer.
     pub(crate) fn shut_down_write(&mut self) -> Sent {
         let result = self.socket.shut_down_write().map(|()| 0);
         self.sent(result)
@@ -230,7 +231,7 @@ impl Endpoint {
 
     fn received(&mut self, result: io::Result<usize>) -> Received {
         match result {
-            // The kernel reports a reset once, to whichever call comes first; from then on it reads as an end.
+            // The kernel reports a reset to the first call only; later reads return 0, like an orderly end.
             Ok(0) if self.reset => Received::Reset,
             Ok(0) => Received::End,
             Ok(bytes) => Received::Bytes(bytes),
@@ -256,10 +257,11 @@ impl Endpoint {
                 Sent::Nothing
             }
             Err(error) => {
-                // A UNIX peer that has closed in good order breaks the pipe too, and what it sent before stands.
+                // A UNIX peer that has closed in good order also causes EPIPE, and the bytes that it sent before are
+                // valid.
                 let in_order = self.socket.is_unix() && error.kind() == io::ErrorKind::BrokenPipe;
                 self.reset |= !in_order;
-                // What the peer sent before it went is still to be read, and the end behind it.
+                // Bytes that the peer sent before it went, and the end behind them, are still to be read.
                 self.readable = true;
                 Sent::Broken
             }

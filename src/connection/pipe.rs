@@ -1,27 +1,29 @@
-//! Pipes: what bytes go through when they are spliced from socket to socket without entering user space.
+//! Kernel pipes, through which bytes are spliced from socket to socket without entering user space.
 
 use std::{cell::Cell, io, rc::Rc};
 
 use crate::sys::{self, PipeEnds, Socket};
 
-/// The size that a pipe is given, if the system allows it (an unprivileged user has 64 MiB for all pipes together, pipe(7)).
-/// Each batch wakes the sink's reader once, so that sixteen times the default size halves the cost of a byte. A pipe may take less
-/// than its size (its slots are counted in segments, not in bytes) or, from a socket with large segments, more.
+/// Requested size of a pipe. An unprivileged user has 64 MiB for all pipes together (pipe(7)), so the system may give
+/// less.
+///
+/// Each batch wakes the sink's reader once, so sixteen times the default size halves the cost of a byte. A pipe may
+/// hold fewer bytes than its size, as its slots count segments, or more, from a socket with large segments.
 pub(crate) const PIPE_BYTES: usize = 1024 * 1024;
 
-/// A pipe and how many bytes are in it.
+/// A pipe with the number of bytes in it.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     ends: PipeEnds,
     len: usize,
-    /// How many pipes of the pool are alive; dropping one is the decrement.
+    /// Number of living pipes of the pool. Dropping a pipe decrements it.
     alive: Rc<Cell<usize>>,
 }
 
 /// The empty pipes of one worker.
 ///
-/// A pipe is taken only while bytes move and returned as soon as it is empty. One that is dropped with bytes in it is
-/// destroyed, never reused: else one connection's bytes would reach another.
+/// A pipe is taken only while bytes move, and returned as soon as it is empty. A pipe with bytes in it is destroyed and
+/// never reused: its bytes would reach another connection.
 #[derive(Debug)]
 pub(crate) struct PipePool {
     empty: Vec<Pipe>,
@@ -30,21 +32,21 @@ pub(crate) struct PipePool {
 }
 
 impl Pipe {
-    /// Moves what `source` has, up to `len` bytes, into the pipe. 0 is the end of the stream.
+    /// Moves up to `len` bytes from `source` into the pipe. Returns 0 at the end of the stream.
     pub(crate) fn fill(&mut self, source: &Socket, len: usize) -> io::Result<usize> {
         let moved = self.ends.splice_from(source, len)?;
         self.len += moved;
         Ok(moved)
     }
 
-    /// Moves what is in the pipe, or the part that fits, to `sink`.
+    /// Moves the bytes in the pipe, or as many as fit, to `sink`.
     pub(crate) fn drain(&mut self, sink: &Socket) -> io::Result<usize> {
         let moved = self.ends.splice_to(sink, self.len)?;
         self.len -= moved;
         Ok(moved)
     }
 
-    /// How many bytes are in the pipe.
+    /// Returns the number of bytes in the pipe.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -57,12 +59,12 @@ impl Drop for Pipe {
 }
 
 impl PipePool {
-    /// A pool that makes at most `max` pipes; with 0, every byte is copied.
+    /// Returns a pool of at most `max` pipes. With 0, every byte is copied.
     pub(crate) fn new(max: usize) -> Self {
         Self { empty: Vec::new(), alive: Rc::new(Cell::new(0)), max }
     }
 
-    /// An empty pipe, unless all are in use or the system has none left.
+    /// Takes an empty pipe. Returns `None` if all are in use or the system refuses another one.
     pub(crate) fn take(&mut self) -> Option<Pipe> {
         self.empty.pop().or_else(|| {
             if self.alive.get() >= self.max {
@@ -76,26 +78,26 @@ impl PipePool {
         })
     }
 
-    /// Takes a pipe back, if it is empty.
+    /// Takes a pipe back if it is empty, and destroys it otherwise.
     pub(crate) fn put(&mut self, pipe: Pipe) {
         if pipe.len == 0 {
             self.empty.push(pipe);
         }
     }
 
-    /// Makes no more pipes: the system does not splice these sockets.
+    /// Stops making pipes, because the system does not splice these sockets.
     pub(crate) fn disable(&mut self) {
         self.max = 0;
         self.empty.clear();
     }
 
-    /// How many pipes are alive, in the pool or in use.
+    /// Returns the number of pipes, in the pool and in use.
     #[cfg(test)]
     pub(crate) fn alive(&self) -> usize {
         self.alive.get()
     }
 
-    /// How many pipes are in the pool.
+    /// Returns the number of pipes in the pool.
     #[cfg(test)]
     pub(crate) fn pooled(&self) -> usize {
         self.empty.len()

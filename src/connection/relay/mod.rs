@@ -1,8 +1,8 @@
-//! The relay: carries bytes both ways between a client and its upstream, and their ends with them.
+//! The relay: carries bytes in both directions between a client and its upstream, and then the ends of their streams.
 //!
-//! A relay is two *flows*, one a direction. A flow first drains what it has buffered, and only then fills from its
-//! source. So nothing to fill with means "source empty" and never "pipe full", an end of stream is seen only when
-//! nothing is left to deliver before it, and `Buffered` is the only place where bytes live between turns.
+//! A relay is two *flows*, one for each direction. A flow first drains its buffered bytes, and only then fills from its
+//! source. So EAGAIN while filling means "source empty" and never "pipe full". An end of stream is seen only when all
+//! bytes before it are delivered, and `Buffered` is the only place where bytes live between turns.
 
 use std::time::{Duration, Instant};
 
@@ -11,39 +11,41 @@ use crate::connection::{
     pipe::{PIPE_BYTES, Pipe, PipePool},
 };
 
-/// The size of the buffer that a worker's flows share.
+/// Size of the buffer that a worker's flows share.
 ///
-/// It is 45 segments of an Ethernet, the most that TCP sends in one packet (64 KiB with its headers). A few bytes more would
-/// make each write a packet and a small rest: over the loopback, that doubles what a byte costs.
+/// It is 45 segments of an Ethernet, the most that TCP sends in one packet (64 KiB with its headers). With a few bytes
+/// more, each write would become one packet and a small remainder, which doubles the cost of a byte over the loopback.
 pub(crate) const SCRATCH_BYTES: usize = 45 * 1448;
 
-/// A read that yields as much turns a flow to splicing, and a splice that moves less back to copying. Messages of this size
-/// cost a tenth less by splice.
+/// Size of a read that turns a flow to splicing. A splice that moves less turns it back to copying. Messages of this
+/// size cost a tenth less by splice.
 const BULK_BYTES_MIN: usize = 16 * 1024;
 
-/// What a flow may move before others have their turn. The last splice of a turn may move a whole pipe on top of it.
+/// Bytes that a flow may move in a turn before other connections have theirs. The last splice of a turn may exceed it
+/// by a whole pipe.
 const TURN_BYTES_MAX: usize = 64 * 1024;
 
-/// How much a splice moves while others exchange small messages: they wait for it. Alone, it moves a whole pipe.
+/// Bytes that a splice moves at most while other connections exchange small messages, which wait for it. Otherwise it
+/// moves a whole pipe.
 const SPLICED_BYTES_BESIDE_OTHERS_MAX: usize = 128 * 1024;
 
-/// For how long after a small message others are expected.
+/// Time after a small message during which more are expected.
 const OTHERS_EXPECTED_FOR: Duration = Duration::from_millis(10);
 
-/// What a worker lends to the relay it drives.
+/// Buffers that a worker lends to the relay it drives.
 #[derive(Debug)]
 pub(crate) struct RelayBuffers {
-    /// Where small amounts of bytes pass through.
+    /// Buffer for bytes that are copied.
     pub(crate) scratch: Box<[u8]>,
-    /// What large amounts pass through.
+    /// Pipes for bytes that are spliced.
     pub(crate) pipes: PipePool,
-    /// When the turn began.
+    /// Beginning of the turn.
     pub(crate) now: Instant,
-    /// When a small message last passed.
+    /// Time of the last small message on any connection of the worker.
     small_at: Option<Instant>,
 }
 
-/// The upstream of a client, and the bytes on their way between the two.
+/// The upstream of a client, and the bytes in flight between the two.
 #[derive(Debug)]
 pub(crate) struct Relay {
     upstream: Endpoint,
@@ -51,68 +53,69 @@ pub(crate) struct Relay {
     to_client: Flow,
 }
 
-/// What a relay did in its turn and what it waits for.
+/// Bytes that a relay delivered in its turn, and its next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Progress {
     /// Bytes delivered to the upstream.
     pub(crate) to_upstream: u64,
     /// Bytes delivered to the client.
     pub(crate) to_client: u64,
-    /// What comes next.
+    /// Next step of the relay.
     pub(crate) next: Next,
 }
 
-/// What comes after a relay's turn.
+/// Next step after a relay's turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// An event.
+    /// Wait for an event.
     Wait,
-    /// Another turn: it has used up this one.
+    /// Drive again: its share of this turn is used up.
     Again,
-    /// One side was aborted, and the other has yet to take what came before; so many bytes of it are on their way.
+    /// One side was reset, and the other still has to receive the bytes that came before. The number is the memory of
+    /// its unacknowledged bytes.
     Settle(u32),
     /// Both streams have ended: close.
     Close,
-    /// One side was aborted, and the other has taken all that came before: reset it, and close.
+    /// One side was reset, and the other has received all that came before: reset it too, and close.
     Reset,
 }
 
-/// One direction.
+/// One direction of a relay.
 #[derive(Debug)]
 struct Flow {
     stage: Stage,
     buffered: Buffered,
-    /// Whether its source has much to say: then bytes are spliced.
+    /// Set while the source sends large amounts: then bytes are spliced.
     bulk: bool,
     /// Bytes delivered since the connection began.
     delivered: u64,
 }
 
-/// How far a flow has come. Only an open one has bytes buffered.
+/// Progress of a flow. Only an open flow has buffered bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Bytes may come.
+    /// More bytes may come.
     Open,
-    /// The source has ended its stream, and the sink knows.
+    /// The source has ended its stream, and the end was passed on to the sink.
     Ended,
-    /// The source was aborted, and the sink has been sent all that came before.
+    /// The source was reset, and all bytes before the reset were sent to the sink.
     Cut,
-    /// The sink takes nothing any more.
+    /// The sink takes no more bytes.
     Broken,
 }
 
-/// Bytes taken from the source that the sink has not taken yet.
+/// Bytes taken from the source and not yet accepted by the sink.
 #[derive(Debug)]
 enum Buffered {
     Nothing,
-    /// A short write's leftover, and how much of it has been written since.
+    /// The remainder of a short write, and the number of its bytes written since.
     Bytes(Box<[u8]>, usize),
     /// A pipe with bytes in it.
     Pipe(Pipe),
 }
 
 impl RelayBuffers {
-    /// Buffers with at most `pipes_max` pipes.
+    /// Returns buffers with at most `pipes_max` pipes.
     pub(crate) fn new(pipes_max: usize) -> Self {
         Self {
             scratch: vec![0; SCRATCH_BYTES].into(),
@@ -122,7 +125,7 @@ impl RelayBuffers {
         }
     }
 
-    /// How much a splice may move.
+    /// Returns the number of bytes that a splice may move.
     fn spliced_bytes_max(&self) -> usize {
         let others = self.small_at.is_some_and(|at| self.now < at + OTHERS_EXPECTED_FOR);
         if others { SPLICED_BYTES_BESIDE_OTHERS_MAX } else { PIPE_BYTES }
@@ -130,27 +133,27 @@ impl RelayBuffers {
 }
 
 impl Relay {
-    /// The relay to a connected `upstream`.
+    /// Returns a relay to a connected `upstream`.
     pub(crate) fn new(upstream: Endpoint) -> Self {
         Self { upstream, to_upstream: Flow::new(), to_client: Flow::new() }
     }
 
-    /// The upstream's side.
+    /// Returns the upstream's endpoint.
     pub(crate) fn upstream(&self) -> &Endpoint {
         &self.upstream
     }
 
-    /// The upstream's side, to be marked.
+    /// Returns the upstream's endpoint, for marking events.
     pub(crate) fn upstream_mut(&mut self) -> &mut Endpoint {
         &mut self.upstream
     }
 
-    /// Bytes delivered to the upstream and to the client, since the connection began.
+    /// Returns the bytes delivered to the upstream and to the client since the connection began.
     pub(crate) fn delivered(&self) -> (u64, u64) {
         (self.to_upstream.delivered, self.to_client.delivered)
     }
 
-    /// Returns true if nothing is known to be on its way: no bytes, no end of a stream, no reset.
+    /// Returns true if neither bytes nor an end nor a reset is known to be in flight. Asks the kernel nothing.
     pub(crate) fn is_at_rest(&self, client: &Endpoint) -> bool {
         self.to_upstream.is_at_rest(client) && self.to_client.is_at_rest(&self.upstream)
     }
@@ -165,14 +168,16 @@ impl Relay {
         self.to_client.is_open()
     }
 
-    /// Asks the kernel too: returns true if nothing has come that was not read, and the peers' kernels have all that was sent.
+    /// Returns true if the kernel too has nothing in flight: neither side has unread bytes, and the peers' kernels have
+    /// acknowledged everything.
     pub(crate) fn is_silent(&mut self, client: &mut Endpoint) -> bool {
         let sides = [(client, &self.to_upstream), (&mut self.upstream, &self.to_client)];
         sides.into_iter().all(|(side, flow)| {
-            // In this order: a reset discards what is not acknowledged, and only reading shows that there was one.
+            // The order matters: a reset discards unacknowledged bytes, and only the read behind it shows that there
+            // was a reset.
             let is_taken = unacknowledged(side) == 0;
             let is_read = match side.peek(&mut [0]) {
-                // Behind a sink that takes nothing any more, the source may still be open.
+                // The source of a broken flow may still be open.
                 Received::Nothing => true,
                 Received::End => !flow.is_open(),
                 Received::Bytes(_) | Received::Reset | Received::Unsupported => false,
@@ -181,13 +186,14 @@ impl Relay {
         })
     }
 
-    /// Treats a side that [`Socket::has_vanished`](crate::sys::Socket::has_vanished) as one that was reset. Returns true if one has.
+    /// Treats a side that [`Socket::has_vanished`](crate::sys::Socket::has_vanished) as reset. Returns true if a side
+    /// has vanished.
     pub(crate) fn give_up_vanished(&mut self, client: &mut Endpoint) -> bool {
         [client, &mut self.upstream].into_iter().any(Endpoint::give_up_vanished)
     }
 
-    /// Moves bytes both ways until neither can move or each has had its share. Then the kernel is to tell of what is waited
-    /// for.
+    /// Moves bytes in both directions until neither can move or each has used up its share. Then sets the epoll
+    /// interest to what the relay waits for.
     pub(crate) fn drive(
         &mut self,
         client: &mut Endpoint,
@@ -199,15 +205,15 @@ impl Relay {
         let more_up = self.to_upstream.pump(client, &mut self.upstream, buffers, is_last);
         let is_last = self.to_upstream.stage == Stage::Ended;
         let more_down = self.to_client.pump(&mut self.upstream, client, buffers, is_last);
-        // Writing in one direction may have shown that there is an end to read in the other.
+        // A failed write of the second flow may have made the client readable for the first.
         let more_up = more_up || self.to_upstream.can_move(client, &self.upstream);
-        // Once a side was aborted, only what it had sent is worth another turn.
+        // Once a side was reset, only its own bytes are worth another turn.
         let more = match (client.is_reset(), self.upstream.is_reset()) {
             (true, _) => more_up,
             (false, true) => more_down,
             (false, false) => more_up || more_down,
         };
-        // Bytes that nobody takes keep no relay alive.
+        // Once both flows are over, bytes that are still readable have no receiver.
         let is_over = !self.to_upstream.is_open() && !self.to_client.is_open();
         let next = if more && !is_over { Next::Again } else { self.next(client) };
         let delivered = self.delivered();
@@ -217,8 +223,8 @@ impl Relay {
         Progress { to_upstream: delivered.0 - before.0, to_client: delivered.1 - before.1, next }
     }
 
-    /// Has the kernel tell of what the relay waits for, and of nothing that woke it in vain: a source that goes on sending
-    /// while its sink is full would do so at every segment.
+    /// Sets the epoll interest to the events that the relay waits for. It drops interest that woke it in vain: a source
+    /// that goes on sending while its sink is full would do so at every segment.
     fn await_events(
         &mut self,
         client: &mut Endpoint,
@@ -234,7 +240,8 @@ impl Relay {
     }
 
     fn next(&self, client: &Endpoint) -> Next {
-        // Whoever was aborted takes no more; what it sent before is delivered first. That done, the other is reset.
+        // A side that was reset takes no more bytes. Those that it sent before are delivered first, and then the other
+        // side is reset.
         for (aborted, its_flow, other) in
             [(client, &self.to_upstream, &self.upstream), (&self.upstream, &self.to_client, client)]
         {
@@ -247,7 +254,8 @@ impl Relay {
         if self.to_upstream.is_open() || self.to_client.is_open() {
             return Next::Wait;
         }
-        // A flow that broke may have left bytes unread, and closing a socket with bytes unread is a reset too.
+        // A broken flow may have left bytes unread, and closing a socket with unread bytes resets it. So its source
+        // first has to acknowledge all that was sent to it.
         for (flow, source) in [(&self.to_upstream, client), (&self.to_client, &self.upstream)] {
             if flow.stage == Stage::Broken {
                 let under_way = unacknowledged(source);
@@ -269,18 +277,18 @@ impl Flow {
         self.stage == Stage::Open
     }
 
-    /// Returns true if nothing is known to be on its way from `source`.
+    /// Returns true if neither bytes nor an end nor a reset is known to be in flight from `source`.
     fn is_at_rest(&self, source: &Endpoint) -> bool {
         let is_over = !self.is_open() && self.stage != Stage::Cut;
         !source.is_reset() && (is_over || !self.has_buffered() && !source.is_read_closed())
     }
 
-    /// Whether bytes wait for the sink.
+    /// Returns true if bytes wait for the sink.
     fn has_buffered(&self) -> bool {
         !matches!(self.buffered, Buffered::Nothing)
     }
 
-    /// Whether pumping would get anywhere.
+    /// Returns true if pumping would make progress.
     fn can_move(&self, source: &Endpoint, sink: &Endpoint) -> bool {
         let unblocked = match self.buffered {
             Buffered::Nothing => source.is_readable(),
@@ -289,9 +297,11 @@ impl Flow {
         self.is_open() && unblocked
     }
 
-    /// Drains, fills, and drains again, until one of the two sockets has to be waited for (false), the flow is over
-    /// (false), or its share of the turn is used up (true). `is_last` says that the other flow has ended: then the close
-    /// that follows passes on the end of this one, and no call of its own is needed.
+    /// Drains, fills and drains again. Returns true when its share of the turn is used up or a broken flow has more to
+    /// discard. Returns false when it has to wait for a socket or the flow is over.
+    ///
+    /// `is_last` says that the other flow has ended. Then the close that follows passes on the end of this one, and
+    /// saves a `shutdown`.
     fn pump(
         &mut self,
         source: &mut Endpoint,
@@ -322,8 +332,9 @@ impl Flow {
         self.stage == Stage::Broken && Self::discard(source, buffers)
     }
 
-    /// Reads what nobody is there to take. The source may be blocked in writing it, and would never come to read what the
-    /// side that is gone had sent before. True when there may be more: no event would tell.
+    /// Reads and discards bytes of a broken flow. A source that is blocked in writing them would never come to read the
+    /// bytes that the other side had sent before it went. Returns true if more may be readable, for which no event
+    /// would come.
     fn discard(source: &mut Endpoint, buffers: &mut RelayBuffers) -> bool {
         let mut share = TURN_BYTES_MAX;
         while source.is_readable() && share > 0 {
@@ -336,7 +347,7 @@ impl Flow {
         source.is_readable()
     }
 
-    /// Writes what is buffered. True when nothing is left and the sink would take more.
+    /// Writes the buffered bytes. Returns true if none is left and the sink may take more.
     fn drain(&mut self, sink: &mut Endpoint, buffers: &mut RelayBuffers) -> bool {
         loop {
             let sent = match &mut self.buffered {
@@ -358,7 +369,7 @@ impl Flow {
         }
     }
 
-    /// Counts `bytes` of what was buffered as delivered, and lets go of an emptied buffer at once.
+    /// Counts `bytes` of the buffered ones as delivered, and releases an emptied buffer at once.
     fn written(&mut self, bytes: usize, buffers: &mut RelayBuffers) {
         self.delivered += bytes as u64;
         let left = match &mut self.buffered {
@@ -376,7 +387,7 @@ impl Flow {
         }
     }
 
-    /// Takes bytes from the source; nothing is buffered when it is called.
+    /// Takes bytes from the source. Called only while nothing is buffered.
     fn fill(
         &mut self,
         source: &mut Endpoint,
@@ -388,7 +399,8 @@ impl Flow {
             && let Some(pipe) = buffers.pipes.take()
         {
             let received = self.fill_pipe(pipe, source, buffers);
-            // A splice stops before an urgent byte and tells of what is behind it: only a read finds the true end.
+            // A splice stops before an urgent byte and returns the result that is due behind it. Only a read finds the
+            // true end.
             if !matches!(received, Received::End | Received::Reset) {
                 return received;
             }
@@ -421,7 +433,7 @@ impl Flow {
         received
     }
 
-    /// Writes `bytes`, which nothing is buffered before, and keeps what does not fit.
+    /// Writes `bytes` and buffers the part that does not fit. Called only while nothing is buffered.
     fn pass_on(&mut self, bytes: &[u8], sink: &mut Endpoint) {
         let sent = if sink.is_writable() { sink.send(bytes) } else { Sent::Nothing };
         let written = match sent {
@@ -436,15 +448,15 @@ impl Flow {
         }
     }
 
-    /// The sink is gone: what was meant for it has nowhere to go. A pipe with bytes in it is destroyed.
+    /// Drops the buffered bytes, as the sink is gone. A pipe with bytes in it is destroyed.
     fn broken(&mut self) {
         self.stage = Stage::Broken;
         self.buffered = Buffered::Nothing;
     }
 }
 
-/// Returns the memory of what the peer's kernel has not got yet: a reset would discard it. A kernel that does not tell leaves
-/// it unknown, which is not 0: the connection then waits as for a peer that takes nothing.
+/// Returns the memory of bytes that the peer's kernel has not acknowledged: a reset would discard them. Where the
+/// kernel does not tell, it returns a maximum rather than 0, and the connection waits as for a peer that takes nothing.
 fn unacknowledged(endpoint: &Endpoint) -> u32 {
     endpoint.socket().unacknowledged().unwrap_or(u32::MAX)
 }

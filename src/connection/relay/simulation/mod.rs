@@ -1,8 +1,8 @@
 //! The relay under seeded schedules, on real sockets with small buffers.
 //!
-//! A schedule is a random sequence of steps: a peer writes, reads, ends its stream, aborts; or the worker's part, events
-//! as the kernel tells them and one turn. A failure prints its seed and steps; `TCPAUSE_SEED=n` replays one schedule, and
-//! `TCPAUSE_SCHEDULES=n` sets how many each test runs.
+//! A schedule is a random sequence of steps. A peer writes, reads, ends its stream or resets; the worker takes events
+//! from the kernel or drives a turn. A failure prints its seed and steps; `TCPAUSE_SEED=n` replays one schedule, and
+//! `TCPAUSE_SCHEDULES=n` sets the number that each test runs.
 
 mod peer;
 
@@ -15,16 +15,16 @@ use self::peer::{DEADLINE, Ending, Left, PERIOD, Peer, Port, Random, WRITE_BYTES
 use super::*;
 use crate::sys::Socket;
 
-/// How many schedules each test runs.
+/// Schedules that each test runs.
 const SCHEDULES: u64 = 150;
-/// The receive buffers of peers that have small ones. With less, TCP waits 200 ms for a window that is worth a segment.
+/// Receive buffer of peers with small ones. With less, TCP waits 200 ms for a window that is worth a segment.
 const RECEIVE_BUFFER_BYTES: usize = 20_000;
-/// The buffer of the flows: small, so that the peers' small buffers fill it and flows turn to splicing.
+/// Buffer of the flows: small, so that the peers' small buffers fill it and flows turn to splicing.
 const SMALL_SCRATCH_BYTES: usize = 16 * 1024;
-/// How many turns in a row may find out that nothing can be moved.
+/// Turns in a row that may move nothing and yet ask for another.
 const IDLE_TURNS_MAX: usize = 3;
 
-/// The two sides of a connection; also the indices of its peers.
+/// Sides of a connection, and indices of its peers.
 const CLIENT: usize = 0;
 const UPSTREAM: usize = 1;
 
@@ -40,29 +40,29 @@ enum Step {
     Turn,
 }
 
-/// A connection under test: two peers, and what a worker has between them.
+/// A connection under test: two peers, and the worker's endpoint and relay between them.
 struct Connection {
     peers: [Peer; 2],
-    /// None after the close.
+    /// `None` after the close.
     carried: Option<(Endpoint, Relay)>,
-    /// Which one of the worker's it is.
+    /// Index among the worker's connections.
     index: usize,
-    /// Whether an event has come since the last turn.
+    /// Set if an event has come since the last turn.
     ready: bool,
     next: Next,
     delivered: (u64, u64),
-    /// How many turns in a row have moved nothing and yet asked for another.
+    /// Turns in a row that have moved nothing and yet asked for another.
     idle_turns: usize,
 }
 
-/// What connections of one schedule share, as those of one worker do.
+/// Parts that the connections of one schedule share, like those of one worker.
 struct Worker {
     poll: Poll,
     events: Events,
     buffers: RelayBuffers,
 }
 
-/// Tells, when a test fails, how to see it again.
+/// Prints, when a test fails, the seed that replays it.
 struct Replay {
     seed: u64,
     steps: Vec<(usize, Step)>,
@@ -88,7 +88,7 @@ fn unix_to_unix() {
     simulate(&Port::unix(), &Port::unix());
 }
 
-/// Closing the upstream's socket with bytes unread resets it, which discarded what it had yet to acknowledge.
+/// Closing the upstream's socket with bytes unread reset it, and discarded bytes that were not acknowledged.
 #[test]
 fn a_unix_client_that_closes_under_an_answer_is_heard_to_the_end() {
     let mut worker = Worker::new(0);
@@ -136,7 +136,7 @@ fn an_urgent_byte_of_a_unix_client_keeps_its_place() {
     connection[0].judge();
 }
 
-/// A splice stops before an urgent byte, and tells of the end or the reset behind it as if nothing were in between.
+/// A splice stops before an urgent byte, and returns the end or the reset behind it as if the byte were not there.
 #[test]
 fn an_urgent_byte_at_the_end_of_a_bulk_stream_arrives() {
     for last in [Step::Shut { side: CLIENT }, Step::Reset { side: CLIENT }] {
@@ -188,7 +188,7 @@ fn run(seed: u64, client: &Port, upstream: &Port) {
             connection
         })
         .collect();
-    // From one byte to the most, all orders of magnitude alike, or large amounts alone.
+    // Sizes of all orders of magnitude alike, or large ones alone.
     let magnitudes = [17, 2][random.below(2)];
     let (may_abort, may_be_urgent) = (random.below(2) == 0, random.below(4) == 0);
 
@@ -221,7 +221,7 @@ impl Worker {
         }
     }
 
-    /// Marks what the kernel tells.
+    /// Marks the events that the kernel reports.
     fn mark(&mut self, connections: &mut [Connection], timeout: Duration) {
         self.poll.poll(&mut self.events, Some(timeout)).unwrap();
         for event in &self.events {
@@ -235,7 +235,7 @@ impl Worker {
         }
     }
 
-    /// What must hold after each step.
+    /// Asserts what must hold after each step.
     fn check(&self, connections: &mut [Connection]) {
         let mut in_use = 0;
         for connection in connections {
@@ -248,8 +248,8 @@ impl Worker {
         );
     }
 
-    /// Brings the connections to their end. What was sent must arrive without another word; then `first` ends its stream
-    /// and the other must hear of it, before that one ends its own.
+    /// Brings the connections to their end. All bytes must arrive without further steps. Then `first` ends its stream,
+    /// and the other side must see the end before it ends its own.
     fn finish(&mut self, connections: &mut [Connection], first: usize) {
         self.work_until(connections, Connection::has_arrived);
         for connection in connections.iter_mut() {
@@ -263,7 +263,7 @@ impl Worker {
         self.work_until(connections, Connection::is_over);
     }
 
-    /// Peers read, and the worker has its turns, until all connections are as they should be.
+    /// Lets peers read and the worker drive turns until all connections satisfy `is_done`.
     fn work_until(
         &mut self,
         connections: &mut [Connection],
@@ -311,7 +311,7 @@ impl Connection {
         }
     }
 
-    /// A peer's step.
+    /// Takes a peer's step.
     fn act(&mut self, step: Step) {
         match step {
             Step::Write { side, bytes } => self.peers[side].write(bytes, SendFlags::NOSIGNAL),
@@ -341,7 +341,7 @@ impl Connection {
         }
     }
 
-    /// A turn, if the worker would give it one.
+    /// Drives a turn, if the worker would.
     fn drive(&mut self, worker: &mut Worker) {
         if !self.ready && !matches!(self.next, Next::Again | Next::Settle(_)) {
             return;
@@ -373,7 +373,7 @@ impl Connection {
         assert!(self.idle_turns < IDLE_TURNS_MAX, "it turns in idle circles");
     }
 
-    /// How many of `side`'s bytes the relay has taken from its kernel.
+    /// Returns the number of `side`'s bytes that the relay has taken from the kernel.
     fn taken(&self, side: usize) -> usize {
         let (delivered, flow) = match side {
             CLIENT => (self.delivered.0, self.carried.as_ref().map(|(_, it)| &it.to_upstream)),
@@ -387,14 +387,14 @@ impl Connection {
         usize::try_from(delivered).unwrap() + buffered
     }
 
-    /// How many of `side`'s bytes wait to be taken.
+    /// Returns the number of `side`'s bytes that wait in the kernel.
     fn queued_in_kernel(&self, side: usize) -> usize {
         let Some((client, relay)) = &self.carried else { return 0 };
         let socket = if side == CLIENT { client.socket() } else { relay.upstream().socket() };
         queued(socket)
     }
 
-    /// What must hold after each step; returns how many pipes are in use.
+    /// Asserts what must hold after each step. Returns the number of pipes in use.
     fn check(&mut self) -> usize {
         for (side, delivered) in [(CLIENT, self.delivered.0), (UPSTREAM, self.delivered.1)] {
             let (source, sink) = (&self.peers[side], &self.peers[1 - side]);
@@ -402,7 +402,7 @@ impl Connection {
             let taken = self.taken(side);
             assert!(sink.received <= delivered, "more was received than delivered");
             assert!(taken <= source.sent, "more was taken than sent");
-            // On UNIX sockets what is sent is in the other's queue at once, so all bytes can be accounted for.
+            // Bytes sent on a UNIX socket are in the peer's queue at once, so all of them can be accounted for.
             let broken = self.carried.as_ref().is_none_or(|(_, relay)| {
                 let flow = if side == CLIENT { &relay.to_upstream } else { &relay.to_client };
                 flow.stage == Stage::Broken
@@ -424,7 +424,7 @@ impl Connection {
         self.peers.iter().any(|peer| peer.left.is_some())
     }
 
-    /// Whether all that was sent has been received, as far as there is somebody to receive it.
+    /// Returns true if all bytes were received, or a peer has left.
     fn has_arrived(&self) -> bool {
         let [client, upstream] = &self.peers;
         self.has_left() || client.received == upstream.sent && upstream.received == client.sent
@@ -435,7 +435,7 @@ impl Connection {
         self.carried.is_none() && self.peers.iter().all(is_done)
     }
 
-    /// What must hold in the end.
+    /// Asserts what must hold in the end.
     fn judge(&self) {
         for side in [CLIENT, UPSTREAM] {
             let (source, sink) = (&self.peers[side], &self.peers[1 - side]);
@@ -513,7 +513,7 @@ fn token(index: usize, side: usize) -> Token {
     Token(index * 2 + side)
 }
 
-/// How many bytes can be read from `socket` now.
+/// Returns the number of bytes that can be read from `socket` now.
 fn queued(socket: &Socket) -> usize {
     usize::try_from(rustix::io::ioctl_fionread(socket).unwrap_or(0)).unwrap()
 }

@@ -1,4 +1,4 @@
-//! The peers of a relay under test, and what they write.
+//! The peers of a relay under test, and the bytes that they write.
 
 use std::{
     io,
@@ -10,31 +10,31 @@ use rustix::net::{SendFlags, send};
 
 use crate::sys::{Listener, Socket, SocketAddress, socket_file::SocketFile};
 
-/// Far more than a schedule needs to come to its end.
+/// Time far beyond what a schedule needs to come to its end.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
-/// The most that a peer writes at once.
+/// Bytes that a peer writes at once, at most.
 pub(super) const WRITE_BYTES_MAX: usize = 100_000;
-/// After how many bytes what a peer writes repeats: a prime, so that no buffer's size divides it.
+/// Bytes after which the written pattern repeats: a prime, so that no buffer's size divides it.
 pub(super) const PERIOD: usize = 65_521;
 
-/// What peers write: which bytes a peer got tells whose they are and where in the stream they stood.
+/// Pattern that peers write. Received bytes show which peer wrote them, and where in its stream they stood.
 static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut random = Random(1);
     let period: Vec<u8> = (0..PERIOD).map(|_| random.next().to_le_bytes()[0]).collect();
     period.iter().copied().cycle().take(PERIOD + WRITE_BYTES_MAX).collect()
 });
 
-/// A xorshift generator; any seed but 0.
+/// Xorshift generator; any seed but 0.
 pub(super) struct Random(pub(super) u64);
 
-/// How a peer saw its stream end.
+/// End of a stream as a peer saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
     Orderly,
     Aborted,
 }
 
-/// How a peer left.
+/// Way in which a peer left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Left {
     Closed,
@@ -47,22 +47,22 @@ pub(super) enum Left {
 pub(super) struct Peer {
     pub(super) socket: Option<Socket>,
     pub(super) is_unix: bool,
-    /// Where in the pattern its stream begins.
+    /// Position in the pattern at which its stream begins.
     pub(super) key: usize,
     pub(super) sent: usize,
     pub(super) received: usize,
     pub(super) shut: bool,
-    /// Whether a write was told of a reset; the kernel then tells no read of it.
+    /// Set once a write has failed with a reset, which the kernel then reports to no read.
     pub(super) broken: bool,
     pub(super) seen: Option<Ending>,
     pub(super) left: Option<Left>,
-    /// Whether it left in good order: a UNIX socket that was closed with nothing unread.
+    /// Set if it left in good order: a UNIX socket that was closed with nothing unread.
     pub(super) left_in_order: bool,
-    /// When it left: how many of its bytes had come as far as the relay's kernel.
+    /// Number of its bytes that had reached the relay's kernel when it left.
     pub(super) owed: usize,
 }
 
-/// Where one side's sockets come from.
+/// A listener that makes the sockets of one side.
 pub(super) struct Port {
     pub(super) listener: Listener,
     pub(super) address: SocketAddress,
@@ -96,7 +96,7 @@ impl Peer {
         }
     }
 
-    /// Reads up to `bytes`, which must be what the peer with `key` sent.
+    /// Reads up to `bytes`, and asserts that the peer with `key` sent them.
     pub(super) fn read(&mut self, bytes: usize, key: usize) {
         let Some(socket) = &self.socket else { return };
         let mut buffer = vec![0; bytes];
@@ -138,7 +138,7 @@ impl Port {
         Self { listener, address: SocketAddress::Unix(path), _file: Some((file, folder)) }
     }
 
-    /// The dialling and the accepted end of a new connection.
+    /// Returns the dialling and the accepted end of a new connection.
     pub(super) fn connect(&self) -> (Socket, Socket) {
         let deadline = Instant::now() + DEADLINE;
         let (dialled, _) = Socket::dial(&self.address, None).unwrap();
