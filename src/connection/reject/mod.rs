@@ -1,9 +1,10 @@
-//! Rejecting: a client that comes while the proxy is paused gets its answer, in TLS if it speaks TLS, and gets it for sure.
+//! Rejection of clients that come while the proxy is paused. The answer goes inside TLS if the client speaks TLS, and
+//! it arrives before the close.
 //!
-//! `Sniffing → (AwaitingHandshake → Tls →) Lingering`. Nothing is read until the client has said enough to know what it speaks, or
-//! its time is up: a silent client can still be served when the proxy resumes, and so can one that waits for a handshake.
-//! With the answer, and behind it, what the client still sends is read and discarded for a while: closing with bytes
-//! unread would reset the connection, and the answer would be lost on its way.
+//! `Sniffing → (AwaitingHandshake → Tls →) Lingering`. Nothing is read until the first bytes show the client's
+//! protocol, or its time is up. So a silent client can still be served when the proxy resumes, and so can one that
+//! waits for a handshake. From the answer on, further bytes of the client are read and discarded for a while: closing
+//! with bytes unread would reset the connection and lose the answer.
 
 pub(crate) mod policy;
 pub(crate) mod protocol;
@@ -29,75 +30,75 @@ use protocol::OPENING_BYTES_MAX;
 use protocol::Protocol;
 use protocol::detect;
 
-/// What a TLS client gets where no certificate is configured, or no handshake is free: a fatal `handshake_failure` alert
-/// (RFC 8446, 6.2).
+/// Answer to a TLS client where no certificate is configured or no handshake permit is free: a fatal
+/// `handshake_failure` alert (RFC 8446, 6.2).
 const TLS_REFUSAL: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x28];
 
-/// The answer that is none: but for the end of the stream.
+/// Empty answer: only the FIN is sent.
 const NOTHING: [u8; 0] = [];
 
-/// What a TLS client may send before it has asked for something: far more than a handshake with certificates.
+/// Bytes that a TLS client may send before its first request: far more than a handshake with certificates.
 const UNASKED_BYTES_MAX: usize = 256 * 1024;
 
-/// What a rejected client may still send before it is closed all the same.
+/// Bytes that a rejected client may still send before it is closed all the same.
 const DISCARDED_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// What is discarded in one turn.
+/// Bytes that are discarded in one turn.
 const TURN_BYTES_MAX: usize = 256 * 1024;
 
 /// A client that is being rejected.
 #[derive(Debug)]
 pub(crate) enum Reject {
-    /// It has not said enough to know what it speaks. Nothing of it was read.
+    /// Waiting for the first bytes that show the protocol. Nothing was read.
     Sniffing,
-    /// It speaks TLS and waits until a handshake is free. Nothing of it was read.
+    /// Waiting for a TLS handshake permit. Nothing was read.
     AwaitingHandshake,
-    /// It speaks TLS, and has not asked for anything yet.
+    /// In a TLS session, before the first request.
     Tls {
-        /// The server's end.
+        /// Server side of the session.
         session: Box<ServerConnection>,
-        /// How many bytes it has sent.
+        /// Number of bytes that the client has sent.
         received: usize,
-        /// Its place among the handshakes.
+        /// Permit that counts it among the handshakes.
         permit: Permit,
     },
-    /// It gets its answer and the end of our stream; what it still sends is discarded.
+    /// Sending the answer and the end of the stream, and discarding the client's bytes.
     Lingering {
-        /// What is still to be written; nothing once our stream has ended.
+        /// Remainder of the answer; `None` once our stream has ended.
         rest: Option<Rest>,
-        /// How many bytes have been discarded.
+        /// Number of bytes discarded so far.
         discarded: usize,
     },
 }
 
-/// What is still to be written of an answer.
+/// An answer, and the number of its bytes already written.
 #[derive(Debug)]
 pub(crate) struct Rest {
     bytes: Arc<[u8]>,
     written: usize,
-    /// What is encrypted is a copy for this client alone: their number stays bounded.
+    /// Bounds the number of encrypted answers, each of which is a copy for one client.
     _permit: Option<Permit>,
 }
 
-/// What comes next for a client that is being rejected.
+/// Next step for a client that is being rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// An event.
+    /// Wait for an event; keep the deadline.
     Wait,
-    /// What is there already or an event, until the deadline of this queue.
+    /// Start this deadline, drive once, and wait for an event.
     WaitIn(Deadline),
-    /// Another turn.
+    /// Drive again in the next turn.
     Again,
-    /// It gets its answer, and lingers from now on.
+    /// The answer is on its way: linger from now on.
     Answered,
-    /// It is rejected by a reset: close.
+    /// The client is rejected by a reset: close.
     Reset,
-    /// It is done: close.
+    /// The rejection is over: close.
     Close,
 }
 
 impl Reject {
-    /// A client that was just accepted.
+    /// Begins to reject a client that was just accepted.
     pub(crate) fn new(client: &mut Endpoint, reject_policy: &RejectPolicy) -> (Self, Next) {
         match reject_policy.answer() {
             RejectResponse::Http(_) | RejectResponse::File(_) => {
@@ -108,14 +109,14 @@ impl Reject {
         }
     }
 
-    /// A client that gets nothing but the end of our stream.
+    /// Ends the stream to a client without an answer, and lingers.
     pub(crate) fn close_gracefully(client: &mut Endpoint) -> (Self, Next) {
         let mut reject = Self::Sniffing;
         let next = reject.answer(client, NOTHING);
         (reject, next)
     }
 
-    /// Goes as far as the client's bytes allow, in TLS as far as `steps` does: each step counts it down.
+    /// Advances as far as the client's bytes allow. A TLS step decrements `steps`, and none is taken at 0.
     pub(crate) fn drive(
         &mut self,
         client: &mut Endpoint,
@@ -132,7 +133,7 @@ impl Reject {
         }
     }
 
-    /// A handshake is free for a client that knocks.
+    /// Begins the handshake of a client that waited for `permit`.
     pub(crate) fn begin_handshake(&mut self, permit: Permit, reject_policy: &RejectPolicy) -> Next {
         match reject_policy.tls().cloned().map(ServerConnection::new) {
             Some(Ok(session)) => {
@@ -143,7 +144,7 @@ impl Reject {
         }
     }
 
-    /// The time of the client's present queue is up.
+    /// Reacts to the end of the client's present deadline.
     pub(crate) fn expire(&mut self, client: &mut Endpoint, reject_policy: &RejectPolicy) -> Next {
         match self {
             Self::Sniffing => self.sniff(client, reject_policy, true),
@@ -164,25 +165,25 @@ impl Reject {
         let mut first = [0; OPENING_BYTES_MAX];
         let received =
             if client.is_readable() { client.peek(&mut first) } else { Received::Nothing };
-        let opening = match received {
+        let protocol = match received {
             Received::Bytes(bytes) => detect(first.get(..bytes).unwrap_or_default()),
             Received::End | Received::Nothing => None,
             Received::Reset | Received::Unsupported => return Next::Close,
         };
-        match opening {
+        match protocol {
             Some(Protocol::Tls) if reject_policy.tls().is_some() => {
                 *self = Self::AwaitingHandshake;
                 Next::WaitIn(Deadline::AwaitingHandshake)
             }
             Some(Protocol::Tls) => self.answer(client, TLS_REFUSAL),
-            // One that has ended its stream says no more, and may wait for an answer.
+            // A client that has ended its stream sends no more bytes, and may wait for an answer.
             None if !is_time_up && !client.is_read_closed() => Next::Wait,
             None => self.answer(client, reject_policy.answer_to(Protocol::Other)),
-            Some(opening) => self.answer(client, reject_policy.answer_to(opening)),
+            Some(protocol) => self.answer(client, reject_policy.answer_to(protocol)),
         }
     }
 
-    /// Takes one step of the TLS connection: towards the end of the handshake, then to the client's request.
+    /// Takes one step of the TLS session: towards the end of the handshake, then towards the client's request.
     fn shake_hands(
         &mut self,
         client: &mut Endpoint,
@@ -197,7 +198,7 @@ impl Reject {
             }
             *steps -= 1;
             match session.read_tls(&mut Raw(client)) {
-                // Records without content are no reason to go on reading for ever.
+                // Records without content must not keep the session reading for ever.
                 Ok(bytes) if bytes == 0 || *received + bytes > UNASKED_BYTES_MAX => {
                     return Next::Close;
                 }
@@ -209,14 +210,14 @@ impl Reject {
                 Ok(state) if state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() => {
                     let mut first = [0; OPENING_BYTES_MAX];
                     let bytes = session.reader().read(&mut first).unwrap_or_default();
-                    let opening = detect(first.get(..bytes).unwrap_or_default());
-                    let answer = reject_policy.answer_to(opening.unwrap_or(Protocol::Other));
+                    let protocol = detect(first.get(..bytes).unwrap_or_default());
+                    let answer = reject_policy.answer_to(protocol.unwrap_or(Protocol::Other));
                     return self.answer_in_tls(client, &answer);
                 }
                 Ok(_) => {}
                 Err(error) => {
                     log::debug!("TLS handshake with a client to reject failed: {error}");
-                    // What is left to write is the alert.
+                    // The session has only its alert left to write.
                     return self.hand_over(client);
                 }
             }
@@ -229,26 +230,26 @@ impl Reject {
             }
         }
         match (was_handshaking, session.is_handshaking()) {
-            // A client that then says nothing is answered as any silent one.
+            // A client that stays silent after the handshake is answered when this deadline ends.
             (true, false) => Next::WaitIn(Deadline::AwaitingRequest),
             _ if client.is_readable() => Next::Again,
             _ => Next::Wait,
         }
     }
 
-    /// Puts `bytes` and the end of our stream inside the TLS connection.
+    /// Sends `bytes` and `close_notify` inside the TLS session.
     fn answer_in_tls(&mut self, client: &mut Endpoint, bytes: &[u8]) -> Next {
         if let Self::Tls { session, .. } = self {
-            // The answer has a bound of its own.
+            // The answer is bounded by its own limit.
             session.set_buffer_limit(None);
-            // rustls buffers it; there is nothing to fail.
+            // rustls buffers without a limit, so this cannot fail.
             session.writer().write_all(bytes).ok();
             session.send_close_notify();
         }
         self.hand_over(client)
     }
 
-    /// Takes out of the TLS connection what it has to say, as it has nothing to hear any more.
+    /// Drops the TLS session and sends its pending output, as no more input matters.
     fn hand_over(&mut self, client: &mut Endpoint) -> Next {
         let Self::Tls { mut session, permit, .. } = std::mem::replace(self, Self::Sniffing) else {
             return Next::Close;
@@ -272,7 +273,7 @@ impl Reject {
     }
 }
 
-/// Writes what fits of the answer, and behind its last byte ends our stream.
+/// Writes as much of the answer as fits, and ends our stream behind its last byte.
 fn write_on(rest: &mut Option<Rest>, client: &mut Endpoint) -> Sent {
     while let Some(Rest { bytes, written, .. }) = rest {
         match bytes.get(*written..) {
@@ -290,7 +291,8 @@ fn write_on(rest: &mut Option<Rest>, client: &mut Endpoint) -> Sent {
     Sent::Nothing
 }
 
-/// Writes on, and discards what comes: a client that sends before it reads must not wait for us, as we do for it.
+/// Continues to write the answer, and discards the client's bytes meanwhile. A client that sends all before it reads
+/// would otherwise wait for us while we wait for it.
 fn linger(
     rest: &mut Option<Rest>,
     discarded: &mut usize,
@@ -305,7 +307,7 @@ fn linger(
         match client.recv(scratch) {
             Received::Bytes(bytes) => *discarded += bytes,
             Received::Nothing => break,
-            // It may have ended its stream and still read.
+            // The client may have ended its stream and still read.
             Received::End if rest.is_some() => break,
             Received::End | Received::Reset | Received::Unsupported => return Next::Close,
         }
@@ -319,7 +321,7 @@ fn linger(
     Next::Wait
 }
 
-/// The client's raw bytes, for rustls.
+/// Adapter through which rustls reads and writes the client's socket.
 struct Raw<'a>(&'a mut Endpoint);
 
 impl Read for Raw<'_> {

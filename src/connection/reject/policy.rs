@@ -1,4 +1,4 @@
-//! How rejected clients are answered: what the configuration says, read once at start.
+//! Policy for rejected clients, loaded once at start from the configuration.
 
 use std::{
     fmt::Write as _,
@@ -18,14 +18,15 @@ use crate::{
     error::Error,
 };
 
-/// The largest file that can be an answer: it is an error message, and each client that does not read may keep a copy.
+/// Largest file that can be an answer. It is meant for an error message, and each client that does not read may keep a
+/// copy.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// How many TLS connections with clients to reject there may be at a time, in all workers: one takes some 80 KiB at worst, as
-/// rustls buffers up to 64 KiB of a handshake message.
+/// TLS sessions with clients to reject at a time, over all workers. One takes some 80 KiB at worst, as rustls buffers
+/// up to 64 KiB of a handshake message.
 const HANDSHAKES_MAX: usize = 512;
 
-/// How rejected clients are answered.
+/// Policy for rejected clients.
 #[derive(Debug)]
 pub(crate) struct RejectPolicy {
     answer: RejectResponse,
@@ -33,12 +34,12 @@ pub(crate) struct RejectPolicy {
     handshakes: Arc<Semaphore>,
 }
 
-/// What a client gets.
+/// Answer to a rejected client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RejectResponse {
-    /// This 503; who speaks another protocol gets the end of the stream.
+    /// This 503; a client of another protocol gets the end of the stream.
     Http(Arc<[u8]>),
-    /// These bytes, whatever it speaks.
+    /// These bytes, in any protocol.
     File(Arc<[u8]>),
     /// The end of the stream, at once.
     Close,
@@ -47,7 +48,7 @@ pub(crate) enum RejectResponse {
 }
 
 impl RejectPolicy {
-    /// Reads the files that the configuration names.
+    /// Loads the policy from the files that the configuration names.
     pub(crate) fn load(proxy: &ProxyConfig) -> Result<Self, Error> {
         let answer = match &proxy.reject_with {
             RejectWith::Http => RejectResponse::http(proxy.retry_after_interval),
@@ -58,38 +59,38 @@ impl RejectPolicy {
         Ok(Self::new(answer, tls::load(&proxy.tls)?))
     }
 
-    /// Gives `answer`, inside TLS too if there is a configuration for it.
+    /// Returns a policy with `answer`, which also answers inside TLS if `tls` is given.
     pub(crate) fn new(answer: RejectResponse, tls: Option<Arc<ServerConfig>>) -> Self {
         Self { answer, tls, handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)) }
     }
 
-    /// What a client gets.
+    /// Returns the configured answer.
     pub(crate) fn answer(&self) -> &RejectResponse {
         &self.answer
     }
 
-    /// The bytes for a client that speaks this.
-    pub(crate) fn answer_to(&self, opening: Protocol) -> Arc<[u8]> {
-        match (&self.answer, opening) {
+    /// Returns the bytes for a client of this protocol.
+    pub(crate) fn answer_to(&self, protocol: Protocol) -> Arc<[u8]> {
+        match (&self.answer, protocol) {
             (RejectResponse::File(bytes), _)
             | (RejectResponse::Http(bytes), Protocol::Tls | Protocol::Other) => Arc::clone(bytes),
-            // A text that is none of theirs would only confuse them.
+            // An HTTP response would only confuse clients of another protocol.
             (RejectResponse::Http(_), Protocol::Ssh | Protocol::Postgres)
             | (RejectResponse::Close | RejectResponse::Reset, _) => Arc::default(),
         }
     }
 
-    /// With what clients are answered that speak TLS; with an alert where there is nothing.
+    /// Returns the TLS configuration; without one, TLS clients get an alert.
     pub(crate) fn tls(&self) -> Option<&Arc<ServerConfig>> {
         self.tls.as_ref()
     }
 
-    /// The places for TLS connections with clients to reject.
+    /// Returns the permits for TLS handshakes with clients to reject.
     pub(crate) fn handshakes(&self) -> &Arc<Semaphore> {
         &self.handshakes
     }
 
-    /// What happens to a new client while paused, in words.
+    /// Describes the fate of new clients while paused, for the log.
     pub(crate) fn describe(&self) -> &'static str {
         match (&self.answer, &self.tls) {
             (RejectResponse::Close, _) => "rejected by a close",
@@ -105,7 +106,7 @@ impl RejectPolicy {
 }
 
 impl RejectResponse {
-    /// A 503 that asks to come back after `retry_after`, rounded up to whole seconds; zero asks for nothing.
+    /// Returns a 503 with `Retry-After`, rounded up to whole seconds. With zero, the header is left out.
     pub(crate) fn http(retry_after: Duration) -> Self {
         let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
         let mut text = String::from("HTTP/1.1 503 Service Unavailable\r\n");
@@ -118,7 +119,7 @@ impl RejectResponse {
     }
 }
 
-/// The bytes of the file that is the answer.
+/// Reads the file that is the answer.
 fn read(path: &Path) -> Result<Arc<[u8]>, Error> {
     let refuse =
         |problem: &str| Error::Config(format!("proxy.reject-with: {}: {problem}", path.display()));
@@ -130,12 +131,12 @@ fn read(path: &Path) -> Result<Arc<[u8]>, Error> {
         };
         refuse(&format!("cannot read it: {error}; {remedy}"))
     };
-    // To open a FIFO would wait for someone who writes.
+    // Opening a FIFO would block until a writer comes.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(refuse("it is not a file; name the file whose bytes are the answer"));
     }
     let mut bytes = Vec::new();
-    // One byte more than allowed is enough to see that there are too many.
+    // One byte beyond the limit is enough to see that the file is too large.
     let limit = ANSWER_BYTES_MAX as u64 + 1;
     File::open(path)
         .and_then(|file| file.take(limit).read_to_end(&mut bytes))

@@ -1,24 +1,24 @@
-//! What a client speaks, by its first bytes.
+//! Detection of a client's protocol by its first bytes.
 
-/// How many bytes are enough to tell.
+/// Number of first bytes that decide in every case.
 pub(crate) const OPENING_BYTES_MAX: usize = 8;
 
-/// The first byte of a TLS connection: a handshake record (RFC 8446, 5.1).
+/// First byte of a TLS connection: a handshake record (RFC 8446, 5.1).
 pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What an SSH client's banner begins with (RFC 4253, 4.2).
+/// Beginning of an SSH client's banner (RFC 4253, 4.2).
 const SSH: &[u8] = b"SSH-";
 
-/// The length of a first PostgreSQL packet, itself included: a server takes no other.
+/// Lengths of a first PostgreSQL packet, the length field included. A server accepts no other.
 const POSTGRES_BYTES: std::ops::RangeInclusive<u32> = 8..=10_000;
 
-/// What stands behind that length: a request to cancel, to use TLS or to use GSSAPI …
+/// Codes behind the length that request a cancellation, TLS or GSSAPI.
 const POSTGRES_REQUESTS: std::ops::RangeInclusive<u32> = 80_877_102..=80_877_104;
 
-/// … or the version of the protocol, whose major number has been this one since 2003.
+/// Major version of the PostgreSQL protocol since 2003, which may stand there instead.
 const POSTGRES_MAJOR: u32 = 3;
 
-/// What a client speaks.
+/// Protocol of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     /// TLS.
@@ -27,11 +27,11 @@ pub(crate) enum Protocol {
     Ssh,
     /// PostgreSQL.
     Postgres,
-    /// Most likely HTTP, or nobody knows.
+    /// Most likely HTTP, or unknown.
     Other,
 }
 
-/// Tells from the first bytes what a client speaks; nothing as long as more of them are needed.
+/// Detects the protocol by the first bytes. Returns `None` if more of them are needed.
 pub(crate) fn detect(bytes: &[u8]) -> Option<Protocol> {
     match bytes {
         [] => None,
@@ -75,12 +75,12 @@ mod tests {
             (b"SSH ", Protocol::Other),
             (b"\x80\x2e", Protocol::Other),
         ];
-        for (bytes, opening) in table {
-            assert_eq!(detect(bytes), Some(opening), "{bytes:?}");
-            // However few of them have come, none is taken for something else.
+        for (bytes, protocol) in table {
+            assert_eq!(detect(bytes), Some(protocol), "{bytes:?}");
+            // No prefix may be taken for another protocol.
             for length in 0..bytes.len() {
                 let early = detect(&bytes[..length]);
-                assert!(early.is_none() || early == Some(opening), "{length} of {bytes:?}");
+                assert!(early.is_none() || early == Some(protocol), "{length} of {bytes:?}");
             }
         }
         for bytes in [&b""[..], b"S", b"SSH", b"\0", b"\0\0\0\x08\x04\xd2\x16"] {

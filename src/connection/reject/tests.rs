@@ -1,4 +1,4 @@
-//! A client over a UNIX socket pair, one step of each side at a time.
+//! Rejection of a client over a UNIX socket pair, one step of each side at a time.
 
 use std::{
     io::Cursor,
@@ -23,20 +23,20 @@ use crate::{
 const ANSWER: &str = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A client that is being rejected, seen from both sides.
+/// A client that is being rejected, with both of its ends.
 struct Scene {
     peer: Option<Socket>,
     client: Endpoint,
     reject: Reject,
     reject_policy: RejectPolicy,
     scratch: Vec<u8>,
-    /// How many steps of the handshake each turn may take.
+    /// Handshake steps that each turn may take.
     steps: usize,
     poll: Poll,
 }
 
 impl Scene {
-    /// A client that is answered with a 503.
+    /// Returns a client that is answered with a 503.
     fn new(tls: Option<ServerConfig>) -> Self {
         Self::with(RejectResponse::http(Duration::from_secs(3)), tls)
     }
@@ -64,7 +64,7 @@ impl Scene {
         assert_eq!(self.peer().send(bytes).unwrap(), bytes.len());
     }
 
-    /// The events there are, and one turn.
+    /// Marks the pending events and drives one turn.
     fn drive(&mut self) -> Next {
         let mut events = Events::with_capacity(8);
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
@@ -72,17 +72,17 @@ impl Scene {
         let mut steps = self.steps;
         let next =
             self.reject.drive(&mut self.client, &self.reject_policy, &mut self.scratch, &mut steps);
-        // As a connection does with a client that waits.
+        // `Connection` does the same for a waiting client.
         assert!(self.client.await_room(self.poll.registry(), Token(0)));
         next
     }
 
-    /// Turns until none asks for another; the last word of them.
+    /// Drives turns until none asks for another. Returns the last result.
     fn drive_on(&mut self) -> Next {
         std::iter::repeat_with(|| self.drive()).find(|&next| next != Next::Again).unwrap()
     }
 
-    /// Lets a client that knocks begin its handshake.
+    /// Gives a waiting TLS client its handshake permit.
     fn begin_handshake(&mut self) {
         assert_eq!(self.drive(), Next::WaitIn(Deadline::AwaitingHandshake));
         let permit = self.reject_policy.handshakes().take().unwrap();
@@ -94,7 +94,7 @@ impl Scene {
         self.reject.expire(&mut self.client, &self.reject_policy)
     }
 
-    /// All that has come to the peer, and whether the end of the stream is behind it.
+    /// Returns all bytes that have reached the peer, and true if the end of the stream is behind them.
     fn received(&self) -> (Vec<u8>, bool) {
         let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
@@ -214,9 +214,9 @@ fn a_tls_client_gets_the_answer_inside() {
     let mut scene = Scene::new(Some(server_config(&authority)));
     let mut tls = tls_client(&authority, None);
     tls.writer().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    let verdicts = converse(&mut scene, &mut tls).unwrap();
-    assert_eq!(verdicts.last(), Some(&Next::Answered));
-    assert_eq!(told(&mut tls).unwrap(), ANSWER, "closed by close_notify");
+    let results = converse(&mut scene, &mut tls).unwrap();
+    assert_eq!(results.last(), Some(&Next::Answered));
+    assert_eq!(plain_text(&mut tls).unwrap(), ANSWER, "closed by close_notify");
     assert!(matches!(scene.reject, Reject::Lingering { .. }));
 }
 
@@ -225,13 +225,13 @@ fn a_tls_client_that_asks_for_nothing_is_answered_when_its_time_is_up() {
     let authority = Authority::new();
     let mut scene = Scene::new(Some(server_config(&authority)));
     let mut tls = tls_client(&authority, None);
-    let verdicts = converse(&mut scene, &mut tls).unwrap();
+    let results = converse(&mut scene, &mut tls).unwrap();
     assert!(!tls.is_handshaking());
-    assert!(verdicts.contains(&Next::WaitIn(Deadline::AwaitingRequest)), "{verdicts:?}");
-    assert!(told(&mut tls).is_err(), "nothing yet");
+    assert!(results.contains(&Next::WaitIn(Deadline::AwaitingRequest)), "{results:?}");
+    assert!(plain_text(&mut tls).is_err(), "nothing yet");
     assert_eq!(scene.expire(), Next::Answered);
     converse(&mut scene, &mut tls).unwrap();
-    assert_eq!(told(&mut tls).unwrap(), ANSWER);
+    assert_eq!(plain_text(&mut tls).unwrap(), ANSWER);
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_client_certificate_is_welcome_but_must_be_right() {
         let result = converse(&mut scene, &mut tls);
         if is_right {
             result.unwrap();
-            assert_eq!(told(&mut tls).unwrap(), ANSWER);
+            assert_eq!(plain_text(&mut tls).unwrap(), ANSWER);
         } else {
             let error = result.unwrap_err();
             assert!(matches!(error, rustls::Error::AlertReceived(_)), "{error:?}");
@@ -313,7 +313,7 @@ fn a_client_of_another_protocol_gets_no_text() {
         (b"SEARCH / HTTP/1.1\r\n\r\n", false),
     ] {
         let mut scene = Scene::new(None);
-        // The first byte alone does not tell.
+        // The first byte alone does not decide.
         scene.send(&bytes[..1]);
         assert_eq!(scene.drive(), Next::Wait);
         assert_eq!(scene.received(), (vec![], false));
@@ -381,14 +381,14 @@ fn an_answer_that_does_not_fit_is_written_while_the_client_sends() {
             matches!(scene.reject, Reject::Lingering { rest: Some(_), .. }),
             "too large a buffer"
         );
-        let places = scene.reject_policy.handshakes().clone();
+        let permits = scene.reject_policy.handshakes().clone();
         let (mut sent, deadline) = (0, Instant::now() + DEADLINE);
         while sent < 1 << 20 {
             sent += scene.peer().send(&[b'x'; 16 * 1024]).unwrap_or(0);
             assert!(matches!(scene.drive(), Next::Wait | Next::Again));
             assert!(Instant::now() < deadline, "it stalls after {sent} bytes");
         }
-        // It still waits for the answer.
+        // The client has ended its stream and still waits for the answer.
         scene.peer().shut_down_write().unwrap();
         assert_eq!(scene.drive_on(), Next::Wait);
         let mut got = Vec::new();
@@ -408,7 +408,7 @@ fn an_answer_that_does_not_fit_is_written_while_the_client_sends() {
             let mut wire = Cursor::new(got);
             while tls.read_tls(&mut wire).unwrap() > 0 {
                 tls.process_new_packets().unwrap();
-                // What has come so far; the end is seen below.
+                // The end of the stream is checked below.
                 tls.reader().read_to_end(&mut plain).ok();
             }
             assert_eq!(tls.reader().read(&mut [0]).unwrap(), 0, "closed by close_notify");
@@ -416,7 +416,7 @@ fn an_answer_that_does_not_fit_is_written_while_the_client_sends() {
         }
         assert!(got == *answer, "{} other bytes", got.len());
         drop(scene);
-        assert_eq!(Arc::strong_count(&places), 1, "no permit is left");
+        assert_eq!(Arc::strong_count(&permits), 1, "no permit is left");
     }
 }
 
@@ -440,7 +440,7 @@ fn a_handshake_takes_a_step_at_a_time_as_far_as_the_turn_allows() {
     let mut scene = Scene::new(Some(server_config(&authority)));
     let mut hello = Vec::new();
     tls_client(&authority, None).write_tls(&mut hello).unwrap();
-    // One byte a record.
+    // One byte in each record.
     let fragments: Vec<u8> = hello[5..].iter().flat_map(|&byte| [0x16, 3, 1, 0, 1, byte]).collect();
     scene.send(&fragments);
     scene.begin_handshake();
@@ -456,15 +456,15 @@ fn a_handshake_takes_a_step_at_a_time_as_far_as_the_turn_allows() {
 
 #[test]
 fn a_handshake_is_free_again_when_its_client_has_gone() {
-    let slots = Arc::new(Semaphore::new(1));
+    let semaphore = Arc::new(Semaphore::new(1));
     let mut scene = Scene::new(Some(server_config(&Authority::new())));
     scene.send(&[TLS_HANDSHAKE]);
     assert_eq!(scene.drive(), Next::WaitIn(Deadline::AwaitingHandshake));
-    scene.reject.begin_handshake(slots.take().unwrap(), &scene.reject_policy);
-    assert!(slots.take().is_none());
+    scene.reject.begin_handshake(semaphore.take().unwrap(), &scene.reject_policy);
+    assert!(semaphore.take().is_none());
     scene.send(b"rubbish that ends the handshake");
     assert_eq!(scene.drive_on(), Next::Answered);
-    assert!(slots.take().is_some());
+    assert!(semaphore.take().is_some());
 }
 
 #[test]
@@ -478,7 +478,7 @@ fn a_client_that_says_goodbye_in_its_handshake_is_let_go() {
     assert!(bytes.len() <= 7 && ended, "an alert at most: {bytes:?}");
 }
 
-/// A certificate that vouches for itself, and its key.
+/// A self-signed certificate and its key.
 struct Authority {
     certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
@@ -526,9 +526,9 @@ fn tls_client(authority: &Authority, own: Option<&Authority>) -> ClientConnectio
     ClientConnection::new(config.into(), "localhost".try_into().unwrap()).unwrap()
 }
 
-/// Each side has its say in turn until nothing moves. Returns what was said of each of our turns.
+/// Lets both sides send in turn until nothing moves. Returns the results of our turns.
 fn converse(scene: &mut Scene, tls: &mut ClientConnection) -> Result<Vec<Next>, rustls::Error> {
-    let mut verdicts = Vec::new();
+    let mut results = Vec::new();
     for _round in 0..10 {
         let mut out = Vec::new();
         while tls.wants_write() {
@@ -537,7 +537,7 @@ fn converse(scene: &mut Scene, tls: &mut ClientConnection) -> Result<Vec<Next>, 
         scene.send(&out);
         match scene.reject {
             Reject::Sniffing => scene.begin_handshake(),
-            Reject::AwaitingHandshake | Reject::Tls { .. } => verdicts.push(scene.drive_on()),
+            Reject::AwaitingHandshake | Reject::Tls { .. } => results.push(scene.drive_on()),
             Reject::Lingering { .. } => {}
         }
         let (bytes, ended) = scene.received();
@@ -550,11 +550,11 @@ fn converse(scene: &mut Scene, tls: &mut ClientConnection) -> Result<Vec<Next>, 
         }
         tls.process_new_packets()?;
     }
-    Ok(verdicts)
+    Ok(results)
 }
 
-/// What the client was told, up to an orderly end.
-fn told(tls: &mut ClientConnection) -> io::Result<String> {
+/// Returns the plain text that the client received, up to an orderly end.
+fn plain_text(tls: &mut ClientConnection) -> io::Result<String> {
     let mut text = String::new();
     tls.reader().read_to_string(&mut text)?;
     Ok(text)

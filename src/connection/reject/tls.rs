@@ -1,4 +1,4 @@
-//! The certificate and key that a rejected TLS client is answered with.
+//! Certificate and key with which rejected TLS clients are answered.
 
 use std::{path::Path, sync::Arc};
 
@@ -11,9 +11,9 @@ use rustls::{
 
 use crate::{config::TlsConfig, error::Error};
 
-/// Loads the files that `tls` names; nothing when it names none.
+/// Loads the files that `tls` names. Returns `None` if it names none.
 pub(crate) fn load(tls: &TlsConfig) -> Result<Option<Arc<ServerConfig>>, Error> {
-    // One without the other is refused by `Config::validate`.
+    // `Config::validate` refuses one without the other.
     let (Some(cert), Some(key)) = (&tls.cert, &tls.key) else { return Ok(None) };
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -29,7 +29,7 @@ pub(crate) fn load(tls: &TlsConfig) -> Result<Option<Arc<ServerConfig>>, Error> 
                     .map_err(|error| bad_file("proxy.tls.ca-cert", path, &error.to_string()))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
-                // As the original: a client may come without a certificate, but not with a wrong one.
+                // As in the original program, a client may present no certificate, but not a wrong one.
                 .allow_unauthenticated()
                 .build()
                 .map_err(|error| bad_file("proxy.tls.ca-cert", path, &error.to_string()))?;
@@ -39,8 +39,8 @@ pub(crate) fn load(tls: &TlsConfig) -> Result<Option<Arc<ServerConfig>>, Error> 
     let mut config = builder
         .with_single_cert(certificates("proxy.tls.cert", cert)?, private_key(key)?)
         .map_err(|error| refuse_pair(&error, cert, key))?;
-    // The one answer inside is a refusal: there is no session worth resuming, and no protocol to agree on. (With a list of
-    // protocols, a client that offers none of them would get an alert in place of the 503.)
+    // The only answer inside is a refusal, so no session is worth resuming and no protocol is negotiated. With a list
+    // of protocols, a client that offers none of them would get an alert instead of the 503.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Some(Arc::new(config)))
