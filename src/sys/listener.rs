@@ -1,4 +1,4 @@
-//! Listening sockets.
+//! Listening sockets, TCP and UNIX.
 
 use std::{
     io,
@@ -21,10 +21,10 @@ use super::{
     unix_socket,
 };
 
-/// The kernel cuts it to `net.core.somaxconn`.
+/// Requested backlog; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG_MAX: i32 = i32::MAX;
 
-/// A listening socket, never blocking.
+/// A non-blocking listening socket.
 #[derive(Debug)]
 pub(crate) struct Listener {
     fd: OwnedFd,
@@ -33,8 +33,8 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// As many TCP listeners on one port as there are threads to serve them. Another process that listens there is an
-    /// error, even if it shares its port (`SO_REUSEPORT`): half of the clients would miss a pause.
+    /// Makes `count` TCP listeners on one port, one for each worker. Another process that listens there is an error
+    /// even if it shares the port (`SO_REUSEPORT`): half of the clients would miss a pause.
     pub(crate) fn tcp(address: SocketAddr, count: usize) -> io::Result<Vec<Self>> {
         let open = || -> io::Result<Self> {
             let socket = socket_with(family(&address), SocketType::STREAM, OPEN, None)?;
@@ -42,13 +42,14 @@ impl Listener {
                 sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
             }
             sockopt::set_socket_reuseaddr(&socket, true)?;
-            // Inherited by every accepted socket.
+            // Accepted sockets inherit these options.
             tune(&socket)?;
             let is_paced = pacing::spare(&socket, &address);
             Ok(Self { fd: socket, is_unix: false, is_paced })
         };
-        // The first binds and listens alone, which fails beside any listener, and shares its port only then. Two that are
-        // bound and do not listen yet pass each other by, so nothing is shared before one of them listens.
+        // The first socket binds and listens without sharing the port, which fails beside any other listener. It shares
+        // the port only then. Two sockets that are bound but do not listen do not exclude each other, so the port must
+        // not be shared before one listens.
         let first = open()?;
         bind(&first, &address)?;
         listen(&first, BACKLOG_MAX)?;
@@ -67,15 +68,15 @@ impl Listener {
         Ok(bound)
     }
 
-    /// A UNIX listener. A socket file that nobody listens on any more is replaced; `mode`, if given, holds from the first
-    /// moment at which anyone can see it.
+    /// Makes a UNIX listener. It replaces a socket file on which no process listens any more. `mode`, if given, holds
+    /// from the moment at which the file is visible.
     pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Self, SocketFile)> {
         let fd = unix_socket()?;
         let file = SocketFile::listen(&fd, path, mode, BACKLOG_MAX)?;
         Ok((Self { fd, is_unix: true, is_paced: false }, file))
     }
 
-    /// A UNIX listener without a file; everybody in the network namespace may connect.
+    /// Makes a UNIX listener without a file. Every process in the network namespace may connect.
     pub(crate) fn abstract_unix(name: &str) -> io::Result<Self> {
         let fd = unix_socket()?;
         bind(&fd, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
@@ -83,45 +84,46 @@ impl Listener {
         Ok(Self { fd, is_unix: true, is_paced: false })
     }
 
-    /// Takes the client that has waited longest; `WouldBlock` when none waits.
+    /// Accepts the client that has waited longest. Returns `WouldBlock` if none waits.
     pub(crate) fn accept(&self) -> io::Result<Socket> {
         let fd = match retry_on_intr(|| accept_with(self, OPEN)) {
-            // A UNIX listener that refuses more has nobody left.
+            // EINVAL comes from a UNIX listener whose read side is shut and whose queue is empty.
             Err(Errno::INVAL) if self.is_unix => return Err(Errno::AGAIN.into()),
             result => result?,
         };
         if self.is_unix {
-            // Unlike TCP sockets, UNIX sockets do not inherit it from their listener.
+            // Unlike TCP sockets, UNIX sockets do not inherit this option.
             sockopt::set_socket_oobinline(&fd, true)?;
         }
         Ok(Socket { fd, is_unix: self.is_unix, is_paced: self.is_paced })
     }
 
-    /// Whether it is a UNIX socket.
+    /// Returns true for a UNIX listener.
     pub(crate) fn is_unix(&self) -> bool {
         self.is_unix
     }
 
-    /// Refuses whoever comes from now on, and keeps who is queued. On TCP nothing but a close does so, which resets them.
+    /// Refuses new clients and keeps the queued ones. On TCP only a close refuses, and it resets the queue.
     pub(crate) fn refuse_more(&self) {
         if self.is_unix {
-            // It can fail for sockets alone that are not connected and do not listen.
+            // It fails only on sockets that neither listen nor are connected.
             shutdown(self, Shutdown::Read).ok();
         }
     }
 
-    /// Lets nobody new into the queue while someone is in it; their SYNs are repeated, perhaps to a successor.
+    /// Sets the backlog to 0, so that a client is queued only when no other is. The kernel of a later client repeats
+    /// its SYN, perhaps to a successor.
     pub(crate) fn cut_backlog(&self) {
-        // Refused or not: the queue is taken in all the same.
+        // If it fails, the queue is accepted all the same.
         listen(self, 0).ok();
     }
 
-    /// Where it listens, with the port that the system chose.
+    /// Returns the address with the port that the system chose.
     pub(crate) fn local_inet(&self) -> io::Result<SocketAddr> {
         local_inet(&self.fd)
     }
 
-    /// Registers for clients that arrive, edge-triggered.
+    /// Registers for arriving clients, edge-triggered.
     pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
         register(self, registry, token, Interest::READABLE)
     }
@@ -144,8 +146,8 @@ impl From<Listener> for OwnedFd {
     }
 }
 
-/// What accepted TCP sockets inherit: no delay for small writes, urgent bytes kept in line, where none is lost, and a look
-/// after silent peers.
+/// Sets the options that accepted TCP sockets inherit: no delay for small writes, urgent bytes kept in line so that
+/// none is lost, and keepalive.
 fn tune(listener: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_nodelay(listener, true)?;
     sockopt::set_socket_oobinline(listener, true)?;

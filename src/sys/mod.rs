@@ -1,7 +1,7 @@
 //! The system calls that mio lacks, in one place, by rustix's safe interface.
 //!
-//! mio's own sockets want all I/O to go through them; on epoll, readiness is a matter of the descriptor alone (epoll(7)),
-//! so descriptors of ours, registered through `SourceFd`, serve as well.
+//! mio wants all I/O of its own socket types to go through them. On epoll, readiness belongs to the descriptor alone
+//! (epoll(7)), so our own descriptors, registered through `SourceFd`, serve as well.
 
 mod listener;
 pub(crate) mod pacing;
@@ -32,23 +32,23 @@ use rustix::{
 };
 use tcp_info::TcpInfo;
 
-/// After how long a silence, and how often, the kernel asks whether the peer is still there.
+/// Silence after which the kernel sends a keepalive probe, and the interval between probes.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Time in which every connection is looked at once, for a peer that has vanished.
+/// Time in which every connection is checked once for a peer that has vanished.
 pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(60);
 
-/// Something to read, urgent bytes included.
+/// Interest in bytes to read, urgent ones included.
 pub(crate) const READABLE: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
-/// Room to write, too.
+/// Interest in bytes to read and in room to write.
 pub(crate) const EVERYTHING: Interest = READABLE.add(Interest::WRITABLE);
 
 const OPEN: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
-/// A connected, or connecting, stream socket: TCP or UNIX, never blocking.
+/// A non-blocking stream socket, TCP or UNIX, connected or connecting.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
@@ -56,32 +56,32 @@ pub(crate) struct Socket {
     is_paced: bool,
 }
 
-/// An address that can be dialled or bound as it is: names are resolved.
+/// An address that can be dialled or bound without a name lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SocketAddress {
     /// IPv4 or IPv6.
     Inet(SocketAddr),
-    /// A path in the file system.
+    /// Path of a socket file.
     Unix(PathBuf),
-    /// A name of a UNIX socket that is no file.
+    /// Name of a UNIX socket without a file (unix(7), abstract).
     Abstract(String),
 }
 
-/// How far a dial has come.
+/// Progress of a dial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialled {
-    /// Connected already, as UNIX sockets always are.
+    /// Connected at once, as UNIX sockets always are.
     Connected,
-    /// The socket becomes writable, or fails.
+    /// Under way: the socket becomes writable or fails.
     InProgress,
 }
 
-/// What a read yielded.
+/// Result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Read {
-    /// How many bytes.
+    /// Number of bytes.
     pub(crate) bytes: usize,
-    /// Whether more may be there although the buffer is not full.
+    /// Set if more bytes may be there although the buffer is not full.
     pub(crate) was_stopped: bool,
 }
 
@@ -93,8 +93,8 @@ pub(crate) struct PipeEnds {
 }
 
 impl Socket {
-    /// Begins to connect, from `source` or from where the system chooses. A full UNIX backlog is `WouldBlock`, and no event
-    /// follows: try again later.
+    /// Begins to connect, from `source` or from an address that the system chooses. A full UNIX backlog is
+    /// `WouldBlock`; no event follows, so the caller has to try again later.
     pub(crate) fn dial(
         address: &SocketAddress,
         source: Option<IpAddr>,
@@ -132,8 +132,8 @@ impl Socket {
         }
     }
 
-    /// Why the connection attempt failed, if it has. Clears the error, so it is for dials alone: once bytes flow, a reset
-    /// must be learnt from the data path, after the bytes before it.
+    /// Takes the error of the connection attempt if it failed. Reading `SO_ERROR` clears it, so this is for dials
+    /// alone: once bytes flow, a reset must be learnt from the data path, after the bytes before it.
     pub(crate) fn take_dial_error(&self) -> Option<io::Error> {
         match sockopt::socket_error(self) {
             Ok(Ok(())) => None,
@@ -141,26 +141,26 @@ impl Socket {
         }
     }
 
-    /// Has the kernel ask silent peers whether they are there. Dialled sockets get it late: most connections end before it
-    /// matters, and it takes three calls. (Accepted ones inherit it.)
+    /// Turns keepalive on. Dialled sockets get it late, as it takes three calls and most connections end before it
+    /// matters. Accepted ones inherit it.
     pub(crate) fn keep_alive(&self) {
         if !self.is_unix && keep_alive(&self.fd).is_err() {
             log::debug!("the system refused a keepalive");
         }
     }
 
-    /// Tells what it is registered for at first. A UNIX socket would tell of room whenever its peer has read, so it is asked
-    /// for that only where a write has found none.
+    /// Returns the interest of the first registration. A UNIX socket would report room whenever its peer has read, so
+    /// it is asked for room only after a write found none.
     pub(crate) fn first_interest(&self) -> Interest {
         if self.is_unix { READABLE } else { EVERYTHING }
     }
 
-    /// Registers for its first interest, edge-triggered. What is ready already is told at the next poll.
+    /// Registers for the first interest, edge-triggered. Present readiness is reported at the next poll.
     pub(crate) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
         register(self, registry, token, self.first_interest())
     }
 
-    /// Changes what it is registered for. What is ready already is told at the next poll.
+    /// Changes the interest. Present readiness is reported at the next poll.
     pub(crate) fn reregister(
         &self,
         registry: &Registry,
@@ -170,10 +170,11 @@ impl Socket {
         registry.reregister(&mut SourceFd(&self.fd.as_raw_fd()), token, interest)
     }
 
-    /// Reads at most a buffer full. 0 is the end of the stream.
+    /// Reads into `buffer`. Returns 0 bytes at the end of the stream.
     pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<Read> {
         if self.is_unix {
-            // A read stops at each message that carries descriptors. They are not carried on, and so cut off.
+            // A read stops at each message that carries descriptors. They are not passed on: without room for them, the
+            // kernel closes them and sets `MSG_CTRUNC`.
             let mut into = [IoSliceMut::new(buffer)];
             let mut nothing = RecvAncillaryBuffer::default();
             let read =
@@ -185,34 +186,34 @@ impl Socket {
         Ok(Read { bytes, was_stopped: false })
     }
 
-    /// Looks at the first bytes and leaves them where they are.
+    /// Copies the first bytes without taking them from the socket.
     pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(retry_on_intr(|| recv(self, &mut *buffer, RecvFlags::PEEK))?.1)
     }
 
-    /// Writes what fits.
+    /// Writes as many bytes as fit.
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         Ok(retry_on_intr(|| send(self, bytes, SendFlags::NOSIGNAL))?)
     }
 
-    /// Passes on the end of the stream: a FIN behind all that was written.
+    /// Ends the stream: sends a FIN behind all bytes written before.
     pub(crate) fn shut_down_write(&self) -> io::Result<()> {
         Ok(shutdown(self, Shutdown::Write)?)
     }
 
-    /// Makes the close to come a reset, which also discards what the peer has not yet acknowledged. UNIX sockets know no
-    /// reset; they close.
+    /// Turns the coming close into a reset, which also discards unacknowledged bytes. UNIX sockets have no reset; they
+    /// close.
     pub(crate) fn reset_on_close(&self) {
-        // The socket may be dead already; then it is closed all the same.
+        // It fails only on a dead socket, which needs no reset.
         sockopt::set_socket_linger(self, Some(Duration::ZERO)).ok();
     }
 
-    /// Whether the peer, whose bytes nobody reads yet, has gone: has reset, has closed fully, or has shut its write side
-    /// without a word.
+    /// Returns true if a peer whose bytes are not read yet has gone: it has reset, closed fully, or ended its stream
+    /// without sending a byte.
     ///
-    /// On TCP a full close and a half-close look alike until we write. With bytes queued it is a client that waits for its
-    /// answer (as it would in a server's accept queue); without, a health check that has gone. UNIX sockets tell the two
-    /// apart.
+    /// On TCP, a full close and a half-close look alike until we write. A client with queued bytes waits for its
+    /// answer, as it would in a server's accept queue; without them, it is a health check that has gone. UNIX sockets
+    /// tell the two apart.
     pub(crate) fn has_gone(&self) -> bool {
         let mut look = [PollFd::new(self, PollFlags::RDHUP)];
         if poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_err() {
@@ -226,7 +227,7 @@ impl Socket {
         seen.contains(PollFlags::RDHUP) && silent() && !self.is_unix()
     }
 
-    /// The peer's address, for the log. A peer that has reset has none.
+    /// Returns the peer's address for the log. A peer that has reset has none.
     pub(crate) fn peer(&self) -> String {
         match getpeername(self) {
             Ok(Some(address)) => SocketAddress::try_from(address)
@@ -235,30 +236,30 @@ impl Socket {
         }
     }
 
-    /// Whether it is a UNIX socket, which knows no reset.
+    /// Returns true for a UNIX socket.
     pub(crate) fn is_unix(&self) -> bool {
         self.is_unix
     }
 
-    /// Returns true if the kernel paces what is sent (see `pacing.rs`).
+    /// Returns true if the kernel paces the bytes sent (see `pacing.rs`).
     pub(crate) fn is_paced(&self) -> bool {
         self.is_paced
     }
 
-    /// Whether it is connected to itself. TCP does so (RFC 9293, 3.5) where nobody listens at a port of this host, and the
-    /// system happens to choose the same one to dial from.
+    /// Returns true if the socket is connected to itself. TCP allows that (RFC 9293, 3.5): it happens when no process
+    /// listens on a port of this host and the system chooses the same port as the source.
     pub(crate) fn is_self_connected(&self) -> bool {
         let ends = (getsockname(self), getpeername(self));
         !self.is_unix && matches!(ends, (Ok(own), Ok(Some(peer))) if own == peer)
     }
 
-    /// What TCP knows of the connection.
+    /// Returns the kernel's TCP state of the connection, or `None` for UNIX sockets and on failure.
     pub(crate) fn tcp_info(&self) -> Option<TcpInfo> {
         if self.is_unix { None } else { TcpInfo::of(self).ok() }
     }
 
-    /// Tells whether its peer is this very process, which listens at `own`. A UNIX socket does not tell where its peer's file
-    /// was, and others may have listened by that name before.
+    /// Returns true if the peer is this very process, which listens on `own`. A UNIX socket is recognised by its peer's
+    /// process id: it does not show the peer's file, whose path another process may have used before.
     pub(crate) fn is_loop(&self, own: &[SocketAddress]) -> bool {
         if self.is_unix {
             let peer =
@@ -269,20 +270,20 @@ impl Socket {
         matches!(peer, Some(Ok(peer)) if own.contains(&peer))
     }
 
-    /// Returns the memory of all that the peer's kernel has not acknowledged yet: a reset would discard it. 0 on a UNIX socket,
-    /// whose peer has at once what is written.
+    /// Returns the memory of bytes that the peer's kernel has not acknowledged: a reset would discard them. Returns 0
+    /// for a UNIX socket, whose peer receives at once.
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
         if self.is_unix { Ok(0) } else { tcp_info::unacknowledged(self) }
     }
 
-    /// Returns true if the peer's host does not answer any more. False where the kernel does not tell.
+    /// Returns true if the peer's host does not answer any more, and false if the kernel does not tell.
     pub(crate) fn has_vanished(&self) -> bool {
         !self.is_unix && tcp_info::has_peer_vanished(self).unwrap_or(false)
     }
 
-    /// Ends the reading: what has come is still read, and the end of the stream behind it.
+    /// Shuts the read side. Bytes that have arrived are still read, and the end of the stream behind them.
     pub(crate) fn shut_down_read(&self) {
-        // It can fail for a dead socket alone, whose stream has ended.
+        // It fails only on a dead socket, whose stream has ended.
         shutdown(self, Shutdown::Read).ok();
     }
 }
@@ -299,8 +300,8 @@ impl PipeEnds {
         Ok(retry_on_intr(|| splice(source, None, &self.write, None, len, SPLICE))?)
     }
 
-    /// Moves up to `len` bytes from the pipe to a socket. No `SPLICE_F_MORE`: it would delay the last bytes by 200 ms. A
-    /// dead peer raises SIGPIPE, which Rust programs ignore.
+    /// Moves up to `len` bytes from the pipe to a socket. `SPLICE_F_MORE` is not set: it would delay the last bytes by
+    /// 200 ms. A dead peer raises SIGPIPE, which Rust programs ignore.
     pub(crate) fn splice_to(&self, sink: &Socket, len: usize) -> io::Result<usize> {
         Ok(retry_on_intr(|| splice(&self.read, None, sink, None, len, SPLICE))?)
     }
@@ -327,21 +328,21 @@ impl TryFrom<SocketAddrAny> for SocketAddress {
     }
 }
 
-/// The time by which workers go.
+/// Returns the monotonic time. Workers go by this clock, which the simulation replaces.
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// A new pipe of `bytes`, or as large as the system allows.
+/// Makes a pipe of `bytes`, or of the default size if the system refuses that.
 pub(crate) fn pipe(bytes: usize) -> io::Result<PipeEnds> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    // Refused beyond the user's share; then it has the size that pipes have by default.
+    // The system refuses beyond the user's share (pipe(7)).
     fcntl_setpipe_size(&write, bytes).ok();
     Ok(PipeEnds { read, write })
 }
 
-/// Whether something has failed for want of what is free again in a moment: a descriptor, memory, a place in a UNIX backlog,
-/// a watch of an epoll instance.
+/// Returns true if a call failed for want of a resource that may be free again in a moment: a descriptor, memory, room
+/// in a UNIX backlog, or a watch of an epoll instance.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|errno| {
         matches!(
@@ -356,32 +357,32 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
     })
 }
 
-/// Whether a dial has failed because no local port is free. To look for one takes the kernel long.
+/// Returns true if a dial failed because no local port is free. The kernel's search for one takes long.
 pub(crate) fn is_port_shortage(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ADDRNOTAVAIL.raw_os_error())
 }
 
-/// Whether sockets can be bound to `ip`: whether it is an address of this host.
+/// Checks that sockets can be bound to `ip`, which must be an address of this host.
 pub(crate) fn check_source(ip: IpAddr) -> io::Result<()> {
     let address = SocketAddr::new(ip, 0);
     let socket = socket_with(family(&address), SocketType::STREAM, OPEN, None)?;
     bind_source(&socket, ip)
 }
 
-/// Raises the limit of open files as far as an unprivileged process may. Returns the limit.
+/// Raises the limit of open files to the hard limit. Returns the new limit.
 pub(crate) fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    // Refused only where the limit is not ours to change; then what is there must do.
+    // The system refuses if this process may not change the limit; then the present one has to do.
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).ok();
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Makes `source` the address that `socket` connects from. Its port is chosen when it connects: chosen now, it would be
-/// taken from all servers instead of from one.
+/// Makes `source` the address that `socket` connects from. The port is chosen at the connect
+/// (`IP_BIND_ADDRESS_NO_PORT`): chosen now, it would be taken from all destinations instead of one.
 fn bind_source(socket: &OwnedFd, source: IpAddr) -> io::Result<()> {
     nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
     bind(socket, &SocketAddr::new(source, 0)).map_err(|error| match error {
-        // The same error as when ports are used up, and another cause.
+        // A connect fails with the same error when ports are used up.
         Errno::ADDRNOTAVAIL => io::Error::new(
             io::ErrorKind::AddrNotAvailable,
             format!("{source} is no address of this host"),
@@ -399,14 +400,15 @@ fn register(
     registry.register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest)
 }
 
-/// The idle time comes last: set on a socket that has been silent for longer, it has the kernel ask at once.
+/// Turns keepalive on. The idle time comes last: set on a socket that has been silent for longer, it makes the kernel
+/// probe at once.
 fn keep_alive(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_INTERVAL)
 }
 
-/// A UNIX socket, with urgent bytes kept in line.
+/// Makes a UNIX socket with urgent bytes kept in line.
 fn unix_socket() -> rustix::io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
     sockopt::set_socket_oobinline(&socket, true)?;
@@ -426,7 +428,7 @@ fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
     }
 }
 
-/// Two UNIX sockets connected to each other.
+/// Makes two UNIX sockets that are connected to each other.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn socket_pair() -> io::Result<(Socket, Socket)> {
     let (one, other) =
@@ -444,7 +446,7 @@ mod tests {
     #[test]
     fn of_two_that_listen_on_a_port_at_once_one_has_it() {
         const ROUNDS: usize = 200;
-        // An address of this test alone, so that the port stays free.
+        // No other test uses this address, so the port stays free.
         let any: SocketAddr = "127.7.7.8:0".parse().unwrap();
         let address = Listener::tcp(any, 1).unwrap().first().unwrap().local_inet().unwrap();
         for round in 0..ROUNDS {

@@ -1,8 +1,9 @@
-//! The congestion control of connections over the loopback.
+//! Congestion control of connections over the loopback.
 //!
-//! A congestion control that paces, such as BBR, has a timer spread what is sent. No link of the loopback needs that, and it
-//! nearly doubles the CPU time of bulk. Where the host's default paces, sockets of the loopback get a control that does not.
-//! It is set before they connect or listen: the kernel goes on pacing a socket whose first control has asked for it.
+//! A congestion control that paces, such as BBR, spreads packets by a timer. The loopback does not need that, and it
+//! nearly doubles the CPU time of bulk. If the host's default paces, sockets of the loopback get a control that does
+//! not. It is set before they connect or listen, because the kernel goes on pacing a socket whose first control asked
+//! for it.
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::OnceLock};
 
@@ -11,21 +12,21 @@ use rustix::net::sockopt;
 /// Congestion controls that do not pace. Every kernel has the first.
 const UNPACED: [&str; 2] = ["reno", "cubic"];
 
-/// Spares `socket` the pacing of the host's default congestion control, if `address` is one of the loopback. Returns whether
-/// the kernel paces it.
+/// Replaces a pacing default of `socket` if `address` is one of the loopback. Returns true if the kernel paces the
+/// socket.
 ///
-/// `address` is the one that it is about to connect to or to listen on. Whatever a listener has, accepted sockets inherit.
+/// `address` is the one that it will connect to or listen on. Accepted sockets inherit the control of their listener.
 pub(crate) fn spare(socket: &OwnedFd, address: &SocketAddr) -> bool {
     static IS_DEFAULT: OnceLock<bool> = OnceLock::new();
-    // A socket that nothing was set on tells the default, without a file that a sandbox may hide.
+    // A fresh socket shows the default without a file that a sandbox may hide.
     let is_default = *IS_DEFAULT
         .get_or_init(|| sockopt::tcp_congestion(socket).is_ok_and(|default| paces(&default)));
-    // The system may allow none of them.
+    // The system may allow neither.
     let set = || UNPACED.iter().any(|name| sockopt::set_tcp_congestion(socket, name).is_ok());
     is_default && !(address.ip().to_canonical().is_loopback() && set())
 }
 
-/// Returns true if a congestion control of this name paces. Versions of BBR go by `bbr2` and the like.
+/// Returns true if the congestion control `name` paces. Later versions of BBR are called `bbr2` and the like.
 fn paces(name: &str) -> bool {
     name.starts_with("bbr")
 }

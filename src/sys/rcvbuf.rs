@@ -1,23 +1,25 @@
-//! How much clients may send while nobody reads: the kernel keeps it for them, some 128 KiB each by default.
+//! Receive buffers of held clients, whose bytes the kernel keeps until they are read: some 128 KiB each by default.
 //!
-//! While new clients are held, the listener has a small receive buffer, which accepted sockets inherit: so the window that
-//! they offer at first is small. It must be set before the handshake, as an offered window is never taken back (RFC 9293,
-//! 3.8.6). A buffer that is set stays as it is for good (`SOCK_RCVBUF_LOCK`), and would keep both listener and clients from
-//! growing theirs again; `SO_BUF_LOCK` takes the lock off (Linux 5.14), and on resume a client's window grows as it is read.
+//! While new clients are held, the listener has a small receive buffer. Accepted sockets inherit it, so the window that
+//! they offer at first is small. It must be set before the handshake, as an offered window is never taken back (RFC
+//! 9293, 3.8.6).
+//!
+//! Setting a size locks it (`SOCK_RCVBUF_LOCK`), so neither the listener's nor the clients' buffers would grow again.
+//! `SO_BUF_LOCK` takes the lock off (Linux 5.14), and after the resume a client's window grows as it is read.
 
 use std::{io, os::fd::AsFd};
 
 use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
-/// The receive buffer while clients are held. The kernel doubles it for its own needs, and up to two segments beyond it arrive.
+/// Receive buffer while clients are held. The kernel doubles it for its own needs, and up to two segments more arrive.
 const HELD_RECEIVE_BYTES: usize = 4 * 1024;
 
-/// No buffer is locked at its size.
+/// Value of `SO_BUF_LOCK` that locks neither buffer.
 const NONE_LOCKED: usize = 0;
 
 sockopt_impl!(
-    /// `SO_BUF_LOCK`: which of a socket's buffers keep the size that was set.
+    /// `SO_BUF_LOCK`: the buffers of a socket that keep the size that was set.
     BufferLock,
     SetOnly,
     libc::SOL_SOCKET,
@@ -25,20 +27,20 @@ sockopt_impl!(
     usize
 );
 
-/// Gives clients of a TCP listener a small window until they are read.
+/// Gives future clients of a TCP listener a small window until they are read.
 pub(crate) fn narrow(listener: impl AsFd) -> io::Result<()> {
     set(listener, HELD_RECEIVE_BYTES)
 }
 
-/// Gives clients of a TCP listener the window that the system gives, as far as `net.core.rmem_max` lets it be set.
+/// Gives future clients of a TCP listener the system's default window, as far as `net.core.rmem_max` allows.
 pub(crate) fn widen(listener: impl AsFd) -> io::Result<()> {
     let fresh = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // The kernel tells what it has doubled.
+    // The kernel returns the doubled size.
     set(listener, sockopt::socket_recv_buffer_size(fresh)? / 2)
 }
 
 fn set(listener: impl AsFd, bytes: usize) -> io::Result<()> {
-    // A kernel that knows no locks refuses here, before anything is changed.
+    // A kernel without `SO_BUF_LOCK` fails here, before anything is changed.
     setsockopt(&listener, BufferLock, &NONE_LOCKED)?;
     sockopt::set_socket_recv_buffer_size(&listener, bytes)?;
     Ok(setsockopt(&listener, BufferLock, &NONE_LOCKED)?)
@@ -55,7 +57,7 @@ mod tests {
 
     const MANY: usize = 1 << 20;
 
-    /// How much a client gets through to a socket that nobody reads.
+    /// Returns a connection whose bytes are not read, and the number of bytes that the client got through.
     fn parked(listener: &TcpListener) -> (TcpStream, TcpStream, u64) {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -80,7 +82,7 @@ mod tests {
         let sender = std::thread::Builder::new().spawn(move || {
             client.write_all(&vec![7; MANY]).unwrap();
         });
-        // To its end, as what was parked comes on top.
+        // The whole stream is read, as the parked bytes come on top.
         let read = io::copy(&mut accepted, &mut io::sink()).unwrap();
         assert!(read > MANY as u64, "{read} bytes have come");
         sender.unwrap().join().unwrap();

@@ -1,8 +1,8 @@
-//! The file of a UNIX listener: it appears with its mode and listening, and whoever listens already keeps it.
+//! The file of a UNIX listener. It appears with its mode and listening, and never replaces a living listener.
 //!
-//! The socket is bound under another name beside its path, gets its mode, listens, and takes the path in one step. Until
-//! then, others find what was there before. A lock on the directory orders those who start at the same moment; it ends with
-//! its process, so one that is killed leaves nothing behind but names that the next start takes over.
+//! The socket is bound under another name beside its path, gets its mode, listens, and is renamed to the path. Until
+//! then, the path shows the file that was there before. A lock on the directory orders processes that start at the same
+//! moment. The lock ends with its process, so a killed process leaves nothing but files that the next start takes over.
 
 use std::{
     fs::{self, Permissions},
@@ -22,24 +22,24 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with},
 };
 
-/// How often, and how many times, the lock on the directory is tried: 2 s, where an owner needs less than a millisecond.
+/// Interval and number of the attempts to lock the directory: 2 s in all, where an owner needs less than a millisecond.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 const LOCK_TRIES_MAX: usize = 200;
 
-/// The other name where the path with a suffix would be too long for a socket.
+/// Temporary name where the path with a suffix would be too long for a socket.
 const SHORT_NAME: &str = ".tcpause.new";
 
-/// The file of a UNIX listener; dropping it removes the file, if it is still the one that was made.
+/// The file of a UNIX listener. Dropping it removes the file, unless another socket has replaced it.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// The device and inode; neither is used again as long as the socket is open.
+    /// Device and inode, which are not reused while the socket is open.
     identity: (u64, u64),
 }
 
 impl SocketFile {
-    /// Has `socket` listen at `path`, in the place of a file that nobody listens on any more. Without a mode, the file has
-    /// what the umask leaves.
+    /// Makes `socket` listen at `path`, and replaces a file on which no process listens. Without `mode`, the umask
+    /// decides.
     pub(crate) fn listen(
         socket: &OwnedFd,
         path: &Path,
@@ -63,7 +63,7 @@ impl SocketFile {
         self.identity
     }
 
-    /// Has `socket` listen under another name, complete in all but the name.
+    /// Makes `socket` listen under a temporary name, with its final mode.
     fn listen_beside(
         socket: &OwnedFd,
         path: &Path,
@@ -72,7 +72,7 @@ impl SocketFile {
         backlog: i32,
     ) -> io::Result<Self> {
         let (beside, address) = other_name(path, directory)?;
-        // A start that was killed at the wrong moment has left it.
+        // A process that was killed during its start has left this file.
         if is_socket(&beside)? {
             fs::remove_file(&beside)?;
         }
@@ -88,26 +88,26 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Whoever has taken the path over since keeps it.
+        // A socket that has replaced this one keeps its file.
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
             fs::remove_file(&self.path).ok();
         }
     }
 }
 
-/// Waits for the directory, which is locked for as long as `directory` is open.
+/// Locks the directory, for as long as `directory` is open.
 fn lock(directory: &OwnedFd) -> io::Result<()> {
     for _try in 0..LOCK_TRIES_MAX {
         match flock(directory, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK | Errno::INTR) => thread::park_timeout(LOCK_RETRY_INTERVAL),
-            // A file system without locks does not order two starts, and is no reason to refuse one.
+            // A file system without locks cannot order two starts, but that is no reason to refuse one.
             Ok(()) | Err(_) => return Ok(()),
         }
     }
     Err(io::Error::new(ErrorKind::ResourceBusy, "another process keeps its directory locked"))
 }
 
-/// Whether nobody listens at `path`: nothing is there, or a socket that refuses to connect.
+/// Checks that no process listens at `path`: the path is free, or its socket refuses to connect.
 fn check_free(path: &Path) -> io::Result<()> {
     let address = SocketAddrUnix::new(path)?;
     if !is_socket(path)? {
@@ -122,7 +122,7 @@ fn check_free(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether there is a socket at `path`, rather than nothing; anything else is an error.
+/// Returns true for a socket at `path`, and false if the path is free. Any other file is an error.
 fn is_socket(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Ok(metadata) if metadata.file_type().is_socket() => Ok(true),
@@ -132,8 +132,8 @@ fn is_socket(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The name to bind, in the same directory. It is the one that tools will show for the socket, so it resembles the path
-/// where the length allows it.
+/// Returns the name to bind, in the same directory. Tools will show it for the socket, so it resembles the path as far
+/// as the length allows.
 fn other_name(path: &Path, directory: &OwnedFd) -> io::Result<(PathBuf, SocketAddrUnix)> {
     let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
     let mut beside = std::ffi::OsString::from(".");
@@ -148,7 +148,7 @@ fn other_name(path: &Path, directory: &OwnedFd) -> io::Result<(PathBuf, SocketAd
     Ok((short, address))
 }
 
-/// The device and inode of a file.
+/// Returns the device and inode of a file.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = path.symlink_metadata()?;
     Ok((metadata.dev(), metadata.ino()))
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(names(folder.path()), [".a.sock.new"]);
         assert_eq!(fs::metadata(&file.path).unwrap().permissions().mode() & 0o7777, 0o620);
         UnixStream::connect(&file.path).unwrap();
-        // One that fails now leaves nothing behind.
+        // A start that fails now leaves nothing behind.
         drop(file);
         assert!(names(folder.path()).is_empty());
     }
@@ -220,7 +220,7 @@ mod tests {
         let owner = UnixListener::bind(&path).unwrap();
         let before = identity(&path).unwrap();
         assert_eq!(start(&path, None).unwrap_err().kind(), ErrorKind::AddrInUse);
-        // One whose queue is full is still there.
+        // A listener with a full queue is alive too.
         rustix::net::listen(&owner, 0).unwrap();
         owner.set_nonblocking(true).unwrap();
         while owner.accept().is_ok() {}
@@ -281,7 +281,7 @@ mod tests {
             let used = directory.path().as_os_str().len() + 1;
             directory.path().join("a".repeat(length - used))
         };
-        // In the middle of a path, too: the name may be shorter than the one beside it.
+        // A long path may have a short last part, shorter than the temporary name.
         let deep = length(105);
         fs::create_dir(&deep).unwrap();
         for path in [length(107), deep.join("s")] {

@@ -1,28 +1,29 @@
-//! Facts about a TCP connection that the kernel tells when asked, and no event: memory of unacknowledged bytes, a SYN without
-//! an answer, a peer that vanished.
+//! Facts about a TCP connection that the kernel tells only when asked, as no event reports them: memory of
+//! unacknowledged bytes, an unanswered SYN, a vanished peer.
 //!
-//! All are socket options. They need neither a descriptor nor netlink, which hardened services and sandboxes refuse. None is
-//! asked on the way of a byte.
+//! All are socket options. They need neither a descriptor nor netlink, which hardened services and sandboxes refuse.
+//! None is read on the way of a byte.
 
 use std::{io, os::fd::AsFd, time::Duration};
 
 use nix::{getsockopt_impl, libc, sockopt_impl, sys::socket::getsockopt};
 
-/// Time after which a peer that acknowledges nothing counts as vanished: keepalive allows a silent one as long, ten probes
-/// every 15 s.
+/// Time after which a peer that acknowledges nothing counts as vanished. Keepalive gives a silent peer as long: ten
+/// probes, 15 s apart.
 const VANISHED_AFTER: Duration = Duration::from_secs(150);
 
-/// Repetitions without an answer that go along with it. Time alone is no proof: a peer that offers no window may be probed
+/// Unanswered repetitions that have to come with it. Time alone is no proof: a peer with a closed window may be probed
 /// only every 120 s (`TCP_RTO_MAX`), and answers each probe.
 const VANISHED_REPEATS_MIN: u8 = 3;
 
-/// Words of `SO_MEMINFO`: as many on every kernel that has it (Linux 4.12).
+/// Words of `SO_MEMINFO`, on every kernel that has it (Linux 4.12).
 const MEMINFO_WORDS: usize = 9;
 
-/// Words of `struct tcp_info` (`linux/tcp.h`) that are read. It has only ever grown at its end, and has as many since Linux 4.1.
+/// Words of `struct tcp_info` (`linux/tcp.h`) that are read. The struct has these since Linux 4.1, and only ever grows
+/// at its end.
 const WORDS: usize = 32;
 
-// Indices of its fields, in words. The state, the retransmissions and the probes are bytes of the first.
+// Indices of its fields, in words. The state, the retransmissions and the probes are bytes of word 0.
 const UNACKED: usize = 6;
 const LAST_ACK_RECV: usize = 14;
 const RTT: usize = 17;
@@ -42,7 +43,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// The beginning of `TCP_INFO` (tcp(7)).
+    /// The first words of `TCP_INFO` (tcp(7)).
     Beginning,
     GetOnly,
     libc::IPPROTO_TCP,
@@ -50,24 +51,24 @@ sockopt_impl!(
     [u32; WORDS]
 );
 
-/// The state of a connection that was dialled.
+/// TCP state of a dialled connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TcpInfo {
-    /// Its SYN is still without an answer.
+    /// Set while its SYN is unanswered.
     pub(crate) is_dialled: bool,
-    /// Something was sent twice, perhaps the SYN.
+    /// Set if a segment was retransmitted, perhaps the SYN.
     pub(crate) has_repeated: bool,
-    /// Bytes were sent, and none of them is acknowledged.
+    /// Set if bytes were sent and none of them is acknowledged.
     pub(crate) is_unacknowledged: bool,
-    /// Time that an answer takes.
+    /// Smoothed round-trip time.
     pub(crate) round_trip: Duration,
 }
 
 impl TcpInfo {
-    /// Asks about a TCP socket.
+    /// Reads the state of a TCP socket.
     pub(crate) fn of(socket: impl AsFd) -> io::Result<Self> {
         let words = getsockopt(&socket, Beginning)?;
-        // The acknowledged bytes are a number of 64 bits, and the SYN is the first of them.
+        // The number of acknowledged bytes has 64 bits, and counts the SYN as the first.
         let [.., low, high] = words;
         debug_assert_eq!(BYTES_ACKED + 2, WORDS);
         Ok(Self {
@@ -79,17 +80,17 @@ impl TcpInfo {
     }
 }
 
-/// Returns the memory of all that was written and is not acknowledged by the peer's kernel, in bytes: 0 exactly if everything
-/// is. It counts the kernel's own overhead, so it exceeds the bytes written.
+/// Returns the memory of written bytes that the peer's kernel has not acknowledged. It is 0 exactly if all are
+/// acknowledged. It includes the kernel's overhead, so it exceeds the number of bytes.
 pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
     let [_rmem, _rcvbuf, _wmem, _sndbuf, _forward, queued, ..] = getsockopt(&socket, MemInfo)?;
     Ok(queued)
 }
 
-/// Returns true if the peer has left repeated segments or window probes without an answer for [`VANISHED_AFTER`].
+/// Returns true if repeated segments or window probes were unanswered for [`VANISHED_AFTER`].
 ///
-/// `TCP_USER_TIMEOUT` would end such a connection by itself, but also one whose living peer reads nothing for as long
-/// (`tcp_probe_timer` of the kernel): a client stopped in a debugger, or a paused download.
+/// `TCP_USER_TIMEOUT` would end such a connection by itself. But it also ends a connection whose living peer reads
+/// nothing for as long (`tcp_probe_timer` of the kernel), such as a client stopped in a debugger, or a paused download.
 pub(crate) fn has_peer_vanished(socket: impl AsFd) -> io::Result<bool> {
     let info = getsockopt(&socket, Beginning)?;
     let [_state, _congestion, retransmits, probes] = info[0].to_ne_bytes();
