@@ -1,9 +1,10 @@
-//! `Addresses`: where the upstream is, and at which of its addresses attempts to reach it begin.
+//! `Addresses`: the upstream's addresses, and the one at which attempts begin.
 //!
-//! Attempts begin at the address that was reached last, as those before it may be dead, and each of them would cost every
-//! client 300 ms. An attempt that runs out of time leaves the rest to the next one. Workers share all this without a lock.
-//! An attempt moves the start only from where it has begun itself, and only if nobody has reached that address since: one SYN
-//! that was lost sends nobody else elsewhere.
+//! Attempts begin at the address that was reached last. Those before it may be dead, and each of them would cost every
+//! client 300 ms. An attempt that runs out of time leaves the remaining addresses to the next one.
+//!
+//! Workers share this without a lock. An attempt moves the start only from the address at which it began itself, and
+//! only if no attempt has reached that address since. So one lost SYN does not send the other clients elsewhere.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -15,42 +16,42 @@ use crate::{
     sys::{self, SocketAddress},
 };
 
-/// How often one client tries an address before the start again. It waits for that one, and the others do not.
+/// Interval at which one client tries an address before the start. Only that client waits for it.
 const EXPLORE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The upstream's addresses in the resolver's order.
 #[derive(Debug)]
 pub(crate) struct Addresses {
     list: Box<[SocketAddress]>,
-    /// The addresses of the upstream that are tcpause's own, and are not dialled.
+    /// Addresses of the upstream that are tcpause's own, and are not dialled.
     own: Box<[SocketAddress]>,
-    /// Tells this list from those before it.
+    /// Number that tells this list from earlier ones.
     number: usize,
-    /// The index at which attempts begin.
+    /// Index at which attempts begin.
     start: AtomicUsize,
-    /// Whether the last attempt at the start has reached it.
+    /// Set if the last attempt at the start has reached it.
     is_start_good: AtomicBool,
     begin: Instant,
-    /// When an address before the start is tried again, in nanoseconds after `begin`.
+    /// Time at which an address before the start is tried again, in nanoseconds after `begin`.
     explore_at: AtomicU64,
-    /// How many were tried again: each time it is another one.
+    /// Number of such tries so far, which selects a different address each time.
     explored: AtomicUsize,
 }
 
-/// The way of one attempt through the addresses.
+/// Path of one attempt through the addresses.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Route {
-    /// Which list it leads through.
+    /// Number of the list that it was made for.
     number: usize,
-    /// The start when the attempt began.
+    /// Index of the start when the attempt began.
     origin: usize,
-    /// The index of the address that is tried now.
+    /// Index of the address that is tried now.
     at: usize,
-    /// How many addresses follow.
+    /// Number of addresses that follow.
     left: usize,
-    /// Whether the present address stands before the origin, which follows.
+    /// Set while the present address is one before the origin, which follows.
     explores: bool,
-    /// Whether the origin is tried once more at the end, as it has not answered in time.
+    /// Set if the origin did not answer in time and is tried once more at the end.
     returns: bool,
 }
 
@@ -69,8 +70,8 @@ impl Addresses {
         }
     }
 
-    /// Returns the list that replaces this one. Attempts begin at the same address as before, if it is still there and was
-    /// not only the first.
+    /// Returns the list that replaces this one. The start stays at its address if the new list has it, and if an
+    /// attempt has chosen it: the first address may be the start by default alone.
     pub(crate) fn replaced_by(
         &self,
         list: Box<[SocketAddress]>,
@@ -84,7 +85,7 @@ impl Addresses {
         Self { own, number, start: AtomicUsize::new(start), ..Self::new(list) }
     }
 
-    /// Returns all of them, in order.
+    /// Returns all addresses, in order.
     pub(crate) fn list(&self) -> &[SocketAddress] {
         &self.list
     }
@@ -94,12 +95,13 @@ impl Addresses {
         &self.own
     }
 
-    /// Tells why there is nothing to dial.
+    /// Explains, for the log, why there is nothing to dial.
     pub(crate) fn lack(&self) -> &'static str {
         if self.own.is_empty() { "its name is not known" } else { "it is tcpause itself" }
     }
 
-    /// Begins an attempt. With a moment at which it may explore, an address before the start comes first, if that is due.
+    /// Begins an attempt. If it may explore, at the time `explores_at`, and that is due, an address before the start
+    /// comes first.
     pub(crate) fn route(&self, explores_at: Option<Instant>) -> Route {
         let origin = self.start.load(Relaxed);
         let explored = explores_at.and_then(|now| self.explore(origin, now));
@@ -114,7 +116,7 @@ impl Addresses {
         }
     }
 
-    /// Chooses an address before `start` to be tried again, if it is time and nobody else has done so.
+    /// Chooses an address before `start` to be tried again, if that is due and no other client has taken this turn.
     fn explore(&self, start: usize, now: Instant) -> Option<usize> {
         let due = self.explore_at.load(Relaxed);
         let next = self.nanos(now + EXPLORE_INTERVAL);
@@ -123,13 +125,15 @@ impl Addresses {
         (is_due && is_mine()).then(|| self.explored.fetch_add(1, Relaxed) % start)
     }
 
-    /// Returns the present address of a route. A route through an older list goes on in this one.
+    /// Returns the present address of a route. A route through an older list continues in this one.
     pub(crate) fn get(&self, route: &Route) -> Option<&SocketAddress> {
         self.list.get(route.at.checked_rem(self.list.len())?)
     }
 
-    /// Takes a route from its present address, which has failed, to the next one; false if there is none. An origin that has
-    /// `timed_out` is tried again behind all others, for all of the time that is left: its SYN may have been lost.
+    /// Moves a route from its present address, which has failed, to the next one. Returns false if there is none.
+    ///
+    /// An origin that has `timed_out` is tried again behind all others, for the remaining time: its SYN may have been
+    /// lost.
     pub(crate) fn advance(&self, route: &mut Route, timed_out: bool) -> bool {
         let is_origin = !route.explores && route.at == route.origin;
         let is_lost = timed_out && is_origin && !route.returns && self.list.len() > 1;
@@ -142,18 +146,18 @@ impl Addresses {
         true
     }
 
-    /// Notes that the present address of a route was reached. Returns true if attempts begin there only from now on.
+    /// Records that the present address of a route was reached. Returns true if this moves the start there.
     pub(crate) fn reached(&self, route: &Route, now: Instant) -> bool {
         let has_moved = self.move_start(route, route.at, now);
-        // Written only after a change, as all workers read it.
+        // The flag is written only on a change, as all workers read it.
         if (has_moved || self.is_at_origin(route)) && !self.is_start_good.load(Relaxed) {
             self.is_start_good.store(true, Relaxed);
         }
         has_moved
     }
 
-    /// Notes that an attempt has run out of time. The next one goes on with the address that was under way, or behind it if
-    /// that had all of the time.
+    /// Records that an attempt has run out of time. The next one begins at the address that was under way, or behind it
+    /// if that address had all of the time.
     pub(crate) fn ran_out(&self, route: &Route, now: Instant) {
         let had_all = self.is_at_origin(route);
         let next = (route.at + usize::from(had_all)).checked_rem(self.list.len());
@@ -162,7 +166,7 @@ impl Addresses {
         }
     }
 
-    /// Returns true if the start is good and the route has failed there: it is no longer known to be.
+    /// Clears the mark of a good start if the route has failed there. Returns true if it was set.
     fn take_good_start(&self, route: &Route) -> bool {
         self.is_at_origin(route) && self.is_start_good.swap(false, Relaxed)
     }
@@ -176,7 +180,7 @@ impl Addresses {
         if is_needless || route.number != self.number || route.origin == to {
             return false;
         }
-        // First of all, or another client would explore at once.
+        // This comes first, or another client would explore at once.
         self.explore_at.store(self.nanos(now + EXPLORE_INTERVAL), Relaxed);
         self.start.compare_exchange(route.origin, to, Relaxed, Relaxed).is_ok()
     }
@@ -193,12 +197,12 @@ impl Default for Addresses {
 }
 
 impl Route {
-    /// Tells whether no other address follows.
+    /// Returns true if no other address follows.
     pub(crate) fn is_last(&self) -> bool {
         self.left == 0
     }
 
-    /// Tells whether the present address is only tried again, before the one where attempts begin.
+    /// Returns true if the present address is one before the start, tried out of turn.
     pub(crate) fn explores(&self) -> bool {
         self.explores
     }
@@ -223,7 +227,7 @@ mod tests {
         order
     }
 
-    /// Makes an attempt that takes so many steps.
+    /// Makes an attempt that has advanced `steps` times.
     fn go(addresses: &Addresses, steps: usize) -> Route {
         let mut route = addresses.route(None);
         (0..steps).for_each(|_| assert!(addresses.advance(&mut route, false)));
@@ -279,7 +283,7 @@ mod tests {
             steps.push(route.at);
         }
         assert_eq!(steps, [0, 1, 2, 0]);
-        // Where one has refused, all have: it is away.
+        // After a refusal, the origin is not tried again.
         let mut route = addresses.route(None);
         assert!(addresses.advance(&mut route, false));
         assert!(addresses.advance(&mut route, true));
@@ -298,7 +302,7 @@ mod tests {
         assert!(!explores(110) && !explores(119));
         let route = addresses.route(Some(at(120)));
         assert_eq!((route.at, addresses.route(Some(at(120))).at), (1, 2));
-        // The address that is in use answers all the while.
+        // The address in use answers all the while.
         addresses.reached(&addresses.route(None), at(120));
         assert!(addresses.reached(&route, at(120)));
         assert_eq!(addresses.route(None).at, 1);

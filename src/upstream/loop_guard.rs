@@ -1,6 +1,6 @@
-//! `LoopGuard`: where tcpause itself listens, so that it never takes itself for its upstream.
+//! `LoopGuard`: the addresses of tcpause itself, so that it never dials itself as its upstream.
 //!
-//! Each connection to oneself makes another one, until one client has taken all places.
+//! Each connection to itself makes another one, until a single client has taken all permits.
 
 use std::{
     fmt, fs, io,
@@ -17,10 +17,10 @@ pub(crate) struct LoopGuard(Vec<Own>);
 /// An address that tcpause listens on.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Own {
-    /// The setting that it comes from.
+    /// Setting that it comes from.
     setting: &'static str,
     address: SocketAddress,
-    /// The device and inode of its file.
+    /// Device and inode of its socket file.
     file: Option<(u64, u64)>,
 }
 
@@ -33,13 +33,13 @@ impl LoopGuard {
         file: Option<(u64, u64)>,
     ) {
         let own = Own { setting, address, file };
-        // Threads share an address.
+        // Workers share an address.
         if !self.0.contains(&own) {
             self.0.push(own);
         }
     }
 
-    /// Finds the address of tcpause that a dial of `address` would reach now.
+    /// Finds the own address that a dial of `address` would reach now.
     pub(crate) fn find(&self, address: &SocketAddress) -> Option<&Own> {
         self.0.iter().find(|own| own.is_reached_by(address))
     }
@@ -50,7 +50,7 @@ impl Own {
         match (&self.address, dialled) {
             (SocketAddress::Inet(own), SocketAddress::Inet(dialled)) => reaches(*dialled, *own),
             (SocketAddress::Unix(_), SocketAddress::Unix(path)) => {
-                // By another path, or behind a symbolic link, it is the same file.
+                // Another path or a symbolic link may lead to the same file.
                 let identity = fs::metadata(path).map(|file| (file.dev(), file.ino()));
                 identity.is_ok_and(|identity| self.file == Some(identity))
             }
@@ -66,7 +66,7 @@ impl fmt::Display for Own {
     }
 }
 
-/// Tells whether a dial of `dialled` reaches a listener that is bound to `own`.
+/// Returns true if a dial of `dialled` reaches a listener that is bound to `own`.
 fn reaches(dialled: SocketAddr, own: SocketAddr) -> bool {
     let (dialled, own) = (as_dialled(dialled), as_bound(own));
     if dialled.port() != own.port() {
@@ -74,19 +74,19 @@ fn reaches(dialled: SocketAddr, own: SocketAddr) -> bool {
     }
     match own.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => dialled.is_ipv4() && is_local(dialled),
-        // Such a listener takes clients of both families.
+        // Such a listener accepts clients of both families.
         IpAddr::V6(ip) if ip.is_unspecified() => is_local(dialled),
         ip => ip == dialled.ip() && zone(own) == zone(dialled),
     }
 }
 
-/// Returns `address` in the form of its family: an IPv6 address may stand for one of IPv4.
+/// Returns an IPv4-mapped IPv6 address as the IPv4 address that it stands for, and others unchanged.
 fn as_bound(address: SocketAddr) -> SocketAddr {
     let ip = address.ip().to_canonical();
     if ip == address.ip() { address } else { SocketAddr::new(ip, address.port()) }
 }
 
-/// Returns what the kernel dials for `address`: no address in particular is the loopback.
+/// Returns the address that the kernel dials for `address`: the unspecified one becomes the loopback.
 fn as_dialled(address: SocketAddr) -> SocketAddr {
     let address = as_bound(address);
     let loopback: IpAddr = match address.ip() {
@@ -97,7 +97,7 @@ fn as_dialled(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(loopback, address.port())
 }
 
-/// Returns the interface that an address of IPv6 is an address of, if it is no other's.
+/// Returns the scope of a link-local IPv6 address (its interface), or 0.
 fn zone(address: SocketAddr) -> u32 {
     match address {
         SocketAddr::V4(_) => 0,
@@ -105,9 +105,11 @@ fn zone(address: SocketAddr) -> u32 {
     }
 }
 
-/// Tells whether `address` is one of this host. The kernel knows, and tells by how it would send packets there; none is sent.
-/// An address that can be bound may be another host's (`ip_nonlocal_bind`), and so may one that can be reached from the
-/// loopback's (`route_localnet`).
+/// Returns true if `address` is one of this host. A connected UDP socket shows how the kernel would route packets
+/// there; none is sent.
+///
+/// Neither a successful bind nor reachability from the loopback is proof: an address that can be bound may be another
+/// host's (`ip_nonlocal_bind`), and so may one that the loopback's address reaches (`route_localnet`).
 fn is_local(address: SocketAddr) -> bool {
     let connect = |from: IpAddr| -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((from, 0))?;
@@ -141,7 +143,7 @@ mod tests {
             ("0.0.0.0:80", "[::ffff:127.0.0.9]:80", true),
             ("0.0.0.0:80", "0.0.0.0:80", true),
             ("0.0.0.0:80", "[::1]:80", false),
-            // For documentation, and so nobody's.
+            // Reserved for documentation (RFC 5737, RFC 3849), so not of this host.
             ("0.0.0.0:80", "192.0.2.1:80", false),
             ("[::]:80", "127.0.0.1:80", true),
             ("[::]:80", "192.0.2.1:80", false),

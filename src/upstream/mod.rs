@@ -1,4 +1,4 @@
-//! The addresses of the upstream: looked up away from the workers, which must never block.
+//! The upstream: its addresses, looked up on a thread of their own because workers must never block, and its state.
 
 pub(crate) mod addresses;
 pub(crate) mod breaker;
@@ -32,16 +32,16 @@ use addresses::Route;
 use breaker::CircuitBreaker;
 use loop_guard::LoopGuard;
 
-/// How often a name is looked up without being asked to.
+/// Interval of look-ups that nobody asked for.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often at most it is looked up for connections that fail: they may be many.
+/// Least interval of look-ups for failing connections, which may be many.
 const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many requests to look up may wait; one more asks for nothing new.
+/// Requests for a look-up that may wait; further ones would ask for nothing new.
 const REQUESTS_MAX: usize = 16;
 
-/// What the upstream's address stands for now. Shared by all workers.
+/// The upstream as all workers see it: its addresses, its state, and the limits of its log lines.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     address: Address,
@@ -49,47 +49,49 @@ pub(crate) struct Upstream {
     retry_for: Duration,
     outage: CircuitBreaker,
     sources: Sources,
-    /// Lets through what is said of dials that are tried again, of those that are given up, and of addresses that are used
-    /// instead of others.
+    /// Limit of log lines about dials that are tried again.
     delays: LogLimit,
+    /// Limit of log lines about clients that are given up.
     losses: LogLimit,
+    /// Limit of log lines about a move to another address.
     moves: LogLimit,
     addresses: Mutex<Arc<Addresses>>,
-    /// Counts the changes of `addresses`: as long as it stays the same, no worker takes the lock.
+    /// Number of changes of `addresses`: while it stays the same, no worker takes the lock.
     changes: AtomicU64,
     guard: LoopGuard,
-    /// To the thread that looks the address up; none before it is started.
+    /// Sender to the look-up thread; empty before [`Upstream::start`].
     look_up: OnceLock<Sender<Request>>,
 }
 
-/// A worker's own way to the addresses.
+/// A worker's copy of the addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Cached {
     addresses: Arc<Addresses>,
     changes: u64,
 }
 
-/// Where to dial from: each in turn. `None` leaves it to the system.
+/// Source addresses, used in turn. `None` leaves the choice to the system.
 #[derive(Debug)]
 struct Sources {
     v4: Box<[Option<IpAddr>]>,
     v6: Box<[Option<IpAddr>]>,
 }
 
-/// What comes of a dial that has failed.
+/// Fate of a client whose dial has failed, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryPlan {
-    /// It is tried again.
+    /// The dial is tried again.
     TriedAgain,
-    /// Its time is up.
+    /// The client's time is up.
     GivenUp,
 }
 
-/// Asks to look up; dropped when that is done.
+/// Request for a look-up. Its sender, if any, is dropped when the look-up is done.
 type Request = Option<Sender<()>>;
 
 impl Upstream {
-    /// Returns an upstream whose address is known, unless it is a name: nothing is looked up before [`Upstream::start`].
+    /// Returns an upstream. Its address is known at once unless it is a name, as nothing is looked up before
+    /// [`Upstream::start`].
     pub(crate) fn new(settings: config::UpstreamConfig, guard: LoopGuard) -> Result<Self, Error> {
         let address = settings.addr;
         let known = if is_name(&address) { Ok([].into()) } else { look_up(&address) };
@@ -115,9 +117,9 @@ impl Upstream {
         })
     }
 
-    /// Starts the thread that looks the address up: a name for its addresses, and each of them for whether it is tcpause's
-    /// own, which can change too. It calls `on_loop` when such an address was dialled before that was known. It ends when
-    /// this is dropped.
+    /// Starts the look-up thread, which ends when this is dropped. It looks a name up for its addresses, and checks
+    /// each address for being tcpause's own, which can change too. It calls `on_loop` when an address that was dialled
+    /// turns out to be tcpause's own.
     pub(crate) fn start(
         self: &Arc<Self>,
         on_loop: impl Fn() + Send + 'static,
@@ -136,27 +138,28 @@ impl Upstream {
         })
     }
 
-    /// The address as configured.
+    /// Returns the address as configured.
     pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 
-    /// How long an attempt at all addresses may take.
+    /// Returns the time that an attempt at all addresses may take.
     pub(crate) fn connect_timeout(&self) -> Duration {
         self.connect_timeout
     }
 
-    /// How long a client waits for it.
+    /// Returns the time that a client waits for the upstream.
     pub(crate) fn patience(&self) -> Duration {
         self.retry_for.max(self.connect_timeout)
     }
 
-    /// Whether it is away.
+    /// Returns the circuit breaker, which knows whether the upstream is away.
     pub(crate) fn outage(&self) -> &CircuitBreaker {
         &self.outage
     }
 
-    /// What to dial `address` from, in turn; nothing if there are source addresses, but none of its kind.
+    /// Returns the source addresses for `address`, to be used in turn. It is empty if source addresses are configured
+    /// but none of its family.
     pub(crate) fn sources(&self, address: &SocketAddress) -> &[Option<IpAddr>] {
         match address {
             SocketAddress::Inet(SocketAddr::V4(_)) => &self.sources.v4,
@@ -165,24 +168,24 @@ impl Upstream {
         }
     }
 
-    /// Logs why it was not reached, unless that has just been said.
-    pub(crate) fn log_failure(&self, error: &io::Error, outlook: RetryPlan, now: Instant) {
-        let (throttle, outlook) = match outlook {
+    /// Logs a failed dial, at most one line a second for each `plan`.
+    pub(crate) fn log_failure(&self, error: &io::Error, plan: RetryPlan, now: Instant) {
+        let (limit, outcome) = match plan {
             RetryPlan::TriedAgain => (&self.delays, "trying again"),
             RetryPlan::GivenUp => (&self.losses, "a client is reset"),
         };
-        let Some(more) = throttle.allow(now) else { return };
+        let Some(more) = limit.allow(now) else { return };
         let address = &self.address;
         if is_port_shortage(error) {
             log::warn!(
-                "no local port is free to reach the upstream {address}{more}; {outlook}; add addresses to upstream.source-addrs"
+                "no local port is free to reach the upstream {address}{more}; {outcome}; add addresses to upstream.source-addrs"
             );
         } else {
-            log::warn!("cannot reach the upstream {address}{more}: {error}; {outlook}");
+            log::warn!("cannot reach the upstream {address}{more}: {error}; {outcome}");
         }
     }
 
-    /// Brings `cached` up to date. Takes a lock only after a change.
+    /// Updates `cached` and returns its addresses. Takes the lock only after a change.
     pub(crate) fn read<'a>(&self, cached: &'a mut Cached) -> &'a Arc<Addresses> {
         let changes = self.changes.load(Ordering::Acquire);
         if changes != cached.changes {
@@ -192,7 +195,7 @@ impl Upstream {
         &cached.addresses
     }
 
-    /// Has attempts begin at the address that `route` has reached.
+    /// Makes attempts begin at the address that `route` has reached.
     pub(crate) fn reached(&self, cached: &mut Cached, route: &Route, now: Instant) {
         let addresses = self.read(cached);
         if addresses.reached(route, now)
@@ -203,15 +206,15 @@ impl Upstream {
         }
     }
 
-    /// Asks for a look-up, and does not wait for it.
+    /// Requests a look-up without waiting for it.
     pub(crate) fn ask(&self) {
         if let Some(look_up) = self.look_up.get() {
-            // A full queue means that one is due anyway.
+            // If the queue is full, a look-up is due anyway.
             look_up.try_send(None).ok();
         }
     }
 
-    /// Looks the name up anew; gives up waiting after `timeout`, and what was known before stands.
+    /// Looks the name up anew and waits up to `timeout`. After that, the known addresses stay.
     pub(crate) fn refresh(&self, timeout: Duration) {
         if let Some(look_up) = self.look_up.get() {
             let (done, wait) = bounded(0);
@@ -223,8 +226,8 @@ impl Upstream {
         }
     }
 
-    /// Takes `found` for the addresses from now on, but for those that are tcpause's own. Returns true if one of those was
-    /// dialled until now.
+    /// Replaces the addresses by `found`, except for tcpause's own. Returns true if one of its own was dialled until
+    /// now.
     pub(crate) fn publish(&self, found: Box<[SocketAddress]>) -> bool {
         let (mut list, mut own, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
         for address in found {
@@ -237,7 +240,7 @@ impl Upstream {
             }
         }
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        // Name servers shuffle their answers; only another set of addresses is a change.
+        // Name servers shuffle their answers, so only another set of addresses is a change.
         let is_known = |found: &[SocketAddress], known: &[SocketAddress]| {
             known.len() == found.len() && found.iter().all(|address| known.contains(address))
         };
@@ -264,16 +267,16 @@ impl Upstream {
 
 impl Sources {
     fn new(ips: &[IpAddr]) -> Self {
-        let of_kind = |is_ipv4| {
+        let of_family = |is_ipv4| {
             let canonical = ips.iter().map(IpAddr::to_canonical);
-            let of_kind = canonical.filter(|ip| ip.is_ipv4() == is_ipv4).map(Some);
-            if ips.is_empty() { [None].into() } else { of_kind.collect() }
+            let of_family = canonical.filter(|ip| ip.is_ipv4() == is_ipv4).map(Some);
+            if ips.is_empty() { [None].into() } else { of_family.collect() }
         };
-        Self { v4: of_kind(true), v6: of_kind(false) }
+        Self { v4: of_family(true), v6: of_family(false) }
     }
 }
 
-/// Tells whether an address has to be looked up.
+/// Returns true if an address has to be looked up.
 fn is_name(address: &Address) -> bool {
     matches!(address, Address::Tcp { host, .. } if host.parse::<IpAddr>().is_err())
 }
@@ -288,9 +291,9 @@ fn look_up(to: &Address) -> io::Result<Box<[SocketAddress]>> {
     })
 }
 
-/// Looks `address` up at once, when asked to, and every now and then, until nobody can ask any more.
+/// Looks `address` up at once, on request and at intervals, until all senders are gone.
 fn run(requests: &Receiver<Request>, address: &Address, publish: impl Fn(Box<[SocketAddress]>)) {
-    let mut asked = Vec::new();
+    let mut waiting = Vec::new();
     loop {
         let begun = Instant::now();
         match look_up(address) {
@@ -299,17 +302,17 @@ fn run(requests: &Receiver<Request>, address: &Address, publish: impl Fn(Box<[So
                 log::warn!("cannot look up {address} of upstream.addr: {error}; trying again");
             }
         }
-        // Who asked hears of it by this; whoever asks from now on gets a look-up that begins later.
-        drop(asked);
+        // Dropping the senders wakes the callers that wait. A later request gets a look-up that begins later.
+        drop(waiting);
         match wait(requests, begun) {
-            Some(others) => asked = others,
+            Some(callers) => waiting = callers,
             None => return,
         }
     }
 }
 
-/// Waits until the next look-up is due: at once where somebody waits for it, soon where somebody has asked. Returns those who
-/// wait; none when nobody can ask any more.
+/// Waits until the next look-up is due: at once if a caller waits for it, soon after a plain request. Returns the
+/// senders of waiting callers, or `None` if all senders are gone.
 fn wait(requests: &Receiver<Request>, begun: Instant) -> Option<Vec<Sender<()>>> {
     let mut due = begun + LOOK_UP_INTERVAL;
     loop {
@@ -332,7 +335,7 @@ fn wait(requests: &Receiver<Request>, begun: Instant) -> Option<Vec<Sender<()>>>
 
 #[cfg(test)]
 impl Upstream {
-    /// Returns an upstream that nothing dials.
+    /// Returns an upstream for tests that dial nothing.
     pub(crate) fn for_tests() -> Arc<Self> {
         let settings =
             config::UpstreamConfig { addr: Address::tcp("127.0.0.1", 9), ..Default::default() };
@@ -429,7 +432,7 @@ mod tests {
         for _client in 0..1000 {
             requests.send(None).unwrap();
         }
-        // One that is waited for comes at once all the same.
+        // A look-up with a waiting caller comes at once all the same.
         let (done, wait) = bounded(0);
         requests.send(Some(done)).unwrap();
         assert_eq!(wait.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
