@@ -1,13 +1,14 @@
-//! What can go wrong before any traffic flows.
+//! Errors before any traffic flows.
 
 use std::{error, fmt};
 
-/// Why a proxy could not start. Traffic never ends in an error: it ends in a closed connection and a log line.
+/// A reason for which a proxy could not start. Traffic never ends in an error, but in a closed connection and a log
+/// line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// A setting is wrong: the text names it and the remedy.
+    /// A wrong setting. The text names it and the remedy.
     Config(String),
-    /// The system refused something: the text names it and the remedy.
+    /// A refusal by the system. The text names it and the remedy.
     System(String),
 }
 

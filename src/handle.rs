@@ -17,7 +17,7 @@ use crate::{
     sys,
 };
 
-/// Pauses, resumes and observes a running proxy. Clones act on the same proxy.
+/// Handle that pauses, resumes and observes a running proxy. Clones act on the same proxy.
 #[derive(Debug, Clone)]
 pub struct Handle(Arc<Shared>);
 
@@ -28,25 +28,25 @@ pub struct Status {
     pub version: &'static str,
     /// Seconds since the proxy started.
     pub uptime_seconds: f64,
-    /// Whether new clients are held or rejected now.
+    /// True while new clients are held or rejected.
     pub paused: bool,
-    /// Since when it is paused, in RFC 3339; null when it is not.
+    /// Time at which the pause began, in RFC 3339; null while the proxy is not paused.
     pub paused_since: Option<String>,
-    /// What it is paused by.
+    /// Pauses that hold now.
     pub leases: Vec<LeaseStatus>,
     /// Clients that wait for the resume.
     pub held: u64,
     /// Connections whose upstream is being dialled.
     pub connecting: u64,
-    /// Connections that are carried.
+    /// Connections that are relayed.
     pub active: u64,
-    /// The age of the oldest connection that is carried, in seconds; null when there is none.
+    /// Age of the oldest relayed connection, in seconds; null without one.
     pub oldest_seconds: Option<f64>,
     /// Clients that are being rejected.
     pub rejecting: u64,
     /// Clients accepted since the start.
     pub accepted: u64,
-    /// Clients rejected since the start, with whatever answer.
+    /// Clients rejected since the start, with any answer.
     pub rejected: u64,
     /// Connections whose upstream could not be reached since the start.
     pub failed: u64,
@@ -64,66 +64,67 @@ pub struct Status {
     pub upstream: String,
     /// The number of worker threads.
     pub threads: usize,
-    /// How often a worker has panicked, which costs its connections: each time is a defect of tcpause.
+    /// Panics of workers since the start. Each one costs that worker's connections, and is a defect of tcpause.
     pub worker_panics: u64,
 }
 
 /// One of the pauses that hold, as `GET /status` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LeaseStatus {
-    /// Its name.
+    /// Name of the pause.
     pub name: String,
-    /// Why it was asked for; null if that was not told.
+    /// Reason given by the caller; null without one.
     pub reason: Option<String>,
-    /// Who has asked for it: an address, or the user and the process of a UNIX caller.
+    /// Caller that paused: an address, or the user and the process of a UNIX caller.
     pub by: String,
-    /// What is done with new clients: `hold` or `reject`.
+    /// Treatment of new clients: `hold` or `reject`.
     pub mode: &'static str,
-    /// Since when its name holds, in RFC 3339.
+    /// Time since which a pause of this name holds, in RFC 3339.
     pub since: String,
-    /// When it ends by itself; null for never.
+    /// Seconds until it ends by itself; null for never.
     pub expires_in_seconds: Option<f64>,
-    /// How long a connection may be silent before it is closed; null for ever.
+    /// Seconds for which a connection may be silent before it is closed; null for ever.
     pub drain_quiet_seconds: Option<f64>,
 }
 
 impl Handle {
-    /// Makes a handle to the proxy of these parts.
+    /// Returns a handle to a proxy.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self(shared)
     }
 
-    /// Pauses, until it is resumed or `pause.max-ttl` is over: once this has returned, no further client is admitted, and no
-    /// connection to the upstream begins. Connections that run go on; those under way to the upstream were admitted before,
-    /// and are counted. Returns whether it was running before.
+    /// Pauses until a resume, or until `pause.max-ttl` is over. Returns true if the proxy was running before.
+    ///
+    /// Once this has returned, no further client is admitted and no connection to the upstream begins. Running
+    /// connections go on. Connections under way to the upstream were admitted before, and are counted.
     pub fn pause(&self) -> bool {
         self.pauses().pause()
     }
 
-    /// Resumes, whoever has paused: held clients are served, oldest first. The upstream's name is looked up before, for a
-    /// second at most. Returns whether it was paused before.
+    /// Ends all pauses, whichever caller began them, and serves held clients, oldest first. Returns true if the proxy
+    /// was paused before. It first looks the upstream's name up, for a second at most.
     pub fn resume(&self) -> bool {
         self.pauses().lift(None, "the program")
     }
 
-    /// Returns whether it is paused.
+    /// Returns true while the proxy is paused.
     pub fn is_paused(&self) -> bool {
         self.pauses().gate.is_paused()
     }
 
-    /// Returns whether no connection is relayed or connecting at this moment. Held and rejected clients do not count.
+    /// Returns true if no connection is relayed or connecting at this moment. Held and rejected clients do not count.
     pub fn is_idle(&self) -> bool {
         self.pauses().gate.passes() == 0
     }
 
-    /// Waits until no connection is relayed or connecting. Returns false when `timeout` is over first.
+    /// Waits until no connection is relayed or connecting. Returns false if `timeout` is over first.
     pub fn wait_idle(&self, timeout: Option<Duration>) -> bool {
-        // A timeout beyond the clock's range is none.
+        // A timeout beyond the clock's range means none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.pauses().gate.wait_idle(deadline)
     }
 
-    /// Returns a snapshot of all counts. They are read one after the other while the proxy goes on.
+    /// Returns a snapshot of the proxy. The counts are read one after the other while the proxy goes on.
     pub fn status(&self) -> Status {
         let Shared { pauses, workers, upstream, started, .. } = &*self.0;
         let sum = |count: fn(&Counters) -> &Count| workers.sum(count);
@@ -158,7 +159,7 @@ impl Handle {
         }
     }
 
-    /// Returns the pauses of the proxy, for callers of its API.
+    /// Returns the pauses of the proxy.
     pub(crate) fn pauses(&self) -> &Pauses {
         &self.0.pauses
     }

@@ -35,24 +35,24 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
 }
 
-/// The way from a running proxy to its end, which knows no way back.
+/// State of a shutdown. It only ever advances.
 #[derive(Debug)]
 pub(crate) struct Shutdown {
-    /// Time that connections have after a stop.
+    /// Time that connections may go on after a stop.
     grace_period: Duration,
     /// Only ever raised.
     level: AtomicU8,
     deadline: OnceLock<Instant>,
 }
 
-/// Part of its life that the proxy is in.
+/// Phase of the proxy's life, which tells workers how to treat connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Accept and serve.
+    /// Accept and serve clients.
     Running,
-    /// Listen no more; connections may go on until the deadline.
+    /// Do not listen any more; connections may go on until the deadline.
     Stopping { deadline: Instant },
-    /// Close everything.
+    /// Close every connection.
     Aborting,
 }
 
@@ -61,30 +61,30 @@ const STOPPING: u8 = 1;
 const ABORTING: u8 = 2;
 
 impl Shared {
-    /// Returns the phase that the workers are to act by.
+    /// Returns the present phase.
     pub(crate) fn phase(&self) -> Phase {
         self.shutdown.phase()
     }
 
-    /// Begins to stop. The first call sets the deadline.
+    /// Begins to stop, and wakes the workers. The first call sets the deadline.
     pub(crate) fn stop(&self) {
         self.shutdown.begin();
         self.workers.wake_all();
     }
 
-    /// Closes everything.
+    /// Makes the workers close every connection at once.
     pub(crate) fn abort(&self) {
         self.shutdown.raise(ABORTING);
         self.workers.wake_all();
     }
 
-    /// Has all connections reset that lead back to tcpause itself.
+    /// Makes the workers reset connections that lead back to tcpause itself.
     pub(crate) fn reset_loops(&self) {
         self.pauses.drain.reset_loops();
         self.workers.wake_all();
     }
 
-    /// Reserves a hold permit before `accept`, if the client will need one.
+    /// Reserves a hold permit before `accept` if the client will need one.
     pub(crate) fn try_reserve(&self) -> Result<Option<Permit>, Full> {
         match self.pauses.gate.mode() {
             Some(Mode::Hold) => self.admission.hold.try_reserve(),
@@ -92,13 +92,13 @@ impl Shared {
         }
     }
 
-    /// Decides on a client that is not admitted now, and may have a hold permit already.
-    pub(crate) fn hold_decision(&self, place: Option<Permit>) -> HoldDecision {
-        match (self.pauses.gate.mode(), place) {
+    /// Decides about a client that is not admitted now, and that may have a hold permit already.
+    pub(crate) fn hold_decision(&self, permit: Option<Permit>) -> HoldDecision {
+        match (self.pauses.gate.mode(), permit) {
             (Some(Mode::Reject), _) => HoldDecision::Reject,
             (Some(Mode::Hold), None) => self.admission.hold.decide(),
-            // Without a pause, it waits for its turn behind others.
-            (None | Some(Mode::Hold), place) => HoldDecision::Hold(place),
+            // Without a pause, the client waits in the queue behind others.
+            (None | Some(Mode::Hold), permit) => HoldDecision::Hold(permit),
         }
     }
 
@@ -109,7 +109,7 @@ impl Shared {
             | self.upstream.outage().take_wanted()
     }
 
-    /// Returns a moment in milliseconds after the start.
+    /// Returns a time in milliseconds after the start.
     pub(crate) fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.started).as_millis())
             .unwrap_or(u64::MAX - 1)
@@ -117,12 +117,12 @@ impl Shared {
 }
 
 impl Shutdown {
-    /// Returns the state of a proxy that runs.
+    /// Returns the state of a running proxy.
     pub(crate) fn new(grace_period: Duration) -> Self {
         Self { grace_period, level: AtomicU8::new(0), deadline: OnceLock::new() }
     }
 
-    /// Returns the moment at which a stop ends, if one has begun.
+    /// Returns the end of the grace period if a stop has begun.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline.get().copied()
     }

@@ -1,24 +1,25 @@
-//! What one worker counts: written by that worker alone, read by whoever asks for the status.
+//! Counters of one worker: only that worker writes them, and the status reads them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number with one writer. Plain loads and stores: no locked instruction on the way of a byte.
+/// A number with one writer. It needs only plain loads and stores, so no locked instruction lies on the way of a byte.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
-/// The numbers of one worker, on cache lines of their own (two, since processors fetch them in pairs).
+/// Counters of one worker, on cache lines of their own: two, since processors fetch them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Counters {
-    /// Clients that wait for the resume, now.
+    /// Present number of clients that wait for the resume.
     pub(crate) held: Count,
-    /// Connections whose upstream is being dialled, now.
+    /// Present number of connections whose upstream is being dialled.
     pub(crate) connecting: Count,
-    /// Connections that are carried, now.
+    /// Present number of connections that are relayed.
     pub(crate) active: Count,
-    /// When the oldest of these began, in milliseconds after the start of the proxy and one more; 0 if there is none.
+    /// Beginning of the oldest relayed connection, in milliseconds after the start of the proxy, plus one; 0 if there
+    /// is none.
     pub(crate) oldest: Count,
-    /// Clients that are being rejected, now.
+    /// Present number of clients that are being rejected.
     pub(crate) rejecting: Count,
     /// Clients accepted.
     pub(crate) accepted: Count,
@@ -32,7 +33,7 @@ pub(crate) struct Counters {
     pub(crate) drained: Count,
     /// Connections reset because a pause was not to wait for them.
     pub(crate) killed: Count,
-    /// How often the worker has panicked; written by its supervisor, on the same thread.
+    /// Panics of the worker, written by its supervisor on the same thread.
     pub(crate) panics: Count,
     /// Bytes carried from clients to the upstream.
     pub(crate) bytes_to_upstream: Count,
@@ -41,24 +42,24 @@ pub(crate) struct Counters {
 }
 
 impl Count {
-    /// The number now.
+    /// Returns the number.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Sets the number; for its one writer.
+    /// Sets the number. Only its one writer may call it.
     pub(crate) fn set(&self, number: u64) {
         self.0.store(number, Ordering::Relaxed);
     }
 
-    /// Adds to the number; for its one writer.
+    /// Adds to the number. Only its one writer may call it.
     pub(crate) fn add(&self, more: u64) {
         self.set(self.get() + more);
     }
 }
 
 impl Counters {
-    /// How many clients the worker has, in whatever state.
+    /// Returns the number of the worker's clients in all states.
     pub(crate) fn clients(&self) -> u64 {
         [&self.held, &self.connecting, &self.active, &self.rejecting]
             .into_iter()

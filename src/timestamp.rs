@@ -5,12 +5,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// Shows a time in RFC 3339, in UTC, to the millisecond: `2026-11-23T17:14:22.123Z`. A time before 1970 shows as 1970.
+/// A time that is shown in RFC 3339, in UTC, to the millisecond: `2026-11-23T17:14:22.123Z`. A time before 1970 is
+/// shown as 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rfc3339(pub SystemTime);
 
 impl Rfc3339 {
-    /// The time of day.
+    /// Returns the time of day.
     pub(crate) fn now() -> Self {
         Self(SystemTime::now())
     }
@@ -20,7 +21,8 @@ impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        // Years are counted from the 1st of March of the year 0, so that a leap day is the last day of its year; 400 years always have 146,097 days.
+        // Years are counted from the 1st of March of the year 0, so that a leap day is the last day of its year; 400
+        // years always have 146,097 days.
         let days = days + 719_468;
         let (era, day) = (days / 146_097, days % 146_097);
         let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;

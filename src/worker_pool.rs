@@ -1,4 +1,4 @@
-//! The worker pool: how other threads reach each worker, and the numbers that it shows.
+//! The worker pool: handles by which other threads reach each worker and read its counters.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,24 +19,24 @@ pub(crate) struct WorkerPool {
     listening: AtomicUsize,
 }
 
-/// Means to reach one worker, and its counters.
+/// Handle of one worker: its waker, its mailbox and its counters.
 #[derive(Debug)]
 pub(crate) struct WorkerHandle {
-    /// Ends its wait.
+    /// Ends the worker's wait for events.
     pub(crate) waker: Waker,
-    /// Takes clients that another worker has accepted.
+    /// Sends it clients that another worker has accepted.
     pub(crate) mailbox: Sender<Accepted>,
     /// Numbers that the worker alone writes.
     pub(crate) counters: Counters,
 }
 
-/// A client that has been accepted.
+/// A client that was accepted, with its permits.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(crate) client: Socket,
-    /// Counts it as a client of the proxy.
+    /// Permit that counts it among all clients (`proxy.max-connections`).
     pub(crate) slot: Permit,
-    /// Counts it as held, if it was accepted for that.
+    /// Permit that counts it among held clients, if it was accepted to be held.
     pub(crate) place: Option<Permit>,
 }
 
@@ -51,14 +51,14 @@ impl WorkerPool {
         self.workers.len()
     }
 
-    /// Ends the wait of one worker.
+    /// Ends one worker's wait for events.
     pub(crate) fn wake(&self, worker: usize) {
         if let Some(worker) = self.workers.get(worker) {
             worker.wake();
         }
     }
 
-    /// Ends every worker's wait.
+    /// Ends every worker's wait for events.
     pub(crate) fn wake_all(&self) {
         self.workers.iter().for_each(WorkerHandle::wake);
     }
@@ -79,7 +79,7 @@ impl WorkerPool {
         self.sum(|counters| &counters.held)
     }
 
-    /// Returns when the oldest relayed connection began, in milliseconds after the start; none if there is none.
+    /// Returns the beginning of the oldest relayed connection, in milliseconds after the start, or `None` without one.
     pub(crate) fn oldest_began(&self) -> Option<u64> {
         let begins = self.workers.iter().map(|worker| worker.counters.oldest.get());
         begins.filter_map(|begin| begin.checked_sub(1)).min()
@@ -92,7 +92,7 @@ impl WorkerPool {
         others.map(|(index, worker)| (index, load(worker))).min_by_key(|&(_index, load)| load)
     }
 
-    /// Sends a client to the worker `index`. Gives it back if that worker's mailbox is full.
+    /// Sends a client to the worker `index`. Returns it if that worker's mailbox is full.
     pub(crate) fn send(&self, index: usize, accepted: Accepted) -> Result<(), Accepted> {
         let Some(worker) = self.workers.get(index) else { return Err(accepted) };
         worker.mailbox.try_send(accepted).map_err(crossbeam_channel::TrySendError::into_inner)?;
@@ -100,14 +100,15 @@ impl WorkerPool {
         Ok(())
     }
 
-    /// Notes that a worker has closed its listeners.
+    /// Records that a worker has closed its listeners. The last one wakes all workers, as no more clients can be sent
+    /// to them.
     pub(crate) fn stopped_listening(&self) {
         if self.listening.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.wake_all();
         }
     }
 
-    /// Returns true while a worker listens, and may send clients to others.
+    /// Returns true while any worker listens, and so may send clients to others.
     pub(crate) fn is_listening(&self) -> bool {
         self.listening.load(Ordering::Acquire) > 0
     }

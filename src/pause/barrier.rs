@@ -1,7 +1,7 @@
-//! The barrier: waits until every worker has passed the end of a turn.
+//! The barrier: waits until every worker has reached the end of a turn.
 //!
-//! A worker that was let through the gate just before a pause may be about to dial. Whoever has paused asks, and once all
-//! workers have passed, what they do from then on comes behind the pause.
+//! A worker that was let through the gate just before a pause may be about to dial. The pausing thread therefore begins
+//! a new epoch and waits until all workers have acknowledged it. All that they do from then on comes after the pause.
 
 use std::{
     sync::PoisonError,
@@ -19,81 +19,79 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// What a worker that has ended has passed: every question to come.
+/// Epoch of a worker that has ended; it counts as having acknowledged every future one.
 const FOR_EVER: u64 = u64::MAX;
 
-/// Where workers pass and others wait for them.
+/// Meeting point of workers and of threads that wait for them.
 #[derive(Debug)]
 pub(crate) struct Barrier {
-    /// How often was asked.
-    asked: AtomicU64,
-    /// The last question that each worker has passed.
-    passed: Mutex<Box<[u64]>>,
-    one_passed: Condvar,
+    /// Number of the latest epoch.
+    latest: AtomicU64,
+    /// Latest epoch that each worker has acknowledged.
+    acked: Mutex<Box<[u64]>>,
+    one_acked: Condvar,
 }
 
-/// A question to all workers.
+/// An epoch that every worker has to acknowledge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Question(u64);
+pub(crate) struct Epoch(u64);
 
 impl Barrier {
-    /// A barrier for so many workers.
+    /// Returns a barrier for `workers` workers.
     pub(crate) fn new(workers: usize) -> Self {
         Self {
-            asked: AtomicU64::new(0),
-            passed: Mutex::new(vec![0; workers].into()),
-            one_passed: Condvar::new(),
+            latest: AtomicU64::new(0),
+            acked: Mutex::new(vec![0; workers].into()),
+            one_acked: Condvar::new(),
         }
     }
 
-    /// Asks every worker to pass; the caller ends their wait for events.
-    pub(crate) fn ask(&self) -> Question {
-        Question(self.asked.fetch_add(1, Ordering::AcqRel) + 1)
+    /// Begins an epoch. The caller has to wake the workers.
+    pub(crate) fn ask(&self) -> Epoch {
+        Epoch(self.latest.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
-    /// Waits until every worker has passed since `question` was asked; false when `timeout` is over first.
-    pub(crate) fn wait(&self, question: Question, timeout: Duration) -> bool {
+    /// Waits until every worker has acknowledged `epoch`. Returns false if `timeout` is over first.
+    pub(crate) fn wait(&self, epoch: Epoch, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut passed = self.lock();
-        while passed.iter().any(|&passed| passed < question.0) {
+        let mut acked = self.lock();
+        while acked.iter().any(|&acked| acked < epoch.0) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            passed = self
-                .one_passed
-                .wait_timeout(passed, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            acked =
+                self.one_acked.wait_timeout(acked, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
 
-    /// A worker is at the end of its turn. `seen` is what it has passed last: while nobody asks, it takes no lock.
+    /// Acknowledges the latest epoch, at the end of a worker's turn. `seen` is the epoch that it acknowledged last:
+    /// without a new one, it takes no lock.
     pub(crate) fn ack(&self, worker: usize, seen: &mut u64) {
-        // Whoever asked had paused before: what this worker does from here on sees it.
-        let asked = self.asked.load(Ordering::Acquire);
-        if asked != *seen {
-            *seen = asked;
-            self.note(worker, asked);
+        // The pause came before this epoch, so all that this worker does from here on sees it.
+        let latest = self.latest.load(Ordering::Acquire);
+        if latest != *seen {
+            *seen = latest;
+            self.note(worker, latest);
         }
     }
 
-    /// A worker has ended, and is not waited for any more.
+    /// Excludes a worker that has ended from all future waits.
     pub(crate) fn leave(&self, worker: usize) {
         self.note(worker, FOR_EVER);
     }
 
-    fn note(&self, worker: usize, question: u64) {
-        if let Some(passed) = self.lock().get_mut(worker) {
-            *passed = question;
+    fn note(&self, worker: usize, epoch: u64) {
+        if let Some(acked) = self.lock().get_mut(worker) {
+            *acked = epoch;
         }
-        self.one_passed.notify_all();
+        self.one_acked.notify_all();
     }
 
-    /// The lock, which no panic can leave half-changed.
+    /// Locks the acknowledgements. It ignores poison, as no panic can leave them half-changed.
     fn lock(&self) -> MutexGuard<'_, Box<[u64]>> {
-        self.passed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.acked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,19 +103,19 @@ mod tests {
     fn all_workers_have_to_pass_or_to_have_ended() {
         let barrier = Barrier::new(2);
         let (mut first, mut second) = (0, 0);
-        let question = barrier.ask();
-        assert!(!barrier.wait(question, Duration::ZERO));
+        let epoch = barrier.ask();
+        assert!(!barrier.wait(epoch, Duration::ZERO));
         barrier.ack(0, &mut first);
-        assert!(!barrier.wait(question, Duration::ZERO), "the second has not passed");
+        assert!(!barrier.wait(epoch, Duration::ZERO), "the second has not passed");
         barrier.ack(1, &mut second);
-        assert!(barrier.wait(question, Duration::ZERO));
+        assert!(barrier.wait(epoch, Duration::ZERO));
 
         let next = barrier.ask();
         assert!(!barrier.wait(next, Duration::ZERO), "what was passed before does not count");
         barrier.leave(0);
         barrier.ack(1, &mut second);
         assert!(barrier.wait(next, Duration::ZERO));
-        assert!(barrier.wait(question, Duration::ZERO));
+        assert!(barrier.wait(epoch, Duration::ZERO));
     }
 }
 
@@ -130,8 +128,8 @@ mod loom_tests {
 
     use super::*;
 
-    /// Whoever has paused and waited finds no dial that began after that: a worker either dials before it passes, or sees
-    /// the pause.
+    /// No dial begins after a thread has paused and waited: a worker either dials before it acknowledges, or sees the
+    /// pause.
     #[test]
     fn barrier_nothing_begins_behind_a_pause() {
         loom::model(|| {
@@ -152,9 +150,9 @@ mod loom_tests {
                 }
             });
             paused.store(true, Ordering::Release);
-            let question = barrier.ask();
-            // The timeout is the clock's, which loom does not know: it is far away.
-            assert!(barrier.wait(question, Duration::from_secs(3600)));
+            let epoch = barrier.ask();
+            // loom does not know the clock, so the timeout is far away.
+            assert!(barrier.wait(epoch, Duration::from_secs(3600)));
             let before = dials.load(Ordering::Relaxed);
             worker.join().unwrap();
             assert_eq!(dials.load(Ordering::Relaxed), before);

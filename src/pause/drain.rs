@@ -1,4 +1,4 @@
-//! What is asked of all workers at once: by the operator during a pause, beside the pause itself, and of loops.
+//! Orders to all workers: closing and resetting connections during a pause, and resetting loops.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,24 +7,24 @@ use std::{
 
 use crate::config::duration::nanos;
 
-/// Orders to all workers. Whoever changes one wakes them.
+/// Orders to all workers. A thread that changes one has to wake them.
 #[derive(Debug, Default)]
 pub(crate) struct DrainOrders {
-    /// For how many nanoseconds a connection may be silent; 0 for ever.
+    /// Nanoseconds for which a connection may be silent; 0 for ever.
     quiet: AtomicU64,
-    /// How often all connections were to be reset.
+    /// Number of orders to reset all connections.
     resets: AtomicU64,
-    /// How often the connections that lead back to tcpause itself were to be reset.
+    /// Number of orders to reset connections that lead back to tcpause itself.
     loop_resets: AtomicU64,
 }
 
 impl DrainOrders {
-    /// Has connections closed that are silent for so long; `None` takes it back.
+    /// Orders workers to close connections that are silent for `quiet`. `None` takes the order back.
     pub(crate) fn close_quiet(&self, quiet: Option<Duration>) {
         self.quiet.store(quiet.map_or(0, nanos), Ordering::Release);
     }
 
-    /// For how long a connection may be silent, if that matters.
+    /// Returns the time for which a connection may be silent, if it is limited.
     pub(crate) fn quiet(&self) -> Option<Duration> {
         match self.quiet.load(Ordering::Acquire) {
             0 => None,
@@ -32,22 +32,22 @@ impl DrainOrders {
         }
     }
 
-    /// Has all connections reset that have a pass.
+    /// Orders workers to reset all connections that have a pass.
     pub(crate) fn reset_all(&self) {
         self.resets.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How often they were to be reset: a worker compares it with what it has done.
+    /// Returns the number of such orders, which a worker compares with the number that it has obeyed.
     pub(crate) fn resets(&self) -> u64 {
         self.resets.load(Ordering::Acquire)
     }
 
-    /// Has all connections reset that lead back to tcpause itself.
+    /// Orders workers to reset connections that lead back to tcpause itself.
     pub(crate) fn reset_loops(&self) {
         self.loop_resets.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Returns how often they were to be reset.
+    /// Returns the number of such orders.
     pub(crate) fn loop_resets(&self) -> u64 {
         self.loop_resets.load(Ordering::Acquire)
     }

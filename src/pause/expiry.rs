@@ -12,10 +12,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::Pauses;
 use crate::{error::Error, sys};
 
-/// Rest of the thread after a panic.
+/// Time that the thread waits after a panic.
 const PANIC_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts the thread. It ends when `pauses` goes.
+/// Starts the thread, which ends when `pauses` is dropped.
 pub(crate) fn start(pauses: &Arc<Pauses>, notifications: Receiver<()>) -> Result<(), Error> {
     let weak = Arc::downgrade(pauses);
     let run = move || run(&weak, &notifications);
@@ -34,7 +34,7 @@ fn run(pauses: &Weak<Pauses>, notifications: &Receiver<()>) {
         match (woken, pauses.upgrade()) {
             (Err(RecvTimeoutError::Disconnected), _) | (_, None) => return,
             (_, Some(pauses)) => {
-                // Without this thread, no pause would ever end by itself.
+                // Without this thread no pause would end by itself, so it survives a panic.
                 due = catch_unwind(AssertUnwindSafe(|| pauses.expire())).unwrap_or_else(|_| {
                     log::error!("a defect: the thread that ends pauses panicked; it goes on");
                     Some(sys::now() + PANIC_INTERVAL)

@@ -1,8 +1,8 @@
-//! The gate: one atomic word that says whether the proxy is paused and how many connections it serves.
+//! The gate: one atomic word with a paused bit and the number of connections being served.
 //!
-//! Pausing and admission are changes of the *same* word, so they are totally ordered by it alone: a connection either
-//! entered before the pause, and is counted, or sees the pause, and does not enter. "Admitted but not counted" cannot
-//! happen, and no argument about two variables is needed to know it.
+//! Pausing and admission are changes of the *same* word, so they are totally ordered by it alone. A connection either
+//! entered before the pause and is counted, or sees the pause and does not enter. "Admitted but not counted" cannot
+//! happen, and no argument about two variables is needed to prove it.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -20,23 +20,23 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// The bit of the word that says "paused".
+/// Bit of the word that is set while paused.
 const PAUSED: u64 = 1 << 63;
-/// The bit that says, while it is paused, that whoever comes is to be rejected.
+/// Bit that is set while paused if new clients are to be rejected.
 const REJECTING: u64 = 1 << 62;
-/// The bits that count the passes.
+/// Bits that count the passes.
 const PASSES: u64 = REJECTING - 1;
 
-/// What is done with those who come during a pause.
+/// Treatment of clients that come during a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// They wait for the resume.
+    /// Clients wait for the resume.
     Hold,
-    /// They get an answer and go.
+    /// Clients get an answer and are closed.
     Reject,
 }
 
-/// Admits connections, or not, and tells when the last one has left.
+/// Admission of connections, and notice of the moment at which the last one has left.
 #[derive(Debug)]
 pub(crate) struct Gate {
     word: AtomicU64,
@@ -44,27 +44,27 @@ pub(crate) struct Gate {
     became_idle: Condvar,
 }
 
-/// What those who wait for idle share.
+/// State that threads waiting for idle share.
 #[derive(Default)]
 struct Idle {
-    /// How many idle moments there were: a waiter that sleeps through a short one still learns of it.
+    /// Number of idle moments so far. A waiter that sleeps through a short one still learns of it.
     moments: u64,
-    /// How many wait for the next one: as long as none does, an idle moment costs no call.
+    /// Number of waiting threads. While there are none, an idle moment costs no call.
     waiters: usize,
-    /// Called at each of them.
+    /// Callbacks at each idle moment.
     watchers: Vec<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// The right to be served. Dropping it is leaving, so drop it after the sockets are closed.
+/// The right to be served. Dropping it leaves the gate, so it is dropped after the sockets are closed.
 #[derive(Debug)]
 pub(crate) struct Pass {
     gate: Arc<Gate>,
-    /// Whether it was given in spite of a pause.
-    in_spite: bool,
+    /// Set if it was given in spite of a pause.
+    bypasses: bool,
 }
 
 impl Gate {
-    /// An open gate.
+    /// Returns an open gate.
     pub(crate) fn new() -> Self {
         Self {
             word: AtomicU64::new(0),
@@ -73,7 +73,7 @@ impl Gate {
         }
     }
 
-    /// Lets nobody in from now on, and has those who come treated by `mode`. Returns whether the gate was open.
+    /// Pauses, or changes the mode of a pause. Returns true if the gate was open.
     pub(crate) fn pause(&self, mode: Mode) -> bool {
         let bits = match mode {
             Mode::Hold => PAUSED,
@@ -82,17 +82,17 @@ impl Gate {
         self.change(|word| word & PASSES | bits) & PAUSED == 0
     }
 
-    /// Opens the gate. Returns whether it was paused.
+    /// Opens the gate. Returns true if it was paused.
     pub(crate) fn resume(&self) -> bool {
         self.change(|word| word & PASSES) & PAUSED != 0
     }
 
-    /// Whether nobody is let in.
+    /// Returns true while paused.
     pub(crate) fn is_paused(&self) -> bool {
         self.word.load(Ordering::Acquire) & PAUSED != 0
     }
 
-    /// What is done with those who come, if it is paused.
+    /// Returns the treatment of new clients, or `None` while open.
     pub(crate) fn mode(&self) -> Option<Mode> {
         match self.word.load(Ordering::Acquire) & !PASSES {
             0 => None,
@@ -101,22 +101,22 @@ impl Gate {
         }
     }
 
-    /// How many passes are out.
+    /// Returns the number of passes given and not yet dropped.
     pub(crate) fn passes(&self) -> u64 {
         self.word.load(Ordering::Acquire) & PASSES
     }
 
-    /// A pass, unless the gate is paused.
+    /// Gives a pass unless the gate is paused.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Pass> {
         let admit = |word| (word & PAUSED == 0).then_some(word + 1);
         self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).ok()?;
-        Some(Pass { gate: Arc::clone(self), in_spite: false })
+        Some(Pass { gate: Arc::clone(self), bypasses: false })
     }
 
-    /// A pass in spite of a pause, for one that the operator lets through.
+    /// Gives a pass in spite of a pause, for a client that the operator lets through.
     pub(crate) fn enter_bypassing(self: &Arc<Self>) -> Pass {
         self.word.fetch_add(1, Ordering::AcqRel);
-        Pass { gate: Arc::clone(self), in_spite: true }
+        Pass { gate: Arc::clone(self), bypasses: true }
     }
 
     fn change(&self, change: impl Fn(u64) -> u64) -> u64 {
@@ -126,12 +126,13 @@ impl Gate {
         }
     }
 
-    /// Waits until no pass is out; false when `deadline` comes first.
+    /// Waits until the number of passes is 0. Returns false if `deadline` comes first.
     pub(crate) fn wait_idle(&self, deadline: Option<Instant>) -> bool {
         let mut idle = self.lock();
         idle.waiters += 1;
         let since = idle.moments;
-        // The last leaver notifies under this lock, after the count has fallen: it cannot do so between look and wait.
+        // The thread that drops the last pass notifies under this lock, after the count has fallen. So it cannot notify
+        // between the check and the wait.
         let mut in_time = true;
         while in_time && self.passes() != 0 && idle.moments == since {
             idle = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
@@ -153,13 +154,13 @@ impl Gate {
         in_time
     }
 
-    /// How many idle moments there were: when it has changed, the gate was idle in between.
+    /// Returns the number of idle moments so far. If it has changed, the gate was idle in between.
     pub(crate) fn idle_moments(&self) -> u64 {
         self.lock().moments
     }
 
-    /// Has `watcher` called at each idle moment, by the thread that leaves and under a lock of the gate: it must neither
-    /// block nor ask the gate.
+    /// Registers a callback for each idle moment. It runs on the leaving thread and under a lock of the gate, so it
+    /// must neither block nor call the gate.
     pub(crate) fn watch_idle(&self, watcher: impl Fn() + Send + Sync + 'static) {
         self.lock().watchers.push(Box::new(watcher));
     }
@@ -169,8 +170,8 @@ impl Gate {
         debug_assert_ne!(before & PASSES, 0, "more left than entered");
         if before & PASSES == 1 {
             let mut idle = self.lock();
-            // Another may have entered since. Then this moment is over, and whoever has begun to wait after it must not
-            // take it for its own; the last to leave will be back here.
+            // A connection may have entered since. Then this idle moment is over and must not be reported: it would end
+            // a wait that began after it. The last one to leave will come here again.
             if self.passes() == 0 {
                 idle.moments += 1;
                 if idle.waiters > 0 {
@@ -181,21 +182,21 @@ impl Gate {
         }
     }
 
-    /// The lock of the idle state, which no panic can leave half-changed.
+    /// Locks the idle state. It ignores poison, as no panic can leave the state half-changed.
     fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pass {
-    /// Whether the gate that it is for is paused now.
+    /// Returns true while the gate is paused.
     pub(crate) fn is_paused(&self) -> bool {
         self.gate.is_paused()
     }
 
-    /// Whether it would not be given any more: a pause has come since.
+    /// Returns true if a pause has begun since it was given, and it was not given in spite of a pause.
     pub(crate) fn is_void(&self) -> bool {
-        self.is_paused() && !self.in_spite
+        self.is_paused() && !self.bypasses
     }
 }
 
@@ -292,7 +293,7 @@ mod tests {
             assert!(Instant::now() < deadline, "it never comes to wait");
             std::thread::yield_now();
         }
-        // The next client is there before the waiter can look.
+        // The next client enters before the waiter can check.
         let next = Arc::new(Mutex::new(None));
         gate.watch_idle({
             let (gate, next) = (Arc::downgrade(&gate), Arc::clone(&next));
@@ -301,14 +302,14 @@ mod tests {
         drop(pass);
         assert!(waiter.unwrap().join().unwrap());
         assert_eq!(gate.passes(), 1);
-        // A watcher that is called by this leave must not enter again.
+        // The watcher is called once more by this drop, and must not enter again.
         gate.pause(Mode::Hold);
         let last = next.lock().unwrap().take();
         drop(last);
     }
 }
 
-/// Every interleaving of small histories: `RUSTFLAGS="--cfg loom" cargo test --release --lib gate`.
+/// Model checks of every interleaving of small histories: `RUSTFLAGS="--cfg loom" cargo test --release --lib gate`.
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
@@ -364,7 +365,8 @@ mod loom_tests {
         });
     }
 
-    /// The late word of an idle moment before the wait must not end it: the upstream would be stopped under a connection.
+    /// A late notice of an idle moment before the wait must not end it: the upstream would be stopped under a
+    /// connection.
     #[test]
     fn a_wait_ends_only_after_all_who_were_inside_when_it_began() {
         loom::model(|| {

@@ -1,5 +1,7 @@
-//! Closes connections that are silent while a pause wants it: pools and keep-alive connections never end by themselves. A stop
-//! does not wait for those whose server has ended its stream, and whose client keeps the rest for its next use.
+//! Closing of silent connections.
+//!
+//! During a pause, the operator may order it, as pools and keep-alive connections never end by themselves. A stop
+//! closes connections whose server has ended its stream, while the client keeps its side for its next use.
 
 use std::time::{Duration, Instant};
 
@@ -9,20 +11,20 @@ use crate::{
     shared::Phase,
 };
 
-/// Silence after which a connection whose server has ended its stream is over for a stop. Where only the client has ended its
-/// own, the server may be in the middle of an answer: nobody has asked for that to be cut.
+/// Silence after which a stop closes a connection whose server has ended its stream. If only the client has ended its
+/// stream, the server may be in the middle of an answer, which must not be cut.
 const STOPPING_ENDED_QUIET: Duration = Duration::from_secs(1);
 
-/// How many connections are closed as quiet in one turn.
+/// Connections that are closed as quiet in one turn, at most.
 const TURN_QUIET_MAX: usize = 64;
-/// How long at least until the next look for quiet connections, which looks at all.
+/// Least interval between two searches for quiet connections, each of which looks at all.
 const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// One of how many that are carried is closed in a look: not all of their clients shall connect anew at once. A thousand
-/// that have fallen silent at the same moment take five seconds.
+/// Divisor of the relayed connections that one search may close, so that not all of their clients reconnect at once. A
+/// thousand that fell silent at the same moment take five seconds.
 const QUIET_ONE_OF: usize = 20;
 
 impl Worker<'_> {
-    /// Closes connections that have been silent for as long as the operator says.
+    /// Closes connections that have been silent for the ordered time.
     pub(super) fn close_quiet(&mut self, now: Instant) {
         let shared = &self.resources.shared;
         let is_running = shared.phase() == Phase::Running;
@@ -37,20 +39,20 @@ impl Worker<'_> {
         if self.look_for_quiet.is_some_and(|at| now < at) {
             return;
         }
-        // Whoever falls silent from now on is quiet later than that.
+        // A connection that falls silent from now on is due later than this.
         let mut next = now.checked_add(quiet);
-        let carried =
+        let relayed =
             self.queues.len(Deadline::NoKeepaliveYet) + self.queues.len(Deadline::Relaying);
-        let mut left = carried.div_ceil(QUIET_ONE_OF).min(TURN_QUIET_MAX);
-        for slot in 0..self.connections.end() {
-            let connection = self.connections.get_mut(slot);
+        let mut left = relayed.div_ceil(QUIET_ONE_OF).min(TURN_QUIET_MAX);
+        for key in 0..self.connections.end() {
+            let connection = self.connections.get_mut(key);
             let Some(at) = connection.and_then(|it| it.quiet_at(limits)) else { continue };
             if at > now || left == 0 {
                 next = next.map(|next| next.min(at));
                 continue;
             }
             left -= 1;
-            self.act(slot, now, Connection::end_quiet);
+            self.act(key, now, Connection::end_quiet);
         }
         self.look_for_quiet = next.map(|next| next.max(now + QUIET_LOOK_INTERVAL));
     }

@@ -1,47 +1,47 @@
-//! The connections that a worker is to drive, first come, first served.
+//! Queue of the connections that a worker is to drive, first in, first out.
 
 use std::collections::VecDeque;
 
 use super::timers::Key;
 
-/// Connections to be driven; each stands here at most once.
+/// Connections to be driven, each at most once.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    slots: VecDeque<Key>,
-    /// Which slots stand in `slots`.
+    keys: VecDeque<Key>,
+    /// Flag of each key: set while it is in the queue.
     is_ready: Vec<bool>,
 }
 
 impl Ready {
-    /// Puts `slot` at the end, unless it stands here already.
-    pub(crate) fn push(&mut self, slot: Key) {
-        if self.is_ready.len() <= slot as usize {
-            self.is_ready.resize(slot as usize + 1, false);
+    /// Appends `key` unless it is in the queue already.
+    pub(crate) fn push(&mut self, key: Key) {
+        if self.is_ready.len() <= key as usize {
+            self.is_ready.resize(key as usize + 1, false);
         }
-        if let Some(is_ready) = self.is_ready.get_mut(slot as usize)
+        if let Some(is_ready) = self.is_ready.get_mut(key as usize)
             && !std::mem::replace(is_ready, true)
         {
-            self.slots.push_back(slot);
+            self.keys.push_back(key);
         }
     }
 
-    /// Takes the first one out.
+    /// Removes and returns the first key.
     pub(crate) fn pop(&mut self) -> Option<Key> {
-        let slot = self.slots.pop_front()?;
-        if let Some(is_ready) = self.is_ready.get_mut(slot as usize) {
+        let key = self.keys.pop_front()?;
+        if let Some(is_ready) = self.is_ready.get_mut(key as usize) {
             *is_ready = false;
         }
-        Some(slot)
+        Some(key)
     }
 
-    /// How many there are.
+    /// Returns the number of connections in the queue.
     pub(crate) fn len(&self) -> usize {
-        self.slots.len()
+        self.keys.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.keys.is_empty()
     }
 }
 
@@ -52,8 +52,8 @@ mod tests {
     #[test]
     fn whoever_is_ready_stands_in_line_once() {
         let mut ready = Ready::default();
-        for slot in [7, 3, 7] {
-            ready.push(slot);
+        for key in [7, 3, 7] {
+            ready.push(key);
         }
         assert_eq!((ready.pop(), ready.len()), (Some(7), 1));
         ready.push(7);

@@ -1,79 +1,80 @@
-//! A worker's connections by slot: small numbers that serve as tokens, in memory that a burst gives back.
+//! A worker's connections by key. Keys are small numbers that serve as tokens, and the memory of a burst is given back.
 
 use mio::Token;
 use slab::Slab;
 
 use super::timers::Key;
 
-/// How many slots a chunk has. One array would be copied as it grows, and keep for ever what the largest burst took.
-const CHUNK_SLOTS: usize = 256;
+/// Keys of a chunk. A single array would be copied as it grows, and would never give back the memory of the largest
+/// burst.
+const CHUNK_LEN: usize = 256;
 
-/// What stands in the slots.
+/// Values by key, in chunks.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    /// The slots, a chunk each. One that is empty has no memory, but for the first.
+    /// The chunks. An empty one has no memory, except for the first.
     chunks: Vec<Slab<T>>,
-    /// The first chunk that may have a free slot.
+    /// First chunk that may have a free key.
     open: usize,
     len: usize,
 }
 
 impl<T> Table<T> {
-    /// An empty table.
+    /// Returns an empty table.
     pub(crate) fn new() -> Self {
         Self { chunks: Vec::new(), open: 0, len: 0 }
     }
 
-    /// Whether no slot is taken.
+    /// Returns true if the table has no value.
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// How many slots are taken.
+    /// Returns the number of values.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// All slots that are taken are below this one.
+    /// Returns a bound: all keys in use are below it.
     pub(crate) fn end(&self) -> Key {
-        slot(self.chunks.len(), 0)
+        key_at(self.chunks.len(), 0)
     }
 
-    /// What stands in a slot.
-    pub(crate) fn get_mut(&mut self, slot: Key) -> Option<&mut T> {
-        let (chunk, key) = split(slot);
-        self.chunks.get_mut(chunk)?.get_mut(key)
+    /// Returns the value of `key`.
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        let (chunk, index) = split(key);
+        self.chunks.get_mut(chunk)?.get_mut(index)
     }
 
-    /// The slot that the next insertion takes.
+    /// Returns the key that the next insertion will use.
     pub(crate) fn vacant(&mut self) -> Key {
-        while self.chunks.get(self.open).is_some_and(|chunk| chunk.len() == CHUNK_SLOTS) {
+        while self.chunks.get(self.open).is_some_and(|chunk| chunk.len() == CHUNK_LEN) {
             self.open += 1;
         }
-        slot(self.open, self.chunks.get(self.open).map_or(0, Slab::vacant_key))
+        key_at(self.open, self.chunks.get(self.open).map_or(0, Slab::vacant_key))
     }
 
-    /// Puts `value` into the vacant slot.
+    /// Inserts `value` at the vacant key.
     pub(crate) fn insert(&mut self, value: T) -> Key {
-        let (chunk, _key) = split(self.vacant());
+        let (chunk, _index) = split(self.vacant());
         if chunk == self.chunks.len() {
             self.chunks.push(Slab::new());
         }
-        let Some(slots) = self.chunks.get_mut(chunk) else { return Key::MAX };
-        if slots.capacity() == 0 {
-            slots.reserve_exact(CHUNK_SLOTS);
+        let Some(values) = self.chunks.get_mut(chunk) else { return Key::MAX };
+        if values.capacity() == 0 {
+            values.reserve_exact(CHUNK_LEN);
         }
         self.len += 1;
-        slot(chunk, slots.insert(value))
+        key_at(chunk, values.insert(value))
     }
 
-    /// Takes out what stands in a slot.
-    pub(crate) fn remove(&mut self, slot: Key) -> Option<T> {
-        let (chunk, key) = split(slot);
-        let slots = self.chunks.get_mut(chunk)?;
-        let value = slots.try_remove(key)?;
-        if slots.is_empty() && chunk > 0 {
-            *slots = Slab::new();
+    /// Removes and returns the value of `key`.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
+        let (chunk, index) = split(key);
+        let values = self.chunks.get_mut(chunk)?;
+        let value = values.try_remove(index)?;
+        if values.is_empty() && chunk > 0 {
+            *values = Slab::new();
         }
         self.len -= 1;
         self.open = self.open.min(chunk);
@@ -84,29 +85,29 @@ impl<T> Table<T> {
     }
 }
 
-/// The token of the client in `slot`.
-pub(crate) fn client_token(slot: Key) -> Token {
-    Token(slot as usize * 2)
+/// Returns the token of the client of a connection.
+pub(crate) fn client_token(key: Key) -> Token {
+    Token(key as usize * 2)
 }
 
-/// The token of its upstream.
-pub(crate) fn upstream_token(slot: Key) -> Token {
-    Token(slot as usize * 2 + 1)
+/// Returns the token of the upstream of a connection.
+pub(crate) fn upstream_token(key: Key) -> Token {
+    Token(key as usize * 2 + 1)
 }
 
-/// Which slot has `token`.
+/// Returns the key that `token` belongs to.
 pub(crate) fn slot_of(token: Token) -> Key {
     Key::try_from(token.0 / 2).unwrap_or(Key::MAX)
 }
 
-/// The chunk of a slot, and its place there.
-fn split(slot: Key) -> (usize, usize) {
-    (slot as usize / CHUNK_SLOTS, slot as usize % CHUNK_SLOTS)
+/// Splits a key into its chunk and the index there.
+fn split(key: Key) -> (usize, usize) {
+    (key as usize / CHUNK_LEN, key as usize % CHUNK_LEN)
 }
 
-fn slot(chunk: usize, key: usize) -> Key {
-    // There are fewer descriptors than this.
-    Key::try_from(chunk * CHUNK_SLOTS + key).unwrap_or(Key::MAX)
+fn key_at(chunk: usize, index: usize) -> Key {
+    // A process has fewer descriptors than this.
+    Key::try_from(chunk * CHUNK_LEN + index).unwrap_or(Key::MAX)
 }
 
 #[cfg(test)]
@@ -123,7 +124,7 @@ mod tests {
             assert_eq!(table.insert(number), number);
         }
         assert_eq!((table.len(), table.end()), (MANY as usize, MANY));
-        // One in the third chunk stays.
+        // One value in the third chunk stays.
         let stays = 2 * 256 + 7;
         for number in (0..MANY).filter(|&number| number != stays) {
             assert_eq!(table.remove(number), Some(number));

@@ -1,27 +1,28 @@
-//! The queues of a worker: each connection stands in at most one, in the order in which it came.
+//! Deadlines of a worker's connections: one list for each kind, in order of arrival. A connection is in at most one of
+//! them.
 //!
-//! All deadlines of one kind have one length, so the first of a queue is always the first to expire: no timer wheel, no
-//! heap. The queues are threaded through one array by slot number, so that a connection leaves in constant time from
-//! any place and nothing stale is ever left behind.
+//! All deadlines of one kind have one length, so the first of a list is always the first to expire: no timer wheel and
+//! no heap. The lists are linked through one array by key, so a connection leaves in constant time from any position
+//! and no stale entry remains.
 
 use std::time::Instant;
 
 use crate::{connection::deadline::Deadline, stats::Counters, sys::KEEPALIVE_INTERVAL};
 
-/// A place in the worker's table of connections.
+/// Key of a connection in the worker's table.
 pub(crate) type Key = u32;
 
-/// How many kinds of queue there are.
+/// Number of kinds of deadline.
 const KINDS: usize = Deadline::Lingering as usize + 1;
 
-/// No slot.
+/// Key that stands for none.
 const NONE: Key = Key::MAX;
 
-/// What a connection takes in them.
+/// Memory that a connection takes in the lists.
 #[cfg(test)]
 pub(crate) const LINK_BYTES: usize = std::mem::size_of::<Option<Link>>();
 
-/// All queues of a worker.
+/// All deadlines of a worker.
 #[derive(Debug)]
 pub(crate) struct Timers {
     links: Vec<Option<Link>>,
@@ -44,13 +45,13 @@ struct Ends {
 }
 
 impl Timers {
-    /// Empty queues.
+    /// Returns empty lists.
     pub(crate) fn new() -> Self {
         Self { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; KINDS] }
     }
 
-    /// Puts `slot` into `queue`, out of the one it stood in: behind all who stand there since then or longer. That is the
-    /// end, but for one that comes back.
+    /// Moves `slot` to the list of `queue`, sorted by `since`. New entries go to the tail; a returning client gets its
+    /// old position.
     pub(crate) fn enqueue(&mut self, queue: Deadline, slot: Key, since: Instant) {
         self.remove(slot);
         if self.links.len() <= slot as usize {
@@ -74,7 +75,7 @@ impl Timers {
         self.ends_mut(queue).len += 1;
     }
 
-    /// Takes `slot` out of the queue it stands in, if any.
+    /// Removes `slot` from its list, if it is in one.
     pub(crate) fn remove(&mut self, slot: Key) {
         let Some(link) = self.links.get_mut(slot as usize).and_then(Option::take) else { return };
         match self.link_mut(link.before) {
@@ -88,7 +89,7 @@ impl Timers {
         self.ends_mut(link.queue).len -= 1;
     }
 
-    /// Gives memory back: no slot from `end` on is taken.
+    /// Gives memory back. No key from `end` on may be in use.
     pub(crate) fn forget_from(&mut self, end: Key) {
         let end = end as usize;
         if end < self.links.len() {
@@ -99,29 +100,29 @@ impl Timers {
         }
     }
 
-    /// Who came first to `queue`, and when.
+    /// Returns the first entry of a list and its time.
     pub(crate) fn first(&self, queue: Deadline) -> Option<(Key, Instant)> {
         let slot = self.ends(queue).first;
         let link = self.links.get(slot as usize)?.as_ref()?;
         Some((slot, link.since))
     }
 
-    /// Who stands behind `slot` in its queue.
+    /// Returns the entry behind `slot` in its list.
     #[cfg(test)]
     fn behind(&self, slot: Key) -> Option<Key> {
         let link = self.links.get(slot as usize)?.as_ref()?;
         (link.behind != NONE).then_some(link.behind)
     }
 
-    /// How many stand in `queue`.
+    /// Returns the length of a list.
     pub(crate) fn len(&self, queue: Deadline) -> usize {
         self.ends(queue).len as usize
     }
 
-    /// When the oldest connection that is carried began, but for a moment.
+    /// Returns the beginning of the oldest relayed connection, to within a moment.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         let since = |queue| Some(self.first(queue)?.1);
-        // Whoever stands there has done so for its keepalive's interval before.
+        // A connection enters this list one keepalive interval after its beginning.
         let relaying = since(Deadline::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
         let others = [
             Deadline::NoKeepaliveYet,
@@ -132,7 +133,7 @@ impl Timers {
         others.into_iter().filter_map(since).chain(relaying).min()
     }
 
-    /// Shows how many clients stand where.
+    /// Copies the numbers of clients in each state to `counters`.
     pub(crate) fn publish(&self, counters: &Counters) {
         let len = |queues: &[Deadline]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
         counters.held.set(len(&[Deadline::Held]));

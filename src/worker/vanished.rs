@@ -1,5 +1,7 @@
-//! Finds peers that have vanished with bytes on their way to them: the kernel would repeat those for a quarter of an hour, and
-//! keepalive does not ask meanwhile. No event tells, so every connection is looked at now and then.
+//! Search for peers that have vanished while bytes were in flight to them.
+//!
+//! The kernel would retransmit those bytes for a quarter of an hour, and sends no keepalive meanwhile. No event reports
+//! it, so every connection is checked now and then.
 
 use std::time::Instant;
 
@@ -9,15 +11,15 @@ use crate::{
     sys::SWEEP_TIME,
 };
 
-/// Connections looked at in one turn. Each costs two calls.
+/// Connections checked in one turn. Each costs two calls.
 const TURN_LOOKS_MAX: u32 = 64;
 
 /// A walk over all connections, a few at a time.
 #[derive(Debug, Default)]
 pub(super) struct VanishedSweep {
-    /// Key that is looked at next.
+    /// Key to be checked next.
     next: u32,
-    /// Time of the next look; none while no connection has lasted long enough to have its keepalive.
+    /// Time of the next check; `None` while no connection has lasted long enough to have its keepalive.
     next_at: Option<Instant>,
 }
 
@@ -28,7 +30,8 @@ impl VanishedSweep {
 }
 
 impl Worker<'_> {
-    /// Looks at some of the connections, if it is time. One that is new has a minute before anybody could miss its peer.
+    /// Checks some of the connections if that is due. The first check waits as long as the others: a peer counts as
+    /// vanished only after 150 s.
     pub(super) fn look_for_vanished(&mut self, now: Instant) {
         let end = self.connections.end();
         let looks = end.div_ceil(TURN_LOOKS_MAX);
@@ -41,9 +44,9 @@ impl Worker<'_> {
             return;
         }
         for _connection in 0..TURN_LOOKS_MAX.min(end) {
-            let slot = if self.vanished.next < end { self.vanished.next } else { 0 };
-            self.vanished.next = slot + 1;
-            self.act(slot, now, |connection, _context| Connection::look_for_vanished(connection));
+            let key = if self.vanished.next < end { self.vanished.next } else { 0 };
+            self.vanished.next = key + 1;
+            self.act(key, now, |connection, _context| Connection::look_for_vanished(connection));
         }
         self.vanished.next_at = Some(now + SWEEP_TIME / looks);
     }
