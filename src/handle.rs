@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     pause::{
@@ -22,10 +22,12 @@ use crate::{
 pub struct Handle(Arc<Shared>);
 
 /// A snapshot of the proxy, as `GET /status` shows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+///
+/// Fields that an older proxy does not show are zero when they are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The version of tcpause.
-    pub version: &'static str,
+    pub version: String,
     /// Seconds since the proxy started.
     pub uptime_seconds: f64,
     /// True while new clients are held or rejected.
@@ -33,6 +35,7 @@ pub struct Status {
     /// Time at which the pause began, in RFC 3339; null while the proxy is not paused.
     pub paused_since: Option<String>,
     /// Pauses that hold now.
+    #[serde(default)]
     pub leases: Vec<LeaseStatus>,
     /// Clients that wait for the resume.
     pub held: u64,
@@ -45,16 +48,22 @@ pub struct Status {
     /// Clients that are being rejected.
     pub rejecting: u64,
     /// Clients accepted since the start.
+    #[serde(default)]
     pub accepted: u64,
     /// Clients rejected since the start, with any answer.
+    #[serde(default)]
     pub rejected: u64,
     /// Connections whose upstream could not be reached since the start.
+    #[serde(default)]
     pub failed: u64,
     /// Clients that left while they were held since the start.
+    #[serde(default)]
     pub left: u64,
     /// Connections that were closed as quiet during a pause since the start.
+    #[serde(default)]
     pub drained: u64,
     /// Connections that were reset as they had not ended in time for a pause since the start.
+    #[serde(default)]
     pub killed: u64,
     /// Bytes carried from clients to the upstream.
     pub bytes_to_upstream: u64,
@@ -63,13 +72,15 @@ pub struct Status {
     /// The upstream as configured.
     pub upstream: String,
     /// The number of worker threads.
+    #[serde(default)]
     pub threads: usize,
     /// Panics of workers since the start. Each one costs that worker's connections, and is a defect of tcpause.
+    #[serde(default)]
     pub worker_panics: u64,
 }
 
 /// One of the pauses that hold, as `GET /status` shows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LeaseStatus {
     /// Name of the pause.
     pub name: String,
@@ -78,7 +89,7 @@ pub struct LeaseStatus {
     /// Caller that paused: an address, or the user and the process of a UNIX caller.
     pub by: String,
     /// Treatment of new clients: `hold` or `reject`.
-    pub mode: &'static str,
+    pub mode: String,
     /// Time since which a pause of this name holds, in RFC 3339.
     pub since: String,
     /// Seconds until it ends by itself; null for never.
@@ -135,7 +146,7 @@ impl Handle {
             (leases.paused_since(), shown)
         };
         Status {
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: seconds(started.elapsed()),
             paused: paused_since.is_some(),
             paused_since: paused_since.map(|since| since.shown.to_string()),
@@ -184,7 +195,7 @@ impl LeaseStatus {
             name: terms.name.clone(),
             reason: terms.reason.clone(),
             by: terms.by.clone(),
-            mode: mode_name(terms.mode),
+            mode: mode_name(terms.mode).to_owned(),
             since: lease.since.shown.to_string(),
             expires_in_seconds: ends.map(|end| seconds(end.saturating_duration_since(now))),
             drain_quiet_seconds: terms.quiet.map(seconds),

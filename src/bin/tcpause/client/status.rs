@@ -1,4 +1,4 @@
-//! `tcpause status`: what the API tells, as a table.
+//! `tcpause status`: the status of a running proxy, as a table.
 
 use std::{
     fmt,
@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
-use tcpause::format_duration;
+use tcpause::{LeaseStatus, Status, format_duration};
 
 use super::{Answer, Api, Failure};
 use crate::{cli::Invocation, logger::OneLine};
 
-/// How often `--watch` asks.
+/// The time between two questions of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Shows the status, once or again and again.
@@ -37,14 +36,14 @@ pub(super) fn show(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
-/// How much longer the pause with this name lasts; `None` when it has no end, or that is not to be learnt.
+/// Returns the remaining time of the pause with this name; `None` if it has no end, or if the proxy does not answer.
 pub(super) fn time_left(api: &Api, name: &str) -> Option<String> {
     let status = read(&ask(api).ok()?).ok()?;
     let lease = status.leases.iter().find(|lease| lease.name == name)?;
     lease.expires_in_seconds.map(|seconds| age(seconds.round()))
 }
 
-/// The names of the pauses that hold.
+/// Returns the names of the pauses that hold.
 pub(super) fn pauses(api: &Api) -> Result<Vec<String>, Failure> {
     Ok(read(&ask(api)?)?.leases.into_iter().map(|lease| lease.name).collect())
 }
@@ -68,7 +67,7 @@ fn read(answer: &Answer) -> Result<Status, Failure> {
     })
 }
 
-/// Writes at once, so that a terminal shows no half. Returns whether somebody still reads.
+/// Writes all at once, so that a terminal never shows half of it. Returns false once nobody reads.
 fn write(text: &[u8]) -> Result<bool, Failure> {
     let mut output = io::stdout().lock();
     match output.write_all(text).and_then(|()| output.flush()) {
@@ -78,53 +77,11 @@ fn write(text: &[u8]) -> Result<bool, Failure> {
     }
 }
 
-/// The text over what the terminal shows: from its first line on, each cleared behind its end, and all below the last.
+/// Returns the text with the escapes that replace the terminal's screen by it. Each line clears the rest of its row, and
+/// the last one all rows below.
 fn over(text: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(text).replace('\n', "\x1b[K\n");
     format!("\x1b[H{text}\x1b[J").into_bytes()
-}
-
-/// What the table shows of the status. What an older proxy does not tell is left out.
-#[derive(Deserialize)]
-struct Status {
-    version: String,
-    uptime_seconds: f64,
-    paused: bool,
-    paused_since: Option<String>,
-    #[serde(default)]
-    leases: Vec<Lease>,
-    held: u64,
-    connecting: u64,
-    active: u64,
-    oldest_seconds: Option<f64>,
-    rejecting: u64,
-    #[serde(default)]
-    rejected: u64,
-    #[serde(default)]
-    failed: u64,
-    #[serde(default)]
-    left: u64,
-    #[serde(default)]
-    drained: u64,
-    #[serde(default)]
-    killed: u64,
-    #[serde(default)]
-    worker_panics: u64,
-    bytes_to_upstream: u64,
-    bytes_to_client: u64,
-    upstream: String,
-}
-
-/// One pause.
-#[derive(Deserialize)]
-struct Lease {
-    name: String,
-    reason: Option<String>,
-    by: String,
-    mode: String,
-    since: String,
-    expires_in_seconds: Option<f64>,
-    drain_quiet_seconds: Option<f64>,
 }
 
 fn table(status: &Status) -> String {
@@ -167,32 +124,36 @@ fn table(status: &Status) -> String {
         ("upstream", OneLine(&status.upstream).to_string()),
         ("tcpause", format!("{}, up for {}", OneLine(&status.version), age(status.uptime_seconds))),
     ];
-    let pauses = status.leases.iter().map(|lease| ("pause", OneLine(lease).to_string()));
+    let pauses = status.leases.iter().map(|lease| ("pause", OneLine(Pause(lease)).to_string()));
     let seldom = seldom.map(|(name, count)| (name, count.to_string()));
     let rows = now.into_iter().chain(seldom).chain(rest).chain(pauses);
     let lines: Vec<String> = rows.map(|(name, value)| format!("{name:12}{value}\n")).collect();
     lines.concat()
 }
 
-/// `deploy (new version) by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold, ends in 1m30s`
-impl fmt::Display for Lease {
+/// A pause as a line of the table:
+/// `deploy (new version) by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold, ends in 1m30s`.
+struct Pause<'a>(&'a LeaseStatus);
+
+impl fmt::Display for Pause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)?;
-        if let Some(reason) = &self.reason {
+        let Self(lease) = self;
+        f.write_str(&lease.name)?;
+        if let Some(reason) = &lease.reason {
             write!(f, " ({reason})")?;
         }
-        write!(f, " by {} since {}: {}", self.by, self.since, self.mode)?;
-        if let Some(seconds) = self.expires_in_seconds {
+        write!(f, " by {} since {}: {}", lease.by, lease.since, lease.mode)?;
+        if let Some(seconds) = lease.expires_in_seconds {
             write!(f, ", ends in {}", age(seconds))?;
         }
-        if let Some(seconds) = self.drain_quiet_seconds {
+        if let Some(seconds) = lease.drain_quiet_seconds {
             write!(f, ", drains what is quiet for {}", age(seconds))?;
         }
         Ok(())
     }
 }
 
-/// A time in whole seconds, or in milliseconds where it is short.
+/// Formats a time in whole seconds, or in milliseconds below one second.
 pub(super) fn age(seconds: f64) -> String {
     let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -200,7 +161,7 @@ pub(super) fn age(seconds: f64) -> String {
     format_duration(Duration::from_millis(shown))
 }
 
-/// A number of bytes in the unit that suits it.
+/// A number of bytes, shown in the largest unit that keeps it above one.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
