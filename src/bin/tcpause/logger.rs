@@ -1,7 +1,7 @@
 //! Logging to standard error that never blocks: one writer thread behind a bounded queue.
 
 use std::{
-    ffi::{OsStr, OsString},
+    env,
     fmt::{self, Write as _},
     io::{self, ErrorKind, Write},
     panic,
@@ -15,23 +15,21 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use log::{Level, LevelFilter};
-use tcpause::{Error, Rfc3339};
+use tcpause::{Error, Rfc3339, suggest::nearest};
 
-use tcpause::suggest::nearest;
-
-/// How many lines may wait for the writer; what comes on top is dropped and counted.
+/// The number of lines that may wait for the writer; further ones are dropped and counted.
 const LINES_MAX: usize = 4096;
-/// The longest message; what a peer sent must not make the queue grow by its size.
+/// The longest message: a peer's bytes must not make the queue grow by their size.
 const MESSAGE_BYTES_MAX: usize = 4096;
-/// How long the end of the program waits for the last lines.
+/// The time that the end of the program waits for the last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The running logger. Its drop waits, for a bounded time, until the lines so far are written.
 pub(crate) struct Logger(Queue);
 
 impl Logger {
-    /// Starts the writer thread and installs the logger. `RUST_LOG`, if it is set, beats the level. A panic is logged too: by
-    /// itself it writes several lines, and waits until standard error takes them.
+    /// Starts the writer thread and installs the logger. `RUST_LOG`, if it is set, beats the level. Panics are logged too:
+    /// the default hook writes several lines, and waits until standard error takes them.
     pub(crate) fn start(level: LevelFilter) -> Result<Self, Error> {
         let (queue, lines) = Queue::new();
         let dropped = Arc::clone(&queue.dropped);
@@ -41,7 +39,8 @@ impl Logger {
             .map_err(|error| {
                 Error::System(format!("cannot start the thread that writes the log: {error}"))
             })?;
-        let (filter, warnings) = filter(level, std::env::var_os("RUST_LOG"));
+        let variable = env::var_os("RUST_LOG").unwrap_or_default();
+        let (filter, warning) = filter(level, &variable.to_string_lossy());
         env_logger::Builder::new()
             .parse_filters(&filter)
             .format(|line, record| writeln!(line, "{}", Line(record.level(), record.args())))
@@ -50,7 +49,8 @@ impl Logger {
             .map_err(|error| Error::System(format!("cannot start the log: {error}")))?;
         panic::set_hook(Box::new(|panic| {
             let text = panic.to_string().replace('\n', " ");
-            // So panics the standard library's `spawn`, by which only the control API's server starts threads. It is replaced.
+            // The standard library's `spawn` panics so. Only the control API's server uses it, and the
+            // control plane replaces that server.
             if text.contains("failed to spawn thread") {
                 log::warn!(
                     "no thread can be had for the control API; raise the limit of processes (ulimit -u, TasksMax)"
@@ -60,8 +60,8 @@ impl Logger {
             let name = thread::current().name().unwrap_or("without a name").to_owned();
             log::error!("a defect in thread {name}: {text}");
         }));
-        for warning in warnings {
-            // Past the filter: it is the filter that is wrong.
+        if let Some(warning) = warning {
+            // Past the filter, which may be what is wrong.
             queue.push(format!("{}\n", Line(Level::Warn, &warning)).into_bytes());
         }
         Ok(Self(queue))
@@ -74,7 +74,8 @@ impl Drop for Logger {
     }
 }
 
-/// Shows text on one line: control characters, and those that turn or break a line on a terminal, are escaped; what is too long is cut.
+/// A text that is shown on one line. Characters that turn or break a line on a terminal are escaped, and an overlong text
+/// is cut.
 pub(crate) struct OneLine<T>(pub(crate) T);
 
 impl<T: fmt::Display> fmt::Display for OneLine<T> {
@@ -102,12 +103,12 @@ impl<T: fmt::Display> fmt::Display for OneLine<T> {
     }
 }
 
-/// Whether it turns, breaks or hides text on a terminal, although it is no control character.
+/// Returns true for a letter that turns, breaks or hides text on a terminal although it is no control character.
 fn is_invisible(letter: char) -> bool {
     matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// `2026-11-23T17:14:22.123Z INFO message`
+/// A line of the log: `2026-11-23T17:14:22.123Z INFO message`.
 struct Line<T>(Level, T);
 
 impl<T: fmt::Display> fmt::Display for Line<T> {
@@ -116,11 +117,11 @@ impl<T: fmt::Display> fmt::Display for Line<T> {
     }
 }
 
-/// What the writer thread gets.
+/// A message to the writer thread.
 enum Message {
     /// A whole line with its end.
     Line(Vec<u8>),
-    /// Tells once all before it is written.
+    /// Answers once all lines before it are written.
     Flush(Sender<()>),
 }
 
@@ -128,7 +129,7 @@ enum Message {
 #[derive(Clone)]
 struct Queue {
     messages: Sender<Message>,
-    /// Lines that did not fit since this was last told.
+    /// The number of lines that did not fit, since the last line that told it.
     dropped: Arc<AtomicU64>,
 }
 
@@ -144,7 +145,7 @@ impl Queue {
         }
     }
 
-    /// Waits until all lines so far are written; false if that takes too long.
+    /// Waits until all lines so far are written. Returns false if that takes too long.
     fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let (done, written) = bounded(1);
@@ -165,7 +166,7 @@ impl Write for Queue {
     }
 }
 
-/// Runs the writer thread. That standard error is closed or full is no reason to stop: nothing is left to tell it to.
+/// Runs the writer thread. It goes on if standard error is closed or full, which can be reported nowhere.
 fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl Write) {
     let mut output = Output { inner: output, is_torn: false };
     for message in messages {
@@ -173,7 +174,7 @@ fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl W
         if lost > 0 {
             let line =
                 format!("{}\n", Line(Level::Warn, format_args!("log lines dropped: {lost}")));
-            // Told again with the next line if it cannot be told now.
+            // Reported again with the next line if it cannot be written now.
             if output.write_line(line.as_bytes()).is_err() {
                 dropped.fetch_add(lost, Ordering::Relaxed);
             }
@@ -184,14 +185,14 @@ fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl W
                     dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            // Whoever waited may have given up.
+            // The waiting thread may have given up.
             Message::Flush(done) => drop(done.try_send(())),
         }
     }
 }
 
-/// An output that remembers whether its last line is a torn one. A disk that fills up, or a file at its limit, takes a part
-/// of a line and refuses the rest.
+/// An output that remembers a torn last line. A disk that fills up, or a file at its limit, takes a part of a line and
+/// refuses the rest.
 struct Output<W> {
     inner: W,
     is_torn: bool,
@@ -220,42 +221,23 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// The filter for `env_logger` and what is wrong with the variable. Left to itself, `env_logger` takes a mistyped level for a module and logs nothing.
-fn filter(level: LevelFilter, variable: Option<OsString>) -> (String, Vec<String>) {
-    let default = level.as_str().to_owned();
-    let Some(variable) = variable.filter(|variable| !variable.is_empty()) else {
-        return (default, Vec::new());
-    };
-    let Some(text) = variable.to_str() else {
-        return (
-            default,
-            vec![format!("RUST_LOG is not UTF-8 and ignored: {}", OsStr::display(&variable))],
+/// Returns the filter for `env_logger`, and a warning if the variable is ignored. `env_logger` itself takes a mistyped level
+/// for a module, and then logs nothing.
+fn filter(level: LevelFilter, variable: &str) -> (String, Option<String>) {
+    // The text behind a slash must occur in the message.
+    let (directives, pattern) = variable.split_once('/').unwrap_or((variable, ""));
+    let mut parts = directives.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let default = level.as_str();
+    if pattern.contains('/') || !parts.clone().all(is_directive) {
+        let warning = format!(
+            "RUST_LOG={variable:?} is ignored; write a level (off, error, warn, info, debug, trace) or module=level, with commas between several, and one slash at most"
         );
-    };
-    // What follows a slash must occur in the message.
-    let (directives, pattern) =
-        text.split_once('/').map_or((text, None), |(left, right)| (left, Some(right)));
-    let (good, bad): (Vec<&str>, Vec<&str>) = directives
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .partition(|part| is_directive(part));
-    let mut warnings: Vec<String> = bad
-        .iter()
-        .map(|part| format!("RUST_LOG: {part:?} is ignored; write a level (off, error, warn, info, debug, trace) or module=level"))
-        .collect();
-    let mut filter = if good.is_empty() { default } else { good.join(",") };
-    match pattern {
-        Some(pattern) if pattern.contains('/') => {
-            warnings.push(format!("RUST_LOG: {pattern:?} is ignored; write one slash at most"));
-        }
-        Some(pattern) => {
-            filter.push('/');
-            filter.push_str(pattern);
-        }
-        None => {}
+        return (default.to_owned(), Some(warning));
     }
-    (filter, warnings)
+    match parts.next() {
+        Some(_) => (variable.to_owned(), None),
+        None => (format!("{default}{variable}"), None),
+    }
 }
 
 fn is_directive(part: &str) -> bool {
@@ -405,29 +387,30 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_beats_the_level_and_its_errors_are_told() {
-        for (variable, expected, told) in [
-            (None, "INFO", 0),
-            (Some(""), "INFO", 0),
-            (Some("debug"), "debug", 0),
-            (Some("DEBUG"), "DEBUG", 0),
-            (Some("tcpause=trace, warn"), "tcpause=trace,warn", 0),
-            (Some("tcpause::worker=debug"), "tcpause::worker=debug", 0),
-            (Some("tcpause"), "tcpause", 0),
-            (Some("debug/held"), "debug/held", 0),
-            (Some("debgu"), "INFO", 1),
-            (Some("tcpause=loud"), "INFO", 1),
-            (Some("tcpause="), "INFO", 1),
-            (Some("a=b=c"), "INFO", 1),
-            (Some("5"), "INFO", 1),
-            (Some("!,?,warn"), "warn", 2),
-            (Some("warn/a/b"), "warn", 1),
+    fn the_variable_beats_the_level_unless_it_is_wrong() {
+        for (variable, expected, is_ignored) in [
+            ("", "INFO", false),
+            ("debug", "debug", false),
+            ("DEBUG", "DEBUG", false),
+            ("tcpause=trace, warn", "tcpause=trace, warn", false),
+            ("tcpause::worker=debug", "tcpause::worker=debug", false),
+            ("tcpause", "tcpause", false),
+            ("debug/held", "debug/held", false),
+            ("/held", "INFO/held", false),
+            ("debgu", "INFO", true),
+            ("tcpause=loud", "INFO", true),
+            ("tcpause=", "INFO", true),
+            ("a=b=c", "INFO", true),
+            ("5", "INFO", true),
+            ("debug\u{fffd}", "INFO", true),
+            ("!,warn", "INFO", true),
+            ("warn/a/b", "INFO", true),
         ] {
-            let (filter, warnings) = filter(LevelFilter::Info, variable.map(OsString::from));
+            let (filter, warning) = filter(LevelFilter::Info, variable);
             assert_eq!(
-                (filter.as_str(), warnings.len()),
-                (expected, told),
-                "{variable:?}: {warnings:?}"
+                (filter.as_str(), warning.is_some()),
+                (expected, is_ignored),
+                "{variable:?}"
             );
         }
     }
