@@ -39,6 +39,9 @@ pub(crate) struct Counters {
     pub(crate) bytes_to_upstream: Count,
     /// Bytes carried from the upstream to clients.
     pub(crate) bytes_to_client: Count,
+    /// The number of accepted clients at which the worker is to panic, for the tests of the supervisor.
+    #[cfg(test)]
+    pub(crate) panic_at: Count,
 }
 
 impl Count {
@@ -65,5 +68,11 @@ impl Counters {
             .into_iter()
             .map(Count::get)
             .sum()
+    }
+
+    /// Panics if a test has asked for it.
+    #[cfg(test)]
+    pub(crate) fn panic_if_due(&self) {
+        assert_ne!(self.accepted.get(), self.panic_at.get(), "a test has asked for this panic");
     }
 }

@@ -96,11 +96,10 @@ impl Worker<'_> {
         match listener.accept() {
             Ok(client) => {
                 self.queued.rotate_left(1);
-                let accepted =
-                    &self.resources.shared.workers.counters(self.resources.index).accepted;
-                accepted.add(1);
-                #[cfg(debug_assertions)]
-                panic_if_asked(self.resources.index, accepted.get());
+                let counters = self.resources.shared.workers.counters(self.resources.index);
+                counters.accepted.add(1);
+                #[cfg(test)]
+                counters.panic_if_due();
                 self.assign_worker(Accepted { client, slot, place }, now);
             }
             // An event will tell of the next.
@@ -167,15 +166,4 @@ impl Worker<'_> {
             self.resources.shared.workers.stopped_listening();
         }
     }
-}
-
-/// For the tests, which only debug builds listen to: `TCPAUSE_PANIC_AT=3,5` has the first worker panic when it accepts its
-/// third client and its fifth.
-#[cfg(debug_assertions)]
-fn panic_if_asked(index: usize, accepted: u64) {
-    static AT: std::sync::LazyLock<Vec<u64>> = std::sync::LazyLock::new(|| {
-        let list = std::env::var("TCPAUSE_PANIC_AT").unwrap_or_default();
-        list.split(',').filter_map(|number| number.parse().ok()).collect()
-    });
-    assert!(index > 0 || !AT.contains(&accepted), "asked to panic");
 }

@@ -1,127 +1,14 @@
-//! What must not happen, on purpose: workers that panic, system calls that fail, and everything at random for a while.
+//! System calls that fail on purpose, and everything at random for a while.
 
 use std::{
     fs,
-    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
-    thread,
-    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{
-    Addr, End, Proxy, Received, Status, Stream, Upstream, echo, pattern, wait_until,
-};
-
-/// How soon after a panic no further client may feel it.
-const AFTERMATH: Duration = Duration::from_millis(100);
-/// How late the log tells of one.
-const LOG_DELAY: Duration = Duration::from_millis(300);
-
-#[test]
-fn a_panic_costs_the_connections_of_its_worker_alone() {
-    const LASTING: usize = 40;
-    const LOADERS: usize = 4;
-    if !cfg!(debug_assertions) {
-        println!("skipped: a release build cannot be made to panic");
-        return;
-    }
-    let upstream = Upstream::tcp(echo);
-    let proxy = Proxy::builder()
-        .upstream(&upstream)
-        .args(["--proxy-threads", "2"])
-        .env("TCPAUSE_PANIC_AT", "150,300,450")
-        .start();
-    let mut lasting: Vec<_> = (0..LASTING).map(|_| proxy.connect()).collect();
-    for client in &mut lasting {
-        client.assert_echo(b"hello");
-    }
-
-    // When each short connection that failed began and ended, and when the panics were seen.
-    let (failures, panics) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-    let (served, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
-    let load = || {
-        while !is_over.load(SeqCst) {
-            let begin = Instant::now();
-            match come_and_go(proxy.addr()) {
-                Ok(()) => served.fetch_add(1, SeqCst),
-                Err(error) => {
-                    failures.lock().unwrap().push((begin, Instant::now(), error));
-                    0
-                }
-            };
-            thread::sleep(Duration::from_millis(5));
-        }
-    };
-    thread::scope(|scope| {
-        (0..LOADERS).for_each(|_| drop(scope.spawn(load)));
-        for seen in 1..=3 {
-            wait_until("a worker panics", || {
-                proxy.log_so_far().matches("has panicked and starts anew").count() == seen
-            });
-            panics.lock().unwrap().push(Instant::now());
-        }
-        // For a while, nothing happens any more.
-        let before = served.load(SeqCst);
-        wait_until("a few hundred more are served", || served.load(SeqCst) > before + 300);
-        is_over.store(true, SeqCst);
-    });
-
-    let failures = failures.into_inner().unwrap();
-    for (begin, end, error) in &failures {
-        let is_excused = |panic: &Instant| *begin < *panic + AFTERMATH && *panic < *end + LOG_DELAY;
-        assert!(panics.lock().unwrap().iter().any(is_excused), "{error} without a panic");
-    }
-    assert!(failures.len() <= 3 * LOADERS, "{failures:?}");
-    // The other worker's go on; those that are cut off do not take it for an end.
-    let (survivors, ends): (Vec<_>, Vec<_>) = lasting
-        .into_iter()
-        .map(|mut client| (still_echoes(&mut client), client))
-        .partition(|it| it.0.is_ok());
-    assert!(ends.iter().all(|(end, _)| *end == Err(End::Reset)), "{ends:?}");
-    assert!(!survivors.is_empty() && !ends.is_empty(), "both workers had some");
-    let count = survivors.len() as u64;
-    let counts = |status: &Status| (status.active, status.held, status.worker_panics);
-    proxy.control().wait_counts(counts, (count, 0, 3));
-    proxy.control().pause();
-    let mut held = proxy.connect_held();
-    drop(survivors);
-    proxy.control().wait_idle();
-    proxy.control().wait_counts(counts, (0, 1, 3));
-    proxy.control().resume();
-    held.assert_echo(b"as if nothing had happened");
-    println!(
-        "3 panics: {} of {} short connections failed, {count} of {LASTING} lasting ones went on",
-        failures.len(),
-        served.into_inner() + failures.len() as u64
-    );
-}
-
-/// One short connection.
-fn come_and_go(addr: &Addr) -> Result<(), String> {
-    let mut client = addr.try_connect().map_err(|error| format!("connect: {error}"))?;
-    still_echoes(&mut client).map_err(|end| format!("{end:?}"))
-}
-
-/// How the stream has ended, if it does not echo any more.
-fn still_echoes(client: &mut Stream) -> Result<(), End> {
-    let mut answer = [0; 5];
-    client.write_all(b"still").and_then(|()| client.read_exact(&mut answer)).map_err(|error| {
-        match error.kind() {
-            std::io::ErrorKind::BrokenPipe => End::Reset,
-            std::io::ErrorKind::UnexpectedEof => End::Eof,
-            _ => End::from(error),
-        }
-    })?;
-    assert_eq!(&answer, b"still");
-    Ok(())
-}
+use crate::harness::{End, Proxy, Received, Status, Upstream, echo, pattern, wait_until};
 
 /// Each line is injected at once; none may be felt but as a delay.
 const INJECTIONS: [&[&str]; 5] = [

@@ -1,0 +1,260 @@
+//! Listening by one setting, at all addresses of a name and with one port.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use rustix::io::Errno;
+
+use crate::{
+    config::address::{self, Address},
+    error::Error,
+    sys::{self, Listener, SocketAddress, socket_file::SocketFile},
+    upstream::loop_guard::LoopGuard,
+};
+
+/// The number of ports that are tried where the system chooses one and another program has it at a further address.
+const PORTS_MAX: usize = 16;
+
+/// The sockets that listen by one setting.
+pub(super) struct Listening {
+    /// For each thread that serves them, one at each address.
+    pub(super) listeners: Vec<Vec<Listener>>,
+    pub(super) file: Option<SocketFile>,
+    /// The first of the addresses.
+    pub(super) address: Address,
+    pub(super) addresses: Vec<Address>,
+}
+
+impl Listening {
+    /// Listens at each address, with a listener for each thread.
+    pub(super) fn tcp(found: &[SocketAddr], threads: usize) -> io::Result<Self> {
+        let mut listeners: Vec<Vec<_>> = (0..threads).map(|_thread| Vec::new()).collect();
+        let mut addresses = Vec::new();
+        for at_address in listen_at_all(found, threads)? {
+            if let Some(listener) = at_address.first() {
+                let local = listener.local_inet()?;
+                addresses.push(Address::tcp(local.ip().to_string(), local.port()));
+            }
+            for (of_thread, listener) in listeners.iter_mut().zip(at_address) {
+                of_thread.push(listener);
+            }
+        }
+        let address = addresses.first().cloned().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { listeners, file: None, address, addresses })
+    }
+
+    fn unix(listener: Listener, file: Option<SocketFile>, address: &Address) -> Self {
+        let (address, addresses) = (address.clone(), vec![address.clone()]);
+        Self { listeners: vec![vec![listener]], file, address, addresses }
+    }
+
+    /// Adds each address that it listens on.
+    pub(super) fn add_to(&self, guard: &mut LoopGuard, setting: &'static str) {
+        let file = self.file.as_ref().map(SocketFile::identity);
+        match &self.address {
+            Address::Unix(path) => guard.add(setting, SocketAddress::Unix(path.clone()), file),
+            Address::Abstract(name) => {
+                guard.add(setting, SocketAddress::Abstract(name.clone()), None);
+            }
+            Address::Tcp { .. } => {
+                for address in self.listeners.iter().flatten().filter_map(|it| it.local_inet().ok())
+                {
+                    guard.add(setting, SocketAddress::Inet(address), None);
+                }
+            }
+        }
+    }
+}
+
+/// Listens at `address`, with a listener for each of `count` threads where the kernel can share clients out.
+pub(super) fn listen(
+    setting: &str,
+    address: &Address,
+    count: usize,
+    mode: Option<u32>,
+) -> Result<Listening, Error> {
+    let refuse = |error: io::Error| {
+        let remedy = remedy(address, error.kind());
+        Error::System(format!("{setting}: cannot listen on {address}: {error}; {remedy}"))
+    };
+    match address {
+        Address::Unix(path) => {
+            let (listener, file) = Listener::unix(path, mode).map_err(refuse)?;
+            Ok(Listening::unix(listener, Some(file), address))
+        }
+        Address::Abstract(name) => {
+            let listener = Listener::abstract_unix(name).map_err(refuse)?;
+            Ok(Listening::unix(listener, None, address))
+        }
+        Address::Tcp { host, port } => {
+            let found = look_up(host, *port).map_err(|error| {
+                Error::System(format!(
+                    "{setting}: cannot look up {host}: {error}; use a name or IP of this host"
+                ))
+            })?;
+            Listening::tcp(&found, count).map_err(refuse)
+        }
+    }
+}
+
+/// Returns what can be done about an address that cannot be listened on.
+fn remedy(address: &Address, error: io::ErrorKind) -> &'static str {
+    use io::ErrorKind::{
+        AddrInUse, AddrNotAvailable, AlreadyExists, NotFound, PermissionDenied, ResourceBusy,
+    };
+    match (address, error) {
+        (Address::Tcp { .. }, AddrInUse) => {
+            "something listens there already, or a connection has that port (`ss -tan` shows it); stop it or choose another address"
+        }
+        (Address::Tcp { .. }, PermissionDenied) => "ports below 1024 need privileges",
+        (Address::Tcp { .. }, AddrNotAvailable) => "this host has no such address",
+        (Address::Tcp { .. }, _) => "choose another address",
+        (Address::Unix(_), AddrInUse) => {
+            "something listens there already (`ss -xl` shows it); stop it or choose another path"
+        }
+        (Address::Unix(_), PermissionDenied) => {
+            "let this user write to its directory, or choose another path"
+        }
+        (Address::Unix(_), NotFound) => "its directory does not exist",
+        (Address::Unix(_), AlreadyExists) => "remove it or choose another path",
+        (Address::Unix(_), ResourceBusy) => "wait until it is done or choose another directory",
+        (Address::Unix(_), _) => "choose another path",
+        (Address::Abstract(_), AddrInUse) => {
+            "something listens there already (`ss -xl` shows it); stop it or choose another name"
+        }
+        (Address::Abstract(_), _) => "choose another name",
+    }
+}
+
+/// Finds the addresses to listen on, IPv4 before IPv6, as in the original. An empty host is one address, by which clients of
+/// both come where the system knows IPv6.
+fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if host.is_empty() {
+        let v6: IpAddr = Ipv6Addr::UNSPECIFIED.into();
+        let knows_v6 = sys::check_source(v6).is_ok();
+        let ip = if knows_v6 { v6 } else { Ipv4Addr::UNSPECIFIED.into() };
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let mut found = Vec::new();
+    for address in address::look_up(host, port)? {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    found.sort_by_key(SocketAddr::is_ipv6);
+    Ok(found)
+}
+
+/// Listens at each of `addresses` with one port; if that is 0, with one that is free at all of them. Returns as many listeners
+/// for each address as there are threads to serve them.
+fn listen_at_all(addresses: &[SocketAddr], count: usize) -> io::Result<Vec<Vec<Listener>>> {
+    let is_chosen = addresses.iter().all(|address| address.port() == 0);
+    // Kept until the end, so that none of their ports is chosen again.
+    let mut given_up = Vec::new();
+    loop {
+        let mut attempt = Attempt::default();
+        match attempt.bind(addresses, count) {
+            Ok(()) => return Ok(attempt.finish()),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && is_chosen
+                    && !attempt.listeners.is_empty()
+                    && given_up.len() < PORTS_MAX =>
+            {
+                given_up.push(attempt);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// One try to listen at all addresses.
+#[derive(Default)]
+struct Attempt {
+    listeners: Vec<Vec<Listener>>,
+    /// Addresses whose family is switched off here.
+    left_out: Vec<(SocketAddr, io::Error)>,
+}
+
+impl Attempt {
+    fn bind(&mut self, addresses: &[SocketAddr], count: usize) -> io::Result<()> {
+        for &(mut address) in addresses {
+            if let Some(first) = self.listeners.iter().flatten().next() {
+                address.set_port(first.local_inet()?.port());
+            }
+            match Listener::tcp(address, count) {
+                Ok(listeners) => self.listeners.push(listeners),
+                Err(error) if is_switched_off(address.ip(), &error) => {
+                    self.left_out.push((address, error));
+                }
+                Err(error) if addresses.len() > 1 => {
+                    return Err(io::Error::new(error.kind(), format!("{error} at {address}")));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match self.left_out.pop() {
+            Some((_, error)) if self.listeners.is_empty() => Err(error),
+            last => {
+                self.left_out.extend(last);
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(self) -> Vec<Vec<Listener>> {
+        for (address, error) in self.left_out {
+            let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+            log::info!("not listening on {address}, as {family} is switched off here: {error}");
+        }
+        self.listeners
+    }
+}
+
+/// Returns true if `error` came of an address whose family is switched off: the kernel does not know it, or this host lacks
+/// even its loopback address.
+fn is_switched_off(ip: IpAddr, error: &io::Error) -> bool {
+    let loopback: IpAddr =
+        if ip.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::AFNOSUPPORT) => true,
+        Some(Errno::ADDRNOTAVAIL) => sys::check_source(loopback).is_err(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(addresses: &[&str]) -> io::Result<Vec<SocketAddr>> {
+        let addresses: Vec<SocketAddr> =
+            addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let listeners = listen_at_all(&addresses, 2)?;
+        assert!(listeners.iter().all(|of_address| of_address.len() == 2));
+        listeners.iter().flatten().step_by(2).map(Listener::local_inet).collect()
+    }
+
+    #[test]
+    fn all_addresses_have_one_port() {
+        let found = at(&["127.7.7.1:0", "127.7.7.2:0", "127.7.7.3:0"]).unwrap();
+        let ips: Vec<String> = found.iter().map(|address| address.ip().to_string()).collect();
+        assert_eq!(ips, ["127.7.7.1", "127.7.7.2", "127.7.7.3"]);
+        assert!(found.iter().all(|it| it.port() == found[0].port() && it.port() > 0), "{found:?}");
+    }
+
+    #[test]
+    fn an_address_that_is_taken_is_named() {
+        let taken = Listener::tcp("127.7.7.5:0".parse().unwrap(), 1).unwrap();
+        let port = taken.first().unwrap().local_inet().unwrap().port();
+        let addresses = ["127.7.7.4", "127.7.7.5"].map(|ip| format!("{ip}:{port}"));
+        let error = at(&addresses.each_ref().map(String::as_str)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().ends_with(&format!(" at 127.7.7.5:{port}")), "{error}");
+        // One that this host does not have is no matter of its family.
+        let error = at(&["127.7.7.4:0", "192.0.2.1:0"]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+}

@@ -1,0 +1,50 @@
+//! The supervisor of a worker: it runs the worker on a thread, and again after a panic.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use super::system;
+use crate::{
+    error::Error,
+    worker::{End, WorkerResources},
+};
+
+/// The rest of a worker whose poll fails.
+const RESTART_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Starts a worker on a thread of its own. A panic costs the connections of that worker and no others: the listener stays,
+/// and with it the clients that are queued there.
+pub(super) fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<End>, Error> {
+    let name = format!("worker-{}", resources.index);
+    let supervise = move || {
+        loop {
+            // The resources hold nothing that a panic could leave half-changed: sockets, and what is made for sharing.
+            match catch_unwind(AssertUnwindSafe(|| resources.work())) {
+                Ok(Ok(end)) => {
+                    resources.shared.pauses.barrier.leave(resources.index);
+                    return end;
+                }
+                Ok(Err(error)) => {
+                    log::error!("worker {} cannot poll and starts anew: {error}", resources.index);
+                    thread::park_timeout(RESTART_INTERVAL);
+                }
+                Err(_panic) => {
+                    resources.shared.workers.counters(resources.index).panics.add(1);
+                    log::error!(
+                        "worker {} has panicked and starts anew: a defect of tcpause",
+                        resources.index
+                    );
+                }
+            }
+            // The last one may have taken notice of free permits, new clients or a pause without acting on it.
+            resources.shared.workers.wake_all();
+        }
+    };
+    thread::Builder::new()
+        .name(name)
+        .spawn(supervise)
+        .map_err(|error| system("cannot start a thread", &error))
+}

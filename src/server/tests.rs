@@ -1,0 +1,168 @@
+//! A worker's panic, by the whole proxy: it costs the connections of that worker, and nothing else.
+
+use std::{
+    io::{self, ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+use super::*;
+use crate::handle::Status;
+
+/// Long enough for any machine; only a defect makes a test wait for it.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// The time after a panic in which further clients may feel it.
+const AFTERMATH: Duration = Duration::from_millis(100);
+/// The time that a panic takes to be seen here.
+const DELAY: Duration = Duration::from_millis(300);
+
+/// Starts a proxy that listens at each of `ips`, before an upstream that echoes. Returns the addresses with their port.
+fn start(
+    ips: &[[u8; 4]],
+    threads: usize,
+    max_connections: Option<usize>,
+) -> (Server, Vec<SocketAddr>) {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = Config::default();
+    config.upstream.addr = upstream.local_addr().unwrap().to_string().parse().unwrap();
+    config.proxy.threads = NonZeroUsize::new(threads);
+    config.proxy.max_connections = max_connections.and_then(NonZeroUsize::new);
+    // It lasts as long as the tests do.
+    let accept = move || {
+        for client in upstream.incoming().map_while(Result::ok) {
+            let echo = move || io::copy(&mut &client, &mut &client);
+            thread::Builder::new().spawn(echo).unwrap();
+        }
+    };
+    thread::Builder::new().spawn(accept).unwrap();
+    let any_port = |&ip: &[u8; 4]| SocketAddr::from((ip, 0));
+    let control = Listening::tcp(&[any_port(&[127, 0, 0, 1])], 1).unwrap();
+    let proxy = Listening::tcp(&ips.iter().map(any_port).collect::<Vec<_>>(), threads).unwrap();
+    let addresses = proxy.listeners[0].iter().map(|it| it.local_inet().unwrap()).collect();
+    let policy = load(&config).unwrap();
+    let files = sys::raise_open_files();
+    (Server::serve(config, policy, files, control, proxy).unwrap(), addresses)
+}
+
+/// Sends a few bytes and waits for their echo.
+fn echo(client: &mut TcpStream) -> io::Result<()> {
+    let mut answer = [0; 5];
+    client.set_read_timeout(Some(DEADLINE))?;
+    client.write_all(b"hello")?;
+    client.read_exact(&mut answer)?;
+    assert_eq!(&answer, b"hello");
+    Ok(())
+}
+
+/// Makes one short connection.
+fn come_and_go(proxy: SocketAddr) -> io::Result<()> {
+    echo(&mut TcpStream::connect_timeout(&proxy, DEADLINE)?)
+}
+
+/// Waits until the status shows these numbers of relayed clients, of held ones, and of panics.
+#[track_caller]
+fn wait_for(server: &Server, expected: (u64, u64, u64)) {
+    let deadline = Instant::now() + DEADLINE;
+    let counts = |status: Status| (status.active, status.held, status.worker_panics);
+    while counts(server.handle().status()) != expected {
+        assert!(Instant::now() < deadline, "{:?}", server.handle().status());
+        thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_panic_costs_the_connections_of_its_worker_alone() {
+    const LASTING: usize = 40;
+    const LOADERS: usize = 4;
+    const PANICS: usize = 3;
+    /// The clients that a worker accepts before it panics, and those that are served after the last panic.
+    const BETWEEN: u64 = 150;
+    const AFTER: u64 = 300;
+
+    let (server, addresses) = start(&[[127, 0, 0, 1]], 2, None);
+    let proxy = addresses[0];
+    let counters = server.shared.workers.counters(0);
+    let mut lasting: Vec<_> = (0..LASTING).map(|_| TcpStream::connect(proxy).unwrap()).collect();
+    for client in &mut lasting {
+        echo(client).unwrap();
+    }
+
+    let (mut failures, mut panics, mut later) = (Vec::new(), Vec::new(), 0);
+    let (sender, finished) = bounded(0);
+    counters.panic_at.set(counters.accepted.get() + BETWEEN);
+    thread::scope(|scope| {
+        for _loader in 0..LOADERS {
+            let sender = sender.clone();
+            scope.spawn(move || {
+                let mut begin = Instant::now();
+                while sender.send((begin, come_and_go(proxy), Instant::now())).is_ok() {
+                    begin = Instant::now();
+                }
+            });
+        }
+        while later < AFTER {
+            let (begin, result, end) = finished.recv_timeout(DEADLINE).unwrap();
+            if (panics.len() as u64) < counters.panics.get() {
+                panics.push(Instant::now());
+                let is_last = panics.len() == PANICS;
+                counters.panic_at.set(if is_last { 0 } else { counters.accepted.get() + BETWEEN });
+            }
+            match result {
+                Ok(()) if panics.len() == PANICS => later += 1,
+                Ok(()) => {}
+                Err(error) => failures.push((begin, end, error)),
+            }
+        }
+        drop(finished);
+    });
+
+    for (begin, end, error) in &failures {
+        let is_excused = |panic: &Instant| *begin < *panic + AFTERMATH && *panic < *end + DELAY;
+        assert!(panics.iter().any(is_excused), "{error} without a panic");
+    }
+    assert!(failures.len() <= PANICS * LOADERS, "{failures:?}");
+    // The other worker's connections go on; the lost ones end by a reset, which no client takes for an end.
+    let (survivors, ends): (Vec<_>, Vec<_>) = lasting
+        .into_iter()
+        .map(|mut client| (echo(&mut client).map_err(|error| error.kind()), client))
+        .partition(|(result, _)| result.is_ok());
+    let is_reset = |result: &Result<(), ErrorKind>| {
+        matches!(result, Err(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
+    };
+    assert!(ends.iter().all(|(result, _)| is_reset(result)), "{ends:?}");
+    assert!(!survivors.is_empty() && !ends.is_empty(), "both workers had some");
+    wait_for(&server, (survivors.len() as u64, 0, PANICS as u64));
+    server.handle().pause();
+    let mut held = TcpStream::connect(proxy).unwrap();
+    wait_for(&server, (survivors.len() as u64, 1, PANICS as u64));
+    drop(survivors);
+    assert!(server.handle().wait_idle(Some(DEADLINE)));
+    wait_for(&server, (0, 1, PANICS as u64));
+    server.handle().resume();
+    echo(&mut held).unwrap();
+}
+
+#[test]
+fn a_panic_keeps_no_client_of_any_address_out() {
+    const CLIENTS: usize = 40;
+
+    let (server, addresses) = start(&[[127, 0, 0, 1], [127, 0, 0, 2]], 1, Some(2));
+    let counters = server.shared.workers.counters(0);
+    counters.panic_at.set(7);
+    let lost = thread::scope(|scope| {
+        let clients: Vec<_> = addresses
+            .iter()
+            .cycle()
+            .take(CLIENTS)
+            .map(|&address| scope.spawn(move || come_and_go(address)))
+            .collect();
+        clients.into_iter().filter_map(|client| client.join().unwrap().err()).count()
+    });
+    // The panic costs the two that are served, and the one that is being accepted.
+    assert!(lost <= 3, "{lost} of {CLIENTS} clients are lost");
+    assert_eq!(server.handle().status().worker_panics, 1);
+    for address in addresses {
+        come_and_go(address).unwrap();
+    }
+}
