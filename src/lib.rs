@@ -7,9 +7,6 @@ mod config;
 mod connection;
 mod control;
 mod error;
-#[cfg(any(test, fuzzing))]
-#[doc(hidden)]
-pub mod fuzz;
 mod handle;
 mod log_limit;
 mod pause;
@@ -17,6 +14,8 @@ mod server;
 mod shared;
 mod stats;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod timestamp;
 mod upstream;
 mod worker;

@@ -10,8 +10,6 @@
 mod backend;
 mod body;
 mod conn;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzz;
 mod listener;
 mod pending;
 mod query;

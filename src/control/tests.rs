@@ -13,6 +13,7 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod corpus;
 mod server;
 
 use super::{backend::UnlinkedListener, *};

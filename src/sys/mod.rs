@@ -429,7 +429,7 @@ fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
 }
 
 /// Makes two UNIX sockets that are connected to each other.
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) fn socket_pair() -> io::Result<(Socket, Socket)> {
     let (one, other) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;

@@ -1,5 +1,5 @@
-//! Fuzzes what a caller of the control API sends.
+//! Fuzzes requests to the control API.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tcpause::fuzz::control_request(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tcpause_fuzz::control_request(bytes));

@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tcpause::fuzz::duration(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tcpause_fuzz::duration(bytes));

@@ -2,8 +2,6 @@
 
 mod commands;
 mod completion;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzz;
 mod options;
 mod pages;
 
@@ -36,7 +34,7 @@ pub(crate) struct Invocation {
     /// The command that `exec` runs, and its arguments.
     pub(crate) program: Vec<OsString>,
     /// The file that `--config` names.
-    config_file: Option<PathBuf>,
+    pub(crate) config_file: Option<PathBuf>,
     /// The settings in their order, each with the option and the key it sets; the last one wins.
     settings: Vec<(&'static str, &'static str, String)>,
     /// The other options of a command and their values, defaults first; the last one wins.
@@ -198,7 +196,7 @@ impl Invocation {
     }
 
     /// An option beats the file, the file beats the default.
-    fn read(&self) -> Result<(Config, Option<PathBuf>), Error> {
+    pub(crate) fn read(&self) -> Result<(Config, Option<PathBuf>), Error> {
         let file = self.file()?;
         let mut config = file.as_ref().map_or_else(|| Ok(Config::default()), Config::load)?;
         for (long, key, text) in &self.settings {
@@ -208,7 +206,7 @@ impl Invocation {
     }
 
     /// An error that begins with a key begins with the option instead, if that is where the setting is from.
-    fn name_option(&self, error: Error) -> Error {
+    pub(crate) fn name_option(&self, error: Error) -> Error {
         let Error::Config(text) = &error else { return error };
         let named = self.settings.iter().find_map(|(long, key, _)| {
             text.strip_prefix(key).map(|rest| Error::Config(format!("--{long}{rest}")))

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fs, os::unix::ffi::OsStringExt};
 
+mod corpus;
+
 use super::*;
 
 fn read(line: &str) -> Result<Invocation, String> {
@@ -326,6 +328,6 @@ fn the_corpus_of_the_fuzz_target_is_replayed() {
     for file in files {
         let path = file.unwrap().path();
         println!("{}", path.display());
-        fuzz::command_line(&fs::read(path).unwrap());
+        corpus::command_line(&fs::read(path).unwrap());
     }
 }

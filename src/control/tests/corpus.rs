@@ -1,8 +1,6 @@
 //! The fuzz target of the control API: what is let through is a whole request, however it comes, and nothing else is.
 
-#![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what it has found")]
-
-use super::{
+use super::super::{
     backend::request_of,
     body::BODY_BYTES_MAX,
     query::{Pause, Resume, parse_none, parse_wait},
@@ -15,8 +13,8 @@ use crate::config::{self, address::Address};
 /// Up to this length every beginning of a request is tried, beyond it a few.
 const WHOLE_BYTES_MAX: usize = 64;
 
-/// One request, or what comes in place of one, as the front reads it: piece by piece.
-pub fn control_request(bytes: &[u8]) {
+/// Checks one request, or other bytes in place of one, as the front reads it: piece by piece.
+pub(crate) fn control_request(bytes: &[u8]) {
     let hosts = HostPolicy::new(&config::ControlConfig {
         mode: 0o600,
         addr: Address::tcp("control.example", 3001),
@@ -90,4 +88,9 @@ fn assert_harmless(bytes: &[u8], request: &Request) {
     let framings = ["\r\ncontent-length:", "\r\ntransfer-encoding:"];
     let count: usize = framings.iter().map(|name| head.matches(name).count()).sum();
     assert!(count <= 1, "{head:?}");
+}
+
+#[test]
+fn the_corpus_of_the_fuzz_target_is_replayed() {
+    crate::tests::replay("control_request", control_request);
 }

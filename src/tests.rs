@@ -1,17 +1,18 @@
-//! What the fuzz targets of `tests/fuzz` call, one function each. `make test` replays their corpus by the same functions.
+//! The fuzz targets of `tests/fuzz`, one function each. `make test` replays their corpus by the same functions.
 
-#![allow(
-    clippy::expect_used,
-    clippy::missing_panics_doc,
-    reason = "a panic is how a target tells what it has found"
-)]
-
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use mio::{Events, Poll, Token};
-use rustls::ServerConfig;
+use rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer};
 
-pub use crate::control::fuzz::control_request;
 use crate::{
     config::{
         Config,
@@ -26,18 +27,18 @@ use crate::{
             policy::{RejectPolicy, RejectResponse},
         },
     },
-    sys::socket_pair,
+    sys::{Listener, Socket, SocketAddress},
 };
 
-/// What is read of an answer, far more than there is.
+/// The bound of an answer, far more than there is.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// How many steps of a handshake a turn takes.
+/// The number of steps of a handshake in a turn.
 const TURN_STEPS_MAX: usize = 4;
 /// The most turns that a client of the targets can need.
 const TURNS_MAX: usize = 1_000;
 
-/// What is read as a configuration is written so that it reads the same, and checked without a panic.
-pub fn configuration(bytes: &[u8]) {
+/// Checks that a configuration is written so that it reads the same, and validated without a panic.
+pub(crate) fn configuration(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match Config::parse(text, "fuzz.yml") {
         Ok(config) => {
@@ -54,8 +55,8 @@ pub fn configuration(bytes: &[u8]) {
     }
 }
 
-/// What is read as an address is written so that it reads the same; an error is one line that shows the text.
-pub fn address(bytes: &[u8]) {
+/// Checks that an address is written so that it reads the same. An error is one line that shows the text.
+pub(crate) fn address(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match text.parse::<Address>() {
         Ok(address) => assert_eq!(address.to_string().parse().as_ref(), Ok(&address)),
@@ -63,8 +64,8 @@ pub fn address(bytes: &[u8]) {
     }
 }
 
-/// What is read as a duration is written so that it reads the same; an error is one line.
-pub fn duration(bytes: &[u8]) {
+/// Checks that a duration is written so that it reads the same. An error is one line.
+pub(crate) fn duration(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match parse_duration(text) {
         Ok(duration) => assert_eq!(parse_duration(&format_duration(duration)), Ok(duration)),
@@ -72,12 +73,12 @@ pub fn duration(bytes: &[u8]) {
     }
 }
 
-/// A rejected client that sends these bytes, the first of them alone, and ends its stream: it is done with in a bounded number
-/// of turns and of bytes.
-pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
-    let (peer, socket) = socket_pair().expect("two sockets");
-    let mut poll = Poll::new().expect("a poll");
-    socket.register(poll.registry(), Token(0)).expect("a new socket");
+/// Checks that a rejected client that sends these bytes, the first of them alone, and ends its stream is done with in a
+/// bounded number of turns and of bytes.
+pub(crate) fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
+    let (peer, socket) = socket_pair();
+    let mut poll = Poll::new().unwrap();
+    socket.register(poll.registry(), Token(0)).unwrap();
     let mut events = Events::with_capacity(8);
     let mut client = Endpoint::connected(socket);
     let reject_policy = RejectPolicy::new(RejectResponse::http(Duration::from_secs(3)), tls);
@@ -92,7 +93,7 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
             Some(part) => drop(peer.send(part)),
             None => drop(peer.shut_down_write()),
         }
-        poll.poll(&mut events, Some(Duration::ZERO)).expect("a poll");
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         events.iter().for_each(|event| client.mark(event));
         let mut turns = 0;
         while next != Next::Close {
@@ -100,7 +101,7 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
             received += peer.recv(&mut scratch).map_or(0, |read| read.bytes);
             match next {
                 Next::WaitIn(Deadline::AwaitingHandshake) => {
-                    let permit = reject_policy.handshakes().take().expect("nobody else is here");
+                    let permit = reject_policy.handshakes().take().unwrap();
                     next = reject.begin_handshake(permit, &reject_policy);
                 }
                 Next::Wait | Next::WaitIn(_) => break,
@@ -110,7 +111,7 @@ pub fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
             assert!(turns < TURNS_MAX, "it goes on for ever");
         }
     }
-    // Who says nothing more has ended its stream, or is sent away when its time is up.
+    // A client that says nothing more has ended its stream, or is sent away when its time is up.
     if next != Next::Close {
         reject.expire(&mut client, &reject_policy);
     }
@@ -123,49 +124,51 @@ fn assert_one_line(error: &str) {
     assert!(!error.is_empty() && !error.contains(['\n', '\r', '\0']), "{error:?}");
 }
 
-#[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
+/// Connects a UNIX socket to another one.
+fn socket_pair() -> (Socket, Socket) {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("tcpause-corpus-{}-{count}", std::process::id());
+    let listener = Listener::abstract_unix(&name).unwrap();
+    let (peer, _) = Socket::dial(&SocketAddress::Abstract(name), None).unwrap();
+    (peer, listener.accept().unwrap())
+}
 
-    use rustls::{
-        crypto::ring,
-        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-    };
-
-    use super::*;
-
-    /// Feeds every file of a target's corpus to its function.
-    fn replay(target: &str, function: impl Fn(&[u8])) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
-        let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
-        let mut count = 0;
-        for file in files {
-            let path = file.unwrap().path();
-            println!("{}", path.display());
-            function(&fs::read(path).unwrap());
-            count += 1;
-        }
-        assert!(count > 0, "{folder:?} is empty");
+/// Feeds every file of a target's corpus to its function.
+pub(crate) fn replay(target: &str, function: impl Fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let mut count = 0;
+    for file in files {
+        let path = file.unwrap().path();
+        println!("{}", path.display());
+        function(&fs::read(path).unwrap());
+        count += 1;
     }
+    assert!(count > 0, "{folder:?} is empty");
+}
 
-    #[test]
-    fn the_corpus_of_each_target_is_replayed() {
-        replay("configuration", configuration);
-        replay("address", address);
-        replay("duration", duration);
-        replay("control_request", control_request);
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], PrivateKeyDer::Pkcs8(key))
-            .unwrap();
-        let tls = Arc::new(tls);
-        replay("rejected_client", |bytes| {
-            rejected_client(bytes, None);
-            rejected_client(bytes, Some(Arc::clone(&tls)));
-        });
-    }
+#[test]
+fn the_corpus_of_each_fuzz_target_is_replayed() {
+    replay("configuration", configuration);
+    replay("address", address);
+    replay("duration", duration);
+    let tls = certificate();
+    replay("rejected_client", |bytes| {
+        rejected_client(bytes, None);
+        rejected_client(bytes, Some(Arc::clone(&tls)));
+    });
+}
+
+/// Makes a certificate to answer rejected clients with.
+pub(crate) fn certificate() -> Arc<ServerConfig> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap()
+        .into()
 }
