@@ -21,14 +21,14 @@ mod upstream;
 mod worker;
 mod worker_pool;
 
-#[doc(hidden)]
-pub use config::suggest;
 pub use config::{
     Config, ControlConfig, HoldConfig, Overflow, PauseConfig, ProxyConfig, RejectWith,
     ResumeConfig, TlsConfig, UpstreamConfig,
     address::Address,
     duration::{format_duration, parse_duration},
 };
+#[doc(hidden)]
+pub use config::{settings, suggest};
 pub use error::Error;
 pub use handle::{Handle, LeaseStatus, Status};
 pub use server::{Outcome, Server, Stopper};

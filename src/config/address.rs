@@ -1,4 +1,4 @@
-//! Where something listens or is dialled.
+//! Addresses: of a listener, or to dial.
 
 use std::{
     fmt, io,
@@ -29,7 +29,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// The TCP address `host:port`. An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is what it is.
+    /// Returns the TCP address `host:port`. An IPv4 address in the notation of IPv6 (`::ffff:192.0.2.1`) becomes plain IPv4.
     pub fn tcp(host: impl Into<String>, port: u16) -> Self {
         let host = host.into();
         let mapped = host.parse::<Ipv6Addr>().ok().and_then(|ip| ip.to_ipv4_mapped());
@@ -49,7 +49,7 @@ pub(crate) fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 impl FromStr for Address {
     type Err = String;
 
-    /// The error names the text and shows the right form.
+    /// Reads an address. The error names the text and shows the right form.
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err(format!("an address is missing; {FORMS}"));
@@ -135,7 +135,7 @@ fn check_length(text: &str, what: &str, path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What was probably meant by a relative path; none but the operator knows, so it is only shown.
+/// Guesses the absolute path that a relative one stands for. Only the operator knows, so it is shown and not used.
 fn absolute(path: &str) -> String {
     if path.starts_with('@') {
         return path.to_owned();

@@ -17,7 +17,7 @@ const UNITS: [(&str, u64); 8] = [
 /// The longest duration in nanoseconds, some 292 years: Go counts them in 64 bits with a sign.
 const NANOSECONDS_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// A duration in whole nanoseconds, as atomics hold it: one beyond 584 years is that long.
+/// Returns a duration in whole nanoseconds, as atomics hold it. Beyond 584 years it is cut.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -68,7 +68,7 @@ pub fn format_duration(duration: Duration) -> String {
     text
 }
 
-/// What is wrong with a part of a duration.
+/// Fault of a part of a duration.
 enum Fault<'a> {
     NoNumber,
     NoUnit,
@@ -95,7 +95,7 @@ impl Fault<'_> {
     }
 }
 
-/// Reads one number with its unit; returns its nanoseconds and what follows.
+/// Reads one number with its unit; returns its nanoseconds and the rest of the text.
 fn parse_part(text: &str) -> Result<(u64, &str), Fault<'_>> {
     let (whole, rest) = split_digits(text);
     let (fraction, rest) = rest.strip_prefix('.').map_or(("", rest), split_digits);
@@ -119,7 +119,8 @@ fn parse_part(text: &str) -> Result<(u64, &str), Fault<'_>> {
     Ok((add(nanoseconds, fraction_of(length, fraction))?, rest))
 }
 
-/// The part of a unit that the digits after the point stand for, computed as Go does it: to the nanosecond, whatever the number of digits.
+/// Returns the part of a unit that the digits after the point stand for. As in Go, it is exact to the nanosecond for any number of
+/// digits.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn fraction_of(length: u64, digits: &str) -> u64 {
     let (mut number, mut scale) = (0_u64, 1.0);

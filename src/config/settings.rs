@@ -1,4 +1,4 @@
-//! The table of settings: what the YAML file and the command line share.
+//! The settings of a proxy: the structs that hold them with their defaults, and the table that all the rest follows from.
 
 use std::{
     net::IpAddr,
@@ -8,353 +8,399 @@ use std::{
 };
 
 use log::LevelFilter;
-use serde_yaml::Value;
+use serde_yaml::Value as Yaml;
 
-use super::{Config, Overflow, RejectWith};
 use super::{
-    duration::{format_duration, parse_duration},
-    suggest::nearest,
+    address::Address,
+    values::{Count, LEVELS, OVERFLOWS, Overflow, REJECTIONS, RejectWith, Value},
 };
 
-/// One key of the configuration.
-pub(super) struct Setting {
-    /// Its place in the file, with dots between the levels.
-    pub(super) key: &'static str,
-    /// Reads it from a configuration; null when it is not set.
-    pub(super) get: fn(&Config) -> Value,
-    /// Sets it from text.
-    pub(super) set: fn(&mut Config, &str) -> Result<(), String>,
+/// One setting. The YAML file, the command line, its help, the man page, the completions, the sample file and the reference
+/// follow from it.
+pub struct Setting {
+    /// Place in the file, with dots between the levels. The option has dashes instead.
+    pub key: &'static str,
+    /// Letter of the option after one dash.
+    pub short: Option<char>,
+    /// Word that stands for the value in the help; `None` for a switch.
+    pub value: Option<&'static str>,
+    /// Meaning in one line for the help, without a full stop.
+    pub help: &'static str,
+    /// Whole sentences that the man page adds.
+    pub more: &'static str,
+    /// Offer of a shell for the value.
+    pub completion: Completion,
+    field: Field,
+    count: Count,
 }
 
-/// Every setting, in the order of the file.
-pub(super) static SETTINGS: [Setting; 28] = [
-    Setting {
-        key: "grace-period",
-        get: |config| format_duration(config.grace_period).into(),
-        set: |config, text| store(&mut config.grace_period, parse_duration(text)),
-    },
-    Setting {
-        key: "log-level",
-        get: |config| config.log_level.as_str().to_lowercase().into(),
-        set: |config, text| store(&mut config.log_level, parse_level(text)),
-    },
-    Setting {
-        key: "proxy.addr",
-        get: |config| config.proxy.addr.to_string().into(),
-        set: |config, text| store(&mut config.proxy.addr, text.parse()),
-    },
-    Setting {
-        key: "proxy.mode",
-        get: |config| config.proxy.mode.map_or(Value::Null, mode_value),
-        set: |config, text| store(&mut config.proxy.mode, parse_mode(text).map(Some)),
-    },
-    Setting {
-        key: "proxy.reject-clients",
-        get: |config| config.proxy.reject_clients.into(),
-        set: |config, text| store(&mut config.proxy.reject_clients, parse_bool(text)),
-    },
-    Setting {
-        key: "proxy.reject-with",
-        get: |config| reject_with_value(&config.proxy.reject_with),
-        set: |config, text| store(&mut config.proxy.reject_with, parse_reject_with(text)),
-    },
-    Setting {
-        key: "proxy.retry-after-interval",
-        get: |config| format_duration(config.proxy.retry_after_interval).into(),
-        set: |config, text| store(&mut config.proxy.retry_after_interval, parse_duration(text)),
-    },
-    Setting {
-        key: "proxy.block-poll-interval",
-        get: |config| format_duration(config.proxy.block_poll_interval).into(),
-        set: |config, text| store(&mut config.proxy.block_poll_interval, parse_duration(text)),
-    },
-    Setting {
-        key: "proxy.close-poll-interval",
-        get: |config| format_duration(config.proxy.close_poll_interval).into(),
-        set: |config, text| store(&mut config.proxy.close_poll_interval, parse_duration(text)),
-    },
-    Setting {
-        key: "proxy.tls.ca-cert",
-        get: |config| path_value(config.proxy.tls.ca_cert.as_ref()),
-        set: |config, text| store(&mut config.proxy.tls.ca_cert, parse_path(text)),
-    },
-    Setting {
-        key: "proxy.tls.cert",
-        get: |config| path_value(config.proxy.tls.cert.as_ref()),
-        set: |config, text| store(&mut config.proxy.tls.cert, parse_path(text)),
-    },
-    Setting {
-        key: "proxy.tls.key",
-        get: |config| path_value(config.proxy.tls.key.as_ref()),
-        set: |config, text| store(&mut config.proxy.tls.key, parse_path(text)),
-    },
-    Setting {
-        key: "proxy.threads",
-        get: |config| config.proxy.threads.map_or(Value::Null, |threads| threads.get().into()),
-        set: |config, text| store(&mut config.proxy.threads, parse_threads(text)),
-    },
-    Setting {
-        key: "proxy.pipes",
-        get: |config| config.proxy.pipes.map_or(Value::Null, Into::into),
-        set: |config, text| store(&mut config.proxy.pipes, parse_pipes(text)),
-    },
-    Setting {
-        key: "proxy.max-connections",
-        get: |config| config.proxy.max_connections.map_or(Value::Null, |max| max.get().into()),
-        set: |config, text| store(&mut config.proxy.max_connections, parse_connections(text)),
-    },
-    Setting {
-        key: "pause.max-ttl",
-        get: |config| duration_value(config.pause.max_ttl),
-        set: |config, text| store(&mut config.pause.max_ttl, parse_duration(text).map(Some)),
-    },
-    Setting {
-        key: "hold.timeout",
-        get: |config| duration_value(config.hold.timeout),
-        set: |config, text| store(&mut config.hold.timeout, parse_duration(text).map(Some)),
-    },
-    Setting {
-        key: "hold.max",
-        get: |config| config.hold.max.map_or(Value::Null, |max| max.get().into()),
-        set: |config, text| store(&mut config.hold.max, parse_held(text)),
-    },
-    Setting {
-        key: "hold.overflow",
-        get: |config| overflow_value(config.hold.overflow).into(),
-        set: |config, text| store(&mut config.hold.overflow, parse_overflow(text)),
-    },
-    Setting {
-        key: "resume.max-connecting",
-        get: |config| config.resume.max_connecting.get().into(),
-        set: |config, text| store(&mut config.resume.max_connecting, parse_connecting(text)),
-    },
-    Setting {
-        key: "resume.rate",
-        get: |config| config.resume.rate.map_or(Value::Null, |rate| rate.get().into()),
-        set: |config, text| store(&mut config.resume.rate, parse_rate(text)),
-    },
-    Setting {
-        key: "control.addr",
-        get: |config| config.control.addr.to_string().into(),
-        set: |config, text| store(&mut config.control.addr, text.parse()),
-    },
-    Setting {
-        key: "control.mode",
-        get: |config| mode_value(config.control.mode),
-        set: |config, text| store(&mut config.control.mode, parse_mode(text)),
-    },
-    Setting {
-        key: "control.hosts",
-        get: |config| config.control.hosts.clone().into(),
-        set: |config, text| store(&mut config.control.hosts, parse_hosts(text)),
-    },
-    Setting {
-        key: "upstream.addr",
-        get: |config| config.upstream.addr.to_string().into(),
-        set: |config, text| store(&mut config.upstream.addr, text.parse()),
-    },
-    Setting {
-        key: "upstream.connect-timeout",
-        get: |config| format_duration(config.upstream.connect_timeout).into(),
-        set: |config, text| store(&mut config.upstream.connect_timeout, parse_duration(text)),
-    },
-    Setting {
-        key: "upstream.retry-for",
-        get: |config| format_duration(config.upstream.retry_for).into(),
-        set: |config, text| store(&mut config.upstream.retry_for, parse_duration(text)),
-    },
-    Setting {
-        key: "upstream.source-addrs",
-        get: |config| {
-            let ips = config.upstream.source_addrs.iter().map(IpAddr::to_string);
-            ips.collect::<Vec<_>>().into()
-        },
-        set: |config, text| store(&mut config.upstream.source_addrs, parse_ips(text)),
-    },
+/// Offer of a shell for the value of an option.
+#[derive(Clone, Copy)]
+pub enum Completion {
+    /// Nothing.
+    None,
+    /// The files of this machine.
+    File,
+    /// These words.
+    Choices(&'static [&'static str]),
+}
+
+/// Access to one field of the configuration.
+struct Field {
+    get: fn(&Config) -> Yaml,
+    set: fn(&mut Config, &str, Count) -> Result<(), String>,
+}
+
+/// Makes the [`Field`] of a place in [`Config`], by the syntax of its type.
+macro_rules! field {
+    ($($name:ident).+) => {
+        Field {
+            get: |config| config.$($name).+.to_yaml(),
+            set: |config, text, count| {
+                config.$($name).+ = Value::parse(text, count)?;
+                Ok(())
+            },
+        }
+    };
+}
+
+/// The sections of the file, which are the headings of the help, each with its title. Keys without a dot lie in the first.
+pub const SECTIONS: [(&str, &str); 7] = [
+    ("", "Options"),
+    ("proxy", "Proxy, the side of the clients"),
+    ("pause", "Pause, which holds the clients or rejects them"),
+    ("hold", "Hold, the clients that wait while it is paused"),
+    ("resume", "Resume, how those who have waited are let go"),
+    ("control", "Control, the HTTP API that pauses and resumes"),
+    ("upstream", "Upstream, the server behind the proxy"),
 ];
 
-/// The setting of a key.
+/// Every setting, in the order of the file and of the help. The default is that of the field.
+pub(super) static SETTINGS: &[Setting] = &[
+    setting("grace-period", "DURATION", field!(grace_period))
+        .short('g')
+        .help("How long running connections may go on after SIGTERM, SIGINT or SIGQUIT")
+        .more("What is left then is closed."),
+    setting("log-level", "LEVEL", field!(log_level))
+        .choices(&LEVELS)
+        .help("Log this level and above: off, error, warn, info, debug or trace")
+        .more("The environment variable RUST_LOG beats it."),
+    setting("proxy.addr", "ADDRESS", field!(proxy.addr)).help("Where clients connect to"),
+    setting("proxy.mode", "MODE", field!(proxy.mode))
+        .help("Mode of the socket file of --proxy-addr, as in 0660; what the umask leaves if not set")
+        .more("Whoever is to connect needs the right to write."),
+    switch("proxy.reject-clients", field!(proxy.reject_clients))
+        .help("While paused, reject new clients instead of holding them")
+        .more("It also takes a value behind an equals sign: --proxy-reject-clients=false."),
+    setting("proxy.reject-with", "HOW", field!(proxy.reject_with))
+        .choices(&REJECTIONS)
+        .help("What rejected clients get: http (a 503), close, reset or file:PATH")
+        .more("The bytes of a file, 64 KiB at most, are the whole answer; it is read at start. With http, clients of SSH and PostgreSQL are closed without an answer."),
+    setting("proxy.retry-after-interval", "DURATION", field!(proxy.retry_after_interval))
+        .help("The Retry-After of the 503; 0s leaves the header out")
+        .more("It is rounded up to whole seconds."),
+    setting("proxy.block-poll-interval", "DURATION", field!(proxy.block_poll_interval))
+        .help("Has no effect; known for compatibility")
+        .more("Nothing polls here."),
+    setting("proxy.close-poll-interval", "DURATION", field!(proxy.close_poll_interval))
+        .help("Has no effect; known for compatibility")
+        .more("Nothing polls here."),
+    setting("proxy.tls.ca-cert", "FILE", field!(proxy.tls.ca_cert))
+        .file()
+        .help("PEM bundle that a rejected client's certificate, if it sends one, is verified against")
+        .more("It needs a certificate and a key."),
+    setting("proxy.tls.cert", "FILE", field!(proxy.tls.cert))
+        .file()
+        .help("PEM certificate chain for clients that open with TLS and are rejected")
+        .more("It needs a key. Without them, such a client is closed and reads no 503."),
+    setting("proxy.tls.key", "FILE", field!(proxy.tls.key))
+        .file()
+        .help("PEM private key that belongs to the certificate"),
+    setting("proxy.threads", "N", field!(proxy.threads))
+        .count("threads", "one thread a core")
+        .help("How many worker threads; one a core if not set"),
+    setting("proxy.pipes", "N", field!(proxy.pipes))
+        .count("pipes", "a share of the open files")
+        .help("How many pipes each thread may splice bulk data through; 0 copies all")
+        .more("Large transfers pass through kernel pipes without being copied. By default all threads together take a share of the open files."),
+    setting("proxy.max-connections", "N", field!(proxy.max_connections))
+        .count("connections", "as many as the open files allow")
+        .help("How many clients there may be at a time; as many as the open files allow if not set")
+        .more("Held and rejected ones count too. Further clients wait in the kernel's backlog and are not refused."),
+    setting("pause.max-ttl", "DURATION", field!(pause.max_ttl))
+        .help("The longest that a pause lasts; for ever if not set")
+        .more("A pause that is asked for without a time to live gets this one; one that asks for more is refused."),
+    setting("hold.timeout", "DURATION", field!(hold.timeout))
+        .help("How long a client is held; as long as the pause lasts if not set")
+        .more("One that is held for longer gets what --hold-overflow says; with backlog, it is rejected."),
+    setting("hold.max", "N", field!(hold.max))
+        .count("held clients", "no bound; to hold nobody, set proxy.reject-clients")
+        .help("How many clients are held at a time; as many as there may be if not set"),
+    setting("hold.overflow", "WHAT", field!(hold.overflow))
+        .choices(&OVERFLOWS)
+        .help("What clients beyond --hold-max get: reject, close or backlog")
+        .more("With reject, they are rejected as if --proxy-reject-clients were given; with close, they get the end of the stream; with backlog, they wait in the kernel's backlog, unaccepted, until there is room."),
+    setting("resume.max-connecting", "N", field!(resume.max_connecting))
+        .count("connections", "128")
+        .help("Most connections under way at a time for clients that have waited")
+        .more("It is for all threads together. It begins with 4, and finds out how many the backlog of the server takes."),
+    setting("resume.rate", "N", field!(resume.rate))
+        .count("clients in a second", "no bound")
+        .help("How many clients who have waited are let go in a second; no bound if not set")
+        .more("It spares a server whose caches are cold."),
+    setting("control.addr", "ADDRESS", field!(control.addr))
+        .help("Where the API listens; it has no login")
+        .more("Keep it on the loopback or on a UNIX socket."),
+    setting("control.mode", "MODE", field!(control.mode))
+        .help("Mode of the socket file of --control-addr, as in 0660")
+        .more("Whoever may write to it can pause the proxy."),
+    setting("control.hosts", "NAMES", field!(control.hosts))
+        .help("Further host names that requests to the API may carry, with commas between them")
+        .more("IP addresses, localhost and this host's own name are always allowed; other names are refused, so that no web page can pause a service."),
+    setting("upstream.addr", "ADDRESS", field!(upstream.addr))
+        .help("Where the server listens")
+        .more("A name is looked up again while the proxy runs; all its addresses are tried."),
+    setting("upstream.connect-timeout", "DURATION", field!(upstream.connect_timeout))
+        .help("How long one attempt to reach the server may take")
+        .more("A server that refuses, or is away, is tried again until this or --upstream-retry-for is over, whichever is longer."),
+    setting("upstream.retry-for", "DURATION", field!(upstream.retry_for))
+        .help("How long to wait for an absent server, at least --upstream-connect-timeout")
+        .more("It waits as long as --upstream-connect-timeout anyway. Then it is reset."),
+    setting("upstream.source-addrs", "IPS", field!(upstream.source_addrs))
+        .help("Addresses of this host, with commas between them, to reach the server from in turn")
+        .more("Each has ports of its own: about 28,000 connections to one address and port of a server. By default the system chooses one address."),
+];
+
+const fn setting(key: &'static str, value: &'static str, field: Field) -> Setting {
+    Setting { value: Some(value), ..switch(key, field) }
+}
+
+const fn switch(key: &'static str, field: Field) -> Setting {
+    Setting {
+        key,
+        short: None,
+        value: None,
+        help: "",
+        more: "",
+        completion: Completion::None,
+        field,
+        count: Count { things: "", otherwise: "" },
+    }
+}
+
+impl Setting {
+    const fn short(self, letter: char) -> Self {
+        Self { short: Some(letter), ..self }
+    }
+
+    const fn help(self, help: &'static str) -> Self {
+        Self { help, ..self }
+    }
+
+    const fn more(self, more: &'static str) -> Self {
+        Self { more, ..self }
+    }
+
+    const fn file(self) -> Self {
+        Self { completion: Completion::File, ..self }
+    }
+
+    const fn choices(self, words: &'static [&'static str]) -> Self {
+        Self { completion: Completion::Choices(words), ..self }
+    }
+
+    /// Adds the words for the errors of a number: the things it counts, and the number where it is left away.
+    const fn count(self, things: &'static str, otherwise: &'static str) -> Self {
+        Self { count: Count { things, otherwise }, ..self }
+    }
+
+    /// Returns the section that the key lies in; empty for a key without a dot.
+    pub fn section(&self) -> &'static str {
+        self.key.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// Reads the setting from a configuration; null when it is not set.
+    pub(super) fn get(&self, config: &Config) -> Yaml {
+        (self.field.get)(config)
+    }
+
+    /// Sets the setting from text.
+    pub(super) fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
+        (self.field.set)(config, text, self.count)
+    }
+}
+
+/// Finds the setting of a key.
 pub(super) fn find(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.key == key)
 }
 
-fn store<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
-    *place = value?;
-    Ok(())
+/// All settings of a proxy. [`Config::default`] is complete and runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Time that running connections have after a stop was asked for.
+    pub grace_period: Duration,
+    /// Most verbose level that is logged; the library itself ignores it.
+    pub log_level: LevelFilter,
+    /// The side of the clients.
+    pub proxy: ProxyConfig,
+    /// Bounds of a pause.
+    pub pause: PauseConfig,
+    /// The clients that are held while it is paused.
+    pub hold: HoldConfig,
+    /// The rate at which waiting clients are served.
+    pub resume: ResumeConfig,
+    /// The HTTP API of the operator.
+    pub control: ControlConfig,
+    /// The server that the bytes are carried to.
+    pub upstream: UpstreamConfig,
 }
 
-fn duration_value(duration: Option<Duration>) -> Value {
-    duration.map_or(Value::Null, |duration| format_duration(duration).into())
+/// The side of the clients: `proxy.*`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxyConfig {
+    /// Address that clients connect to.
+    pub addr: Address,
+    /// Mode of the socket file at `addr`, such as `0o660`; the umask decides when absent.
+    pub mode: Option<u32>,
+    /// Rejects new clients while paused, rather than holding them.
+    pub reject_clients: bool,
+    /// Response to rejected clients.
+    pub reject_with: RejectWith,
+    /// The `Retry-After` of a rejection; zero leaves the header out.
+    pub retry_after_interval: Duration,
+    /// Accepted for compatibility; has no effect.
+    pub block_poll_interval: Duration,
+    /// Accepted for compatibility; has no effect.
+    pub close_poll_interval: Duration,
+    /// Certificate for the response to rejected TLS clients.
+    pub tls: TlsConfig,
+    /// Number of worker threads; the number of cores when absent.
+    pub threads: Option<NonZeroUsize>,
+    /// Number of pipes that each worker may splice bulk data through, 0 to copy all of it; a share of the open files when absent.
+    pub pipes: Option<usize>,
+    /// Number of clients that there may be at a time; as many as the open files allow when absent.
+    pub max_connections: Option<NonZeroUsize>,
 }
 
-fn path_value(path: Option<&PathBuf>) -> Value {
-    path.map_or(Value::Null, |path| path.to_string_lossy().into_owned().into())
+/// The certificate files: `proxy.tls.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// PEM bundle that a client's certificate, if it sends one, is verified against.
+    pub ca_cert: Option<PathBuf>,
+    /// PEM certificate chain of the proxy.
+    pub cert: Option<PathBuf>,
+    /// PEM private key that belongs to `cert`.
+    pub key: Option<PathBuf>,
 }
 
-fn reject_with_value(reject_with: &RejectWith) -> Value {
-    match reject_with {
-        RejectWith::Http => "http".into(),
-        RejectWith::Close => "close".into(),
-        RejectWith::Reset => "reset".into(),
-        RejectWith::File(path) => format!("file:{}", path.to_string_lossy()).into(),
-    }
+/// Bounds of a pause: `pause.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PauseConfig {
+    /// Longest time that a pause lasts, and the length of one without a deadline; without a bound when absent.
+    pub max_ttl: Option<Duration>,
 }
 
-fn overflow_value(overflow: Overflow) -> &'static str {
-    match overflow {
-        Overflow::Reject => "reject",
-        Overflow::Close => "close",
-        Overflow::Backlog => "backlog",
-    }
+/// The clients that are held while the proxy is paused: `hold.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HoldConfig {
+    /// Time that a client is held, before it gets what `overflow` says; as long as the pause lasts when absent.
+    pub timeout: Option<Duration>,
+    /// Number of clients that are held at a time; as many as there may be clients when absent.
+    pub max: Option<NonZeroUsize>,
+    /// Treatment of further ones.
+    pub overflow: Overflow,
 }
 
-fn parse_overflow(text: &str) -> Result<Overflow, String> {
-    const ALL: [Overflow; 3] = [Overflow::Reject, Overflow::Close, Overflow::Backlog];
-    ALL.into_iter().find(|overflow| overflow_value(*overflow) == text).ok_or_else(|| {
-        let words = ALL.map(overflow_value);
-        let hint = nearest(text, words)
-            .map_or_else(String::new, |word| format!("; did you mean `{word}`?"));
-        format!(
-            "{text:?} is nothing that can be done with a client; write {}{hint}",
-            words.join(", ")
-        )
-    })
+/// The rate at which waiting clients are served: `resume.*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResumeConfig {
+    /// Largest number of connections for them that may be under way at a time, over all workers. The number that the upstream
+    /// takes is found out.
+    pub max_connecting: NonZeroUsize,
+    /// Number of them that are dialled for in a second; without a bound when absent.
+    pub rate: Option<NonZeroU32>,
 }
 
-fn parse_level(text: &str) -> Result<LevelFilter, String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    text.parse().map_err(|_| {
-        let hint = nearest(text, LEVELS)
-            .map_or_else(String::new, |level| format!("; did you mean `{level}`?"));
-        format!("{text:?} is not a level; the levels are {}{hint}", LEVELS.join(", "))
-    })
+/// The HTTP API of the operator: `control.*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// Address that the API listens on.
+    pub addr: Address,
+    /// Mode of the socket file at `addr`.
+    pub mode: u32,
+    /// Further names that a `Host` header may carry.
+    pub hosts: Vec<String>,
 }
 
-fn parse_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "True" | "TRUE" => Ok(true),
-        "false" | "False" | "FALSE" => Ok(false),
-        _ => Err(format!("{text:?} is not a boolean; write true or false")),
-    }
+/// The server behind the proxy: `upstream.*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// Address that the upstream listens on.
+    pub addr: Address,
+    /// Time that one attempt to reach it may take.
+    pub connect_timeout: Duration,
+    /// Time that a client waits for an upstream that is away; never less than `connect_timeout`.
+    pub retry_for: Duration,
+    /// Addresses of this host to reach it from, in turn; the system chooses when there are none.
+    pub source_addrs: Vec<IpAddr>,
 }
 
-fn parse_reject_with(text: &str) -> Result<RejectWith, String> {
-    match text {
-        "http" => Ok(RejectWith::Http),
-        "close" => Ok(RejectWith::Close),
-        "reset" => Ok(RejectWith::Reset),
-        _ => match text.strip_prefix("file:") {
-            Some("") => {
-                Err("a path is missing; write it as in `file:/etc/tcpause/answer`".to_owned())
-            }
-            Some(path) if path.contains(char::is_control) => Err(format!(
-                "{text:?} has a control character in it; write `file:` and the path of a file"
-            )),
-            Some(path) => Ok(RejectWith::File(path.into())),
-            None => {
-                let hint = nearest(text, ["http", "close", "reset", "file:PATH"])
-                    .map_or_else(String::new, |word| format!("; did you mean `{word}`?"));
-                Err(format!(
-                    "{text:?} is no way to reject; write http, close, reset or file:PATH{hint}"
-                ))
-            }
-        },
-    }
-}
+/// Default of `resume.max-connecting`: the backlog of a server is often of this length.
+const CONNECTING_MAX: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
-fn parse_path(text: &str) -> Result<Option<PathBuf>, String> {
-    if text.is_empty() {
-        return Err("a path is missing; write the path of a PEM file".to_owned());
-    }
-    if text.contains(char::is_control) {
-        return Err(format!(
-            "{text:?} has a control character in it; write the path of a PEM file"
-        ));
-    }
-    Ok(Some(text.into()))
-}
-
-fn mode_value(mode: u32) -> Value {
-    format!("{mode:04o}").into()
-}
-
-/// The mode of a socket file, in octal: `0660`, `660` or `0o660`. Read as text, it is not the decimal that YAML may make of it.
-fn parse_mode(text: &str) -> Result<u32, String> {
-    let digits = text.strip_prefix("0o").unwrap_or(text);
-    let mode = match u32::from_str_radix(digits, 8) {
-        Ok(mode) if digits.len() >= 3 && !digits.starts_with('+') && mode <= 0o777 => mode,
-        _ => {
-            return Err(format!(
-                "{text:?} is not the mode of a socket; write three octal digits behind a 0, as in `0660`"
-            ));
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            grace_period: Duration::from_secs(10),
+            log_level: LevelFilter::Info,
+            proxy: ProxyConfig::default(),
+            pause: PauseConfig::default(),
+            hold: HoldConfig::default(),
+            resume: ResumeConfig::default(),
+            control: ControlConfig::default(),
+            upstream: UpstreamConfig::default(),
         }
-    };
-    // Most modes that were turned into decimals by a tool (0660 is 432) end here, too.
-    if mode & 0o600 != 0o600 {
-        return Err(format!(
-            "{text:?} keeps the socket's own user out; write an octal mode that begins with 06 or 07, as in `0660`"
-        ));
     }
-    Ok(mode)
 }
 
-fn parse_threads(text: &str) -> Result<Option<NonZeroUsize>, String> {
-    text.parse().map(Some).map_err(|_| {
-        format!("{text:?} is not a number of threads; write 1 or more, or leave it away for one thread a core")
-    })
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            addr: Address::tcp("localhost", 3000),
+            mode: None,
+            reject_clients: false,
+            reject_with: RejectWith::default(),
+            retry_after_interval: Duration::from_secs(3),
+            block_poll_interval: Duration::from_millis(100),
+            close_poll_interval: Duration::from_millis(100),
+            tls: TlsConfig::default(),
+            threads: None,
+            pipes: None,
+            max_connections: None,
+        }
+    }
 }
 
-fn parse_pipes(text: &str) -> Result<Option<usize>, String> {
-    text.parse().map(Some).map_err(|_| {
-        format!("{text:?} is not a number of pipes; write 0 or more, or leave it away for a share of the open files")
-    })
+impl Default for ResumeConfig {
+    fn default() -> Self {
+        Self { max_connecting: CONNECTING_MAX, rate: None }
+    }
 }
 
-fn parse_connections(text: &str) -> Result<Option<NonZeroUsize>, String> {
-    text.parse().map(Some).map_err(|_| {
-        format!("{text:?} is not a number of connections; write 1 or more, or leave it away for as many as the open files allow")
-    })
+impl Default for ControlConfig {
+    fn default() -> Self {
+        Self { addr: Address::tcp("localhost", 3001), mode: 0o600, hosts: Vec::new() }
+    }
 }
 
-fn parse_held(text: &str) -> Result<Option<NonZeroUsize>, String> {
-    text.parse().map(Some).map_err(|_| {
-        format!("{text:?} is not a number of held clients; write 1 or more, or leave it away for no bound; to hold nobody, set proxy.reject-clients")
-    })
-}
-
-fn parse_connecting(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "{text:?} is not a number of connections; write 1 or more, or leave it away for 128"
-        )
-    })
-}
-
-fn parse_rate(text: &str) -> Result<Option<NonZeroU32>, String> {
-    text.parse().map(Some).map_err(|_| {
-        format!("{text:?} is not a number of clients in a second; write 1 or more, or leave it away for no bound")
-    })
-}
-
-fn parse_ips(text: &str) -> Result<Vec<IpAddr>, String> {
-    text.split(',')
-        .map(str::trim)
-        .map(|ip| {
-            ip.parse().map_err(|_| {
-                format!("{ip:?} is not an IP address; write addresses of this host with commas between them, as in `192.0.2.1,192.0.2.2`")
-            })
-        })
-        .collect()
-}
-
-fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    text.split(',')
-        .map(str::trim)
-        .map(|host| match host {
-            "" => Err("a host name is missing; write names with commas between them, as in `a.example,b.example`".to_owned()),
-            _ if host.bytes().all(is_name) => Ok(host.to_owned()),
-            _ => Err(format!("{host:?} is not a host name; write the name alone, without scheme and port")),
-        })
-        .collect()
+impl Default for UpstreamConfig {
+    fn default() -> Self {
+        Self {
+            addr: Address::tcp("localhost", 3002),
+            connect_timeout: Duration::from_secs(5),
+            retry_for: Duration::ZERO,
+            source_addrs: Vec::new(),
+        }
+    }
 }

@@ -1,9 +1,11 @@
-//! What must hold between settings.
+//! Conditions between settings.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::address::Address;
-use super::{Config, ControlConfig, TlsConfig, UpstreamConfig};
+use super::{
+    address::Address,
+    settings::{Config, ControlConfig, TlsConfig, UpstreamConfig},
+};
 
 /// The most worker threads: far more than a machine has cores, and few enough to start.
 const THREADS_MAX: usize = 1024;
@@ -11,7 +13,7 @@ const THREADS_MAX: usize = 1024;
 /// The most pipes of a worker: beyond it, they take more memory than they save time.
 const PIPES_MAX: usize = 1024;
 
-/// The first thing that does not fit, as one line with the keys and the remedy.
+/// Returns the first conflict as one line with the keys and the remedy.
 pub(super) fn validate(config: &Config) -> Result<(), String> {
     check_tls(&config.proxy.tls)?;
     check_times(config)?;
@@ -64,7 +66,7 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// A bound of zero would leave nothing of what it bounds.
+/// Refuses bounds of zero, which would end a pause or a hold at once.
 fn check_times(config: &Config) -> Result<(), String> {
     if config.pause.max_ttl.is_some_and(|ttl| ttl.is_zero()) {
         return Err(
@@ -119,7 +121,7 @@ fn check_tls(tls: &TlsConfig) -> Result<(), String> {
     }
 }
 
-/// Whether two listeners cannot both be bound, as far as that can be told without looking names up.
+/// Returns true if two listeners cannot both be bound, as far as that shows without looking up names.
 fn same_listener(left: &Address, right: &Address) -> bool {
     match (left, right) {
         (Address::Unix(_), Address::Unix(_)) | (Address::Abstract(_), Address::Abstract(_)) => {
@@ -137,7 +139,7 @@ fn same_listener(left: &Address, right: &Address) -> bool {
     }
 }
 
-/// Whether dialling `upstream` reaches `listener`, as far as that can be told: which addresses this host has is not known here.
+/// Returns true if dialling `upstream` surely reaches `listener`. The addresses of this host are not known here.
 fn leads_to(upstream: &Address, listener: &Address) -> bool {
     match (upstream, listener) {
         (Address::Unix(_), Address::Unix(_)) | (Address::Abstract(_), Address::Abstract(_)) => {
@@ -161,7 +163,7 @@ fn overlap(left: &str, right: &str, meets: impl Fn(&IpAddr, &IpAddr) -> bool) ->
         || ips(left).iter().any(|left| ips(right).iter().any(|right| meets(left, right)))
 }
 
-/// The IP addresses that a host stands for; none for a name that would have to be looked up.
+/// Returns the IP addresses that a host stands for; none for a name that would have to be looked up.
 fn ips(host: &str) -> Vec<IpAddr> {
     match host {
         "" => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],

@@ -5,13 +5,12 @@ use std::{collections::BTreeSet, fmt};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
-use super::suggest::nearest;
 use super::{
-    Config,
-    settings::{SETTINGS, Setting, find},
+    settings::{Config, SETTINGS, Setting, find},
+    suggest::nearest,
 };
 
-/// Reads a configuration. The error is to follow the name of the file and a colon.
+/// Reads a configuration. The caller puts the name of the file and a colon before the error.
 pub(super) fn parse(text: &str) -> Result<Config, String> {
     let mut config = Config::default();
     let mut seen = BTreeSet::new();
@@ -24,16 +23,16 @@ pub(super) fn parse(text: &str) -> Result<Config, String> {
     }
 }
 
-/// Writes a configuration so that [`parse`] reads the same.
+/// Writes a configuration that [`parse`] reads as the same.
 pub(super) fn format(config: &Config) -> Result<String, serde_yaml::Error> {
     let mut root = Mapping::new();
-    for setting in &SETTINGS {
-        insert(&mut root, setting.key, (setting.get)(config));
+    for setting in SETTINGS {
+        insert(&mut root, setting.key, setting.get(config));
     }
     serde_yaml::to_string(&root)
 }
 
-/// A value as text, the way the command line takes it; `None` when it is not set.
+/// Returns a value as the text that the command line takes; `None` when it is not set.
 pub(super) fn to_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -60,7 +59,7 @@ fn insert(mapping: &mut Mapping, key: &str, value: Value) {
     }
 }
 
-/// One line with the place in front: `4:3: proxy: unknown key ...`.
+/// Makes an error one line that begins with the place: `4:3: proxy: unknown key ...`.
 fn explain(error: &serde_yaml::Error) -> String {
     let text = error.to_string();
     match error.location() {
@@ -80,7 +79,8 @@ fn explain(error: &serde_yaml::Error) -> String {
     }
 }
 
-/// One mapping of the file. Its errors are raised while the parser stands at the key or the value, so that they get its position and path.
+/// One mapping of the file. Errors are raised while the parser stands at the key or the value, so that they get its position
+/// and path.
 struct Section<'a> {
     /// The keys above, each followed by a dot.
     prefix: String,
@@ -104,7 +104,7 @@ impl<'de> Visitor<'de> for Section<'_> {
         write!(f, "the keys {}, each with a colon and its value", list(&children(&self.prefix)))
     }
 
-    /// A section whose keys are all commented out keeps the defaults.
+    /// Keeps the defaults of a section whose keys are all commented out.
     fn visit_none<E>(self) -> Result<(), E> {
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Visitor<'_> for Key<'_> {
     }
 }
 
-/// The value of a setting. It is read as text, whatever YAML makes of it, so that a setting has one syntax.
+/// The value of a setting. It is read as text even where YAML has a type for it, so that a setting has one syntax.
 struct Scalar<'a> {
     setting: &'static Setting,
     config: &'a mut Config,
@@ -172,7 +172,7 @@ struct Scalar<'a> {
 
 impl Scalar<'_> {
     fn is_list(&self) -> bool {
-        matches!((self.setting.get)(self.config), Value::Sequence(_))
+        matches!(self.setting.get(self.config), Value::Sequence(_))
     }
 }
 
@@ -188,14 +188,14 @@ impl<'de> Visitor<'de> for Scalar<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match to_text(&(self.setting.get)(&Config::default())) {
+        match to_text(&self.setting.get(&Config::default())) {
             _ if self.is_list() => f.write_str("a list, such as `[one, another]`"),
             Some(example) => write!(f, "one value, such as `{example}`"),
             None => f.write_str("one value"),
         }
     }
 
-    /// A key without a value keeps the default.
+    /// Keeps the default of a key without a value.
     fn visit_none<E>(self) -> Result<(), E> {
         Ok(())
     }
@@ -209,7 +209,7 @@ impl<'de> Visitor<'de> for Scalar<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        (self.setting.set)(self.config, text).map_err(E::custom)
+        self.setting.set(self.config, text).map_err(E::custom)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
@@ -220,11 +220,11 @@ impl<'de> Visitor<'de> for Scalar<'_> {
         if texts.is_empty() {
             return Ok(());
         }
-        (self.setting.set)(self.config, &texts.join(",")).map_err(A::Error::custom)
+        self.setting.set(self.config, &texts.join(",")).map_err(A::Error::custom)
     }
 }
 
-/// The names that a section knows, in the order of the file.
+/// Returns the names that a section knows, in the order of the file.
 fn children(prefix: &str) -> Vec<&'static str> {
     let mut names: Vec<&str> = SETTINGS
         .iter()
@@ -234,7 +234,7 @@ fn children(prefix: &str) -> Vec<&'static str> {
     names
 }
 
-/// What is wrong with an unknown key, and what was probably meant.
+/// Returns the error of an unknown key, with the key that was probably meant.
 fn unknown(prefix: &str, name: &str) -> String {
     let known = children(prefix);
     let elsewhere: Vec<&str> = SETTINGS

@@ -1,8 +1,10 @@
 //! The table of commands, each with its options.
 
+use tcpause::settings::Completion;
+
 use super::{
     Client,
-    options::{Action, Completion, HELP, Kind, Opt, Section},
+    options::{Action, HELP, Kind, Opt},
 };
 
 /// A word that makes the program do something else than carry.
@@ -244,24 +246,16 @@ static EXEC_REASON: Opt = ask(
 );
 
 static CONTROL: Opt = Opt {
-    long: "control-addr",
-    short: None,
     value: Some("ADDRESS"),
     help: "Where the proxy's API listens; it beats the configuration",
-    more: "",
-    section: Section::Control,
-    completion: Completion::None,
-    action: Action::Set("control.addr"),
+    ..Opt::switch("control-addr", Action::Set("control.addr"))
 };
 static CONFIG: Opt = Opt {
-    long: "config",
     short: Some('c'),
     value: Some("FILE"),
     help: "Take control.addr from here; otherwise ./tcpause.yml or /etc/tcpause/tcpause.yml, if there",
-    more: "",
-    section: Section::General,
     completion: Completion::File,
-    action: Action::ConfigFile,
+    ..Opt::switch("config", Action::ConfigFile)
 };
 
 const fn ask(
@@ -270,16 +264,7 @@ const fn ask(
     help: &'static str,
     kind: Kind,
 ) -> Opt {
-    Opt {
-        long,
-        short: None,
-        value,
-        help,
-        more: "",
-        section: Section::General,
-        completion: Completion::None,
-        action: Action::Ask(kind),
-    }
+    Opt { value, help, ..Opt::switch(long, Action::Ask(kind)) }
 }
 
 const fn choice(

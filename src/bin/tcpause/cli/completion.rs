@@ -4,9 +4,11 @@
     reason = "a page is made once; what counts is that its code reads like it"
 )]
 
+use tcpause::settings::Completion;
+
 use super::{
     commands::{COMMANDS, SHELLS, Word},
-    options::{Completion, OPTIONS, Opt},
+    options::{OPTIONS, Opt},
 };
 
 pub(crate) fn bash() -> String {
@@ -97,7 +99,7 @@ complete -F _tcpause tcpause
     )
 }
 
-/// The branches for the options of a command: what follows one that takes a value, and their names for anything else.
+/// Returns the branches of `case` for the options of a command: one a kind of value, and one for the names of the options.
 fn bash_case(command: &str, options: &[&Opt]) -> String {
     let mut text = String::new();
     let mut branch = |chosen: &[&Opt], offer: &str| {
@@ -142,7 +144,7 @@ pub(crate) fn zsh() -> String {
         );
     }
     text += "    esac\n    _arguments -s -S \\\n";
-    for opt in &OPTIONS {
+    for opt in OPTIONS.iter() {
         text += &format!("        {} \\\n", zsh_option(opt));
     }
     let shells = SHELLS.join(" ");
@@ -154,7 +156,7 @@ pub(crate) fn zsh() -> String {
     text
 }
 
-/// What `_arguments` takes for an option.
+/// Returns the specification of an option for `_arguments`.
 fn zsh_option(opt: &Opt) -> String {
     let equals = if opt.value.is_some() { "=" } else { "" };
     let names = match opt.short {
@@ -192,7 +194,7 @@ pub(crate) fn fish() -> String {
             &format!("complete -c tcpause -n '__fish_seen_subcommand_from {word}' -a '{offer}'\n");
     }
     let names = client_names(" ");
-    for opt in &OPTIONS {
+    for opt in OPTIONS.iter() {
         text += &fish_option(&format!("not __fish_seen_subcommand_from {names}"), opt);
     }
     for word in clients() {
@@ -224,7 +226,7 @@ fn fish_option(condition: &str, opt: &Opt) -> String {
     )
 }
 
-/// The commands that have options of their own.
+/// Returns the commands that have options of their own.
 fn clients() -> impl Iterator<Item = &'static Word> {
     COMMANDS.iter().filter(|word| word.client.is_some())
 }
@@ -233,7 +235,7 @@ fn client_names(separator: &str) -> String {
     clients().map(|word| word.name).collect::<Vec<_>>().join(separator)
 }
 
-/// `-c` and `--config`, or the long name alone.
+/// Returns `-c` and `--config`, or the long name alone.
 fn spellings(opt: &Opt) -> Vec<String> {
     opt.short
         .map(|short| format!("-{short}"))
@@ -242,7 +244,7 @@ fn spellings(opt: &Opt) -> Vec<String> {
         .collect()
 }
 
-/// Text inside single quotes and square brackets.
+/// Escapes text for a place inside single quotes and square brackets.
 fn zsh_text(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('[', "\\[")
@@ -251,7 +253,7 @@ fn zsh_text(text: &str) -> String {
         .replace('\'', "'\\''")
 }
 
-/// A word in single quotes.
+/// Puts a word into single quotes.
 fn fish_text(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
@@ -262,7 +264,7 @@ mod tests {
 
     #[test]
     fn every_shell_knows_every_option_and_command() {
-        for opt in &OPTIONS {
+        for opt in OPTIONS.iter() {
             assert!(bash().contains(&format!("--{}", opt.long)));
             assert!(zsh().contains(&format!("--{}", opt.long)));
             assert!(fish().contains(&format!("-l {} ", opt.long)));

@@ -309,7 +309,7 @@ fn options(word: Option<&Word>) -> Vec<&'static Opt> {
 /// An option as it is read, before it is clear whose it is: namesakes take a value, or none, alike.
 fn known(word: Option<&Word>, is_it: impl Fn(&Opt) -> bool) -> Option<&'static Opt> {
     let others = COMMANDS.iter().flat_map(|command| command.options).copied();
-    options(word).into_iter().chain(&OPTIONS).chain(others).find(|opt| is_it(opt))
+    options(word).into_iter().chain(OPTIONS.iter()).chain(others).find(|opt| is_it(opt))
 }
 
 fn own(long: &str, word: Option<&Word>) -> Result<&'static Opt, String> {

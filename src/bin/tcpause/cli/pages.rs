@@ -4,9 +4,11 @@
     reason = "a page is made once; what counts is that its code reads like it"
 )]
 
+use tcpause::settings::SECTIONS;
+
 use super::{
     commands::{CLIENT_EXIT_CODES, COMMANDS, SIGNALS, Word},
-    options::{OPTIONS, Opt, Section},
+    options::{OPTIONS, Opt},
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -111,7 +113,7 @@ Commands:
         let left = format!("{} {}", command.name, command.argument);
         text += &format!("  {left:18}{}\n", command.help);
     }
-    for (section, title) in Section::ALL {
+    for (section, title) in SECTIONS {
         text += &format!("\n{title}:\n");
         for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
             text += &entry(opt);
@@ -145,7 +147,7 @@ pub(crate) fn man() -> String {
         "An ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name. A DURATION is a number with a unit \
          (ns, us, ms, s, m, h), as in 100ms, 30s or 1m30s.",
     ]);
-    for (section, title) in Section::ALL {
+    for (section, title) in SECTIONS {
         page.section(&title.to_uppercase(), &[]);
         for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
             page.option(opt);
@@ -209,7 +211,7 @@ fn markdown() -> String {
     use super::options::Action;
 
     let mut text = "| option | key | default | meaning |\n|---|---|---|---|\n".to_owned();
-    for opt in &OPTIONS {
+    for opt in OPTIONS.iter() {
         let key =
             if let Action::Set(key) = opt.action { format!("`{key}`") } else { String::new() };
         let default = match (opt.default(), opt.action) {
@@ -298,7 +300,7 @@ mod tests {
     #[test]
     fn the_help_shows_every_option_with_its_default() {
         let help = help(None);
-        for opt in &OPTIONS {
+        for opt in OPTIONS.iter() {
             assert!(help.contains(&synopsis(opt)), "{}", opt.long);
         }
         for default in ["10s", "info", "localhost:3000", "3s", "100ms", "localhost:3001"] {
@@ -315,7 +317,7 @@ mod tests {
     #[test]
     fn the_man_page_escapes_its_text() {
         let man = man();
-        for opt in &OPTIONS {
+        for opt in OPTIONS.iter() {
             assert!(man.contains(&escape(&synopsis(opt))), "{}", opt.long);
         }
         let commands = [".TH ", ".SH ", ".PP", ".TP", ".RS", ".RE", ".nf", ".fi"];

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fs, os::unix::ffi::OsStringExt};
 
+use tcpause::settings::Completion;
+
 mod corpus;
 
 use super::*;
@@ -28,7 +30,7 @@ fn without_files(invocation: &Invocation) -> Invocation {
 fn options_are_the_keys_of_the_file_with_dashes() {
     let expected: BTreeSet<String> = Config::keys().map(|key| key.replace('.', "-")).collect();
     let mut found = BTreeSet::new();
-    for opt in &OPTIONS {
+    for opt in OPTIONS.iter() {
         if let Action::Set(key) = opt.action {
             assert_eq!(opt.long, key.replace('.', "-"));
             assert!(found.insert(opt.long.to_owned()), "{} is there twice", opt.long);
@@ -43,10 +45,8 @@ fn options_are_the_keys_of_the_file_with_dashes() {
 
 #[test]
 fn the_choices_are_valid() {
-    for opt in &OPTIONS {
-        if let (Action::Set(key), options::Completion::Choices(values)) =
-            (opt.action, &opt.completion)
-        {
+    for opt in OPTIONS.iter() {
+        if let (Action::Set(key), Completion::Choices(values)) = (opt.action, &opt.completion) {
             for value in *values {
                 assert_eq!(Config::default().set(key, value), Ok(()), "{key} {value}");
             }

@@ -1,0 +1,312 @@
+//! The types of settings: how each is read from text and written to YAML.
+
+use std::{
+    net::IpAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use log::LevelFilter;
+use serde_yaml::Value as Yaml;
+
+use super::{
+    address::Address,
+    duration::{format_duration, parse_duration},
+    suggest::nearest,
+};
+
+/// The levels of the log, least verbose first.
+pub(super) const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// The words of `hold.overflow`.
+pub(super) const OVERFLOWS: [&str; 3] = ["reject", "close", "backlog"];
+/// The words of `proxy.reject-with`; a file may be named, too.
+pub(super) const REJECTIONS: [&str; 3] = ["http", "close", "reset"];
+
+/// Response to new clients that are rejected: `proxy.reject-with`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum RejectWith {
+    /// A 503; clients of SSH and PostgreSQL get the end of the stream.
+    #[default]
+    Http,
+    /// The end of the stream.
+    Close,
+    /// A reset.
+    Reset,
+    /// The bytes of this file.
+    File(PathBuf),
+}
+
+/// Treatment of a client that exceeds `hold.max`, or is held for longer than `hold.timeout`: `hold.overflow`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is rejected, as `proxy.reject-with` says.
+    Reject,
+    /// The end of the stream.
+    Close,
+    /// One more than may be held waits in the kernel's backlog; one that is held for too long is rejected.
+    #[default]
+    Backlog,
+}
+
+/// Words of the errors of a number.
+#[derive(Clone, Copy)]
+pub(super) struct Count {
+    /// The things that are counted.
+    pub(super) things: &'static str,
+    /// The number that holds where none is given.
+    pub(super) otherwise: &'static str,
+}
+
+/// A type that a setting can have.
+pub(super) trait Value: Sized {
+    /// Reads a value from text. The error shows the text and the remedy, and does not name the setting.
+    fn parse(text: &str, count: Count) -> Result<Self, String>;
+
+    /// Writes the value, so that its text is read as the same value.
+    fn to_yaml(&self) -> Yaml;
+}
+
+/// A value that need not be set; null when it is not.
+impl<T: Value> Value for Option<T> {
+    fn parse(text: &str, count: Count) -> Result<Self, String> {
+        T::parse(text, count).map(Some)
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.as_ref().map_or(Yaml::Null, T::to_yaml)
+    }
+}
+
+/// A list, which text has with commas between its items.
+impl<T: Value> Value for Vec<T> {
+    fn parse(text: &str, count: Count) -> Result<Self, String> {
+        text.split(',').map(|item| T::parse(item.trim(), count)).collect()
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.iter().map(T::to_yaml).collect()
+    }
+}
+
+impl Value for Duration {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        parse_duration(text)
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        format_duration(*self).into()
+    }
+}
+
+impl Value for Address {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        text.parse()
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.to_string().into()
+    }
+}
+
+impl Value for bool {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        match text {
+            "true" | "True" | "TRUE" => Ok(true),
+            "false" | "False" | "FALSE" => Ok(false),
+            _ => Err(format!("{text:?} is not a boolean; write true or false")),
+        }
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        (*self).into()
+    }
+}
+
+impl Value for LevelFilter {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        text.parse().map_err(|_| {
+            let (levels, hint) = (LEVELS.join(", "), did_you_mean(text, &LEVELS));
+            format!("{text:?} is not a level; the levels are {levels}{hint}")
+        })
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.as_str().to_lowercase().into()
+    }
+}
+
+impl Value for Overflow {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        match text {
+            "reject" => Ok(Self::Reject),
+            "close" => Ok(Self::Close),
+            "backlog" => Ok(Self::Backlog),
+            _ => {
+                let (words, hint) = (OVERFLOWS.join(", "), did_you_mean(text, &OVERFLOWS));
+                Err(format!(
+                    "{text:?} is nothing that can be done with a client; write {words}{hint}"
+                ))
+            }
+        }
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        match self {
+            Self::Reject => "reject".into(),
+            Self::Close => "close".into(),
+            Self::Backlog => "backlog".into(),
+        }
+    }
+}
+
+impl Value for RejectWith {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        match text {
+            "http" => Ok(Self::Http),
+            "close" => Ok(Self::Close),
+            "reset" => Ok(Self::Reset),
+            _ => match text.strip_prefix("file:") {
+                Some("") => {
+                    Err("a path is missing; write it as in `file:/etc/tcpause/answer`".to_owned())
+                }
+                Some(path) if path.contains(char::is_control) => Err(format!(
+                    "{text:?} has a control character in it; write `file:` and the path of a file"
+                )),
+                Some(path) => Ok(Self::File(path.into())),
+                None => {
+                    let hint = did_you_mean(text, &["http", "close", "reset", "file:PATH"]);
+                    Err(format!(
+                        "{text:?} is no way to reject; write http, close, reset or file:PATH{hint}"
+                    ))
+                }
+            },
+        }
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        match self {
+            Self::Http => "http".into(),
+            Self::Close => "close".into(),
+            Self::Reset => "reset".into(),
+            Self::File(path) => format!("file:{}", path.to_string_lossy()).into(),
+        }
+    }
+}
+
+/// The path of a PEM file.
+impl Value for PathBuf {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("a path is missing; write the path of a PEM file".to_owned());
+        }
+        if text.contains(char::is_control) {
+            return Err(format!(
+                "{text:?} has a control character in it; write the path of a PEM file"
+            ));
+        }
+        Ok(text.into())
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.to_string_lossy().into_owned().into()
+    }
+}
+
+/// The mode of a socket file, in octal: `0660`, `660` or `0o660`. Read as text, it is not the decimal that YAML may make of it.
+impl Value for u32 {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        let mode = match Self::from_str_radix(digits, 8) {
+            Ok(mode) if digits.len() >= 3 && !digits.starts_with('+') && mode <= 0o777 => mode,
+            _ => {
+                return Err(format!(
+                    "{text:?} is not the mode of a socket; write three octal digits behind a 0, as in `0660`"
+                ));
+            }
+        };
+        // Most modes that were turned into decimals by a tool (0660 is 432) end here, too.
+        if mode & 0o600 != 0o600 {
+            return Err(format!(
+                "{text:?} keeps the socket's own user out; write an octal mode that begins with 06 or 07, as in `0660`"
+            ));
+        }
+        Ok(mode)
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        format!("{self:04o}").into()
+    }
+}
+
+impl Value for usize {
+    fn parse(text: &str, count: Count) -> Result<Self, String> {
+        parse_number(text, 0, count)
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        (*self).into()
+    }
+}
+
+impl Value for NonZeroUsize {
+    fn parse(text: &str, count: Count) -> Result<Self, String> {
+        parse_number(text, 1, count)
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.get().into()
+    }
+}
+
+impl Value for NonZeroU32 {
+    fn parse(text: &str, count: Count) -> Result<Self, String> {
+        parse_number(text, 1, count)
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.get().into()
+    }
+}
+
+/// An IP address of this host.
+impl Value for IpAddr {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        text.parse().map_err(|_| {
+            format!("{text:?} is not an IP address; write addresses of this host with commas between them, as in `192.0.2.1,192.0.2.2`")
+        })
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.to_string().into()
+    }
+}
+
+/// A host name.
+impl Value for String {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        match text {
+            "" => Err("a host name is missing; write names with commas between them, as in `a.example,b.example`".to_owned()),
+            _ if text.bytes().all(is_letter) => Ok(text.to_owned()),
+            _ => Err(format!("{text:?} is not a host name; write the name alone, without scheme and port")),
+        }
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.as_str().into()
+    }
+}
+
+fn parse_number<T: FromStr>(text: &str, least: u8, count: Count) -> Result<T, String> {
+    let Count { things, otherwise } = count;
+    text.parse().map_err(|_| {
+        format!("{text:?} is not a number of {things}; write {least} or more, or leave it away for {otherwise}")
+    })
+}
+
+fn did_you_mean(text: &str, words: &[&'static str]) -> String {
+    nearest(text, words.iter().copied())
+        .map_or_else(String::new, |word| format!("; did you mean `{word}`?"))
+}
