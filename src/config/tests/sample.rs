@@ -1,16 +1,102 @@
-//! The sample file.
+//! The sample file, which follows from the table of settings.
 
-use std::time::Duration;
+use std::{env, fmt::Write, fs, time::Duration};
 
-use super::super::Config;
+use super::super::{Config, settings::SECTIONS};
+
+const HEAD: &str = "\
+# tcpause reads this file as ./tcpause.yml or /etc/tcpause/tcpause.yml, or where --config says.
+# It shows every key with its default, but for upstream.retry-for; what is left out keeps it. An option of the command line
+# beats the file: --proxy-addr beats proxy.addr. Check a change with: tcpause --check-config
+#
+# Addresses:  host:port   :port (all interfaces)   [ipv6]:port   unix:///absolute/path   unix://@name
+# Durations:  as in Go, with a unit: 100ms, 30s, 1m30s, 1.5h
+# Modes:      octal, and quoted, so that no other program makes a decimal of them: \"0660\"
+";
+/// Width of a comment, as of the head.
+const COLUMNS_MAX: usize = 124;
+
+/// Returns the configuration that the sample shows. The default is that of the original, which does not wait for an absent
+/// upstream; a new installation should.
+fn shown() -> Config {
+    let mut config = Config::default();
+    config.upstream.retry_for = Duration::from_secs(30);
+    config
+}
+
+/// Prints the sample from the rows of the table.
+fn sample() -> String {
+    let (shown, default) = (shown(), Config::default());
+    let mut text = HEAD.to_owned();
+    let mut above: Vec<&str> = Vec::new();
+    for setting in Config::settings() {
+        let mut path: Vec<&str> = setting.key.split('.').collect();
+        let name = path.pop().unwrap();
+        text.push('\n');
+        // A section that the file returns to needs no second head.
+        if !above.starts_with(&path) {
+            let depth = path.len() - 1;
+            if let Some((_, title)) = SECTIONS.iter().find(|(section, _)| path == [*section]) {
+                comment(&mut text, depth, &format!("{title}."));
+            }
+            writeln!(text, "{:1$}{2}:", "", depth * 2, path[depth]).unwrap();
+        }
+        above.clone_from(&path);
+        // The long text of a switch is about its option.
+        let more = if setting.value.is_some() { setting.more } else { "" };
+        let mut meaning = format!("{}. {more}", setting.help);
+        for key in Config::keys() {
+            meaning = meaning.replace(&format!("--{}", key.replace('.', "-")), key);
+        }
+        let (value, kept) = (setting.get(&shown), default.get(setting.key));
+        if shown.get(setting.key) != kept {
+            write!(meaning, " The default is {}.", kept.unwrap()).unwrap();
+        }
+        comment(&mut text, path.len(), &meaning);
+        let value = match value {
+            serde_yaml::Value::Null => String::new(),
+            value => format!(" {}", serde_yaml::to_string(&value).unwrap().trim()),
+        };
+        let value = value.replace("tcp://", "").replace('\'', "\"");
+        writeln!(text, "{:1$}{name}:{value}", "", path.len() * 2).unwrap();
+    }
+    text
+}
+
+/// Adds a comment in lines that are not too long.
+fn comment(text: &mut String, depth: usize, words: &str) {
+    let start = format!("{:1$}#", "", depth * 2);
+    let mut line = start.clone();
+    for word in words.split_whitespace() {
+        if line.len() + 1 + word.len() > COLUMNS_MAX {
+            *text += &line;
+            text.push('\n');
+            line.clone_from(&start);
+        }
+        line.push(' ');
+        line += word;
+    }
+    *text += &line;
+    text.push('\n');
+}
+
+/// `TCPAUSE_BLESS=1 cargo test --lib the_sample` writes the file anew.
+#[test]
+fn the_sample_follows_from_the_table() {
+    let (path, expected) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tcpause.yml"), sample());
+    if env::var_os("TCPAUSE_BLESS").is_some() {
+        fs::write(path, &expected).unwrap();
+    }
+    assert!(
+        fs::read_to_string(path).unwrap() == expected,
+        "write tcpause.yml anew with: TCPAUSE_BLESS=1 cargo test --lib the_sample"
+    );
+}
 
 #[test]
 fn the_sample_is_the_default_but_for_retry_for_and_shows_every_key() {
     let sample = include_str!("../../../tcpause.yml");
-    let mut expected = Config::default();
-    // The default is that of the original, which does not wait for an absent upstream; a new installation should.
-    expected.upstream.retry_for = Duration::from_secs(30);
-    assert_eq!(Config::parse(sample, "tcpause.yml"), Ok(expected));
+    assert_eq!(Config::parse(sample, "tcpause.yml"), Ok(shown()));
     let sample: serde_yaml::Value = serde_yaml::from_str(sample).unwrap();
     for key in Config::keys() {
         let shown = key.split('.').try_fold(&sample, |section, name| section.get(name));
