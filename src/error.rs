@@ -1,6 +1,6 @@
 //! Errors before any traffic flows.
 
-use std::{error, fmt};
+use std::{error, fmt, io};
 
 /// A reason for which a proxy could not start. Traffic never ends in an error, but in a closed connection and a log
 /// line.
@@ -10,6 +10,16 @@ pub enum Error {
     Config(String),
     /// A refusal by the system. The text names it and the remedy.
     System(String),
+}
+
+impl Error {
+    /// Returns the error for a thread that the system refuses, with the remedy.
+    #[doc(hidden)]
+    pub fn no_thread(purpose: &str, error: &io::Error) -> Self {
+        Self::System(format!(
+            "cannot start the thread that {purpose}: {error}; raise the limit of processes (RLIMIT_NPROC, which ulimit -u shows, or TasksMax of the systemd unit)"
+        ))
+    }
 }
 
 impl fmt::Display for Error {

@@ -185,6 +185,12 @@ fn no_port(text: &str) -> String {
 
 fn check_v6(text: &str, literal: &str) -> Result<(), String> {
     let (ip, zone) = literal.split_once('%').map_or((literal, None), |(ip, zone)| (ip, Some(zone)));
+    let is_link_local = |ip: Ipv6Addr| ip.is_unicast_link_local();
+    if zone.is_none() && ip.parse().is_ok_and(is_link_local) {
+        return Err(format!(
+            "{text:?} is link-local and lacks its interface; write it behind the address, as in `[{ip}%eth0]:port`"
+        ));
+    }
     let is_name = |zone: &str| !zone.is_empty() && !zone.contains(['%', '[', ']', ':']);
     if ip.parse::<Ipv6Addr>().is_err() || !zone.is_none_or(is_name) {
         return Err(format!(
@@ -298,6 +304,11 @@ mod tests {
             ("[]:80", "no IPv6 address"),
             ("[::1%]:80", "no IPv6 address"),
             ("[::1%a%b]:80", "no IPv6 address"),
+            (
+                "[fe80::1]:80",
+                "lacks its interface; write it behind the address, as in `[fe80::1%eth0]:port`",
+            ),
+            ("tcp://[febf::1]:80", "is link-local and lacks its interface"),
             ("[::1:80", "lacks a `]`"),
             ("*:80", "`:port`"),
             ("exämple.org:80", "neither a name nor an IP address"),

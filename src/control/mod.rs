@@ -57,7 +57,11 @@ impl Control {
             .and_then(|private| {
                 Self::start_with(listeners, handle, hosts, callers_max, private, TIMEOUTS)
             })
-            .map_err(|error| Error::System(format!("the control API cannot start: {error}")))
+            .map_err(|error| match error.kind() {
+                // Sockets that are made and bound give it to no one; a thread that is refused does.
+                io::ErrorKind::WouldBlock => Error::no_thread("answers the control API", &error),
+                _ => Error::System(format!("the control API cannot start: {error}")),
+            })
     }
 
     fn start_with(

@@ -19,9 +19,11 @@ const PANIC_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) fn start(pauses: &Arc<Pauses>, notifications: Receiver<()>) -> Result<(), Error> {
     let weak = Arc::downgrade(pauses);
     let run = move || run(&weak, &notifications);
-    thread::Builder::new().name("leases".into()).spawn(run).map(drop).map_err(|error| {
-        Error::System(format!("cannot start the thread that ends pauses: {error}"))
-    })
+    thread::Builder::new()
+        .name("leases".into())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| Error::no_thread("ends pauses", &error))
 }
 
 fn run(pauses: &Weak<Pauses>, notifications: &Receiver<()>) {

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use super::system;
 use crate::{
     error::Error,
     worker::{End, WorkerResources},
@@ -46,5 +45,5 @@ pub(super) fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<
     thread::Builder::new()
         .name(name)
         .spawn(supervise)
-        .map_err(|error| system("cannot start a thread", &error))
+        .map_err(|error| Error::no_thread("carries connections", &error))
 }

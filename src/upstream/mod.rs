@@ -133,9 +133,11 @@ impl Upstream {
             }
         };
         let run = move || run(&receiver, &address, publish);
-        thread::Builder::new().name("names".into()).spawn(run).map(drop).map_err(|error| {
-            Error::System(format!("cannot start the thread that looks names up: {error}"))
-        })
+        thread::Builder::new()
+            .name("names".into())
+            .spawn(run)
+            .map(drop)
+            .map_err(|error| Error::no_thread("looks names up", &error))
     }
 
     /// Returns the address as configured.

@@ -36,9 +36,7 @@ impl Logger {
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || write_lines(&lines, &dropped, io::stderr()))
-            .map_err(|error| {
-                Error::System(format!("cannot start the thread that writes the log: {error}"))
-            })?;
+            .map_err(|error| Error::no_thread("writes the log", &error))?;
         let variable = env::var_os("RUST_LOG").unwrap_or_default();
         let (filter, warning) = filter(level, &variable.to_string_lossy());
         env_logger::Builder::new()

@@ -99,9 +99,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || obey(signals, &stopper))
-        .map_err(|error| {
-            Error::System(format!("cannot start the thread that listens to signals: {error}"))
-        })?;
+        .map_err(|error| Error::no_thread("listens to signals", &error))?;
     let code = match server.join() {
         Outcome::Drained => {
             log::info!("stopped: every connection had ended, exit code {EXIT_DRAINED}");
