@@ -1,6 +1,45 @@
 //! Zero downtime for the clients of a server that restarts.
 //!
-#![doc = include_str!("README.md")]
+//! tcpause carries bytes between clients and an upstream. While it is paused, it holds new clients, so that the upstream can
+//! be restarted. On resume it serves them, oldest first.
+//!
+//! ```
+//! use std::{error::Error, time::Duration};
+//! use tcpause::{Address, Config, Outcome, Server};
+//!
+//! fn main() -> Result<(), Box<dyn Error>> {
+//!     let mut config = Config::default();
+//!     config.proxy.addr = Address::tcp("127.0.0.1", 0); // port 0: the system chooses
+//!     config.control.addr = Address::tcp("127.0.0.1", 0);
+//!     config.upstream.addr = "127.0.0.1:5432".parse()?;
+//!     let server = Server::start(config)?;
+//!     println!("clients connect to {}", server.proxy_addr());
+//!
+//!     let handle = server.handle();
+//!     handle.pause();
+//!     if handle.wait_idle(Some(Duration::from_secs(30))) {
+//!         // No connection is left: restart what listens on port 5432.
+//!     }
+//!     handle.resume();
+//!
+//!     server.stop();
+//!     assert_eq!(server.join(), Outcome::Drained);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - [`Config`] has the settings of the configuration file; [`Config::default`] has their defaults.
+//! - [`Server`] binds, starts the threads and ends them. [`Server::stop`] lets connections end within the grace period.
+//! - [`Handle`] pauses, resumes, waits and tells the [`Status`], from any thread.
+//!
+//! The library installs no logger and no signal handler. It logs through the [`log`] facade.
+//!
+//! [`Server::start`] raises the process's limit of open files to its hard limit.
+//!
+//! Everything that can go wrong before traffic flows is an [`Error`] with one line of text. A failure of a connection ends that
+//! connection and is logged.
+//!
+//! `README.md` at the top of the repository tells how to run the program, and `src/README.md` tells the architecture.
 
 mod admission;
 mod config;
