@@ -37,7 +37,7 @@ impl DrainOrders {
         self.resets.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Returns the number of such orders, which a worker compares with the number that it has obeyed.
+    /// Returns the number of orders to reset all connections. A worker compares it with the number that it has obeyed.
     pub(crate) fn resets(&self) -> u64 {
         self.resets.load(Ordering::Acquire)
     }
@@ -47,7 +47,7 @@ impl DrainOrders {
         self.loop_resets.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Returns the number of such orders.
+    /// Returns the number of orders to reset connections that lead back to tcpause itself.
     pub(crate) fn loop_resets(&self) -> u64 {
         self.loop_resets.load(Ordering::Acquire)
     }

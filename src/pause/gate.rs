@@ -279,15 +279,15 @@ mod tests {
     fn a_waiter_hears_of_an_idle_moment_that_was_over_before_it_woke() {
         let gate = Arc::new(Gate::new());
         let pass = gate.enter();
-        let (told, name) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let waiter = std::thread::Builder::new().spawn({
             let gate = Arc::clone(&gate);
             move || {
-                told.send(std::fs::read_link("/proc/thread-self").unwrap()).unwrap();
+                sender.send(std::fs::read_link("/proc/thread-self").unwrap()).unwrap();
                 gate.wait_idle(Some(Instant::now() + Duration::from_secs(10)))
             }
         });
-        let status = std::path::Path::new("/proc").join(name.recv().unwrap()).join("stat");
+        let status = std::path::Path::new("/proc").join(receiver.recv().unwrap()).join("stat");
         let deadline = Instant::now() + Duration::from_secs(10);
         while !std::fs::read_to_string(&status).unwrap().contains(") S ") {
             assert!(Instant::now() < deadline, "it never comes to wait");

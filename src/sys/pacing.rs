@@ -12,10 +12,8 @@ use rustix::net::sockopt;
 /// Congestion controls that do not pace. Every kernel has the first.
 const UNPACED: [&str; 2] = ["reno", "cubic"];
 
-/// Replaces a pacing default of `socket` if `address` is one of the loopback. Returns true if the kernel paces the
-/// socket.
-///
-/// `address` is the one that it will connect to or listen on. Accepted sockets inherit the control of their listener.
+/// Replaces a pacing default of `socket` if `address`, where it will connect or listen, is one of the loopback.
+/// Accepted sockets inherit the control of their listener. Returns true if the kernel paces the socket.
 pub(crate) fn spare(socket: &OwnedFd, address: &SocketAddr) -> bool {
     static IS_DEFAULT: OnceLock<bool> = OnceLock::new();
     // A fresh socket shows the default without a file that a sandbox may hide.

@@ -108,8 +108,8 @@ fn zone(address: SocketAddr) -> u32 {
 /// Returns true if `address` is one of this host. A connected UDP socket shows how the kernel would route packets
 /// there; none is sent.
 ///
-/// Neither a successful bind nor reachability from the loopback is proof: an address that can be bound may be another
-/// host's (`ip_nonlocal_bind`), and so may one that the loopback's address reaches (`route_localnet`).
+/// Neither a successful bind nor reachability from the loopback is proof alone. An address that can be bound may be
+/// another host's (`ip_nonlocal_bind`), and so may an address that the loopback reaches (`route_localnet`).
 fn is_local(address: SocketAddr) -> bool {
     let connect = |from: IpAddr| -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((from, 0))?;

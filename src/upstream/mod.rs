@@ -32,7 +32,7 @@ use addresses::Route;
 use breaker::CircuitBreaker;
 use loop_guard::LoopGuard;
 
-/// Interval of look-ups that nobody asked for.
+/// Interval of look-ups without a request.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Least interval of look-ups for failing connections, which may be many.

@@ -2,9 +2,9 @@
 //! it arrives before the close.
 //!
 //! `Sniffing → (AwaitingHandshake → Tls →) Lingering`. Nothing is read until the first bytes show the client's
-//! protocol, or its time is up. So a silent client can still be served when the proxy resumes, and so can one that
-//! waits for a handshake. From the answer on, further bytes of the client are read and discarded for a while: closing
-//! with bytes unread would reset the connection and lose the answer.
+//! protocol, or its time is up. So a resume can still serve a silent client, or a client that waits for a handshake.
+//! From the answer on, further bytes of the client are read and discarded for a while: closing with bytes unread would
+//! reset the connection and lose the answer.
 
 pub(crate) mod policy;
 pub(crate) mod protocol;

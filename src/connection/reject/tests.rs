@@ -421,7 +421,7 @@ fn an_answer_that_does_not_fit_is_written_while_the_client_sends() {
 }
 
 #[test]
-fn a_client_without_a_handshake_knocks_until_its_time_is_up() {
+fn a_tls_client_without_a_permit_waits_until_its_time_is_up() {
     let authority = Authority::new();
     let mut scene = Scene::new(Some(server_config(&authority)));
     let mut hello = Vec::new();

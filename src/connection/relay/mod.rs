@@ -240,8 +240,8 @@ impl Relay {
     }
 
     fn next(&self, client: &Endpoint) -> Next {
-        // A side that was reset takes no more bytes. Those that it sent before are delivered first, and then the other
-        // side is reset.
+        // A side that was reset takes no more bytes. Its own earlier bytes are delivered first, and then the other side
+        // is reset.
         for (aborted, its_flow, other) in
             [(client, &self.to_upstream, &self.upstream), (&self.upstream, &self.to_client, client)]
         {
