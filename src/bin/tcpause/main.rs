@@ -8,7 +8,7 @@ mod logger;
 use std::{
     env,
     fmt::Display,
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     path::Path,
     process::{self, ExitCode},
     sync::Arc,
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
                 fail(code, text)
             });
         }
-        Command::Help(word) => print(&cli::help(word)),
+        Command::Help(name) => print(&cli::help(name, io::stdout().is_terminal())),
         Command::Version => print(concat!("tcpause ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Man => print(&cli::man()),
         Command::Completion(Shell::Bash) => print(&cli::bash()),

@@ -1,4 +1,5 @@
 //! The source itself: hygiene and dependencies.
 
 mod dependencies;
+mod pages;
 mod tidy;

@@ -8,11 +8,11 @@ use std::{
 /// A source file longer than this asks what can go.
 const LINES_MAX: usize = 600;
 
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(name: &str) -> String {
+pub(super) fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
@@ -38,6 +38,13 @@ fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
     }
     assert!(!found.is_empty());
     found
+}
+
+/// Returns the pages of the manual with their texts.
+pub(super) fn pages() -> Vec<(PathBuf, String)> {
+    let folder = fs::read_dir(root().join("src/bin/tcpause/help")).expect("the pages");
+    let pages = folder.map(|page| page.expect("a page").path());
+    pages.map(|path| (path.clone(), fs::read_to_string(&path).expect("text"))).collect()
 }
 
 /// Whether `line` has `word` as a whole word.
@@ -217,6 +224,7 @@ fn no_tabs_and_no_trailing_spaces() {
     for name in ["Cargo.toml", "README.md", "CHANGELOG.md", "src/README.md", "tcpause.yml"] {
         files.push((root().join(name), read(name)));
     }
+    files.extend(pages());
     assert_none(&offences(&files, |line| line.contains('\t')), "a tab");
     files.push((root().join("Makefile"), read("Makefile")));
     assert_none(&offences(&files, |line| line.trim_end() != line), "spaces at the end of a line");
@@ -264,10 +272,11 @@ fn the_gate_imports_nothing_of_the_crate() {
 }
 
 #[test]
-fn the_readme_shows_every_key() {
-    let readme = read("README.md");
+fn the_page_on_settings_shows_every_key() {
+    let page = "src/bin/tcpause/help/settings.md";
+    let settings = read(page);
     for key in tcpause::Config::keys() {
-        assert!(readme.contains(key), "README.md does not show {key}");
+        assert!(settings.contains(key), "{page} does not show {key}");
     }
 }
 

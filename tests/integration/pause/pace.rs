@@ -20,7 +20,7 @@ use crate::harness::{
 /// What the queue of an upstream takes that has room.
 const BACKLOG: i32 = 4096;
 
-/// How long a connection counts as under way on which the upstream says nothing, as the README tells.
+/// How long a connection counts as under way on which the upstream says nothing, as the page on holding tells.
 const HEARING: Duration = Duration::from_millis(50);
 
 /// A proxy of two workers: line and pace are those of both.

@@ -100,8 +100,8 @@ pub(crate) static COMMANDS: [Word; 9] = [
     },
     Word {
         name: "help",
-        argument: "COMMAND",
-        help: "Show this help, or that of a command",
+        argument: "TOPIC",
+        help: "Show this help, or the page of a command or topic",
         more: "",
         client: None,
         options: &[],
@@ -124,7 +124,7 @@ pub(crate) static COMMANDS: [Word; 9] = [
     },
 ];
 
-/// The signals that the proxy heeds or ignores, for the help, the man page and the README.
+/// The signals that the proxy heeds or ignores, for the help and the page on signals.
 pub(crate) const SIGNALS: [(&str, &str); 6] = [
     (
         "SIGTERM, SIGINT, SIGQUIT",
@@ -146,7 +146,7 @@ pub(crate) const SIGNALS: [(&str, &str); 6] = [
     ),
 ];
 
-/// The exit codes of the commands that ask a running proxy, for the help and the man page.
+/// The exit codes of the commands that ask a running proxy, for their help.
 pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
     ("0", "It is done."),
     ("1", "Something else went wrong: the line on standard error says what."),

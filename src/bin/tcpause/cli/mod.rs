@@ -2,8 +2,10 @@
 
 mod commands;
 mod completion;
+mod markdown;
 mod options;
 mod pages;
+mod topics;
 
 use std::{
     ffi::OsString,
@@ -16,6 +18,7 @@ use tcpause::{Config, Error, Server};
 use self::{
     commands::{COMMANDS, SHELLS, Word},
     options::{Action, OPTIONS, Opt},
+    topics::{help_names, unknown_topic},
 };
 pub(crate) use self::{
     completion::{bash, fish, zsh},
@@ -48,7 +51,7 @@ pub(crate) enum Command {
     Run,
     /// Read and check the configuration, and show what would run.
     CheckConfig,
-    /// Show the help, or that of the command with this name.
+    /// Show the help, or that of the command or topic with this name.
     Help(Option<&'static str>),
     Version,
     Man,
@@ -238,9 +241,9 @@ fn command(words: &[String]) -> Result<Command, String> {
     match words.as_slice() {
         [] => Ok(Command::Run),
         ["help"] => Ok(Command::Help(None)),
-        ["help", name] => match find_word(name) {
-            Some(word) => Ok(Command::Help(Some(word.name))),
-            None => Err(unknown_command(name)),
+        ["help", name] => match help_names().find(|known| known == name) {
+            Some(known) => Ok(Command::Help(Some(known))),
+            None => Err(unknown_topic(name)),
         },
         ["man"] => Ok(Command::Man),
         ["demo"] => Ok(Command::Demo),

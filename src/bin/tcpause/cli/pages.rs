@@ -8,7 +8,9 @@ use tcpause::settings::SECTIONS;
 
 use super::{
     commands::{CLIENT_EXIT_CODES, COMMANDS, SIGNALS, Word},
+    markdown::{self, Block, inline, layout, paint, wrap},
     options::{OPTIONS, Opt},
+    topics::TOPICS,
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -28,9 +30,12 @@ ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path
 DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
 ";
 
-/// The text of `--help`, or of that of the command with this name.
-pub(crate) fn help(command: Option<&str>) -> String {
-    let word = COMMANDS.iter().find(|word| Some(word.name) == command);
+/// Returns the text of `--help`, or that of the command or topic with this name.
+pub(crate) fn help(name: Option<&str>, is_terminal: bool) -> String {
+    if let Some(topic) = TOPICS.iter().find(|topic| Some(topic.name) == name) {
+        return markdown::show(topic.text, is_terminal);
+    }
+    let word = COMMANDS.iter().find(|word| Some(word.name) == name);
     match word.filter(|word| word.client.is_some()) {
         Some(word) => command_help(word),
         None => word.filter(|word| word.name != "help").map_or_else(whole_help, short_help),
@@ -70,21 +75,12 @@ fn usage(word: &Word) -> String {
     format!("tcpause {} [OPTIONS]{argument}", word.name)
 }
 
-/// Text in lines that fit a terminal, each with so many spaces in front.
+/// Breaks a text into lines that fit a terminal, each with so many spaces in front.
 fn wrapped(text: &str, indent: usize) -> Vec<String> {
     const COLUMNS_MAX: usize = 96;
 
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.len() + 1 + word.len() <= COLUMNS_MAX => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(format!("{:indent$}{word}", "")),
-        }
-    }
-    lines
+    let lines = wrap(text, COLUMNS_MAX - indent).into_iter();
+    lines.map(|line| format!("{:indent$}{line}", "")).collect()
 }
 
 /// The lines of one option.
@@ -113,6 +109,10 @@ Commands:
         let left = format!("{} {}", command.name, command.argument);
         text += &format!("  {left:18}{}\n", command.help);
     }
+    text += "\nTopics, which tcpause help TOPIC shows:\n";
+    for topic in &TOPICS {
+        text += &format!("  {:18}{}\n", topic.name, topic.summary());
+    }
     for (section, title) in SECTIONS {
         text += &format!("\n{title}:\n");
         for opt in OPTIONS.iter().filter(|opt| opt.section == section) {
@@ -134,7 +134,7 @@ Commands:
     text
 }
 
-/// The man page in roff.
+/// Returns the man page in roff.
 pub(crate) fn man() -> String {
     let mut page = Roff(String::new());
     page.0 += &format!(".TH TCPAUSE 1 \"\" \"tcpause {VERSION}\" \"User Commands\"\n");
@@ -153,7 +153,7 @@ pub(crate) fn man() -> String {
             page.option(opt);
         }
     }
-    page.section("COMMANDS", &["Those that ask a running proxy have options of their own:"]);
+    page.section("COMMANDS", &["Commands that ask a running proxy have options of their own:"]);
     for command in &COMMANDS {
         let sentences = [format!("{}.", command.help), command.more.to_owned()];
         page.entry(
@@ -168,44 +168,18 @@ pub(crate) fn man() -> String {
             page.0 += ".RE\n";
         }
     }
-    page.section("CONTROL API", &[]);
-    page.entry("GET /paused", "Whether it is paused: {\"paused\": true} or {\"paused\": false}.");
-    page.entry("PUT /paused", "Pauses. Answers 201 once no further client is let through.");
-    page.entry("DELETE /paused", "Resumes. Answers 204.");
-    page.entry(
-        "GET /paused/block-until-idle?timeout=30s",
-        "Answers 204 once no connection is carried, or 504 when the time is up. Without a timeout it waits for ever.",
-    );
-    page.entry(
-        "GET /status",
-        "The counts of held, connecting and active connections, and more, as JSON.",
-    );
-    page.section("SIGNALS", &[]);
-    for (signal, effect) in SIGNALS {
-        page.entry(signal, effect);
-    }
-    page.section("EXIT STATUS", &[]);
-    page.entry("0", "Every connection had ended by itself.");
-    page.entry("1", "The system refused something, or a second signal forced the end.");
-    page.entry("2", "The command line or the configuration is wrong.");
-    page.entry("3", "The grace period was over; what was left was closed.");
-    page.section("EXIT STATUS OF COMMANDS", &["That of exec is its command's, if that was run."]);
-    for (code, meaning) in CLIENT_EXIT_CODES {
-        page.entry(code, meaning);
+    for topic in &TOPICS {
+        page.page(topic.text);
     }
     page.section("ENVIRONMENT", &[]);
     page.entry("RUST_LOG", "What is logged, as in debug or tcpause=trace; it beats --log-level.");
     page.section("FILES", &["./tcpause.yml, /etc/tcpause/tcpause.yml"]);
     page.section("EXAMPLE", &[]);
-    page.0 += ".nf\n";
-    for line in EXAMPLE.lines() {
-        page.line(line);
-    }
-    page.0 += ".fi\n";
+    page.as_it_is(EXAMPLE.lines());
     page.0
 }
 
-/// The table of the README, between its markers.
+/// Returns the table of the page on settings, between its markers.
 #[cfg(test)]
 fn markdown() -> String {
     use super::options::Action;
@@ -252,21 +226,65 @@ impl Roff {
     }
 
     fn entry(&mut self, term: &str, text: &str) {
-        self.0 += &format!(".TP\n\\fB{}\\fR\n", escape(term.trim_end()));
+        self.0 += &format!(".TP\n\\fB{}\\fR\n", escape(&paint(term.trim_end(), "", "")));
         self.line(text);
+    }
+
+    /// Writes a page of the manual, but for the tables of options and commands, which stand before it.
+    fn page(&mut self, text: &str) {
+        for block in markdown::parse(text) {
+            match block {
+                Block::Title(text) => self.section(&text.to_uppercase(), &[]),
+                Block::Heading(text) => self.0 += &format!(".SS \"{}\"\n", escape(text)),
+                Block::Paragraph(text) => {
+                    self.0 += ".PP\n";
+                    self.line(&inline(&text));
+                }
+                Block::Item(mark, text) => {
+                    let mark = if mark == "-" { "\\(bu" } else { mark };
+                    self.0 += &format!(".IP {mark} 4\n");
+                    self.line(&inline(&text));
+                }
+                Block::Code(lines) => self.as_it_is(lines),
+                Block::Table(rows) => self.table(&rows),
+            }
+        }
+    }
+
+    fn table(&mut self, rows: &[Vec<&str>]) {
+        const COLUMNS_MAX: usize = 72;
+        match rows {
+            [head, ..] if ["option", "command"].contains(head.first().unwrap_or(&"")) => {}
+            [head, rows @ ..] if head.len() == 2 => {
+                for row in rows {
+                    let [term, text] = [0, 1].map(|at| row.get(at).copied().unwrap_or_default());
+                    self.entry(&inline(term), &inline(text));
+                }
+            }
+            _ => self.as_it_is(layout(rows, COLUMNS_MAX)),
+        }
+    }
+
+    fn as_it_is(&mut self, lines: impl IntoIterator<Item = impl AsRef<str>>) {
+        self.0 += ".PP\n.nf\n";
+        for line in lines {
+            self.line(line.as_ref());
+        }
+        self.0 += ".fi\n";
     }
 
     /// A line of text; `\&` keeps a dot or a quote in front from being a command.
     fn line(&mut self, text: &str) {
-        self.0 += &format!("\\&{}\n", escape(text).replace('\n', " "));
+        let text = paint(&escape(text), "\\fB", "\\fR").replace('\n', " ");
+        self.0 += &format!("\\&{text}\n");
     }
 }
 
 fn escape(text: &str) -> String {
-    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
+    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('µ', "\\(mc")
 }
 
-/// The table of commands of the README, between its markers, with the options that not all of them have.
+/// Returns the table of the page on commands, between its markers, with the options that not all of them have.
 #[cfg(test)]
 fn markdown_of_commands() -> String {
     use super::options::Action;
@@ -286,7 +304,7 @@ fn markdown_of_commands() -> String {
     text
 }
 
-/// The table of signals of the README, between its markers.
+/// Returns the table of the page on signals, between its markers.
 #[cfg(test)]
 fn markdown_of_signals() -> String {
     let rows = SIGNALS.map(|(signal, effect)| format!("| {signal} | {effect} |\n"));
@@ -299,17 +317,20 @@ mod tests {
 
     #[test]
     fn the_help_shows_every_option_with_its_default() {
-        let help = help(None);
+        let help = help(None, false);
         for opt in OPTIONS.iter() {
             assert!(help.contains(&synopsis(opt)), "{}", opt.long);
         }
         for default in ["10s", "info", "localhost:3000", "3s", "100ms", "localhost:3001"] {
             assert!(help.contains(&format!("[default: {default}]")), "{default}");
         }
+        for topic in &TOPICS {
+            assert!(help.contains(&format!("  {:18}{}\n", topic.name, topic.summary())), "{help}");
+        }
         let names = COMMANDS.iter().map(|word| Some(word.name)).chain([None]);
-        for line in
-            names.flat_map(|name| super::help(name).lines().map(str::to_owned).collect::<Vec<_>>())
-        {
+        for line in names.flat_map(|name| {
+            super::help(name, false).lines().map(str::to_owned).collect::<Vec<_>>()
+        }) {
             assert!(line.len() <= 100 && line.is_ascii(), "{line}");
         }
     }
@@ -320,28 +341,35 @@ mod tests {
         for opt in OPTIONS.iter() {
             assert!(man.contains(&escape(&synopsis(opt))), "{}", opt.long);
         }
-        let commands = [".TH ", ".SH ", ".PP", ".TP", ".RS", ".RE", ".nf", ".fi"];
+        let commands = [".TH ", ".SH ", ".SS ", ".PP", ".TP", ".IP ", ".RS", ".RE", ".nf", ".fi"];
         for line in man.lines().filter(|line| line.starts_with(['.', '\''])) {
             assert!(commands.iter().any(|command| line.starts_with(command)), "{line}");
+        }
+        assert!(man.is_ascii() && !man.contains(['`', '|', '\u{1}']), "{man}");
+        for topic in &TOPICS {
+            let title = topic.text.lines().next().unwrap().trim_start_matches("# ").to_uppercase();
+            assert!(man.contains(&format!(".SH \"{}\"\n", escape(&title))), "{title}");
         }
         assert_eq!(escape("a-b 'c' \\"), "a\\-b \\(aqc\\(aq \\e");
     }
 
     #[test]
-    fn the_readme_shows_every_option_command_and_signal() {
-        for (name, expected) in [
-            ("options", markdown()),
-            ("commands", markdown_of_commands()),
-            ("signals", markdown_of_signals()),
+    fn the_pages_show_every_option_command_and_signal() {
+        for (topic, name, expected) in [
+            ("settings", "options", markdown()),
+            ("commands", "commands", markdown_of_commands()),
+            ("signals", "signals", markdown_of_signals()),
         ] {
-            let block = include_str!("../../../../README.md")
+            let page = TOPICS.iter().find(|page| page.name == topic).unwrap();
+            let block = page
+                .text
                 .split_once(&format!("<!-- {name} -->\n"))
                 .and_then(|(_, rest)| rest.split_once(&format!("<!-- /{name} -->")))
                 .map(|(block, _)| block.trim());
             assert_eq!(
                 block,
                 Some(expected.trim()),
-                "README.md must have this between its markers:\n{expected}"
+                "{topic}.md must have this between its markers:\n{expected}"
             );
         }
     }

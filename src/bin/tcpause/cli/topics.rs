@@ -1,0 +1,118 @@
+//! The pages of the manual, which the program carries with it.
+
+use super::commands::COMMANDS;
+use tcpause::suggest::nearest;
+
+/// A page of the manual, in Markdown.
+pub(crate) struct Topic {
+    /// The word behind `tcpause help`.
+    pub(crate) name: &'static str,
+    /// Its title in a line, one sentence behind it, and the rest.
+    pub(crate) text: &'static str,
+}
+
+macro_rules! topics {
+    ($($name:literal),+) => {
+        [$(Topic { name: $name, text: include_str!(concat!("../help/", $name, ".md")) }),+]
+    };
+}
+
+/// Every page, in the order of the help and of the man page.
+pub(crate) static TOPICS: [Topic; 17] = topics![
+    "maintenance",
+    "holding",
+    "draining",
+    "rejecting",
+    "upstream",
+    "settings",
+    "commands",
+    "signals",
+    "exit-codes",
+    "api",
+    "status-fields",
+    "streams",
+    "limits",
+    "security",
+    "cost",
+    "troubles",
+    "original"
+];
+
+impl Topic {
+    /// Returns the sentence behind the title.
+    pub(crate) fn summary(&self) -> &'static str {
+        self.text.lines().nth(2).unwrap_or_default()
+    }
+}
+
+/// Returns the names of all topics.
+pub(crate) fn topic_names() -> impl Iterator<Item = &'static str> {
+    TOPICS.iter().map(|topic| topic.name)
+}
+
+/// Returns the names that `tcpause help` knows, commands first.
+pub(crate) fn help_names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|word| word.name).chain(topic_names())
+}
+
+/// Returns the error for a name that `tcpause help` does not know.
+pub(super) fn unknown_topic(unknown: &str) -> String {
+    let begins = || help_names().find(|name| !unknown.is_empty() && name.starts_with(unknown));
+    let hint = match nearest(unknown, help_names()).or_else(begins) {
+        Some(name) => format!("did you mean {name}? "),
+        None => String::new(),
+    };
+    let list = |names: &mut dyn Iterator<Item = &'static str>| names.collect::<Vec<_>>().join(", ");
+    format!(
+        "unknown command or topic {unknown:?}; {hint}commands: {}; topics: {}",
+        list(&mut COMMANDS.iter().map(|word| word.name)),
+        list(&mut topic_names())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    use super::*;
+
+    #[test]
+    fn every_page_is_a_topic() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bin/tcpause/help");
+        let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name());
+        let pages: BTreeSet<String> = files
+            .map(|name| name.to_str().unwrap().strip_suffix(".md").unwrap().to_owned())
+            .collect();
+        let topics: BTreeSet<String> = topic_names().map(str::to_owned).collect();
+        assert_eq!(topics, pages);
+        let names: BTreeSet<&str> = help_names().collect();
+        assert_eq!(names.len(), help_names().count(), "a topic has the name of a command");
+    }
+
+    #[test]
+    fn every_page_begins_with_its_title_and_a_sentence() {
+        for topic in &TOPICS {
+            let mut lines = topic.text.lines();
+            let title = lines.next().and_then(|line| line.strip_prefix("# "));
+            assert!(title.is_some_and(|title| !title.is_empty()), "{}", topic.name);
+            assert_eq!((lines.next(), lines.nth(1)), (Some(""), Some("")), "{}", topic.name);
+            let summary = topic.summary();
+            assert_eq!(summary.find(['.', '?', '!']), Some(summary.len() - 1), "{summary}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_topic_is_told_with_the_nearest_and_the_list() {
+        for (unknown, hint) in [
+            ("secrity", "; did you mean security? commands: pause, "),
+            ("exit", "; did you mean exit-codes? commands: pause, "),
+            ("paus", "; did you mean pause? commands: pause, "),
+            ("x", "; commands: pause, "),
+            ("", "; commands: pause, "),
+        ] {
+            let error = unknown_topic(unknown);
+            assert!(error.contains(&format!("{unknown:?}{hint}")), "{error}");
+            assert!(error.contains("; topics: maintenance, holding, "), "{error}");
+        }
+    }
+}
