@@ -126,7 +126,8 @@ printf '%s\n' "${COMPREPLY[@]}"
         (&["--proxy-reject-with", "htt"], "http"),
         (&["--proxy-reject-with", "file", ":", begin], file),
         (&["--proxy-reject-with", "=", "file", ":", begin], file),
-        (&["help", "ex"], "exec"),
+        (&["help", "exe"], "exec"),
+        (&["help", "drain"], "draining"),
     ] {
         let Ok(output) =
             Command::new("bash").args(["-c", SCRIPT, "bash", &script]).args(words).output()

@@ -9,6 +9,7 @@ use tcpause::settings::Completion;
 use super::{
     commands::{COMMANDS, SHELLS, Word},
     options::{OPTIONS, Opt},
+    topics::{help_names, topic_names},
 };
 
 pub(crate) fn bash() -> String {
@@ -21,6 +22,7 @@ pub(crate) fn bash() -> String {
     let run: Vec<&Opt> = OPTIONS.iter().collect();
     cases += &bash_case("*", &run);
     let shells = SHELLS.join(" ");
+    let pages = help_names().collect::<Vec<_>>().join(" ");
     format!(
         "\
 # bash completion for tcpause
@@ -84,7 +86,7 @@ _tcpause() {{
 {cases}    esac
     case $before in
         completion) words=\"{shells}\" ;;
-        help) words=\"{words}\" ;;
+        help) words=\"{pages}\" ;;
         *)
             if [[ -z $words && $word == -* ]]; then
                 words=$names
@@ -148,9 +150,10 @@ pub(crate) fn zsh() -> String {
         text += &format!("        {} \\\n", zsh_option(opt));
     }
     let shells = SHELLS.join(" ");
+    let topics = topic_names().collect::<Vec<_>>().join(" ");
     text += "        '1:command:{_describe command commands}' \\\n";
     text += &format!(
-        "        '2:argument:{{case $line[1] in completion) compadd {shells} ;; help) _describe command commands ;; esac}}'\n}}\n\n"
+        "        '2:argument:{{case $line[1] in completion) compadd {shells} ;; help) _describe command commands; compadd {topics} ;; esac}}'\n}}\n\n"
     );
     text += "if [[ $funcstack[1] == _tcpause ]]; then _tcpause \"$@\"; else compdef _tcpause tcpause; fi\n";
     text
@@ -188,8 +191,8 @@ pub(crate) fn fish() -> String {
         );
     }
     let shells = SHELLS.join(" ");
-    let names = COMMANDS.each_ref().map(|command| command.name).join(" ");
-    for (word, offer) in [("completion", shells), ("help", names)] {
+    let pages = help_names().collect::<Vec<_>>().join(" ");
+    for (word, offer) in [("completion", shells), ("help", pages)] {
         text +=
             &format!("complete -c tcpause -n '__fish_seen_subcommand_from {word}' -a '{offer}'\n");
     }
@@ -274,8 +277,10 @@ mod tests {
             assert!(zsh().contains(&format!("--{}", opt.long)));
             assert!(fish().contains(&format!("-l {} ", opt.long)));
         }
-        for command in &COMMANDS {
-            for text in [bash(), zsh(), fish()] {
+        let topics = topic_names().collect::<Vec<_>>().join(" ");
+        for text in [bash(), zsh(), fish()] {
+            assert!(text.contains(&topics), "{text}");
+            for command in &COMMANDS {
                 assert!(text.contains(command.name));
             }
         }
