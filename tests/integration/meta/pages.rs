@@ -1,6 +1,10 @@
 //! The README and the pages of the manual: their length, their links, and their way into the program.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    process::{Command, Stdio},
+};
 
 use super::tidy::{pages, read, root};
 use crate::harness::program;
@@ -117,6 +121,25 @@ fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
             assert!(is_known, "{name} names {word}");
         }
     }
+}
+
+#[test]
+fn every_example_for_a_shell_can_be_read_by_one() {
+    let readme = ("README".to_owned(), read("README.md"));
+    let mut examples = 0;
+    for (name, text) in topics().into_iter().chain([readme]) {
+        for example in text.split("```sh\n").skip(1) {
+            let example = example.split("```").next().expect("an end");
+            let shell = Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn();
+            let Ok(mut shell) = shell else {
+                return println!("skipped: there is no bash on this machine");
+            };
+            shell.stdin.take().unwrap().write_all(example.as_bytes()).unwrap();
+            assert!(shell.wait().unwrap().success(), "{name}:\n{example}");
+            examples += 1;
+        }
+    }
+    assert!(examples > 0);
 }
 
 /// The program that reads the sample of the README is the judge of it.
