@@ -8,7 +8,7 @@
 //! All programs run in turn in each round (A B A B ...), one worker each, and the figure is the median of the rounds. The load
 //! has one processor and they the other. A single connection has one for all: over two, a round trip costs one thing or
 //! twice as much, by whether the other processor has fallen asleep meanwhile. Peers that are not installed are named and
-//! skipped. At the end comes the table of the README. The congestion control is the host's: `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it
+//! skipped. At the end come the figures of the page on cost, as one table. The congestion control is the host's: `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it
 //! for a run.
 
 #![allow(

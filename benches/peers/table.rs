@@ -1,4 +1,4 @@
-//! All figures as one table in Markdown, as the README has it.
+//! All figures as one table in Markdown, for the page on cost.
 
 use std::fmt;
 

@@ -8,7 +8,7 @@
 const COLUMNS_MAX: usize = 80;
 /// The widest line of a table of four columns or more, which would be hard to read otherwise.
 const TABLE_COLUMNS_MAX: usize = 100;
-/// Stands before and behind each word in bold, and takes no room.
+/// The mark before and behind each word in bold; it takes no room.
 const BOLD: char = '\u{1}';
 
 /// A part of a page.
@@ -67,6 +67,7 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Returns the part that a line begins.
 fn begin(line: &str) -> Block<'_> {
     if let Some(text) = line.strip_prefix("# ") {
         Block::Title(text)
@@ -89,6 +90,7 @@ fn item(line: &str) -> Option<(&str, &str)> {
     })
 }
 
+/// Returns the cells of a row.
 fn cells(line: &str) -> Vec<&str> {
     line.trim_matches('|').split('|').map(str::trim).collect()
 }
@@ -134,6 +136,7 @@ fn alternate(
     parts.map(|(at, part)| if at % 2 == 0 { outside(part) } else { inside(part) }).collect()
 }
 
+/// Marks each word as bold.
 fn bold(text: &str) -> String {
     text.split(' ').map(|word| format!("{BOLD}{word}{BOLD}")).collect::<Vec<_>>().join(" ")
 }
@@ -191,6 +194,7 @@ pub(super) fn layout(rows: &[Vec<&str>], columns_max: usize) -> Vec<String> {
     rows.iter().flat_map(|row| row_lines(row, &widths, GAP)).collect()
 }
 
+/// Returns the lines of a row, whose cells are wrapped.
 fn row_lines(row: &[String], widths: &[usize], gap: usize) -> Vec<String> {
     let cells: Vec<Vec<String>> =
         row.iter().zip(widths).map(|(cell, width)| wrap(cell, *width)).collect();
@@ -224,6 +228,7 @@ pub(super) fn show(page: &str, is_terminal: bool) -> String {
     if is_terminal { paint(&text, "\u{1b}[1m", "\u{1b}[0m") } else { paint(&text, "", "") }
 }
 
+/// Returns the lines of a part.
 fn lines(block: &Block<'_>) -> Vec<String> {
     match block {
         Block::Title(text) | Block::Heading(text) => vec![bold(text)],

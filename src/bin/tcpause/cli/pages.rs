@@ -15,7 +15,7 @@ use super::{
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What the program is, in one sentence.
+/// One sentence about the program.
 const SUMMARY: &str = "\
 A zero-downtime proxy for TCP and UNIX sockets:
 pause it, restart the server behind it, resume; no client notices.";
@@ -24,7 +24,7 @@ const EXAMPLE: &str = "\
 tcpause --proxy-addr :6432 --upstream-addr localhost:5432 &
 tcpause exec --wait 30s -- systemctl restart postgresql";
 
-/// What the words in capitals stand for.
+/// The meaning of the words in capitals.
 const VALUES: &str = "
 ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name.
 DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
@@ -42,12 +42,13 @@ pub(crate) fn help(name: Option<&str>, is_terminal: bool) -> String {
     }
 }
 
-/// For a command without options.
+/// Returns the help of a command without options.
 fn short_help(word: &Word) -> String {
     let usage = format!("tcpause {} {}", word.name, word.argument);
     format!("{}.\nUsage: {}\n", word.help, usage.trim_end())
 }
 
+/// Returns the help of a command that has options.
 fn command_help(word: &Word) -> String {
     let mut text = format!("{}.\n", word.help);
     for line in wrapped(word.more, 0) {
@@ -65,7 +66,7 @@ fn command_help(word: &Word) -> String {
     text
 }
 
-/// `tcpause exec [OPTIONS] -- COMMAND`
+/// Returns `tcpause exec [OPTIONS] -- COMMAND`.
 fn usage(word: &Word) -> String {
     let argument = if word.argument.is_empty() {
         String::new()
@@ -83,7 +84,7 @@ fn wrapped(text: &str, indent: usize) -> Vec<String> {
     lines.map(|line| format!("{:indent$}{line}", "")).collect()
 }
 
-/// The lines of one option.
+/// Returns the lines of one option.
 fn entry(opt: &Opt) -> String {
     let default =
         opt.default().map_or_else(String::new, |default| format!(" [default: {default}]"));
@@ -91,6 +92,7 @@ fn entry(opt: &Opt) -> String {
     format!("{indent}{}\n          {}{default}\n", synopsis(opt), opt.help)
 }
 
+/// Returns the help of the program.
 fn whole_help() -> String {
     let mut text = format!(
         "
@@ -198,7 +200,7 @@ fn markdown() -> String {
     text
 }
 
-/// `-c, --config FILE`
+/// Returns `-c, --config FILE`.
 fn synopsis(opt: &Opt) -> String {
     let short = opt.short.map_or_else(String::new, |short| format!("-{short}, "));
     let value = opt.value.map_or_else(String::new, |value| format!(" {value}"));
@@ -209,6 +211,7 @@ fn synopsis(opt: &Opt) -> String {
 struct Roff(String);
 
 impl Roff {
+    /// Begins a section.
     fn section(&mut self, title: &str, paragraphs: &[&str]) {
         self.0 += &format!(".SH \"{}\"\n", escape(title));
         for paragraph in paragraphs {
@@ -217,6 +220,7 @@ impl Roff {
         }
     }
 
+    /// Writes an option with its meaning and its default.
     fn option(&mut self, opt: &Opt) {
         let default = opt.default().map(|default| format!("The default is {default}."));
         let sentences = [Some(format!("{}.", opt.help)), Some(opt.more.to_owned()), default];
@@ -225,6 +229,7 @@ impl Roff {
         self.entry(&synopsis(opt), &sentences.join(" "));
     }
 
+    /// Writes a term, and what it means below it.
     fn entry(&mut self, term: &str, text: &str) {
         self.0 += &format!(".TP\n\\fB{}\\fR\n", escape(&paint(term.trim_end(), "", "")));
         self.line(text);
@@ -251,6 +256,7 @@ impl Roff {
         }
     }
 
+    /// Writes a table of two columns as terms with their meanings, and a wider one as it is laid out.
     fn table(&mut self, rows: &[Vec<&str>]) {
         const COLUMNS_MAX: usize = 72;
         match rows {
@@ -265,6 +271,7 @@ impl Roff {
         }
     }
 
+    /// Writes lines that are not to be filled.
     fn as_it_is(&mut self, lines: impl IntoIterator<Item = impl AsRef<str>>) {
         self.0 += ".PP\n.nf\n";
         for line in lines {
@@ -273,13 +280,14 @@ impl Roff {
         self.0 += ".fi\n";
     }
 
-    /// A line of text; `\&` keeps a dot or a quote in front from being a command.
+    /// Writes a line of text; `\&` keeps a dot or a quote in front from being a command.
     fn line(&mut self, text: &str) {
         let text = paint(&escape(text), "\\fB", "\\fR").replace('\n', " ");
         self.0 += &format!("\\&{text}\n");
     }
 }
 
+/// Escapes the characters that roff gives a meaning, and the one that is not ASCII.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('µ', "\\(mc")
 }
