@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::tidy::{pages, read, root};
+use super::tidy::{pages, read, root, sources};
 use crate::harness::program;
 
 /// Ten minutes of reading.
@@ -121,6 +121,26 @@ fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
             assert!(is_known, "{name} names {word}");
         }
     }
+}
+
+/// An operator searches the page for the line that the log shows.
+#[test]
+fn the_log_lines_of_the_page_on_troubles_are_those_of_the_program() {
+    let page = read("src/bin/tcpause/help/troubles.md");
+    let (_, table) = page.split_once("## Log lines\n").expect("the table of log lines");
+    let texts = sources(&["src"]);
+    let mut lines = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let cell = row.split(" | ").next().unwrap();
+        for line in cell.split('`').skip(1).step_by(2) {
+            for part in line.split("...").map(str::trim) {
+                let is_there = texts.iter().any(|(_, text)| text.contains(part));
+                assert!(is_there, "no log line has {part:?}");
+            }
+            lines += 1;
+        }
+    }
+    assert!(lines > 5);
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub(super) fn read(name: &str) -> String {
 }
 
 /// All files below `folders` whose names end in `.rs`, with what is in them.
-fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
+pub(super) fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
     let mut open: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut found = Vec::new();
     while let Some(folder) = open.pop() {
