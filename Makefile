@@ -72,7 +72,7 @@ lint: ## Check the format and the lints
 
 # Link-time optimisation would cost a minute and find nothing.
 loom: ## Try every interleaving of the gate and of the barrier
-	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- gate barrier
+	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- pause::gate pause::barrier
 
 mutants: ## Demand that the tests of gate, barrier and worker kill their mutants (four minutes)
 	.ci/loom-mutants

@@ -309,7 +309,7 @@ mod tests {
     }
 }
 
-/// Model checks of every interleaving of small histories: `RUSTFLAGS="--cfg loom" cargo test --release --lib gate`.
+/// Model checks of every interleaving of small histories: `RUSTFLAGS="--cfg loom" cargo test --release --lib pause::gate`.
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
