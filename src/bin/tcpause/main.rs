@@ -35,19 +35,19 @@ const EXIT_DRAINED: u8 = 0;
 const EXIT_FAILURE: u8 = 1;
 /// The command line or the configuration is wrong.
 const EXIT_USAGE: u8 = 2;
-/// The grace period was over; what was left was closed.
+/// The grace period was over; the remaining connections were closed.
 const EXIT_DEADLINE_HIT: u8 = 3;
 
 /// The signals that stop the proxy.
 const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
-/// The signals that do nothing, and why. By default each of them would end the program.
+/// The signals without effect, each with the reason. By default each would end the program.
 const IDLE_SIGNALS: [(i32, &str); 3] = [
     (SIGHUP, "the configuration is read at start only"),
     (SIGUSR1, "the log goes to standard error, and there is no file to reopen"),
     (SIGUSR2, "it has no meaning"),
 ];
-/// The age of a stop from which a further stop signal forces the end. A supervisor that signals both the process and its
-/// group sends two within milliseconds.
+/// The age of a stop from which a further stop signal forces the end. Supervisors that signal both the process and its
+/// group send two within milliseconds.
 const FORCE_AFTER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Carries connections until a signal ends it.
+/// Runs the proxy until a signal ends it.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     let (config, file) = invocation.configure()?;
     // Before anything is opened that has to be closed in order: until here a signal just ends the program.
@@ -122,13 +122,13 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     Ok(code.into())
 }
 
-/// Checks the configuration and prints what would run.
+/// Checks the configuration and prints the one that would run.
 fn check_config(invocation: &Invocation) -> Result<ExitCode, Error> {
     let (config, file) = invocation.configure()?;
     print(&format!("# {}\n{config}", OneLine(origin(file.as_deref()))))
 }
 
-/// Logs what runs, and what of its configuration is without effect.
+/// Logs the version and the configuration file, and the settings without effect.
 fn announce(config: &Config, file: Option<&Path>) {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), process::id());
     log::info!("tcpause {version} started, pid {pid}, {}", origin(file));
@@ -175,7 +175,7 @@ fn obey(mut signals: Signals, stopper: &Stopper) {
     }
 }
 
-/// Writes to standard output. That nobody reads it to the end is no failure.
+/// Writes to standard output. A reader that leaves early is no failure.
 fn print(text: &str) -> Result<ExitCode, Error> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
@@ -186,7 +186,7 @@ fn print(text: &str) -> Result<ExitCode, Error> {
     }
 }
 
-/// Tells what went wrong in one line on standard error, as far as that is still open.
+/// Tells the failure in one line on standard error, if that is still open.
 fn fail(code: u8, text: impl Display) -> ExitCode {
     tell(text);
     code.into()

@@ -35,9 +35,9 @@ use crate::{cli::Invocation, tell};
 
 /// The longest reason that the API takes.
 const REASON_BYTES_MAX: usize = 200;
-/// How many renewals a lease outlasts.
+/// The number of renewals within the time of a lease.
 const RENEWALS_PER_TTL: u32 = 3;
-/// How often it is renewed at most.
+/// The shortest time between two renewals.
 const RENEWAL_MIN: Duration = Duration::from_millis(10);
 
 /// The number of signals, and the time in which they come, that make exec give up on its command. An interactive command may
@@ -52,7 +52,7 @@ const EXIT_SIGNAL: i32 = 128;
 
 /// Runs the command while the proxy is paused. The exit code is the command's.
 pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
-    // Nobody is held for what cannot run.
+    // No client is held for a command that cannot run.
     program::find(&invocation.program)?;
     let mut exec = Exec::start(api, invocation)?;
     let idle = exec.wait_until_idle().map_err(not_run)?;
@@ -69,9 +69,9 @@ pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure
     outcome.map(ExitCode::from)
 }
 
-/// What happens meanwhile.
+/// An event of the pause, of the command or of this process.
 enum Event {
-    /// The connection that the pause hangs on is there.
+    /// The connection that the pause hangs on is established.
     Connected(Arc<Connection>),
     /// The API has answered, or cannot be asked.
     Answered(Result<Answer, Failure>),
@@ -83,25 +83,37 @@ enum Event {
     Exited,
 }
 
-/// Why the pause has ended before its time.
+/// The end of the pause, as seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Somebody lifted it, or it was not renewed in time; or all is over.
+    /// It was lifted, or not renewed in time.
     Lifted,
     /// The proxy is gone.
     ProxyGone,
 }
 
+impl End {
+    /// Returns the line about an end that comes before the command's.
+    fn early(self) -> &'static str {
+        match self {
+            Self::Lifted => {
+                "the pause has ended before the command: it was lifted, or not renewed in time; the command goes on"
+            }
+            Self::ProxyGone => "the proxy has gone away; the command goes on",
+        }
+    }
+}
+
 struct Exec {
     api: Api,
     renewal: Duration,
-    /// When the next renewal is due.
+    /// The time of the next renewal.
     due: Instant,
     connection: Option<Arc<Connection>>,
     sender: Sender<Event>,
     events: Receiver<Event>,
     end: Option<End>,
-    /// When the pause was asked for, and how long it has lasted once it has ended.
+    /// The time at which the pause was asked for, and its length once it has ended.
     begun: Instant,
     paused: Duration,
 }
@@ -111,7 +123,7 @@ impl Exec {
     fn start(api: Api, invocation: &Invocation) -> Result<Self, Failure> {
         const PARAMETERS: [&str; 5] = ["ttl", "wait", "on-timeout", "mode", "drain"];
 
-        // Where a caller had it ignored, the command would leave no exit code.
+        // If the caller had it ignored, the command would leave no exit code.
         flag::register(SIGCHLD, Arc::default()).map_err(|error| cannot_listen(&error))?;
         let (sender, events) = unbounded();
         let mut signals = SignalsInfo::<WithOrigin>::new(heeded_signals())
@@ -150,7 +162,7 @@ impl Exec {
         })
     }
 
-    /// The next event; until it comes, the lease is renewed.
+    /// Returns the next event. Until it comes, the lease is renewed.
     fn next(&mut self) -> Event {
         loop {
             match self.events.recv_deadline(self.due) {
@@ -165,7 +177,7 @@ impl Exec {
         }
     }
 
-    /// Until then, nothing is lost by leaving: the connection closes, and that undoes the pause.
+    /// Waits until the proxy is idle. An error undoes the pause, since its connection closes.
     fn wait_until_idle(&mut self) -> Result<Idle, Failure> {
         loop {
             match self.next() {
@@ -192,15 +204,15 @@ impl Exec {
         }
     }
 
-    /// Runs the command to its end. Its exit code is that of a shell.
+    /// Runs the command to its end. Returns the exit code that a shell would.
     fn run_command(&mut self, program: &[OsString]) -> Result<u8, Failure> {
         let Some((name, arguments)) = program.split_first() else { return Ok(0) };
-        // Before the command starts: nobody could wait for it if no thread could be had.
+        // Before the command starts: without a thread, nothing could wait for it.
         let (pid_sender, pids) = unbounded();
         let exited = self.sender.clone();
         spawn("command", move || {
             if let Ok(pid) = pids.recv() {
-                // It is left to be reaped by its owner, so that its number is nobody else's while signals are passed on.
+                // Its owner reaps it, so that its number stays its own while signals are passed on.
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
                 let _ = retry_on_intr(|| waitid(WaitId::Pid(pid), options));
                 drop(exited.send(Event::Exited));
@@ -217,7 +229,7 @@ impl Exec {
 
     /// Keeps the pause and passes signals on until the command has ended, or until it has outlasted too many of them.
     fn look_after(&mut self, pid: Pid) -> Result<(), Failure> {
-        // What came before the command did has not reached it by way of the terminal.
+        // Signals from before the command's start have not reached it by way of the terminal.
         let mut early = self.events.len();
         let mut insistence = Insistence::default();
         loop {
@@ -234,12 +246,7 @@ impl Exec {
                 }
                 Event::Ended(end) => {
                     self.note_end(end);
-                    tell(match end {
-                        End::Lifted => {
-                            "the pause has ended before the command: it was lifted, or not renewed in time; the command goes on"
-                        }
-                        End::ProxyGone => "the proxy has gone away; the command goes on",
-                    });
+                    tell(end.early());
                 }
                 Event::Connected(_) | Event::Answered(_) => {}
             }
@@ -272,12 +279,12 @@ impl Exec {
     }
 }
 
-/// The last signals, which the command has outlasted.
+/// The times of the last signals, which the command has outlasted.
 #[derive(Debug, Default)]
 struct Insistence(Vec<Instant>);
 
 impl Insistence {
-    /// Counts a signal. An error gives up; before that, the caller is told what the next signal does.
+    /// Counts a signal. The last but one tells the effect of a further one, and the last is an error that gives up.
     fn check(&mut self, now: Instant, signal: i32) -> Result<(), Failure> {
         let age = |at: &Instant| now.saturating_duration_since(*at);
         self.0.retain(|at| age(at) < SIGNALS_TIME);
@@ -301,8 +308,8 @@ impl Insistence {
     }
 }
 
-/// Returns whether the command has got the signal as well. A terminal sends Ctrl-C and Ctrl-\ to one process group, which a
-/// command such as `timeout` leaves; what a process sends, it has sent to exec.
+/// Returns true if the command has got the signal as well. A terminal sends Ctrl-C and Ctrl-\ to one process group, which a
+/// command such as `timeout` leaves. The signal of a process has come to exec alone.
 fn has_reached(pid: Pid, origin: &Origin) -> bool {
     let is_the_terminals =
         origin.cause == Cause::Kernel && matches!(origin.signal, SIGINT | SIGQUIT);
@@ -316,7 +323,7 @@ fn pass_on(pid: Pid, signal: i32) {
     }
 }
 
-/// Asks for the pause, and then sees how long it lasts.
+/// Asks for the pause, and then waits for its end.
 fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>) {
     let answer = api.connect().and_then(|connection| {
         let connection = Arc::new(connection);
@@ -331,7 +338,7 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
         Err(failure) => (None, Err(failure)),
     };
     drop(events.send(Event::Answered(answer)));
-    // Without a pause, nothing more will be seen.
+    // Without a pause, there is no end to wait for.
     let Some(connection) = connection else { return };
     connection.wait_for_end();
     let is_there = api.ask("GET", "/paused", None).is_ok();
@@ -362,7 +369,7 @@ fn exit_code(child: &mut Child) -> Result<u8, Failure> {
     Ok(code(status).and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
 }
 
-/// The command line, as far as a reason may be that long, and without what the API takes for no text that can be shown.
+/// Returns the command line as a reason: cut to the longest one, and without letters that the API refuses.
 fn reason_of(program: &[OsString]) -> String {
     let words: Vec<_> = program.iter().map(|word| word.to_string_lossy()).collect();
     let is_shown =
@@ -373,7 +380,7 @@ fn reason_of(program: &[OsString]) -> String {
     reason
 }
 
-/// The signals to listen to. One that is ignored stays so, here and for the command: nohup wants just that.
+/// Returns the signals to listen to. An ignored one stays ignored, here and for the command, as nohup wants it.
 fn heeded_signals() -> Vec<i32> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -21,9 +21,9 @@ use tcpause::Address;
 
 use super::Failure;
 
-/// How long connecting to one address may take.
+/// The bound of connecting to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the API may take to answer, beyond what it was asked to wait.
+/// The bound of an answer, beyond the time that the API was asked to wait.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer that is read: 64 pauses with their reasons are a small part of it.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -36,7 +36,7 @@ pub(crate) struct Api {
     address: Address,
 }
 
-/// What the API has answered.
+/// An answer of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -44,12 +44,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON; null if it is none.
+    /// Returns the body as JSON; null if it is none.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// Whether a pause that was to wait has done so: the original does not look at parameters, and pauses at once.
+    /// Checks that a pause with a wait has waited: the original ignores parameters, and pauses at once.
     pub(super) fn check_idle(&self) -> Result<(), Failure> {
         if self.json().get("idle") == Some(&Value::Bool(true)) {
             return Ok(());
@@ -78,7 +78,7 @@ impl Api {
         self.answer(&connection, wait, Ending::Whole)
     }
 
-    /// Connects: to the first of the addresses of a name that takes it.
+    /// Connects to the first address of the name that accepts.
     pub(super) fn connect(&self) -> Result<Connection, Failure> {
         let socket = match &self.address {
             Address::Tcp { host, port } => connect_tcp(listening(host), *port),
@@ -104,7 +104,7 @@ impl Api {
         connection.send(request.as_bytes()).map_err(|error| self.unreachable(&error.into()))
     }
 
-    /// Reads the answer. What it was asked to wait for is waited for, and a little longer.
+    /// Reads the answer, for the time that the API was asked to wait and a little longer.
     pub(super) fn answer(
         &self,
         connection: &Connection,
@@ -130,7 +130,7 @@ impl Api {
         }
     }
 
-    /// What curl would send as `Host`. The zone of an IPv6 address is this host's affair.
+    /// Returns the `Host` that curl would send. The zone of an IPv6 address is this host's affair.
     fn host(&self) -> String {
         match &self.address {
             Address::Tcp { host, port } => {
@@ -160,7 +160,7 @@ impl Api {
         self.stranger(&format!("sent {what}"))
     }
 
-    /// It is not tcpause that has answered.
+    /// Returns the failure of an answer that is not tcpause's.
     pub(super) fn stranger(&self, what: &str) -> Failure {
         Failure::Unreachable(format!(
             "{} is not the control API of a tcpause (it {what}); is it the proxy's own address?",
@@ -179,12 +179,12 @@ impl Api {
     }
 }
 
-/// Where an answer ends.
+/// The end of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// Where its head or the connection says so.
+    /// The end that its head or the connection tells.
     Whole,
-    /// With its first line, if its head does not say: the connection stays open.
+    /// The end of its first line, if its head tells none: the connection stays open.
     Line,
 }
 
@@ -201,18 +201,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Ends what is sent, which the other side sees.
+    /// Ends the stream to the other side, which sees that.
     pub(super) fn end(&self) {
         // If that fails, it has ended.
         let _ = shutdown(&self.0, Shutdown::Write);
     }
 
-    /// Waits until the connection ends; what may come before is of no interest.
+    /// Waits until the connection ends, and discards all bytes before.
     pub(super) fn wait_for_end(&self) {
         while self.receive(&mut Vec::new(), None).is_ok_and(|count| count > 0) {}
     }
 
-    /// Appends what comes next; 0 is the end, and `AGAIN` the deadline.
+    /// Appends the next bytes. Zero of them are the end, and `AGAIN` is the deadline.
     fn receive(&self, bytes: &mut Vec<u8>, deadline: Option<Instant>) -> Result<usize, Errno> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
@@ -227,7 +227,7 @@ impl Connection {
     }
 }
 
-/// A request's target; the names of parameters are ours and need no encoding.
+/// Returns a request's target. The names of parameters are ours and need no encoding.
 pub(super) fn target(path: &str, parameters: &[(&str, &str)]) -> String {
     let mut target = path.to_owned();
     for (index, (name, value)) in parameters.iter().enumerate() {
@@ -246,7 +246,7 @@ pub(super) fn target(path: &str, parameters: &[(&str, &str)]) -> String {
     target
 }
 
-/// Who listens on all interfaces is reached on this host.
+/// Returns the host to connect to: an API on all interfaces is reached on this host.
 fn listening(host: &str) -> &str {
     if host.is_empty() { "localhost" } else { host }
 }
@@ -265,7 +265,7 @@ fn connect_tcp(host: &str, port: u16) -> io::Result<OwnedFd> {
     Ok(stream.into())
 }
 
-/// By hand, as the standard library's connect would wait for ever on a full backlog.
+/// Connects by hand, as the standard library's connect would wait for ever on a full backlog.
 fn connect_unix(addr: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -274,7 +274,7 @@ fn connect_unix(addr: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Takes an answer apart, as far as it has come; `None` when more has to come. `is_over` tells that nothing more will.
+/// Parses the bytes of an answer so far. Returns `None` if more must come; `is_over` tells that no more will.
 fn parse(bytes: &[u8], ending: Ending, is_over: bool) -> Result<Option<Answer>, &'static str> {
     if bytes.len() > ANSWER_BYTES_MAX {
         return Err("an answer that does not end");

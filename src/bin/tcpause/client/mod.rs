@@ -17,7 +17,7 @@ use crate::{
     print,
 };
 
-/// Asks for what the command line says.
+/// Runs the command that the command line names.
 pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, Failure> {
     let api = Api::new(address(invocation)?);
     match client {
@@ -35,10 +35,10 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_UNREACHABLE: u8 = 69;
 const EXIT_NOT_NOW: u8 = 75;
 
-/// What to do about a pause that is not idle in time.
+/// The remedy for a pause that is not idle in time.
 const NOT_IDLE_REMEDY: &str = "wait for longer (--wait), or see --drain and --on-timeout kill";
 
-/// Why a command has not done what it was to do; each with one line that says so, and the remedy.
+/// The failure of a command, with one line that tells it and the remedy.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The command line is wrong, or the proxy refuses the request.
@@ -54,7 +54,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// The exit code and the line.
+    /// Returns the exit code and the line.
     pub(crate) fn told(&self) -> (u8, &str) {
         match self {
             Self::Other(text) => (EXIT_OTHER, text),
@@ -65,7 +65,7 @@ impl Failure {
         }
     }
 
-    /// What an answer that is not the wanted one means: the API's own sentence tells what to do.
+    /// Returns the failure of an answer that is not the wanted one. The API's own sentence tells the remedy.
     fn refused(api: &Api, answer: &Answer) -> Self {
         let body = answer.json();
         let Some(sentence) = body.get("error").and_then(Value::as_str) else {
@@ -73,7 +73,7 @@ impl Failure {
         };
         let mut sentence = for_operators(sentence);
         let number = |name: &str| body.get(name).and_then(Value::as_f64);
-        // A pause that waited in vain tells for what.
+        // A pause that waited in vain tells the connections that it waited for.
         if let Some(active) = number("active") {
             let oldest = number("oldest_seconds").map_or_else(String::new, |oldest| {
                 format!(", the oldest for {}", status::age(oldest))
@@ -110,7 +110,7 @@ fn for_operators(sentences: &str) -> String {
     clauses.join("; ")
 }
 
-/// Begins with a small letter, unless the first word is written in capitals.
+/// Makes the first letter a small one, unless the first word is written in capitals.
 fn uncapitalised(text: &str) -> String {
     let mut letters = text.chars();
     match (letters.next(), text.chars().nth(1)) {
@@ -121,8 +121,8 @@ fn uncapitalised(text: &str) -> String {
     }
 }
 
-/// Where the API listens: the option, else the file, else the default. Nothing else in the file matters here: the proxy may
-/// be of another version, and its files of another user.
+/// Returns the address of the API: the option, else the file, else the default. Nothing else in the file matters here: the
+/// proxy may be of another version, and its files may belong to another user.
 fn address(invocation: &Invocation) -> Result<Address, Failure> {
     let (from, text) = if let Some(text) = invocation.setting("control.addr") {
         ("--control-addr".to_owned(), Some(text.to_owned()))
@@ -163,7 +163,7 @@ fn address_in(file: &Path) -> Result<Option<String>, String> {
     }
 }
 
-/// The parameters of a request that the command line gives.
+/// Returns the parameters of a request that the command line gives.
 fn parameters<'a>(
     invocation: &'a Invocation,
     names: &[&'static str],
@@ -171,7 +171,7 @@ fn parameters<'a>(
     names.iter().filter_map(|&name| Some((name, invocation.asked(name)?))).collect()
 }
 
-/// A duration that the command line gives; it has been checked there.
+/// Returns a duration of the command line, which has been checked there.
 fn duration(invocation: &Invocation, name: &str) -> Option<Duration> {
     invocation.asked(name).and_then(|text| parse_duration(text).ok())
 }
@@ -199,7 +199,7 @@ fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     Ok(print(&format!("paused: {name}, {lasts}{}\n", Idle::of(&answer)))?)
 }
 
-/// What the answer to a pause with a wait tells, behind what goes before.
+/// The result of a pause with a wait, as the end of a line.
 struct Idle {
     waited_seconds: Option<f64>,
     reset: u64,
@@ -231,7 +231,7 @@ impl std::fmt::Display for Idle {
 
 fn resume(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     let name = invocation.asked("name");
-    // Which the API refuses together with a release.
+    // The API refuses a name together with a release.
     if let Some(name) = name.filter(|_| invocation.asked("release").is_none()) {
         let pauses = status::pauses(api)?;
         if !pauses.iter().any(|pause| pause == name) {
@@ -253,7 +253,7 @@ fn resume(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     Ok(print(&line)?)
 }
 
-/// Who holds the clients even now; that it is not to be learnt is no failure of what has been done.
+/// The pauses that still hold, as the end of a line. A failure to learn them is none of the command.
 struct StillPaused(Vec<String>);
 
 impl StillPaused {

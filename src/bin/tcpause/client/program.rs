@@ -1,4 +1,4 @@
-//! The command that `exec` runs: whether there is such a program.
+//! The look-up of the program that `exec` runs, before it pauses anything.
 
 use std::{
     env,
@@ -14,10 +14,10 @@ use rustix::{
 
 use super::Failure;
 
-/// Where the C libraries look when there is no PATH.
+/// The PATH of the C libraries when there is none.
 const PATH_DEFAULT: &str = "/usr/local/bin:/bin:/usr/bin";
 
-/// Exit codes of shells: found but not to be run; not found.
+/// The exit codes of shells for a program that cannot be run, and for one that is not found.
 const EXIT_NOT_RUN: u8 = 126;
 const EXIT_NOT_FOUND: u8 = 127;
 
@@ -28,7 +28,7 @@ pub(super) fn find(program: &[OsString]) -> Result<(), Failure> {
     look(name, &path).map_err(|error| cannot_run(name, &error, "nothing was paused"))
 }
 
-/// Why the program does not run, and what that has come to.
+/// Returns the failure of a program that cannot be run, with its `result`.
 pub(super) fn cannot_run(name: &OsStr, error: &io::Error, result: &str) -> Failure {
     let code = if error.kind() == ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_NOT_RUN };
     let name = name.to_string_lossy();
