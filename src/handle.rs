@@ -207,28 +207,3 @@ impl LeaseStatus {
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1_000.0).round() / 1_000.0
 }
-
-#[cfg(test)]
-impl Handle {
-    /// Returns a handle to a proxy without workers.
-    pub(crate) fn without_workers() -> Self {
-        use crate::{
-            admission::Admission,
-            config::{HoldConfig, ResumeConfig},
-            connection::reject::policy::{RejectPolicy, RejectResponse},
-            shared::Shutdown,
-            upstream::Upstream,
-            worker_pool::WorkerPool,
-        };
-        Self(Arc::new(Shared {
-            pauses: Pauses::without_workers(),
-            admission: Admission::new(1, 0, &HoldConfig::default(), &ResumeConfig::default()),
-            upstream: Upstream::for_tests(),
-            reject_policy: RejectPolicy::new(RejectResponse::Close, None),
-            workers: Arc::new(WorkerPool::new([].into(), 0)),
-            shutdown: Shutdown::new(Duration::ZERO),
-            pipes_per_worker: 0,
-            started: Instant::now(),
-        }))
-    }
-}

@@ -1,4 +1,5 @@
-//! The fuzz targets of `tests/fuzz`, one function each. `make test` replays their corpus by the same functions.
+//! A proxy without workers for unit tests, and the fuzz targets of `tests/fuzz`, one function each. `make test` replays
+//! their corpus by the same functions.
 
 use std::{
     fs,
@@ -7,15 +8,16 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mio::{Events, Poll, Token};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer};
 
 use crate::{
+    admission::{Admission, queue::WaitQueue},
     config::{
-        Config,
+        Config, HoldConfig, ResumeConfig, UpstreamConfig,
         address::Address,
         duration::{format_duration, parse_duration},
     },
@@ -27,7 +29,12 @@ use crate::{
             policy::{RejectPolicy, RejectResponse},
         },
     },
+    handle::Handle,
+    pause::{Pauses, gate::Mode},
+    shared::{Shared, Shutdown},
     sys::{Listener, Socket, SocketAddress},
+    upstream::{Upstream, loop_guard::LoopGuard},
+    worker_pool::WorkerPool,
 };
 
 /// The bound of an answer, far more than there is.
@@ -171,4 +178,31 @@ pub(crate) fn certificate() -> Arc<ServerConfig> {
         .with_single_cert(vec![made.cert.der().clone()], key.into())
         .unwrap()
         .into()
+}
+
+/// Returns an upstream that nothing dials.
+pub(crate) fn upstream() -> Arc<Upstream> {
+    let settings = UpstreamConfig { addr: Address::tcp("127.0.0.1", 9), ..Default::default() };
+    Arc::new(Upstream::new(settings, LoopGuard::default()).unwrap())
+}
+
+/// Returns the pauses of a proxy without workers.
+pub(crate) fn pauses() -> Arc<Pauses> {
+    let workers = Arc::new(WorkerPool::new([].into(), 0));
+    let queue = Arc::new(WaitQueue::new(0, &ResumeConfig::default()));
+    Pauses::new(Mode::Hold, None, queue, upstream(), workers).0
+}
+
+/// Returns a handle to a proxy without workers.
+pub(crate) fn handle() -> Handle {
+    Handle::new(Arc::new(Shared {
+        pauses: pauses(),
+        admission: Admission::new(1, 0, &HoldConfig::default(), &ResumeConfig::default()),
+        upstream: upstream(),
+        reject_policy: RejectPolicy::new(RejectResponse::Close, None),
+        workers: Arc::new(WorkerPool::new([].into(), 0)),
+        shutdown: Shutdown::new(Duration::ZERO),
+        pipes_per_worker: 0,
+        started: Instant::now(),
+    }))
 }

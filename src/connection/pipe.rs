@@ -26,8 +26,8 @@ pub(crate) struct Pipe {
 /// never reused: its bytes would reach another connection.
 #[derive(Debug)]
 pub(crate) struct PipePool {
-    empty: Vec<Pipe>,
-    alive: Rc<Cell<usize>>,
+    pub(super) empty: Vec<Pipe>,
+    pub(super) alive: Rc<Cell<usize>>,
     max: usize,
 }
 
@@ -90,18 +90,6 @@ impl PipePool {
         self.max = 0;
         self.empty.clear();
     }
-
-    /// Returns the number of pipes, in the pool and in use.
-    #[cfg(test)]
-    pub(crate) fn alive(&self) -> usize {
-        self.alive.get()
-    }
-
-    /// Returns the number of pipes in the pool.
-    #[cfg(test)]
-    pub(crate) fn pooled(&self) -> usize {
-        self.empty.len()
-    }
 }
 
 #[cfg(test)]
@@ -117,10 +105,10 @@ mod tests {
         assert_eq!(peer.send(b"secret").unwrap(), 6);
         assert_eq!(pipe.fill(&source, PIPE_BYTES).unwrap(), 6);
         pool.put(pipe);
-        assert_eq!(pool.alive(), 0, "destroyed");
+        assert_eq!(pool.alive.get(), 0, "destroyed");
 
         let pipe = pool.take().unwrap();
         pool.put(pipe);
-        assert_eq!(pool.alive(), 1, "kept");
+        assert_eq!(pool.alive.get(), 1, "kept");
     }
 }

@@ -30,7 +30,7 @@ const CALLERS_MAX: usize = 128;
 
 /// A handle to a proxy that is idle.
 pub(super) fn handle() -> Handle {
-    Handle::without_workers()
+    crate::tests::handle()
 }
 
 /// One connection that is carried until it is dropped.

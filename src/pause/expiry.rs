@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn the_thread_ends_with_the_pauses() {
-        let pauses = Pauses::without_workers();
+        let pauses = crate::tests::pauses();
         let weak = Arc::downgrade(&pauses);
         let (sender, notifications) = crossbeam_channel::bounded(1);
         let thread = thread::Builder::new().spawn(move || run(&weak, &notifications)).unwrap();

@@ -358,17 +358,6 @@ impl fmt::Display for Terms {
 }
 
 #[cfg(test)]
-impl Pauses {
-    /// Returns pauses of a proxy without workers.
-    pub(crate) fn without_workers() -> Arc<Self> {
-        let upstream = Upstream::for_tests();
-        let workers = Arc::new(WorkerPool::new([].into(), 0));
-        let queue = Arc::new(WaitQueue::new(0, &crate::config::ResumeConfig::default()));
-        Self::new(Mode::Hold, None, queue, upstream, workers).0
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -383,7 +372,7 @@ mod tests {
 
     #[test]
     fn the_gate_is_paused_exactly_while_a_lease_holds() {
-        let pauses = Pauses::without_workers();
+        let pauses = crate::tests::pauses();
         assert_eq!(pauses.wait_state(1), WaitState::Ended);
         let pass = pauses.gate.enter();
         pauses.put(terms(), Lifetime::Pending, 1).unwrap();
@@ -404,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_request_that_was_given_up_pauses_nothing() {
-        let pauses = Pauses::without_workers();
+        let pauses = crate::tests::pauses();
         pauses.undo(7, "it took too long");
         assert_eq!(pauses.put(terms(), Lifetime::ConnectionBound, 7), Err(Refused::Undone));
         assert!(!is_paused(&pauses));

@@ -336,16 +336,6 @@ fn wait(requests: &Receiver<Request>, begun: Instant) -> Option<Vec<Sender<()>>>
 }
 
 #[cfg(test)]
-impl Upstream {
-    /// Returns an upstream for tests that dial nothing.
-    pub(crate) fn for_tests() -> Arc<Self> {
-        let settings =
-            config::UpstreamConfig { addr: Address::tcp("127.0.0.1", 9), ..Default::default() };
-        Arc::new(Self::new(settings, LoopGuard::default()).expect("another address"))
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -18,10 +18,6 @@ const KINDS: usize = Deadline::Lingering as usize + 1;
 /// Key that stands for none.
 const NONE: Key = Key::MAX;
 
-/// Memory that a connection takes in the lists.
-#[cfg(test)]
-pub(crate) const LINK_BYTES: usize = std::mem::size_of::<Option<Link>>();
-
 /// All deadlines of a worker.
 #[derive(Debug)]
 pub(crate) struct Timers {
@@ -107,13 +103,6 @@ impl Timers {
         Some((slot, link.since))
     }
 
-    /// Returns the entry behind `slot` in its list.
-    #[cfg(test)]
-    fn behind(&self, slot: Key) -> Option<Key> {
-        let link = self.links.get(slot as usize)?.as_ref()?;
-        (link.behind != NONE).then_some(link.behind)
-    }
-
     /// Returns the length of a list.
     pub(crate) fn len(&self, queue: Deadline) -> usize {
         self.ends(queue).len as usize
@@ -180,10 +169,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::connection::Connection;
 
     fn order(queues: &Timers, queue: Deadline) -> Vec<Key> {
         let first = queues.first(queue).map(|(slot, _since)| slot);
-        let order: Vec<_> = std::iter::successors(first, |&slot| queues.behind(slot)).collect();
+        let behind = |&slot: &Key| {
+            let behind = queues.links.get(slot as usize)?.as_ref()?.behind;
+            (behind != NONE).then_some(behind)
+        };
+        let order: Vec<_> = std::iter::successors(first, behind).collect();
         assert_eq!(order.len(), queues.len(queue));
         order
     }
@@ -230,5 +224,13 @@ mod tests {
         queues.enqueue(Deadline::Connecting, 1, now);
         assert!(order(&queues, Deadline::Held).is_empty());
         assert_eq!(order(&queues, Deadline::Connecting), [2, 1]);
+    }
+
+    /// The architecture's table of costs tells it: held, idle or busy, a connection has one place of this size.
+    #[test]
+    fn a_connection_is_small() {
+        let (bytes, link) = (size_of::<Connection>(), size_of::<Option<Link>>());
+        println!("a connection: {bytes} bytes, {link} in its list");
+        assert!(bytes + link <= 256, "{bytes} bytes");
     }
 }

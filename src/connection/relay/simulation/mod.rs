@@ -154,7 +154,7 @@ fn an_urgent_byte_at_the_end_of_a_bulk_stream_arrives() {
         connection[0].drive(&mut worker);
         worker.finish(&mut connection, CLIENT);
         connection[0].judge();
-        assert!(worker.buffers.pipes.alive() > 0, "it is spliced");
+        assert!(worker.buffers.pipes.alive.get() > 0, "it is spliced");
         assert_eq!(connection[0].peers[UPSTREAM].received, 9 * SMALL_SCRATCH_BYTES + 1);
     }
 }
@@ -206,7 +206,11 @@ fn run(seed: u64, client: &Port, upstream: &Port) {
     worker.finish(&mut connections, random.below(2));
     connections.iter().for_each(Connection::judge);
     drop(connections);
-    assert_eq!(worker.buffers.pipes.alive(), worker.buffers.pipes.pooled(), "no pipe is lost");
+    assert_eq!(
+        worker.buffers.pipes.alive.get(),
+        worker.buffers.pipes.empty.len(),
+        "no pipe is lost"
+    );
 }
 
 impl Worker {
@@ -242,8 +246,8 @@ impl Worker {
             in_use += connection.check();
         }
         assert_eq!(
-            self.buffers.pipes.alive(),
-            self.buffers.pipes.pooled() + in_use,
+            self.buffers.pipes.alive.get(),
+            self.buffers.pipes.empty.len() + in_use,
             "no pipe is lost"
         );
     }
