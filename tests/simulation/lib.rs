@@ -98,7 +98,7 @@ pub fn run(seed: u64) -> Tally {
     let _replay = Replay(seed);
     let mut schedule = drive::Schedule::new(seed);
     loop {
-        // As the supervisor in server/mod.rs does.
+        // As server/supervisor.rs does.
         match catch_unwind(AssertUnwindSafe(|| schedule.work())) {
             Ok(true) => break,
             Ok(false) => {}

@@ -39,18 +39,12 @@ fn look(name: &OsStr, path: &OsStr) -> io::Result<()> {
     if name.as_encoded_bytes().contains(&b'/') {
         return check(Path::new(name));
     }
-    let mut found = Err(io::Error::new(ErrorKind::NotFound, "it is not in PATH"));
-    for folder in env::split_paths(path).filter(|_| !name.is_empty()) {
-        let file = folder.join(name);
-        match check(&file) {
-            Ok(()) => return Ok(()),
-            // Another folder may have one that can be run; if none has, this is the reason. In a folder that this user may not
-            // search, there is none.
-            Err(error) if file.exists() => found = Err(error),
-            Err(_) => {}
-        }
-    }
-    found
+    let not_found = Err(io::Error::new(ErrorKind::NotFound, "it is not in PATH"));
+    // A folder that this user may not search has no program. A later folder may have one that can be run.
+    env::split_paths(path)
+        .map(|folder| folder.join(name))
+        .filter(|file| !name.is_empty() && file.exists())
+        .fold(not_found, |found, file| found.or_else(|_error| check(&file)))
 }
 
 fn check(file: &Path) -> io::Result<()> {
