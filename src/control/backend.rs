@@ -1,10 +1,14 @@
-//! The private `tiny_http` server: on a UNIX socket without a name, which only the front can dial, served by one thread.
+//! The backend: a private `tiny_http` server that writes the answers. Nothing outside this file knows of it.
 //!
-//! `tiny_http`'s accept thread ends for good when descriptors or threads run out, sometimes without a word. No request is
-//! lost with it: the front starts another server where one accepts no more, and asks again.
+//! It listens on a UNIX socket without a name, which only the executor can dial. The executor asks it for each answer with a
+//! request of its own making, takes that request from the server, responds to it, and reads what the server has written. So
+//! no byte of a caller's reaches `tiny_http`, and a lost answer is written anew without a second execution of its command.
 //!
-//! The socket has a file for a moment. Where no directory takes one, there is no server, and requests are carried out on the
-//! front's own thread: an abstract name or a port would let every user of the host reach `tiny_http`, past all checks.
+//! `tiny_http`'s accept thread ends for good when descriptors or threads run out, sometimes without a word. Another server is
+//! started where one accepts no more.
+//!
+//! The socket has a file for a moment. Where no directory takes one, there is no server, and answers are written without
+//! it: an abstract name or a port would let every user of the host reach `tiny_http`, past all checks.
 
 use std::{
     env, fs,
@@ -19,78 +23,57 @@ use std::{
     },
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, mpsc::sync_channel},
     thread::Builder,
     time::{Duration, Instant},
 };
 
-use log::{error, info, warn};
+use log::{info, warn};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tiny_http::{Header, Request, Server};
+use tiny_http::{Header, Request, Server, StatusCode};
 
-use super::{
-    request,
-    response::{Relayed, Response, relayed},
-    routes::{Caller, route},
-};
-use crate::handle::Handle;
+use super::response::Response;
 
-/// The longest answer of the server.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
-/// The longest silence of the server; a resume may take a second.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
-/// The name of the header by which the front tells who asks.
-const CALLER_HEADER: &str = "X-ControlConn";
-/// The name of the header with the number of the request.
-const TICKET_HEADER: &str = "X-Ticket";
+/// Longest head of an answer.
+const HEAD_BYTES_MAX: usize = 4 << 10;
 
-/// The front's hold on a private server: dropped, it ends the server's threads.
-pub(super) struct Backend {
-    /// None where no server can be had.
-    inside: Option<Arc<Inside>>,
-    handle: Handle,
-}
+/// Writer of answers, by a private server if there is one. Dropped, it ends the server's threads.
+pub(super) struct Backend(Option<Private>);
 
-/// Dropped in this order: the server learns that it is closed, and the door's last dial makes its accept thread look.
-struct Inside {
+/// A server and the way to it. Dropped in this order: the server learns that it is closed, and the door's last dial makes its
+/// accept thread look.
+struct Private {
     server: Server,
     door: UnlinkedListener,
+    /// Number of the last request to it.
+    asked: u64,
 }
 
 impl Backend {
-    /// Starts a server and the thread that answers what it reads, or goes without.
-    pub(super) fn start(handle: Handle) -> io::Result<Self> {
+    /// Starts a server, or goes without.
+    pub(super) fn start() -> io::Result<Self> {
         match UnlinkedListener::open() {
-            Ok((listener, door)) => Self::behind(door, listener, handle),
+            Ok((listener, door)) => Self::behind(door, listener),
             Err(error) => {
                 info!(
                     "the control API serves all requests on one thread, as none of /run, /dev/shm, /tmp and TMPDIR takes its socket file: {error}"
                 );
-                Ok(Self::without(handle))
+                Ok(Self::without())
             }
         }
     }
 
-    /// Carries requests out on the thread that asks.
-    pub(super) fn without(handle: Handle) -> Self {
-        Self { inside: None, handle }
+    /// Writes answers without a server.
+    pub(super) fn without() -> Self {
+        Self(None)
     }
 
-    pub(super) fn behind(
-        door: UnlinkedListener,
-        listener: UnixListener,
-        handle: Handle,
-    ) -> io::Result<Self> {
-        let (give, take) = sync_channel::<Arc<Inside>>(1);
-        let private_handle = handle.clone();
-        // Before the server: where the system refuses threads, this is an error, and tiny_http would panic.
-        Builder::new().name("control".into()).spawn(move || {
-            take.recv().map(|inside| serve(&inside.server, &handle)).ok();
-        })?;
+    pub(super) fn behind(door: UnlinkedListener, listener: UnixListener) -> io::Result<Self> {
+        // Where the system refuses threads, this is an error, and tiny_http would panic.
+        drop(Builder::new().name("control-probe".into()).spawn(|| {})?.join());
         let server = catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None)))
             .map_err(|_| {
                 io::Error::other(
@@ -98,62 +81,106 @@ impl Backend {
                 )
             })?
             .map_err(io::Error::other)?;
-        let inside = Arc::new(Inside { server, door });
-        // The thread waits for it.
-        give.send(Arc::clone(&inside)).ok();
-        Ok(Self { inside: Some(inside), handle: private_handle })
+        Ok(Self(Some(Private { server, door, asked: 0 })))
     }
 
-    /// Waits for the answer to a request. A server that accepts no more is replaced; any error means: ask again later. This
-    /// may block, for about as long as the one serving thread would keep others waiting too.
-    pub(super) fn ask(
+    /// Writes an answer, replacing a server that accepts no more. After any error it may be asked again. Each step blocks for
+    /// `silence` at most.
+    pub(super) fn write(
         &mut self,
-        asker: Caller<'_>,
-        request: &request::Request,
-    ) -> io::Result<Relayed> {
+        response: &Response,
+        is_head: bool,
+        silence: Duration,
+    ) -> io::Result<Vec<u8>> {
         let dialled = match self.dial() {
             Some(Err(Errno::CONNREFUSED)) => {
-                *self = Self::start(self.handle.clone())?;
+                *self = Self::start()?;
                 self.dial()
             }
             dialled => dialled,
         };
-        let head_only = request.method == "HEAD";
-        let Some(dialled) = dialled else {
-            let answer = carry_out(&request.method, &request.target, asker, &self.handle);
-            return Ok(answer.into_relayed(head_only));
-        };
-        let mut server = UnixStream::from(dialled?);
-        server.set_nonblocking(false)?;
-        server.set_read_timeout(Some(SILENCE_TIMEOUT))?;
-        server.set_write_timeout(Some(SILENCE_TIMEOUT))?;
-        server.write_all(&request_of(asker, request))?;
-        let mut written = String::new();
-        server.take(ANSWER_BYTES_MAX).read_to_string(&mut written)?;
-        relayed(&written, head_only).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        match (&mut self.0, dialled) {
+            (Some(private), Some(dialled)) => {
+                let socket = UnixStream::from(dialled?);
+                socket.set_nonblocking(false)?;
+                socket.set_read_timeout(Some(silence))?;
+                private.write(response, is_head, socket, silence)
+            }
+            _ => Ok(response.to_bytes(is_head)),
+        }
     }
 
     /// Connects to the server, if there is one.
     fn dial(&self) -> Option<Result<OwnedFd, Errno>> {
-        self.inside.as_ref().map(|inside| inside.door.dial())
+        self.0.as_ref().map(|private| private.door.dial())
     }
 }
 
-/// What the server is asked for a caller.
-pub(super) fn request_of(asker: Caller<'_>, request: &request::Request) -> Vec<u8> {
-    let (Caller { name, request_id }, request::Request { method, target }) = (asker, request);
-    format!(
-        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{CALLER_HEADER}: {name}\r\n{TICKET_HEADER}: {request_id}\r\n\r\n"
-    )
-    .into_bytes()
-}
+impl Private {
+    fn write(
+        &mut self,
+        response: &Response,
+        is_head: bool,
+        mut socket: UnixStream,
+        silence: Duration,
+    ) -> io::Result<Vec<u8>> {
+        self.asked += 1;
+        let (method, target) = (if is_head { "HEAD" } else { "GET" }, format!("/{}", self.asked));
+        let head =
+            format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        socket.write_all(format!("{head}\r\n").as_bytes())?;
+        // The socket's buffer takes the whole answer: this does not block.
+        self.receive(&target, silence)?.respond(of_server(response))?;
+        let mut written = String::new();
+        let bytes_max = HEAD_BYTES_MAX + response.body.len();
+        socket.take(bytes_max as u64).read_to_string(&mut written)?;
+        let body = if is_head { "" } else { &response.body };
+        relayed(&written, response.status, body).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
 
-impl Drop for Backend {
-    fn drop(&mut self) {
-        if let Some(inside) = &self.inside {
-            inside.server.unblock();
+    /// Takes the request for `target` from the server. Older ones are late: each was given up.
+    fn receive(&self, target: &str, silence: Duration) -> io::Result<Request> {
+        loop {
+            match self.server.recv_timeout(silence) {
+                Ok(Some(request)) if request.url() == target => return Ok(request),
+                Ok(Some(_late)) => {}
+                Ok(None) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) => {
+                    warn!("the control API's server accepts no more: {error}");
+                    return Err(error);
+                }
+            }
         }
     }
+}
+
+/// Returns the reason phrase of a status.
+pub(super) fn reason(status: u16) -> &'static str {
+    StatusCode(status).default_reason_phrase()
+}
+
+/// Makes of an answer what the server writes. It would send a long one in chunks.
+fn of_server(response: &Response) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
+    let headers =
+        response.headers().filter_map(|(name, value)| Header::from_bytes(name, value).ok());
+    let answer = tiny_http::Response::from_data(response.body.as_bytes())
+        .with_status_code(response.status)
+        .with_chunked_threshold(usize::MAX);
+    headers.fold(answer, tiny_http::Response::with_header)
+}
+
+/// Makes of all that the server has written what the caller gets. None if that is no whole answer: then the rest is lost.
+fn relayed(written: &str, status: u16, body: &str) -> Option<Vec<u8>> {
+    let head = written.strip_suffix(body)?.strip_suffix("\r\n\r\n")?;
+    if !head.starts_with(&format!("HTTP/1.1 {status} ")) {
+        return None;
+    }
+    let is_kept = |line: &&str| {
+        let name = line.split(':').next().unwrap_or_default();
+        !(matches!(name, "Server" | "Connection") || name == "Content-Length" && status == 204)
+    };
+    let kept: Vec<&str> = head.split("\r\n").filter(is_kept).collect();
+    Some(format!("{}\r\nConnection: close\r\n\r\n{body}", kept.join("\r\n")).into_bytes())
 }
 
 /// The only way to a listening socket whose file is gone: nothing of it is left behind, however the process ends.
@@ -223,59 +250,13 @@ fn places() -> impl Iterator<Item = PathBuf> {
     runtime.into_iter().chain(temporary).chain(usual).filter(|place| place.is_absolute())
 }
 
-/// The serving thread: answers what the front passes on, until it is woken for nothing, which is the end.
-fn serve(server: &Server, handle: &Handle) {
-    loop {
-        match server.recv_timeout(Duration::MAX) {
-            Ok(Some(request)) => answer(request, handle),
-            Ok(None) => return,
-            // What has been accepted before is still to be answered.
-            Err(error) => warn!("the control API's server accepts no more: {error}"),
-        }
-    }
-}
-
-fn answer(request: Request, handle: &Handle) {
-    let header = |name: &'static str| {
-        let mut headers = request.headers().iter();
-        headers.find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
-    };
-    let asker = header(CALLER_HEADER)
-        .zip(header(TICKET_HEADER).and_then(|request_id| request_id.parse().ok()))
-        .map(|(name, request_id)| Caller { name, request_id });
-    // The front tells with every request who asks.
-    let answer = asker.map_or_else(defect, |asker| {
-        carry_out(request.method().as_str(), request.url(), asker, handle)
-    });
-    let mut response =
-        tiny_http::Response::from_data(answer.body.as_bytes()).with_status_code(answer.status);
-    let kind = (!answer.body.is_empty()).then(|| ("Content-Type", "application/json".to_owned()));
-    for (name, value) in answer.header.into_iter().chain(kind) {
-        if let Ok(header) = Header::from_bytes(name, value) {
-            response.add_header(header);
-        }
-    }
-    // A socket's buffer takes the whole answer: this does not block. If the front has gone, nobody is left to tell.
-    drop(request.respond(response));
-}
-
-/// Does what is asked for. A panic costs the answer and nothing else.
-fn carry_out(method: &str, target: &str, asker: Caller<'_>, handle: &Handle) -> Response {
-    catch_unwind(AssertUnwindSafe(|| route(method, target, asker, handle))).unwrap_or_else(|_| {
-        error!("a defect: the control API panicked at a request of {}", asker.name);
-        defect()
-    })
-}
-
-fn defect() -> Response {
-    Response::error(500, "The control API has a defect: the log says more.")
-}
-
 #[cfg(test)]
 mod tests {
     use std::thread;
 
     use super::*;
+
+    const SILENCE: Duration = Duration::from_secs(10);
 
     #[test]
     fn a_private_server_leaves_nothing_behind() {
@@ -283,13 +264,62 @@ mod tests {
         let address = listener.local_addr().unwrap();
         assert!(!address.as_pathname().unwrap().parent().unwrap().exists());
         let again = UnlinkedListener(door.0.try_clone().unwrap());
-        let private = Backend::behind(door, listener, crate::control::tests::handle()).unwrap();
-        drop(private.dial().unwrap().unwrap());
-        drop(private);
+        let backend = Backend::behind(door, listener).unwrap();
+        drop(backend.dial().unwrap().unwrap());
+        drop(backend);
         let deadline = Instant::now() + Duration::from_secs(10);
         while again.dial().map(drop) != Err(Errno::CONNREFUSED) {
             assert!(Instant::now() < deadline, "the accept thread goes on");
             thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_answer_is_relayed_whole_or_not_at_all() {
+        let whole = "HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 2\r\n\r\nhi";
+        assert_eq!(
+            relayed(whole, 200, "hi").unwrap(),
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+        );
+        for end in 0..whole.len() {
+            assert_eq!(relayed(&whole[..end], 200, "hi"), None, "{end}");
+        }
+        let empty = "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n";
+        let bytes = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n".to_vec();
+        assert_eq!(relayed(empty, 204, ""), Some(bytes));
+        // A request that tiny_http drops is answered so.
+        let dropped = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(relayed(dropped, 200, ""), None);
+        assert!(relayed("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", 200, "").is_some());
+    }
+
+    #[test]
+    fn an_answer_of_any_length_is_written_whole() {
+        let mut backend = Backend::start().unwrap();
+        for length in [0, 1, 32 << 10, 64 << 10] {
+            let response = Response::json("x".repeat(length));
+            for is_head in [false, true] {
+                let written = backend.write(&response, is_head, SILENCE).unwrap();
+                let written = String::from_utf8(written).unwrap();
+                let is_date = |line: &&str| line.starts_with("Date: ");
+                let date = written.split_inclusive("\r\n").find(is_date).unwrap();
+                let expected = String::from_utf8(response.to_bytes(is_head)).unwrap();
+                assert_eq!(written.replace(date, ""), expected, "{length} {is_head}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_request_is_not_taken_for_another() {
+        let mut backend = Backend::start().unwrap();
+        let response = Response::json("hi".to_owned());
+        let late = "GET /late HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        for _ in 0..10 {
+            let mut abandoned = UnixStream::from(backend.dial().unwrap().unwrap());
+            abandoned.write_all(late.as_bytes()).unwrap();
+            drop(abandoned);
+            let written = backend.write(&response, false, SILENCE).unwrap();
+            assert!(written.ends_with(b"\r\n\r\nhi"), "{written:?}");
         }
     }
 }

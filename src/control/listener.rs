@@ -1,5 +1,5 @@
-//! The front: accepts callers, reads one whole request of each under a bound and a deadline, asks the private server, and
-//! brings the answer back. One thread, one `Poll`; what happens to one caller is told in `caller.rs`.
+//! The front: accepts callers, reads one whole request of each under a bound and a deadline, hands it to the executor, and
+//! brings the answer back. One thread, one `Poll`; `conn/` is the life of one caller.
 
 use std::{
     io,
@@ -21,29 +21,29 @@ use super::conn::{ControlConn, ControlContext};
 
 /// Accepted in one turn, so that callers already here are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
-/// How many events are taken in one turn.
+/// Most events of one turn.
 const EVENTS_MAX: usize = 256;
 
-/// The token of the bell. Those of the listeners are next to it, downwards.
-const BELL: Token = Token(usize::MAX);
+/// Token of the notifier. Those of the listeners are next to it, downwards.
+const NOTIFIER: Token = Token(usize::MAX);
 
 pub(super) struct ControlListener {
     poll: Poll,
     listeners: Vec<Listener>,
     callers: Slab<ControlConn>,
-    /// How many callers are served at once, waiting ones included. For one more, the one that matters least has to go.
+    /// Most callers served at once, waiting ones included. For one more, the least important has to go.
     callers_max: usize,
-    pub(super) means: ControlContext,
+    context: ControlContext,
 }
 
-/// A socket that callers come by.
+/// Socket that callers come by.
 struct Listener {
     socket: OwnedFd,
     /// True while a caller may wait in it: an event says so only once.
     may_accept: bool,
 }
 
-/// How other threads wake the front.
+/// Way of other threads to wake the front.
 #[derive(Debug)]
 pub(super) struct Notifier {
     waker: Waker,
@@ -52,57 +52,59 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
+    /// Makes the notifier of a front that waits in `poll`.
     pub(super) fn new(poll: &Poll) -> io::Result<Self> {
-        let waker = Waker::new(poll.registry(), BELL)?;
+        let waker = Waker::new(poll.registry(), NOTIFIER)?;
         Ok(Self { waker, awaits_idle: AtomicBool::new(false), stops: AtomicBool::new(false) })
     }
 
-    /// Asks for a ring at the next idle moment.
+    /// Asks for a notification at the next idle moment.
     pub(super) fn await_idle(&self) {
         self.awaits_idle.store(true, Ordering::SeqCst);
     }
 
-    /// The last connection has closed. Called on the thread that closed it: rings only if somebody waits.
-    pub(super) fn idle(&self) {
+    /// Tells that the last connection has closed, if a caller waits for it. Runs on the thread that closed it.
+    pub(super) fn notify_idle(&self) {
         if self.awaits_idle.swap(false, Ordering::SeqCst) {
-            self.ring();
+            self.notify();
         }
     }
 
     /// Has the front send its callers away and end.
     pub(super) fn stop(&self) {
         self.stops.store(true, Ordering::SeqCst);
-        self.ring();
+        self.notify();
     }
 
     /// Has the front look at all its callers.
-    pub(super) fn ring(&self) {
+    pub(super) fn notify(&self) {
         // Writing to an eventfd fails only when it is full, and then the front is awake.
         self.waker.wake().ok();
     }
 }
 
 impl ControlListener {
-    /// `listeners` are bound, listening and non-blocking.
+    /// Makes a front on `listeners`, which are bound, listening and non-blocking.
     pub(super) fn new(
         poll: Poll,
         listeners: Vec<OwnedFd>,
         callers_max: usize,
-        means: ControlContext,
+        context: ControlContext,
     ) -> io::Result<Self> {
         for (index, listener) in listeners.iter().enumerate() {
-            let (fd, token) = (listener.as_raw_fd(), Token(BELL.0 - 1 - index));
+            let (fd, token) = (listener.as_raw_fd(), Token(NOTIFIER.0 - 1 - index));
             poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE)?;
         }
         let listeners =
             listeners.into_iter().map(|socket| Listener { socket, may_accept: true }).collect();
-        Ok(Self { poll, listeners, callers: Slab::new(), callers_max, means })
+        Ok(Self { poll, listeners, callers: Slab::new(), callers_max, context })
     }
 
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS_MAX);
-        while self.means.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at) {
+        while self.context.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at)
+        {
             if catch_unwind(AssertUnwindSafe(|| self.turn(&mut events))).is_err() {
                 error!(
                     "a defect: the control API's front panicked; its callers are cut off and it goes on"
@@ -113,25 +115,24 @@ impl ControlListener {
         }
     }
 
-    /// Wait, mark, drive, accept. Marking closes nothing, so that no slot is reused while events still name it. Who is here
-    /// comes first: where descriptors are short, a newcomer would take the one that the answer needs.
+    /// Waits, marks, drives and accepts. Marking closes nothing, so that no slot is reused while events still name it. Accepting
+    /// comes last: where descriptors are short, a newcomer would take the one that an answer needs.
     fn turn(&mut self, events: &mut Events) {
         if let Err(error) = self.wait(events) {
-            self.means.complain(&format!("the control API cannot wait for callers: {error}"));
+            self.context.log_failure(&format!("the control API cannot wait for callers: {error}"));
         }
         self.mark(events);
-        if self.means.short_until.is_some_and(|until| until <= Instant::now()) {
-            self.means.short_until = None;
-            self.ready_all();
+        if self.context.short_until.is_some_and(|until| until <= Instant::now()) {
+            self.context.short_until = None;
         }
-        self.callers.retain(|_, caller| caller.drive(&mut self.means));
+        self.callers.retain(|_, caller| caller.drive(&mut self.context));
         self.accept();
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         let mut next: Vec<Instant> =
             self.callers.iter().filter_map(|(_, caller)| caller.deadline).collect();
-        next.extend(self.means.short_until.into_iter().chain(self.means.stops_at));
+        next.extend(self.context.short_until.into_iter().chain(self.context.stops_at));
         let is_busy = self.callers.iter().any(|(_, caller)| caller.ready);
         next.extend((is_busy || self.can_accept()).then(Instant::now));
         let timeout = next.iter().min().map(|at| at.saturating_duration_since(Instant::now()));
@@ -145,15 +146,15 @@ impl ControlListener {
     fn mark(&mut self, events: &Events) {
         for event in events {
             match event.token() {
-                BELL => {
-                    if self.means.bell.stops.load(Ordering::SeqCst) {
-                        let deadline = Instant::now() + self.means.timeouts.linger;
-                        self.means.stops_at.get_or_insert(deadline);
+                NOTIFIER => {
+                    if self.context.notifier.stops.load(Ordering::SeqCst) {
+                        let deadline = Instant::now() + self.context.timeouts.linger;
+                        self.context.stops_at.get_or_insert(deadline);
                     }
                     self.ready_all();
                 }
                 Token(key) => {
-                    if let Some(listener) = self.listeners.get_mut(BELL.0 - 1 - key) {
+                    if let Some(listener) = self.listeners.get_mut(NOTIFIER.0 - 1 - key) {
                         listener.may_accept = true;
                     } else if let Some(caller) = self.callers.get_mut(key) {
                         caller.mark(event);
@@ -169,8 +170,8 @@ impl ControlListener {
 
     fn can_accept(&self) -> bool {
         self.listeners.iter().any(|listener| listener.may_accept)
-            && self.means.short_until.is_none()
-            && self.means.stops_at.is_none()
+            && self.context.short_until.is_none()
+            && self.context.stops_at.is_none()
     }
 
     /// Accepts callers, one of each listener in turn.
@@ -191,12 +192,12 @@ impl ControlListener {
             Ok(socket) => self.admit(socket),
             Err(Errno::AGAIN) => listener.may_accept = false,
             Err(Errno::INTR | Errno::CONNABORTED) => {}
-            Err(error) => self.means.run_short("accept a caller", &error.into()),
+            Err(error) => self.context.run_short("accept a caller", &error.into()),
         }
     }
 
     fn admit(&mut self, socket: OwnedFd) {
-        let timeouts = self.means.timeouts;
+        let timeouts = self.context.timeouts;
         if self.callers.len() >= self.callers_max && !self.evict() {
             return ControlConn::new(socket, timeouts).refuse();
         }
@@ -206,16 +207,15 @@ impl ControlListener {
             Interest::READABLE | Interest::WRITABLE,
         );
         if let Err(error) = registered {
-            return self.means.run_short("serve a caller", &error);
+            return self.context.run_short("serve a caller", &error);
         }
         let mut caller = ControlConn::new(socket, timeouts);
-        if caller.drive(&mut self.means) {
+        if caller.drive(&mut self.context) {
             self.callers.insert(caller);
         }
     }
 
-    /// Closes the caller that matters least, if any may go. One that sends half a request must not keep out one that sends
-    /// a whole one.
+    /// Closes the least important caller, if any may go. Half a request must not keep out a whole one.
     fn evict(&mut self) -> bool {
         let expendable =
             self.callers.iter().filter_map(|(key, caller)| Some((caller.expendable()?, key)));

@@ -1,21 +1,26 @@
-//! The control API: a front that checks every request, and a private `tiny_http` server behind it that answers them.
+//! The control API: a front that checks every request, an executor that carries it out, and `tiny_http` behind it.
 //!
 //! ```text
-//! caller ──▶ front: one thread, one Poll ──▶ private UNIX socket ──▶ tiny_http ──▶ routes ──▶ Handle
-//!            bounds, deadlines, checks        one request each                     one thread
+//! caller ─▶ front: one thread, one Poll ─ Job ─▶ executor: may block ─▶ backend: tiny_http
+//!        ◀─ bounds, checks, waits for idle ◀─ Outcome ─┘ executes a command once   writes the answer
 //! ```
 //!
-//! `tiny_http` alone can be aborted with one packet and frozen with two lines; it never meets a byte that the front has not checked.
+//! - The front reads a request and parses it into a `Command`, which tells too what its answer waits for.
+//! - The executor carries the command out and has the backend write the answer, if need be again and again.
+//! - A pause is owned by a `PendingPause` until it stands for itself. Dropped anywhere, it undoes the pause.
+//! - Job and connection share the place of the outcome. A job that nobody awaits is not carried out.
+//! - `tiny_http` alone can be aborted with one packet and frozen with two lines: no byte of a caller's reaches it.
 
 mod backend;
 mod body;
+mod command;
 mod conn;
+mod executor;
 mod listener;
 mod pending;
 mod query;
 mod request;
 mod response;
-mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +34,8 @@ use std::{
 
 use backend::Backend;
 use conn::ControlContext;
+use crossbeam_channel::bounded;
+use executor::Executor;
 use listener::{ControlListener, Notifier};
 use log::error;
 use mio::Poll;
@@ -38,11 +45,12 @@ use crate::{error::Error, handle::Handle, log_limit::LogLimit, pause::leases::PR
 
 const READ_BYTES: usize = 16 << 10;
 
-/// A running control API. Dropped, it answers or closes what is open and ends its threads.
+/// Running control API. Dropped, it answers or closes open connections and ends its threads.
 #[derive(Debug)]
 pub(crate) struct Control {
-    bell: Arc<Notifier>,
-    front: Option<JoinHandle<()>>,
+    notifier: Arc<Notifier>,
+    /// The front goes first: without it, the executor ends.
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Control {
@@ -53,9 +61,9 @@ impl Control {
         hosts: HostPolicy,
         callers_max: usize,
     ) -> Result<Self, Error> {
-        Backend::start(handle.clone())
-            .and_then(|private| {
-                Self::start_with(listeners, handle, hosts, callers_max, private, TIMEOUTS)
+        Backend::start()
+            .and_then(|backend| {
+                Self::start_with(listeners, handle, hosts, callers_max, backend, TIMEOUTS)
             })
             .map_err(|error| match error.kind() {
                 // Sockets that are made and bound give it to no one; a thread that is refused does.
@@ -69,49 +77,64 @@ impl Control {
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
-        private: Backend,
+        backend: Backend,
         timeouts: Timeouts,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let bell = Arc::new(Notifier::new(&poll)?);
-        let idle_bell = Arc::clone(&bell);
-        handle.pauses().gate.watch_idle(move || idle_bell.idle());
-        let pause_bell = Arc::clone(&bell);
-        handle.pauses().watch(move || pause_bell.ring());
-        let means = ControlContext {
-            bell: Arc::clone(&bell),
+        let notifier = Arc::new(Notifier::new(&poll)?);
+        let idle_notifier = Arc::clone(&notifier);
+        handle.pauses().watch_idle(move || idle_notifier.notify_idle());
+        let pause_notifier = Arc::clone(&notifier);
+        handle.pauses().watch(move || pause_notifier.notify());
+        // A caller has one job at a time.
+        let (sender, jobs) = bounded(callers_max);
+        let executor = Executor {
+            jobs,
+            handle: handle.clone(),
+            backend,
+            notifier: Arc::clone(&notifier),
+            silence: timeouts.silence,
+            log_limit: LogLimit::default(),
+        };
+        let context = ControlContext {
+            notifier: Arc::clone(&notifier),
             handle,
-            private,
+            jobs: sender,
             hosts,
             timeouts,
             waiters_max: callers_max / 2,
-            seat: Arc::new(()),
+            permit: Arc::new(()),
             last_request_id: PROGRAM,
             scratch: vec![0; READ_BYTES],
             short_until: None,
             stops_at: None,
-            troubles: LogLimit::default(),
+            log_limit: LogLimit::default(),
         };
-        let front = ControlListener::new(poll, listeners, callers_max, means)?;
+        let front = ControlListener::new(poll, listeners, callers_max, context)?;
+        let executor = Builder::new().name("control".into()).spawn(move || executor.run())?;
         let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
-        Ok(Self { bell, front: Some(front) })
+        Ok(Self { notifier, threads: vec![front, executor] })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.bell.stop();
-        if self.front.take().is_some_and(|front| front.join().is_err()) {
-            error!("a defect: a thread of the control API panicked");
+        self.notifier.stop();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                error!("a defect: a thread of the control API panicked");
+            }
         }
     }
 }
 
-/// The times for which the front waits.
+/// Longest waits of the control API.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
-    /// For the private server, asked over and over.
-    ask: Duration,
+    /// For the outcome of a request, whose answer is written over and over.
+    outcome: Duration,
+    /// For each step of the private server.
+    silence: Duration,
     /// For a caller's whole request, and for it to take the whole answer. With `linger`, a bad caller is gone after 5 s.
     exchange: Duration,
     /// For callers that should have gone: for one to close after its answer (closing first could reset it, and the answer
@@ -121,7 +144,8 @@ struct Timeouts {
 }
 
 const TIMEOUTS: Timeouts = Timeouts {
-    ask: Duration::from_secs(10),
+    outcome: Duration::from_secs(10),
+    silence: Duration::from_secs(1),
     exchange: Duration::from_secs(4),
     linger: Duration::from_secs(1),
 };

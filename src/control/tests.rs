@@ -50,31 +50,28 @@ struct Api {
 
 impl Api {
     fn start() -> Self {
-        let handle = handle();
-        let private = Backend::start(handle.clone()).unwrap();
-        Self::start_before(private, handle)
+        Self::start_before(Backend::start().unwrap())
     }
 
     /// As where no directory takes a file.
     fn start_without_a_server() -> Self {
-        let handle = handle();
-        Self::start_before(Backend::without(handle.clone()), handle)
+        Self::start_before(Backend::without())
     }
 
     /// Before a private server that is played by the test, and lost with the listener.
     fn start_before_ours() -> (Self, UnixListener) {
-        let (handle, (ours, door)) = (handle(), UnlinkedListener::open().unwrap());
+        let (ours, door) = UnlinkedListener::open().unwrap();
         let unused = UnlinkedListener::open().unwrap().0;
-        let private = Backend::behind(door, unused, handle.clone()).unwrap();
-        (Self::start_before(private, handle), ours)
+        (Self::start_before(Backend::behind(door, unused).unwrap()), ours)
     }
 
-    fn start_before(private: Backend, handle: Handle) -> Self {
+    fn start_before(backend: Backend) -> Self {
+        let handle = handle();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         rustix::net::listen(&listener, 4096).unwrap(); // as the server does
         let addr = listener.local_addr().unwrap();
-        let control = start(listener.into(), &handle, private);
+        let control = start(listener.into(), &handle, backend);
         Self { control, handle, addr }
     }
 
@@ -104,13 +101,14 @@ impl Api {
 const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-fn start(listener: OwnedFd, handle: &Handle, private: Backend) -> Control {
+fn start(listener: OwnedFd, handle: &Handle, backend: Backend) -> Control {
     let control =
         config::ControlConfig { addr: Address::tcp("localhost", 0), ..Default::default() };
     let short = Duration::from_millis(250);
-    let timeouts = Timeouts { ask: 4 * short, exchange: 2 * short, linger: short };
+    let timeouts =
+        Timeouts { outcome: 4 * short, silence: short, exchange: 2 * short, linger: short };
     let hosts = HostPolicy::new(&control);
-    Control::start_with(vec![listener], handle.clone(), hosts, CALLERS_MAX, private, timeouts)
+    Control::start_with(vec![listener], handle.clone(), hosts, CALLERS_MAX, backend, timeouts)
         .unwrap()
 }
 
@@ -194,7 +192,7 @@ fn assert_contract(api: &Api) {
     assert!(value["status"] == 404 && value["error"].is_string(), "{text}");
 }
 
-/// Rows 1 to 3, 6, 7 and 15 to 17 of what breaks `tiny_http`: requests that must not reach it.
+/// Some of them would break `tiny_http`, were it to read them.
 #[test]
 fn hostile_requests_are_refused_and_change_nothing() {
     let api = Api::start();
@@ -250,7 +248,7 @@ fn a_body_is_read_and_ignored() {
     api.assert_answers("a body that never comes");
 }
 
-/// Row 4: what is pipelined behind a request is neither carried out nor in its way.
+/// What is pipelined behind a request is neither carried out nor in its way.
 #[test]
 fn a_pipelined_request_is_ignored() {
     let api = Api::start();
@@ -264,7 +262,6 @@ fn a_pipelined_request_is_ignored() {
     api.assert_answers("a pipelined request that was answered");
 }
 
-/// Rows 5 and 6: whoever sends without end is cut off.
 #[test]
 fn endless_senders_are_cut_off() {
     let api = Api::start();
@@ -279,7 +276,7 @@ fn endless_senders_are_cut_off() {
     }
 }
 
-/// Row 8, while an operator goes on working.
+/// An operator goes on working meanwhile.
 #[test]
 fn two_thousand_half_requests_do_not_keep_out_a_whole_one() {
     let limit = getrlimit(Resource::Nofile);
@@ -317,7 +314,6 @@ fn two_thousand_half_requests_do_not_keep_out_a_whole_one() {
     assert_eq!(status(&answer(&mut { waiter })), 204, "the waiter outlives the attack");
 }
 
-/// Row 9.
 #[test]
 fn a_burst_is_answered_whole() {
     let api = Api::start();
@@ -332,7 +328,7 @@ fn a_burst_is_answered_whole() {
     }
 }
 
-/// Rows 10 to 12, in a process of its own, whose descriptors can run out without harm to other tests.
+/// Runs in a process of its own, whose descriptors can run out without harm to other tests.
 #[test]
 fn a_shortage_of_descriptors_is_survived() {
     const CHILD: &str = "TCPAUSE_TEST_SHORTAGE";
@@ -366,7 +362,6 @@ fn a_shortage_of_descriptors_is_survived() {
     }
 }
 
-/// Row 13.
 #[test]
 fn callers_that_reset_leave_nothing_behind() {
     let api = Api::start();
@@ -381,7 +376,7 @@ fn callers_that_reset_leave_nothing_behind() {
     assert_house_empties(&api);
 }
 
-/// Row 14: as many as fit have waited and left, by a reset or by an ordinary close.
+/// As many as fit have waited and left, by a reset or by an ordinary close.
 #[test]
 fn waiters_that_leave_are_forgotten() {
     let api = Api::start();
@@ -473,7 +468,7 @@ fn unix_callers_and_half_closed_ones_are_answered() {
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     let handle = handle();
-    let control = start(listener.into(), &handle, Backend::start(handle.clone()).unwrap());
+    let control = start(listener.into(), &handle, Backend::start().unwrap());
     for (request, expected) in
         [("GET /paused HTTP/1.0\r\n\r\n", 200), (WAIT, 204), ("GET /paused", 400)]
     {

@@ -25,7 +25,7 @@ use barrier::Barrier;
 use drain::DrainOrders;
 use gate::{Gate, Mode};
 use leases::{
-    Ended, Lease, Leases, Lifetime, NAME_DEFAULT, PROGRAM, Refused, Terms, Timestamp, mode_name,
+    Ended, Full, Lease, Leases, Lifetime, NAME_DEFAULT, PROGRAM, Terms, Timestamp, mode_name,
 };
 
 /// Longest wait of a pause for every worker to end its turn, which takes well below a millisecond.
@@ -132,7 +132,7 @@ impl Pauses {
         terms: Terms,
         lifetime: Lifetime,
         request_id: u64,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Full> {
         self.begin(terms, lifetime, request_id)?;
         self.await_workers();
         Ok(())
@@ -144,7 +144,7 @@ impl Pauses {
         terms: Terms,
         lifetime: Lifetime,
         request_id: u64,
-    ) -> Result<bool, Refused> {
+    ) -> Result<bool, Full> {
         let text = terms.to_string();
         let now = Timestamp { at: sys::now(), shown: Rfc3339::now() };
         let (is_renewed, was_open) = {
@@ -168,19 +168,12 @@ impl Pauses {
 
     /// Gives a request up: its pause ends, unless it is committed.
     pub(crate) fn undo(&self, request_id: u64, because: &str) {
-        self.forbid(request_id);
         self.end(EndReason::Undone { because }, |lease| lease.is_undone_with(request_id));
     }
 
     /// Ends the pause of a request that depends on its connection, which has ended.
     pub(crate) fn close(&self, request_id: u64) {
-        self.forbid(request_id);
         self.end(EndReason::Closed, |lease| lease.is_undone_with(request_id));
-    }
-
-    /// Keeps a request that is over from pausing anything: a copy of it may still be under way.
-    pub(crate) fn forbid(&self, request_id: u64) {
-        self.lock().forbid(request_id);
     }
 
     /// Begins the time of a request's lease anew.
@@ -220,15 +213,12 @@ impl Pauses {
 
     /// Lets the oldest `count` held clients bypass the pause, or all if they are fewer. Returns their number; none if
     /// nothing is paused.
-    pub(crate) fn release(&self, count: u64, by: &str, request_id: u64) -> Option<u64> {
-        let mut leases = self.lock();
+    pub(crate) fn release(&self, count: u64, by: &str) -> Option<u64> {
+        let leases = self.lock();
         leases.mode()?;
-        let released = leases.released_once(request_id, || {
-            let count = count.min(self.workers.held());
-            self.queue.bypass(count, sys::now());
-            self.workers.wake_all();
-            count
-        });
+        let released = count.min(self.workers.held());
+        self.queue.bypass(released, sys::now());
+        self.workers.wake_all();
         drop(leases);
         log::info!("{by} lets held clients through: {released}; it stays paused");
         Some(released)
@@ -237,6 +227,21 @@ impl Pauses {
     /// Locks the leases.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the number of connections that are relayed or connecting.
+    pub(crate) fn connections(&self) -> u64 {
+        self.gate.passes()
+    }
+
+    /// Returns the number of idle moments so far: when it has changed, the proxy was idle in between.
+    pub(crate) fn idle_moments(&self) -> u64 {
+        self.gate.idle_moments()
+    }
+
+    /// Has `watcher` called at each idle moment; see `Gate::watch_idle`.
+    pub(crate) fn watch_idle(&self, watcher: impl Fn() + Send + Sync + 'static) {
+        self.gate.watch_idle(watcher);
     }
 
     /// Has `watcher` called after each change, on the thread that has made it.
@@ -366,10 +371,6 @@ mod tests {
         Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None }
     }
 
-    fn is_paused(pauses: &Pauses) -> bool {
-        pauses.gate.is_paused()
-    }
-
     #[test]
     fn the_gate_is_paused_exactly_while_a_lease_holds() {
         let pauses = crate::tests::pauses();
@@ -389,28 +390,5 @@ mod tests {
         assert_eq!((pauses.wait_state(1), pauses.gate.mode()), (WaitState::Ended, None));
         assert!(!pauses.lift(None, "a test") && pauses.pause() && !pauses.pause());
         assert!(pauses.lift(None, "a test"));
-    }
-
-    #[test]
-    fn a_request_that_was_given_up_pauses_nothing() {
-        let pauses = crate::tests::pauses();
-        pauses.undo(7, "it took too long");
-        assert_eq!(pauses.put(terms(), Lifetime::ConnectionBound, 7), Err(Refused::Undone));
-        assert!(!is_paused(&pauses));
-        // Nor does one whose answer was lost, and that was asked for again in the meantime.
-        pauses.put(terms(), Lifetime::Pending, 8).unwrap();
-        pauses.undo(8, "its answer is lost");
-        assert_eq!(pauses.put(terms(), Lifetime::Pending, 8), Err(Refused::Undone));
-        assert!(!is_paused(&pauses));
-        // Nor one that was answered at the second time of asking, and lifted since.
-        pauses.put(terms(), Lifetime::Pending, 9).unwrap();
-        pauses.settle(9);
-        pauses.forbid(9);
-        assert!(is_paused(&pauses) && pauses.lift(None, "a test"));
-        assert_eq!(pauses.put(terms(), Lifetime::Pending, 9), Err(Refused::Undone));
-        pauses.put(terms(), Lifetime::ConnectionBound, 10).unwrap();
-        pauses.close(10);
-        assert_eq!(pauses.put(terms(), Lifetime::ConnectionBound, 10), Err(Refused::Undone));
-        assert!(!is_paused(&pauses));
     }
 }

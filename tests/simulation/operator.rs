@@ -33,7 +33,6 @@ pub(crate) struct Operator {
     pub(crate) resumed: Duration,
     /// Whether all are to be reset, as of the next turn.
     has_ordered_resets: bool,
-    tickets: u64,
 }
 
 impl Operator {
@@ -49,7 +48,6 @@ impl Operator {
             paused: None,
             resumed: Duration::ZERO,
             has_ordered_resets: false,
-            tickets: PROGRAM,
         }
     }
 }
@@ -139,9 +137,8 @@ impl Course {
 
     /// Some of those who are held are let through.
     fn bypass(&mut self) {
-        self.operator.tickets += 1;
         let count = crate::with(|kernel| 1 + kernel.random.below(3)) as u64;
-        if let Some(count) = self.shared.pauses.release(count, "", self.operator.tickets) {
+        if let Some(count) = self.shared.pauses.release(count, "") {
             self.operator.permits += count;
             self.operator.horizon = crate::with(|kernel| kernel.now);
             self.must_wake();

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::Sender;
 use log::{debug, error};
 use mio::event::Event;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -20,96 +21,114 @@ use rustix::{
 
 use super::{
     Timeouts,
-    backend::Backend,
+    command::{Awaited, Command},
+    executor::{Caller, Job, Reply},
     listener::Notifier,
     pending::PendingPause,
     query::OnTimeout,
     request::{HEAD_BYTES_MAX, HostPolicy, HttpError, Incoming, Progress, Request},
-    response::{Deferred, Response},
-    routes::Caller,
+    response::Response,
 };
 use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState};
 
-/// What a caller may send behind its request before it is cut off.
+/// Most bytes that a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// After which time something that failed for want of descriptors or threads is tried again.
+/// Rest after a failure for want of descriptors.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 const STOPPING: HttpError = (503, "tcpause is stopping.");
+const STARVED: HttpError = (503, "The control API lacks descriptors or threads: try again.");
+const CROWDED: HttpError = (503, "Too many callers wait already: try again later.");
 
-/// What callers need besides themselves.
+/// Everything that callers share.
 pub(super) struct ControlContext {
-    pub(super) bell: Arc<Notifier>,
+    pub(super) notifier: Arc<Notifier>,
     pub(super) handle: Handle,
-    pub(super) private: Backend,
+    /// The way to the executor.
+    pub(super) jobs: Sender<Job>,
     pub(super) hosts: HostPolicy,
     pub(super) timeouts: Timeouts,
-    /// How many callers may wait for idle at once; each has a clone of `seat`.
+    /// Most callers that may wait at once; each has a clone of `permit`.
     pub(super) waiters_max: usize,
-    pub(super) seat: Arc<()>,
-    /// The number of the last request.
+    pub(super) permit: Arc<()>,
+    /// Number of the last request.
     pub(super) last_request_id: u64,
     pub(super) scratch: Vec<u8>,
-    /// Descriptors or threads are short: nothing that needs one is tried before.
+    /// End of a rest: descriptors are short, and nobody is accepted before.
     pub(super) short_until: Option<Instant>,
-    /// Once the control API stops: when the last caller has to be gone.
+    /// Moment at which the last caller has to be gone, once the control API stops.
     pub(super) stops_at: Option<Instant>,
-    pub(super) troubles: LogLimit,
+    pub(super) log_limit: LogLimit,
 }
 
 impl ControlContext {
-    /// Something failed that may work in a while.
+    /// Rests after a failure that may not last.
     pub(super) fn run_short(&mut self, of: &str, error: &io::Error) {
         self.short_until = Some(Instant::now() + RETRY_INTERVAL);
-        self.complain(&format!("the control API cannot {of}: {error}; it is tried again"));
+        self.log_failure(&format!("the control API cannot {of}: {error}; it is tried again"));
     }
 
-    pub(super) fn complain(&mut self, text: &str) {
-        if let Some(more) = self.troubles.allow(Instant::now()) {
+    /// Logs a failure, at most one a second.
+    pub(super) fn log_failure(&mut self, text: &str) {
+        if let Some(more) = self.log_limit.allow(Instant::now()) {
             error!("{text}{more}");
         }
     }
+
+    /// Takes one of the permits to wait.
+    fn try_acquire(&self) -> Result<Arc<()>, HttpError> {
+        let is_full = Arc::strong_count(&self.permit) > self.waiters_max;
+        if is_full { Err(CROWDED) } else { Ok(Arc::clone(&self.permit)) }
+    }
 }
 
+/// Connection of one caller.
 pub(super) struct ControlConn {
-    /// When its state ends, whatever it does.
+    /// End of its state, whatever it does.
     pub(super) deadline: Option<Instant>,
-    /// Whether there may be something to do before.
+    /// True while there may be something to do before.
     pub(super) ready: bool,
     socket: OwnedFd,
-    /// Who asks, for the log.
+    /// Name of the caller, for the log.
     name: String,
     arrived: Instant,
     timeouts: Timeouts,
-    /// It has closed its sending side, and over TCP perhaps all.
-    half_closed: bool,
-    /// It cannot be answered any more.
-    gone: bool,
+    peer: Peer,
     /// The bytes that it has sent.
     request: Incoming,
-    /// What is undone if it goes, or does not get what it wants.
-    claim: Option<PendingPause>,
+    /// The pause that is undone if the caller goes, or does not get what it wants.
+    pause: Option<PendingPause>,
     state: State,
+}
+
+/// Known condition of the caller's side of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Peer {
+    Open,
+    /// It has closed its sending side, and over TCP perhaps all.
+    HalfClosed,
+    /// It cannot be answered any more.
+    Gone,
 }
 
 enum State {
     /// The request is arriving.
     Reading,
-    /// The private server is to be asked, perhaps not for the first time. Whether the caller has gone makes no difference.
-    AwaitingRequest { request: Request, request_id: u64 },
-    /// The answer is held back until the proxy is idle.
-    Waiting { answer: Vec<u8>, idle_moments: u64, until: Option<Instant>, _seat: Arc<()> },
+    /// The request waits until the proxy is idle.
+    Waiting { idle_moments: u64, until: Option<Instant>, _permit: Arc<()> },
+    /// The executor has the request. Whether the caller has gone makes no difference.
+    Executing { reply: Reply, waits: Option<(Awaited, Arc<()>)> },
     /// The pause that it has asked for waits until the proxy is idle.
-    Pausing { on_timeout: OnTimeout, is_tied: bool, seat: Arc<()> },
+    Pausing { on_timeout: OnTimeout, is_tied: bool, permit: Arc<()> },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
     /// The answer is written; the pause lasts until the caller closes.
-    Attached { _seat: Arc<()> },
-    /// The answer is written; what else the caller sends is discarded until it closes.
+    Attached { _permit: Arc<()> },
+    /// The answer is written; further bytes of the caller are discarded until it closes.
     Lingering { discarded: usize },
 }
 
-/// What comes behind an answer.
+/// Next state behind an answer.
 enum Then {
     /// The caller closes; a pause that it has asked for stands.
     Linger,
@@ -117,11 +136,11 @@ enum Then {
     Attach(Arc<()>),
 }
 
-/// Why a step did not lead on.
+/// Reason why a step did not lead on.
 enum Halt {
     /// There is nothing to do before the next event or the deadline.
     Blocked,
-    /// The caller is to be told why it does not get what it wants.
+    /// The caller is answered with an error.
     Refused(HttpError),
     /// The caller is done with.
     Done,
@@ -140,6 +159,7 @@ impl From<Errno> for Halt {
 }
 
 impl ControlConn {
+    /// Begins to serve a caller.
     pub(super) fn new(socket: OwnedFd, timeouts: Timeouts) -> Self {
         let arrived = Instant::now();
         Self {
@@ -149,10 +169,9 @@ impl ControlConn {
             socket,
             arrived,
             timeouts,
-            half_closed: false,
-            gone: false,
+            peer: Peer::Open,
             request: Incoming::default(),
-            claim: None,
+            pause: None,
             state: State::Reading,
         }
     }
@@ -160,14 +179,17 @@ impl ControlConn {
     /// Remembers what an event says; everything else is found out by trying.
     pub(super) fn mark(&mut self, event: &Event) {
         self.ready = true;
-        self.half_closed |= event.is_read_closed();
-        self.gone |= event.is_write_closed() || event.is_error();
+        if event.is_write_closed() || event.is_error() {
+            self.peer = Peer::Gone;
+        } else if event.is_read_closed() {
+            self.peer = self.peer.max(Peer::HalfClosed);
+        }
     }
 
-    /// Goes as far as it can. Returns whether the caller stays.
-    pub(super) fn drive(&mut self, means: &mut ControlContext) -> bool {
+    /// Goes as far as it can. Returns true if the caller stays.
+    pub(super) fn drive(&mut self, context: &mut ControlContext) -> bool {
         let mut step = if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            self.expire()
+            self.expire(&context.handle)
         } else if std::mem::take(&mut self.ready) {
             Ok(())
         } else {
@@ -178,22 +200,22 @@ impl ControlConn {
                 Ok(()) => {}
                 Err(Halt::Refused((status, text))) => {
                     debug!("control request of {} refused: {status} {text}", self.name);
-                    if let Some(claim) = self.claim.take() {
-                        claim.undo(text.trim_end_matches('.'));
+                    if let Some(pause) = self.take_pause() {
+                        pause.undo(text.trim_end_matches('.'));
                     }
                     self.answer(Response::error(status, text).to_bytes(self.request.is_head()));
                 }
                 Err(Halt::Blocked) => return true,
                 Err(Halt::Done) => return false,
             }
-            step = self.step(means);
+            step = self.step(context);
         }
     }
 
-    /// The order in which callers make room. Who has asked is seen through to the end.
+    /// Returns its rank in the order in which callers make room. A caller whose request is whole is seen through to the end.
     pub(super) fn expendable(&self) -> Option<(u8, Instant)> {
         match self.state {
-            _ if self.claim.is_some() => None,
+            _ if self.pause.is_some() => None,
             State::Answering { .. } | State::Lingering { .. } => Some((0, self.arrived)),
             State::Reading => Some((1, self.arrived)),
             _ => None,
@@ -211,35 +233,34 @@ impl ControlConn {
         }
     }
 
-    fn expire(&mut self) -> Result<(), Halt> {
+    fn expire(&mut self, handle: &Handle) -> Result<(), Halt> {
         let now = Instant::now();
         Err(Halt::Refused(match self.state {
             State::Reading => (408, "The request took too long to arrive."),
-            State::AwaitingRequest { .. } => {
-                (503, "The control API lacks descriptors or threads: try again.")
-            }
+            State::Executing { ref reply, .. } if reply.lock().answer.is_some() => return Ok(()),
+            State::Executing { .. } => STARVED,
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => (
                 504,
                 "The time is up: connections are still carried or dialled for. GET /status counts them.",
             ),
-            State::Pausing { .. } => return self.time_out(),
+            State::Pausing { .. } => return self.time_out(handle),
             _ => return Err(Halt::Done),
         }))
     }
 
     /// Goes as far as one system call can.
-    fn step(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
-        let stops = means.stops_at.is_some();
+    fn step(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
+        let stops = context.stops_at.is_some();
         match self.state {
-            State::Reading | State::AwaitingRequest { .. } if stops => Err(Halt::Refused(STOPPING)),
-            State::Reading => self.read(means),
-            State::AwaitingRequest { .. } => self.ask(means),
-            State::Waiting { .. } => self.wait(means),
-            State::Pausing { .. } => self.pause(means),
+            State::Reading if stops => Err(Halt::Refused(STOPPING)),
+            State::Reading => self.read(context),
+            State::Waiting { .. } => self.wait(context),
+            State::Executing { .. } => self.take_outcome(),
+            State::Pausing { .. } => self.pause(context),
             State::Answering { .. } => self.write(),
-            State::Attached { .. } => self.attend(means),
+            State::Attached { .. } => self.attend(context),
             State::Lingering { discarded } => {
-                let count = read(&self.socket, &mut means.scratch)?;
+                let count = read(&self.socket, &mut context.scratch)?;
                 if count == 0 || discarded > LINGER_BYTES_MAX {
                     return Err(Halt::Done);
                 }
@@ -249,100 +270,113 @@ impl ControlConn {
         }
     }
 
-    fn read(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
-        let count = read(&self.socket, &mut means.scratch)?;
+    fn read(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
+        let count = read(&self.socket, &mut context.scratch)?;
         if count == 0 && self.request.is_empty() {
             return Err(Halt::Done);
         }
         if count == 0 {
             return Err(Halt::Refused((400, "The request ended before it was whole.")));
         }
-        let bytes = means.scratch.get(..count).unwrap_or_default();
-        match self.request.take(bytes, &means.hosts)? {
+        let bytes = context.scratch.get(..count).unwrap_or_default();
+        match self.request.take(bytes, &context.hosts)? {
             Progress::More => {}
             Progress::Continue => {
                 // These are the first bytes to the caller: there is room for them.
                 send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n", SendFlags::NOSIGNAL)?;
             }
-            Progress::Whole(request) => {
-                means.last_request_id += 1;
-                let request_id = means.last_request_id;
-                let asker = Caller { name: &self.name, request_id };
-                let is_put = request.method == "PUT";
-                self.claim = is_put.then(|| PendingPause::new(means.handle.clone(), asker));
-                self.state = State::AwaitingRequest { request, request_id };
-                self.deadline = Some(Instant::now() + self.timeouts.ask);
-            }
+            Progress::Whole(request) => self.begin(&request, context)?,
         }
         Ok(())
     }
 
-    fn ask(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
-        let State::AwaitingRequest { request, request_id } = &self.state else { return Ok(()) };
-        if means.short_until.is_some() {
-            return Err(Halt::Blocked);
-        }
-        // Every request of the API may be made twice.
-        let asker = Caller { name: &self.name, request_id: *request_id };
-        let relayed = means.private.ask(asker, request).map_err(|error| {
-            means.run_short("get an answer", &error);
-            Halt::Blocked
-        })?;
-        let Some(hold) = relayed.hold else {
-            // It has not asked for more than it has got, and that stands even if the caller has gone.
-            if let Some(claim) = self.claim.take() {
-                claim.settle();
+    /// Waits for idle if that is all that the request is about, or hands it to the executor.
+    fn begin(&mut self, request: &Request, context: &mut ControlContext) -> Result<(), Halt> {
+        let command = Command::parse(request);
+        let awaited = command.as_ref().ok().and_then(Command::awaited);
+        let permit = awaited.map(|_| context.try_acquire()).transpose()?;
+        match (awaited, permit) {
+            (Some(Awaited::Idle { timeout }), Some(permit)) => {
+                self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                let idle_moments = context.handle.pauses().idle_moments();
+                self.state = State::Waiting { idle_moments, until: self.deadline, _permit: permit };
+                Ok(())
             }
-            self.answer(relayed.bytes);
-            return Ok(());
+            (awaited, permit) => self.submit(command, awaited.zip(permit), context),
+        }
+    }
+
+    fn submit(
+        &mut self,
+        command: Result<Command, Response>,
+        waits: Option<(Awaited, Arc<()>)>,
+        context: &mut ControlContext,
+    ) -> Result<(), Halt> {
+        context.last_request_id += 1;
+        let caller = Caller { name: self.name.clone(), request_id: context.last_request_id };
+        let (is_head, reply) = (self.request.is_head(), Reply::default());
+        let job = Job { caller, command, is_head, reply: reply.clone() };
+        // Full of jobs that were given up, it is a stuck executor's.
+        context.jobs.try_send(job).map_err(|_| STARVED)?;
+        self.state = State::Executing { reply, waits };
+        self.deadline = Some(Instant::now() + self.timeouts.outcome);
+        Ok(())
+    }
+
+    /// Takes the outcome of its request, if it is there.
+    fn take_outcome(&mut self) -> Result<(), Halt> {
+        let State::Executing { reply, waits } = &mut self.state else { return Ok(()) };
+        let (answer, pause) = {
+            let mut outcome = reply.lock();
+            let answer = outcome.answer.take().ok_or(Halt::Blocked)?;
+            (answer, outcome.pause.take())
         };
-        if Arc::strong_count(&means.seat) > means.waiters_max {
-            let text = "Too many callers wait already: try again later.";
-            return Err(Halt::Refused((503, text)));
-        }
-        let (now, seat) = (Instant::now(), Arc::clone(&means.seat));
-        match hold {
-            Deferred::Idle(time) => {
-                self.deadline = now.checked_add(time);
-                self.state = State::Waiting {
-                    answer: relayed.bytes,
-                    idle_moments: means.handle.pauses().gate.idle_moments(),
-                    until: self.deadline,
-                    _seat: seat,
-                };
+        match (waits.take(), pause) {
+            (Some((Awaited::Pause { wait, is_tied }, permit)), Some(pause)) => {
+                if let Some(wait) = wait {
+                    self.deadline = Instant::now().checked_add(wait.time);
+                    let on_timeout = wait.on_timeout;
+                    self.state = State::Pausing { on_timeout, is_tied, permit };
+                } else {
+                    let is_idle = pause.wait_state() == WaitState::Idle;
+                    let bytes = pause.success(is_idle).to_endless_bytes();
+                    self.begin_answer(bytes, Then::Attach(permit));
+                }
+                self.pause = Some(pause);
             }
-            Deferred::Pause { wait: Some(wait), is_tied } => {
-                self.deadline = now.checked_add(wait.time);
-                self.state = State::Pausing { on_timeout: wait.on_timeout, is_tied, seat };
-            }
-            Deferred::Pause { wait: None, .. } => {
-                let bytes = self
-                    .claim
-                    .as_ref()
-                    .map(|claim| claim.success(claim.look() == WaitState::Idle).to_endless_bytes());
-                self.begin_answer(bytes.unwrap_or_default(), Then::Attach(seat));
+            (_, pause) => {
+                // It has not asked for more than it has got, and that stands even if the caller has gone.
+                pause.into_iter().for_each(PendingPause::settle);
+                self.answer(answer);
             }
         }
         Ok(())
     }
 
-    fn wait(&mut self, means: &ControlContext) -> Result<(), Halt> {
-        let State::Waiting { answer, idle_moments, .. } = &mut self.state else { return Ok(()) };
-        if self.gone {
+    /// Takes the pause that would be undone, also one that is still at the executor's.
+    fn take_pause(&mut self) -> Option<PendingPause> {
+        match &self.state {
+            State::Executing { reply, .. } => reply.lock().pause.take(),
+            _ => self.pause.take(),
+        }
+    }
+
+    /// Waits until the proxy is idle, or was since the request came.
+    fn wait(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
+        let State::Waiting { idle_moments, .. } = self.state else { return Ok(()) };
+        if self.peer == Peer::Gone {
             return Err(Halt::Done);
         }
         // Before the look, lest a moment between them be missed.
-        means.bell.await_idle();
-        if means.handle.is_idle() || means.handle.pauses().gate.idle_moments() != *idle_moments {
-            let answer = std::mem::take(answer);
-            self.answer(answer);
-            return Ok(());
+        context.notifier.await_idle();
+        if context.handle.is_idle() || context.handle.pauses().idle_moments() != idle_moments {
+            return self.submit(Ok(Command::WaitIdle { timeout: None }), None, context);
         }
-        // Who has seen idle hears of it, not of the stop.
-        if means.stops_at.is_some() {
+        // A wait that has come to its end is answered so, in spite of a stop.
+        if context.stops_at.is_some() {
             return Err(Halt::Refused(STOPPING));
         }
-        if self.half_closed {
+        if self.peer == Peer::HalfClosed {
             let soon = Instant::now() + self.timeouts.linger;
             self.deadline = Some(self.deadline.map_or(soon, |deadline| deadline.min(soon)));
         }
@@ -360,13 +394,11 @@ impl ControlConn {
         match then {
             Then::Linger => {
                 // The caller has got what it wanted.
-                if let Some(claim) = self.claim.take() {
-                    claim.settle();
-                }
+                self.pause.take().into_iter().for_each(PendingPause::settle);
                 self.end_answer()
             }
-            Then::Attach(seat) => {
-                self.state = State::Attached { _seat: Arc::clone(seat) };
+            Then::Attach(permit) => {
+                self.state = State::Attached { _permit: Arc::clone(permit) };
                 self.deadline = None;
                 Ok(())
             }

@@ -1,16 +1,17 @@
-//! A caller whose pause waits for idle, or lasts as long as its connection.
+//! Callers whose pause waits for idle, or lasts as long as their connection.
 
 use std::{sync::Arc, time::Instant};
 
 use rustix::io::Errno;
 
-use super::{ControlConn, ControlContext, Halt, HttpError, STOPPING, State, Then, read};
+use super::{ControlConn, ControlContext, Halt, HttpError, Peer, STOPPING, State, Then, read};
 use crate::{
     control::{
-        pending::{KILL_TIMEOUT, PendingPause},
+        pending::{KILL_TIMEOUT, PendingPause, not_idle_in_time},
         query::OnTimeout,
         response::Response,
     },
+    handle::Handle,
     pause::WaitState,
 };
 
@@ -23,26 +24,26 @@ const ENDED: HttpError =
 
 impl ControlConn {
     /// Waits until the pause is idle.
-    pub(super) fn pause(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
+    pub(super) fn pause(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
         let State::Pausing { is_tied, .. } = self.state else { return Ok(()) };
-        if self.gone {
-            return Err(Halt::Done);
-        }
-        // Over TCP this may be all that is ever heard of a caller that has been killed.
-        if self.half_closed {
-            // For the log, it is gone.
-            drop(self.claim.take());
-            return Err(Halt::Refused(HALF_CLOSED));
+        match self.peer {
+            Peer::Open => {}
+            // Over TCP this may be all that is ever heard of a caller that has been killed. For the log, it is gone.
+            Peer::HalfClosed => {
+                drop(self.pause.take());
+                return Err(Halt::Refused(HALF_CLOSED));
+            }
+            Peer::Gone => return Err(Halt::Done),
         }
         if is_tied {
-            self.hear(means)?;
+            self.hear(context)?;
         }
         // A proxy that stops is idle in the end, and nothing to begin a restart behind.
-        if means.stops_at.is_some() || means.handle.is_stopping() {
+        if context.stops_at.is_some() || context.handle.is_stopping() {
             return Err(Halt::Refused(STOPPING));
         }
         // Before the look, lest a moment between them be missed.
-        means.bell.await_idle();
+        context.notifier.await_idle();
         if self.conclude() {
             return Ok(());
         }
@@ -51,73 +52,72 @@ impl ControlConn {
 
     /// Answers if the wait of the pause is over.
     fn conclude(&mut self) -> bool {
-        let State::Pausing { is_tied, ref seat, .. } = self.state else { return false };
-        let Some(claim) = &self.claim else { return false };
-        match claim.look() {
+        let State::Pausing { is_tied, ref permit, .. } = self.state else { return false };
+        let Some(pause) = &self.pause else { return false };
+        match pause.wait_state() {
             WaitState::Busy => return false,
             WaitState::Ended => {
-                self.forget_claim();
+                self.forget_pause();
                 let (status, text) = ENDED;
                 self.answer(Response::error(status, text).to_bytes(false));
             }
             WaitState::Idle if is_tied => {
-                let (bytes, seat) = (claim.success(true).to_endless_bytes(), Arc::clone(seat));
-                self.begin_answer(bytes, Then::Attach(seat));
+                let (bytes, permit) = (pause.success(true).to_endless_bytes(), Arc::clone(permit));
+                self.begin_answer(bytes, Then::Attach(permit));
             }
-            WaitState::Idle => self.answer(claim.success(true).to_bytes(false)),
+            WaitState::Idle => self.answer(pause.success(true).to_bytes(false)),
         }
         true
     }
 
-    /// The pause is not idle in time.
-    pub(super) fn time_out(&mut self) -> Result<(), Halt> {
-        if self.gone || self.half_closed {
+    /// Ends a wait that has lasted too long.
+    pub(super) fn time_out(&mut self, handle: &Handle) -> Result<(), Halt> {
+        if self.peer != Peer::Open {
             return Err(Halt::Done);
         }
         if self.conclude() {
             return Ok(());
         }
         let State::Pausing { on_timeout, .. } = &mut self.state else { return Ok(()) };
-        let Some(mut claim) = self.claim.take() else { return Err(Halt::Done) };
-        let handle = claim.handle().clone();
+        let Some(mut pause) = self.pause.take() else { return Err(Halt::Done) };
         match on_timeout {
-            OnTimeout::Resume => claim.undo("it was not idle in time"),
-            OnTimeout::Keep => claim.keep(),
+            OnTimeout::Resume => pause.undo("it was not idle in time"),
+            OnTimeout::Keep => pause.keep(),
             OnTimeout::Kill => {
                 // If that does not help, nothing will.
                 *on_timeout = OnTimeout::Resume;
-                claim.kill();
-                self.claim = Some(claim);
+                pause.kill();
+                self.pause = Some(pause);
                 self.deadline = Some(Instant::now() + KILL_TIMEOUT);
                 return Ok(());
             }
         }
-        self.answer(PendingPause::failure(&handle).to_bytes(false));
+        self.answer(not_idle_in_time(handle).to_bytes(false));
         Ok(())
     }
 
-    /// The pause lasts until the caller's end of stream, or until it ends otherwise.
-    pub(super) fn attend(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
-        if let Err(halt) = self.hear(means) {
-            self.claim.take().into_iter().for_each(PendingPause::close);
+    /// Keeps the pause until the caller's end of stream, or until it ends otherwise.
+    pub(super) fn attend(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
+        if let Err(halt) = self.hear(context) {
+            self.pause.take().into_iter().for_each(PendingPause::close);
             return Err(halt);
         }
-        if means.stops_at.is_none() && self.claim.as_ref().is_some_and(PendingPause::holds) {
+        if context.stops_at.is_none()
+            && self.pause.as_ref().is_some_and(|it| it.wait_state() != WaitState::Ended)
+        {
             return Err(Halt::Blocked);
         }
-        self.forget_claim();
+        self.forget_pause();
         self.end_answer()
     }
 
-    /// Takes what the caller sends to renew its pause: so much in a turn that others have theirs.
-    fn hear(&mut self, means: &mut ControlContext) -> Result<(), Halt> {
-        match read(&self.socket, &mut means.scratch) {
+    /// Renews the pause by the bytes that the caller sends, one read a turn, so that others have theirs.
+    fn hear(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
+        match read(&self.socket, &mut context.scratch) {
             Ok(0) => Err(Halt::Done),
             Ok(_) => {
                 self.ready = true;
-                if let Some(claim) = &self.claim {
-                    claim.renew();
-                }
+                self.pause.iter().for_each(PendingPause::renew);
                 Ok(())
             }
             Err(Errno::AGAIN) => Ok(()),
@@ -125,10 +125,8 @@ impl ControlConn {
         }
     }
 
-    /// There is nothing that could be undone.
-    pub(super) fn forget_claim(&mut self) {
-        if let Some(claim) = self.claim.take() {
-            claim.forget();
-        }
+    /// Lets go of a pause that has ended.
+    fn forget_pause(&mut self) {
+        self.pause.take().into_iter().for_each(PendingPause::forget);
     }
 }

@@ -2,10 +2,7 @@
 //!
 //! Plain data behind one lock (`ledger.rs`): nothing here waits, and whoever calls says what time it is.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{pause::gate::Mode, timestamp::Rfc3339};
 
@@ -18,9 +15,6 @@ pub(crate) const LEASES_MAX: usize = 64;
 /// The request number of the program itself, for which there is always room. Callers of the control API count from 1.
 pub(crate) const PROGRAM: u64 = 0;
 
-/// How many tickets are remembered whose request may still come although it is over: one such is rare.
-const OVER_MAX: usize = 64;
-
 /// All leases that hold.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
@@ -28,10 +22,6 @@ pub(crate) struct Leases {
     list: Vec<Lease>,
     /// When the first of an unbroken row came.
     paused_since: Option<Timestamp>,
-    /// Tickets of requests that were answered or undone.
-    over: VecDeque<u64>,
-    /// The last request that has let clients through, and how many.
-    released: Option<(u64, u64)>,
 }
 
 /// One pause.
@@ -66,8 +56,7 @@ pub(crate) struct Terms {
 pub(crate) enum Lifetime {
     /// On nothing: it is the one of its name.
     Committed,
-    /// On the success of its request, which is undone otherwise, as it is if its answer is lost. What held before under its
-    /// name is still there.
+    /// On the success of its request: it is undone otherwise. What held before under its name is still there.
     Pending,
     /// On its caller's connection. It neither replaces another of its name nor is replaced.
     ConnectionBound,
@@ -80,14 +69,9 @@ pub(crate) struct Timestamp {
     pub(crate) shown: Rfc3339,
 }
 
-/// Why a lease is not given.
+/// Refusal of a lease: there are as many as there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// There are as many as there may be.
-    Full,
-    /// The request was over before it came.
-    Undone,
-}
+pub(crate) struct Full;
 
 /// What has ended.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -98,18 +82,14 @@ pub(crate) struct Ended {
 }
 
 impl Leases {
-    /// Adds a lease; one that is firm replaces what holds under its name. A request that comes again replaces its lease.
+    /// Adds a lease; one that is firm replaces what holds under its name.
     pub(crate) fn put(
         &mut self,
         terms: Terms,
         standing: Lifetime,
         request_id: u64,
         now: Timestamp,
-    ) -> Result<(), Refused> {
-        if self.over.contains(&request_id) {
-            return Err(Refused::Undone);
-        }
-        self.list.retain(|lease| lease.request_id != request_id);
+    ) -> Result<(), Full> {
         let since = match standing {
             Lifetime::ConnectionBound => None,
             Lifetime::Committed | Lifetime::Pending => {
@@ -121,7 +101,7 @@ impl Leases {
         }
         // Under a name that holds, it takes the place of another, now or in the end.
         if since.is_none() && self.list.len() >= LEASES_MAX && request_id != PROGRAM {
-            return Err(Refused::Full);
+            return Err(Full);
         }
         let ends = terms.end(now.at);
         let lease = Lease { terms, standing, request_id, since: since.unwrap_or(now), ends };
@@ -173,22 +153,6 @@ impl Leases {
     /// Whether it would be paused no more without those for which `is_over` holds.
     pub(crate) fn would_resume(&self, is_over: impl Fn(&Lease) -> bool) -> bool {
         !self.list.is_empty() && self.list.iter().all(is_over)
-    }
-
-    /// Lets no lease come any more for a request that is over. It was asked for more than once, perhaps, and a copy is late.
-    pub(crate) fn forbid(&mut self, request_id: u64) {
-        self.over.push_back(request_id);
-        if self.over.len() > OVER_MAX {
-            self.over.pop_front();
-        }
-    }
-
-    /// How many clients a request has let through: by `release`, unless it comes again as its answer was lost.
-    pub(crate) fn released_once(&mut self, request_id: u64, release: impl FnOnce() -> u64) -> u64 {
-        let before = self.released.filter(|&(of_ticket, _count)| of_ticket == request_id);
-        let count = before.map_or_else(release, |(_ticket, count)| count);
-        self.released = Some((request_id, count));
-        count
     }
 
     /// Has the time of a request's lease begin anew; false if it holds no more.

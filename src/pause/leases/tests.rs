@@ -32,7 +32,6 @@ fn list(leases: &Leases) -> Vec<(&str, Lifetime, u64)> {
 }
 
 fn undo(leases: &mut Leases, request_id: u64) -> Ended {
-    leases.forbid(request_id);
     leases.remove(|lease| lease.is_undone_with(request_id))
 }
 
@@ -205,41 +204,6 @@ fn the_time_of_a_request_begins_anew() {
 }
 
 #[test]
-fn a_request_that_comes_again_changes_nothing() {
-    let mut leases = Leases::default();
-    for (request_id, standing) in [(1, Pending), (2, ConnectionBound), (3, Committed)] {
-        for _time in 0..2 {
-            let name = if request_id == 3 { "b" } else { "a" };
-            leases.put(terms(name), standing, request_id, at(0)).unwrap();
-        }
-    }
-    assert_eq!(list(&leases), [("a", Pending, 1), ("a", ConnectionBound, 2), ("b", Committed, 3)]);
-    let mut calls = 0;
-    for (request_id, count) in [(5, 2), (5, 2), (6, 3), (6, 3)] {
-        let release = || {
-            calls += 1;
-            count
-        };
-        assert_eq!(leases.released_once(request_id, release), count);
-    }
-    assert_eq!(calls, 2);
-}
-
-#[test]
-fn a_request_that_was_given_up_comes_too_late() {
-    let mut leases = Leases::default();
-    assert_eq!(undo(&mut leases, 7), Ended::default());
-    assert_eq!(leases.put(terms("a"), ConnectionBound, 7, at(0)), Err(Refused::Undone));
-    assert_eq!(leases.mode(), None);
-    // Of those that never come, only so many are remembered.
-    for request_id in 100..100 + 2 * OVER_MAX as u64 {
-        undo(&mut leases, request_id);
-    }
-    assert_eq!(leases.over.len(), OVER_MAX);
-    leases.put(terms("a"), Committed, 8, at(0)).unwrap();
-}
-
-#[test]
 fn there_are_only_so_many() {
     let mut leases = Leases::default();
     for request_id in 1..=LEASES_MAX as u64 {
@@ -248,14 +212,14 @@ fn there_are_only_so_many() {
     let full = list(&leases).len();
     assert_eq!(full, LEASES_MAX);
     for standing in [Committed, Pending, ConnectionBound] {
-        assert_eq!(leases.put(terms("more"), standing, 1000, at(0)), Err(Refused::Full));
+        assert_eq!(leases.put(terms("more"), standing, 1000, at(0)), Err(Full));
     }
-    assert_eq!(leases.put(terms("n1"), ConnectionBound, 1000, at(0)), Err(Refused::Full));
+    assert_eq!(leases.put(terms("n1"), ConnectionBound, 1000, at(0)), Err(Full));
     assert_eq!(list(&leases).len(), full, "what is refused changes nothing");
     leases.put(for_seconds("n1", 9), Committed, 1001, at(0)).unwrap();
     assert_eq!(list(&leases).len(), full, "a renewal needs no room");
     leases.put(terms("n1"), Pending, 1002, at(0)).unwrap();
-    assert_eq!(leases.put(terms("more"), Pending, 1003, at(0)), Err(Refused::Full));
+    assert_eq!(leases.put(terms("more"), Pending, 1003, at(0)), Err(Full));
     leases.settle(1002);
     assert_eq!(list(&leases).len(), full, "nor does one that depends on its request");
     leases.put(terms(NAME_DEFAULT), Committed, PROGRAM, at(0)).unwrap();

@@ -1,0 +1,224 @@
+//! `Command`: what a request asks of the proxy, and the carrying out of it.
+
+use std::time::Duration;
+
+use super::{
+    executor::Caller,
+    query::{Pause, Resume, Wait, parse_none, parse_wait},
+    request::Request,
+    response::Response,
+};
+use crate::{
+    config::duration::format_duration,
+    handle::Handle,
+    pause::leases::{Full, LEASES_MAX, Lifetime, Terms},
+};
+
+/// A request of the API that is in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    /// `PUT /paused`.
+    Pause(Pause),
+    /// `DELETE /paused`.
+    Resume(Resume),
+    /// `GET /paused`.
+    GetPaused,
+    /// `GET /status`.
+    GetStatus,
+    /// `GET /paused/block-until-idle`.
+    WaitIdle { timeout: Option<Duration> },
+}
+
+/// Event that an answer waits for once its command is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// The proxy is idle, within this time if there is one.
+    Idle { timeout: Option<Duration> },
+    /// The pause that has begun is idle, if `wait` is there; it ends with the caller's connection if it is tied.
+    Pause { wait: Option<Wait>, is_tied: bool },
+}
+
+impl Command {
+    /// Parses a request, or returns the answer that refuses it.
+    pub(super) fn parse(request: &Request) -> Result<Self, Response> {
+        let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+        let allow = match path {
+            "/paused" => "GET, HEAD, PUT, DELETE",
+            "/paused/block-until-idle" | "/status" => "GET, HEAD",
+            _ => {
+                let text =
+                    "There is nothing here: try /paused, /paused/block-until-idle or /status.";
+                return Err(Response::error(404, text));
+            }
+        };
+        let method = request.method.as_str();
+        if !allow.split(", ").any(|allowed| allowed == method) {
+            let text = format!("This path does not know the method: it knows {allow}.");
+            return Err(Response::error(405, &text).with_header("Allow", allow.to_owned()));
+        }
+        match (method, path) {
+            ("PUT", _) => Pause::parse(query).map(Self::Pause),
+            ("DELETE", _) => Resume::parse(query).map(Self::Resume),
+            (_, "/paused") => parse_none(query).map(|()| Self::GetPaused),
+            (_, "/status") => parse_none(query).map(|()| Self::GetStatus),
+            _ => parse_wait(query).map(|timeout| Self::WaitIdle { timeout }),
+        }
+        .map_err(|text| Response::error(400, &text))
+    }
+
+    /// Returns what the answer waits for, if it is not due at once.
+    pub(super) fn awaited(&self) -> Option<Awaited> {
+        match *self {
+            Self::WaitIdle { timeout } => Some(Awaited::Idle { timeout }),
+            Self::Pause(Pause { wait, is_tied, .. }) if is_tied || wait.is_some() => {
+                Some(Awaited::Pause { wait, is_tied })
+            }
+            _ => None,
+        }
+    }
+
+    /// Carries the command out. This may block: a pause waits for the workers, a resume for the look-up of a name, each for
+    /// a second at most.
+    pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Response {
+        match self {
+            Self::Pause(wanted) => pause(wanted, caller, handle),
+            Self::Resume(wanted) => resume(&wanted, caller, handle),
+            Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
+            Self::GetStatus => status(handle),
+            Self::WaitIdle { .. } => Response::empty(204),
+        }
+    }
+}
+
+/// Begins a pause that depends on its request until the request is settled.
+fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Response {
+    let max_ttl = handle.pauses().max_ttl;
+    if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
+        let (ttl, max) = (format_duration(ttl), format_duration(max));
+        let text = format!(
+            "The parameter \"ttl\": {ttl} is more than pause.max-ttl allows; write {max} at most, and renew it."
+        );
+        return Response::error(400, &text);
+    }
+    let terms = Terms {
+        name: wanted.name,
+        reason: wanted.reason,
+        by: caller.name.clone(),
+        mode: wanted.mode.unwrap_or(handle.pauses().default_mode),
+        ttl: wanted.ttl.or(max_ttl),
+        quiet: wanted.quiet,
+    };
+    let lifetime = if wanted.is_tied { Lifetime::ConnectionBound } else { Lifetime::Pending };
+    if let Err(Full) = handle.pauses().put(terms, lifetime, caller.request_id) {
+        let text = format!(
+            "There are {LEASES_MAX} pauses already, each with a name of its own: lift some, or use one of their names."
+        );
+        return Response::error(409, &text);
+    }
+    Response::empty(201)
+}
+
+fn resume(wanted: &Resume, caller: &Caller, handle: &Handle) -> Response {
+    let name = match wanted {
+        Resume::All => None,
+        Resume::Named(name) => Some(name.as_str()),
+        Resume::Release(count) => {
+            return match handle.pauses().release(*count, &caller.name) {
+                Some(released) => Response::json(format!("{{\"released\": {released}}}\n")),
+                None => Response::error(409, "It is not paused: there is nobody to let through."),
+            };
+        }
+    };
+    handle.pauses().lift(name, &caller.name);
+    Response::empty(204)
+}
+
+fn status(handle: &Handle) -> Response {
+    match serde_json::to_string(&handle.status()) {
+        // The end of the line is for those who read it on a terminal.
+        Ok(body) => Response::json(body + "\n"),
+        Err(error) => {
+            Response::error(500, &format!("The status cannot be written as JSON: {error}."))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::query::OnTimeout, *};
+
+    fn parse(method: &str, target: &str) -> Result<Command, Response> {
+        Command::parse(&Request { method: method.to_owned(), target: target.to_owned() })
+    }
+
+    #[test]
+    fn commands_are_answered_by_the_table() {
+        let handle = super::super::tests::handle();
+        let caller = Caller { name: "a test".to_owned(), request_id: 1 };
+        let table = [
+            ("GET", "/paused", 200, r#"{"paused": false}"#),
+            ("PUT", "/paused?x=1", 400, ""),
+            ("GET", "/paused", 200, r#"{"paused": false}"#),
+            ("PUT", "/paused", 201, ""),
+            ("PUT", "/paused?", 201, ""),
+            ("GET", "/paused", 200, r#"{"paused": true}"#),
+            ("HEAD", "/paused", 200, r#"{"paused": true}"#),
+            ("DELETE", "/paused", 204, ""),
+            ("DELETE", "/paused", 204, ""),
+            ("GET", "/paused", 200, r#"{"paused": false}"#),
+            ("OPTIONS", "/status", 405, ""),
+            ("POST", "/paused", 405, ""),
+            ("PUT", "/paused/block-until-idle", 405, ""),
+            ("DELETE", "/status", 405, ""),
+            ("GET", "/paused/", 404, ""),
+            ("POST", "*", 404, ""),
+            ("GET", "/status?a", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=x", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=1s&timeout=1s", 400, ""),
+            ("GET", "/paused/block-until-idle?Timeout=1s", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=%3", 400, ""),
+            ("GET", "/paused/block-until-idle?timeout=%ff", 400, ""),
+        ];
+        for (method, target, status, body) in table {
+            let answer = parse(method, target)
+                .map_or_else(|refused| refused, |command| command.execute(&caller, &handle));
+            assert_eq!(answer.status, status, "{method} {target}");
+            assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
+            assert_eq!(answer.header.is_some(), status == 405, "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn waits_take_a_timeout() {
+        for (query, expected) in [
+            ("", None),
+            ("?", None),
+            ("?timeout=30s", Some(30)),
+            ("?&%74imeout=%33%30s&", Some(30)),
+        ] {
+            let command = parse("GET", &format!("/paused/block-until-idle{query}")).unwrap();
+            let timeout = expected.map(Duration::from_secs);
+            assert_eq!(command, Command::WaitIdle { timeout }, "{query}");
+            assert_eq!(command.awaited(), Some(Awaited::Idle { timeout }), "{query}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_answered_at_once_unless_it_waits_or_is_tied() {
+        let second = Duration::from_secs(1);
+        let wait = Some(Wait { time: second, on_timeout: OnTimeout::Kill });
+        for (query, expected) in [
+            ("name=a", None),
+            ("wait=1s&on-timeout=kill", Some(Awaited::Pause { wait, is_tied: false })),
+            ("while=connected", Some(Awaited::Pause { wait: None, is_tied: true })),
+            (
+                "while=connected&wait=1s&on-timeout=kill",
+                Some(Awaited::Pause { wait, is_tied: true }),
+            ),
+        ] {
+            let command = parse("PUT", &format!("/paused?{query}")).unwrap();
+            assert_eq!(command.awaited(), expected, "{query}");
+        }
+    }
+}

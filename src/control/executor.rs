@@ -1,0 +1,219 @@
+//! `Executor`: the thread that carries commands out, each once, and has the backend write their answers.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Receiver;
+use log::error;
+
+use super::{
+    backend::Backend,
+    command::{Awaited, Command},
+    listener::Notifier,
+    pending::PendingPause,
+    response::Response,
+};
+use crate::{handle::Handle, log_limit::LogLimit};
+
+/// Rest after an answer that could not be written, for want of descriptors or threads mostly.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Sender of one request.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    /// Its address or process, for the log and the status.
+    pub(super) name: String,
+    /// Number of this request alone, by which its pause is known.
+    pub(super) request_id: u64,
+}
+
+/// Request on its way from the front to the executor.
+pub(super) struct Job {
+    pub(super) caller: Caller,
+    /// The command, or the answer that refuses it.
+    pub(super) command: Result<Command, Response>,
+    /// True if the answer is to have no body.
+    pub(super) is_head: bool,
+    pub(super) reply: Reply,
+}
+
+/// Place of an outcome. The job and the connection that awaits it share it, so that whichever goes last ends what nobody
+/// has taken: a pause whose caller was given up is undone.
+#[derive(Clone, Default)]
+pub(super) struct Reply(Arc<Mutex<Outcome>>);
+
+/// What has come of a job so far.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// The pause that has begun.
+    pub(super) pause: Option<PendingPause>,
+    /// The answer; empty if the front writes it once the pause is idle.
+    pub(super) answer: Option<Vec<u8>>,
+}
+
+impl Reply {
+    /// Locks the outcome.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Outcome> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns true while another holder is left.
+    fn is_awaited(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// Everything that the thread needs.
+pub(super) struct Executor {
+    pub(super) jobs: Receiver<Job>,
+    pub(super) handle: Handle,
+    pub(super) backend: Backend,
+    pub(super) notifier: Arc<Notifier>,
+    /// Longest wait for the backend to do its part of one answer.
+    pub(super) silence: Duration,
+    pub(super) log_limit: LogLimit,
+}
+
+impl Executor {
+    /// Carries out jobs until the front has gone. A job that was given up before its turn is left undone.
+    pub(super) fn run(mut self) {
+        while let Ok(job) = self.jobs.recv() {
+            if job.reply.is_awaited() {
+                self.carry_out(job);
+                self.notifier.notify();
+            }
+        }
+    }
+
+    fn carry_out(&mut self, job: Job) {
+        let Job { caller, command, is_head, reply } = job;
+        let response = match command {
+            Ok(command) => {
+                let is_written_by_front = matches!(command.awaited(), Some(Awaited::Pause { .. }));
+                let response = self.execute(command, &caller, &reply);
+                if is_written_by_front && reply.lock().pause.is_some() {
+                    reply.lock().answer = Some(Vec::new());
+                    return;
+                }
+                response
+            }
+            Err(refusal) => refusal,
+        };
+        let answer = self.write(&response, is_head, &reply);
+        reply.lock().answer = answer;
+    }
+
+    /// Executes a command. A panic costs the answer and nothing else: a pause stands only behind a 201.
+    fn execute(&self, command: Command, caller: &Caller, reply: &Reply) -> Response {
+        let is_pause = matches!(command, Command::Pause(_));
+        let pause = is_pause.then(|| PendingPause::new(self.handle.clone(), caller.clone()));
+        let response = catch_unwind(AssertUnwindSafe(|| command.execute(caller, &self.handle)))
+            .unwrap_or_else(|_| {
+                error!("a defect: the control API panicked at a request of {}", caller.name);
+                Response::error(500, "The control API has a defect: the log says more.")
+            });
+        match pause {
+            Some(pause) if response.status == 201 => reply.lock().pause = Some(pause),
+            Some(pause) => pause.undo("its request has failed"),
+            None => {}
+        }
+        response
+    }
+
+    /// Has the backend write an answer, again and again until it is whole or nobody awaits it.
+    fn write(&mut self, response: &Response, is_head: bool, reply: &Reply) -> Option<Vec<u8>> {
+        while reply.is_awaited() {
+            match self.backend.write(response, is_head, self.silence) {
+                Ok(answer) => return Some(answer),
+                Err(error) => self.log_failure(&error),
+            }
+            thread::park_timeout(RETRY_INTERVAL);
+        }
+        None
+    }
+
+    fn log_failure(&self, error: &io::Error) {
+        if let Some(more) = self.log_limit.allow(Instant::now()) {
+            error!("the control API cannot get an answer: {error}; it is tried again{more}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use crossbeam_channel::bounded;
+    use mio::Poll;
+
+    use super::{super::request::Request, *};
+
+    /// Has jobs executed, all of them sent before the first is. Returns the replies of those that are awaited.
+    fn execute(handle: &Handle, requests: &[(&str, &str, bool)]) -> Vec<Reply> {
+        let (sender, jobs) = bounded(requests.len());
+        let mut replies = Vec::new();
+        for (request_id, (method, target, is_awaited)) in (1..).zip(requests) {
+            let request = Request { method: (*method).into(), target: (*target).into() };
+            let (caller, reply) = (Caller { name: "a test".into(), request_id }, Reply::default());
+            let command = Command::parse(&request);
+            replies.extend(is_awaited.then(|| reply.clone()));
+            sender.send(Job { caller, command, is_head: false, reply }).ok().unwrap();
+        }
+        drop(sender);
+        let executor = Executor {
+            jobs,
+            handle: handle.clone(),
+            backend: Backend::without(),
+            notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),
+            silence: Duration::ZERO,
+            log_limit: LogLimit::default(),
+        };
+        executor.run();
+        replies
+    }
+
+    #[test]
+    fn a_command_that_was_given_up_before_its_turn_is_not_executed() {
+        let handle = super::super::tests::handle();
+        handle.pause();
+        execute(&handle, &[("DELETE", "/paused", false)]);
+        assert!(handle.is_paused());
+        execute(&handle, &[("DELETE", "/paused", true), ("PUT", "/paused", false)]);
+        assert!(!handle.is_paused());
+    }
+
+    #[test]
+    fn a_pause_whose_answer_nobody_takes_is_undone() {
+        for target in ["/paused", "/paused?wait=1h", "/paused?while=connected"] {
+            let handle = super::super::tests::handle();
+            let replies = execute(&handle, &[("PUT", target, true)]);
+            assert!(handle.is_paused(), "{target}");
+            drop(replies);
+            assert!(!handle.is_paused(), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_pause_that_panics_behind_its_lease_is_undone() {
+        let handle = super::super::tests::handle();
+        let has_panicked = AtomicBool::new(false);
+        handle.pauses().watch(move || {
+            assert!(has_panicked.swap(true, Ordering::SeqCst), "the first change panics");
+        });
+        let replies = execute(&handle, &[("PUT", "/paused", true), ("PUT", "/paused", true)]);
+        let statuses = replies.iter().map(|reply| {
+            let answer = reply.lock().answer.take().unwrap();
+            String::from_utf8(answer).unwrap()[9..12].to_owned()
+        });
+        assert_eq!(statuses.collect::<Vec<_>>(), ["500", "201"]);
+        let leases: Vec<_> = handle.status().leases;
+        assert_eq!(leases.len(), 1, "{leases:?}");
+        drop(replies);
+        assert!(!handle.is_paused());
+    }
+}
