@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::error;
 
 use super::{
@@ -22,6 +22,8 @@ use crate::{handle::Handle, log_limit::LogLimit};
 
 /// Rest after an answer that could not be written, for want of descriptors or threads mostly.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Time without a request after which the backend rests.
+const REST_AFTER: Duration = Duration::from_secs(60);
 
 /// Sender of one request.
 #[derive(Debug, Clone)]
@@ -82,10 +84,20 @@ pub(super) struct Executor {
 impl Executor {
     /// Carries out jobs until the front has gone. A job that was given up before its turn is left undone.
     pub(super) fn run(mut self) {
-        while let Ok(job) = self.jobs.recv() {
-            if job.reply.is_awaited() {
-                self.carry_out(job);
-                self.notifier.notify();
+        loop {
+            let job = if self.backend.is_running() {
+                self.jobs.recv_timeout(REST_AFTER)
+            } else {
+                self.jobs.recv().map_err(RecvTimeoutError::from)
+            };
+            match job {
+                Ok(job) if job.reply.is_awaited() => {
+                    self.carry_out(job);
+                    self.notifier.notify();
+                }
+                Ok(_given_up) => {}
+                Err(RecvTimeoutError::Timeout) => self.backend.rest(),
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
@@ -168,7 +180,7 @@ mod tests {
         let executor = Executor {
             jobs,
             handle: handle.clone(),
-            backend: Backend::without(),
+            backend: Backend::Without,
             notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),
             silence: Duration::ZERO,
             log_limit: LogLimit::default(),
