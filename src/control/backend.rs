@@ -1,8 +1,8 @@
-//! The backend: a private `tiny_http` server that writes the answers. Nothing outside this file knows of it.
+//! Backend: a private `tiny_http` server that writes the answers. Nothing outside this file knows of it.
 //!
-//! It listens on a UNIX socket without a name, which only the executor can dial. The executor asks it for each answer with a
-//! request of its own making, takes that request from the server, responds to it, and reads what the server has written. So
-//! no byte of a caller's reaches `tiny_http`, and a lost answer is written anew without a second execution of its command.
+//! It listens on a UNIX socket without a name, which only the executor's thread can dial. For each answer, this thread sends
+//! a request of its own making, takes it from the server, responds, and reads the written answer. So no byte of a caller's
+//! reaches `tiny_http`, and a lost answer is written anew without a second execution of its command.
 //!
 //! `tiny_http`'s accept thread ends for good when descriptors or threads run out, sometimes without a word. Another server is
 //! started where one accepts no more.
@@ -50,8 +50,8 @@ pub(super) enum Backend {
     Without,
 }
 
-/// Server and the way to it. Dropped in this order: the server learns that it is closed, and the door's last dial makes its
-/// accept thread look.
+/// Server and the way to it. The order of drops counts: the server learns that it is closed, and the door's last dial makes
+/// its accept thread look.
 pub(super) struct Private {
     server: Server,
     door: UnlinkedListener,
@@ -73,6 +73,7 @@ impl Backend {
         }
     }
 
+    /// Starts a server on `listener`, which `door` leads to.
     pub(super) fn behind(door: UnlinkedListener, listener: UnixListener) -> io::Result<Self> {
         // Where the system refuses threads, this is an error, and tiny_http would panic.
         drop(Builder::new().name("control-probe".into()).spawn(|| {})?.join());
@@ -179,7 +180,7 @@ pub(super) fn reason(status: u16) -> &'static str {
     StatusCode(status).default_reason_phrase()
 }
 
-/// Makes of an answer what the server writes. It would send a long one in chunks.
+/// Converts an answer into the server's type. Without the threshold, the server would send a long one in chunks.
 fn of_server(response: &Response) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
     let headers =
         response.headers().filter_map(|(name, value)| Header::from_bytes(name, value).ok());
@@ -189,7 +190,7 @@ fn of_server(response: &Response) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
     headers.fold(answer, tiny_http::Response::with_header)
 }
 
-/// Makes of all that the server has written what the caller gets. None if that is no whole answer: then the rest is lost.
+/// Returns the caller's form of a written answer, or none if it is not whole: then its rest is lost.
 fn relayed(written: &str, status: u16, body: &str) -> Option<Vec<u8>> {
     let head = written.strip_suffix(body)?.strip_suffix("\r\n\r\n")?;
     if !head.starts_with(&format!("HTTP/1.1 {status} ")) {
@@ -203,7 +204,7 @@ fn relayed(written: &str, status: u16, body: &str) -> Option<Vec<u8>> {
     Some(format!("{}\r\nConnection: close\r\n\r\n{body}", kept.join("\r\n")).into_bytes())
 }
 
-/// The only way to a listening socket whose file is gone: nothing of it is left behind, however the process ends.
+/// Only way to a listening socket whose file is gone: nothing of it is left behind, however the process ends.
 pub(super) struct UnlinkedListener(OwnedFd);
 
 impl UnlinkedListener {
@@ -244,7 +245,7 @@ impl UnlinkedListener {
         // A full backlog must not make it wait.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // The link leads to the socket itself, whether or not it still has a name.
+        // The link leads to the socket itself, with or without a name.
         let address = SocketAddrUnix::new(format!("{OWN_FILES}/{}", self.0.as_raw_fd()))?;
         connect(&socket, &address)?;
         Ok(socket)
@@ -252,7 +253,7 @@ impl UnlinkedListener {
 }
 
 impl Drop for UnlinkedListener {
-    /// `tiny_http` ends its accept thread by dialling a name, which is gone.
+    /// Wakes the accept thread of `tiny_http`, which would dial a name for that, and the name is gone.
     fn drop(&mut self) {
         drop(self.dial());
     }

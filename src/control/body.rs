@@ -1,16 +1,16 @@
-//! The body of a control request: checked and counted as it comes, and thrown away. No request of the API needs one.
+//! Body of a control request: checked and counted as it comes, and thrown away. No request of the API needs one.
 
 use super::request::HttpError;
 
-/// The longest body, with what frames its chunks.
+/// Longest body, including the framing of its chunks.
 pub(super) const BODY_BYTES_MAX: usize = 16 << 10;
 
 const TOO_LONG: HttpError = (413, "The body is too long: no request of this API needs one.");
 
-/// A body on its way in.
+/// Body on its way in.
 #[derive(Debug)]
 pub(super) enum Body {
-    /// So many bytes are still to come.
+    /// `Content-Length`: this number of bytes is still to come.
     Sized(usize),
     /// `Transfer-Encoding: chunked`.
     Chunked(Chunks),
@@ -27,7 +27,7 @@ impl Body {
         Self::Chunked(Chunks { place: Place::Size, size: 0, bytes: 0 })
     }
 
-    /// Returns whether all of it has come.
+    /// Returns true once all of it has come.
     pub(super) fn is_whole(&self) -> bool {
         match self {
             Self::Sized(left) => *left == 0,
@@ -35,7 +35,7 @@ impl Body {
         }
     }
 
-    /// Takes the bytes that have come; further ones behind the body are ignored.
+    /// Takes the next bytes; further ones behind the body are ignored.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), HttpError> {
         match self {
             Self::Sized(left) => *left = left.saturating_sub(bytes.len()),
@@ -52,22 +52,22 @@ impl Body {
     }
 }
 
-/// A body in chunks, read to the letter of RFC 9112 (7.1): two readings of one body would be a way in.
+/// Body in chunks, read to the letter of RFC 9112 (7.1): two readings of one body would be a way in.
 #[derive(Debug)]
 pub(super) struct Chunks {
     place: Place,
-    /// The bytes of this chunk that are still to come.
+    /// Bytes of this chunk that are still to come.
     size: usize,
     /// All bytes so far.
     bytes: usize,
 }
 
-/// The place in the chunks where the next byte belongs.
+/// Place of the next byte in the chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// The first digit of a size.
     Size,
-    /// Another digit of it, or what ends it.
+    /// Another digit of it, or its end.
     Digits,
     /// The text of a chunk extension.
     Extension,
@@ -125,7 +125,7 @@ impl Chunks {
     }
 }
 
-/// Returns whether `byte` may stand in the name of a header (RFC 9110, 5.6.2).
+/// Returns true if `byte` may stand in the name of a header (RFC 9110, 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

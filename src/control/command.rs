@@ -1,4 +1,4 @@
-//! `Command`: what a request asks of the proxy, and the carrying out of it.
+//! `Command`: a request in the words of the proxy, and its execution.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     pause::leases::{Full, LEASES_MAX, Lifetime, Terms},
 };
 
-/// A request of the API that is in order.
+/// Request of the API that is in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
     /// `PUT /paused`.
@@ -29,12 +29,12 @@ pub(super) enum Command {
     WaitIdle { timeout: Option<Duration> },
 }
 
-/// Event that an answer waits for once its command is carried out.
+/// Event that an answer waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
     /// The proxy is idle, within this time if there is one.
     Idle { timeout: Option<Duration> },
-    /// The pause that has begun is idle, if `wait` is there; it ends with the caller's connection if it is tied.
+    /// The pause that has begun is idle, if it waits for that. If it is tied, it ends with the caller's connection.
     Pause { wait: Option<Wait>, is_tied: bool },
 }
 
@@ -66,7 +66,7 @@ impl Command {
         .map_err(|text| Response::error(400, &text))
     }
 
-    /// Returns what the answer waits for, if it is not due at once.
+    /// Returns the event that the answer waits for, if it is not due at once.
     pub(super) fn awaited(&self) -> Option<Awaited> {
         match *self {
             Self::WaitIdle { timeout } => Some(Awaited::Idle { timeout }),
@@ -118,6 +118,7 @@ fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Response {
     Response::empty(201)
 }
 
+/// Ends pauses, or releases some of the held clients.
 fn resume(wanted: &Resume, caller: &Caller, handle: &Handle) -> Response {
     let name = match wanted {
         Resume::All => None,
@@ -135,7 +136,7 @@ fn resume(wanted: &Resume, caller: &Caller, handle: &Handle) -> Response {
 
 fn status(handle: &Handle) -> Response {
     match serde_json::to_string(&handle.status()) {
-        // The end of the line is for those who read it on a terminal.
+        // The line ends for readers at a terminal.
         Ok(body) => Response::json(body + "\n"),
         Err(error) => {
             Response::error(500, &format!("The status cannot be written as JSON: {error}."))

@@ -1,7 +1,6 @@
-//! `Executor`: the thread that carries commands out, each once, and has the backend write their answers.
+//! `Executor`: a thread that executes commands, each once, and has the backend write their answers.
 
 use std::{
-    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -12,6 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::error;
 
 use super::{
+    RETRY_INTERVAL,
     backend::Backend,
     command::{Awaited, Command},
     listener::Notifier,
@@ -20,8 +20,6 @@ use super::{
 };
 use crate::{handle::Handle, log_limit::LogLimit};
 
-/// Rest after an answer that could not be written, for want of descriptors or threads mostly.
-const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Time without a request after which the backend rests.
 const REST_AFTER: Duration = Duration::from_secs(60);
 
@@ -44,12 +42,12 @@ pub(super) struct Job {
     pub(super) reply: Reply,
 }
 
-/// Place of an outcome. The job and the connection that awaits it share it, so that whichever goes last ends what nobody
-/// has taken: a pause whose caller was given up is undone.
+/// Place of an outcome, shared by the job and the connection that awaits it. It goes with the last of them: a pause that
+/// is still in it then, as its caller was given up, is undone.
 #[derive(Clone, Default)]
 pub(super) struct Reply(Arc<Mutex<Outcome>>);
 
-/// What has come of a job so far.
+/// Results of a job so far.
 #[derive(Default)]
 pub(super) struct Outcome {
     /// The pause that has begun.
@@ -70,7 +68,7 @@ impl Reply {
     }
 }
 
-/// Everything that the thread needs.
+/// Thread that executes commands, before it runs.
 pub(super) struct Executor {
     pub(super) jobs: Receiver<Job>,
     pub(super) handle: Handle,
@@ -82,7 +80,7 @@ pub(super) struct Executor {
 }
 
 impl Executor {
-    /// Carries out jobs until the front has gone. A job that was given up before its turn is left undone.
+    /// Carries out jobs until the front has gone, except for those that were given up before their turn.
     pub(super) fn run(mut self) {
         loop {
             let job = if self.backend.is_running() {
@@ -142,17 +140,17 @@ impl Executor {
         while reply.is_awaited() {
             match self.backend.write(response, is_head, self.silence) {
                 Ok(answer) => return Some(answer),
-                Err(error) => self.log_failure(&error),
+                Err(error) => {
+                    if let Some(more) = self.log_limit.allow(Instant::now()) {
+                        error!(
+                            "the control API cannot get an answer: {error}; it is tried again{more}"
+                        );
+                    }
+                }
             }
             thread::park_timeout(RETRY_INTERVAL);
         }
         None
-    }
-
-    fn log_failure(&self, error: &io::Error) {
-        if let Some(more) = self.log_limit.allow(Instant::now()) {
-            error!("the control API cannot get an answer: {error}; it is tried again{more}");
-        }
     }
 }
 

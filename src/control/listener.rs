@@ -1,4 +1,4 @@
-//! The front: accepts callers, reads one whole request of each under a bound and a deadline, hands it to the executor, and
+//! Front: accepts callers, reads one whole request of each under a bound and a deadline, hands it to the executor, and
 //! brings the answer back. One thread, one `Poll`; `conn/` is the life of one caller.
 
 use std::{
@@ -19,7 +19,7 @@ use slab::Slab;
 
 use super::conn::{ControlConn, ControlContext};
 
-/// Accepted in one turn, so that callers already here are not starved.
+/// Most callers accepted in one turn, so that others are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Most events of one turn.
 const EVENTS_MAX: usize = 256;
@@ -27,6 +27,7 @@ const EVENTS_MAX: usize = 256;
 /// Token of the notifier. Those of the listeners are next to it, downwards.
 const NOTIFIER: Token = Token(usize::MAX);
 
+/// Front of the control API: its listeners and its callers.
 pub(super) struct ControlListener {
     poll: Poll,
     listeners: Vec<Listener>,
@@ -70,13 +71,13 @@ impl Notifier {
         }
     }
 
-    /// Has the front send its callers away and end.
+    /// Makes the front send its callers away and end.
     pub(super) fn stop(&self) {
         self.stops.store(true, Ordering::SeqCst);
         self.notify();
     }
 
-    /// Has the front look at all its callers.
+    /// Makes the front look at all its callers.
     pub(super) fn notify(&self) {
         // Writing to an eventfd fails only when it is full, and then the front is awake.
         self.waker.wake().ok();
@@ -142,7 +143,7 @@ impl ControlListener {
         }
     }
 
-    /// Remembers what the events say.
+    /// Remembers the events.
     fn mark(&mut self, events: &Events) {
         for event in events {
             match event.token() {

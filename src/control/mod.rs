@@ -1,11 +1,11 @@
-//! The control API: a front that checks every request, an executor that carries it out, and `tiny_http` behind it.
+//! Control API: a front that checks every request, an executor that carries it out, and `tiny_http` behind it.
 //!
 //! ```text
 //! caller ─▶ front: one thread, one Poll ─ Job ─▶ executor: may block ─▶ backend: tiny_http
 //!        ◀─ bounds, checks, waits for idle ◀─ Outcome ─┘ executes a command once   writes the answer
 //! ```
 //!
-//! - The front reads a request and parses it into a `Command`, which tells too what its answer waits for.
+//! - The front reads a request and parses it into a `Command`, which also tells the event that its answer waits for.
 //! - The executor carries the command out and has the backend write the answer, if need be again and again.
 //! - A pause is owned by a `PendingPause` until it stands for itself. Dropped anywhere, it undoes the pause.
 //! - Job and connection share the place of the outcome. A job that nobody awaits is not carried out.
@@ -44,7 +44,10 @@ pub(crate) use request::HostPolicy;
 
 use crate::{error::Error, handle::Handle, log_limit::LogLimit, pause::leases::PROGRAM};
 
+/// Most bytes of one read.
 const READ_BYTES: usize = 16 << 10;
+/// Rest after a failure for want of descriptors or threads.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Running control API. Dropped, it answers or closes open connections and ends its threads.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use crate::{handle::Handle, pause::WaitState};
 /// Longest time that reset connections may take to be gone. A worker closes them in its next turn.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Owner of a pause, which is undone when this is dropped. So it is undone however its caller goes, and if a thread panics.
+/// Owner of a pause, which is undone when this is dropped: however its caller goes, and if a thread panics.
 pub(super) struct PendingPause {
     handle: Handle,
     caller: Caller,

@@ -1,4 +1,4 @@
-//! The parameters of the control API: which there are, and what may stand in them.
+//! Parameters of the control API: their names, their values, and the checks of both.
 
 use std::{num::NonZeroU64, time::Duration};
 
@@ -13,20 +13,20 @@ use crate::{
     },
 };
 
-/// The parameters of `PUT /paused`.
+/// Parameters of `PUT /paused`.
 pub(super) const PAUSE: &[&str] =
     &["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "while"];
-/// The parameters of `DELETE /paused`.
+/// Parameters of `DELETE /paused`.
 pub(super) const RESUME: &[&str] = &["name", "release"];
-/// The parameters of `GET /paused/block-until-idle`.
+/// Parameters of `GET /paused/block-until-idle`.
 pub(super) const WAIT: &[&str] = &["timeout"];
 
 const NAME_BYTES_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 200;
-/// A connection that is silent for less is not quiet: it waits for its answer.
+/// Shortest silence of a quiet connection: below, it may wait for its answer.
 const QUIET_MIN: Duration = Duration::from_millis(100);
 
-/// What `PUT /paused` asks for.
+/// Parsed parameters of `PUT /paused`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pause {
     pub(super) name: String,
@@ -35,45 +35,47 @@ pub(super) struct Pause {
     pub(super) mode: Option<Mode>,
     pub(super) quiet: Option<Duration>,
     pub(super) wait: Option<Wait>,
-    /// Whether it lasts as long as the connection it is asked for on.
+    /// True if it lasts as long as the connection of its request.
     pub(super) is_tied: bool,
 }
 
-/// How a pause waits for idle.
+/// Wait of a pause for idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wait {
     pub(super) time: Duration,
     pub(super) on_timeout: OnTimeout,
 }
 
-/// What becomes of a pause that is not idle in time.
+/// Fate of a pause that is not idle in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnTimeout {
     /// It is undone.
     Resume,
     /// It goes on.
     Keep,
-    /// What is left is reset, and then it is idle.
+    /// The connections that are left are reset, and then it is idle.
     Kill,
 }
 
 impl OnTimeout {
+    /// Each with its word.
     pub(super) const ALL: [(&str, Self); 3] =
         [("resume", Self::Resume), ("keep", Self::Keep), ("kill", Self::Kill)];
 }
 
-/// What `DELETE /paused` asks for.
+/// Parsed parameters of `DELETE /paused`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Resume {
     /// The end of all pauses.
     All,
     /// The end of the pause with this name.
     Named(String),
-    /// To let so many through.
+    /// The release of this number of held clients.
     Release(u64),
 }
 
 impl Pause {
+    /// Parses a query. An error is a sentence for the caller.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
         let query = Query::parse(query, PAUSE)?;
         let wait = query.duration("wait")?;
@@ -106,6 +108,7 @@ impl Pause {
 }
 
 impl Resume {
+    /// Parses a query. An error is a sentence for the caller.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
         let query = Query::parse(query, RESUME)?;
         match (query.name()?, query.get("release")) {
@@ -126,17 +129,17 @@ impl Resume {
     }
 }
 
-/// The timeout of a wait, which is the only parameter there is.
+/// Parses the query of a wait, whose only parameter is its timeout.
 pub(super) fn parse_wait(query: &str) -> Result<Option<Duration>, String> {
     Query::parse(query, WAIT)?.duration("timeout")
 }
 
-/// For what takes no parameter.
+/// Parses the query of a call without parameters.
 pub(super) fn parse_none(query: &str) -> Result<(), String> {
     Query::parse(query, &[]).map(drop)
 }
 
-/// Names and values, each name once.
+/// Decoded query: names and values, each name once.
 struct Query(Vec<(String, String)>);
 
 impl Query {
@@ -183,7 +186,7 @@ impl Query {
         text("name", name, NAME_BYTES_MAX).map(Some)
     }
 
-    /// One that is empty is none.
+    /// Returns the reason, if there is one that is not empty.
     fn reason(&self) -> Result<Option<String>, String> {
         let reason = self.get("reason").filter(|reason| !reason.is_empty());
         reason.map(|reason| text("reason", reason, REASON_BYTES_MAX)).transpose()
@@ -214,7 +217,7 @@ fn unknown(name: &str, known: &[&str]) -> String {
     sentence(format!("The parameter {name:?} is not known: this call takes {taken}{meant}"))
 }
 
-/// A question has its mark already.
+/// Ends a text with a full stop, unless a question mark ends it.
 fn sentence(text: String) -> String {
     if text.ends_with('?') { text } else { text + "." }
 }
@@ -225,13 +228,13 @@ fn did_you_mean(word: &str, known: &[&str]) -> String {
         .unwrap_or_default()
 }
 
-/// Checks what is shown to operators as it is.
+/// Checks a text that operators are shown as it is.
 fn text(parameter: &str, text: &str, bytes_max: usize) -> Result<String, String> {
     if text.len() > bytes_max {
         let text = format!("it has {} bytes; at most {bytes_max} are taken", text.len());
         return Err(wrong(parameter, &text));
     }
-    // What the standard library would escape is not printed as it is; quotes it escapes for another reason.
+    // A character that the standard library escapes does not print as it is, but for quotes.
     let unquoted = text.replace(['"', '\'', '\\'], "_");
     if !unquoted.escape_debug().eq(unquoted.chars()) {
         return Err(wrong(parameter, &format!("{text:?} holds characters that do not print")));

@@ -11,20 +11,20 @@ use std::{
 use super::body::Body;
 use crate::config::{self, address::Address};
 
-/// The longest request line and headers together.
+/// Longest head of a request.
 pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;
 const HEADERS_MAX: usize = 64;
 
-/// A request that may be carried out.
+/// Request that is in order as HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
-    /// In capitals; which ones a path knows is for the routes to say.
+    /// In capitals; `Command` knows the methods of each path.
     pub(super) method: String,
     /// Path and query: printable ASCII that begins with a slash, or `*`.
     pub(super) target: String,
 }
 
-/// What the bytes received so far amount to.
+/// State of a request on its way in.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// The request goes on.
@@ -35,10 +35,10 @@ pub(super) enum Progress {
     Whole(Request),
 }
 
-/// Why a request is refused: a status, and a sentence that tells the caller what to do.
+/// Refusal of a request: a status, and a sentence that tells the caller the remedy.
 pub(super) type HttpError = (u16, &'static str);
 
-/// A request on its way in.
+/// Request on its way in.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
     /// The bytes of its head, until that is whole.
@@ -48,7 +48,7 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    /// Looks at the next bytes that a caller has sent.
+    /// Takes the next bytes that a caller has sent.
     pub(super) fn take(&mut self, bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, HttpError> {
         let (request, body, continues) = match &mut self.parts {
             Some((request, body)) => {
@@ -73,12 +73,12 @@ impl Incoming {
         })
     }
 
-    /// Returns whether nothing has come.
+    /// Returns true while nothing has come.
     pub(super) fn is_empty(&self) -> bool {
         self.parts.is_none() && self.bytes.is_empty()
     }
 
-    /// Returns whether the answer is to have no body.
+    /// Returns true if the answer is to have no body.
     pub(super) fn is_head(&self) -> bool {
         match &self.parts {
             Some((request, _)) => request.method == "HEAD",
@@ -87,7 +87,7 @@ impl Incoming {
     }
 }
 
-/// The head of a request.
+/// Whole head of a request.
 struct Head {
     request: Request,
     body: Body,
@@ -135,7 +135,8 @@ fn malformed(error: httparse::Error) -> HttpError {
     }
 }
 
-/// Lines end with CR LF and hold no other control byte. httparse is more lenient, and two readings of one request are a way in.
+/// Checks that lines end with CR LF and hold no other control byte. httparse is more lenient, and two readings of one request
+/// are a way in.
 fn check_lines(head: &[u8]) -> Result<(), HttpError> {
     let mut previous = 0;
     for &byte in head {
@@ -172,11 +173,12 @@ fn body(headers: &Headers<'_>, may_be_chunked: bool) -> Result<Body, HttpError> 
     Body::sized(length.unwrap_or(usize::MAX)) // beyond 64 bits
 }
 
-/// Refuses what a web page in the operator's browser could send: it carries an `Origin`, a foreign `Sec-Fetch-Site`, or, by DNS rebinding, a foreign `Host`.
+/// Refuses requests that a web page in the operator's browser could send: they carry an `Origin`, a foreign
+/// `Sec-Fetch-Site`, or, by DNS rebinding, a foreign `Host`.
 ///
-/// `same-site` is foreign: the other ports of this host are, the proxied service among them. `none` is an address that was
-/// typed, and `same-origin` what a browser asks for on its own behind that. Neither changes anything: a browser sends no
-/// PUT or DELETE without an `Origin`.
+/// `same-site` is foreign: the other ports of this host are, the proxied service among them. `none` is a typed address, and
+/// `same-origin` a request that a browser makes on its own behind that. Neither changes anything: a browser sends no PUT or
+/// DELETE without an `Origin`.
 fn check_origin(
     headers: &Headers<'_>,
     host_needed: bool,
@@ -196,7 +198,7 @@ fn check_origin(
 const FOREIGN_HOST: HttpError =
     (403, "A foreign Host: use an IP address or localhost, or add the name to control.hosts.");
 
-/// The path and query of the target, whose absolute form names a host too.
+/// Returns path and query of the target, whose absolute form names a host too.
 fn target(target: &str, hosts: &HostPolicy) -> Result<String, HttpError> {
     let path = match target.split_at_checked(7) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => {
@@ -247,8 +249,8 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// Which `Host` headers are answered: IP literals, `localhost` and names below it, the configured control host, this machine's
-/// own name with and without its domain, and `control.hosts`. An empty one names no host at all and is answered too.
+/// Policy on `Host` headers. Allowed are IP literals, `localhost` and names below it, the configured control host, this
+/// machine's own name with and without its domain, and `control.hosts`; an empty one names no host and is allowed too.
 #[derive(Debug, Clone)]
 pub(crate) struct HostPolicy {
     names: HashSet<String>,
@@ -291,7 +293,7 @@ fn is_port(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Names are compared in small letters and without the root's dot.
+/// Returns a name in small letters and without the root's dot, as names are compared.
 fn normal(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }

@@ -2,7 +2,7 @@
 
 use super::backend::reason;
 
-/// A status with an optional JSON body.
+/// Answer: a status with an optional JSON body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Response {
     pub(super) status: u16,

@@ -406,7 +406,7 @@ fn assert_house_empties(api: &Api) {
     }
 }
 
-/// As many callers as may wait, all of them known to the serving thread: one more is refused.
+/// As many callers as may wait, all of them known to the front: one more is refused.
 fn full_house(api: &Api) -> Vec<TcpStream> {
     let mut waiters = (0..CALLERS_MAX / 2).map(|_| api.send(WAIT)).collect::<Vec<_>>();
     let deadline = Instant::now() + WAIT_MAX;

@@ -1,14 +1,8 @@
-//! One caller of the control API: a small state machine from its first byte to its close.
+//! Caller of the control API: a small state machine from its first byte to its close.
 
 mod pausing;
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use crossbeam_channel::Sender;
 use log::{debug, error};
@@ -20,7 +14,7 @@ use rustix::{
 };
 
 use super::{
-    Timeouts,
+    RETRY_INTERVAL, Timeouts,
     command::{Awaited, Command},
     executor::{Caller, Job, Reply},
     listener::Notifier,
@@ -33,8 +27,6 @@ use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState};
 
 /// Most bytes that a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// Rest after a failure for want of descriptors.
-const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 const STOPPING: HttpError = (503, "tcpause is stopping.");
 const STARVED: HttpError = (503, "The control API lacks descriptors or threads: try again.");
@@ -96,8 +88,10 @@ pub(super) struct ControlConn {
     peer: Peer,
     /// The bytes that it has sent.
     request: Incoming,
-    /// The pause that is undone if the caller goes, or does not get what it wants.
+    /// Its pause, which is undone if the caller goes or is refused.
     pause: Option<PendingPause>,
+    /// Permit to wait, until its answer begins.
+    permit: Option<Arc<()>>,
     state: State,
 }
 
@@ -115,25 +109,26 @@ enum State {
     /// The request is arriving.
     Reading,
     /// The request waits until the proxy is idle.
-    Waiting { idle_moments: u64, until: Option<Instant>, _permit: Arc<()> },
+    Waiting { idle_moments: u64, until: Option<Instant> },
     /// The executor has the request. Whether the caller has gone makes no difference.
-    Executing { reply: Reply, waits: Option<(Awaited, Arc<()>)> },
+    Executing { reply: Reply, awaited: Option<Awaited> },
     /// The pause that it has asked for waits until the proxy is idle.
-    Pausing { on_timeout: OnTimeout, is_tied: bool, permit: Arc<()> },
+    Pausing { on_timeout: OnTimeout, is_tied: bool },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
     /// The answer is written; the pause lasts until the caller closes.
-    Attached { _permit: Arc<()> },
+    Attached,
     /// The answer is written; further bytes of the caller are discarded until it closes.
     Lingering { discarded: usize },
 }
 
 /// Next state behind an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     /// The caller closes; a pause that it has asked for stands.
     Linger,
     /// The caller stays, and its pause with it.
-    Attach(Arc<()>),
+    Attach,
 }
 
 /// Reason why a step did not lead on.
@@ -172,11 +167,12 @@ impl ControlConn {
             peer: Peer::Open,
             request: Incoming::default(),
             pause: None,
+            permit: None,
             state: State::Reading,
         }
     }
 
-    /// Remembers what an event says; everything else is found out by trying.
+    /// Remembers an event; everything else is found out by trying.
     pub(super) fn mark(&mut self, event: &Event) {
         self.ready = true;
         if event.is_write_closed() || event.is_error() {
@@ -258,7 +254,7 @@ impl ControlConn {
             State::Executing { .. } => self.take_outcome(),
             State::Pausing { .. } => self.pause(context),
             State::Answering { .. } => self.write(),
-            State::Attached { .. } => self.attend(context),
+            State::Attached => self.attend(context),
             State::Lingering { discarded } => {
                 let count = read(&self.socket, &mut context.scratch)?;
                 if count == 0 || discarded > LINGER_BYTES_MAX {
@@ -290,62 +286,61 @@ impl ControlConn {
         Ok(())
     }
 
-    /// Waits for idle if that is all that the request is about, or hands it to the executor.
+    /// Begins to wait for idle if the request asks for that alone, or hands it to the executor.
     fn begin(&mut self, request: &Request, context: &mut ControlContext) -> Result<(), Halt> {
         let command = Command::parse(request);
         let awaited = command.as_ref().ok().and_then(Command::awaited);
-        let permit = awaited.map(|_| context.try_acquire()).transpose()?;
-        match (awaited, permit) {
-            (Some(Awaited::Idle { timeout }), Some(permit)) => {
-                self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-                let idle_moments = context.handle.pauses().idle_moments();
-                self.state = State::Waiting { idle_moments, until: self.deadline, _permit: permit };
-                Ok(())
-            }
-            (awaited, permit) => self.submit(command, awaited.zip(permit), context),
+        if awaited.is_some() {
+            self.permit = Some(context.try_acquire()?);
         }
+        let Some(Awaited::Idle { timeout }) = awaited else {
+            return self.submit(command, awaited, context);
+        };
+        let idle_moments = context.handle.pauses().idle_moments();
+        self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.state = State::Waiting { idle_moments, until: self.deadline };
+        Ok(())
     }
 
+    /// Hands a request to the executor.
     fn submit(
         &mut self,
         command: Result<Command, Response>,
-        waits: Option<(Awaited, Arc<()>)>,
+        awaited: Option<Awaited>,
         context: &mut ControlContext,
     ) -> Result<(), Halt> {
         context.last_request_id += 1;
         let caller = Caller { name: self.name.clone(), request_id: context.last_request_id };
         let (is_head, reply) = (self.request.is_head(), Reply::default());
         let job = Job { caller, command, is_head, reply: reply.clone() };
-        // Full of jobs that were given up, it is a stuck executor's.
+        // It is full only of jobs that were given up, by a stuck executor.
         context.jobs.try_send(job).map_err(|_| STARVED)?;
-        self.state = State::Executing { reply, waits };
+        self.state = State::Executing { reply, awaited };
         self.deadline = Some(Instant::now() + self.timeouts.outcome);
         Ok(())
     }
 
     /// Takes the outcome of its request, if it is there.
     fn take_outcome(&mut self) -> Result<(), Halt> {
-        let State::Executing { reply, waits } = &mut self.state else { return Ok(()) };
+        let State::Executing { reply, awaited } = &self.state else { return Ok(()) };
         let (answer, pause) = {
             let mut outcome = reply.lock();
             let answer = outcome.answer.take().ok_or(Halt::Blocked)?;
             (answer, outcome.pause.take())
         };
-        match (waits.take(), pause) {
-            (Some((Awaited::Pause { wait, is_tied }, permit)), Some(pause)) => {
-                if let Some(wait) = wait {
-                    self.deadline = Instant::now().checked_add(wait.time);
-                    let on_timeout = wait.on_timeout;
-                    self.state = State::Pausing { on_timeout, is_tied, permit };
-                } else {
-                    let is_idle = pause.wait_state() == WaitState::Idle;
-                    let bytes = pause.success(is_idle).to_endless_bytes();
-                    self.begin_answer(bytes, Then::Attach(permit));
-                }
+        match (*awaited, pause) {
+            (Some(Awaited::Pause { wait: Some(wait), is_tied }), Some(pause)) => {
+                self.deadline = Instant::now().checked_add(wait.time);
+                self.state = State::Pausing { on_timeout: wait.on_timeout, is_tied };
+                self.pause = Some(pause);
+            }
+            (Some(Awaited::Pause { wait: None, .. }), Some(pause)) => {
+                let is_idle = pause.wait_state() == WaitState::Idle;
+                self.begin_answer(pause.success(is_idle).to_endless_bytes(), Then::Attach);
                 self.pause = Some(pause);
             }
             (_, pause) => {
-                // It has not asked for more than it has got, and that stands even if the caller has gone.
+                // The caller has not asked for more, and its pause stands even if it has gone.
                 pause.into_iter().for_each(PendingPause::settle);
                 self.answer(answer);
             }
@@ -353,7 +348,7 @@ impl ControlConn {
         Ok(())
     }
 
-    /// Takes the pause that would be undone, also one that is still at the executor's.
+    /// Takes the pause that it would lose, also from the executor.
     fn take_pause(&mut self) -> Option<PendingPause> {
         match &self.state {
             State::Executing { reply, .. } => reply.lock().pause.take(),
@@ -393,12 +388,11 @@ impl ControlConn {
         }
         match then {
             Then::Linger => {
-                // The caller has got what it wanted.
                 self.pause.take().into_iter().for_each(PendingPause::settle);
                 self.end_answer()
             }
-            Then::Attach(permit) => {
-                self.state = State::Attached { _permit: Arc::clone(permit) };
+            Then::Attach => {
+                self.state = State::Attached;
                 self.deadline = None;
                 Ok(())
             }
@@ -406,6 +400,7 @@ impl ControlConn {
     }
 
     fn answer(&mut self, bytes: Vec<u8>) {
+        self.permit = None;
         self.begin_answer(bytes, Then::Linger);
     }
 
@@ -415,6 +410,7 @@ impl ControlConn {
     }
 
     fn end_answer(&mut self) -> Result<(), Halt> {
+        self.permit = None;
         shutdown(&self.socket, Shutdown::Write)?;
         self.state = State::Lingering { discarded: 0 };
         self.deadline = Some(Instant::now() + self.timeouts.linger);

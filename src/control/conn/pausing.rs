@@ -1,6 +1,6 @@
 //! Callers whose pause waits for idle, or lasts as long as their connection.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -52,7 +52,7 @@ impl ControlConn {
 
     /// Answers if the wait of the pause is over.
     fn conclude(&mut self) -> bool {
-        let State::Pausing { is_tied, ref permit, .. } = self.state else { return false };
+        let State::Pausing { is_tied, .. } = self.state else { return false };
         let Some(pause) = &self.pause else { return false };
         match pause.wait_state() {
             WaitState::Busy => return false,
@@ -62,8 +62,7 @@ impl ControlConn {
                 self.answer(Response::error(status, text).to_bytes(false));
             }
             WaitState::Idle if is_tied => {
-                let (bytes, permit) = (pause.success(true).to_endless_bytes(), Arc::clone(permit));
-                self.begin_answer(bytes, Then::Attach(permit));
+                self.begin_answer(pause.success(true).to_endless_bytes(), Then::Attach);
             }
             WaitState::Idle => self.answer(pause.success(true).to_bytes(false)),
         }

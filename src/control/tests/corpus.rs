@@ -1,4 +1,4 @@
-//! The fuzz target of the control API: what is let through is a whole request, however it comes, and nothing else is.
+//! Fuzz target of the control API: only a whole request is let through, in whatever pieces it comes.
 
 use super::super::{
     body::BODY_BYTES_MAX,
@@ -9,7 +9,7 @@ use super::super::{
 };
 use crate::config::{self, address::Address};
 
-/// Up to this length every beginning of a request is tried, beyond it a few.
+/// Longest request of which every beginning is tried; of longer ones, a few are.
 const WHOLE_BYTES_MAX: usize = 64;
 
 /// Checks one request, or other bytes in place of one, as the front reads it: piece by piece.
@@ -28,11 +28,11 @@ pub(crate) fn control_request(bytes: &[u8]) {
         match (&begun, &all) {
             // Bytes behind a request are ignored.
             (Ok(Progress::Whole(_)), _) => assert_eq!(begun, all, "{split}"),
-            // What is refused stays so.
+            // A refusal is final.
             (Err(_), Err(_)) => {}
             (Ok(Progress::More | Progress::Continue), _) => {
                 let ended = incoming.take(rest, &hosts);
-                // To go on is told once, when the head is whole.
+                // `Continue` is told once, when the head is whole.
                 let was_told = begun == Ok(Progress::Continue) && all == Ok(Progress::Continue);
                 let expected = if was_told { &Ok(Progress::More) } else { &all };
                 assert_eq!(&ended, expected, "{split}");
