@@ -14,8 +14,11 @@ use crate::{
         hold::{Full, HoldDecision},
         semaphore::Permit,
     },
-    connection::reject::policy::RejectPolicy,
-    pause::{Pauses, gate::Mode},
+    connection::{ConnectTicket, reject::policy::RejectPolicy},
+    pause::{
+        Pauses,
+        gate::{Mode, Pass},
+    },
     sys,
     upstream::Upstream,
     worker_pool::WorkerPool,
@@ -100,6 +103,66 @@ impl Shared {
             // Without a pause, the client waits in the queue behind others.
             (None | Some(Mode::Hold), permit) => HoldDecision::Hold(permit),
         }
+    }
+
+    /// Returns the moment from which the first client of a worker, which came at `arrived`, may be started. None while that
+    /// depends on something that wakes the worker: a client that came before it, a resume, or a permit.
+    pub(crate) fn may_start_at(
+        &self,
+        worker: usize,
+        arrived: Instant,
+        now: Instant,
+    ) -> Option<Instant> {
+        let queue = &self.admission.queue;
+        if !queue.is_head(worker, arrived) {
+            return None;
+        }
+        match self.pauses.gate.is_paused() {
+            true if !queue.lets_bypass(arrived) => None,
+            // A client that bypasses a pause is to find out, too.
+            false if self.upstream.outage().is_on() => self.upstream.outage().probe_at(),
+            _ => queue.under_way().is_any_free_or_wish().then(|| queue.next_at().unwrap_or(now)),
+        }
+    }
+
+    /// Starts that client, if it may be now: it goes with the pass and the ticket.
+    pub(crate) fn try_start(
+        &self,
+        worker: usize,
+        arrived: Instant,
+        now: Instant,
+    ) -> Option<(Pass, ConnectTicket)> {
+        self.may_start_at(worker, arrived, now).filter(|&at| at <= now)?;
+        let (queue, gate, outage) =
+            (&self.admission.queue, &self.pauses.gate, self.upstream.outage());
+        let ticket = if outage.is_on() && !gate.is_paused() {
+            ConnectTicket::Probe {
+                _permit: outage.take_probe()?,
+                under_way: queue.pace().take(now),
+            }
+        } else {
+            ConnectTicket::Window(queue.try_acquire(now)?)
+        };
+        let pass = match gate.enter() {
+            Some(pass) => pass,
+            None if queue.take_bypass(arrived) => gate.enter_bypassing(),
+            None => return None,
+        };
+        Some((pass, ticket))
+    }
+
+    /// Starts a client that comes while no other waits. No window bounds it, and it may be the one to probe.
+    pub(crate) fn try_start_alone(&self) -> Option<(Pass, ConnectTicket)> {
+        if self.admission.queue.is_anyone_there() {
+            return None;
+        }
+        let outage = self.upstream.outage();
+        let ticket = if outage.is_on() {
+            ConnectTicket::Probe { _permit: outage.take_probe()?, under_way: None }
+        } else {
+            ConnectTicket::Alone
+        };
+        Some((self.pauses.gate.enter()?, ticket))
     }
 
     /// Returns true if a worker waits for a permit of any kind that has become free.

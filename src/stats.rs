@@ -10,9 +10,9 @@ pub(crate) struct Count(AtomicU64);
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Counters {
-    /// Present number of clients that wait for the resume.
+    /// Present number of clients that wait without a pass: for the resume, for their turn, or for an absent upstream.
     pub(crate) held: Count,
-    /// Present number of connections whose upstream is being dialled.
+    /// Present number of clients whose upstream is being dialled.
     pub(crate) connecting: Count,
     /// Present number of connections that are relayed.
     pub(crate) active: Count,

@@ -1,11 +1,13 @@
-//! The way from a client that is let through to its upstream: every attempt, and what comes of it.
+//! The way from an admitted client to its upstream: one attempt at all addresses, and what comes of it.
+//!
+//! A client that is dialled for has a pass. An attempt that fails gives it back, and the client waits again.
 
 use std::{
     io,
     time::{Duration, Instant},
 };
 
-use super::{Connection, Context, Reason, Session, State, Verdict};
+use super::{Connection, Context, Patience, Reason, Session, State, Verdict};
 use super::{
     deadline::{ADDRESS_TIMEOUT, Deadline},
     endpoint::{Endpoint, Registration},
@@ -18,43 +20,54 @@ use crate::{
     },
     pause::gate::Pass,
     sys::{Dialled, is_shortage},
-    upstream::{RetryPlan, Upstream, addresses::Route},
+    upstream::{RetryPlan, Upstream, addresses::Route, breaker::Cause},
 };
 
-/// The attempts to reach the upstream for one client.
+/// A dial that is under way.
 #[derive(Debug)]
 pub(super) struct Dial {
-    /// The attempt that is under way; none while waiting to try again.
-    pub(super) upstream: Option<Endpoint>,
-    /// What it is dialled by, if others wait along with this client.
-    pub(super) turn: ConnectTicket,
-    /// The way of the attempt through the upstream's addresses.
-    pub(super) route: Route,
-    /// Whether one of them failed for want of something of this host's: then all are tried again soon.
-    pub(super) in_short: bool,
-    /// Why the last attempt has failed.
-    pub(super) error: Option<io::Error>,
-    /// When the client came.
-    pub(super) came: Instant,
-    /// Since when it waits for the upstream.
-    pub(super) since: Instant,
-    /// When the attempt began.
-    pub(super) begun: Instant,
-    pub(super) pass: Pass,
+    // The order of the fields is the order in which they are dropped: the socket, then the pass.
+    pub(super) upstream: Endpoint,
+    pub(super) attempt: Attempt,
 }
 
-/// What a client is dialled for by.
+/// An attempt to reach the upstream for one client, at one address after the other.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    ticket: ConnectTicket,
+    /// The way of the attempt through the upstream's addresses.
+    route: Route,
+    /// Set when an address failed because this host was short of something: all are tried again soon.
+    is_short: bool,
+    /// When the client came.
+    arrived: Instant,
+    /// Since when the client waits for the upstream, over all of its attempts.
+    since: Instant,
+    /// When the attempt began.
+    begun: Instant,
+    pass: Pass,
+}
+
+/// Right to dial, next to the pass.
 #[derive(Debug)]
 pub(crate) enum ConnectTicket {
-    /// Nobody waits but it, or something of this host's was short.
-    Its,
-    /// It is one of a crowd, of those that may be under way at a time.
-    Place(Box<UnderWay>),
-    /// It tries an upstream that is away, for all. If it gets through it is the first of a crowd, and needs a place.
-    Probe { _right: Permit, place: Option<Box<UnderWay>> },
+    /// Of a client that came while nobody waited.
+    Alone,
+    /// One of those that the window lets be under way.
+    Window(Box<UnderWay>),
+    /// The one attempt that tries an upstream that is away. If it gets through it is the first of a crowd, and counts in the
+    /// window.
+    Probe { _permit: Permit, under_way: Option<Box<UnderWay>> },
 }
 
 impl Dial {
+    /// Closes the socket. Returns the attempt, which may go on.
+    fn close(self) -> Attempt {
+        self.attempt
+    }
+}
+
+impl Attempt {
     /// Returns since when the attempt's time counts. A client whose patience ends within the connect timeout has only the
     /// rest of it, as if the attempt had begun earlier.
     fn timed_since(&self, upstream: &Upstream) -> Instant {
@@ -67,323 +80,312 @@ impl Dial {
         let spent = now.saturating_duration_since(self.timed_since(upstream));
         upstream.connect_timeout().saturating_sub(spent)
     }
+
+    /// Returns the deadline of the dial that has just begun.
+    fn await_answer(&mut self, context: &Context<'_>) -> Verdict {
+        let left = self.time_left(context.upstream, context.now);
+        if self.ticket.dialled(context.now) {
+            Verdict::Wait(Deadline::Unanswered)
+        } else if self.route.is_last() || left <= ADDRESS_TIMEOUT {
+            Verdict::WaitSince(Deadline::ConnectingLast, self.timed_since(context.upstream))
+        } else {
+            Verdict::Wait(Deadline::Connecting)
+        }
+    }
+
+    /// Tells all workers that the attempt has failed.
+    fn report_failure(&self, context: &Context<'_>) {
+        let cause = if self.is_short { Cause::Shortage } else { Cause::Away };
+        let was_probe = matches!(self.ticket, ConnectTicket::Probe { .. });
+        context.upstream.outage().failed(cause, was_probe, context.now);
+    }
 }
 
 impl Connection {
-    /// Serves a client that is held, or that is to be rejected and was not touched yet. It came at `came`.
-    pub(crate) fn serve(
+    /// Begins an attempt for a client that has waited since it came at `arrived`, unless it has left.
+    pub(crate) fn release(
         &mut self,
         pass: Pass,
-        turn: ConnectTicket,
-        came: Instant,
+        ticket: ConnectTicket,
+        arrived: Instant,
         context: &mut Context<'_>,
     ) -> Verdict {
         if self.client.socket().has_gone() {
             return Verdict::Close(Reason::Left);
         }
-        self.begin_to_dial(pass, turn, came, context)
+        self.connect(pass, ticket, arrived, context)
     }
 
-    /// Serves a client that was just accepted.
-    pub(crate) fn serve_new(&mut self, pass: Pass, context: &mut Context<'_>) -> Verdict {
-        // As nobody waits, it may be the one to try an upstream that is away.
-        let outage = context.upstream.outage();
-        let right = if outage.is_on() { outage.take_probe() } else { None };
-        let turn = right.map_or(ConnectTicket::Its, |right| ConnectTicket::Probe {
-            _right: right,
-            place: None,
-        });
-        self.begin_to_dial(pass, turn, context.now, context)
-    }
-
-    fn begin_to_dial(
+    /// Begins an attempt for a client that came at `arrived`. It explores only where that leaves enough time for the address
+    /// that was reached last.
+    pub(crate) fn connect(
         &mut self,
         pass: Pass,
-        turn: ConnectTicket,
-        came: Instant,
+        ticket: ConnectTicket,
+        arrived: Instant,
         context: &mut Context<'_>,
     ) -> Verdict {
         let now = context.now;
-        // Whom the operator lets through is to find out too.
-        let is_to_try = matches!(turn, ConnectTicket::Probe { .. }) || pass.is_paused();
-        let waits = context.upstream.outage().is_on() && !is_to_try;
-        self.state = State::Connecting(Dial {
-            upstream: None,
-            turn,
-            route: Route::default(),
-            in_short: false,
-            error: None,
-            came,
-            since: now,
-            begun: now,
-            pass,
-        });
-        if waits { self.wait(context) } else { self.attempt(context) }
-    }
-
-    /// Tries again to reach the upstream. A client that has left meanwhile is dropped; a pause
-    /// means that no connection to the upstream begins any more, and is waited for like by any other.
-    pub(crate) fn redial(&mut self, turn: ConnectTicket, context: &mut Context<'_>) -> Verdict {
-        if let Verdict::Close(reason) = self.look_after_held() {
-            return Verdict::Close(reason);
-        }
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        // Also one that was let through an earlier pause: during this one it would be held already.
-        if dial.pass.is_paused() {
-            return Verdict::Hold(dial.came);
-        }
-        (dial.turn, dial.in_short, dial.begun) = (turn, false, context.now);
-        self.attempt(context)
-    }
-
-    /// Begins an attempt. It explores only where that leaves enough time for the address that was reached last.
-    fn attempt(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        let (arrived, since) = match &self.state {
+            State::Waiting { patience: Some(it), .. } => (it.arrived, it.since),
+            _ => (arrived, now),
+        };
+        let route = Route::default();
+        let mut attempt =
+            Attempt { ticket, route, is_short: false, arrived, since, begun: now, pass };
         let upstream = context.upstream;
-        let has_time = dial.time_left(upstream, context.now) >= 2 * ADDRESS_TIMEOUT;
+        let has_time = attempt.time_left(upstream, now) >= 2 * ADDRESS_TIMEOUT;
         let explores = has_time && context.dialer.may_explore() && !upstream.outage().is_on();
-        dial.route = upstream.read(context.cached).route(explores.then_some(context.now));
-        self.dial(context)
-    }
-
-    /// Waits for the end of an outage; or for the resume, if a pause has come. No event tells of one that has left before.
-    pub(super) fn wait(&mut self, context: &mut Context<'_>) -> Verdict {
-        if let Verdict::Close(reason) = self.look_after_held() {
-            return Verdict::Close(reason);
-        }
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        (dial.upstream, dial.turn) = (None, ConnectTicket::Its);
-        if dial.pass.is_paused() {
-            return Verdict::Hold(dial.came);
-        }
-        // It may have moved.
-        context.upstream.ask();
-        Verdict::WaitSince(Deadline::AwaitingUpstream, dial.since)
+        attempt.route = upstream.read(context.cached).route(explores.then_some(now));
+        self.dial(attempt, context)
     }
 
     /// Dials the address that is next in the attempt.
-    fn dial(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+    fn dial(&mut self, mut attempt: Attempt, context: &mut Context<'_>) -> Verdict {
         let addresses = context.upstream.read(context.cached);
-        let Some(address) = addresses.get(&dial.route) else {
-            return self.attempt_failed(io::Error::other(addresses.lack()), context);
+        let Some(address) = addresses.get(&attempt.route) else {
+            let error = io::Error::other(addresses.lack());
+            return self.attempt_failed(attempt, error, context);
         };
         let Registration { registry, upstream: token, .. } = context.registration;
-        let attempt =
+        let dialled =
             context.dialer.dial(address, context.upstream).and_then(|(socket, dialled)| {
                 socket.register(registry, token)?;
                 Ok((socket, dialled))
             });
-        match attempt {
-            Ok((upstream, Dialled::Connected)) => {
-                dial.upstream = Some(Endpoint::connected(upstream));
-                self.begin_relay(context)
+        match dialled {
+            Ok((socket, Dialled::Connected)) => {
+                self.begin_relay(Dial { upstream: Endpoint::connected(socket), attempt }, context)
             }
-            Ok((upstream, Dialled::InProgress)) => {
-                dial.upstream = Some(Endpoint::connecting(upstream));
-                let left = dial.time_left(context.upstream, context.now);
-                if dial.turn.dialled(context.now) {
-                    Verdict::Wait(Deadline::Unanswered)
-                } else if dial.route.is_last() || left <= ADDRESS_TIMEOUT {
-                    Verdict::WaitSince(Deadline::ConnectingLast, dial.timed_since(context.upstream))
-                } else {
-                    Verdict::Wait(Deadline::Connecting)
-                }
+            Ok((socket, Dialled::InProgress)) => {
+                let verdict = attempt.await_answer(context);
+                let upstream = Endpoint::connecting(socket);
+                self.replace_state(State::Connecting(Dial { upstream, attempt }));
+                verdict
             }
-            Err(error) => self.next_address(error, context),
+            Err(error) => self.next_address(attempt, error, context),
         }
     }
 
-    /// Goes on when the deadline has passed of an address, of the attempt, or of the wait for the next attempt.
+    /// Goes on when the deadline of an address or of the attempt has passed.
     pub(super) fn dial_expired(&mut self, context: &mut Context<'_>) -> Verdict {
-        let syn = self.syn(context.now);
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
+        let State::Connecting(Dial { upstream, attempt }) = &self.state else {
+            return Verdict::Stay;
+        };
+        let now = context.now;
+        let syn = attempt.ticket.syn(upstream, now);
         let timed_out = io::Error::from(io::ErrorKind::TimedOut);
-        let waits = dial.upstream.is_none();
-        let addresses = context.upstream.read(context.cached);
-        let has_time = !dial.time_left(context.upstream, context.now).is_zero();
-        if !waits && !has_time {
-            addresses.ran_out(&dial.route, context.now);
+        let has_time = !attempt.time_left(context.upstream, now).is_zero();
+        if !has_time {
+            context.upstream.read(context.cached).ran_out(&attempt.route, now);
         }
-        if context.now.saturating_duration_since(dial.since) >= context.upstream.patience() {
-            if !waits && !has_time {
-                let was_probe = matches!(dial.turn, ConnectTicket::Probe { .. });
-                context.upstream.outage().failed(was_probe, context.now);
+        if now.saturating_duration_since(attempt.since) >= context.upstream.patience() {
+            if !has_time {
+                attempt.report_failure(context);
             }
-            let error = dial.error.take().filter(|_| waits);
-            return Verdict::Close(Reason::Unreachable(error.unwrap_or(timed_out)));
-        }
-        if waits {
-            return if dial.pass.is_paused() || context.dialer.may_retry(context.now) {
-                self.redial(ConnectTicket::Its, context)
-            } else {
-                Verdict::Wait(Deadline::RetryConnect)
-            };
+            return Verdict::Close(Reason::Unreachable(timed_out));
         }
         match syn {
-            _ if !has_time => self.attempt_failed(timed_out, context),
+            _ if !has_time => self.give_up_attempt(timed_out, context),
             Syn::Young => Verdict::Wait(Deadline::Unanswered),
-            Syn::Lost | Syn::Left if !dial.route.is_last() => self.next_address(timed_out, context),
-            Syn::Lost if !dial.pass.is_paused() => self.lost(context),
+            Syn::Lost | Syn::Left if !attempt.route.is_last() => {
+                self.give_up_address(timed_out, context)
+            }
+            Syn::Lost if !attempt.pass.is_paused() => self.lost(context),
             // The last address has what is left of the time.
             Syn::Lost | Syn::Left => {
-                Verdict::WaitSince(Deadline::ConnectingLast, dial.timed_since(context.upstream))
+                let since = attempt.timed_since(context.upstream);
+                Verdict::WaitSince(Deadline::ConnectingLast, since)
             }
         }
     }
 
-    /// The present address has failed with `error`: on to the next, if there is one.
-    pub(super) fn next_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        dial.upstream = None;
-        dial.in_short |= is_shortage(&error);
-        let is_news = !dial.route.explores();
-        let timed_out = error.kind() == io::ErrorKind::TimedOut;
-        if !context.upstream.read(context.cached).advance(&mut dial.route, timed_out) {
-            return self.attempt_failed(error, context);
-        }
-        let is_void = dial.pass.is_void();
-        if is_news {
-            log_failure(&error, context);
-        }
-        if is_void { self.wait(context) } else { self.dial(context) }
-    }
-
-    /// The attempt has failed, with `error` in the end. It is repeated as long as the client has time: soon if something of
-    /// this host's was short, and otherwise once the upstream is back.
-    pub(super) fn attempt_failed(
+    /// Closes the socket of an attempt that has failed with `error`.
+    pub(super) fn give_up_attempt(
         &mut self,
         error: io::Error,
         context: &mut Context<'_>,
     ) -> Verdict {
-        log_failure(&error, context);
-        let State::Connecting(dial) = &mut self.state else { return Verdict::Stay };
-        dial.upstream = None;
-        dial.error = Some(error);
-        if dial.in_short && !dial.pass.is_paused() {
-            if let ConnectTicket::Place(place) =
-                std::mem::replace(&mut dial.turn, ConnectTicket::Its)
-            {
-                place.lost(context.now);
+        let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        self.attempt_failed(attempt, error, context)
+    }
+
+    /// Closes the socket of an address that has failed with `error`.
+    fn give_up_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
+        let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        self.next_address(attempt, error, context)
+    }
+
+    /// Has one of a crowd whose SYN is lost wait for the window again, before all that came later; or for the upstream, if that
+    /// is away by now.
+    fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
+        let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        if let Some(under_way) = attempt.ticket.under_way() {
+            under_way.lost(context.now);
+        }
+        if context.upstream.outage().is_away() {
+            return self.wait(attempt, io::ErrorKind::TimedOut.into(), context);
+        }
+        Verdict::Hold(attempt.arrived)
+    }
+
+    /// Takes the dial that is under way. The client waits, unless something else comes of it.
+    fn take_dial(&mut self) -> Option<Dial> {
+        match self.replace_state(State::Waiting { permit: None, patience: None }) {
+            State::Connecting(dial) => Some(dial),
+            other => {
+                self.state = other;
+                None
             }
-            context.upstream.ask();
-            context.dialer.was_short();
-            return Verdict::Wait(Deadline::RetryConnect);
-        }
-        if !dial.in_short {
-            let was_probe = matches!(dial.turn, ConnectTicket::Probe { .. });
-            context.upstream.outage().failed(was_probe, context.now);
-        }
-        self.wait(context)
-    }
-
-    /// Looks after the SYN of one of a crowd. Those of others are the kernel's business.
-    pub(super) fn syn(&self, now: Instant) -> Syn {
-        match &self.state {
-            State::Connecting(Dial {
-                upstream: Some(upstream),
-                turn: ConnectTicket::Place(place),
-                ..
-            }) => place.unanswered(upstream.socket(), now),
-            _ => Syn::Left,
         }
     }
 
-    /// Has one of a crowd whose SYN is lost wait for its turn again, before all who came later.
-    pub(super) fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(Dial { turn: ConnectTicket::Place(place), came, .. }) = &self.state
-        else {
-            return Verdict::Stay;
-        };
-        place.lost(context.now);
-        Verdict::Hold(*came)
+    /// Goes on to the next address, if there is one, as the present one has failed with `error`.
+    pub(super) fn next_address(
+        &mut self,
+        mut attempt: Attempt,
+        error: io::Error,
+        context: &mut Context<'_>,
+    ) -> Verdict {
+        attempt.is_short |= is_shortage(&error);
+        let is_news = !attempt.route.explores();
+        let timed_out = error.kind() == io::ErrorKind::TimedOut;
+        if !context.upstream.read(context.cached).advance(&mut attempt.route, timed_out) {
+            return self.attempt_failed(attempt, error, context);
+        }
+        let is_void = attempt.pass.is_void();
+        if is_news {
+            log_failure(&error, context);
+        }
+        if is_void { self.wait(attempt, error, context) } else { self.dial(attempt, context) }
     }
 
-    /// The attempt has come to its end, good or bad.
+    /// Has the client wait for the next attempt, as this one has failed at all addresses, with `error` in the end.
+    pub(super) fn attempt_failed(
+        &mut self,
+        attempt: Attempt,
+        error: io::Error,
+        context: &mut Context<'_>,
+    ) -> Verdict {
+        log_failure(&error, context);
+        if let ConnectTicket::Window(under_way) = &attempt.ticket
+            && attempt.is_short
+        {
+            under_way.lost(context.now);
+        }
+        attempt.report_failure(context);
+        self.wait(attempt, error, context)
+    }
+
+    /// Gives the pass back and waits for the upstream; or for the resume, if a pause has come. No event tells of a client
+    /// that has left before.
+    fn wait(&mut self, attempt: Attempt, error: io::Error, context: &mut Context<'_>) -> Verdict {
+        let Attempt { arrived, since, pass, .. } = attempt;
+        self.replace_state(State::Waiting { permit: None, patience: None });
+        if let Verdict::Close(reason) = self.look_after_waiting() {
+            return Verdict::Close(reason);
+        }
+        if pass.is_paused() {
+            return Verdict::Hold(arrived);
+        }
+        self.await_upstream(Patience { arrived, since, error: Some(error) }, context)
+    }
+
+    /// Has a client wait for an upstream that is away, for as long as its patience lasts.
+    pub(super) fn await_upstream(&mut self, patience: Patience, context: &Context<'_>) -> Verdict {
+        let since = patience.since;
+        self.replace_state(State::Waiting { permit: None, patience: Some(patience) });
+        // It may have moved.
+        context.upstream.ask();
+        Verdict::WaitSince(Deadline::AwaitingUpstream, since)
+    }
+
+    /// Goes on when the dial has come to its end, good or bad.
     pub(super) fn connected(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(Dial { upstream: Some(upstream), .. }) = &self.state else {
-            return Verdict::Stay;
-        };
+        let State::Connecting(Dial { upstream, .. }) = &self.state else { return Verdict::Stay };
         let socket = upstream.socket();
         // A failure is told by the event; asking the kernel again would cost a call for each connection.
         let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
-        match failure {
+        let failure = match failure {
             // Where nobody listens others have failed before. The reset leaves the port free at once for who is to listen.
             None if context.upstream.outage().is_on() && socket.is_self_connected() => {
                 socket.reset_on_close();
-                self.next_address(io::ErrorKind::ConnectionRefused.into(), context)
+                Some(io::ErrorKind::ConnectionRefused.into())
             }
-            None => self.begin_relay(context),
             // It was connected, has spoken and was reset since: what it said goes to the client, and the reset behind it.
-            Some(_) if socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => {
-                self.begin_relay(context)
-            }
-            Some(error) => self.next_address(error, context),
+            Some(_) if socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => None,
+            other => other,
+        };
+        if let Some(error) = failure {
+            return self.give_up_address(error, context);
         }
+        self.take_dial().map_or(Verdict::Stay, |dial| self.begin_relay(dial, context))
     }
 
-    fn begin_relay(&mut self, context: &mut Context<'_>) -> Verdict {
+    fn begin_relay(&mut self, dial: Dial, context: &mut Context<'_>) -> Verdict {
+        let socket = dial.upstream.socket();
         context.dialer.succeeded(context.upstream);
-        if let State::Connecting(Dial { upstream: Some(upstream), turn, .. }) = &self.state
-            && let Some(place) = turn.place()
-        {
-            place.answered(upstream.socket(), context.now);
+        if let Some(under_way) = dial.attempt.ticket.under_way() {
+            under_way.answered(socket, context.now);
         }
-        match std::mem::replace(&mut self.state, State::Held { place: None }) {
-            State::Connecting(Dial { upstream: Some(upstream), turn, route, pass, .. }) => {
-                context.upstream.reached(context.cached, &route, context.now);
-                let place = turn.into_place();
-                let queue = if place.is_some() {
-                    Deadline::AwaitingFirstByte
-                } else {
-                    Deadline::NoKeepaliveYet
-                };
-                self.state = State::Relaying(Session {
-                    relay: Relay::new(upstream),
-                    place,
-                    moved: context.now,
-                    asks: false,
-                    settling: None,
-                    _pass: pass,
-                });
-                Verdict::Enter(queue)
-            }
-            other => {
-                self.state = other;
-                Verdict::Stay
-            }
-        }
+        context.upstream.reached(context.cached, &dial.attempt.route, context.now);
+        let Dial { upstream, attempt: Attempt { ticket, pass, .. } } = dial;
+        let under_way = ticket.into_under_way();
+        let deadline = if under_way.is_some() {
+            Deadline::AwaitingFirstByte
+        } else {
+            Deadline::NoKeepaliveYet
+        };
+        self.replace_state(State::Relaying(Session {
+            relay: Relay::new(upstream),
+            under_way,
+            moved: context.now,
+            asks: false,
+            settling: None,
+            _pass: pass,
+        }));
+        Verdict::Enter(deadline)
     }
 }
 
 impl ConnectTicket {
-    /// Its place, if it has one.
-    fn place(&self) -> Option<&UnderWay> {
+    /// Returns its share of the window, if it has one.
+    fn under_way(&self) -> Option<&UnderWay> {
         match self {
-            Self::Place(place) | Self::Probe { place: Some(place), .. } => Some(place),
-            Self::Its | Self::Probe { place: None, .. } => None,
+            Self::Window(under_way) | Self::Probe { under_way: Some(under_way), .. } => {
+                Some(under_way)
+            }
+            Self::Alone | Self::Probe { under_way: None, .. } => None,
         }
     }
 
-    /// The same, once its attempt has come to a good end.
-    fn into_place(self) -> Option<Box<UnderWay>> {
+    /// Returns the same, once its attempt has come to a good end.
+    fn into_under_way(self) -> Option<Box<UnderWay>> {
         match self {
-            Self::Place(place) => Some(place),
-            Self::Probe { place, .. } => place,
-            Self::Its => None,
+            Self::Window(under_way) => Some(under_way),
+            Self::Probe { under_way, .. } => under_way,
+            Self::Alone => None,
         }
     }
 
-    /// Begins an attempt. Returns true if its SYN may be lost before the kernel repeats it.
+    /// Begins a dial. Returns true if its SYN may be lost before the kernel repeats it.
     fn dialled(&mut self, now: Instant) -> bool {
         match self {
-            Self::Place(place) => place.dialled(now),
-            Self::Its | Self::Probe { .. } => false,
+            Self::Window(under_way) => under_way.dialled(now),
+            Self::Alone | Self::Probe { .. } => false,
+        }
+    }
+
+    /// Looks after the SYN of one of a crowd. All others are the kernel's business.
+    fn syn(&self, upstream: &Endpoint, now: Instant) -> Syn {
+        match self {
+            Self::Window(under_way) => under_way.unanswered(upstream.socket(), now),
+            Self::Alone | Self::Probe { .. } => Syn::Left,
         }
     }
 }
 
-/// Logs what the upstream is to blame for.
+/// Logs a failure that the upstream is to blame for.
 fn log_failure(error: &io::Error, context: &Context<'_>) {
     if !is_shortage(error) {
         context.upstream.log_failure(error, RetryPlan::TriedAgain, context.now);

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use crate::{
-    admission::pace::SYN_TIMEOUT_MIN, sys::KEEPALIVE_INTERVAL, upstream::dialer::REDIAL_INTERVAL,
-};
+use crate::{admission::pace::SYN_TIMEOUT_MIN, sys::KEEPALIVE_INTERVAL};
 
 /// Which queue a connection stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deadline {
-    /// Clients that wait for the resume: until they get what further ones get, if not for ever.
+    /// Clients that wait for the resume or for their turn: during a pause, until they get what further ones get, if not for
+    /// ever.
     Held,
     /// An upstream is being dialled: until the attempt goes on to its next address.
     Connecting,
@@ -17,9 +16,7 @@ pub(crate) enum Deadline {
     ConnectingLast,
     /// The upstream is dialled for one of a crowd: until its SYN may be lost.
     Unanswered,
-    /// A dial that could not even begin: until it is tried again.
-    RetryConnect,
-    /// Clients of an upstream that is away: until they are given up.
+    /// Clients that wait for an upstream that is away: until they are given up. A pause has them held.
     AwaitingUpstream,
     /// One of a crowd is carried, and the upstream has not said anything: until it is taken to be out of the backlog.
     AwaitingFirstByte,
@@ -59,10 +56,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queues whose deadline is not a setting, and its length.
-const DEADLINES: [(Deadline, Duration); 12] = [
+const DEADLINES: [(Deadline, Duration); 11] = [
     (Deadline::Connecting, ADDRESS_TIMEOUT),
     (Deadline::Unanswered, SYN_TIMEOUT_MIN),
-    (Deadline::RetryConnect, REDIAL_INTERVAL),
     (Deadline::AwaitingFirstByte, HEARING_TIMEOUT),
     (Deadline::NoKeepaliveYet, KEEPALIVE_INTERVAL),
     (Deadline::AwaitingAcks, SETTLE_INTERVAL),

@@ -1,17 +1,24 @@
 //! A client's connection: one enum for its state, and every legal transition.
 //!
-//! ```text
-//!            ┌──────┐ resume            ┌────────────┐ connected ┌──────────┐
-//!  accept ──▶│ Held │──────────────────▶│ Connecting │──────────▶│ Relaying │──▶ closed
-//!     │      └──────┘                   └────────────┘           └──────────┘
-//!     ├── the gate is open ──────────────────▲  ▲
-//!     │      ┌───────────┐ resume, and silent   │
-//!     └─────▶│ Rejecting │──────────────────────┘
-//!            └───────────┘──▶ closed
-//! ```
+//! | from | event | to |
+//! |---|---|---|
+//! | | the client is accepted | waiting |
+//! | waiting | it is admitted, and an attempt begins | connecting |
+//! | waiting | it is admitted, and connected at once | relaying |
+//! | waiting | the upstream is away, or it is held as a pause has come | waiting |
+//! | waiting | a pause rejects, or a bound of held clients is reached | rejecting |
+//! | connecting | the next address is dialled | connecting |
+//! | connecting | the upstream is connected | relaying |
+//! | connecting | the attempt has failed, or its SYN is lost | waiting |
+//! | relaying | it is quiet while a pause or a stop waits for it | rejecting |
+//! | rejecting | it is admitted after a resume, and was not touched yet | connecting, relaying |
+//! | rejecting | the same, and the upstream is away | waiting |
+//! | any | it ends | closed |
 //!
-//! A state owns what it may use and nothing else. Only a client that is connecting or relaying has a [`Pass`], so a held
-//! or a rejected one *cannot* be counted as active.
+//! [`State::may_become`] is this table; debug builds check each transition by it, and so does the simulation.
+//!
+//! A state owns what it may use and nothing else. Only a client that is connecting or relaying has a [`Pass`], so one that
+//! waits or is rejected *cannot* be counted as active.
 
 mod connect;
 pub(crate) mod deadline;
@@ -70,8 +77,9 @@ pub(crate) struct Connection {
 /// What is being done for a client.
 #[derive(Debug)]
 enum State {
-    /// It waits for the resume; nothing of it is read. It has a place among those that are held, if there are so many.
-    Held { place: Option<Permit> },
+    /// It waits without a pass: for the resume, for its turn, or for an upstream that is away. Nothing of it is read. It may
+    /// have a permit to be held.
+    Waiting { permit: Option<Permit>, patience: Option<Patience> },
     /// Its upstream is being dialled.
     Connecting(Dial),
     /// Bytes are carried.
@@ -80,12 +88,23 @@ enum State {
     Rejecting(Reject),
 }
 
+/// Patience of a client with an upstream that is away: the facts that outlast each of its attempts.
+#[derive(Debug)]
+struct Patience {
+    /// When the client came.
+    arrived: Instant,
+    /// Since when it waits for the upstream.
+    since: Instant,
+    /// Error of its last attempt, if it has made one.
+    error: Option<io::Error>,
+}
+
 /// A relay and the pass that it is carried with.
 #[derive(Debug)]
 struct Session {
     relay: Relay,
-    /// Its place in a crowd, until something shows that the upstream has taken it out of its backlog.
-    place: Option<Box<UnderWay>>,
+    /// Its share of the window, until something shows that the upstream has taken it out of its backlog.
+    under_way: Option<Box<UnderWay>>,
     /// When a byte last came through, or the other side of an aborted one last took something.
     moved: Instant,
     /// Whether that was one of the client's: then it may wait for an answer.
@@ -116,7 +135,7 @@ pub(crate) enum Verdict {
     Enter(Deadline),
     /// An event, or the deadline of this queue, which began at this moment.
     WaitSince(Deadline, Instant),
-    /// The resume: the proxy is paused, and it has no pass any more. It came at this moment.
+    /// The resume, or its turn: it waits in the order of arrival, and came at this moment.
     Hold(Instant),
     /// Nothing: close it.
     Close(Reason),
@@ -152,6 +171,17 @@ pub(crate) struct QuietLimits {
     pub(crate) any: Option<Duration>,
     /// For one whose upstream has ended its stream.
     pub(crate) ended: Option<Duration>,
+}
+
+impl State {
+    /// Returns true if the table of transitions has the one from this state to `next`.
+    fn may_become(&self, next: &Self) -> bool {
+        match (self, next) {
+            (Self::Waiting { .. }, _) => true,
+            (Self::Connecting(_) | Self::Rejecting(_), next) => !matches!(next, Self::Rejecting(_)),
+            (Self::Relaying(_), next) => matches!(next, Self::Rejecting(_)),
+        }
+    }
 }
 
 impl QuietLimits {
@@ -191,12 +221,12 @@ impl Connection {
         self.client.socket().register(registry, token)
     }
 
-    /// A client that was just accepted; it is held until something else is said.
-    pub(crate) fn new(client: Socket, slot: Permit, place: Option<Permit>) -> Self {
+    /// Returns the connection of a client that was just accepted. It waits, with a permit to be held if it will need one.
+    pub(crate) fn new(client: Socket, slot: Permit, permit: Option<Permit>) -> Self {
         let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
         Self {
             client: Endpoint::connected(client),
-            state: State::Held { place },
+            state: State::Waiting { permit, patience: None },
             peer,
             _slot: slot,
         }
@@ -210,38 +240,69 @@ impl Connection {
     /// Remembers what an event tells of the upstream.
     pub(crate) fn mark_upstream(&mut self, event: &Event) {
         match &mut self.state {
-            State::Connecting(Dial { upstream: Some(upstream), .. }) => upstream.mark(event),
+            State::Connecting(dial) => dial.upstream.mark(event),
             State::Relaying(session) => session.relay.upstream_mut().mark(event),
-            State::Connecting(Dial { upstream: None, .. })
-            | State::Held { .. }
-            | State::Rejecting(_) => {}
+            State::Waiting { .. } | State::Rejecting(_) => {}
         }
     }
 
-    /// Holds a client: it has given its pass back, if it had one.
-    pub(crate) fn hold(&mut self, place: Option<Permit>) {
-        self.state = State::Held { place };
+    /// Replaces the state, and returns the former one.
+    fn replace_state(&mut self, state: State) -> State {
+        debug_assert!(self.state.may_become(&state), "{:?} becomes {state:?}", self.state);
+        std::mem::replace(&mut self.state, state)
     }
 
-    /// Its place among those that are held.
+    /// Holds a client that waits.
+    pub(crate) fn hold(&mut self, permit: Option<Permit>) {
+        self.replace_state(State::Waiting { permit, patience: None });
+    }
+
+    /// Takes the permit to be held.
     pub(crate) fn take_hold_permit(&mut self) -> Option<Permit> {
         match &mut self.state {
-            State::Held { place } => place.take(),
+            State::Waiting { permit, .. } => permit.take(),
             State::Connecting(_) | State::Relaying(_) | State::Rejecting(_) => None,
         }
+    }
+
+    /// Returns the moment at which a client that waits for the upstream came.
+    pub(crate) fn arrived(&self) -> Option<Instant> {
+        match &self.state {
+            State::Waiting { patience: Some(patience), .. } => Some(patience.arrived),
+            _ => None,
+        }
+    }
+
+    /// Has a client that waits for the upstream wait for the resume instead, as a pause has come.
+    pub(crate) fn end_patience(&mut self) -> Verdict {
+        if let Verdict::Close(reason) = self.look_after_waiting() {
+            return Verdict::Close(reason);
+        }
+        match &self.state {
+            State::Waiting { patience: Some(patience), .. } => Verdict::Hold(patience.arrived),
+            _ => Verdict::Stay,
+        }
+    }
+
+    /// Has a client that came at `arrived` and waits for its turn wait for the upstream instead, which is away.
+    pub(crate) fn begin_patience(&mut self, arrived: Instant, context: &Context<'_>) -> Verdict {
+        if self.client.socket().has_gone() {
+            return Verdict::Close(Reason::Left);
+        }
+        self.await_upstream(Patience { arrived, since: context.now, error: None }, context)
     }
 
     /// Rejects a client that was just accepted.
     pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
         let (reject, next) = Reject::new(&mut self.client, context.reject_policy);
-        self.state = State::Rejecting(reject);
+        self.replace_state(State::Rejecting(reject));
         self.rejecting(next, context)
     }
 
     /// Ends our stream to a client that is not served, without a word.
     pub(crate) fn close_gracefully(&mut self, context: &mut Context<'_>) -> Verdict {
         let (reject, next) = Reject::close_gracefully(&mut self.client);
-        self.state = State::Rejecting(reject);
+        self.replace_state(State::Rejecting(reject));
         self.rejecting(next, context)
     }
 
@@ -255,12 +316,8 @@ impl Connection {
     /// Goes as far as the readiness of the sockets allows.
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
-            State::Held { .. } | State::Connecting(Dial { upstream: None, .. }) => {
-                self.look_after_held()
-            }
-            State::Connecting(Dial { upstream: Some(upstream), .. }) if upstream.is_writable() => {
-                self.connected(context)
-            }
+            State::Waiting { .. } => self.look_after_waiting(),
+            State::Connecting(dial) if dial.upstream.is_writable() => self.connected(context),
             State::Connecting(_) if self.client.is_reset() => Verdict::Close(Reason::Left),
             State::Connecting(_) => Verdict::Stay,
             State::Relaying(_) => self.relay(context),
@@ -276,21 +333,26 @@ impl Connection {
     /// The deadline of the queue it stands in has passed.
     pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
-            State::Held { .. } if context.hold.overflow() == Overflow::Close => {
+            State::Waiting { patience: Some(patience), .. } => {
+                let error = patience.error.take();
+                let error = error.unwrap_or_else(|| io::ErrorKind::TimedOut.into());
+                Verdict::Close(Reason::Unreachable(error))
+            }
+            State::Waiting { .. } if context.hold.overflow() == Overflow::Close => {
                 self.close_gracefully(context)
             }
-            State::Held { .. } => self.reject(context),
+            State::Waiting { .. } => self.reject(context),
             State::Connecting(_) => self.dial_expired(context),
             State::Relaying(session) if session.settling.is_none() => {
                 let upstream = session.relay.upstream().socket();
-                let Some(place) = &session.place else {
+                let Some(under_way) = &session.under_way else {
                     upstream.keep_alive();
                     return Verdict::Wait(Deadline::Relaying);
                 };
-                if !place.unheard(upstream, context.now) {
+                if !under_way.unheard(upstream, context.now) {
                     return Verdict::Wait(Deadline::AwaitingFirstByte);
                 }
-                session.place = None;
+                session.under_way = None;
                 Verdict::Wait(Deadline::NoKeepaliveYet)
             }
             State::Relaying(_) => self.relay(context),
@@ -301,7 +363,7 @@ impl Connection {
         }
     }
 
-    /// Whether it has a pass.
+    /// Returns true if it has a pass.
     pub(crate) fn is_served(&self) -> bool {
         matches!(self.state, State::Connecting(_) | State::Relaying(_))
     }
@@ -348,7 +410,7 @@ impl Connection {
         log_close(self.peer.take().as_deref(), &Reason::Quiet, delivered);
         // The client's end comes first, as in any close: whoever is told "idle" finds it sent.
         let (reject, _next) = Reject::close_gracefully(&mut self.client);
-        self.state = State::Rejecting(reject);
+        self.replace_state(State::Rejecting(reject));
         Verdict::Enter(Deadline::Lingering)
     }
 
@@ -356,7 +418,7 @@ impl Connection {
     pub(crate) fn close(self, reason: &Reason) {
         let delivered = match &self.state {
             State::Relaying(session) => session.relay.delivered(),
-            State::Held { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
+            State::Waiting { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
         };
         log_close(self.peer.as_deref(), reason, delivered);
         match reason {
@@ -376,8 +438,8 @@ impl Connection {
         }
     }
 
-    /// A client that waits and has gone is dropped, and not dialled for any more.
-    fn look_after_held(&self) -> Verdict {
+    /// Drops a client that waits and has gone: it is not dialled for any more.
+    fn look_after_waiting(&self) -> Verdict {
         let gone = self.client.is_read_closed() && self.client.socket().has_gone();
         if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
     }
@@ -394,9 +456,9 @@ impl Connection {
         match turn.next {
             relay::Next::Wait => {
                 let is_heard = session.relay.delivered().1 > 0;
-                match session.place.take_if(|_place| is_heard) {
-                    Some(place) => {
-                        place.heard(context.now);
+                match session.under_way.take_if(|_under_way| is_heard) {
+                    Some(under_way) => {
+                        under_way.heard(context.now);
                         Verdict::Wait(Deadline::NoKeepaliveYet)
                     }
                     None => Verdict::Stay,
@@ -407,7 +469,7 @@ impl Connection {
             relay::Next::Reset => Verdict::Close(Reason::Reset),
             relay::Next::Settle(under_way) => {
                 // It is no longer in anyone's backlog, and may stay here for long.
-                session.place = None;
+                session.under_way = None;
                 let before = session.settling.take();
                 if before.is_none_or(|it| it.under_way != under_way) {
                     session.moved = context.now;

@@ -21,7 +21,7 @@ use crate::{
     connection::reject::policy::RejectResponse,
     pause::gate::{Gate, Mode},
     sys::{Listener, SocketAddress},
-    upstream::{dialer::REDIAL_INTERVAL, loop_guard::LoopGuard},
+    upstream::{breaker::Cause, loop_guard::LoopGuard},
 };
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -78,9 +78,14 @@ impl Bench {
     }
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {
-        let pass = self.gate.enter().unwrap();
-        let (place, came) = (self.pace.take(self.now).unwrap(), self.now);
-        self.act(|context| connection.serve(pass, ConnectTicket::Place(place), came, context))
+        let ticket = ConnectTicket::Window(self.pace.take(self.now).unwrap());
+        self.release(connection, ticket)
+    }
+
+    /// Releases a client after a resume; it has come just now, unless it knows better.
+    fn release(&mut self, connection: &mut Connection, ticket: ConnectTicket) -> Verdict {
+        let (pass, arrived) = (self.gate.enter().unwrap(), self.now);
+        self.act(|context| connection.release(pass, ticket, arrived, context))
     }
 
     /// Serves a client whose upstream refuses.
@@ -244,7 +249,7 @@ fn a_held_client_that_ends_behind_its_request_stays_and_is_served() {
         assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
         it.client.is_read_closed()
     });
-    assert!(bench.buffers.pipes.alive.get() == 0 && matches!(connection.state, State::Held { .. }));
+    assert!(bench.buffers.pipes.alive.get() == 0 && matches!(connection.state, State::Waiting { .. }));
 
     bench.serve(&mut connection);
     bench.until_relaying(&mut connection);
@@ -343,13 +348,19 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
     let mut bench = Bench::new(&address);
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
-    let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Wait(Deadline::RetryConnect)), "{verdict:?}");
-    let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Wait(Deadline::RetryConnect)), "{verdict:?}");
+    let since = bench.now;
+    for window in [1, 1] {
+        let verdict = bench.serve(&mut connection);
+        assert!(
+            matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, at) if at == since),
+            "{verdict:?}"
+        );
+        assert_eq!((bench.gate.passes(), bench.pace.window().max()), (0, window));
+        bench.now += Duration::from_millis(10);
+        assert_eq!(bench.upstream.outage().probe_at(), Some(since + Duration::from_millis(10)));
+    }
     listener.accept().unwrap();
-    bench.now += REDIAL_INTERVAL;
-    let verdict = bench.act(|context| connection.expire(context));
+    let verdict = bench.release(&mut connection, ConnectTicket::Alone);
     assert!(matches!(verdict, Verdict::Enter(Deadline::NoKeepaliveYet)), "{verdict:?}");
 }
 

@@ -1,12 +1,13 @@
-//! The outage: what all workers know of an upstream that is away, and who of their clients tries it.
+//! The circuit breaker: the knowledge of all workers about an upstream that is away, or that this host is too short of
+//! something to dial.
 //!
-//! Clients whose dial has failed wait, and may be thousands: a restart takes longer than a dial. As long as the upstream is
-//! away one of them at a time tries it, and whoever gets through opens the way for all.
+//! Clients whose attempt has failed wait, and may be thousands: a restart takes longer than a dial. As long as the upstream is
+//! away one of them at a time tries it, and the first that gets through opens the way for all.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,16 +18,17 @@ use crate::{
     sys,
 };
 
-/// How long after the first failure it is tried again; twice as long after each further one.
+/// Time after the first failure until it is tried again, and after each shortage. It doubles with each further failure.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// The longest time between two tries.
 const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
-/// Whether the upstream is away.
+/// State of the upstream, as far as attempts have told.
 #[derive(Debug)]
 pub(crate) struct CircuitBreaker {
     begin: Instant,
-    is_on: AtomicBool,
+    /// The [`Cause`] of the outage, as a number; 0 without one.
+    cause: AtomicU8,
     /// When it is tried next, in nanoseconds after `begin`.
     due: AtomicU64,
     /// How long after that once more, in nanoseconds.
@@ -35,56 +37,73 @@ pub(crate) struct CircuitBreaker {
     probe: Arc<Semaphore>,
 }
 
+/// Reason for which an attempt has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// This host was short of something that may be free again at any moment, such as a place in a UNIX backlog.
+    Shortage = 1,
+    /// The upstream was not reached at any address.
+    Away = 2,
+}
+
 impl CircuitBreaker {
-    /// None, as far as is known.
+    /// Returns the state of an upstream that is there, as far as is known.
     pub(crate) fn new() -> Self {
         Self {
             begin: sys::now(),
-            is_on: AtomicBool::new(false),
+            cause: AtomicU8::new(0),
             due: AtomicU64::new(0),
             interval: AtomicU64::new(0),
             probe: Arc::new(Semaphore::new(1)),
         }
     }
 
-    /// Whether the last dial to end has failed: then nobody dials but who probes.
+    /// Returns true if the last attempt to end has failed: then only the client that probes dials.
     pub(crate) fn is_on(&self) -> bool {
-        self.is_on.load(Ordering::Acquire)
+        self.cause.load(Ordering::Acquire) > 0
     }
 
-    /// A dial has failed at all addresses: one by which it was probed, or one of those begun before the outage.
-    pub(crate) fn failed(&self, was_probe: bool, now: Instant) {
-        let interval = if !self.is_on() {
-            PROBE_INTERVAL_MIN
-        } else if was_probe {
-            let last = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
-            (2 * last).clamp(PROBE_INTERVAL_MIN, PROBE_INTERVAL_MAX)
-        } else {
-            return;
+    /// Returns true if that is because the upstream is away. Clients that have not tried yet then lose their patience too.
+    pub(crate) fn is_away(&self) -> bool {
+        self.cause.load(Ordering::Acquire) == Cause::Away as u8
+    }
+
+    /// Learns that an attempt has failed: one that has probed, or one of those begun before the outage. Those tell nothing
+    /// new.
+    pub(crate) fn failed(&self, cause: Cause, was_probe: bool, now: Instant) {
+        let interval = match (self.is_on(), was_probe, cause) {
+            (true, false, _) => return,
+            (true, true, Cause::Away) => {
+                let last = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
+                (2 * last).clamp(PROBE_INTERVAL_MIN, PROBE_INTERVAL_MAX)
+            }
+            (true, true, Cause::Shortage) | (false, _, _) => PROBE_INTERVAL_MIN,
         };
         self.interval.store(nanos(interval), Ordering::Relaxed);
         self.due
             .store(nanos(now.saturating_duration_since(self.begin) + interval), Ordering::Relaxed);
-        self.is_on.store(true, Ordering::Release);
+        // A shortage tells nothing new about an upstream that is away.
+        self.cause.fetch_max(cause as u8, Ordering::AcqRel);
     }
 
-    /// A dial has got through. Returns whether that ends an outage: then those who wait are to be told.
+    /// Learns that an attempt has got through. Returns true if that ends an outage: then the clients that wait are to be told.
     pub(crate) fn succeeded(&self) -> bool {
-        self.is_on() && self.is_on.swap(false, Ordering::AcqRel)
+        self.is_on() && self.cause.swap(0, Ordering::AcqRel) > 0
     }
 
-    /// When one of those who wait may try, unless one does; otherwise the end of its try is told like a free slot.
+    /// Returns the time of the next probe; none while a probe is under way, whose end is told like a free permit, and none
+    /// without an outage.
     pub(crate) fn probe_at(&self) -> Option<Instant> {
         let at = || self.begin + Duration::from_nanos(self.due.load(Ordering::Relaxed));
         (self.is_on() && self.probe.is_any_free_or_wish()).then(at)
     }
 
-    /// The right to try it.
+    /// Takes the permit to probe, if it is free.
     pub(crate) fn take_probe(&self) -> Option<Permit> {
         self.probe.take()
     }
 
-    /// Whether somebody waits for the right to try it and it is free, once.
+    /// Returns true once if a worker waits for the permit to probe and it is free.
     pub(crate) fn take_wanted(&self) -> bool {
         self.probe.take_wanted()
     }
@@ -100,23 +119,39 @@ mod tests {
         let begin = outage.begin;
         let at = |millis| begin + Duration::from_millis(millis);
         assert!(!outage.is_on() && outage.probe_at().is_none() && !outage.succeeded());
-        outage.failed(false, at(100));
+        outage.failed(Cause::Away, false, at(100));
         assert!(outage.is_on());
         assert_eq!(outage.probe_at(), Some(at(110)));
-        outage.failed(false, at(105));
+        outage.failed(Cause::Away, false, at(105));
         assert_eq!(outage.probe_at(), Some(at(110)), "one that was under way tells nothing new");
         let mut now = 110;
         for interval in [20, 40, 80, 160, 250, 250] {
             let probe = outage.take_probe();
             assert!(probe.is_some() && outage.probe_at().is_none() && !outage.take_wanted());
-            outage.failed(true, at(now));
+            outage.failed(Cause::Away, true, at(now));
             drop(probe);
             assert!(outage.take_wanted(), "who asked meanwhile is told");
             now += interval;
             assert_eq!(outage.probe_at(), Some(at(now)));
         }
         assert!(outage.succeeded() && !outage.succeeded());
-        outage.failed(false, at(now));
+        outage.failed(Cause::Away, false, at(now));
         assert_eq!(outage.probe_at(), Some(at(now + 10)), "another outage begins anew");
+    }
+
+    #[test]
+    fn where_this_host_is_short_of_something_it_is_tried_every_10_ms() {
+        let outage = CircuitBreaker::new();
+        let begin = outage.begin;
+        let at = |millis| begin + Duration::from_millis(millis);
+        for now in [100, 110, 120] {
+            outage.failed(Cause::Shortage, now > 100, at(now));
+            assert_eq!(outage.probe_at(), Some(at(now + 10)));
+            assert!(outage.is_on() && !outage.is_away());
+        }
+        outage.failed(Cause::Away, true, at(130));
+        assert_eq!(outage.probe_at(), Some(at(150)));
+        outage.failed(Cause::Shortage, true, at(150));
+        assert!(outage.is_away() && outage.succeeded() && !outage.is_away());
     }
 }

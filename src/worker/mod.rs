@@ -1,7 +1,6 @@
 //! A worker: one thread, one poll, its own listeners, connections and pipes.
 //!
-//! A *turn* is `wait → mark → obey → accept → redial → release → drive → welcome → close_quiet → expire →
-//! look_for_vanished`. Marking only
+//! A *turn* is `wait → mark → obey → accept → release → drive → welcome → close_quiet → expire → look_for_vanished`. Marking only
 //! remembers what events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused
 //! while events of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
 
@@ -182,7 +181,6 @@ impl Worker<'_> {
             }
             self.size_accept_buffer();
             self.accept(now);
-            self.redial(now);
             self.release(now);
             self.drive(now);
             self.start_handshakes(now);
@@ -215,11 +213,7 @@ impl Worker<'_> {
     /// Whether there is something to do without an event.
     fn has_work(&self, now: Instant) -> bool {
         let can_accept = self.accepting == Accepting::Ready && !self.queued.is_empty();
-        !self.ready.is_empty()
-            || can_accept
-            || self.can_redial(now)
-            || self.can_release(now)
-            || self.can_start_handshake()
+        !self.ready.is_empty() || can_accept || self.can_release(now) || self.can_start_handshake()
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Duration> {
@@ -233,8 +227,7 @@ impl Worker<'_> {
         });
         let next = deadlines
             .chain(accept_again)
-            .chain(self.probe_at())
-            .chain(self.pace_at(now))
+            .chain(self.may_start_at(now))
             .chain(self.look_for_quiet)
             .chain(self.vanished.next_at())
             .chain(self.resources.shared.shutdown.deadline())
@@ -242,11 +235,14 @@ impl Worker<'_> {
         Some(next.saturating_duration_since(now))
     }
 
-    /// A queue with a deadline, if it matters now: whoever waits for its turn, and no longer for the resume, is not held.
+    /// Returns a kind of deadline and its length, if it matters now: clients that wait for their turn, and no longer for the
+    /// resume, are not held, and nobody loses patience during a pause.
     fn deadline(&self, index: usize) -> Option<(Deadline, Duration)> {
         let deadline = self.deadlines.get(index).copied();
+        let is_paused = self.resources.shared.pauses.gate.is_paused();
         match deadline? {
-            (Deadline::Held, _) if !self.resources.shared.pauses.gate.is_paused() => None,
+            (Deadline::Held, _) if !is_paused => None,
+            (Deadline::AwaitingUpstream, _) if is_paused => None,
             (Deadline::Stalled, at_least) => {
                 Some((Deadline::Stalled, at_least.max(self.stalled_pace())))
             }
@@ -351,12 +347,11 @@ impl Worker<'_> {
             return self.back_off(&error, now);
         }
         self.connections.insert(connection);
-        let shared = &self.resources.shared;
         // Who came earlier goes first.
-        let is_first = self.first().is_none() && !shared.admission.queue.is_anyone_there();
-        let pass = if is_first { shared.pauses.gate.enter() } else { None };
-        self.act(index, now, |connection, context| match pass {
-            Some(pass) => connection.serve_new(pass, context),
+        let is_first = self.first_waiting().is_none();
+        let start = if is_first { self.resources.shared.try_start_alone() } else { None };
+        self.act(index, now, |connection, context| match start {
+            Some((pass, ticket)) => connection.connect(pass, ticket, now, context),
             None => Verdict::Hold(now),
         });
     }
@@ -440,8 +435,8 @@ impl Worker<'_> {
                     return self.queues.enqueue(queue, slot, since);
                 }
                 Verdict::Hold(came) => match shared.hold_decision(connection.take_hold_permit()) {
-                    HoldDecision::Hold(place) => {
-                        connection.hold(place);
+                    HoldDecision::Hold(permit) => {
+                        connection.hold(permit);
                         return self.queues.enqueue(Deadline::Held, slot, came);
                     }
                     HoldDecision::Reject => verdict = connection.reject(&mut context),
@@ -499,14 +494,14 @@ impl Worker<'_> {
         }
     }
 
-    /// Shows in the status what stands in the queues, and to the other workers whom they wait for.
+    /// Shows in the status the lengths of the queues, and to the other workers when the first client that waits came.
     fn publish(&self) {
         let shared = &self.resources.shared;
         let counters = shared.workers.counters(self.resources.index);
         self.queues.publish(counters);
         counters.oldest.set(self.queues.oldest().map_or(0, |at| shared.millis(at) + 1));
-        if let Some(next) = shared.admission.queue.publish_head(self.resources.index, self.first())
-        {
+        let head = self.first_waiting().map(|(_key, arrived)| arrived);
+        if let Some(next) = shared.admission.queue.publish_head(self.resources.index, head) {
             shared.workers.wake(next);
         }
     }

@@ -41,6 +41,12 @@ impl<T> Table<T> {
     }
 
     /// Returns the value of `key`.
+    pub(crate) fn get(&self, key: Key) -> Option<&T> {
+        let (chunk, index) = split(key);
+        self.chunks.get(chunk)?.get(index)
+    }
+
+    /// Returns the value of `key`, to be changed.
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let (chunk, index) = split(key);
         self.chunks.get_mut(chunk)?.get_mut(index)

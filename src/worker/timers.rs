@@ -125,13 +125,11 @@ impl Timers {
     /// Copies the numbers of clients in each state to `counters`.
     pub(crate) fn publish(&self, counters: &Counters) {
         let len = |queues: &[Deadline]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
-        counters.held.set(len(&[Deadline::Held]));
+        counters.held.set(len(&[Deadline::Held, Deadline::AwaitingUpstream]));
         counters.connecting.set(len(&[
             Deadline::Connecting,
             Deadline::ConnectingLast,
             Deadline::Unanswered,
-            Deadline::RetryConnect,
-            Deadline::AwaitingUpstream,
         ]));
         counters.active.set(len(&[
             Deadline::AwaitingFirstByte,

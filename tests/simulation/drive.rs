@@ -66,6 +66,8 @@ pub(crate) struct Course {
     pub(crate) insists: Option<Side>,
     /// Since when it is known that the upstream is away, without a pause.
     pub(crate) away_since: Option<Duration>,
+    /// Whether the worker sleeps in an outage, without a pause: all that wait do so for the upstream.
+    pub(crate) rests_in_outage: bool,
     /// How many were being rejected when the last turn ended.
     pub(crate) rejecting: u64,
     pub(crate) progress: u64,
@@ -114,6 +116,8 @@ impl Schedule {
                 assert!(!link.was_cut_mildly, "what a panic cut off looks whole: {link:#?}");
                 link.was_cut |= !link.is_open && !link.is_waiting();
             }
+            // An attempt that was cut off does not tell the next one where to go on.
+            kernel.probe = None;
             assert_eq!(kernel.open_pipes(), 0, "a pipe is left over");
             assert!(kernel.backlogs.iter().all(|it| it.is_open || it.queue.is_empty()));
         });
@@ -160,7 +164,9 @@ fn pass_time(events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<(
 
 impl Course {
     fn begin_turn(&mut self) {
-        let is_away = self.shared.upstream.outage().is_on() && !self.shared.pauses.gate.is_paused();
+        let is_away =
+            self.shared.upstream.outage().is_away() && !self.shared.pauses.gate.is_paused();
+        self.rests_in_outage = false;
         crate::with(|kernel| {
             kernel.turn_began = kernel.now;
             for link in &mut kernel.links {
@@ -392,6 +398,8 @@ impl Course {
         self.look_at_crowd(sleeps);
         if sleeps {
             self.look_at_those_who_wait(timeout);
+            let is_away = self.shared.upstream.outage().is_away();
+            self.rests_in_outage = is_away && !self.shared.pauses.gate.is_paused();
         }
     }
 }

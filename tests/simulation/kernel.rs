@@ -292,18 +292,27 @@ impl Kernel {
         Ok((self.links.len() - 1, is_unix, dialled))
     }
 
+    fn be_short_of_watches(&mut self) -> Result<(), Errno> {
+        if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
+            self.tally.shortages += 1;
+            return Err(Errno::NOSPC);
+        }
+        Ok(())
+    }
+
     pub(crate) fn register(
         &mut self,
         id: LinkId,
         token: Token,
         interest: Interest,
     ) -> Result<(), Errno> {
-        self.be_short()?;
-        if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
-            self.tally.shortages += 1;
-            return Err(Errno::NOSPC);
-        }
         let side = self.links[id].side;
+        if let Err(errno) = self.be_short().and_then(|()| self.be_short_of_watches()) {
+            if side == Side::Upstream {
+                self.failed = self.now;
+            }
+            return Err(errno);
+        }
         let clash = self.links.iter().any(|other| other.is_open && other.token == Some(token));
         assert!(!clash, "two sockets have the token {token:?}");
         // The tokens of a connection's two sockets differ in the last bit.

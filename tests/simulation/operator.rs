@@ -29,6 +29,8 @@ pub(crate) struct Operator {
     horizon: Duration,
     /// When the pause began, if there is one.
     pub(crate) paused: Option<Duration>,
+    /// How all are treated in it, if it has begun while all that waited did so for an upstream that is away.
+    pub(crate) pause_in_outage: Option<Mode>,
     /// When the last one ended.
     pub(crate) resumed: Duration,
     /// Whether all are to be reset, as of the next turn.
@@ -46,6 +48,7 @@ impl Operator {
             permits: 0,
             horizon: Duration::ZERO,
             paused: None,
+            pause_in_outage: None,
             resumed: Duration::ZERO,
             has_ordered_resets: false,
         }
@@ -114,6 +117,13 @@ impl Course {
             quiet,
         };
         self.away_since = None;
+        if self.rests_in_outage && self.operator.paused.is_none() {
+            self.operator.pause_in_outage = Some(mode);
+        }
+        // As soon as some may have been held, they stay so.
+        if self.operator.pause_in_outage.is_some() && mode == Mode::Hold {
+            self.operator.pause_in_outage = Some(mode);
+        }
         self.shared.pauses.begin(terms, Lifetime::Committed, PROGRAM).expect("there is room");
         self.must_wake();
         crate::with(|kernel| {
@@ -129,6 +139,7 @@ impl Course {
     pub(crate) fn resume(&mut self) {
         self.shared.pauses.lift(None, "the program");
         (self.operator.passes, self.operator.permits, self.operator.paused) = (None, 0, None);
+        self.operator.pause_in_outage = None;
         crate::with(|kernel| {
             self.operator.resumed = kernel.now;
             kernel.links.iter_mut().for_each(|link| link.story.has_place = false);

@@ -151,12 +151,8 @@ impl Course {
                 .iter()
                 .filter(|link| link.token.is_some() && link.side == Side::Upstream);
             let dialled = upstreams.count() as u64 - counters.active.get();
-            let waiting = counters.connecting.get() - dialled;
-            assert!(!is_paused || waiting == 0, "some wait for the upstream during a pause");
-            // Those behind one who finds something of this host's short stay where they are.
-            let may_stop = waiting > 0 && self.rules.may_be_short();
-            let stays = is_paused || !is_away || may_stop;
-            assert!(stays || held == 0, "some wait for their turn in an outage");
+            assert_eq!(counters.connecting.get(), dialled, "an attempt is counted, and none made");
+            assert!(held <= self.held_max(), "some wait for the upstream during a pause");
             let first = kernel.waiting().filter_map(|link| link.story.came).min();
             let may_go = if is_paused {
                 // Those who are to be rejected wait too, but are not held.
@@ -164,7 +160,7 @@ impl Course {
                     && first
                         .is_some_and(|at| shared.admission.queue.lets_bypass(crate::instant(at)))
             } else {
-                !may_stop && (held > 0 || waiting > 0 && !is_away)
+                held > 0 && !is_away
             };
             let window = shared.admission.queue.under_way().max();
             let is_free = kernel.under_way(false) + self.rival.places() < window;
@@ -175,10 +171,10 @@ impl Course {
                 let is_soon = wakes.is_some_and(|at| Some(at) <= shared.admission.queue.next_at());
                 assert!(is_soon, "one waits whose turn it is");
             }
-            let is_tried = self.rival.probes() || dialled > 0 || self.rules.may_be_short();
+            let is_tried = self.rival.probes() || dialled > 0;
             let is_back = |link: &Link| link.is_carried() && link.story.known > kernel.failed;
             assert!(!is_away || !kernel.links.iter().any(is_back), "an outage does not end");
-            if waiting > 0 && is_away && !is_tried && self.is_ahead_of_rival() {
+            if held > 0 && is_away && !is_paused && !is_tried && self.is_ahead_of_rival() {
                 let is_soon = timeout.is_some_and(|timeout| timeout <= PROBE_INTERVAL_MAX);
                 assert!(is_soon, "nobody tries an upstream that is away");
             }
@@ -189,6 +185,17 @@ impl Course {
             self.look_at_backlog(kernel, held);
             self.look_at_patience(kernel);
         });
+    }
+
+    /// How many may be held, if the pause has begun while all that waited did so for the upstream. Each of them then needs a
+    /// permit to be held, or is rejected, like the newcomers.
+    fn held_max(&self) -> u64 {
+        match (self.operator.pause_in_outage, self.rules.overflow, self.rules.hold_max) {
+            (None, _, _) => u64::MAX,
+            (Some(Mode::Reject), _, _) => 0,
+            (Some(Mode::Hold), Overflow::Reject | Overflow::Close, Some(max)) => max as u64,
+            (Some(Mode::Hold), _, _) => u64::MAX,
+        }
     }
 
     /// Without a pause, nobody is rejected anew.
@@ -233,9 +240,7 @@ impl Course {
                 assert!(kernel.turn_began < until, "one is held for too long: {link:#?}");
             }
         }
-        if let Some(since) = self.away_since
-            && !self.rules.may_be_short()
-        {
+        if let Some(since) = self.away_since {
             for link in kernel.links.iter().filter(|link| kernel.is_unserved(link)) {
                 let since = link.story.came.unwrap_or_default().max(since);
                 let until = since + self.rules.patience();
@@ -380,11 +385,13 @@ impl Kernel {
         if !link.resets_on_close || self.may_cut || !self.is_unserved(link) {
             return;
         }
-        let may_wait = rules.changes_sites || rules.is_faulty || rules.dead > 0;
-        let has_pass = link.partner.is_some() || may_wait;
+        let has_pass = link.partner.is_some();
         if self.may_kill && has_pass {
             return;
         }
+        let paused = with_course(|course| course.operator.paused);
+        let is_held = !has_pass && paused.is_some_and(|since| since < self.turn_began);
+        assert!(!is_held, "one that is held is given up: {link:#?}");
         let is_over = link.story.came.is_some_and(|came| came + rules.patience() <= self.now);
         assert!(rules.may_be_unreachable() && is_over, "one is given up too soon: {link:#?}");
         let is_back = self.up_since.is_some_and(|since| since + RETURN_TIME_MAX <= self.now);

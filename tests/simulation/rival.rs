@@ -6,7 +6,8 @@ use crossbeam_channel::bounded;
 use mio::Waker;
 
 use crate::{
-    admission::semaphore::Permit, drive::Course, stats::Counters, sys, worker_pool::WorkerHandle,
+    admission::semaphore::Permit, drive::Course, stats::Counters, sys, upstream::breaker::Cause,
+    worker_pool::WorkerHandle,
 };
 
 /// Which worker it is.
@@ -106,7 +107,8 @@ impl Course {
         if let Some(probe) = self.rival.probe.take() {
             if self.shared.upstream.outage().is_on() {
                 let now = sys::elapsed();
-                self.shared.upstream.outage().failed(true, crate::instant(now));
+                let outage = self.shared.upstream.outage();
+                outage.failed(Cause::Away, true, crate::instant(now));
                 crate::with(|kernel| kernel.failed = now);
             }
             drop(probe);

@@ -90,6 +90,7 @@ impl Schedule {
             idle_turns: 0,
             stage_began: Duration::ZERO,
             away_since: None,
+            rests_in_outage: false,
             was_cut: false,
         });
         if has_crowd {

@@ -25,9 +25,9 @@ fn a_refused_client_is_served_once_the_upstream_is_there() {
     bench.serve_refused(&mut connection);
     let (listener, address) = tcp_listener();
     bench.upstream.publish([address].into());
-    let right = bench.upstream.outage().take_probe().unwrap();
-    let turn = ConnectTicket::Probe { _right: right, place: None };
-    bench.act(|context| connection.redial(turn, context));
+    let permit = bench.upstream.outage().take_probe().unwrap();
+    let ticket = ConnectTicket::Probe { _permit: permit, under_way: None };
+    bench.release(&mut connection, ticket);
     bench.until_relaying(&mut connection);
     assert!(!bench.upstream.outage().is_on() && bench.dialer.take_end_of_outage());
     assert!(bench.upstream.outage().take_probe().is_some(), "the right is given back");
@@ -37,31 +37,19 @@ fn a_refused_client_is_served_once_the_upstream_is_there() {
 #[test]
 fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
     let mut bench = Bench::nowhere();
-    bench.upstream.outage().failed(false, bench.now);
+    bench.upstream.outage().failed(Cause::Away, false, bench.now);
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
-    let verdict = bench.serve(&mut connection);
+    let came = bench.now;
+    bench.now += Duration::from_secs(1);
+    let verdict = bench.act(|context| connection.begin_patience(came, context));
     assert!(
         matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, since) if since == bench.now),
         "{verdict:?}"
     );
-    assert_eq!((bench.dialer.dials(), bench.gate.passes()), (0, 1));
-    assert_eq!(
-        [(); 2].map(|()| bench.pace.take(bench.now).is_some()),
-        [true; 2],
-        "it is not under way"
-    );
-}
-
-#[test]
-fn a_client_that_comes_alone_during_an_outage_tries_at_once() {
-    let mut bench = Bench::nowhere();
-    bench.upstream.outage().failed(false, bench.now);
-    let (_client, accepted) = tcp_pair();
-    let mut connection = bench.connection(accepted);
-    let pass = bench.gate.enter().unwrap();
-    bench.act(|context| connection.serve_new(pass, context));
-    assert_eq!(bench.dialer.dials(), 1);
+    assert_eq!((bench.dialer.dials(), bench.gate.passes()), (0, 0));
+    let verdict = connection.end_patience();
+    assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
 }
 
 #[test]
@@ -73,12 +61,11 @@ fn a_client_that_is_let_through_and_refused_is_held_again() {
     let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
     bench.now += Duration::from_secs(1);
     let mut verdict =
-        bench.act(|context| connection.serve(pass, ConnectTicket::Its, came, context));
+        bench.act(|context| connection.release(pass, ConnectTicket::Alone, came, context));
     if matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
-    connection.hold(None);
     assert_eq!(bench.gate.passes(), 0);
 }
 
@@ -100,11 +87,9 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     bench.serve_refused(&mut connection);
-    bench.gate.pause(Mode::Hold);
-    let verdict = bench.act(|context| connection.redial(ConnectTicket::Its, context));
-    assert!(matches!(verdict, Verdict::Hold(_)), "{verdict:?}");
-    connection.hold(None);
     assert_eq!(bench.gate.passes(), 0, "nobody has to wait for it");
+    let verdict = connection.end_patience();
+    assert!(matches!(verdict, Verdict::Hold(at) if at == bench.now), "{verdict:?}");
 }
 
 /// Nobody tells of it any more once it waits.
@@ -121,7 +106,7 @@ fn a_client_that_has_left_while_it_was_dialled_for_does_not_wait() {
         it.client.is_read_closed()
     });
     let timeout = io::ErrorKind::TimedOut.into();
-    let verdict = bench.act(|context| connection.attempt_failed(timeout, context));
+    let verdict = bench.act(|context| connection.give_up_attempt(timeout, context));
     assert!(matches!(verdict, Verdict::Close(Reason::Left)), "{verdict:?}");
 }
 
@@ -132,14 +117,15 @@ fn one_let_through_an_earlier_pause_is_not_dialled_for_in_another() {
     let mut connection = bench.connection(accepted);
     bench.gate.pause(Mode::Hold);
     let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
-    bench.act(|context| connection.serve(pass, ConnectTicket::Its, came, context));
+    bench.act(|context| connection.release(pass, ConnectTicket::Alone, came, context));
     bench.gate.resume();
     let refused = io::ErrorKind::ConnectionRefused.into();
-    let verdict = bench.act(|context| connection.attempt_failed(refused, context));
+    let verdict = bench.act(|context| connection.give_up_attempt(refused, context));
     assert!(matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, _)), "{verdict:?}");
+    assert_eq!(bench.gate.passes(), 0);
     let dials = bench.dialer.dials();
     bench.gate.pause(Mode::Hold);
-    let verdict = bench.act(|context| connection.redial(ConnectTicket::Its, context));
+    let verdict = connection.end_patience();
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
     assert_eq!(bench.dialer.dials(), dials);
 }
