@@ -153,9 +153,6 @@ impl Shared {
 
     /// Starts a client that comes while no other waits. No window bounds it, and it may be the one to probe.
     pub(crate) fn try_start_alone(&self) -> Option<(Pass, ConnectTicket)> {
-        if self.admission.queue.is_anyone_there() {
-            return None;
-        }
         let outage = self.upstream.outage();
         let ticket = if outage.is_on() {
             ConnectTicket::Probe { _permit: outage.take_probe()?, under_way: None }

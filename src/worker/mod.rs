@@ -348,8 +348,9 @@ impl Worker<'_> {
         }
         self.connections.insert(connection);
         // Who came earlier goes first.
-        let is_first = self.first_waiting().is_none();
-        let start = if is_first { self.resources.shared.try_start_alone() } else { None };
+        let shared = &self.resources.shared;
+        let is_first = self.first_waiting().is_none() && !shared.admission.queue.is_anyone_there();
+        let start = if is_first { shared.try_start_alone() } else { None };
         self.act(index, now, |connection, context| match start {
             Some((pass, ticket)) => connection.connect(pass, ticket, now, context),
             None => Verdict::Hold(now),

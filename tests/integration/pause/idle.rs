@@ -66,13 +66,12 @@ fn the_wait_returns_when_the_last_connection_has_closed() {
 
 #[test]
 fn a_connection_that_is_being_dialled_counts() {
-    let dir = tempfile::tempdir().unwrap();
-    let listener =
-        crate::harness::Listener::bind(&crate::harness::Addr::Unix(dir.path().join("busy.sock")));
+    let anywhere = crate::harness::Addr::Tcp((std::net::Ipv4Addr::LOCALHOST, 0).into());
+    let listener = crate::harness::Listener::bind(&anywhere);
     listener.backlog(0);
     let proxy = Proxy::builder().upstream_at(&listener.addr()).start();
     let clients: Vec<_> = (0..5).map(|_| proxy.connect()).collect();
-    proxy.control().wait_status("some wait for the upstream", |status| status.connecting > 0);
+    proxy.control().wait_status("some are dialled for", |status| status.connecting > 0);
     assert_eq!(proxy.control().get(&format!("{WAIT}?timeout=10ms")).status, 504);
     drop(clients);
     let _upstream = Upstream::on(listener, echo);

@@ -402,7 +402,7 @@ fn those_who_have_waited_for_the_upstream_find_its_pace_too() {
             client
         })
         .collect();
-    proxy.control().wait_status("all wait", |status| status.connecting == u64::from(COUNT));
+    proxy.control().wait_status("all wait", |status| status.held == u64::from(COUNT));
     let listener = vacant.listen();
     listener.backlog(5);
     let _upstream = Counter::on(listener, Manner::Answers);

@@ -357,7 +357,7 @@ fn a_unix_upstream_may_come_later() {
     let addr = crate::harness::Addr::Unix(dir.path().join("later.sock"));
     let proxy = Proxy::builder().upstream_at(&addr).start();
     let mut client = proxy.connect();
-    proxy.control().wait_status("it waits", |status| status.connecting == 1);
+    proxy.control().wait_status("it waits", |status| status.held == 1);
     let _upstream = Upstream::on(Listener::bind(&addr), echo);
     client.assert_echo(b"now it is there");
     assert_eq!(proxy.control().status().failed, 0);
@@ -373,7 +373,7 @@ fn a_full_backlog_of_a_unix_upstream_is_waited_for() {
     let mut clients: Vec<_> = (0..COUNT).map(|_| proxy.connect()).collect();
     proxy
         .control()
-        .wait_status("most of them wait", |status| status.connecting > 20 && status.failed == 0);
+        .wait_status("most of them wait", |status| status.held > 20 && status.failed == 0);
     let upstream = Upstream::on(listener, echo);
     for client in &mut clients {
         client.assert_echo(b"served at last");

@@ -60,7 +60,7 @@ fn waiting(proxy: &Proxy, count: usize) -> Vec<Stream> {
     for client in &mut clients {
         client.send(b"hello");
     }
-    proxy.control().wait_counts(|status| status.connecting, count as u64);
+    proxy.control().wait_counts(|status| status.held, count as u64);
     clients
 }
 
@@ -98,7 +98,7 @@ fn an_upstream_that_stays_away_is_given_up_in_time() {
         let begin = Instant::now();
         let clients: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
         assert_reset_in_time(begin, clients);
-        proxy.control().wait_counts(|status| (status.failed, status.connecting), (20, 0));
+        proxy.control().wait_counts(|status| (status.failed, status.held), (20, 0));
         proxy.wait_for_log("a client is reset");
     }
 }
@@ -194,11 +194,11 @@ fn a_client_that_leaves_while_the_upstream_is_away_is_never_dialled_for() {
     let vacant = Vacant::new(Family::Tcp4);
     let proxy = vacant.proxy().args(["--upstream-connect-timeout", "20s"]).start();
     let mut clients: Vec<_> = (0..30).map(|_| proxy.connect()).collect();
-    proxy.control().wait_counts(|status| status.connecting, 30);
+    proxy.control().wait_counts(|status| status.held, 30);
     for (number, client) in clients.drain(10..).enumerate() {
         if number % 2 == 0 { client.reset() } else { drop(client) }
     }
-    proxy.control().wait_counts(|status| (status.connecting, status.failed), (10, 0));
+    proxy.control().wait_counts(|status| (status.held, status.failed), (10, 0));
     let (upstream, _dir) = vacant.open();
     for client in &mut clients {
         client.assert_echo(b"still here");

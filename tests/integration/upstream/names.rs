@@ -151,7 +151,7 @@ fn a_resolver_that_hangs_from_the_start_does_not_keep_it_from_starting() {
             let _names = NameServer::start(Answer::Silence);
             let mut proxy = proxy();
             let client = proxy.connect();
-            proxy.control().wait_counts(|status| (status.connecting, status.active), (1, 0));
+            proxy.control().wait_counts(|status| (status.held, status.active), (1, 0));
             client.reset();
             proxy.control().wait_idle();
             proxy.terminate();
@@ -172,7 +172,7 @@ fn a_name_that_is_known_only_later_costs_no_client_its_connection() {
                 .args(["--upstream-connect-timeout", "300ms", "--upstream-retry-for", "20s"])
                 .start();
             let clients: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
-            proxy.control().wait_counts(|status| status.connecting, 20);
+            proxy.control().wait_counts(|status| status.held, 20);
             proxy.wait_for_log("its name is not known; trying again");
             server.set(Answer::Addresses(vec![ONE]));
             for mut client in clients {
@@ -193,7 +193,7 @@ fn a_resolver_that_fails_takes_nothing_away() {
         // One that came too early is served as soon as the name is known.
         let mut early = proxy.connect();
         early.send(b"early");
-        proxy.control().wait_counts(|status| status.connecting, 1);
+        proxy.control().wait_counts(|status| status.held, 1);
         names.set(Answer::Addresses(vec![ONE]));
         assert_eq!(early.receive(5), b"early");
         names.set(Answer::Failure);

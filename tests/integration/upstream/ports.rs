@@ -48,7 +48,7 @@ fn crowd(proxy: &Proxy, count: usize) -> Vec<Stream> {
 fn wait_full(proxy: &Proxy) {
     let (served, left) = (PORTS as u64, (CLIENTS - PORTS) as u64);
     proxy.control().wait_counts(
-        |status| (status.active, status.connecting, status.bytes_to_client),
+        |status| (status.active, status.held, status.bytes_to_client),
         (served, left, 5 * served),
     );
 }
@@ -72,7 +72,7 @@ fn clients_wait_for_a_port_and_are_served_as_others_leave() {
             left -= usize::from(leaves);
             !leaves
         });
-        proxy.control().wait_counts(|status| (status.active, status.connecting), (PORTS as u64, 0));
+        proxy.control().wait_counts(|status| (status.active, status.held), (PORTS as u64, 0));
         assert_eq!(proxy.control().status().failed, 0);
         wait_until("the upstream has taken all", || upstream.accepted() == CLIENTS);
         println!(
@@ -92,7 +92,7 @@ fn clients_without_a_port_are_given_up_in_time() {
         let clients = crowd(&proxy, CLIENTS);
         let left = (CLIENTS - PORTS) as u64;
         proxy.control().wait_counts(
-            |status| (status.active, status.connecting, status.failed),
+            |status| (status.active, status.held, status.failed),
             (PORTS as u64, 0, left),
         );
         println!("{FIGURE}{CLIENTS} clients, {PORTS} ports: {left} given up");

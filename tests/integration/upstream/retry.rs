@@ -33,7 +33,7 @@ fn come(proxy: &Proxy, count: u8) -> Vec<Stream> {
         .map(|number| {
             let mut client = proxy.connect();
             client.send(&[number]);
-            proxy.control().wait_counts(|status| status.connecting, u64::from(number) + 1);
+            proxy.control().wait_counts(|status| status.held, u64::from(number) + 1);
             client
         })
         .collect()
@@ -60,12 +60,12 @@ fn an_upstream_that_is_away_for_seconds_under_load_costs_nobody_anything() {
             })
         })
         .collect();
-    proxy.control().wait_counts(|status| status.connecting, THREADS as u64);
+    proxy.control().wait_counts(|status| status.held, THREADS as u64);
     thread::sleep(AWAY);
     assert_eq!(proxy.control().status().active, 0);
     let upstream = Upstream::on(vacant.listen(), echo);
     proxy.control().wait_status("all are served", |status| {
-        status.accepted > 20 * THREADS as u64 && status.connecting < THREADS as u64
+        status.accepted > 20 * THREADS as u64 && status.held < THREADS as u64
     });
     ends.store(true, Ordering::SeqCst);
     let served: usize = load.into_iter().map(|thread| thread.join().unwrap()).sum();
@@ -81,7 +81,7 @@ fn one_client_at_a_time_tries_and_ever_less_often() {
         let vacant = reserve();
         let proxy = proxy(&vacant.addr(), "30s").start();
         let clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();
-        proxy.control().wait_counts(|status| status.connecting, CLIENTS as u64);
+        proxy.control().wait_counts(|status| status.held, CLIENTS as u64);
         // Those that were dialled for before the outage was known do not count.
         let (begin, before) = (Instant::now(), failed_dials());
         thread::sleep(Duration::from_secs(2));
@@ -143,7 +143,7 @@ fn a_client_waits_for_as_long_as_it_says_and_no_longer() {
             "given up after {elapsed:?}"
         );
     }
-    proxy.control().wait_counts(|status| (status.failed, status.connecting), (20, 0));
+    proxy.control().wait_counts(|status| (status.failed, status.held), (20, 0));
 }
 
 #[test]
@@ -175,7 +175,8 @@ fn a_resume_may_come_before_the_server_listens() {
     proxy.control().wait_counts(|status| status.held, 200);
     proxy.control().resume();
     // All wait for the server now, and none stands behind another's timeout.
-    proxy.control().wait_counts(|status| (status.held, status.connecting), (0, 200));
+    proxy.wait_for_log("trying again");
+    proxy.control().wait_counts(|status| (status.held, status.connecting), (200, 0));
     let upstream = Upstream::on(vacant.listen(), echo);
     for mut client in clients {
         client.assert_echo(b"served");
