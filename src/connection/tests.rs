@@ -249,7 +249,9 @@ fn a_held_client_that_ends_behind_its_request_stays_and_is_served() {
         assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
         it.client.is_read_closed()
     });
-    assert!(bench.buffers.pipes.alive.get() == 0 && matches!(connection.state, State::Waiting { .. }));
+    assert!(
+        bench.buffers.pipes.alive.get() == 0 && matches!(connection.state, State::Waiting { .. })
+    );
 
     bench.serve(&mut connection);
     bench.until_relaying(&mut connection);
