@@ -263,7 +263,7 @@ pub struct ProxyConfig {
     pub addr: Address,
     /// Mode of the socket file at `addr`, such as `0o660`; the umask decides when absent.
     pub mode: Option<u32>,
-    /// Rejects new clients while paused, rather than holding them.
+    /// Rejection of new clients while paused; otherwise they are held.
     pub reject_clients: bool,
     /// Response to rejected clients.
     pub reject_with: RejectWith,
