@@ -37,9 +37,9 @@ pub struct Status {
     /// Pauses that hold now.
     #[serde(default)]
     pub leases: Vec<LeaseStatus>,
-    /// Clients that wait for the resume.
+    /// Clients that wait for the resume, for their turn, or for an upstream that is away.
     pub held: u64,
-    /// Connections whose upstream is being dialled.
+    /// Clients whose upstream is being dialled.
     pub connecting: u64,
     /// Connections that are relayed.
     pub active: u64,

@@ -291,15 +291,6 @@ impl Connection {
         self.await_upstream(Patience { arrived, since, error: Some(error) }, context)
     }
 
-    /// Has a client wait for an upstream that is away, for as long as its patience lasts.
-    pub(super) fn await_upstream(&mut self, patience: Patience, context: &Context<'_>) -> Verdict {
-        let since = patience.since;
-        self.replace_state(State::Waiting { permit: None, patience: Some(patience) });
-        // It may have moved.
-        context.upstream.ask();
-        Verdict::WaitSince(Deadline::AwaitingUpstream, since)
-    }
-
     /// Goes on when the dial has come to its end, good or bad.
     pub(super) fn connected(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Connecting(Dial { upstream, .. }) = &self.state else { return Verdict::Stay };

@@ -26,6 +26,7 @@ pub(crate) mod endpoint;
 pub(crate) mod pipe;
 pub(crate) mod reject;
 pub(crate) mod relay;
+mod waiting;
 
 use std::{
     fmt, io,
@@ -54,6 +55,7 @@ use reject::Reject;
 use reject::policy::RejectPolicy;
 use relay::Relay;
 use relay::RelayBuffers;
+use waiting::Patience;
 
 /// Looks in quick succession at what a peer has yet to acknowledge. Most acknowledge within a round trip, and those that stall
 /// are looked at more rarely, at a pace over all of them.
@@ -86,17 +88,6 @@ enum State {
     Relaying(Session),
     /// It gets its refusal.
     Rejecting(Reject),
-}
-
-/// Patience of a client with an upstream that is away: the facts that outlast each of its attempts.
-#[derive(Debug)]
-struct Patience {
-    /// When the client came.
-    arrived: Instant,
-    /// Since when it waits for the upstream.
-    since: Instant,
-    /// Error of its last attempt, if it has made one.
-    error: Option<io::Error>,
 }
 
 /// A relay and the pass that it is carried with.
@@ -252,46 +243,6 @@ impl Connection {
         std::mem::replace(&mut self.state, state)
     }
 
-    /// Holds a client that waits.
-    pub(crate) fn hold(&mut self, permit: Option<Permit>) {
-        self.replace_state(State::Waiting { permit, patience: None });
-    }
-
-    /// Takes the permit to be held.
-    pub(crate) fn take_hold_permit(&mut self) -> Option<Permit> {
-        match &mut self.state {
-            State::Waiting { permit, .. } => permit.take(),
-            State::Connecting(_) | State::Relaying(_) | State::Rejecting(_) => None,
-        }
-    }
-
-    /// Returns the moment at which a client that waits for the upstream came.
-    pub(crate) fn arrived(&self) -> Option<Instant> {
-        match &self.state {
-            State::Waiting { patience: Some(patience), .. } => Some(patience.arrived),
-            _ => None,
-        }
-    }
-
-    /// Has a client that waits for the upstream wait for the resume instead, as a pause has come.
-    pub(crate) fn end_patience(&mut self) -> Verdict {
-        if let Verdict::Close(reason) = self.look_after_waiting() {
-            return Verdict::Close(reason);
-        }
-        match &self.state {
-            State::Waiting { patience: Some(patience), .. } => Verdict::Hold(patience.arrived),
-            _ => Verdict::Stay,
-        }
-    }
-
-    /// Has a client that came at `arrived` and waits for its turn wait for the upstream instead, which is away.
-    pub(crate) fn begin_patience(&mut self, arrived: Instant, context: &Context<'_>) -> Verdict {
-        if self.client.socket().has_gone() {
-            return Verdict::Close(Reason::Left);
-        }
-        self.await_upstream(Patience { arrived, since: context.now, error: None }, context)
-    }
-
     /// Rejects a client that was just accepted.
     pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
         let (reject, next) = Reject::new(&mut self.client, context.reject_policy);
@@ -436,12 +387,6 @@ impl Connection {
         if let State::Relaying(session) = &self.state {
             session.relay.upstream().socket().reset_on_close();
         }
-    }
-
-    /// Drops a client that waits and has gone: it is not dialled for any more.
-    fn look_after_waiting(&self) -> Verdict {
-        let gone = self.client.is_read_closed() && self.client.socket().has_gone();
-        if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
     }
 
     fn relay(&mut self, context: &mut Context<'_>) -> Verdict {

@@ -332,59 +332,6 @@ fn only_a_client_that_is_dialled_for_or_carried_has_a_pass() {
 }
 
 #[test]
-fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("upstream.sock");
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-    let socket = socket.unwrap();
-    bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
-    listen(&socket, 0).unwrap();
-    let listener = UnixListener::from(socket);
-    let address = SocketAddress::Unix(path);
-    let mut waiting = Vec::new();
-    while let Ok((socket, _)) = Socket::dial(&address, None) {
-        waiting.push(socket);
-    }
-    assert!((1..10).contains(&waiting.len()), "the backlog is full");
-
-    let mut bench = Bench::new(&address);
-    let (_client, accepted) = tcp_pair();
-    let mut connection = bench.connection(accepted);
-    let since = bench.now;
-    for window in [1, 1] {
-        let verdict = bench.serve(&mut connection);
-        assert!(
-            matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, at) if at == since),
-            "{verdict:?}"
-        );
-        assert_eq!((bench.gate.passes(), bench.pace.window().max()), (0, window));
-        bench.now += Duration::from_millis(10);
-        assert_eq!(bench.upstream.outage().probe_at(), Some(since + Duration::from_millis(10)));
-    }
-    listener.accept().unwrap();
-    let verdict = bench.release(&mut connection, ConnectTicket::Alone);
-    assert!(matches!(verdict, Verdict::Enter(Deadline::NoKeepaliveYet)), "{verdict:?}");
-}
-
-#[test]
-fn a_name_that_stays_unknown_is_given_up_in_time() {
-    let (client, accepted) = tcp_pair();
-    let mut bench = Bench::nowhere();
-    bench.upstream.publish([].into());
-    let mut connection = bench.connection(accepted);
-    let verdict = bench.serve(&mut connection);
-    assert!(
-        matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, _)),
-        "the name is unknown: {verdict:?}"
-    );
-    bench.now += bench.upstream.connect_timeout();
-    let verdict = bench.act(|context| connection.expire(context));
-    let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
-    bench.close(connection, &reason);
-    assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-}
-
-#[test]
 fn a_client_that_resets_while_its_upstream_is_dialled_has_left() {
     let (silent, _full) = full_tcp_listener();
     let mut bench = Bench::new(&silent);

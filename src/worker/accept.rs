@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Worker;
+use super::{Worker, table::client_token};
 use crate::{
+    connection::{Connection, Verdict},
     pause::gate::Mode,
     shared::Phase,
     sys::{Listener, rcvbuf},
@@ -111,6 +112,25 @@ impl Worker<'_> {
             Err(error) => self.back_off(&error, now),
         }
         true
+    }
+
+    /// Serves, holds or rejects a client.
+    pub(super) fn admit(&mut self, connection: Connection, now: Instant) {
+        let index = self.connections.vacant();
+        if let Err(error) = connection.register(self.resources.poll.registry(), client_token(index))
+        {
+            self.unregistered.push_back(connection);
+            return self.back_off(&error, now);
+        }
+        self.connections.insert(connection);
+        // Who came earlier goes first.
+        let shared = &self.resources.shared;
+        let is_first = self.first_waiting().is_none() && !shared.admission.queue.is_anyone_there();
+        let start = if is_first { shared.try_start_alone() } else { None };
+        self.act(index, now, |connection, context| match start {
+            Some((pass, ticket)) => connection.connect(pass, ticket, now, context),
+            None => Verdict::Hold(now),
+        });
     }
 
     /// The system is short of something, most likely, and no event will tell when it no longer is.

@@ -338,25 +338,6 @@ impl Worker<'_> {
         }
     }
 
-    /// Serves, holds or rejects a client.
-    fn admit(&mut self, connection: Connection, now: Instant) {
-        let index = self.connections.vacant();
-        if let Err(error) = connection.register(self.resources.poll.registry(), client_token(index))
-        {
-            self.unregistered.push_back(connection);
-            return self.back_off(&error, now);
-        }
-        self.connections.insert(connection);
-        // Who came earlier goes first.
-        let shared = &self.resources.shared;
-        let is_first = self.first_waiting().is_none() && !shared.admission.queue.is_anyone_there();
-        let start = if is_first { shared.try_start_alone() } else { None };
-        self.act(index, now, |connection, context| match start {
-            Some((pass, ticket)) => connection.connect(pass, ticket, now, context),
-            None => Verdict::Hold(now),
-        });
-    }
-
     /// Gives each connection that was ready when this began its share.
     fn drive(&mut self, now: Instant) {
         self.handshake_steps = TURN_HANDSHAKE_STEPS_MAX;
