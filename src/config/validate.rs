@@ -123,44 +123,32 @@ fn check_tls(tls: &TlsConfig) -> Result<(), String> {
 
 /// Returns true if two listeners cannot both be bound, as far as that shows without looking up names.
 fn same_listener(left: &Address, right: &Address) -> bool {
-    match (left, right) {
-        (Address::Unix(_), Address::Unix(_)) | (Address::Abstract(_), Address::Abstract(_)) => {
-            left == right
-        }
-        (Address::Tcp { host: left, port }, Address::Tcp { host: right, port: other }) => {
-            let clash = |left: &IpAddr, right: &IpAddr| {
-                left == right
-                    || (left.is_ipv4() == right.is_ipv4()
-                        && (left.is_unspecified() || right.is_unspecified()))
-            };
-            port == other && *port != 0 && overlap(left, right, clash)
-        }
-        _ => false,
-    }
+    meet(left, right, |left, right| {
+        let either = left.is_unspecified() || right.is_unspecified();
+        left == right || left.is_ipv4() == right.is_ipv4() && either
+    })
 }
 
 /// Returns true if dialling `upstream` surely reaches `listener`. The addresses of this host are not known here.
 fn leads_to(upstream: &Address, listener: &Address) -> bool {
-    match (upstream, listener) {
-        (Address::Unix(_), Address::Unix(_)) | (Address::Abstract(_), Address::Abstract(_)) => {
-            upstream == listener
-        }
-        (Address::Tcp { host, port }, Address::Tcp { host: listener, port: other }) => {
-            let reaches = |dialled: &IpAddr, bound: &IpAddr| {
-                let local = dialled.is_loopback() || dialled.is_unspecified();
-                dialled == bound
-                    || (dialled.is_ipv4() == bound.is_ipv4() && local && bound.is_unspecified())
-                    || (dialled.is_unspecified() && bound.is_loopback())
-            };
-            port == other && overlap(host, listener, reaches)
-        }
-        _ => false,
-    }
+    meet(upstream, listener, |dialled, bound| {
+        let is_local = dialled.is_loopback() || dialled.is_unspecified();
+        dialled == bound
+            || dialled.is_ipv4() == bound.is_ipv4() && is_local && bound.is_unspecified()
+            || dialled.is_unspecified() && bound.is_loopback()
+    })
 }
 
-fn overlap(left: &str, right: &str, meets: impl Fn(&IpAddr, &IpAddr) -> bool) -> bool {
-    left.eq_ignore_ascii_case(right)
-        || ips(left).iter().any(|left| ips(right).iter().any(|right| meets(left, right)))
+/// Returns true if two addresses are the same, or have one port and IP addresses that meet. Port 0 is another one each time.
+fn meet(left: &Address, right: &Address, do_meet: impl Fn(&IpAddr, &IpAddr) -> bool) -> bool {
+    match (left, right) {
+        (Address::Tcp { host: left, port }, Address::Tcp { host: right, port: other }) => {
+            let meets = |left| ips(right).iter().any(|right| do_meet(left, right));
+            let is_same = left.eq_ignore_ascii_case(right) || ips(left).iter().any(meets);
+            port == other && *port != 0 && is_same
+        }
+        _ => left == right,
+    }
 }
 
 /// Returns the IP addresses that a host stands for; none for a name that would have to be looked up.

@@ -1,6 +1,6 @@
 //! The limit of open files, shared out among clients, pipes and callers of the control API.
 
-use crate::config;
+use crate::config::ProxyConfig;
 
 /// How many pipes all workers together have by default: half of what an unprivileged user may have of their size. One is
 /// taken only while bytes wait in it; whoever finds none copies.
@@ -26,27 +26,22 @@ pub(super) struct Limits {
 impl Limits {
     /// Shares out `files` descriptors. A client takes two, its own and its upstream's, even while it is held: a resume must be
     /// able to serve it.
-    pub(super) fn new(
-        files: u64,
-        threads: usize,
-        listeners: usize,
-        settings: &config::ProxyConfig,
-    ) -> Self {
+    pub(super) fn new(files: u64, threads: usize, listeners: usize, proxy: &ProxyConfig) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let fixed = FIXED_FILES + WORKER_FILES * threads + listeners;
         // A caller takes one.
         let callers = (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN, CALLERS_MAX);
         // However many workers there are, none goes without where descriptors allow it.
         let share = (files / 16).min(PIPES_MAX.max(threads));
-        let pipes = settings.pipes.map_or(share, |pipes| pipes * threads);
+        let pipes = proxy.pipes.map_or(share, |pipes| pipes * threads);
         let allowed = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
-        let wanted = settings.max_connections.map_or(usize::MAX, usize::from);
+        let wanted = proxy.max_connections.map_or(usize::MAX, usize::from);
         Self { clients: allowed.min(wanted).max(1), pipes, callers }
     }
 
     /// Warns if `proxy.max-connections` is more than `files` descriptors allow.
-    pub(super) fn warn(&self, files: u64, settings: &config::ProxyConfig) {
-        if let Some(max) = settings.max_connections.filter(|max| max.get() > self.clients) {
+    pub(super) fn warn(&self, files: u64, proxy: &ProxyConfig) {
+        if let Some(max) = proxy.max_connections.filter(|max| max.get() > self.clients) {
             let there_are = if self.clients == 1 { "there is" } else { "there are" };
             log::warn!(
                 "proxy.max-connections: {max} are more than {files} open files allow; {there_are} {}: raise the limit of open files",
@@ -85,7 +80,7 @@ mod tests {
                     files,
                     threads,
                     threads + 1,
-                    &config::ProxyConfig { max_connections, ..Default::default() }
+                    &ProxyConfig { max_connections, ..Default::default() }
                 ),
                 Limits { clients, pipes, callers },
                 "{files}"

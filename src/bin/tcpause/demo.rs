@@ -90,7 +90,8 @@ impl Story {
         }
         thread::sleep(STOPPED);
 
-        let (held, before) = (handle.status().held, load.answered());
+        let held = handle.status().held;
+        let before = load.progress.answered.load(Ordering::Relaxed);
         let upstream = Upstream::start(address)?;
         self.tell("upstream", format_args!("started again on {address}; clients held: {held}"));
         handle.resume();
@@ -177,10 +178,6 @@ impl Load {
         };
         let clients = (0..CLIENTS).map(start).collect::<io::Result<_>>()?;
         Ok(Self { progress, clients })
-    }
-
-    fn answered(&self) -> u64 {
-        self.progress.answered.load(Ordering::Relaxed)
     }
 
     /// Ends the clients after their present requests. Returns the number of requests that were answered, and the longest
