@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{
-    executor::Caller,
     query::{Pause, Resume, Wait, parse_none, parse_wait},
     request::Request,
     response::Response,
@@ -13,6 +12,15 @@ use crate::{
     handle::Handle,
     pause::leases::{Full, LEASES_MAX, Lifetime, Terms},
 };
+
+/// Sender of one request.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    /// Its address or process, for the log and the status.
+    pub(super) name: String,
+    /// Number of this request alone, by which its pause is known.
+    pub(super) request_id: u64,
+}
 
 /// Request of the API that is in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use log::error;
 use super::{
     RETRY_INTERVAL,
     backend::Backend,
-    command::{Awaited, Command},
+    command::{Awaited, Caller, Command},
     listener::Notifier,
     pending::PendingPause,
     response::Response,
@@ -22,15 +22,6 @@ use crate::{handle::Handle, log_limit::LogLimit};
 
 /// Time without a request after which the backend rests.
 const REST_AFTER: Duration = Duration::from_secs(60);
-
-/// Sender of one request.
-#[derive(Debug, Clone)]
-pub(super) struct Caller {
-    /// Its address or process, for the log and the status.
-    pub(super) name: String,
-    /// Number of this request alone, by which its pause is known.
-    pub(super) request_id: u64,
-}
 
 /// Request on its way from the front to the executor.
 pub(super) struct Job {

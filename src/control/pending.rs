@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use log::info;
 
-use super::{executor::Caller, response::Response};
+use super::{command::Caller, response::Response};
 use crate::{handle::Handle, pause::WaitState};
 
 /// Longest time that reset connections may take to be gone. A worker closes them in its next turn.

@@ -35,10 +35,10 @@ sources! {
 mod control {
     mod backend;
     mod body;
+    mod command;
     mod query;
     mod request;
     mod response;
-    mod routes;
 
     #[path = "tests"]
     pub(crate) mod tests {

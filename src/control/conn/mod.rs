@@ -15,8 +15,8 @@ use rustix::{
 
 use super::{
     RETRY_INTERVAL, Timeouts,
-    command::{Awaited, Command},
-    executor::{Caller, Job, Reply},
+    command::{Awaited, Caller, Command},
+    executor::{Job, Reply},
     listener::Notifier,
     pending::PendingPause,
     query::OnTimeout,
