@@ -12,7 +12,7 @@ const EXPLORING_DIALS: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct Dialer {
     /// Number of dials that were begun: each has the next source address.
-    dials: usize,
+    pub(crate) dials: usize,
     /// Set when a dial of this worker has ended an outage, until the others are told.
     has_ended_outage: bool,
 }
@@ -31,11 +31,6 @@ impl Dialer {
     /// Returns true if the next dial may first try an address that was dead.
     pub(crate) fn may_explore(&self) -> bool {
         self.dials.is_multiple_of(EXPLORING_DIALS)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn dials(&self) -> usize {
-        self.dials
     }
 
     /// Begins to connect to `address`, from the next of the upstream's source addresses, or from another if that has no

@@ -47,7 +47,7 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
         matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, since) if since == bench.now),
         "{verdict:?}"
     );
-    assert_eq!((bench.dialer.dials(), bench.gate.passes()), (0, 0));
+    assert_eq!((bench.dialer.dials, bench.gate.passes()), (0, 0));
     let verdict = connection.end_patience();
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
 }
@@ -123,11 +123,11 @@ fn one_let_through_an_earlier_pause_is_not_dialled_for_in_another() {
     let verdict = bench.act(|context| connection.give_up_attempt(refused, context));
     assert!(matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, _)), "{verdict:?}");
     assert_eq!(bench.gate.passes(), 0);
-    let dials = bench.dialer.dials();
+    let dials = bench.dialer.dials;
     bench.gate.pause(Mode::Hold);
     let verdict = connection.end_patience();
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
-    assert_eq!(bench.dialer.dials(), dials);
+    assert_eq!(bench.dialer.dials, dials);
 }
 
 #[test]
