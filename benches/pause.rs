@@ -26,12 +26,12 @@ use tcpause::{Address, Config, Server};
 
 const CLIENTS: usize = 1000;
 const MESSAGE_BYTES: usize = 64;
-/// How many threads take and answer connections: none waits for long.
+/// Threads that take and answer connections: none waits for long.
 const SERVER_THREADS: usize = 2;
 
-/// How long all clients may take to become held.
+/// The time within which all clients must be held.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often that is looked at.
+/// The interval between two looks at that.
 const GLANCE: Duration = Duration::from_millis(1);
 
 const WARM_UP_TIME: Duration = Duration::from_millis(500);
@@ -97,7 +97,7 @@ fn gate(criterion: &mut Criterion) {
     }
 }
 
-/// How long the slowest of the threads takes for so many rounds.
+/// Returns the time that the slowest thread takes for so many rounds.
 fn enter_and_leave(gate: &Arc<Gate>, threads: usize, rounds: u64) -> Duration {
     let start = Barrier::new(threads);
     let work = || {

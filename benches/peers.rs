@@ -8,8 +8,8 @@
 //! All programs run in turn in each round (A B A B ...), one worker each, and the figure is the median of the rounds. The load
 //! has one processor and they the other. A single connection has one for all: over two, a round trip costs one thing or
 //! twice as much, by whether the other processor has fallen asleep meanwhile. Peers that are not installed are named and
-//! skipped. At the end come the figures of the page on cost, as one table. The congestion control is the host's: `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it
-//! for a run.
+//! skipped. At the end come the figures of the page on cost, as one table. The congestion control is the host's:
+//! `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it for a run.
 
 #![allow(
     clippy::print_stdout,
@@ -22,6 +22,8 @@ mod peers {
     pub(crate) mod load;
     pub(crate) mod meter;
     pub(crate) mod program;
+    #[path = "../../tests/common/stream.rs"]
+    pub(crate) mod stream;
     pub(crate) mod table;
 }
 
@@ -39,7 +41,7 @@ use peers::{
     table::Table,
 };
 
-/// How often each row is measured.
+/// Measurements of each row.
 const ROUNDS: usize = 3;
 /// For how long about each piece of work is measured.
 const MEASURED_FOR: Duration = Duration::from_secs(1);
@@ -72,12 +74,12 @@ enum Work {
     Idle,
 }
 
-/// What a program took for a row.
+/// The cost of a row for a program.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Figure {
-    /// What the program itself took.
+    /// CPU time of the program itself.
     pub(crate) cost: f64,
-    /// What the whole system took, where that is told.
+    /// CPU time of the whole system, where that is told.
     pub(crate) total: Option<f64>,
     /// The 99th percentile of the round trips' times, in microseconds of the clock.
     tail: Option<f64>,
@@ -268,7 +270,7 @@ impl Work {
 }
 
 impl Figure {
-    /// What was `taken`, in a unit of which a second has so many.
+    /// Returns the time `taken` in a unit of which a second has so many.
     fn new(taken: Taken, units: f64) -> Self {
         let Taken { proxy, total, noise } = taken;
         let cost = proxy.as_secs_f64() * units;
@@ -303,7 +305,7 @@ fn warm_up(
     Ok(fitting.last().unwrap_or(count))
 }
 
-/// How many microseconds for each of `count` a second is.
+/// Returns the microseconds for each of `count` that a second is.
 fn each(count: usize) -> f64 {
     1e6 / count as f64
 }

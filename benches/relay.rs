@@ -4,6 +4,9 @@
 //! little about a network. `make bench` runs all; `cargo bench --bench relay -- bulk-up/64M` runs one group.
 #![expect(clippy::expect_used, reason = "a bench that cannot run shall stop")]
 
+#[path = "../tests/common/stream.rs"]
+mod stream;
+
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
@@ -15,15 +18,16 @@ use std::{
 };
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use stream::Stream;
 use tcpause::{Address, Config, Server};
 use tempfile::TempDir;
 
-/// What is measured: a request of so many bytes and an answer of so many.
+/// A measurement: a request of so many bytes and an answer of so many.
 struct Case {
     group: &'static str,
     request_bytes: usize,
     answer_bytes: usize,
-    /// Whether each request has a connection of its own.
+    /// True if each request has a connection of its own.
     connects: bool,
 }
 
@@ -46,10 +50,13 @@ const MIB: usize = 1024 * KIB;
 
 /// A request begins with its own length and the length of the answer.
 const HEAD_BYTES: usize = 16;
-/// What is written or read at once.
+/// The most that is written or read at once.
 const CHUNK_BYTES: usize = 64 * KIB;
-/// How many connections a server serves at a time: more than one, as the last one may still be ending.
+/// Connections that a server serves at a time: more than one, as the last one may still be ending.
 const SERVER_THREADS: usize = 4;
+
+/// The longest that a read or a write may take; a stalled proxy must not stall the bench.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const WARM_UP_TIME: Duration = Duration::from_millis(300);
 const MEASUREMENT_TIME: Duration = Duration::from_secs(1);
@@ -137,11 +144,11 @@ fn proxy(addr: Address, upstream: Address, pipes: Option<usize>) -> Server {
     Server::start(config).expect("a proxy")
 }
 
-/// Who asks.
+/// A client that sends requests.
 struct Client<'a> {
     address: &'a Address,
     case: &'a Case,
-    stream: Option<Box<dyn Stream>>,
+    stream: Option<Stream>,
     request: Vec<u8>,
     answer: Vec<u8>,
 }
@@ -176,21 +183,14 @@ impl<'a> Client<'a> {
     }
 }
 
-/// A socket of either kind.
-trait Stream: Read + Write {}
-
-impl<T: Read + Write> Stream for T {}
-
-fn connect(address: &Address) -> io::Result<Box<dyn Stream>> {
-    Ok(match address {
-        Address::Unix(path) => Box::new(UnixStream::connect(path)?),
-        Address::Abstract(_) => return Err(io::ErrorKind::Unsupported.into()),
+fn connect(address: &Address) -> io::Result<Stream> {
+    match address {
+        Address::Unix(path) => Stream::unix(UnixStream::connect(path)?, TIMEOUT),
+        Address::Abstract(_) => Err(io::ErrorKind::Unsupported.into()),
         Address::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port))?;
-            stream.set_nodelay(true)?;
-            Box::new(stream)
+            Stream::tcp(TcpStream::connect((host.as_str(), *port))?, TIMEOUT)
         }
-    })
+    }
 }
 
 /// A server on a port of its own, until the process ends.
@@ -200,8 +200,7 @@ fn serve_tcp() -> Address {
         let listener = listener.try_clone().expect("a descriptor");
         serve_each(move || {
             let (stream, _address) = listener.accept()?;
-            stream.set_nodelay(true)?;
-            answer_all(stream)
+            answer_all(Stream::tcp(stream, TIMEOUT)?)
         });
     }
     let address = listener.local_addr().expect("an address");
@@ -212,7 +211,7 @@ fn serve_unix(path: &Path) {
     let listener = UnixListener::bind(path).expect("a listener");
     for _thread in 0..SERVER_THREADS {
         let listener = listener.try_clone().expect("a descriptor");
-        serve_each(move || answer_all(listener.accept()?.0));
+        serve_each(move || answer_all(Stream::unix(listener.accept()?.0, TIMEOUT)?));
     }
 }
 
@@ -227,7 +226,7 @@ fn serve_each(serve_next: impl Fn() -> io::Result<()> + Send + 'static) {
 }
 
 /// Answers one request after the other, each once it has come whole.
-fn answer_all(mut stream: impl Stream) -> io::Result<()> {
+fn answer_all(mut stream: Stream) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let mut received = 0;

@@ -15,6 +15,8 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token, event::Source};
 
+use super::stream::Stream;
+
 /// Echo what follows.
 const ECHO: u8 = b'E';
 /// Read as many mebibytes as the next four bytes say, then answer with one byte: not every peer passes on a half-close.
@@ -26,24 +28,18 @@ const DOWNLOAD: u8 = b'D';
 const TIMEOUT: Duration = Duration::from_secs(60);
 const MIB: usize = 1024 * 1024;
 
-/// Where to connect to.
+/// An address to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// Which way bulk goes.
+/// The direction of bulk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Up,
     Down,
-}
-
-/// A connection of either kind, blocking.
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// A connection of either kind, for an event loop.
@@ -98,10 +94,10 @@ impl RoundTrips {
     pub(crate) fn open(address: &Address, connections: usize, size: usize) -> io::Result<Self> {
         let mut trips = Self { poll: Poll::new()?, clients: Vec::new(), size };
         for index in 0..connections {
-            let mut stream = Stream::connect(address)?;
+            let mut stream = connect(address)?;
             stream.write_all(&[ECHO, 0])?;
             stream.read_exact(&mut [0])?;
-            let stream = stream.into_polled(&trips.poll, index)?;
+            let stream = Polled::from_blocking(stream, &trips.poll, index)?;
             // Nothing to send before its first trip begins.
             trips.clients.push(Client { stream, sent: size, received: 0, began: Instant::now() });
         }
@@ -188,7 +184,7 @@ pub(crate) fn short(address: &Address, count: usize, at_once: usize) -> io::Resu
 /// Opens `count` connections that stay idle; each has been through to the upstream and back once.
 pub(crate) fn idle(address: &Address, count: usize) -> io::Result<Vec<impl Sized>> {
     let open = |_| {
-        let mut stream = Stream::connect(address)?;
+        let mut stream = connect(address)?;
         stream.write_all(&[ECHO, 0])?;
         stream.read_exact(&mut [0])?;
         Ok(stream)
@@ -204,7 +200,7 @@ fn step_back() {
 
 fn upload(address: &Address, mebibytes: u32) -> io::Result<()> {
     step_back();
-    let mut stream = Stream::connect(address)?;
+    let mut stream = connect(address)?;
     let chunk = vec![b'u'; MIB];
     stream.write_all(&[UPLOAD])?;
     stream.write_all(&mebibytes.to_be_bytes())?;
@@ -216,7 +212,7 @@ fn upload(address: &Address, mebibytes: u32) -> io::Result<()> {
 
 fn download(address: &Address, mebibytes: u32) -> io::Result<()> {
     step_back();
-    let mut stream = Stream::connect(address)?;
+    let mut stream = connect(address)?;
     stream.write_all(&[DOWNLOAD])?;
     stream.write_all(&mebibytes.to_be_bytes())?;
     let mut chunk = vec![0; 256 * 1024];
@@ -410,65 +406,31 @@ fn serve_bulk(mut stream: Stream, rest: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-impl Stream {
-    fn connect(address: &Address) -> io::Result<Self> {
-        let stream = match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(address, TIMEOUT)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(TIMEOUT))?;
-                stream.set_write_timeout(Some(TIMEOUT))?;
-                Self::Tcp(stream)
-            }
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(TIMEOUT))?;
-                stream.set_write_timeout(Some(TIMEOUT))?;
-                Self::Unix(stream)
-            }
-        };
-        Ok(stream)
+fn connect(address: &Address) -> io::Result<Stream> {
+    match address {
+        Address::Tcp(address) => {
+            Stream::tcp(TcpStream::connect_timeout(address, TIMEOUT)?, TIMEOUT)
+        }
+        Address::Unix(path) => Stream::unix(UnixStream::connect(path)?, TIMEOUT),
     }
+}
 
-    fn into_polled(self, poll: &Poll, index: usize) -> io::Result<Polled> {
-        let mut polled = match self {
-            Self::Tcp(stream) => {
+impl Polled {
+    fn from_blocking(stream: Stream, poll: &Poll, index: usize) -> io::Result<Self> {
+        let mut polled = match stream {
+            Stream::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
-                Polled::Tcp(mio::net::TcpStream::from_std(stream))
+                Self::Tcp(mio::net::TcpStream::from_std(stream))
             }
-            Self::Unix(stream) => {
+            Stream::Unix(stream) => {
                 stream.set_nonblocking(true)?;
-                Polled::Unix(mio::net::UnixStream::from_std(stream))
+                Self::Unix(mio::net::UnixStream::from_std(stream))
             }
         };
         polled.register(poll, index)?;
         Ok(polled)
     }
-}
 
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Polled {
     fn connect(address: &Address, poll: &Poll, index: usize) -> io::Result<Self> {
         let mut stream = match address {
             Address::Tcp(address) => Self::Tcp(mio::net::TcpStream::connect(*address)?),

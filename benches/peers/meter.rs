@@ -1,4 +1,4 @@
-//! What a piece of work costs: the CPU time of the program under test, and that of the whole system.
+//! The cost of a piece of work: the CPU time of the program under test, and that of the whole system.
 //!
 //! The whole system's is the time for which no processor was idle, less what other processes ran meanwhile. So it holds what
 //! is done elsewhere for the program: by clients and server, by kernel threads, and by interrupts on a processor that runs
@@ -16,7 +16,7 @@ use std::{
 
 use super::program::{self, Process, Running};
 
-/// What a piece of work has taken.
+/// The cost of a piece of work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Taken {
     /// CPU time of the program under test.
@@ -56,7 +56,7 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// How many processors there are, whichever of them this process may use.
+/// Returns the number of processors, whichever of them this process may use.
 fn processors() -> u32 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let is_one = |line: &&str| {
@@ -79,8 +79,8 @@ fn unused() -> Duration {
     Duration::from_secs_f64(idle) + program::TICK * ticks
 }
 
-/// How long all processes have run that have nothing to do with the work: neither of the program, nor this one, nor a thread
-/// of the kernel. Those that end meanwhile are counted with who has waited for them.
+/// Returns the CPU time of all processes that have nothing to do with the work: neither of the program, nor this one, nor a
+/// thread of the kernel. Those that end meanwhile are counted with who has waited for them.
 fn others(running: &Running) -> Duration {
     const KERNEL_THREADS: u32 = 2;
     let ours: HashSet<u32> = running.processes().iter().map(|process| process.pid).collect();

@@ -10,7 +10,7 @@ use std::{
 
 use super::load::{self, Address};
 
-/// How long a program may take to start.
+/// The longest that a program may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(3);
 /// The unit of the times in `/proc/PID/stat` (`USER_HZ`, a hundredth of a second on every Linux port in use).
 pub(crate) const TICK: Duration = Duration::from_millis(10);
@@ -18,7 +18,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(10);
 /// Names the binary of another build of tcpause to measure beside this one.
 const BASELINE: &str = "TCPAUSE_BASELINE";
 
-/// What can stand between a client and an upstream.
+/// A program between a client and an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
     Direct,
@@ -51,7 +51,7 @@ impl fmt::Display for Kind {
 /// A program that runs; dropping it ends it.
 pub(crate) struct Running {
     child: Option<Child>,
-    /// Where clients connect to.
+    /// Returns the address that clients connect to.
     pub(crate) front: Address,
 }
 
@@ -328,9 +328,9 @@ fn nanoseconds(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(thread).sum()
 }
 
-/// Where programs run. Where the scheduler puts them otherwise decides more about the cost of a wake-up than they do.
+/// The processor that programs run on. The choice of the scheduler would decide more about the cost of a wake-up than they do.
 pub(crate) const PROGRAMS: &str = "1";
-/// Where the load runs, unless it is to share a processor with the program.
+/// The processor that the load runs on, unless it is to share one with the program.
 pub(crate) const LOAD: &str = "0";
 
 /// Moves this process and its threads to a processor.
@@ -352,7 +352,7 @@ fn pinned(command: &Command) -> Command {
 
 const NGINX_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// Where an executable is.
+/// Returns the path of an executable.
 fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/sbin", "/lib/systemd", "/usr/lib/systemd"].map(PathBuf::from);

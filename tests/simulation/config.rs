@@ -1,4 +1,4 @@
-//! What the sources read of the configuration. The real one needs files, and nothing of it is under test here.
+//! The part of the configuration that the sources read. The real one needs files, and nothing of it is under test here.
 
 #[path = "../../src/config/address.rs"]
 pub(crate) mod address;

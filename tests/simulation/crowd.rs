@@ -1,4 +1,4 @@
-//! What must hold for the pace of a crowd: a SYN that is lost is noticed, and no other is taken for it; a loss halves the
+//! The rules for the pace of a crowd: a SYN that is lost is noticed, and no other is taken for it; a loss halves the
 //! window, and each that gets through widens it.
 
 use std::time::Duration;
@@ -10,47 +10,47 @@ use crate::{
     patience::Rules,
 };
 
-/// How many may be under way at first.
+/// Clients that may be under way at first.
 const WINDOW_INITIAL: usize = 4;
 /// For how long the window stays as it is without news, at least.
 const IDLE_MIN: Duration = Duration::from_millis(500);
-/// How long a SYN may be without an answer at least, and how often that is looked at.
+/// The least time for which a SYN may be without an answer, and the interval between two looks at that.
 const SYN_TIMEOUT_MIN: Duration = Duration::from_millis(20);
 /// From which time on it is the kernel's business.
 const SYN_TIMEOUT_MAX: Duration = Duration::from_millis(300);
-/// How many round trips an answer may take.
+/// Round trips that an answer may take.
 const ROUND_TRIPS_MAX: u32 = 4;
 
-/// What the worker can know of the upstream.
+/// The worker's knowledge of the upstream.
 #[derive(Debug, Default)]
 pub(crate) struct Crowd {
-    /// How long a SYN may be without an answer, if that is sure.
+    /// The time for which a SYN may be without an answer, if that is sure.
     syn_timeout: Option<Duration>,
-    /// When the turn began in which that was learnt.
+    /// The beginning of the turn in which that was learnt.
     asked: Duration,
-    /// How wide the window was when the turn began.
+    /// The width of the window when the turn began.
     window: usize,
-    /// When the turn began in which it was last halved.
+    /// The beginning of the turn in which it was last halved.
     halved: Duration,
-    /// How wide it is at least, unless something was lost.
+    /// The least width that it has, unless something was lost.
     window_min: usize,
     was_lost: bool,
-    /// How many were under way at most.
+    /// The most clients that were under way.
     used: usize,
-    /// When one has got through.
+    /// The time at which one has got through.
     told: Duration,
-    /// Whether a dial has had its time in this turn, and its client, too.
+    /// True if a dial has had its time in this turn, and its client, too.
     timed_out: bool,
     /// Those that were lost in this turn: when they were dialled, and whether they are of a crowd for sure.
     lost: Vec<(Duration, bool)>,
 }
 
-/// What is known of one of a crowd.
+/// The worker's knowledge of one client of a crowd.
 #[derive(Debug, Default)]
 pub(crate) struct Way {
-    /// How long its SYN may be without an answer, if that is sure.
+    /// The time for which its SYN may be without an answer, if that is sure.
     patience: Option<Duration>,
-    /// Whether its dial is, and is known to be.
+    /// True if its dial is, and is known to be.
     is_over: bool,
     is_through: bool,
 }
@@ -80,14 +80,14 @@ impl Course {
 }
 
 impl Rules {
-    /// Whether a dial that takes time shows what the only address is like, and nothing else.
+    /// Returns whether a dial that takes time shows what the only address is like, and nothing else.
     pub(crate) fn is_simple(&self) -> bool {
         self.sites == 1 && !self.may_be_short()
     }
 }
 
 impl Link {
-    /// Whether its dial has come to an end in this turn.
+    /// Returns whether its dial has come to an end in this turn.
     fn has_just_been_dialled(&self) -> bool {
         self.side == Side::Upstream && (self.is_known || !self.is_open) && !self.story.way.is_over
     }
@@ -158,7 +158,7 @@ impl Kernel {
         self.crowd.timed_out |= self.turn_began >= dialled + self.rules.connect_timeout;
     }
 
-    /// What was lost in this turn, or found room late, has halved the window; whoever stays is not lost.
+    /// Asserts that a loss in this turn, or late room, has halved the window; clients that stay are not lost.
     fn look_at_losses(&mut self, window: usize) {
         let turn_began = self.turn_began;
         let is_sure = self.rules.is_simple() && !self.was_paused;

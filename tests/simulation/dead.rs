@@ -8,7 +8,7 @@ use crate::{
     link::Side,
 };
 
-/// How long an address before the one that was reached is left alone.
+/// The time for which an address before the one that was reached is left alone.
 const EXPLORE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The last dial of those that try an upstream that is away.

@@ -19,16 +19,22 @@ use crate::{
     sys::{Dialled, Read, Socket, SocketAddress, tcp_info::TcpInfo},
 };
 
-/// What a shortage answers.
+pub(crate) use crate::{
+    link::Mask,
+    tally::Tally,
+    weather::{Site, Weather},
+};
+
+/// The errors of a shortage.
 const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
 
 /// After how long a SYN without an answer is repeated.
 pub(crate) const SYN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a call takes.
+/// The duration of a call.
 const CALL_TIME: Duration = Duration::from_micros(2);
 
-/// What a connection may move before others have their turn; what a last call moves beyond it hardly counts.
+/// The bytes that a connection may move before others have their turn; the excess of a last call hardly counts.
 const SHARE: usize = 64 * 1024;
 /// One turn may come to a connection in three ways: it is released, driven, and its deadline expires. One more for last calls.
 const TURN_BYTES_MAX: usize = 4 * SHARE;
@@ -36,31 +42,13 @@ const TURN_BYTES_MAX: usize = 4 * SHARE;
 pub(crate) type LinkId = usize;
 pub(crate) type PipeId = usize;
 
-/// The bits of `epoll_wait`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "the kernel's bits")]
-pub(crate) struct Mask {
-    /// `EPOLLIN`
-    pub(crate) input: bool,
-    /// `EPOLLOUT`
-    pub(crate) output: bool,
-    /// `EPOLLRDHUP`
-    pub(crate) input_ended: bool,
-    /// `EPOLLHUP`
-    pub(crate) hung_up: bool,
-    /// `EPOLLERR`
-    pub(crate) error: bool,
-    /// `EPOLLPRI`
-    pub(crate) urgent: bool,
-}
-
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Kernel {
     pub(crate) random: Random,
     /// The time since the schedule began.
     pub(crate) now: Duration,
-    /// When the worker's turn began.
+    /// The beginning of the worker's turn.
     pub(crate) turn_began: Duration,
     pub(crate) links: Vec<Link>,
     /// One for each listener of the worker.
@@ -71,30 +59,30 @@ pub(crate) struct Kernel {
     pub(crate) is_woken: bool,
     pub(crate) is_rival_woken: bool,
     pub(crate) weather: Weather,
-    /// How the upstream's addresses answer.
+    /// The answers of the upstream's addresses.
     pub(crate) sites: Vec<Site>,
     pub(crate) probe: Option<Probe>,
-    /// When an address that answers was last given up before it did.
+    /// The last time that an address which answers was given up before it did.
     pub(crate) missed: Duration,
-    /// When a dial has last failed.
+    /// The last time that a dial failed.
     pub(crate) failed: Duration,
     /// Since when all of them are there.
     pub(crate) up_since: Option<Duration>,
     pub(crate) rules: Rules,
     pub(crate) crowd: Crowd,
-    /// Whether the worker may close everything, as the proxy stops.
+    /// True if the worker may close everything, as the proxy stops.
     pub(crate) may_cut: bool,
-    /// Whether there was a pause since the turn began.
+    /// True if there was a pause since the turn began.
     pub(crate) was_paused: bool,
-    /// Whether it may reset whoever is served.
+    /// True if it may reset whoever is served.
     pub(crate) may_kill: bool,
     /// For how long a connection is silent that it may close.
     pub(crate) may_drain: Option<Duration>,
-    /// Whether the proxy stops, and may do so with half-closed ones.
+    /// True if the proxy stops, and may do so with half-closed ones.
     pub(crate) is_stopping: bool,
-    /// When the next of those who have waited may be dialled for.
+    /// The earliest dial for the next client that has waited.
     pub(crate) next_by_rate: Duration,
-    /// What happened; without any of it, a turn was in vain.
+    /// The number of events; a turn without any was in vain.
     pub(crate) progress: u64,
     pub(crate) tally: Tally,
 }
@@ -111,60 +99,8 @@ pub(crate) struct Backlog {
     pub(crate) takes_more: bool,
 }
 
-/// How much goes wrong.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Weather {
-    /// One call in so many finds the system short of something; 0 is none.
-    pub(crate) shortage: usize,
-    /// One call in so many panics; 0 is none.
-    pub(crate) panic: usize,
-    /// Whether sockets can be spliced.
-    pub(crate) splices: bool,
-    /// Whether something happens between two calls.
-    pub(crate) interleaves: bool,
-    /// Whether it tells how much of what was sent is not acknowledged.
-    pub(crate) tells_memory: bool,
-}
-
-/// How an address of the upstream answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Site {
-    Up,
-    Refusing,
-    /// No answer comes.
-    Silent,
-    /// Its backlog is full: UNIX tells at once, TCP takes its time.
-    Full,
-}
-
-/// What a schedule has seen.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Tally {
-    pub clients: u64,
-    pub carried: u64,
-    pub bytes: u64,
-    pub spliced: u64,
-    pub resets: u64,
-    pub shortages: u64,
-    pub panics: u64,
-    pub turns: u64,
-}
-
-impl std::ops::AddAssign for Tally {
-    fn add_assign(&mut self, more: Self) {
-        self.clients += more.clients;
-        self.carried += more.carried;
-        self.bytes += more.bytes;
-        self.spliced += more.spliced;
-        self.resets += more.resets;
-        self.shortages += more.shortages;
-        self.panics += more.panics;
-        self.turns += more.turns;
-    }
-}
-
 impl Kernel {
-    /// What every call begins with.
+    /// Begins every call.
     pub(crate) fn tick(&mut self) {
         self.now += CALL_TIME;
         if self.weather.panic > 0 && self.random.below(self.weather.panic) == 0 {
@@ -422,7 +358,7 @@ impl Kernel {
         Ok(fits)
     }
 
-    /// How many bytes the send buffer takes now, at least one.
+    /// Returns the bytes that the send buffer takes now, at least one.
     pub(crate) fn room(&mut self, id: LinkId) -> Result<usize, Errno> {
         let link = &mut self.links[id];
         assert!(link.is_open && link.dials.is_none(), "a write to a socket that is not connected");
@@ -471,8 +407,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether it is an end of the source's that the sink gets now. Where quiet connections are closed, the source may have
-    /// ended its stream just then.
+    /// Returns whether it is an end of the source's that the sink gets now. Where quiet connections are closed, the source
+    /// may have ended its stream just then.
     fn has_all(&self, sink: LinkId, source: LinkId) -> bool {
         let (sink, source) = (&self.links[sink], &self.links[source]);
         source.is_ended && (self.may_drain.is_none() || sink.written == source.said)
@@ -484,7 +420,7 @@ impl Kernel {
         mask.error || mask.hung_up || mask.input_ended && link.arrived == link.read && !link.is_unix
     }
 
-    /// What the kernel knows of a dialled TCP socket.
+    /// Returns the kernel's facts of a dialled TCP socket.
     pub(crate) fn tcp_info(&mut self, id: LinkId) -> Option<TcpInfo> {
         let (now, turn_began) = (self.now, self.turn_began);
         let link = self.link_mut(id);

@@ -1,10 +1,10 @@
 //! The worker and the machines that it drives, on a simulated kernel: one seed is one schedule.
 //!
 //! The sources of tcpause are compiled here as they are. Only `sys.rs` and mio are replaced: `sys.rs` and `mio.rs` of this
-//! folder lead to `kernel.rs`, where `link.rs` is one connection and its peer. `setup.rs` draws what a schedule is like;
+//! folder lead to `kernel.rs`, where `link.rs` is one connection and `peer.rs` its other end. `setup.rs` draws a schedule;
 //! `drive.rs` lets things happen whenever the worker waits, and between any two of its calls, as do `operator.rs` and
-//! `rival.rs`, another worker. `judge.rs` says what must hold, `patience.rs` what for those who wait, and `crowd.rs` how fast they
-//! go.
+//! `rival.rs`, another worker. `judge.rs` says what must hold, `patience.rs` what for those who wait, and `crowd.rs` how
+//! fast they go.
 
 #![allow(
     dead_code,
@@ -48,11 +48,15 @@ mod mio_shim;
 mod operator;
 mod patience;
 mod pattern;
+mod peer;
 mod pipes;
+#[path = "../common/random.rs"]
 mod random;
 mod rival;
 mod setup;
 mod sys;
+mod tally;
+mod weather;
 
 use std::{
     cell::RefCell,
@@ -63,12 +67,12 @@ use std::{
 
 pub(crate) use mio_shim::{Events, Interest, Poll, Registry, Token, Waker, unix};
 
-/// What mio has in a module of its own.
+/// The module of mio with the type of events.
 pub(crate) mod event {
     pub(crate) use crate::mio_shim::Event;
 }
 
-pub use kernel::Tally;
+pub use tally::Tally;
 
 use kernel::Kernel;
 
@@ -79,7 +83,7 @@ thread_local! {
 /// The moment at which every schedule begins.
 static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// What an injected panic carries.
+/// The payload of an injected panic.
 struct Injected;
 
 /// Tells, when something does not hold, how to see it again.

@@ -6,24 +6,39 @@ use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
-    kernel::{Kernel, LinkId, Mask, SYN_INTERVAL, Site},
+    kernel::{Kernel, LinkId, SYN_INTERVAL, Site},
     patience::Story,
     pattern::PERIOD,
     random::Random,
     sys::EVERYTHING,
 };
 
-/// The most that a peer writes at once.
-const WRITE_BYTES_MAX: usize = 1 << 17;
+/// The bits of `epoll_wait`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "the kernel's bits")]
+pub(crate) struct Mask {
+    /// `EPOLLIN`
+    pub(crate) input: bool,
+    /// `EPOLLOUT`
+    pub(crate) output: bool,
+    /// `EPOLLRDHUP`
+    pub(crate) input_ended: bool,
+    /// `EPOLLHUP`
+    pub(crate) hung_up: bool,
+    /// `EPOLLERR`
+    pub(crate) error: bool,
+    /// `EPOLLPRI`
+    pub(crate) urgent: bool,
+}
 
-/// Who the peer is.
+/// The role of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Client,
     Upstream,
 }
 
-/// How a peer saw its stream end.
+/// The end of a stream as its peer saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     Orderly,
@@ -36,28 +51,28 @@ pub(crate) struct Link {
     pub(crate) side: Side,
     pub(crate) story: Story,
     pub(crate) is_unix: bool,
-    /// What it is relayed to.
+    /// The link that it is relayed to.
     pub(crate) partner: Option<LinkId>,
     /// The first upstream that was dialled for it.
     pub(crate) dialled: Option<LinkId>,
-    /// Where in the pattern the peer's stream begins.
+    /// The place in the pattern where the peer's stream begins.
     pub(crate) key: usize,
-    /// Whether it has left the listener's queue.
+    /// True if it has left the listener's queue.
     pub(crate) was_accepted: bool,
-    /// Whether it was accepted by another worker.
+    /// True if it was accepted by another worker.
     pub(crate) is_from_afar: bool,
     /// An address that has not answered yet.
     pub(crate) dials: Option<usize>,
-    /// When it was dialled, and when that was answered or given up.
+    /// The beginning of its dial, and its answer or end.
     pub(crate) dialled_at: Duration,
     pub(crate) dial_ended: Option<Duration>,
-    /// Whether its SYN was dropped, so that the kernel repeats it.
+    /// True if its SYN was dropped, so that the kernel repeats it.
     was_dropped: bool,
-    /// Whether the upstream has yet to take it out of its backlog.
+    /// True if the upstream has yet to take it out of its backlog.
     pub(crate) is_queued: bool,
-    /// Whether there is somebody at the other end.
+    /// True if there is somebody at the other end.
     pub(crate) is_connected: bool,
-    /// Whether the worker knows; its time may be up before it does.
+    /// True if the worker knows; its time may be up before it does.
     pub(crate) is_known: bool,
 
     // The worker's socket.
@@ -65,7 +80,7 @@ pub(crate) struct Link {
     pub(crate) token: Option<Token>,
     pub(crate) interest: Interest,
     pub(crate) has_edge: bool,
-    /// Whether something has changed since a call last said "nothing now".
+    /// True if something has changed since a call last said "nothing now".
     pub(crate) is_news: bool,
     /// `sk_err`: told once.
     pub(crate) error: Option<Errno>,
@@ -79,20 +94,20 @@ pub(crate) struct Link {
     /// `SOCK_NOSPACE`: a write has found no room.
     pub(crate) is_starved: bool,
     pub(crate) send_max: usize,
-    receive_max: usize,
+    pub(crate) receive_max: usize,
     /// Bytes moved in this turn.
     pub(crate) moved: usize,
     /// It got an answer without an upstream.
     pub(crate) answered: bool,
-    /// Whether it was in the queue of a closed listener.
+    /// True if it was in the queue of a closed listener.
     pub(crate) was_refused: bool,
-    /// Whether a read or a write has failed for want of memory.
+    /// True if a read or a write has failed for want of memory.
     pub(crate) was_hurt: bool,
-    /// Whether the worker was made to drop it: by a panic or the end of the grace period.
+    /// True if the worker was made to drop it: by a panic or the end of the grace period.
     pub(crate) was_cut: bool,
-    /// Whether a panic has closed it without a reset.
+    /// True if a panic has closed it without a reset.
     pub(crate) was_cut_mildly: bool,
-    /// Whether the peer's kernel has reset it, and how many bytes had come by then.
+    /// True if the peer's kernel has reset it, and how many bytes had come by then.
     pub(crate) was_reset: bool,
     pub(crate) owed: usize,
 
@@ -106,13 +121,13 @@ pub(crate) struct Link {
     pub(crate) heard: usize,
 
     // The peer.
-    /// How much it writes before it reads on: it may be blocked in that.
+    /// The bytes that it writes before it reads on: it may be blocked in that.
     pub(crate) insists: usize,
     pub(crate) peer_shut: bool,
     pub(crate) peer_closed: bool,
     pub(crate) peer_reset: bool,
     /// A reset of ours has come to it.
-    peer_is_dead: bool,
+    pub(crate) peer_is_dead: bool,
     pub(crate) saw: Option<Ending>,
 }
 
@@ -171,7 +186,7 @@ impl Link {
         }
     }
 
-    /// What `epoll_wait` would tell: `tcp_poll` and `unix_poll`.
+    /// Returns the bits that `epoll_wait` would tell: `tcp_poll` and `unix_poll`.
     pub(crate) fn mask(&self) -> Mask {
         if self.dials.is_some() {
             return Mask::default();
@@ -212,23 +227,23 @@ impl Link {
     }
 
     /// Bytes have come: no edge for whoever does not ask for them.
-    fn wake_reader(&mut self) {
+    pub(crate) fn wake_reader(&mut self) {
         self.is_news = true;
         self.has_edge |= self.token.is_some() && self.interest.is_readable();
     }
 
     /// There is room: no edge for whoever does not ask for it.
-    fn wake_writer(&mut self) {
+    pub(crate) fn wake_writer(&mut self) {
         self.is_news = true;
         self.has_edge |= self.token.is_some() && self.interest.is_writable();
     }
 
-    /// What occupies the send buffer: until the peer's kernel has it, or on UNIX until the peer has read it.
+    /// Returns the bytes that occupy the send buffer: until the peer's kernel has it, or on UNIX until the peer has read it.
     pub(crate) fn unsent(&self) -> usize {
         self.written - if self.is_unix { self.heard } else { self.acked }
     }
 
-    /// What a read finds in an empty queue. A reset is told once, to whichever call comes first.
+    /// Returns the result of a read from an empty queue. A reset is told once, to whichever call comes first.
     pub(crate) fn end_of_read(&mut self) -> Result<usize, Errno> {
         if self.is_ended && !self.is_unix {
             return Ok(0);
@@ -285,40 +300,36 @@ impl Link {
         self.is_dead = true;
     }
 
-    /// Whether the end of our stream has come to the peer.
-    fn has_ended_here(&self) -> bool {
+    /// Returns whether the end of our stream has come to the peer.
+    pub(crate) fn has_ended_here(&self) -> bool {
         (self.is_shut || !self.is_open) && self.acked == self.written
     }
 
-    /// Whether a client that was taken in has nobody at the other end, and nothing of the proxy's either.
+    /// Returns whether a client that was taken in has nobody at the other end, and nothing of the proxy's either.
     pub(crate) fn waits(&self) -> bool {
         let was_treated = self.partner.is_some() || self.is_left();
         self.side == Side::Client && self.is_open && !was_treated
     }
 
-    /// Whether a client is done with, and only goes on sending.
+    /// Returns whether a client is done with, and only goes on sending.
     pub(crate) fn is_left(&self) -> bool {
         self.answered || self.story.drained.is_some()
     }
 
-    /// Whether a client was taken out of the queue, and no event can tell of it yet.
+    /// Returns whether a client was taken out of the queue, and no event can tell of it yet.
     pub(crate) fn is_unregistered(&self) -> bool {
         self.side == Side::Client && self.is_open && self.token.is_none()
     }
 
-    /// Whether a dial of the worker's has come to a good end, and goes on.
+    /// Returns whether a dial of the worker's has come to a good end, and goes on.
     pub(crate) fn is_carried(&self) -> bool {
         let is_connected = self.is_connected && self.is_known && self.dials.is_none();
         self.side == Side::Upstream && self.is_open && is_connected && !self.is_dead
     }
 
-    /// Whether the peer neither leaves nor was made to.
+    /// Returns whether the peer neither leaves nor was made to.
     pub(crate) fn peer_stays(&self) -> bool {
         !self.peer_is_gone() && !self.peer_shut && !self.story.was_killed
-    }
-
-    fn peer_is_gone(&self) -> bool {
-        self.peer_closed || self.peer_reset
     }
 
     /// Something may happen on its way. Returns whether anything did.
@@ -399,115 +410,20 @@ impl Link {
         true
     }
 
-    /// How long it took until the dial was answered or given up, or has taken until `now`.
+    /// Returns the time until the dial was answered or given up, or until `now`.
     pub(crate) fn round_trip(&self, now: Duration) -> Duration {
         self.dial_ended.unwrap_or(now) - self.dialled_at
     }
 
-    /// Whether there is a peer to do something.
-    fn has_peer(&self) -> bool {
-        !self.peer_is_gone() && self.is_connected && !self.is_queued
-    }
-
-    pub(crate) fn peer_writes(&mut self, random: &mut Random, is_bulk: bool) {
-        if !self.has_peer() || self.peer_shut || self.peer_is_dead {
-            return;
-        }
-        let magnitude = if is_bulk { random.below(2) } else { random.below(17) };
-        self.peer_says(1 + random.below(WRITE_BYTES_MAX >> magnitude));
-    }
-
-    /// A peer that insists on writing first goes on. False when there is none, or no room.
-    pub(crate) fn peer_insists(&mut self) -> bool {
-        if self.peer_shut || self.peer_is_dead {
-            self.insists = 0;
-        }
-        let said =
-            if self.has_peer() && self.insists > 0 { self.peer_says(self.insists) } else { 0 };
-        self.insists -= said;
-        said > 0
-    }
-
-    /// Writes up to `bytes`, as many as there is room for.
-    fn peer_says(&mut self, bytes: usize) -> usize {
-        let room = (2 * self.receive_max + self.read).saturating_sub(self.said);
-        let bytes = bytes.min(room);
-        self.said += bytes;
-        if self.is_unix && bytes > 0 && (self.is_open || self.is_waiting()) {
-            self.arrived = self.said;
-            self.wake_reader();
-        }
-        bytes
-    }
-
-    /// Whether it waits in the listener's queue.
+    /// Returns whether it waits in the listener's queue.
     pub(crate) fn is_waiting(&self) -> bool {
         let has_left = self.was_accepted || self.is_from_afar || self.was_refused;
         self.side == Side::Client && !has_left
     }
-
-    pub(crate) fn peer_reads(&mut self, random: &mut Random, is_eager: bool) -> bool {
-        if !self.has_peer() || self.saw.is_some() || self.insists > 0 {
-            return false;
-        }
-        let queued = self.acked - self.heard;
-        if queued > 0 {
-            self.heard += if is_eager { queued } else { 1 + random.below(queued) };
-            if self.is_unix && self.is_open && self.mask().output {
-                self.wake_writer();
-            }
-        } else if self.peer_is_dead {
-            self.saw = Some(Ending::Aborted);
-        } else if self.has_ended_here() && !self.is_waiting() {
-            self.saw = Some(Ending::Orderly);
-        } else {
-            return false;
-        }
-        true
-    }
-
-    pub(crate) fn peer_shuts(&mut self) {
-        if self.has_peer() && !self.peer_shut {
-            self.peer_shut = true;
-            if self.is_unix {
-                self.is_ended = true;
-                self.wake();
-            }
-        }
-    }
-
-    pub(crate) fn peer_closes(&mut self) {
-        if !self.has_peer() {
-            return;
-        }
-        let discards = self.acked > self.heard;
-        if self.is_unix {
-            self.peer_shuts();
-            self.peer_closed = true;
-            self.owed = self.arrived;
-            if discards {
-                self.error = Some(Errno::CONNRESET);
-            }
-            self.wake();
-        } else if discards {
-            self.peer_reset = true;
-        } else {
-            self.peer_shut = true;
-            self.peer_closed = true;
-        }
-    }
-
-    pub(crate) fn peer_resets(&mut self) {
-        if self.is_unix {
-            self.peer_closes();
-        } else if self.has_peer() {
-            self.peer_reset = true;
-        }
-    }
 }
 
 impl Kernel {
-    /// Whether the upstream's backlog takes one more.
+    /// Returns whether the upstream's backlog takes one more.
     pub(crate) fn has_room(&self) -> bool {
         let queued = self.links.iter().filter(|link| link.is_queued && link.is_open).count();
         self.rules.backlog.is_none_or(|max| queued < max)

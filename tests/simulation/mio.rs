@@ -1,4 +1,5 @@
-//! What the worker uses of mio, on the simulated kernel. The crate is called `mio` inside itself, so the sources find it.
+//! The part of mio that the worker uses, on the simulated kernel. The crate is called `mio` inside itself, so the sources
+//! find it.
 
 use std::{io, time::Duration};
 
@@ -20,7 +21,7 @@ pub(crate) struct Events(Vec<Event>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Token(pub(crate) usize);
 
-/// What the kernel tells; the questions are answered as mio answers them on epoll.
+/// An event of the kernel; its questions are answered as mio answers them on epoll.
 #[derive(Debug, Clone, Copy)]
 pub struct Event {
     pub(crate) token: Token,
@@ -105,7 +106,7 @@ pub(crate) mod unix {
     pub(crate) struct SourceFd<'a>(pub(crate) &'a i32);
 }
 
-/// Which events are told; never none.
+/// The events that are told; never none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Interest(u8);
 

@@ -13,7 +13,7 @@ use crate::{
     random::Random,
 };
 
-/// What the operator is up to.
+/// The plans of the operator.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Operator {
@@ -22,18 +22,18 @@ pub(crate) struct Operator {
     drains: bool,
     /// One call in so many finds the operator acting.
     restlessness: usize,
-    /// How many passes there were when it was last looked at during this pause.
+    /// The passes at the last look during this pause.
     passes: Option<u64>,
-    /// How many may still be let through, and when the last of those came.
+    /// The clients that may still be let through, and the arrival of the last of those.
     pub(crate) permits: u64,
     horizon: Duration,
-    /// When the pause began, if there is one.
+    /// The beginning of the pause, if there is one.
     pub(crate) paused: Option<Duration>,
-    /// How all are treated in it, if it has begun while all that waited did so for an upstream that is away.
+    /// The mode of a pause that has begun while all that waited did so for an upstream that is away.
     pub(crate) pause_in_outage: Option<Mode>,
-    /// When the last one ended.
+    /// The end of the last pause.
     pub(crate) resumed: Duration,
-    /// Whether all are to be reset, as of the next turn.
+    /// True if all are to be reset, as of the next turn.
     has_ordered_resets: bool,
 }
 

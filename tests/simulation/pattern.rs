@@ -1,4 +1,4 @@
-//! What peers write: which bytes arrive tells whose they are and where in the stream they stood.
+//! The bytes that peers write: each tells which stream it belongs to, and its place there.
 
 use std::sync::LazyLock;
 
@@ -23,7 +23,7 @@ pub(crate) fn fill(key: usize, start: usize, mut buffer: &mut [u8]) {
     }
 }
 
-/// Whether `bytes` are those of stream `key` from `start` on.
+/// Returns whether `bytes` are those of stream `key` from `start` on.
 pub(crate) fn is(key: usize, start: usize, mut bytes: &[u8]) -> bool {
     let mut at = (key + start) % PERIOD;
     while !bytes.is_empty() {

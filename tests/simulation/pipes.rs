@@ -10,7 +10,7 @@ use crate::kernel::{Kernel, LinkId, PipeId};
 pub(crate) struct Pipe {
     is_open: bool,
     bytes_max: usize,
-    /// Whose bytes, from where in that stream, how many.
+    /// Bytes of a stream: the stream, their place in it, and their number.
     parts: VecDeque<(LinkId, usize, usize)>,
 }
 
@@ -26,7 +26,7 @@ impl Kernel {
         self.pipes[id].is_open = false;
     }
 
-    /// How many pipes are open.
+    /// Returns the number of open pipes.
     pub(crate) fn open_pipes(&self) -> usize {
         self.pipes.iter().filter(|pipe| pipe.is_open).count()
     }

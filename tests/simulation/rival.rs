@@ -10,21 +10,21 @@ use crate::{
     worker_pool::WorkerHandle,
 };
 
-/// Which worker it is.
+/// The index of the rival among the workers.
 pub(crate) const RIVAL: usize = 1;
 /// So many clients that none is sent over to it.
 const CLIENTS: u64 = 1 << 40;
-/// How long its first may have waited when that is shown, in microseconds.
+/// The times for which its first may have waited when that is shown, in microseconds.
 const WAITS_MAX: [usize; 4] = [1, 1, 50_000, 2_000_000];
 
-/// What it shows and has.
+/// The state that the rival shows.
 #[derive(Debug, Default)]
 pub(crate) struct Rival {
-    /// When the first of its queue came.
+    /// The arrival of the first of its queue.
     first: Option<Duration>,
     /// The same when this worker's turn began.
     first_before: Option<Duration>,
-    /// Whether somebody else's first came before, so that it waits to be woken.
+    /// True if somebody else's first came before, so that it waits to be woken.
     waits: bool,
     place: Option<Permit>,
     /// Its right to try an upstream that is away.
@@ -38,17 +38,17 @@ impl Rival {
         WorkerHandle { waker: Waker(RIVAL), mailbox: bounded(1).0, counters }
     }
 
-    /// When its first came, if that was shown all through this turn.
+    /// Returns the arrival of its first, if that was shown all through this turn.
     pub(crate) fn stood_first(&self) -> Option<Duration> {
         self.first.filter(|_| self.first == self.first_before)
     }
 
-    /// Whether it tries an upstream that is away.
+    /// Returns whether it tries an upstream that is away.
     pub(crate) fn probes(&self) -> bool {
         self.probe.is_some()
     }
 
-    /// How many places it has.
+    /// Returns the number of its places.
     pub(crate) fn places(&self) -> usize {
         usize::from(self.place.is_some())
     }
@@ -130,12 +130,12 @@ impl Course {
         }
     }
 
-    /// Whether this worker's first came later.
+    /// Returns whether this worker's first came later.
     fn is_rivals_turn(&self, at: Duration) -> bool {
         self.shared.admission.queue.is_head(RIVAL, crate::instant(at + Duration::from_nanos(1)))
     }
 
-    /// Whether this worker's first came before its.
+    /// Returns whether this worker's first came before its.
     pub(crate) fn is_ahead_of_rival(&self) -> bool {
         self.rival
             .first

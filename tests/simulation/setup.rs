@@ -1,4 +1,4 @@
-//! What a schedule is like: drawn before it begins.
+//! The properties of a schedule: drawn before it begins.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
@@ -16,7 +16,7 @@ use crate::{
     crowd::Crowd,
     drive::{Course, Schedule, Stage, set_course, with_course},
     judge,
-    kernel::{Backlog, Kernel, Site, Tally, Weather},
+    kernel::{Backlog, Kernel},
     link::Side,
     operator::Operator,
     patience::Rules,
@@ -26,7 +26,9 @@ use crate::{
     shared::{Shared, Shutdown},
     stats::Counters,
     sys::{self, Listener, SocketAddress},
+    tally::Tally,
     upstream::{Upstream, loop_guard::LoopGuard},
+    weather::{Site, Weather},
     worker::WorkerResources,
     worker_pool::{WorkerHandle, WorkerPool},
 };

@@ -29,7 +29,7 @@ fn assert_alive(control: &Control) {
     assert_eq!((response.status, response.text()), (200, r#"{"paused": false}"#));
 }
 
-/// Whether the answer is an error, or nothing at all.
+/// Returns whether the answer is an error, or nothing at all.
 #[track_caller]
 fn assert_refused(request: &[u8], answer: &[u8]) {
     if !answer.is_empty() {
@@ -138,7 +138,7 @@ fn a_large_body_is_refused() {
     assert_alive(proxy.control());
 }
 
-/// What is refused and with which status; the method, a host that is ours and the header of chunks are put in.
+/// The requests that are refused, each with its status; the method, a host that is ours and the header of chunks are put in.
 const REFUSED: &[(u16, &str)] = &[
     // Framing that two readers could read in two ways, or that is too large to be meant.
     (413, "{M} /paused HTTP/1.1\r\n{H}\r\nContent-Length: 70368744177664\r\n\r\n"),

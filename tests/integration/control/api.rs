@@ -202,7 +202,7 @@ fn a_wrong_parameter_is_a_bad_request() {
     assert!(!proxy.control().is_paused());
 }
 
-/// Whether each call is refused with 403 and changes nothing.
+/// Returns whether each call is refused with 403 and changes nothing.
 #[track_caller]
 fn assert_forbidden(control: &Control, header: &str) {
     let paused = control.is_paused();

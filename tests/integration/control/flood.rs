@@ -19,13 +19,11 @@ const WAIT: &str = "GET /paused/block-until-idle?timeout=3s HTTP/1.1\r\nHost: lo
 
 /// A crowd.
 const CROWD: usize = 2_000;
-/// How many callers each of four threads is, one after the other; `TCPAUSE_LOAD_REQUESTS` says otherwise.
-const REQUESTS: usize = 2_000;
 /// By so much the memory may grow.
 const GROWTH_MAX_KIB: usize = 8 << 10;
 /// An operator who waits longer for an answer has reason to complain. Mostly it is a few milliseconds.
 const LATENCY_MAX: Duration = Duration::from_secs(2);
-/// As in `control_abuse.rs`: whoever is not answered well is closed after so long, or twice that on a busy machine.
+/// Time after which a caller that is not answered well is closed; a busy machine may take twice as long.
 const CLOSED_AFTER: Duration = Duration::from_secs(5);
 
 /// Has `attack` done to a proxy while an operator asks it all the time, and looks at what is left.
@@ -65,11 +63,11 @@ fn withstand(name: &str, attack: impl FnOnce(&Control)) {
     assert_works(&proxy, carried);
 }
 
-/// What an operator has seen.
+/// The observations of an operator.
 #[derive(Default)]
 struct Watched {
     answered: usize,
-    /// How often a whole crowd came between the connect and the request, so that there was no room.
+    /// Times that a whole crowd came between the connect and the request, so that there was no room.
     refused: usize,
     longest: Duration,
 }
@@ -113,7 +111,7 @@ fn send(control: &Control, request: &[u8]) -> Stream {
     caller
 }
 
-/// How many got which status; 0 is none, of a connection that was closed or reset without a word.
+/// Returns the number of callers with each status; 0 is none, of a connection that was closed or reset without a word.
 fn statuses(callers: impl IntoIterator<Item = Stream>) -> BTreeMap<u16, usize> {
     let mut counts = BTreeMap::new();
     for mut caller in callers {
@@ -213,7 +211,8 @@ fn callers_that_do_not_read() {
 
 #[test]
 fn very_many_small_requests() {
-    let requests = amount("TCPAUSE_LOAD_REQUESTS", REQUESTS);
+    // Requests of each of four threads, one after the other.
+    let requests = amount(2_000, 250_000);
     withstand("small requests", |control| {
         thread::scope(|scope| {
             for _ in 0..4 {

@@ -18,7 +18,7 @@ pub(crate) struct Control {
     addr: Addr,
 }
 
-/// What `GET /status` shows.
+/// The answer to `GET /status`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Status {
     pub(crate) version: String,
@@ -126,7 +126,7 @@ impl Control {
         Response::try_parse(&stream.receive_all().bytes)
     }
 
-    /// What curl would send as `Host`.
+    /// Returns the `Host` that curl would send.
     pub(crate) fn host(&self) -> String {
         match &self.addr {
             Addr::Tcp(addr) => addr.to_string(),
@@ -254,7 +254,7 @@ impl Response {
         std::str::from_utf8(&self.body).expect("text")
     }
 
-    /// Whether it is an error as the API writes them: JSON with a sentence and the status.
+    /// Returns whether it is an error as the API writes them: JSON with a sentence and the status.
     #[track_caller]
     pub(crate) fn assert_error(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{self}");

@@ -8,11 +8,15 @@ mod namespace;
 mod net;
 mod program;
 mod proxy;
+#[path = "../../common/random.rs"]
+mod random;
+mod scale;
+#[path = "../../common/stream.rs"]
+mod stream;
 mod tls;
 mod upstream;
 
 use std::{
-    env,
     sync::Once,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -22,16 +26,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub(crate) use control::{Control, Response, Status};
 pub(crate) use namespace::{FIGURE, in_namespace};
-pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, Stream, reserve};
+pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, reserve};
 pub(crate) use program::{Finished, Program, binary, program};
 pub(crate) use proxy::{Builder, CPU_PERCENT_MAX, Proxy};
+pub(crate) use random::Random;
+pub(crate) use scale::amount;
+pub(crate) use stream::Stream;
 pub(crate) use tls::{Authority, TlsClient};
 pub(crate) use upstream::{Upstream, echo, record};
 
-/// How long anything that must happen may take. A passing test never waits this long.
+/// The longest that anything may take that must happen. A passing test never waits this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often a condition is looked at that no event announces.
+/// The interval between two looks at a condition that no event announces.
 const GLANCE: Duration = Duration::from_millis(3);
 
 /// The stack of a helper thread: small, as there may be thousands.
@@ -52,15 +59,12 @@ pub(crate) fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
     thread::Builder::new().stack_size(STACK_BYTES).spawn(work).expect("a helper thread")
 }
 
-/// `length` bytes that look random, differ from seed to seed and are the same in each run.
+/// Returns `length` bytes that look random, differ from seed to seed and are the same in each run.
 pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = Random::new(seed);
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
+        bytes.extend_from_slice(&random.next().to_le_bytes());
     }
     bytes.truncate(length);
     bytes
@@ -86,33 +90,4 @@ pub(crate) fn raise_descriptor_limit() {
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
             .expect("the limit of open files");
     });
-}
-
-/// How much of something a test does: what the environment says, as `make soak` does, or what suits `make test`.
-pub(crate) fn amount(name: &str, default: usize) -> usize {
-    env::var(name).map_or(default, |text| text.parse().expect("a number"))
-}
-
-/// Random numbers, the same for each seed.
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// From 0 to `limit - 1`.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)) % limit
-    }
-
-    /// From 1 to `most`, each order of magnitude as likely as the next.
-    pub(crate) fn spread(&mut self, most: u64) -> u64 {
-        let magnitude = self.below(u64::from(most.ilog2()) + 1);
-        (1 + self.below(2 << magnitude)).min(most)
-    }
 }

@@ -5,7 +5,7 @@ use std::{env, process::Command};
 /// Set for the test program that runs inside.
 const INSIDE: &str = "TCPAUSE_INSIDE_NAMESPACE";
 
-/// What is called before the test: the loopback goes up, and `/etc` is empty and writable. Only this process and its
+/// The command before the test: the loopback goes up, and `/etc` is empty and writable. Only this process and its
 /// children see it.
 const PREPARE: &str = "ip link set lo up && mount -t tmpfs none /etc && exec \"$0\" \"$@\"";
 

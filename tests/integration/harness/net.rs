@@ -18,7 +18,7 @@ use rustix::net::{
     sockopt::{self, Timeout},
 };
 
-use super::{PATIENCE, raise_descriptor_limit};
+use super::{PATIENCE, raise_descriptor_limit, stream::Stream};
 
 /// The pending connections a listener of the tests may have.
 const BACKLOG: i32 = 4096;
@@ -37,13 +37,13 @@ impl Family {
         matches!(self, Self::Tcp4 | Self::Tcp6)
     }
 
-    /// Whether this machine has such addresses: IPv6 may be switched off.
+    /// Returns whether this machine has such addresses: IPv6 may be switched off.
     pub(crate) fn is_available(self) -> bool {
         self != Self::Tcp6 || TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
     }
 }
 
-/// Where something listens.
+/// An address that something listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Addr {
     Tcp(SocketAddr),
@@ -229,14 +229,7 @@ impl Reserved {
     }
 }
 
-/// One end of a connection.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-/// How a stream ended.
+/// The end of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// The peer has shut its write side.
@@ -326,7 +319,7 @@ impl Stream {
         })
     }
 
-    /// Whether the other side echoes.
+    /// Returns whether the other side echoes.
     #[track_caller]
     pub(crate) fn assert_echo(&mut self, bytes: &[u8]) {
         self.send(bytes);
@@ -334,22 +327,14 @@ impl Stream {
         assert_eq!(got, bytes);
     }
 
-    /// Sets how long a read may take.
+    /// Sets the time that a read may take.
     pub(crate) fn read_timeout(&self, timeout: Duration) {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
-            Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
-        }
-        .expect("a timeout above zero");
+        self.set_read_timeout(timeout).expect("a timeout above zero");
     }
 
-    /// Sets how long a write may take.
+    /// Sets the time that a write may take.
     pub(crate) fn write_timeout(&self, timeout: Duration) {
-        match self {
-            Self::Tcp(stream) => stream.set_write_timeout(Some(timeout)),
-            Self::Unix(stream) => stream.set_write_timeout(Some(timeout)),
-        }
-        .expect("a timeout above zero");
+        self.set_write_timeout(timeout).expect("a timeout above zero");
     }
 }
 
@@ -357,10 +342,7 @@ impl TryFrom<TcpStream> for Stream {
     type Error = io::Error;
 
     fn try_from(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self::Tcp(stream))
+        Self::tcp(stream, PATIENCE)
     }
 }
 
@@ -368,39 +350,6 @@ impl TryFrom<UnixStream> for Stream {
     type Error = io::Error;
 
     fn try_from(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self::Unix(stream))
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        Self::unix(stream, PATIENCE)
     }
 }

@@ -20,7 +20,7 @@ use super::{GLANCE, PATIENCE, spawn};
 /// Tells where the binary is, if it is not where it was built: `.ci/unprivileged` copies it.
 const BINARY: &str = "TCPAUSE_BIN";
 
-/// Where the binary under test is.
+/// Returns the path of the binary under test.
 pub(crate) fn binary() -> OsString {
     env::var_os(BINARY).unwrap_or_else(|| env!("CARGO_BIN_EXE_tcpause").into())
 }
@@ -104,7 +104,7 @@ impl Program {
     }
 }
 
-/// What a call has left behind.
+/// The outcome of a call.
 #[derive(Debug, Clone)]
 pub(crate) struct Finished {
     pub(crate) code: i32,
@@ -119,7 +119,7 @@ pub(super) struct Process {
     stdout: Option<JoinHandle<String>>,
 }
 
-/// What the process has written to stderr so far.
+/// The lines that the process has written to stderr so far.
 #[derive(Default)]
 pub(super) struct Log {
     pub(super) state: Mutex<LogState>,

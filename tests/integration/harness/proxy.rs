@@ -25,13 +25,13 @@ const PIPES: &str = "TCPAUSE_PIPES";
 /// The unit in which the kernel shows processor time (`USER_HZ`).
 const CPU_TICKS_PER_SECOND: u32 = 100;
 
-/// How long processor time is looked at.
+/// The time for which the use of the processor is looked at.
 const CPU_WINDOW: Duration = Duration::from_millis(500);
 
-/// What a proxy with nothing to do may use of a core, in percent. It is far less on a machine that has time.
+/// The share of a core that a proxy with nothing to do may use, in percent. It is far less on a machine that has time.
 pub(crate) const CPU_PERCENT_MAX: u128 = 20;
 
-/// How a proxy is to be started.
+/// A proxy that is to be started.
 pub(crate) struct Builder {
     program: Program,
     proxy: Option<Addr>,
@@ -96,8 +96,8 @@ impl Builder {
         Self { level, ..self }
     }
 
-    /// How long a stop may take. The default of the tests is far beyond their patience, so that a stop that only ends
-    /// because its time is up is found out. Nothing leaves the flag out.
+    /// Sets the longest that a stop may take. The default of the tests is far beyond their patience, so that a stop that
+    /// only ends because its time is up is found out. Nothing leaves the flag out.
     pub(crate) fn grace_period(self, grace_period: Option<&'static str>) -> Self {
         Self { grace_period, ..self }
     }
@@ -220,7 +220,7 @@ impl Proxy {
         Builder { program: Program { dir: self.dir.clone(), ..builder.program }, ..builder }
     }
 
-    /// Where clients connect to.
+    /// Returns the address that clients connect to.
     pub(crate) fn addr(&self) -> &Addr {
         &self.addr
     }
@@ -280,7 +280,7 @@ impl Proxy {
             .unwrap_or_else(|| panic!("it does not end:\n{}", self.process.log.text()))
     }
 
-    /// Whether the process has ended.
+    /// Returns whether the process has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.process.child.try_wait().expect("a child").is_some()
     }
@@ -302,7 +302,7 @@ impl Proxy {
         line.unwrap_or_else(|| panic!("no {text:?} in the log:\n{}", self.log_so_far()))
     }
 
-    /// How many lines of the log have `text` in them so far.
+    /// Returns the number of lines of the log so far that have `text` in them.
     pub(crate) fn log_count(&self, text: &str) -> usize {
         self.log_so_far().lines().filter(|line| line.contains(text)).count()
     }
@@ -311,12 +311,12 @@ impl Proxy {
         self.process.log.text()
     }
 
-    /// How many descriptors the process has open.
+    /// Returns the number of descriptors that the process has open.
     pub(crate) fn descriptors(&self) -> usize {
         self.count_in("fd")
     }
 
-    /// How many descriptors of one kind it has open; `socket:` and `pipe:` are kinds.
+    /// Returns the number of descriptors of one kind that it has open; `socket:` and `pipe:` are kinds.
     pub(crate) fn descriptors_of(&self, kind: &str) -> usize {
         fs::read_dir(self.proc("fd"))
             .expect("a running process")
@@ -330,14 +330,14 @@ impl Proxy {
         self.count_in("task")
     }
 
-    /// Whether it has as many threads as `before`, or fewer. Those that `tiny_http` keeps for requests to come may be missing
-    /// from an early count: it starts them in its own time.
+    /// Returns whether it has as many threads as `before`, or fewer. Those that `tiny_http` keeps for requests to come may
+    /// be missing from an early count: it starts them in its own time.
     pub(crate) fn has_no_more_threads_than(&self, before: usize) -> bool {
         const KEPT_BY_TINY_HTTP: usize = 4;
         self.threads() <= before + KEPT_BY_TINY_HTTP
     }
 
-    /// Where `/proc` shows the threads whose names begin with `name`.
+    /// Returns the folders of `/proc` of the threads whose names begin with `name`.
     pub(crate) fn threads_named(&self, name: &str) -> Vec<PathBuf> {
         let tasks = fs::read_dir(self.proc("task")).expect("a running process");
         let is_named = |path: &PathBuf| {
@@ -379,7 +379,7 @@ impl Proxy {
         Duration::from_secs(ticks.sum()) / CPU_TICKS_PER_SECOND
     }
 
-    /// What it uses of a core, in percent, looked at for [`CPU_WINDOW`].
+    /// Returns the share of a core that it uses, in percent, looked at for [`CPU_WINDOW`].
     pub(crate) fn cpu_percent(&self) -> u128 {
         let (begin, before) = (Instant::now(), self.cpu_time());
         thread::sleep(CPU_WINDOW);

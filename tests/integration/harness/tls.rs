@@ -95,7 +95,7 @@ impl TlsFiles {
     }
 }
 
-/// How a TLS client presents itself.
+/// A TLS client with its certificates and versions.
 pub(crate) struct TlsClient {
     roots: RootCertStore,
     identity: Option<Identity>,

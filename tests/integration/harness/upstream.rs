@@ -74,7 +74,7 @@ impl Upstream {
         &self.addr
     }
 
-    /// How many connections were accepted so far.
+    /// Returns the number of connections that were accepted so far.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
@@ -85,7 +85,7 @@ impl Upstream {
         self.sessions.recv_timeout(PATIENCE).expect("a connection of the upstream that ends")
     }
 
-    /// What the only connection received.
+    /// Returns the bytes and the end that the only connection received.
     #[track_caller]
     pub(crate) fn received(&self) -> Received {
         self.session().received

@@ -95,7 +95,7 @@ fn a_pause_whose_answer_is_lost_does_not_stand() {
     println!("{lost} calls failed until its caller was told");
 }
 
-/// Whether this machine has strace and lets it look at other processes.
+/// Returns whether this machine has strace and lets it look at other processes.
 fn can_trace() -> Result<(), String> {
     let mut sleeper = Command::new("sleep").arg("60").spawn().map_err(|error| error.to_string())?;
     let mut tracer = strace(sleeper.id(), Path::new("/dev/null"), &["accept4:error=EINTR"]);

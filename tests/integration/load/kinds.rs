@@ -9,10 +9,10 @@ use std::{
 use crate::harness::{End, Family, Proxy, Received, Stream, Upstream, amount, pattern, wait_until};
 
 const MESSAGE_BYTES: usize = 64;
-/// What a client that dribbles sends while it is held, a byte at a time.
+/// The message that a dribbling client sends while it is held, a byte at a time.
 const DRIBBLED_BYTES: usize = 5;
 
-/// What a client does while it is held.
+/// The behaviour of a client while it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Sends its message.
@@ -51,7 +51,7 @@ fn held_unix_clients_of_every_kind() {
 }
 
 fn hold(family: Family, alive: &[Kind], gone: &[Kind]) {
-    let each = amount("TCPAUSE_HELD_EACH", 100);
+    let each = amount(100, 1000);
     let upstream = Upstream::start(family, serve);
     let proxy =
         Proxy::builder().listen(family).args(["--proxy-threads", "2"]).upstream(&upstream).start();

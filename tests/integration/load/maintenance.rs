@@ -1,4 +1,4 @@
-//! What the proxy is for: an upstream that is taken away and comes back, and a crowd of held clients that it then meets.
+//! The main job: an upstream is taken away and comes back, and then meets a crowd of held clients.
 
 use std::{
     collections::BTreeMap,
@@ -28,8 +28,10 @@ const PIECES: usize = 40;
 const PIECE_BYTES: usize = 16 * 1024;
 /// Threads that the load of short connections comes from.
 const LOAD_THREADS: usize = 8;
+/// Short connections that are begun each second.
+const REQUESTS_PER_SECOND: u32 = 500;
 
-/// What became of clients: how many of each kind of outcome.
+/// The outcomes of clients: the number of each kind.
 #[derive(Default)]
 struct Outcomes(Mutex<BTreeMap<String, usize>>);
 
@@ -45,7 +47,7 @@ impl Outcomes {
         *self.0.lock().unwrap().entry(outcome).or_default() += 1;
     }
 
-    /// How many were served; nothing else may have become of anyone.
+    /// Returns the number of clients that were served; no other outcome is allowed.
     #[track_caller]
     fn all_served(&self) -> usize {
         let outcomes = self.0.lock().unwrap();
@@ -123,9 +125,8 @@ fn begin_transfer(addr: &Addr) -> io::Result<(Stream, Vec<u8>)> {
 #[expect(clippy::cast_possible_truncation, reason = "numbers here are far below 2^32")]
 #[test]
 fn maintenance_fails_nobody() {
-    let rounds = amount("TCPAUSE_MAINTENANCE_ROUNDS", 2);
-    let away = Duration::from_millis(amount("TCPAUSE_MAINTENANCE_MS", 500) as u64);
-    let rate = amount("TCPAUSE_MAINTENANCE_RATE", 500);
+    let rounds = amount(2, 20);
+    let away = Duration::from_millis(amount(500, 2000) as u64);
     let piece = away / PIECES as u32;
     let open = Arc::new(Open::default());
     let listener = Listener::bind(&Addr::Tcp(([127, 0, 0, 1], 0).into()));
@@ -140,7 +141,7 @@ fn maintenance_fails_nobody() {
     let load = || {
         while !over.load(SeqCst) {
             let number = numbers.fetch_add(1, SeqCst);
-            let due = begin + Duration::from_secs(1) * number as u32 / rate as u32;
+            let due = begin + Duration::from_secs(1) * number as u32 / REQUESTS_PER_SECOND;
             thread::sleep(due.saturating_duration_since(Instant::now()));
             let message = request(number);
             shorts.note(ask(front, &message), &message);
@@ -188,7 +189,7 @@ fn maintenance_fails_nobody() {
     assert!(slowest < PATIENCE / 4, "idle is told {slowest:?} after the last connection has ended");
 }
 
-/// How many connections may wait at the upstream that a crowd meets, and how many it takes a second.
+/// Connections that may wait at the upstream that a crowd meets, and those that it takes in a second.
 const BACKLOG: i32 = 128;
 const ACCEPTED_PER_SECOND: u32 = 5000;
 
@@ -206,7 +207,7 @@ fn a_crowd_of_held_clients_does_not_flood_a_unix_upstream() {
 #[expect(clippy::cast_possible_truncation, reason = "a crowd is far below 2^32")]
 fn release_a_crowd(family: Family) {
     const NEWCOMERS: usize = 50;
-    let count = amount("TCPAUSE_CROWD", 1000);
+    let count = amount(1000, 9000);
     let dir = tempfile::tempdir().unwrap();
     let listener = Listener::bind(&Addr::free(family, dir.path(), "upstream.sock"));
     listener.backlog(BACKLOG);

@@ -6,4 +6,5 @@ mod kinds;
 mod maintenance;
 mod soak;
 mod stop;
+mod talk;
 mod volume;

@@ -1,6 +1,6 @@
 //! Everything at random for a while: clients of all kinds, pauses, an upstream that comes and goes. Then nothing is left.
 //!
-//! `TCPAUSE_SOAK_SECONDS` says for how long; `make soak` takes an hour.
+//! A quarter of a minute, multiplied by `TCPAUSE_SCALE`; `make soak` takes an hour.
 
 use std::{
     fs,
@@ -17,27 +17,27 @@ use std::{
 use rustix::net::{Shutdown, shutdown};
 
 use crate::harness::{
-    Addr, Dice, End, Listener, Proxy, Received, Status, Stream, Upstream, amount, pattern,
+    Addr, End, Listener, Proxy, Random, Received, Status, Stream, Upstream, amount, pattern,
     wait_until,
 };
 
-/// How long it goes on between two looks at what is left.
+/// The time between two looks at what is left.
 const ROUND: Duration = Duration::from_secs(4);
-/// How many clients are at work at the same time.
+/// Clients that are at work at the same time.
 const CLIENTS: u64 = 8;
-/// How many connections are open at a look, and how many clients are held.
+/// Connections that are open at a look, and clients that are held.
 const OPEN: usize = 20;
 const HELD: usize = 10;
 /// Pipes of a worker: the pools keep what they have.
 const PIPES: usize = 4;
 const WORKERS: usize = 2;
-/// What the memory of the process may grow by: a heap is never the same twice.
+/// The growth that the memory of the process is allowed: a heap is never the same twice.
 const SLACK_KIB: usize = 1024;
 
-/// What the upstream remembers.
+/// The memory of the upstream: none.
 const NOTHING: Received = Received { bytes: Vec::new(), end: End::Eof };
 
-/// How clients fared.
+/// The outcomes of clients.
 #[derive(Debug, Default)]
 struct Fates {
     served: AtomicU64,
@@ -48,7 +48,7 @@ struct Fates {
 
 #[test]
 fn soak_leaves_nothing_behind() {
-    let seconds = amount("TCPAUSE_SOAK_SECONDS", 15) as u64;
+    let seconds = amount(15, 3600) as u64;
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut upstream = Some(start_upstream(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into())));
     let addr = upstream.as_ref().map(|it| it.addr().clone()).expect("an upstream");
@@ -91,10 +91,10 @@ fn round(proxy: &Proxy, number: u64, addr: &Addr, upstream: &mut Option<Upstream
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let (is_over, mut dice) = (&is_over, Dice::new(number << 8 | client));
+            let (is_over, mut random) = (&is_over, Random::new(number << 8 | client));
             scope.spawn(move || {
                 while !is_over.load(SeqCst) {
-                    let fate = match play(proxy, &mut dice) {
+                    let fate = match play(proxy, &mut random) {
                         Ok(true) => &fates.served,
                         Ok(false) => &fates.left,
                         Err(_) => &fates.refused,
@@ -103,29 +103,29 @@ fn round(proxy: &Proxy, number: u64, addr: &Addr, upstream: &mut Option<Upstream
                 }
             });
         }
-        let (mut dice, end) = (Dice::new(number), Instant::now() + ROUND);
+        let (mut random, end) = (Random::new(number), Instant::now() + ROUND);
         while Instant::now() < end {
-            if dice.below(2) == 0 {
+            if random.below(2) == 0 {
                 proxy.control().pause();
             }
-            thread::sleep(Duration::from_millis(dice.below(150)));
-            if dice.below(8) == 0 {
+            thread::sleep(Duration::from_millis(random.below(150)));
+            if random.below(8) == 0 {
                 drop(upstream.take());
-                thread::sleep(Duration::from_millis(dice.below(100)));
+                thread::sleep(Duration::from_millis(random.below(100)));
                 *upstream = Some(start_upstream(addr));
             }
             proxy.control().resume();
-            thread::sleep(Duration::from_millis(dice.below(50)));
+            thread::sleep(Duration::from_millis(random.below(50)));
         }
         is_over.store(true, SeqCst);
     });
 }
 
 /// One client. True when all that it sent has come back, false when it left before; an error when the upstream was away.
-fn play(proxy: &Proxy, dice: &mut Dice) -> io::Result<bool> {
+fn play(proxy: &Proxy, random: &mut Random) -> io::Result<bool> {
     let mut client = proxy.addr().try_connect()?;
-    let bytes = pattern(dice.below(1 << 32), 1 << dice.below(20));
-    match dice.below(8) {
+    let bytes = pattern(random.below(1 << 32), 1 << random.below(20));
+    match random.below(8) {
         0 => return Ok(false),
         1 => shutdown(&client, Shutdown::Write)?,
         2 => {
@@ -149,7 +149,7 @@ fn play(proxy: &Proxy, dice: &mut Dice) -> io::Result<bool> {
             assert_eq!(bytes, b"the end");
         }
         _ => {
-            for _ in 0..=dice.below(4) {
+            for _ in 0..=random.below(4) {
                 assert!(exchange(&mut client, &bytes)? == bytes, "other bytes");
             }
         }
@@ -187,7 +187,8 @@ fn compare_gauges(proxy: &Proxy, upstream: &Addr) {
     proxy.control().resume();
 }
 
-/// How many TCP connections there are with this port in this column of `/proc/net/tcp`: 1 is the local address, 2 the peer's.
+/// Returns the number of TCP connections with this port in this column of `/proc/net/tcp`: 1 is the local address, 2 the
+/// peer's.
 fn established(port: u16, column: usize) -> usize {
     let table = fs::read_to_string("/proc/net/tcp").expect("a table");
     let is_meant = |line: &&str| {
@@ -199,9 +200,9 @@ fn established(port: u16, column: usize) -> usize {
 
 /// Sends back what comes, and resets now and then.
 fn start_upstream(addr: &Addr) -> Upstream {
-    let dice = Arc::new(Mutex::new(Dice::new(0)));
+    let random = Arc::new(Mutex::new(Random::new(0)));
     Upstream::on(Listener::bind(addr), move |mut stream| {
-        let resets = dice.lock().unwrap().below(32) == 0;
+        let resets = random.lock().unwrap().below(32) == 0;
         let mut buffer = vec![0; 16 << 10];
         while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
             if stream.write_all(&buffer[..bytes]).is_err() {

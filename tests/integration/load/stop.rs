@@ -12,7 +12,7 @@ use crate::harness::{
     Builder, End, Family, Proxy, Received, Stream, Upstream, assert_same, echo, pattern, spawn,
 };
 
-/// How many transfers run, and how many clients are held beside them.
+/// Transfers that run, and clients that are held beside them.
 const TRANSFERS: usize = 50;
 const HELD: usize = 20;
 
@@ -27,7 +27,7 @@ const PARTS_BEFORE: usize = 7;
 /// Clients in the middle of transfers, each on a thread of its own.
 struct Transfers(Vec<JoinHandle<Received>>);
 
-/// How transfers have ended.
+/// The ends of transfers.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ends {
     whole: usize,

@@ -6,37 +6,40 @@
 #![allow(clippy::cast_possible_truncation, reason = "lengths here are far below 4 GiB")]
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{Read, Write},
     net::Ipv4Addr,
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
         mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::harness::{
-    Addr, Builder, Dice, End, Family, Listener, PATIENCE, Proxy, Received, Stream, Upstream,
-    amount, pattern, spawn, wait_until,
+use crate::{
+    harness::{
+        Addr, Builder, End, Family, Listener, PATIENCE, Proxy, Random, Received, Stream, Upstream,
+        amount, spawn, wait_until,
+    },
+    load::talk::{PERIOD, Role, Script, text},
 };
 
-/// How many workers the proxies have.
+/// Workers of each proxy.
 const WORKERS: usize = 2;
 
-/// How many clients are at work at the same time.
+/// Clients that are at work at the same time.
 const BUSY_CLIENTS: usize = 16;
 
-/// What a proxy with so many workers may keep after a burst of whatever size.
+/// The most that a proxy with so many workers may keep after a burst of whatever size.
 const KEPT_KIB_MAX: usize = 1024;
 
 /// Descriptors of the test process that are kept for everything else.
 const SPARE_FILES: usize = 1000;
 
-/// What upstreams return that check by themselves.
+/// The result of upstreams that check by themselves.
 const NOTHING: Received = Received { bytes: Vec::new(), end: End::Eof };
 
 #[test]
@@ -52,7 +55,7 @@ fn load_every_byte_arrives_over_unix_sockets() {
 /// Talks by random scripts until the total has been carried, half of it over each kind of socket.
 fn carry_exactly(family: Family) {
     let _alone = alone();
-    let total = amount("TCPAUSE_LOAD_MIB", 256) as u64 * (1 << 20) / 2;
+    let total = amount(256, 10_240) as u64 * (1 << 20) / 2;
     let (numbers, carried) = (AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
     let (verdicts, outcomes) = mpsc::channel();
     let count = carried.clone();
@@ -91,7 +94,7 @@ fn carry_exactly(family: Family) {
 fn load_leaves_no_descriptor_behind() {
     const PIPES: usize = 4;
     let _alone = alone();
-    let count = amount("TCPAUSE_LOAD_CONNECTIONS", 3000) as u64;
+    let count = amount(3000, 100_000) as u64;
     let upstream = Upstream::tcp(mirror);
     let proxy =
         builder(Family::Tcp4, upstream.addr()).args(["--proxy-pipes", &PIPES.to_string()]).start();
@@ -149,7 +152,7 @@ fn load_gives_its_memory_back() {
     let _alone = alone();
     let crowd = Crowd::start();
     let proxy = builder(Family::Tcp4, &crowd.addr).start();
-    let count = crowd_size("TCPAUSE_LOAD_BURST", 2000);
+    let count = crowd_size(amount(2000, 9000));
     let fresh = proxy.memory_kib();
     let burst = || {
         let clients = answered(&proxy, count, b'.');
@@ -175,7 +178,7 @@ fn load_of_held_clients_is_answered_after_the_resume() {
     let _alone = alone();
     let crowd = Crowd::start();
     let proxy = builder(Family::Tcp4, &crowd.addr).start();
-    let count = crowd_size("TCPAUSE_LOAD_HELD", 1000);
+    let count = crowd_size(amount(1000, 5000));
     proxy.control().pause();
     let mut clients: Vec<_> = (0..count).map(|_| proxy.connect()).collect();
     for (client, number) in clients.iter_mut().zip(0..) {
@@ -207,7 +210,7 @@ fn load_of_held_clients_survives_a_backlog_of_sixteen() {
         }
     }));
     let proxy = builder(Family::Tcp4, &addr).start();
-    let count = crowd_size("TCPAUSE_LOAD_BACKLOG", 5000);
+    let count = crowd_size(5000);
     proxy.control().pause();
     let mut clients: Vec<_> = (0..count).map(|_| proxy.connect()).collect();
     for (client, number) in clients.iter_mut().zip(0..) {
@@ -232,16 +235,16 @@ fn load_of_a_few_among_thousands() {
     let _alone = alone();
     let crowd = Crowd::start();
     let proxy = builder(Family::Tcp4, &crowd.addr).start();
-    let count = crowd_size("TCPAUSE_LOAD_OPEN", 1000);
+    let count = crowd_size(amount(1000, 4000));
     let idle = answered(&proxy, count - BUSY, b'.');
     let mut busy = answered(&proxy, BUSY, MORE);
     thread::scope(|scope| {
         for clients in busy.chunks_mut(BUSY / BUSY_CLIENTS) {
             scope.spawn(move || {
-                let mut dice = Dice::new(1);
+                let mut random = Random::new(1);
                 for round in 0..ROUNDS {
                     for client in &mut *clients {
-                        let message = text(round, dice.spread(32 << 10));
+                        let message = text(round, random.spread(32 << 10));
                         client.send(message);
                         assert!(client.receive(message.len()) == message, "other bytes");
                     }
@@ -260,10 +263,10 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As `amount`, for clients that are there at the same time: each takes two descriptors of this process.
-fn crowd_size(name: &str, default: usize) -> usize {
+/// Bounds a number of simultaneous clients by the descriptors of this process, of which each takes two.
+fn crowd_size(wanted: usize) -> usize {
     let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX) as usize;
-    amount(name, default).min(files.saturating_sub(SPARE_FILES) / 2)
+    wanted.min(files.saturating_sub(SPARE_FILES) / 2)
 }
 
 /// A proxy that says nothing of single connections.
@@ -292,7 +295,7 @@ struct Crowd {
     kept: Arc<Mutex<Vec<Stream>>>,
 }
 
-/// What a client of the crowd sends, and gets back.
+/// The length of the message that a client of the crowd sends, and gets back.
 const MESSAGE_BYTES: u64 = 64;
 
 /// The first of its bytes, if it wants more than one answer.
@@ -331,7 +334,7 @@ impl Drop for Crowd {
     }
 }
 
-/// What asks for bytes without end.
+/// The request for bytes without end.
 const FLOOD: u8 = b'#';
 
 /// Sends back what comes, and remembers nothing.
@@ -347,201 +350,4 @@ fn mirror(mut stream: Stream) -> Received {
         }
     }
     NOTHING
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Client,
-    Upstream,
-}
-
-/// What both ends of one connection do; each end derives it from the number.
-#[derive(Debug)]
-struct Script {
-    number: u64,
-    client: Part,
-    upstream: Part,
-    /// Who resets the connection in the middle, if anyone does.
-    resetter: Option<Role>,
-}
-
-/// What one end does.
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    /// Where in the pattern its bytes begin.
-    start: u64,
-    length: u64,
-    /// Whether its kernel takes little at a time for it to send.
-    is_tight: bool,
-    writes_slowly: bool,
-    reads_slowly: bool,
-}
-
-impl Script {
-    fn new(number: u64, family: Family) -> Self {
-        let mut dice = Dice::new(number);
-        let (mut client, mut upstream) = (Part::new(&mut dice), Part::new(&mut dice));
-        // A UNIX socket knows no reset of its own.
-        let resetter = match dice.below(8) {
-            0 if family.is_tcp() => Some(Role::Client),
-            1 if family.is_tcp() => Some(Role::Upstream),
-            _ => None,
-        };
-        // A resetter reads a part of what comes, and writes little before.
-        match resetter {
-            Some(Role::Client) => (client.length, upstream.length) = (100, upstream.length + 1000),
-            Some(Role::Upstream) => (client.length, upstream.length) = (client.length + 1000, 100),
-            None => {}
-        }
-        Self { number, client, upstream, resetter }
-    }
-
-    /// Plays one part to its end; returns how many bytes came, all of them exact.
-    fn play(&self, stream: Stream, role: Role) -> Result<u64, String> {
-        let (mine, theirs) = match role {
-            Role::Client => (self.client, self.upstream),
-            Role::Upstream => (self.upstream, self.client),
-        };
-        if mine.is_tight {
-            // The kernel takes its least.
-            rustix::net::sockopt::set_socket_send_buffer_size(&stream, 1).unwrap();
-        }
-        let played = match self.resetter {
-            Some(resetter) if resetter == role => reset_midway(stream, mine, theirs),
-            resetter => talk(stream, mine, theirs).and_then(|(heard, said)| {
-                // A socket tells of its reset once: to who reads or to who writes.
-                let was_reset = heard.end == End::Reset || said.as_ref().is_err_and(is_reset);
-                let is_whole = heard.bytes == theirs.length && heard.end == End::Eof;
-                let is_right =
-                    if resetter.is_some() { was_reset } else { is_whole && said.is_ok() };
-                if is_right { Ok(heard.bytes) } else { Err(format!("{heard:?}, {said:?}")) }
-            }),
-        };
-        played.map_err(|error| format!("{role:?} of {self:?}: {error}"))
-    }
-}
-
-fn is_reset(error: &io::Error) -> bool {
-    use ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
-    matches!(error.kind(), ConnectionReset | BrokenPipe | NotConnected)
-}
-
-impl Part {
-    fn new(dice: &mut Dice) -> Self {
-        // TCP is slow with a buffer of a few segments: what it sends is less.
-        let is_tight = dice.below(8) == 0;
-        let length_max = if is_tight { 64 << 10 } else { 16 << 20 };
-        Self {
-            start: dice.below(PERIOD),
-            // A stream in eight has no bytes: its end comes first.
-            length: if dice.below(8) == 0 { 0 } else { dice.spread(length_max) },
-            is_tight,
-            writes_slowly: dice.below(4) == 0,
-            reads_slowly: dice.below(4) == 0,
-        }
-    }
-}
-
-/// How many bytes came, all of them exact, and what came last.
-#[derive(Debug)]
-struct Heard {
-    bytes: u64,
-    end: End,
-}
-
-/// Writes and reads at the same time, both to the end.
-fn talk(mut stream: Stream, mine: Part, theirs: Part) -> Result<(Heard, io::Result<()>), String> {
-    let mut writer = stream.try_clone();
-    thread::scope(|scope| {
-        let writing = scope.spawn(move || {
-            write(&mut writer, mine)?;
-            Ok(rustix::net::shutdown(&writer, rustix::net::Shutdown::Write)?)
-        });
-        let heard = read(&mut stream, theirs, u64::MAX);
-        Ok((heard?, writing.join().unwrap()))
-    })
-}
-
-/// Writes all, reads a part, and resets.
-fn reset_midway(mut stream: Stream, mine: Part, theirs: Part) -> Result<u64, String> {
-    write(&mut stream, mine).map_err(|error| format!("cannot write: {error}"))?;
-    // At least one byte, which shows that the other end has been reached.
-    let enough = 1 + theirs.length / 4;
-    let heard = read(&mut stream, theirs, enough)?;
-    stream.reset();
-    if heard.bytes < enough { Err(format!("too early: {heard:?}")) } else { Ok(heard.bytes) }
-}
-
-fn write(stream: &mut Stream, part: Part) -> io::Result<()> {
-    let mut dice = Dice::new(part.start);
-    let mut sent = 0;
-    let mut pace = Pace::new(part.writes_slowly);
-    while sent < part.length {
-        let piece = dice.spread(pace.piece_max()).min(part.length - sent);
-        stream.write_all(text(part.start + sent, piece))?;
-        sent += piece;
-        pace.step();
-    }
-    Ok(())
-}
-
-/// Reads and compares, up to the end or until enough bytes have come.
-fn read(stream: &mut Stream, part: Part, enough: u64) -> Result<Heard, String> {
-    let mut pace = Pace::new(part.reads_slowly);
-    let mut buffer = vec![0; pace.piece_max() as usize];
-    let mut received = 0;
-    while received < enough {
-        let bytes = match stream.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(bytes) => bytes,
-            Err(error) => return Ok(Heard { bytes: received, end: error.into() }),
-        };
-        if received + bytes as u64 > part.length
-            || buffer[..bytes] != *text(part.start + received, bytes as u64)
-        {
-            return Err(format!("after {received} bytes came others than were sent"));
-        }
-        received += bytes as u64;
-        pace.step();
-    }
-    Ok(Heard { bytes: received, end: End::Eof })
-}
-
-/// The most that is written or read at once.
-const PIECE_MAX: u64 = 1 << 20;
-
-/// The period of what is sent: a prime, so that nothing shifted by a buffer's size looks the same.
-const PERIOD: u64 = 1_048_573;
-
-/// A piece of the endless text that every stream is a part of.
-fn text(position: u64, length: u64) -> &'static [u8] {
-    static TEXT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let once = pattern(1, PERIOD as usize);
-        once.repeat(3)
-    });
-    let start = (position % PERIOD) as usize;
-    &TEXT[start..start + length as usize]
-}
-
-/// How fast an end is: a slow one takes small pieces and rests.
-struct Pace {
-    slow: bool,
-    steps: u32,
-}
-
-impl Pace {
-    fn new(slow: bool) -> Self {
-        Self { slow, steps: 0 }
-    }
-
-    fn piece_max(&self) -> u64 {
-        if self.slow { 4 << 10 } else { PIECE_MAX }
-    }
-
-    fn step(&mut self) {
-        self.steps += 1;
-        if self.slow && self.steps.is_multiple_of(8) {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-/// What is allowed, each with its reason.
+/// The exceptions that are allowed, each with its reason.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Policy {
@@ -19,7 +19,7 @@ struct Policy {
     duplicates: BTreeMap<String, String>,
 }
 
-/// What `cargo metadata` tells.
+/// The answer of `cargo metadata`.
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
@@ -70,7 +70,8 @@ fn policy() -> Policy {
     parse(&fs::read(path).unwrap())
 }
 
-/// What is built on this machine, the tests' packages included. All of it has been fetched, as this test was built.
+/// Returns the packages that are built on this machine, the tests' included. All of them have been fetched, as this test
+/// was built.
 fn metadata() -> Metadata {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let run = |command: &mut Command| {
@@ -164,7 +165,8 @@ fn the_program_contains_each_package_once() {
     println!("{count} packages are built into the program or its build, each once");
 }
 
-/// Whether an SPDX expression leaves a choice of which every part is allowed. A slash is how it was written before SPDX.
+/// Returns whether an SPDX expression leaves a choice of which every part is allowed. A slash is how it was written before
+/// SPDX.
 fn is_allowed(expression: &str, allowed: &dyn Fn(&str) -> bool) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let mut words = spaced.split_whitespace().peekable();

@@ -1,4 +1,4 @@
-//! What reviewers would have to repeat: the hygiene of the source, as tests.
+//! The hygiene of the source, as tests: rules that reviewers would have to repeat.
 
 use std::{
     ffi::OsStr,
@@ -6,11 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The longest source file.
+/// The longest file, and the longest of these, which are to be split.
 const LINES_MAX: usize = 500;
-/// The longest file of tests and benches, and of these two, which are to be split.
-const LINES_MAX_FOR_NOW: usize = 600;
-const LONG_FOR_NOW: [&str; 2] = ["src/connection/mod.rs", "src/worker/mod.rs"];
+const LINES_MAX_FOR_NOW: usize = 561;
+const LONG_FOR_NOW: [&str; 6] = [
+    "src/connection/mod.rs",
+    "src/connection/reject/tests.rs",
+    "src/connection/relay/simulation/mod.rs",
+    "src/connection/tests.rs",
+    "src/control/tests.rs",
+    "src/worker/mod.rs",
+];
 
 /// The longest function of the product, and its most blocks within each other.
 const FUNCTION_LINES_MAX: usize = 70;
@@ -58,7 +64,7 @@ pub(super) fn pages() -> Vec<(PathBuf, String)> {
     pages.map(|path| (path.clone(), fs::read_to_string(&path).expect("text"))).collect()
 }
 
-/// Whether `line` has `word` as a whole word.
+/// Returns whether `line` has `word` as a whole word.
 fn has_word(line: &str, word: &str) -> bool {
     line.split(|char: char| !char.is_alphanumeric() && char != '_').any(|part| part == word)
 }
@@ -264,15 +270,12 @@ fn every_file_says_what_it_is() {
 
 #[test]
 fn every_file_is_short() {
-    let product: Vec<PathBuf> = product().into_iter().map(|(path, _)| path).collect();
-    let is_strict = |path: &PathBuf| {
-        product.contains(path) && !LONG_FOR_NOW.iter().any(|name| path.ends_with(name))
-    };
     let long: Vec<String> = sources(&["src", "tests", "benches"])
         .into_iter()
         .map(|(path, text)| (text.lines().count(), path))
         .filter(|(lines, path)| {
-            *lines > if is_strict(path) { LINES_MAX } else { LINES_MAX_FOR_NOW }
+            let is_long_for_now = LONG_FOR_NOW.iter().any(|name| path.ends_with(name));
+            *lines > if is_long_for_now { LINES_MAX_FOR_NOW } else { LINES_MAX }
         })
         .map(|(lines, path)| format!("{}: {lines} lines", path.display()))
         .collect();

@@ -1,4 +1,4 @@
-//! How many clients are held and for how long, and what becomes of those for whom there is no room or no time.
+//! The bounds of held clients: their number and their time, and the end of those beyond.
 
 use std::{
     io::Write as _,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::harness::{Builder, End, Family, Proxy, Received, Response, Upstream, echo};
 
-/// What a client gets that is closed in order.
+/// The bytes and the end of a client that is closed in order.
 const CLOSED: Received = Received { bytes: Vec::new(), end: End::Eof };
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: service\r\n\r\n";

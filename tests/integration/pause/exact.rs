@@ -100,7 +100,7 @@ fn nothing_begins_behind_the_answer_to_a_pause() {
         .upstream_at(&format!("tcp://{}", upstream.addr))
         .start();
     let (control, addr) = (proxy.control(), inet(proxy.addr()));
-    let cycles = amount("TCPAUSE_PAUSE_CYCLES", 200);
+    let cycles = amount(200, 2000);
     let (over, served, failed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let client = || {
         while !over.load(SeqCst) {
@@ -134,7 +134,7 @@ fn nothing_begins_behind_the_answer_to_a_pause() {
     assert!(slowest < PATIENCE);
 }
 
-/// What each client has to say, far more than it may before it is read.
+/// The bytes that each client sends: far more than its kernel takes before they are read.
 const FLOOD_BYTES: usize = 8 * 1024 * 1024;
 const FLOOD_SEED: u64 = 7;
 /// The most that the kernel may keep of it for a client that is held.
@@ -144,7 +144,7 @@ const HELD_KIB_MAX: usize = 2;
 
 #[test]
 fn held_clients_that_flood_park_little() {
-    let clients_count = amount("TCPAUSE_FLOODING_CLIENTS", 100);
+    const CLIENTS: usize = 100;
     let upstream = Upstream::tcp(|mut stream| {
         let mut said = vec![0; FLOOD_BYTES];
         stream.read_exact(&mut said).expect("all that the client has to say");
@@ -159,7 +159,7 @@ fn held_clients_that_flood_park_little() {
     proxy.control().wait_counts(|status| status.held, 0);
     let before = proxy.memory_kib();
     let mut clients: Vec<(TcpStream, usize)> =
-        (0..clients_count).map(|_| (TcpStream::connect(inet(proxy.addr())).unwrap(), 0)).collect();
+        (0..CLIENTS).map(|_| (TcpStream::connect(inet(proxy.addr())).unwrap(), 0)).collect();
     for (client, sent) in &mut clients {
         client.set_nonblocking(true).unwrap();
         while let Ok(bytes) = client.write(&flood[*sent..]) {
@@ -167,17 +167,17 @@ fn held_clients_that_flood_park_little() {
         }
         assert!(*sent < FLOOD_BYTES, "its own buffers take it all: nothing is shown");
     }
-    proxy.control().wait_counts(|status| status.held, clients_count as u64);
+    proxy.control().wait_counts(|status| status.held, CLIENTS as u64);
     let used = proxy.memory_kib().saturating_sub(before);
     let port = inet(proxy.addr()).port();
     let parked = parked(port);
-    assert_eq!(parked.len(), clients_count);
+    assert_eq!(parked.len(), CLIENTS);
     let most = *parked.values().max().unwrap();
     println!(
-        "{clients_count} held clients that flood: {most} bytes parked at most, {used} KiB of the proxy's memory for all"
+        "{CLIENTS} held clients that flood: {most} bytes parked at most, {used} KiB of the proxy's memory for all"
     );
     assert!(most <= PARKED_BYTES_MAX, "{most} bytes are parked");
-    assert!(used <= HELD_KIB_MAX * clients_count, "{used} KiB for {clients_count} clients");
+    assert!(used <= HELD_KIB_MAX * CLIENTS, "{used} KiB for {CLIENTS} clients");
 
     proxy.control().resume();
     thread::scope(|scope| {
@@ -196,7 +196,7 @@ fn held_clients_that_flood_park_little() {
     });
 }
 
-/// How many bytes wait to be read at each connection that came in at `port` (proc(5): `rx_queue`).
+/// Returns the bytes that wait to be read at each connection that came in at `port` (proc(5): `rx_queue`).
 fn parked(port: u16) -> HashMap<String, u64> {
     const ESTABLISHED: &str = "01";
     let table = fs::read_to_string("/proc/net/tcp").unwrap();

@@ -245,7 +245,7 @@ fn there_are_only_so_many() {
     assert_eq!(names(&proxy).len(), 64);
 }
 
-/// What a caller gets, to the byte.
+/// Returns the answer that a caller gets, to the byte.
 fn whole(proxy: &Proxy, method: &str, target: &str) -> String {
     let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let text = String::from_utf8(proxy.control().raw(request.as_bytes())).unwrap();

@@ -1,4 +1,4 @@
-//! How those who were held are let go: in which order, how many at a time, how fast, and a few of them in spite of the pause.
+//! The release of held clients: their order, their number at a time, their rate, and a few in spite of the pause.
 
 use std::{
     collections::BTreeSet,
@@ -17,10 +17,10 @@ use crate::harness::{
     Addr, Builder, End, Family, Listener, PATIENCE, Proxy, Stream, Upstream, echo, reserve, spawn,
 };
 
-/// What the queue of an upstream takes that has room.
+/// The backlog of an upstream that has room.
 const BACKLOG: i32 = 4096;
 
-/// How long a connection counts as under way on which the upstream says nothing, as the page on holding tells.
+/// The time for which a connection counts as under way on which the upstream says nothing, as the page on holding tells.
 const HEARING: Duration = Duration::from_millis(50);
 
 /// A proxy of two workers: line and pace are those of both.
@@ -60,7 +60,7 @@ struct Counter {
     numbers: Receiver<u8>,
 }
 
-/// Whether it says a client's number back.
+/// The upstream's answer to a client: its number, or nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Manner {
     Answers,
@@ -343,8 +343,8 @@ fn no_more_are_let_go_in_a_second_than_are_allowed() {
     }
 }
 
-/// How long a crowd may take for which there is room as soon as the upstream takes somebody. TCP alone would take it seconds to
-/// try again, and then ever longer.
+/// The longest that a crowd may take for which there is room as soon as the upstream takes somebody. TCP alone would take
+/// it seconds to try again, and then ever longer.
 const CROWD_PATIENCE: Duration = Duration::from_secs(3);
 
 /// An upstream with a small backlog: it takes one each `interval`, and answers at once whatever comes first.

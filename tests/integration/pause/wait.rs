@@ -384,7 +384,7 @@ fn a_stop_ends_it() {
     assert_eq!(proxy.exit_code(), 0);
 }
 
-/// What waits for idle would be restarted behind a proxy that is gone.
+/// An operator that waits for idle would restart the upstream behind a proxy that is gone.
 #[test]
 fn a_proxy_that_stops_is_not_what_a_pause_waits_for() {
     let upstream = Upstream::tcp(echo);

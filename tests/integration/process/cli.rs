@@ -30,7 +30,7 @@ const OPTIONS: [&str; 19] = [
     "-g",
 ];
 
-/// What a successful call prints to standard output; it must print nothing else.
+/// Returns the standard output of a successful call, which must print nothing else.
 #[track_caller]
 fn printed(args: &[&str]) -> String {
     let finished = program().args(args).run();

@@ -7,7 +7,7 @@ use crate::harness::{Authority, Finished, Program, Proxy, Upstream, echo, progra
 /// A line longer than this is not read any more.
 const LINE_LENGTH_MAX: usize = 400;
 
-/// What is wrong with a refusal that should have exit code 2 and one line with all of `words`.
+/// Returns the fault of a refusal that should have exit code 2 and one line with all of `words`.
 fn fault(finished: &Finished, words: &[&str]) -> Option<String> {
     let line = finished.stderr.trim_end();
     if (finished.code, &*finished.stdout) != (2, "") {

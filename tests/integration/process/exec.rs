@@ -13,8 +13,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{
-    Control, Dice, End, Family, Finished, PATIENCE, Proxy, Upstream, binary, echo, program, spawn,
-    wait_until,
+    Control, End, Family, Finished, PATIENCE, Proxy, Random, Upstream, binary, echo, program,
+    spawn, wait_until,
 };
 
 /// A command that tells when it has been started, goes on until it is told to end, and ends with this exit code.
@@ -296,10 +296,10 @@ fn kill_9_at_any_moment_ends_the_pause() {
     let begun = Instant::now();
     assert_eq!(run(proxy.control(), &[LONG, "--", "true"]).code, 0);
     let whole = u64::try_from(begun.elapsed().as_micros()).unwrap();
-    let mut dice = Dice::new(5);
+    let mut random = Random::new(5);
     for _ in 0..30 {
         let mut exec = Exec::start(proxy.control(), [LONG, "--", "true"]);
-        std::thread::sleep(Duration::from_micros(dice.below(whole)));
+        std::thread::sleep(Duration::from_micros(random.below(whole)));
         exec.kill();
         proxy.connect().assert_echo(b"served");
         wait_until("it is not paused", || !proxy.control().is_paused());

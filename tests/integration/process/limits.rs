@@ -174,7 +174,7 @@ fn wait_for_room(limit: impl Fn(Builder) -> Builder) {
     proxy.control().wait_idle();
 }
 
-/// Whether the answer to what was sent has come.
+/// Returns whether the answer to what was sent has come.
 fn is_echoed(client: &mut crate::harness::Stream) -> bool {
     match std::io::Read::read(client, &mut [0; 5]) {
         Ok(bytes) => bytes == 5,

@@ -1,4 +1,4 @@
-//! Who gets an address, in which state a socket file appears, and what a killed proxy leaves behind.
+//! Listening: rivals for an address, the state in which a socket file appears, and the traces of a killed proxy.
 
 use std::{
     fs::{self, Permissions},
@@ -19,7 +19,7 @@ use crate::{
     process::stop::assert_gave_up,
 };
 
-/// How often a start is repeated whose outcome is a matter of microseconds.
+/// Repetitions of a start whose outcome is a matter of microseconds.
 const STARTS: usize = 20;
 
 /// A mode that neither a default nor a umask gives.
@@ -62,7 +62,7 @@ fn the_file_sets_the_mode_quoted_or_not() {
     }
 }
 
-/// What someone saw who looked at a path all the time while a proxy started on it.
+/// The sights of a watcher that looked at a path all the time while a proxy started on it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     /// Starts whose socket file was seen.
@@ -169,7 +169,7 @@ fn is_socket(addr: &Addr) -> bool {
     }
 }
 
-/// What two proxies share that start at once.
+/// The address that two proxies share which start at once.
 #[derive(Debug, Clone, Copy)]
 enum Shared {
     Proxy,

@@ -13,7 +13,7 @@ use crate::harness::{Authority, Family, Proxy, Response, Stream, Upstream, echo,
 
 const LEVELS: [&str; 5] = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"];
 
-/// What turns, hides or ends text on a terminal.
+/// Returns whether a letter turns, hides or ends text on a terminal.
 fn is_harmful(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

@@ -265,7 +265,7 @@ fn a_stale_socket_file_does_not_block_the_start() {
     assert!(!next.control().is_paused());
 }
 
-/// Whether it gave up with exit code 1 and one line that has all of `words`.
+/// Returns whether it gave up with exit code 1 and one line that has all of `words`.
 #[track_caller]
 pub(crate) fn assert_gave_up(finished: &Finished, words: &[&str]) {
     assert_eq!(finished.code, 1, "{finished:?}");

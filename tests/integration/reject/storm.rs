@@ -13,25 +13,26 @@ use crate::harness::{
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-/// How many TLS connections with clients to reject there may be at a time.
+/// TLS connections with clients to reject that there may be at a time.
 const HANDSHAKES_MAX: usize = 512;
 
-/// How long a client may wait for a handshake before it gets an alert.
+/// The time for which a client may wait for a handshake before it gets an alert.
 const KNOCKING: Duration = Duration::from_secs(1);
 
 /// Between two clients of one kind: with four kinds, some 500 a second.
 const PACE: Duration = Duration::from_millis(8);
 
-/// How many clients of one kind stay at a time: longer than the proxy keeps them, and few enough for this process.
+/// Clients of one kind that stay at a time: longer than the proxy keeps them, and few enough for this process.
 const KEPT_MAX: usize = 500;
 
-/// How long the operator may wait for an answer: a hundred times what it takes, as the machine may be busy with other tests.
+/// The longest that the operator may wait for an answer: a hundred times what it takes, as the machine may be busy with
+/// other tests.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A record of TLS that holds the alert `close_notify`.
 const GOODBYE: &[u8] = b"\x15\x03\x03\0\x02\x01\0";
 
-/// What the clients of the storm send, besides those that go the whole way.
+/// The messages of the storm's clients, besides those that go the whole way.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     HalfHello,
@@ -75,7 +76,7 @@ fn longest(goes_on: &AtomicBool, mut work: impl FnMut()) -> Duration {
 
 #[test]
 fn a_storm_of_handshakes_is_felt_by_nobody_else() {
-    let seconds = amount("TCPAUSE_STORM_SECONDS", 2) as u64;
+    let seconds = amount(2, 30) as u64;
     let authority = Authority::new("ours");
     let upstream = Upstream::tcp(echo);
     let proxy = start(&authority, &upstream);

@@ -35,7 +35,7 @@ fn assert_503(answer: &[u8]) {
     assert!(response.body.is_empty());
 }
 
-/// Whether the peer has refused with a TLS alert, rather than cut the connection.
+/// Returns whether the peer has refused with a TLS alert, rather than cut the connection.
 fn is_alert(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(inner, Some(rustls::Error::AlertReceived(_)))

@@ -6,7 +6,7 @@ use crate::harness::{
     Authority, Builder, End, Family, Proxy, Received, TlsClient, Upstream, echo, pattern, program,
 };
 
-/// What begins a conversation in other protocols than HTTP: the banner of SSH, and PostgreSQL's requests for
+/// The beginnings of conversations in other protocols than HTTP: the banner of SSH, and PostgreSQL's requests for
 /// TLS, for GSSAPI and to cancel, and its startup message.
 const OTHERS: [&[u8]; 5] = [
     b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -24,7 +24,7 @@ fn rejecting(upstream: &Upstream, with: &str) -> Builder {
     ])
 }
 
-/// What a client reads that has sent `request`.
+/// Returns the bytes that a client reads that has sent `request`.
 fn exchange(proxy: &Proxy, request: &[u8]) -> Received {
     let mut client = proxy.connect();
     client.send(request);

@@ -18,34 +18,35 @@ use std::{
 use rustix::net::sockopt;
 
 use crate::harness::{
-    Addr, End, Family, PATIENCE, Proxy, Received, Stream, Upstream, amount, pattern, spawn,
+    Addr, End, Family, PATIENCE, Proxy, Received, Stream, Upstream, pattern, spawn,
 };
 
-/// How often each scenario runs on each route.
+/// Runs of each scenario on each route.
 const TIMES: usize = 100;
 
 /// On how many connections at once: what blocked writers have written takes the kernel's memory.
 const AT_ONCE: usize = 25;
 
-/// What a client sends first: the scenario, and the number of the connection.
+/// The length of the first message of a client: the scenario, and the number of the connection.
 const HEAD_BYTES: usize = 9;
 
 /// A writer that could write nothing for so long is blocked.
 const BLOCKED: Duration = Duration::from_millis(50);
 
-/// What the kernel takes in for a client that reads little.
+/// The bytes that the kernel takes in for a client that reads little.
 const RECEIVE_BUFFER: usize = 64 << 10;
 
-/// What is written to a client that does not read: more than the proxy's kernel takes for it, so that the proxy is blocked.
+/// The bytes that are written to a client that does not read: more than the proxy's kernel takes for it, so that the proxy
+/// is blocked.
 const FLOOD_BYTES: usize = 6 << 20;
 
 /// At how many places of the text a stream may begin.
 const STARTS: usize = 1 << 16;
 
-/// What one end has seen.
+/// The sights of one end.
 type Seen = (Bytes, Ending);
 
-/// What came of the bytes that the other end had sent.
+/// The fate of the bytes that the other end had sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Bytes {
     /// All of them and no others.
@@ -56,7 +57,7 @@ enum Bytes {
     Wrong,
 }
 
-/// How a stream has ended.
+/// The end of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Ending {
     Eof,
@@ -72,7 +73,7 @@ enum Ending {
 use Bytes::{Short, Whole};
 use Ending::{Eof, Left, Refused, Reset};
 
-/// What both ends of a connection do, and what they are to see.
+/// The behaviour of both ends of a connection, and the sights that they must have.
 struct Scenario {
     name: &'static str,
     client: fn(&Case, Stream) -> Seen,
@@ -96,7 +97,7 @@ struct Route {
 }
 
 impl Route {
-    /// What an end of this kind sees when the other one was aborted.
+    /// Returns the end that this kind of address shows when the other side was aborted.
     fn abort_at(self, end: Family) -> Ending {
         if end.is_tcp() || !self.proxied { Reset } else { Eof }
     }
@@ -292,7 +293,7 @@ fn refusal(error: &io::Error) -> Ending {
     }
 }
 
-/// Which of the two streams bytes belong to.
+/// The stream that bytes belong to.
 #[derive(Clone, Copy)]
 enum Part {
     Request,
@@ -348,7 +349,7 @@ impl Case {
     }
 }
 
-/// What one end of a connection lets the other know, past the connection.
+/// The signals between both ends of a connection, past the connection.
 #[derive(Default)]
 struct Signals {
     raised: Mutex<HashMap<u64, usize>>,
@@ -448,7 +449,6 @@ impl Stage {
 
 /// Runs every scenario on a route, with pipes and without.
 fn run(route: Route) {
-    let times = amount("TCPAUSE_LOAD_STREAMS", TIMES);
     let stage = Stage::new(route);
     let proxy = |pipes| {
         let builder = Proxy::builder().listen(route.client).upstream(&stage.upstream);
@@ -461,8 +461,8 @@ fn run(route: Route) {
         for (index, scenario) in SCENARIOS.iter().enumerate() {
             let begin = Instant::now();
             let mut outcomes = BTreeMap::new();
-            for played in (0..times).step_by(AT_ONCE) {
-                let next = number + AT_ONCE.min(times - played) as u64;
+            for played in (0..TIMES).step_by(AT_ONCE) {
+                let next = number + AT_ONCE.min(TIMES - played) as u64;
                 for seen in stage.play(addr, index, number..next) {
                     *outcomes.entry(seen).or_insert(0) += 1;
                 }
@@ -470,7 +470,7 @@ fn run(route: Route) {
             }
             println!("{route}, {}: {outcomes:?} in {:?}", scenario.name, begin.elapsed());
             let expected = (scenario.expected)(route);
-            assert_eq!(outcomes, BTreeMap::from([(expected, times)]), "{}", scenario.name);
+            assert_eq!(outcomes, BTreeMap::from([(expected, TIMES)]), "{}", scenario.name);
         }
     }
     for proxy in &proxies {

@@ -13,7 +13,7 @@ use crate::harness::{
 /// The connect timeout of those tests that wait for its end.
 const TIMEOUT: Duration = Duration::from_millis(600);
 
-/// How much later an attempt may be given up on a busy machine.
+/// The delay of giving up an attempt that a busy machine is allowed.
 const DELAY_MAX: Duration = Duration::from_secs(3);
 
 /// The same of the quickest of a few.

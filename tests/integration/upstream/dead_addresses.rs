@@ -13,7 +13,7 @@ use crate::harness::{
 const NAME: &str = "server.test";
 const PORT: u16 = 4000;
 
-/// How long the proxy tries an address before the next has its turn.
+/// The time for which the proxy tries an address before the next has its turn.
 const ATTEMPT: Duration = Duration::from_millis(300);
 
 /// Gives the upstream's name so many addresses; to be called in a namespace.

@@ -15,7 +15,7 @@ use crate::harness::{
 const NAME: &str = "server.test";
 const PORT: u16 = 4000;
 
-/// How long the proxy waits for an upstream that it cannot reach.
+/// The time for which the proxy waits for an upstream that it cannot reach.
 const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A configuration error.

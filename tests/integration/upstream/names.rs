@@ -21,10 +21,10 @@ const PORT: u16 = 4000;
 const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
-/// How long the proxy tries an address before the next has its turn.
+/// The time for which the proxy tries an address before the next has its turn.
 const ATTEMPT: Duration = Duration::from_millis(300);
 
-/// What the name server does with a question.
+/// The reaction of the name server to a question.
 #[derive(Debug, Clone)]
 enum Answer {
     Addresses(Vec<Ipv4Addr>),

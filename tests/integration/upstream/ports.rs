@@ -10,10 +10,10 @@ use crate::harness::{
     wait_until,
 };
 
-/// How many local ports there are.
+/// The number of local ports.
 const PORTS: usize = 200;
 
-/// How many clients come.
+/// The number of clients.
 const CLIENTS: usize = 260;
 
 /// Runs `test`, which has the name `name`, where there are few ports.

@@ -17,7 +17,7 @@ use crate::harness::{
     reserve, spawn,
 };
 
-/// How much later something may happen than it is due, on a busy machine.
+/// The delay that a busy machine is allowed.
 const DELAY_MAX: Duration = Duration::from_secs(3);
 
 fn proxy(upstream: &Addr, retry_for: &str) -> Builder {
@@ -98,7 +98,7 @@ fn one_client_at_a_time_tries_and_ever_less_often() {
     });
 }
 
-/// How many connections this network could not make so far.
+/// Returns the number of connections that this network could not make so far.
 fn failed_dials() -> u64 {
     let counts = fs::read_to_string("/proc/net/snmp").unwrap();
     let mut lines = counts.lines().filter_map(|line| line.strip_prefix("Tcp: "));
