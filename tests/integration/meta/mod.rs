@@ -2,4 +2,5 @@
 
 mod dependencies;
 mod pages;
+mod prose;
 mod tidy;

@@ -33,7 +33,7 @@ pub(super) fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// All files below `folders` whose names end in `.rs`, with what is in them.
+/// Returns all Rust files below `folders` with their texts.
 pub(super) fn sources(folders: &[&str]) -> Vec<(PathBuf, String)> {
     let mut open: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut found = Vec::new();
@@ -75,12 +75,12 @@ fn code(line: &str) -> &str {
 }
 
 #[track_caller]
-fn assert_none(found: &[String], rule: &str) {
+pub(super) fn assert_none(found: &[String], rule: &str) {
     assert!(found.is_empty(), "{rule}:\n{}", found.join("\n"));
 }
 
 /// Each line of each file for which `breaks` holds, with its place.
-fn offences(files: &[(PathBuf, String)], breaks: impl Fn(&str) -> bool) -> Vec<String> {
+pub(super) fn offences(files: &[(PathBuf, String)], breaks: impl Fn(&str) -> bool) -> Vec<String> {
     files
         .iter()
         .flat_map(|(path, text)| {

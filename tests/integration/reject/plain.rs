@@ -15,8 +15,8 @@ use crate::harness::{
 /// The time for which a client may be silent before it gets its answer.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// The time that the proxy allows a client at least to end a handshake; it has longer to send the rest.
-const ALLOWED: Duration = Duration::from_secs(3);
+/// The time for which a client may wait at least, for its handshake or its answer, before the proxy gives it up.
+const ALLOWED: Duration = Duration::from_secs(1);
 
 fn rejecting(upstream: &Upstream) -> Builder {
     Proxy::builder().upstream(upstream).arg("--proxy-reject-clients")
