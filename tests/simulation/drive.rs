@@ -16,16 +16,16 @@ use crate::{
     worker_pool::Accepted,
 };
 
-/// How many turns in a row may ask for another at once and do nothing.
+/// Turns in a row that may ask for another at once and do nothing.
 const IDLE_TURNS_MAX: u32 = 4;
 /// Far more turns than any schedule needs.
 const TURNS_MAX: u64 = 100_000;
-/// How long a schedule may be without the peers' doing anything: beyond every deadline of a connection.
+/// The longest that a schedule may be without a deed of the peers: beyond every deadline of a connection.
 pub(crate) const QUIET_MAX: Duration = Duration::from_secs(100);
 
-/// How long it takes until all that is quiet is closed.
+/// The time until all quiet connections are closed.
 const DRAIN_TIME: Duration = Duration::from_millis(1_500);
-/// How long an upstream takes to answer a dial, unless it is silent.
+/// The time that an upstream takes to answer a dial, unless it is silent.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(10);
 
 /// The course of a schedule.
@@ -50,7 +50,7 @@ pub(crate) struct Schedule {
     pub(crate) resources: WorkerResources,
 }
 
-/// What the schedule of this thread is up to.
+/// The course of this thread's schedule.
 pub(crate) struct Course {
     pub(crate) shared: Arc<Shared>,
     /// Time of connections after a stop.
@@ -62,13 +62,13 @@ pub(crate) struct Course {
     pub(crate) clients_left: usize,
     pub(crate) is_bulk: bool,
     pub(crate) may_abort: bool,
-    /// Whose peers may insist on writing before they read: if both did, none would ever read.
+    /// The side whose peers may insist on writing before they read: if both did, none would ever read.
     pub(crate) insists: Option<Side>,
     /// Since when it is known that the upstream is away, without a pause.
     pub(crate) away_since: Option<Duration>,
-    /// Whether the worker sleeps in an outage, without a pause: all that wait do so for the upstream.
+    /// True if the worker sleeps in an outage, without a pause: all that wait do so for the upstream.
     pub(crate) rests_in_outage: bool,
-    /// How many were being rejected when the last turn ended.
+    /// The clients that were being rejected when the last turn ended.
     pub(crate) rejecting: u64,
     pub(crate) progress: u64,
     pub(crate) idle_turns: u32,

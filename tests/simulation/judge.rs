@@ -1,4 +1,4 @@
-//! What must hold: after each turn, at each idle moment, at the end of each stage, and in the end.
+//! The rules: after each turn, at each idle moment, at the end of each stage, and in the end.
 //!
 //! That bytes are those that were sent, each once and in order, is looked at in `kernel.rs`, whenever some are written; so
 //! is that no client is read before it is served, that no stream is ended twice, or before its last byte.
@@ -154,7 +154,7 @@ fn judge_order(kernel: &Kernel, course: &Course) {
     }
 }
 
-/// What the upstream got of its client's stream, or the client of its upstream's.
+/// Judges the bytes that the upstream got of its client's stream, or the client of its upstream's.
 fn judge_flow(source: &Link, sink: &Link) {
     if sink.peer_closed || sink.peer_reset {
         return;
@@ -181,7 +181,7 @@ fn judge_flow(source: &Link, sink: &Link) {
     }
 }
 
-/// What both sides got of a connection that was reset.
+/// Judges the ends that both sides saw of a connection that was reset.
 fn judge_killed(source: &Link, sink: &Link) {
     let is_whole = source.peer_shut && sink.heard == source.said;
     let is_told = sink.is_unix || sink.saw == Some(Ending::Aborted) || is_whole;
@@ -191,7 +191,7 @@ fn judge_killed(source: &Link, sink: &Link) {
     assert!(is_gone || is_told, "a reset is not told: {source:#?}, {sink:#?}");
 }
 
-/// What both sides got of a connection that was closed as it was quiet.
+/// Judges the bytes that both sides got of a connection that was closed as it was quiet.
 fn judge_drained(client: &Link, upstream: &Link) {
     for link in [client, upstream].into_iter().filter(|link| is_there(link)) {
         assert_eq!(link.heard, link.written, "what came before is lost: {link:#?}");
@@ -221,7 +221,7 @@ fn judge_unserved(link: &Link, course: &Course) {
     assert!(is_right, "a client is stranded: {link:#?}");
 }
 
-/// Whom the worker has connected it with.
+/// Returns the link that the worker has connected it with.
 fn pair<'a>(kernel: &'a Kernel, link: &Link) -> Option<&'a Link> {
     let other = &kernel.links[link.partner?];
     // An attempt that was given up is no pair, nor is what was closed as quiet.

@@ -1,4 +1,4 @@
-//! What must hold for those who wait: nobody does for nothing, or longer than need be, and no more go at a time than may.
+//! The rules for clients that wait: none does for nothing, or longer than need be, and no more go at a time than may.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -11,29 +11,29 @@ use crate::{
     pause::gate::Mode,
 };
 
-/// How long one of a crowd counts as under way whose upstream says nothing.
+/// The time for which one of a crowd counts as under way whose upstream says nothing.
 const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
-/// How long one that is to be rejected may be silent.
+/// The time for which a client to reject may be silent.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long an upstream that is away stays untried.
+/// The time for which an upstream that is away stays untried.
 const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(250);
-/// How long one that was closed as quiet may go on sending.
+/// The time for which a client that was closed as quiet may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection is silent that a stop does not wait for, as its server has ended its stream.
+/// The silence of a connection that a stop does not wait for, as its server has ended its stream.
 const STOPPING_QUIET: Duration = Duration::from_secs(1);
-/// How late the worker may begin its turn when it is woken.
+/// The delay with which the worker may begin its turn when it is woken.
 const LATE_MAX: Duration = Duration::from_millis(400);
-/// How late a rate may be caught up with.
+/// The delay with which a rate may be caught up with.
 const LATENESS_MAX: Duration = Duration::from_millis(20);
-/// How long an upstream may be back before everybody who has waited for it is served: a probe comes within 250 ms, an attempt
-/// may last 300 ms, and all go one by one.
+/// The longest that an upstream may be back before everybody who has waited for it is served: a probe comes within 250 ms,
+/// an attempt may last 300 ms, and all go one by one.
 const RETURN_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// The settings of a schedule, and what else it depends on whether somebody may wait, or is given up.
 #[derive(Debug, Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Rules {
-    /// Whether clients are rejected during some pauses.
+    /// True if clients are rejected during some pauses.
     pub(crate) rejects: bool,
     pub(crate) hold_timeout: Option<Duration>,
     pub(crate) hold_max: Option<usize>,
@@ -42,51 +42,51 @@ pub(crate) struct Rules {
     pub(crate) rate: Option<NonZeroU32>,
     pub(crate) connect_timeout: Duration,
     pub(crate) retry_for: Duration,
-    /// Whether all happens to all upstream addresses.
+    /// True if all happens to all upstream addresses.
     pub(crate) changes_sites: bool,
-    /// How many addresses there are, and how many of the first of them swallow dials.
+    /// The number of addresses, and of the first of them that swallow dials.
     pub(crate) sites: usize,
     pub(crate) dead: usize,
-    /// How many the upstream's backlog takes, if that is bounded.
+    /// The bound of the upstream's backlog, if there is one.
     pub(crate) backlog: Option<usize>,
     pub(crate) is_upstream_unix: bool,
     pub(crate) is_faulty: bool,
     pub(crate) has_rival: bool,
 }
 
-/// What a connection has been through, as far as it decides what must hold for it.
+/// The past of a connection, as far as the rules depend on it.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Story {
-    /// When the turn began in which the worker has taken the client in.
+    /// The beginning of the turn in which the worker took the client in.
     pub(crate) came: Option<Duration>,
-    /// Whether the client was accepted to be held, and has a place for it.
+    /// True if the client was accepted to be held, and has a place for it.
     pub(crate) has_place: bool,
     pub(crate) was_let_through: bool,
-    /// Whether the upstream is dialled for a client that has waited.
+    /// True if the upstream is dialled for a client that has waited.
     pub(crate) is_of_crowd: bool,
-    /// When the turn began in which it was dialled.
+    /// The beginning of the turn in which it was dialled.
     pub(crate) dialled: Duration,
     pub(crate) way: Way,
-    /// Whether it was dialled while it was known to be away.
+    /// True if it was dialled while it was known to be away.
     is_probe: bool,
-    /// When the turn began in which the worker has learnt that it is connected.
+    /// The beginning of the turn in which the worker learnt that it is connected.
     pub(crate) known: Duration,
-    /// When the turn began in which the worker was last told that nothing of what it has sent is acknowledged.
+    /// The beginning of the turn in which the worker was last told that none of its bytes is acknowledged.
     pub(crate) unacknowledged: Duration,
-    /// When the last dial for it was given up.
+    /// The time at which the last dial for it was given up.
     pub(crate) left: Duration,
-    /// When the last attempt for it began, and whether that was in an outage.
+    /// The beginning of the last attempt for it, and whether that was in an outage.
     pub(crate) attempt: Duration,
     pub(crate) attempt_probes: bool,
-    /// When the turn began in which a byte of a client's, or for it, was moved.
+    /// The beginning of the turn in which a byte of a client's, or for it, was moved.
     moved: Duration,
-    /// Which turn moved the last byte to the upstream, and to the client.
+    /// The turns that moved the last byte to the upstream, and to the client.
     moved_up: u64,
     moved_down: u64,
-    /// How much had come when the turn began.
+    /// The bytes that had come when the turn began.
     pub(crate) arrived_before: usize,
-    /// Whether all were to be reset when this client was served: since this turn, or before it.
+    /// True if all were to be reset when this client was served: since this turn, or before it.
     pub(crate) is_condemned: bool,
     pub(crate) is_doomed: bool,
     pub(crate) was_killed: bool,
@@ -99,38 +99,38 @@ impl Rules {
         self.retry_for.max(self.connect_timeout)
     }
 
-    /// Whether this host may be short of something for a dial: a UNIX backlog that is full counts as that.
+    /// Returns whether this host may be short of something for a dial: a UNIX backlog that is full counts as that.
     pub(crate) fn may_be_short(&self) -> bool {
         self.is_faulty || self.changes_sites && self.is_upstream_unix
     }
 
-    /// Whether clients may be given up. Ports that are short count as an upstream that is away, which the rival may hinder
-    /// from being tried.
+    /// Returns whether clients may be given up. Ports that are short count as an upstream that is away, which the rival may
+    /// hinder from being tried.
     pub(crate) fn may_be_unreachable(&self) -> bool {
         self.changes_sites || self.is_faulty && self.has_rival
     }
 
-    /// Whether clients may get an answer of the proxy's.
+    /// Returns whether clients may get an answer of the proxy's.
     pub(crate) fn may_answer(&self) -> bool {
         self.rejects || self.may_refuse() && self.overflow != Overflow::Close
     }
 
-    /// Whether clients may get the end of the stream instead.
+    /// Returns whether clients may get the end of the stream instead.
     pub(crate) fn may_dismiss(&self) -> bool {
         self.may_refuse() && self.overflow == Overflow::Close
     }
 
-    /// Whether clients may get either.
+    /// Returns whether clients may get either.
     pub(crate) fn may_turn_away(&self) -> bool {
         self.may_answer() || self.may_dismiss()
     }
 
-    /// Whether clients that are to be held may get something else.
+    /// Returns whether clients that are to be held may get something else.
     fn may_refuse(&self) -> bool {
         self.hold_timeout.is_some() || self.hold_max.is_some() && self.overflow != Overflow::Backlog
     }
 
-    /// Whether every dial succeeds at once, so that their order is the clients'.
+    /// Returns whether every dial succeeds at once, so that their order is the clients'.
     pub(crate) fn keep_order(&self) -> bool {
         let is_quick = !self.changes_sites && !self.is_faulty && self.dead == 0;
         !self.rejects && !self.may_refuse() && is_quick
@@ -187,8 +187,8 @@ impl Course {
         });
     }
 
-    /// How many may be held, if the pause has begun while all that waited did so for the upstream. Each of them then needs a
-    /// permit to be held, or is rejected, like the newcomers.
+    /// Returns the number of clients that may be held, if the pause has begun while all that waited did so for the
+    /// upstream. Each of them then needs a permit to be held, or is rejected, like the newcomers.
     fn held_max(&self) -> u64 {
         match (self.operator.pause_in_outage, self.rules.overflow, self.rules.hold_max) {
             (None, _, _) => u64::MAX,
@@ -257,7 +257,7 @@ impl Kernel {
         self.links.iter().filter(|link| link.token.is_some() && link.waits())
     }
 
-    /// Whether a client waits, or is dialled for.
+    /// Returns whether a client waits, or is dialled for.
     fn is_unserved(&self, link: &Link) -> bool {
         link.side == Side::Client
             && link.token.is_some()
@@ -269,7 +269,7 @@ impl Kernel {
         self.links.iter().filter(taken).count()
     }
 
-    /// How many dials are under way, or how many of those for clients that have waited.
+    /// Returns the number of dials under way, or of those for clients that have waited.
     pub(crate) fn under_way(&self, of_crowd: bool) -> usize {
         let is_under_way = |link: &&Link| {
             let Some(client) = link.partner.filter(|_| link.token.is_some()) else { return false };
@@ -285,13 +285,13 @@ impl Kernel {
         self.links.iter().filter(is_under_way).count()
     }
 
-    /// Whether the upstream has said nothing, and would not have had to.
+    /// Returns whether the upstream has said nothing, and would not have had to.
     pub(crate) fn is_unheard(&self, upstream: &Link, client: &Link) -> bool {
         let since = upstream.story.known.max(upstream.story.unacknowledged);
         client.written == 0 && self.turn_began < since + HEARING_TIMEOUT
     }
 
-    /// How many try an upstream that is away.
+    /// Returns the number of clients that try an upstream that is away.
     fn probes(&self) -> usize {
         let probes = |link: &&Link| link.story.is_probe && link.is_open && !link.is_known;
         self.links.iter().filter(probes).count()
@@ -459,7 +459,7 @@ impl Kernel {
     }
 }
 
-/// Whether a client is quiet: what came last was an answer, or nothing did.
+/// Returns whether a client is quiet: what came last was an answer, or nothing did.
 pub(crate) fn is_quiet(client: &Link) -> bool {
     let (up, down) = (client.story.moved_up, client.story.moved_down);
     up < down || (up, down) == (0, 0)
