@@ -23,7 +23,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
-const CODE_LINES_MAX: usize = 12_350;
+const CODE_LINES_MAX: usize = 12_340;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -330,11 +330,13 @@ fn product_lines(text: &str) -> Vec<Line<'_>> {
         let code = line.trim_start();
         let is_test = code.starts_with("#[cfg(") && has_word(code, "test");
         if is_test && !code.contains("not(test") {
-            // The item ends where a line of its own indentation ends it.
-            let is_end = |(_, it): (usize, &str)| {
-                indent(it) == indent(line) && it.ends_with(['}', ';', ','])
-            };
-            lines.any(is_end);
+            let mut item = lines.by_ref().skip_while(|(_, it)| it.trim_start().starts_with("#["));
+            let is_one_line = item.next().is_some_and(|(_, it)| it.ends_with(['}', ';', ',']));
+            // A longer item ends at the brace of its own indentation.
+            let is_end = |it: &str| indent(it) == indent(line) && it.trim_start().starts_with('}');
+            if !is_one_line {
+                lines.any(|(_, it)| is_end(it));
+            }
         } else if !code.is_empty() && !code.starts_with("//") {
             found.push((number, line));
         }
@@ -391,8 +393,8 @@ fn functions_are_measured() {
         "}",
         "#[cfg(test)]",
         "mod tests {",
-        "    fn ignored() {",
-        "    }",
+        "    const TEXT: &str = \"a,",
+        "no end,\";",
         "}",
         "// A comment, and a blank line.",
         "",

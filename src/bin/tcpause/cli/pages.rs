@@ -181,25 +181,6 @@ pub(crate) fn man() -> String {
     page.0
 }
 
-/// Returns the table of the page on settings, between its markers.
-#[cfg(test)]
-fn markdown() -> String {
-    use super::options::Action;
-
-    let mut text = "| option | key | default | meaning |\n|---|---|---|---|\n".to_owned();
-    for opt in OPTIONS.iter() {
-        let key =
-            if let Action::Set(key) = opt.action { format!("`{key}`") } else { String::new() };
-        let default = match (opt.default(), opt.action) {
-            (Some(default), _) => format!("`{default}`"),
-            (None, Action::Set("proxy.reject-clients")) => "`false`".to_owned(),
-            _ => String::new(),
-        };
-        text += &format!("| `{}` | {key} | {default} | {} |\n", synopsis(opt), opt.help);
-    }
-    text
-}
-
 /// Returns `-c, --config FILE`.
 fn synopsis(opt: &Opt) -> String {
     let short = opt.short.map_or_else(String::new, |short| format!("-{short}, "));
@@ -292,36 +273,49 @@ fn escape(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('µ', "\\(mc")
 }
 
-/// Returns the table of the page on commands, between its markers, with the options that not all of them have.
-#[cfg(test)]
-fn markdown_of_commands() -> String {
-    use super::options::Action;
-
-    let mut text = "| command | what it does | its options |\n|---|---|---|\n".to_owned();
-    for word in COMMANDS.iter().filter(|word| word.client.is_some()) {
-        let own = word.options.iter().filter(|opt| matches!(opt.action, Action::Ask(_)));
-        let options: Vec<String> = own.map(|opt| format!("`{}`", synopsis(opt))).collect();
-        let name = format!("{} {}", word.name, word.argument);
-        text += &format!(
-            "| `tcpause {}` | {} | {} |\n",
-            name.trim_end(),
-            word.help,
-            options.join(", ")
-        );
-    }
-    text
-}
-
-/// Returns the table of the page on signals, between its markers.
-#[cfg(test)]
-fn markdown_of_signals() -> String {
-    let rows = SIGNALS.map(|(signal, effect)| format!("| {signal} | {effect} |\n"));
-    format!("| signal | effect |\n|---|---|\n{}", rows.concat())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::options::Action;
     use super::*;
+
+    /// Returns the table of the page on settings, between its markers.
+    fn markdown() -> String {
+        let mut text = "| option | key | default | meaning |\n|---|---|---|---|\n".to_owned();
+        for opt in OPTIONS.iter() {
+            let key =
+                if let Action::Set(key) = opt.action { format!("`{key}`") } else { String::new() };
+            let default = match (opt.default(), opt.action) {
+                (Some(default), _) => format!("`{default}`"),
+                (None, Action::Set("proxy.reject-clients")) => "`false`".to_owned(),
+                _ => String::new(),
+            };
+            text += &format!("| `{}` | {key} | {default} | {} |\n", synopsis(opt), opt.help);
+        }
+        text
+    }
+
+    /// Returns the table of the page on commands, between its markers, with the options that not all of them have.
+    fn markdown_of_commands() -> String {
+        let mut text = "| command | what it does | its options |\n|---|---|---|\n".to_owned();
+        for word in COMMANDS.iter().filter(|word| word.client.is_some()) {
+            let own = word.options.iter().filter(|opt| matches!(opt.action, Action::Ask(_)));
+            let options: Vec<String> = own.map(|opt| format!("`{}`", synopsis(opt))).collect();
+            let name = format!("{} {}", word.name, word.argument);
+            text += &format!(
+                "| `tcpause {}` | {} | {} |\n",
+                name.trim_end(),
+                word.help,
+                options.join(", ")
+            );
+        }
+        text
+    }
+
+    /// Returns the table of the page on signals, between its markers.
+    fn markdown_of_signals() -> String {
+        let rows = SIGNALS.map(|(signal, effect)| format!("| {signal} | {effect} |\n"));
+        format!("| signal | effect |\n|---|---|\n{}", rows.concat())
+    }
 
     #[test]
     fn the_help_shows_every_option_with_its_default() {
