@@ -9,13 +9,10 @@ use std::{
 /// The longest file, and the longest of these, which are to be split.
 const LINES_MAX: usize = 500;
 const LINES_MAX_FOR_NOW: usize = 561;
-const LONG_FOR_NOW: [&str; 6] = [
-    "src/connection/mod.rs",
+const LONG_FOR_NOW: [&str; 3] = [
     "src/connection/reject/tests.rs",
     "src/connection/relay/simulation/mod.rs",
-    "src/connection/tests.rs",
     "src/control/tests.rs",
-    "src/worker/mod.rs",
 ];
 
 /// The longest function of the product, and its most blocks within each other.
@@ -23,7 +20,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
-const CODE_LINES_MAX: usize = 12_340;
+const CODE_LINES_MAX: usize = 12_350;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
