@@ -1,6 +1,6 @@
 //! Leases: who has paused the proxy, on what terms and until when. It is paused while any of them is there.
 //!
-//! Plain data behind one lock (`ledger.rs`): nothing here waits, and whoever calls says what time it is.
+//! Plain data behind one lock (`Pauses`): nothing here waits, and whoever calls says what time it is.
 
 use std::time::{Duration, Instant};
 
@@ -116,8 +116,8 @@ impl Leases {
 
     /// Lets the lease of a request stand for itself: it replaces the firm one of its name, and is not undone any more.
     pub(crate) fn settle(&mut self, request_id: u64) {
-        let of_ticket = |lease: &&Lease| lease.request_id == request_id;
-        let Some(lease) = self.list.iter().find(of_ticket).cloned() else { return };
+        let of_request = |lease: &&Lease| lease.request_id == request_id;
+        let Some(lease) = self.list.iter().find(of_request).cloned() else { return };
         if lease.standing == Lifetime::Pending {
             self.remove_firm(&lease.terms.name);
             let place = self.list.iter().position(|lease| lease.request_id == request_id);
@@ -157,8 +157,8 @@ impl Leases {
 
     /// Has the time of a request's lease begin anew; false if it holds no more.
     pub(crate) fn renew(&mut self, request_id: u64, now: Instant) -> bool {
-        let mut of_ticket = self.list.iter_mut().filter(|lease| lease.request_id == request_id);
-        of_ticket.next().map(|lease| lease.ends = lease.terms.end(now)).is_some()
+        let mut of_request = self.list.iter_mut().filter(|lease| lease.request_id == request_id);
+        of_request.next().map(|lease| lease.ends = lease.terms.end(now)).is_some()
     }
 
     /// Whether the lease of a request holds.
