@@ -1,5 +1,7 @@
 //! The prose of the source, as tests: comments name things and deeds, and cite what there is.
 
+use std::path::Path;
+
 use super::tidy::{assert_none, offences, sources};
 
 /// The most doc comments below each folder that may begin with a question word, in a thousand: such a comment names neither
@@ -42,9 +44,9 @@ fn doc_comments_state() {
 #[test]
 fn every_file_that_a_comment_of_a_test_cites_exists() {
     let files = sources(&["src", "tests", "benches"]);
+    let is_source = |word: &str| Path::new(word).extension().is_some_and(|it| it == "rs");
     let found = offences(&sources(&["tests", "benches"]), |line| {
-        let mut cited =
-            line.split('`').skip(1).step_by(2).filter(|word| word.strip_suffix(".rs").is_some());
+        let mut cited = line.split('`').skip(1).step_by(2).filter(|word| is_source(word));
         let is_missing = |name| !files.iter().any(|(path, _)| path.ends_with(name));
         line.trim_start().starts_with("//") && cited.any(is_missing)
     });
