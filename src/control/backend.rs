@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::{debug, info, warn};
+use log::{info, warn};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -40,19 +40,12 @@ use super::response::Response;
 /// Longest head of an answer.
 const HEAD_BYTES_MAX: usize = 4 << 10;
 
-/// Writer of answers. Dropped, it ends the server's threads.
-pub(super) enum Backend {
-    /// A server writes them.
-    Running(Private),
-    /// The server has ended, as nobody has asked for long. It had five threads.
-    Resting,
-    /// No directory takes the file of a server: answers are written without one.
-    Without,
-}
+/// Writer of answers, by a private server if there is one. Dropped, it ends the server's threads.
+pub(super) struct Backend(Option<Private>);
 
 /// Server and the way to it. The order of drops counts: the server learns that it is closed, and the door's last dial makes
 /// its accept thread look.
-pub(super) struct Private {
+struct Private {
     server: Server,
     door: UnlinkedListener,
     /// Number of the last request to it.
@@ -68,11 +61,15 @@ impl Backend {
                 info!(
                     "the control API serves all requests on one thread, as none of /run, /dev/shm, /tmp and TMPDIR takes its socket file: {error}"
                 );
-                Ok(Self::Without)
+                Ok(Self::without())
             }
         }
     }
 
+    /// Writes answers without a server.
+    pub(super) fn without() -> Self {
+        Self(None)
+    }
     /// Starts a server on `listener`, which `door` leads to.
     pub(super) fn behind(door: UnlinkedListener, listener: UnixListener) -> io::Result<Self> {
         // Where the system refuses threads, this is an error, and tiny_http would panic.
@@ -84,7 +81,7 @@ impl Backend {
                 )
             })?
             .map_err(io::Error::other)?;
-        Ok(Self::Running(Private { server, door, asked: 0 }))
+        Ok(Self(Some(Private { server, door, asked: 0 })))
     }
 
     /// Writes an answer, replacing a server that accepts no more. After any error it may be asked again. Each step blocks for
@@ -95,43 +92,27 @@ impl Backend {
         is_head: bool,
         silence: Duration,
     ) -> io::Result<Vec<u8>> {
-        if matches!(self, Self::Resting) {
-            match Self::start() {
-                Ok(started) => *self = started,
-                Err(error) => debug!("the control API answers without its server: {error}"),
-            }
-        }
-        match self.attempt(response, is_head, silence) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        let dialled = match self.dial() {
+            Some(Err(Errno::CONNREFUSED)) => {
                 *self = Self::start()?;
-                self.attempt(response, is_head, silence)
+                self.dial()
             }
-            result => result,
+            dialled => dialled,
+        };
+        match (&mut self.0, dialled) {
+            (Some(private), Some(dialled)) => {
+                let socket = UnixStream::from(dialled?);
+                socket.set_nonblocking(false)?;
+                socket.set_read_timeout(Some(silence))?;
+                private.write(response, is_head, socket, silence)
+            }
+            _ => Ok(response.to_bytes(is_head)),
         }
     }
 
-    fn attempt(
-        &mut self,
-        response: &Response,
-        is_head: bool,
-        silence: Duration,
-    ) -> io::Result<Vec<u8>> {
-        match self {
-            Self::Running(private) => private.write(response, is_head, silence),
-            Self::Resting | Self::Without => Ok(response.to_bytes(is_head)),
-        }
-    }
-
-    /// Ends the server until it is asked again.
-    pub(super) fn rest(&mut self) {
-        if self.is_running() {
-            *self = Self::Resting;
-        }
-    }
-
-    /// Returns true while there is a server.
-    pub(super) fn is_running(&self) -> bool {
-        matches!(self, Self::Running(_))
+    /// Connects to the server, if there is one.
+    fn dial(&self) -> Option<Result<OwnedFd, Errno>> {
+        self.0.as_ref().map(|private| private.door.dial())
     }
 }
 
@@ -140,11 +121,9 @@ impl Private {
         &mut self,
         response: &Response,
         is_head: bool,
+        mut socket: UnixStream,
         silence: Duration,
     ) -> io::Result<Vec<u8>> {
-        let mut socket = UnixStream::from(self.door.dial()?);
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(silence))?;
         self.asked += 1;
         let (method, target) = (if is_head { "HEAD" } else { "GET" }, format!("/{}", self.asked));
         let head =
@@ -286,29 +265,13 @@ mod tests {
         assert!(!address.as_pathname().unwrap().parent().unwrap().exists());
         let again = UnlinkedListener(door.0.try_clone().unwrap());
         let backend = Backend::behind(door, listener).unwrap();
-        drop(again.dial().unwrap());
+        drop(backend.dial().unwrap().unwrap());
         drop(backend);
-        assert_ends(&again);
-    }
-
-    /// Asserts that the accept thread behind `door` ends.
-    fn assert_ends(door: &UnlinkedListener) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while door.dial().map(drop) != Err(Errno::CONNREFUSED) {
+        while again.dial().map(drop) != Err(Errno::CONNREFUSED) {
             assert!(Instant::now() < deadline, "the accept thread goes on");
             thread::yield_now();
         }
-    }
-
-    #[test]
-    fn a_server_that_rests_ends_and_is_back_with_the_next_answer() {
-        let (listener, door) = UnlinkedListener::open().unwrap();
-        let again = UnlinkedListener(door.0.try_clone().unwrap());
-        let mut backend = Backend::behind(door, listener).unwrap();
-        backend.rest();
-        assert_ends(&again);
-        let written = backend.write(&Response::empty(201), false, SILENCE).unwrap();
-        assert!(backend.is_running() && String::from_utf8(written).unwrap().contains("Date: "));
     }
 
     #[test]
@@ -346,18 +309,13 @@ mod tests {
         }
     }
 
-    fn door(backend: &Backend) -> &UnlinkedListener {
-        let Backend::Running(private) = backend else { panic!("there is no server") };
-        &private.door
-    }
-
     #[test]
     fn a_late_request_is_not_taken_for_another() {
         let mut backend = Backend::start().unwrap();
         let response = Response::json("hi".to_owned());
         let late = "GET /late HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         for _ in 0..10 {
-            let mut abandoned = UnixStream::from(door(&backend).dial().unwrap());
+            let mut abandoned = UnixStream::from(backend.dial().unwrap().unwrap());
             abandoned.write_all(late.as_bytes()).unwrap();
             drop(abandoned);
             let written = backend.write(&response, false, SILENCE).unwrap();

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::Receiver;
 use log::error;
 
 use super::{
@@ -19,9 +19,6 @@ use super::{
     response::Response,
 };
 use crate::{handle::Handle, log_limit::LogLimit};
-
-/// Time without a request after which the backend rests.
-const REST_AFTER: Duration = Duration::from_secs(60);
 
 /// Request on its way from the front to the executor.
 pub(super) struct Job {
@@ -73,20 +70,10 @@ pub(super) struct Executor {
 impl Executor {
     /// Carries out jobs until the front has gone, except for those that were given up before their turn.
     pub(super) fn run(mut self) {
-        loop {
-            let job = if self.backend.is_running() {
-                self.jobs.recv_timeout(REST_AFTER)
-            } else {
-                self.jobs.recv().map_err(RecvTimeoutError::from)
-            };
-            match job {
-                Ok(job) if job.reply.is_awaited() => {
-                    self.carry_out(job);
-                    self.notifier.notify();
-                }
-                Ok(_given_up) => {}
-                Err(RecvTimeoutError::Timeout) => self.backend.rest(),
-                Err(RecvTimeoutError::Disconnected) => return,
+        while let Ok(job) = self.jobs.recv() {
+            if job.reply.is_awaited() {
+                self.carry_out(job);
+                self.notifier.notify();
             }
         }
     }
@@ -169,7 +156,7 @@ mod tests {
         let executor = Executor {
             jobs,
             handle: handle.clone(),
-            backend: Backend::Without,
+            backend: Backend::without(),
             notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),
             silence: Duration::ZERO,
             log_limit: LogLimit::default(),

@@ -9,7 +9,6 @@
 //! - The executor carries the command out and has the backend write the answer, if need be again and again.
 //! - A pause is owned by a `PendingPause` until it stands for itself. Dropped anywhere, it undoes the pause.
 //! - Job and connection share the place of the outcome. A job that nobody awaits is not carried out.
-//! - The backend's server, and its five threads, rest while nobody asks.
 //! - `tiny_http` alone can be aborted with one packet and frozen with two lines: no byte of a caller's reaches it.
 
 mod backend;

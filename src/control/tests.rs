@@ -55,7 +55,7 @@ impl Api {
 
     /// As where no directory takes a file.
     fn start_without_a_server() -> Self {
-        Self::start_before(Backend::Without)
+        Self::start_before(Backend::without())
     }
 
     /// Before a private server that is played by the test, and lost with the listener.
