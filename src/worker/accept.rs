@@ -127,8 +127,13 @@ impl Worker<'_> {
         let shared = &self.resources.shared;
         let is_first = self.first_waiting().is_none() && !shared.admission.queue.is_anyone_there();
         let start = if is_first { shared.try_start_alone() } else { None };
+        // Where all that wait have tried the upstream in vain, it would have, too: its time runs like theirs.
+        let is_like_tried = shared.upstream.outage().is_on()
+            && !shared.pauses.gate.is_paused()
+            && self.first_held().is_none();
         self.act(index, now, |connection, context| match start {
             Some((pass, ticket)) => connection.connect(pass, ticket, now, context),
+            None if is_like_tried => connection.begin_patience(now, context),
             None => Verdict::Hold(now),
         });
     }

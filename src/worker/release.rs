@@ -21,7 +21,7 @@ impl Worker<'_> {
     }
 
     /// Returns the first client that is held, or after a resume, is to be rejected and was not touched yet.
-    fn first_held(&self) -> Option<(Key, Instant)> {
+    pub(super) fn first_held(&self) -> Option<(Key, Instant)> {
         let first = |queue| self.queues.first(queue);
         let untouched = || first(Deadline::AwaitingHandshake).or_else(|| first(Deadline::Sniffing));
         let is_open = !self.resources.shared.pauses.gate.is_paused();
