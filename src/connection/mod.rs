@@ -404,6 +404,7 @@ impl Connection {
                 match session.under_way.take_if(|_under_way| is_heard) {
                     Some(under_way) => {
                         under_way.heard(context.now);
+                        context.upstream.outage().made_room(context.now);
                         Verdict::Wait(Deadline::NoKeepaliveYet)
                     }
                     None => Verdict::Stay,

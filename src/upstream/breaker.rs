@@ -5,6 +5,7 @@
 //! away one of them at a time tries it, and the first that gets through opens the way for all.
 
 use std::{
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -17,11 +18,6 @@ use crate::{
     config::duration::nanos,
     sys,
 };
-
-/// Time after the first failure until it is tried again, and after each shortage. It doubles with each further failure.
-const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(10);
-/// The longest time between two tries.
-const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
 /// State of the upstream, as far as attempts have told.
 #[derive(Debug)]
@@ -44,6 +40,18 @@ pub(crate) enum Cause {
     Shortage = 1,
     /// The upstream was not reached at any address.
     Away = 2,
+}
+
+impl Cause {
+    /// Returns the time after the first failure until the upstream is tried again, and the longest; each further failure
+    /// doubles it. A server that takes clients out of a small backlog makes room within a millisecond.
+    fn intervals(self) -> RangeInclusive<Duration> {
+        let (min, max) = match self {
+            Self::Shortage => (1, 10),
+            Self::Away => (10, 250),
+        };
+        Duration::from_millis(min)..=Duration::from_millis(max)
+    }
 }
 
 impl CircuitBreaker {
@@ -71,13 +79,14 @@ impl CircuitBreaker {
     /// Learns that an attempt has failed: one that has probed, or one of those begun before the outage. Those tell nothing
     /// new.
     pub(crate) fn failed(&self, cause: Cause, was_probe: bool, now: Instant) {
-        let interval = match (self.is_on(), was_probe, cause) {
-            (true, false, _) => return,
-            (true, true, Cause::Away) => {
+        let interval = match (self.is_on(), was_probe) {
+            (false, _) => *cause.intervals().start(),
+            (true, true) => {
                 let last = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
-                (2 * last).clamp(PROBE_INTERVAL_MIN, PROBE_INTERVAL_MAX)
+                let (min, max) = cause.intervals().into_inner();
+                (2 * last).clamp(min, max)
             }
-            (true, true, Cause::Shortage) | (false, _, _) => PROBE_INTERVAL_MIN,
+            (true, false) => return,
         };
         self.interval.store(nanos(interval), Ordering::Relaxed);
         self.due
@@ -89,6 +98,13 @@ impl CircuitBreaker {
     /// Learns that an attempt has got through. Returns true if that ends an outage: then the clients that wait are to be told.
     pub(crate) fn succeeded(&self) -> bool {
         self.is_on() && self.cause.swap(0, Ordering::AcqRel) > 0
+    }
+
+    /// Learns that the upstream has just taken a client out of its backlog: a shortage may be over.
+    pub(crate) fn made_room(&self, now: Instant) {
+        if self.cause.load(Ordering::Relaxed) == Cause::Shortage as u8 {
+            self.due.fetch_min(nanos(now.saturating_duration_since(self.begin)), Ordering::Relaxed);
+        }
     }
 
     /// Returns the time of the next probe; none while a probe is under way, whose end is told like a free permit, and none
@@ -140,17 +156,20 @@ mod tests {
     }
 
     #[test]
-    fn where_this_host_is_short_of_something_it_is_tried_every_10_ms() {
+    fn where_this_host_is_short_of_something_it_is_tried_again_soon() {
         let outage = CircuitBreaker::new();
         let begin = outage.begin;
         let at = |millis| begin + Duration::from_millis(millis);
-        for now in [100, 110, 120] {
+        for (now, interval) in [(100, 1), (101, 2), (103, 4), (107, 8), (115, 10), (125, 10)] {
             outage.failed(Cause::Shortage, now > 100, at(now));
-            assert_eq!(outage.probe_at(), Some(at(now + 10)));
+            assert_eq!(outage.probe_at(), Some(at(now + interval)));
             assert!(outage.is_on() && !outage.is_away());
         }
+        outage.made_room(at(130));
+        assert_eq!(outage.probe_at(), Some(at(130)), "a place in the backlog has become free");
         outage.failed(Cause::Away, true, at(130));
-        assert_eq!(outage.probe_at(), Some(at(150)));
+        outage.made_room(at(131));
+        assert_eq!(outage.probe_at(), Some(at(150)), "that says nothing of one that is away");
         outage.failed(Cause::Shortage, true, at(150));
         assert!(outage.is_away() && outage.succeeded() && !outage.is_away());
     }
