@@ -145,7 +145,11 @@ impl Shared {
         };
         let pass = match gate.enter() {
             Some(pass) => pass,
-            None if queue.take_bypass(arrived) => gate.enter_bypassing(),
+            None if queue.lets_bypass(arrived) => {
+                // Counted before its right is used up, or the proxy would look idle in between.
+                let pass = gate.enter_bypassing();
+                queue.take_bypass(arrived).then_some(pass)?
+            }
             None => return None,
         };
         Some((pass, ticket))

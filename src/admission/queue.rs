@@ -66,8 +66,13 @@ impl WaitQueue {
         }
     }
 
-    /// Shows when the first of a worker's queue came. Returns the worker whose turn it is now, if that is another.
-    pub(crate) fn publish_head(&self, worker: usize, first: Option<Instant>) -> Option<usize> {
+    /// Shows when the first of a worker's queue came. Returns none if that is as before, or else the worker whose turn it is
+    /// now, if that is another.
+    pub(crate) fn publish_head(
+        &self,
+        worker: usize,
+        first: Option<Instant>,
+    ) -> Option<Option<usize>> {
         let first = first.map_or(NOBODY, |at| self.nanos(at));
         let shown = self.firsts.get(worker)?;
         // The only writer: nothing is lost between the look and the swap.
@@ -78,7 +83,7 @@ impl WaitQueue {
         shown.swap(first, Ordering::SeqCst);
         let firsts = self.firsts.iter().map(|first| first.load(Ordering::SeqCst)).enumerate();
         let (next, at) = firsts.min_by_key(|&(_worker, at)| at)?;
-        (next != worker && at != NOBODY).then_some(next)
+        Some((next != worker && at != NOBODY).then_some(next))
     }
 
     /// Whether nobody else's first came before `at`.
@@ -132,6 +137,11 @@ impl WaitQueue {
         let mut firsts = self.firsts.iter();
         self.let_through.load(Ordering::SeqCst) > 0
             && firsts.any(|first| first.load(Ordering::SeqCst) <= until)
+    }
+
+    /// Returns true if some may still go in spite of the pause, and nobody is left to do so.
+    pub(crate) fn bypasses_in_vain(&self) -> bool {
+        self.let_through.load(Ordering::SeqCst) > 0 && !self.is_letting_through()
     }
 
     /// Lets nobody through any more.
@@ -189,13 +199,13 @@ mod tests {
         let (line, begin) = line(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
         assert!(!line.is_anyone_there());
-        assert_eq!(line.publish_head(0, Some(early)), None);
-        assert_eq!(line.publish_head(1, Some(late)), Some(0));
+        assert_eq!(line.publish_head(0, Some(early)), Some(None));
+        assert_eq!(line.publish_head(1, Some(late)), Some(Some(0)));
         assert!(line.is_head(0, early) && !line.is_head(1, late));
-        assert_eq!(line.publish_head(0, None), Some(1));
+        assert_eq!(line.publish_head(0, None), Some(Some(1)));
         assert_eq!(line.publish_head(0, None), None, "nothing has changed");
         assert!(line.is_head(1, late) && line.is_anyone_there());
-        assert_eq!(line.publish_head(1, None), None);
+        assert_eq!(line.publish_head(1, None), Some(None));
         assert!(!line.is_anyone_there());
     }
 

@@ -194,7 +194,8 @@ impl Pauses {
     /// pause goes on, and only clients that bypass it are admitted.
     pub(crate) fn wait_state(&self, request_id: u64) -> WaitState {
         let leases = self.lock();
-        let is_idle = self.gate.passes() == 0 && !self.queue.is_letting_through();
+        // In this order: a client that bypasses has its pass before it stops counting as one to come.
+        let is_idle = !self.queue.is_letting_through() && self.gate.passes() == 0;
         match (leases.holds(request_id), is_idle) {
             (false, _) => WaitState::Ended,
             (true, true) => WaitState::Idle,
@@ -301,7 +302,7 @@ impl Pauses {
     }
 
     /// Tells the thread that ends leases, and all watchers, of a change.
-    fn notify(&self) {
+    pub(crate) fn notify(&self) {
         // A full channel means that the thread looks anyway.
         self.expiry.try_send(()).ok();
         let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -483,8 +483,15 @@ impl Worker<'_> {
         self.queues.publish(counters);
         counters.oldest.set(self.queues.oldest().map_or(0, |at| shared.millis(at) + 1));
         let head = self.first_waiting().map(|(_key, arrived)| arrived);
-        if let Some(next) = shared.admission.queue.publish_head(self.resources.index, head) {
-            shared.workers.wake(next);
+        let queue = &shared.admission.queue;
+        if let Some(next) = queue.publish_head(self.resources.index, head) {
+            if let Some(next) = next {
+                shared.workers.wake(next);
+            }
+            if queue.bypasses_in_vain() {
+                // The last client that was to bypass the pause has left, and no pass tells of it.
+                shared.pauses.notify();
+            }
         }
     }
 }

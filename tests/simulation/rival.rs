@@ -93,7 +93,8 @@ impl Course {
     }
 
     fn rival_shows(&mut self, first: Option<Duration>) {
-        let next = self.shared.admission.queue.publish_head(RIVAL, first.map(crate::instant));
+        let queue = &self.shared.admission.queue;
+        let next = queue.publish_head(RIVAL, first.map(crate::instant)).flatten();
         self.rival.first = first;
         crate::with(|kernel| kernel.is_rival_woken = false);
         if let Some(next) = next {

@@ -52,6 +52,23 @@ fn assert_resumed(proxy: &Proxy) {
 }
 
 #[test]
+fn it_answers_once_the_last_that_was_released_has_left_without_being_served() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).arg("--resume-rate=1").start();
+    proxy.control().pause();
+    let mut held: Vec<Stream> = (0..3).map(|_| proxy.connect()).collect();
+    proxy.control().wait_counts(|status| status.held, 3);
+    assert_eq!(proxy.control().delete("/paused?release=3").text(), "{\"released\": 3}\n");
+    held[0].assert_echo(b"the first is served");
+    let begun = Instant::now();
+    let mut caller = begin(&proxy, "wait=1m&name=deploy");
+    // The others leave before the rate lets them go.
+    held.into_iter().for_each(Stream::reset);
+    assert_eq!(json(&Response::read(&mut caller), 201)["idle"], true);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn it_answers_once_it_is_idle() {
     let upstream = Upstream::tcp(echo);
     let (proxy, client) = busy(&upstream);
