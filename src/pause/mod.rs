@@ -1,7 +1,7 @@
 //! Pauses: the gate that admits connections, the leases that keep it closed, and their one owner.
 //!
-//! [`Pauses`] changes the gate only under the lock of the leases, so that both always agree. A change goes the same way each
-//! time: leases, gate, orders to drain, and then every worker is woken. Workers read gate, barrier and orders without a lock.
+//! [`Pauses`] changes the gate only under the lock of the leases, so that both always agree. Each change takes the same steps:
+//! leases, gate, drain orders, and then every worker is woken. Workers read gate, barrier and orders without a lock.
 
 pub(crate) mod barrier;
 pub(crate) mod drain;
@@ -34,7 +34,7 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait of a resume for a new look-up of the upstream's name.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Owner of all that a pause consists of, and of the order of its changes.
+/// Owner of the parts of a pause, which are changed in one order.
 pub(crate) struct Pauses {
     /// Admits connections, and counts them.
     pub(crate) gate: Arc<Gate>,
@@ -46,7 +46,7 @@ pub(crate) struct Pauses {
     pub(crate) default_mode: Mode,
     /// Longest time that a lease may last without being renewed.
     pub(crate) max_ttl: Option<Duration>,
-    /// The lock orders all changes; the operator's are rare.
+    /// Leases, whose lock orders all changes. It is seldom contended, as operators pause rarely.
     leases: Mutex<Leases>,
     /// Wakes the thread that ends expired leases.
     expiry: Sender<()>,
@@ -109,7 +109,7 @@ impl Pauses {
         (Arc::new(pauses), notifications)
     }
 
-    /// Pauses for the program that runs the proxy; see `Handle::pause`.
+    /// Pauses on behalf of the program that runs the proxy; see `Handle::pause`.
     pub(crate) fn pause(&self) -> bool {
         let terms = Terms {
             name: NAME_DEFAULT.to_owned(),
@@ -155,18 +155,18 @@ impl Pauses {
         };
         let verb = if is_renewed { "pause renewed" } else { "paused" };
         log::info!("{verb} by {text}; connections that run: {}", self.gate.passes());
-        // Only now, so that the log does not tell of its end first.
+        // Only after the log line, or the log could tell of the end of the pause before its begin.
         self.notify();
         Ok(was_open)
     }
 
-    /// Ends the pause of that name, or all. Before, the upstream's name is looked up anew, for a second at most. Returns true
-    /// if this has resumed.
+    /// Ends the pause of that name, or all pauses. A resume first looks the upstream's name up anew, for a second at most.
+    /// Returns true if the proxy has resumed.
     pub(crate) fn lift(&self, name: Option<&str>, by: &str) -> bool {
         self.end(EndReason::Lifted { by }, |lease| name.is_none_or(|name| lease.terms.name == name))
     }
 
-    /// Gives a request up: its pause ends, unless it is committed.
+    /// Gives up a request: its pause ends, unless it is committed.
     pub(crate) fn undo(&self, request_id: u64, because: &str) {
         self.end(EndReason::Undone { because }, |lease| lease.is_undone_with(request_id));
     }
@@ -176,14 +176,14 @@ impl Pauses {
         self.end(EndReason::Closed, |lease| lease.is_undone_with(request_id));
     }
 
-    /// Begins the time of a request's lease anew.
+    /// Restarts the time to live of a request's lease.
     pub(crate) fn renew(&self, request_id: u64) {
         if self.lock().renew(request_id, sys::now()) {
             log::trace!("the pause of request {request_id} is renewed by its caller's bytes");
         }
     }
 
-    /// Commits the lease of a request: it depends on its caller no more.
+    /// Commits the lease of a request, which then no longer depends on its caller.
     pub(crate) fn settle(&self, request_id: u64) {
         let mut leases = self.lock();
         leases.settle(request_id);
@@ -203,7 +203,7 @@ impl Pauses {
         }
     }
 
-    /// Has all connections reset, soon. Returns their number.
+    /// Orders the workers to reset all connections. Returns the number of connections, and does not wait.
     pub(crate) fn kill(&self, by: &str) -> u64 {
         let count = self.gate.passes();
         log::info!("{by} has those connections reset that have not ended in time: {count}");
@@ -240,12 +240,12 @@ impl Pauses {
         self.gate.idle_moments()
     }
 
-    /// Has `watcher` called at each idle moment; see `Gate::watch_idle`.
+    /// Registers a callback for each idle moment; see `Gate::watch_idle`.
     pub(crate) fn watch_idle(&self, watcher: impl Fn() + Send + Sync + 'static) {
         self.gate.watch_idle(watcher);
     }
 
-    /// Has `watcher` called after each change, on the thread that has made it.
+    /// Registers a callback for each change. It runs on the thread that makes the change.
     pub(crate) fn watch(&self, watcher: impl Fn() + Send + Sync + 'static) {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(watcher));
     }
@@ -267,7 +267,7 @@ impl Pauses {
         }
     }
 
-    /// Has gate and workers do what the leases say. Called under their lock. Returns true if the gate was open.
+    /// Applies the leases to the gate and the workers, under the lock of the leases. Returns true if the gate was open.
     fn apply(&self, leases: &Leases) -> bool {
         let was_open = if let Some(mode) = leases.mode() {
             self.gate.pause(mode)
@@ -280,7 +280,7 @@ impl Pauses {
         was_open
     }
 
-    /// Ends the leases that are over. Returns true if this has resumed.
+    /// Ends the leases for which `is_over` returns true. Returns true if the proxy has resumed.
     fn end(&self, reason: EndReason<'_>, is_over: impl Fn(&Lease) -> bool) -> bool {
         if self.lock().would_resume(&is_over) {
             self.upstream.refresh(REFRESH_TIMEOUT);
@@ -303,7 +303,7 @@ impl Pauses {
 
     /// Tells the thread that ends leases, and all watchers, of a change.
     pub(crate) fn notify(&self) {
-        // A full channel means that the thread looks anyway.
+        // If the channel is full, a notification waits already.
         self.expiry.try_send(()).ok();
         let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         watchers.iter().for_each(|watcher| watcher());

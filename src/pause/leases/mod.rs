@@ -1,26 +1,26 @@
-//! Leases: who has paused the proxy, on what terms and until when. It is paused while any of them is there.
+//! Leases: the pauses that hold, each with its caller, its terms and its end. The proxy is paused while there is any lease.
 //!
-//! Plain data behind one lock (`Pauses`): nothing here waits, and whoever calls says what time it is.
+//! This is plain data behind the lock of [`Pauses`](super::Pauses): nothing here waits, and the caller passes in the time.
 
 use std::time::{Duration, Instant};
 
 use crate::{pause::gate::Mode, timestamp::Rfc3339};
 
-/// The name of a pause that is asked for without one.
+/// Name of a pause that is requested without one.
 pub(crate) const NAME_DEFAULT: &str = "default";
 
-/// How many leases there may be.
+/// Most leases at a time.
 pub(crate) const LEASES_MAX: usize = 64;
 
-/// The request number of the program itself, for which there is always room. Callers of the control API count from 1.
+/// Request number of the program itself, for which there is always room. Requests of the control API count from 1.
 pub(crate) const PROGRAM: u64 = 0;
 
 /// All leases that hold.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    /// Of those with one name, each stands on the ones before it.
+    /// Leases, oldest first. A pending lease hides the earlier ones of its name until it is committed or undone.
     list: Vec<Lease>,
-    /// When the first of an unbroken row came.
+    /// Begin of the present pause, which outlasts the lease that began it; `None` while there is no lease.
     paused_since: Option<Timestamp>,
 }
 
@@ -29,60 +29,60 @@ pub(crate) struct Leases {
 pub(crate) struct Lease {
     pub(crate) terms: Terms,
     pub(crate) standing: Lifetime,
-    /// Which request has asked for it.
+    /// Number of the request that created it.
     pub(crate) request_id: u64,
-    /// Since when its name holds.
+    /// Time from which its name has held without a gap.
     pub(crate) since: Timestamp,
-    /// When it ends by itself.
+    /// Time at which it expires; `None` for never.
     pub(crate) ends: Option<Instant>,
 }
 
-/// What a pause was asked for with.
+/// Terms that a pause was requested with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Terms {
     pub(crate) name: String,
     pub(crate) reason: Option<String>,
-    /// Who has asked.
+    /// Caller: its address, or its user and process.
     pub(crate) by: String,
     pub(crate) mode: Mode,
-    /// How long it lasts unless it is renewed.
+    /// Time to live without a renewal.
     pub(crate) ttl: Option<Duration>,
-    /// For how long a connection may be silent.
+    /// Time for which a connection may be silent before it is closed.
     pub(crate) quiet: Option<Duration>,
 }
 
-/// What a lease depends on.
+/// Condition for a lease to hold on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifetime {
-    /// On nothing: it is the one of its name.
+    /// None. A name has one committed lease at most.
     Committed,
-    /// On the success of its request: it is undone otherwise. What held before under its name is still there.
+    /// Success of its request; it is undone otherwise. The leases that held before under its name stay until then.
     Pending,
-    /// On its caller's connection. It neither replaces another of its name nor is replaced.
+    /// Connection of its caller. It neither replaces another lease of its name nor is replaced.
     ConnectionBound,
 }
 
-/// One point in time by both clocks: the one that decides, and the one that is shown.
+/// One point in time by two clocks: the monotonic one for decisions, and the wall clock for logs and the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Timestamp {
     pub(crate) at: Instant,
     pub(crate) shown: Rfc3339,
 }
 
-/// Refusal of a lease: there are as many as there may be.
+/// Refusal of a lease, because there are [`LEASES_MAX`] already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
 
-/// What has ended.
+/// Leases that have ended, and the pause with them if none is left.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) leases: Vec<Lease>,
-    /// Since when it was paused, if none is left.
+    /// Begin of the pause, if it has ended.
     pub(crate) paused_since: Option<Timestamp>,
 }
 
 impl Leases {
-    /// Adds a lease; one that is firm replaces what holds under its name.
+    /// Adds a lease. A committed lease replaces the committed one of its name.
     pub(crate) fn put(
         &mut self,
         terms: Terms,
@@ -99,7 +99,7 @@ impl Leases {
         if standing == Lifetime::Committed {
             self.remove_firm(&terms.name);
         }
-        // Under a name that holds, it takes the place of another, now or in the end.
+        // A lease under a name that holds replaces another, now or when it is committed, so it needs no room.
         if since.is_none() && self.list.len() >= LEASES_MAX && request_id != PROGRAM {
             return Err(Full);
         }
@@ -114,7 +114,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Lets the lease of a request stand for itself: it replaces the firm one of its name, and is not undone any more.
+    /// Commits the pending lease of a request: it replaces the committed one of its name, and is not undone any more.
     pub(crate) fn settle(&mut self, request_id: u64) {
         let of_request = |lease: &&Lease| lease.request_id == request_id;
         let Some(lease) = self.list.iter().find(of_request).cloned() else { return };
@@ -127,8 +127,8 @@ impl Leases {
         }
     }
 
-    /// Inserts a firm lease before `place` and before those of its name that stand there and wait: they go on under its
-    /// terms, and if they are undone, it holds.
+    /// Inserts a committed lease at `place`, but below all pending leases of its name, which take over its terms and its end.
+    /// If those are undone, this one remains.
     fn insert_firm(&mut self, mut place: usize, lease: Lease) {
         for (index, old) in self.list.iter_mut().enumerate().take(place).rev() {
             if old.terms.name == lease.terms.name && old.standing == Lifetime::Pending {
@@ -138,11 +138,12 @@ impl Leases {
         self.list.insert(place, lease);
     }
 
+    /// Removes the committed lease of a name.
     fn remove_firm(&mut self, name: &str) {
         self.list.retain(|old| old.standing != Lifetime::Committed || old.terms.name != name);
     }
 
-    /// Removes those for which `is_over` holds.
+    /// Removes the leases for which `is_over` returns true.
     pub(crate) fn remove(&mut self, is_over: impl Fn(&Lease) -> bool) -> Ended {
         let (leases, left) = std::mem::take(&mut self.list).into_iter().partition(is_over);
         self.list = left;
@@ -150,49 +151,49 @@ impl Leases {
         Ended { leases, paused_since }
     }
 
-    /// Whether it would be paused no more without those for which `is_over` holds.
+    /// Returns true if removing the leases for which `is_over` returns true would end the pause.
     pub(crate) fn would_resume(&self, is_over: impl Fn(&Lease) -> bool) -> bool {
         !self.list.is_empty() && self.list.iter().all(is_over)
     }
 
-    /// Has the time of a request's lease begin anew; false if it holds no more.
+    /// Restarts the time to live of a request's lease. Returns false if the lease has ended.
     pub(crate) fn renew(&mut self, request_id: u64, now: Instant) -> bool {
         let mut of_request = self.list.iter_mut().filter(|lease| lease.request_id == request_id);
         of_request.next().map(|lease| lease.ends = lease.terms.end(now)).is_some()
     }
 
-    /// Whether the lease of a request holds.
+    /// Returns true if the lease of this request holds.
     pub(crate) fn holds(&self, request_id: u64) -> bool {
         self.list.iter().any(|lease| lease.request_id == request_id)
     }
 
-    /// Whether a name holds.
+    /// Returns true if there is a lease of this name.
     pub(crate) fn holds_name(&self, name: &str) -> bool {
         self.list.iter().any(|lease| lease.terms.name == name)
     }
 
-    /// What is done with new clients, if it is paused: to reject them wins.
+    /// Returns the treatment of new clients: they are rejected if any lease says so. `None` without leases.
     pub(crate) fn mode(&self) -> Option<Mode> {
         let rejects = self.list.iter().any(|lease| lease.terms.mode == Mode::Reject);
         (!self.list.is_empty()).then_some(if rejects { Mode::Reject } else { Mode::Hold })
     }
 
-    /// For how long a connection may be silent: the shortest time wins.
+    /// Returns the time for which a connection may be silent: the shortest of all leases.
     pub(crate) fn quiet(&self) -> Option<Duration> {
         self.list.iter().filter_map(|lease| lease.terms.quiet).min()
     }
 
-    /// When the next one ends by itself.
+    /// Returns the time at which the next lease expires.
     pub(crate) fn next_end(&self) -> Option<Instant> {
         self.list.iter().filter_map(|lease| lease.ends).min()
     }
 
-    /// Since when it is paused, if it is.
+    /// Returns the begin of the present pause.
     pub(crate) fn paused_since(&self) -> Option<Timestamp> {
         self.paused_since
     }
 
-    /// All but those on which another of their name stands.
+    /// Returns the visible leases: of each name the latest one, and all that are bound to a connection.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.list.iter().enumerate().filter_map(|(index, lease)| {
             let is_below = |above: &Lease| {
@@ -204,6 +205,7 @@ impl Leases {
         })
     }
 
+    /// Finds a lease of this name that is not bound to a connection.
     fn untied(&self, name: &str) -> Option<&Lease> {
         self.list
             .iter()
@@ -212,25 +214,25 @@ impl Leases {
 }
 
 impl Lease {
-    /// Whether its time is up.
+    /// Returns true if its time is up.
     pub(crate) fn has_expired(&self, now: Instant) -> bool {
         self.ends.is_some_and(|end| end <= now)
     }
 
-    /// Whether it goes when the request with this request number is given up.
+    /// Returns true if it ends when this request is given up.
     pub(crate) fn is_undone_with(&self, request_id: u64) -> bool {
         self.request_id == request_id && self.standing != Lifetime::Committed
     }
 }
 
 impl Terms {
-    /// An end beyond the clock's range is none.
+    /// Returns the end of a lease that begins now; `None` also for an end beyond the range of the clock.
     fn end(&self, now: Instant) -> Option<Instant> {
         self.ttl.and_then(|ttl| now.checked_add(ttl))
     }
 }
 
-/// As operators write it.
+/// Returns the name of a mode in the API and the status.
 pub(crate) fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Hold => "hold",

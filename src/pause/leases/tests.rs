@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// So many seconds after the begin of all tests.
+/// Returns the time that many seconds after the begin of the tests.
 fn at(seconds: u64) -> Timestamp {
     use std::sync::LazyLock;
     static BEGIN: LazyLock<Timestamp> =
@@ -25,7 +25,7 @@ fn for_seconds(name: &str, seconds: u64) -> Terms {
     Terms { ttl: Some(Duration::from_secs(seconds)), ..terms(name) }
 }
 
-/// The leases in order: name, standing, request number.
+/// Returns the leases in order: name, lifetime, request number.
 fn list(leases: &Leases) -> Vec<(&str, Lifetime, u64)> {
     let of = |lease: &'_ Lease| (lease.standing, lease.request_id);
     leases.list.iter().map(|lease| (lease.terms.name.as_str(), of(lease).0, of(lease).1)).collect()
@@ -49,7 +49,7 @@ fn it_is_paused_while_any_lease_is_there() {
     assert!(!leases.would_resume(is_a));
     let ended = leases.remove(is_a);
     assert_eq!((ended.leases.len(), ended.paused_since), (1, None));
-    // Since the first one, although that has gone.
+    // The pause began with the first lease, although that one has ended.
     assert_eq!(leases.paused_since(), Some(at(1)));
     assert_eq!(leases.remove(is_a), Ended::default());
     assert!(leases.would_resume(|_lease| true));
@@ -96,7 +96,7 @@ fn what_is_undone_leaves_what_held_before() {
     let reject = Terms { mode: Mode::Reject, ..terms("a") };
     leases.put(reject, Pending, 2, at(1)).unwrap();
     assert_eq!(leases.mode(), Some(Mode::Reject));
-    // One is shown, with the terms that are to be.
+    // Only the pending lease is visible; its name has held since the first one.
     let shown: Vec<_> = leases.iter().map(|lease| (lease.request_id, lease.since)).collect();
     assert_eq!(shown, [(2, at(0))]);
     assert_eq!(undo(&mut leases, 2).leases.len(), 1);
@@ -126,7 +126,7 @@ fn what_is_settled_replaces_what_held_before() {
     assert_eq!(list(&leases), left[..3]);
 }
 
-/// However many wait under one name, each is told what came of its own wait.
+/// Several requests wait under one name, and each learns the result of its own wait.
 #[test]
 fn what_is_settled_ends_no_other_wait() {
     let mut leases = Leases::default();
@@ -155,7 +155,7 @@ fn a_renewal_by_another_reaches_those_who_wait() {
     leases.remove(|lease| lease.has_expired(at(5).at));
     assert_eq!(list(&leases), [("a", Committed, 3), ("a", Pending, 1)]);
     assert_eq!(leases.list[1].terms.mode, Mode::Reject);
-    // If the one that waits is undone, the other holds; if not, it takes its place.
+    // If the pending lease is undone, the other one remains; if it is committed, it replaces the other.
     let mut undone = Leases { list: leases.list.clone(), ..Leases::default() };
     undo(&mut undone, 1);
     assert_eq!(list(&undone), [("a", Committed, 3)]);
