@@ -18,7 +18,7 @@
 //!     let handle = server.handle();
 //!     handle.pause();
 //!     if handle.wait_idle(Some(Duration::from_secs(30))) {
-//!         // No connection is left: restart what listens on port 5432.
+//!         // No connection is left: restart the server on port 5432.
 //!     }
 //!     handle.resume();
 //!
@@ -39,7 +39,7 @@
 //! Everything that can go wrong before traffic flows is an [`Error`] with one line of text. A failure of a connection ends that
 //! connection and is logged.
 //!
-//! `README.md` at the top of the repository tells how to run the program, and `src/README.md` tells the architecture.
+//! `README.md` at the top of the repository tells how to run the program, and `src/README.md` describes the architecture.
 
 mod admission;
 mod config;

@@ -2,20 +2,20 @@
 
 use crate::config::ProxyConfig;
 
-/// How many pipes all workers together have by default: half of what an unprivileged user may have of their size. One is
-/// taken only while bytes wait in it; whoever finds none copies.
+/// Default number of pipes of all workers together: half of the pipe memory of an unprivileged user. A pipe is taken only while
+/// bytes wait in it; without a free pipe, a connection copies.
 const PIPES_MAX: usize = 32;
 
-/// Callers of the control API that are served at once, waiting ones included; fewer where descriptors are few.
+/// Most callers of the control API at a time, waiting ones included; fewer where descriptors are few.
 const CALLERS_MAX: usize = 128;
 const CALLERS_MIN: usize = 2;
 
-/// The descriptors of what is there once: the control API and the request it has in hand, signals, the log, a look-up.
+/// Descriptors that the process needs once: for the control API and its present request, signals, the log and a look-up.
 const FIXED_FILES: usize = 27;
-/// The descriptors of a worker: its poll, its waker.
+/// Descriptors of a worker: its poll and its waker.
 const WORKER_FILES: usize = 2;
 
-/// The numbers that the limit of open files and the settings allow.
+/// Numbers of clients, pipes and callers that the limit of open files and the settings allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) clients: usize,
@@ -24,14 +24,14 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Shares out `files` descriptors. A client takes two, its own and its upstream's, even while it is held: a resume must be
-    /// able to serve it.
+    /// Shares out `files` descriptors. A client counts as two, its own and its upstream's, even while it is held, so that a
+    /// resume can serve it.
     pub(super) fn new(files: u64, threads: usize, listeners: usize, proxy: &ProxyConfig) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let fixed = FIXED_FILES + WORKER_FILES * threads + listeners;
-        // A caller takes one.
+        // A caller takes one descriptor.
         let callers = (files / 4).saturating_sub(fixed).clamp(CALLERS_MIN, CALLERS_MAX);
-        // However many workers there are, none goes without where descriptors allow it.
+        // Each worker gets a pipe at least, if descriptors allow it.
         let share = (files / 16).min(PIPES_MAX.max(threads));
         let pipes = proxy.pipes.map_or(share, |pipes| pipes * threads);
         let allowed = files.saturating_sub(fixed + callers + 2 * pipes) / 2;
@@ -51,7 +51,7 @@ impl Limits {
     }
 }
 
-/// Returns a number with what it counts: `1 client`, `2 clients`.
+/// Returns a number with its noun: `1 client`, `2 clients`.
 pub(super) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

@@ -1,4 +1,4 @@
-//! Listening by one setting, at all addresses of a name and with one port.
+//! Listening for one setting: at all addresses of its name, with one port.
 
 use std::{
     io,
@@ -14,15 +14,15 @@ use crate::{
     upstream::loop_guard::LoopGuard,
 };
 
-/// The number of ports that are tried where the system chooses one and another program has it at a further address.
+/// Most ports tried with port 0: the port that the system chooses at one address may be taken at another.
 const PORTS_MAX: usize = 16;
 
-/// The sockets that listen by one setting.
+/// Sockets that listen for one setting.
 pub(super) struct Listening {
-    /// For each thread that serves them, one at each address.
+    /// Listeners of each thread, one per address.
     pub(super) listeners: Vec<Vec<Listener>>,
     pub(super) file: Option<SocketFile>,
-    /// The first of the addresses.
+    /// First of `addresses`, which the server tells as its own.
     pub(super) address: Address,
     pub(super) addresses: Vec<Address>,
 }
@@ -50,7 +50,7 @@ impl Listening {
         Self { listeners: vec![vec![listener]], file, address, addresses }
     }
 
-    /// Adds each address that it listens on.
+    /// Adds each listening address to the guard, so that no upstream may lead back to it.
     pub(super) fn add_to(&self, guard: &mut LoopGuard, setting: &'static str) {
         let file = self.file.as_ref().map(SocketFile::identity);
         match &self.address {
@@ -68,7 +68,8 @@ impl Listening {
     }
 }
 
-/// Listens at `address`, with a listener for each of `count` threads where the kernel can share clients out.
+/// Listens at `address`. TCP gets a listener for each of `count` threads, among which the kernel spreads the clients; a UNIX
+/// socket has one listener.
 pub(super) fn listen(
     setting: &str,
     address: &Address,
@@ -99,7 +100,7 @@ pub(super) fn listen(
     }
 }
 
-/// Returns what can be done about an address that cannot be listened on.
+/// Returns the remedy for an address that cannot be listened on.
 fn remedy(address: &Address, error: io::ErrorKind) -> &'static str {
     use io::ErrorKind::{
         AddrInUse, AddrNotAvailable, AlreadyExists, NotFound, PermissionDenied, ResourceBusy,
@@ -128,8 +129,8 @@ fn remedy(address: &Address, error: io::ErrorKind) -> &'static str {
     }
 }
 
-/// Finds the addresses to listen on, IPv4 before IPv6, as in the original. An empty host is one address, by which clients of
-/// both come where the system knows IPv6.
+/// Finds the addresses to listen on, IPv4 before IPv6, as in the original. An empty host is one address: the IPv6 wildcard,
+/// which takes IPv4 clients too, or the IPv4 wildcard where the system has no IPv6.
 fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() {
         let v6: IpAddr = Ipv6Addr::UNSPECIFIED.into();
@@ -147,11 +148,11 @@ fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(found)
 }
 
-/// Listens at each of `addresses` with one port; if that is 0, with one that is free at all of them. Returns as many listeners
-/// for each address as there are threads to serve them.
+/// Listens at all `addresses` with one port; port 0 stands for a port that is free at each of them. Returns `count` listeners
+/// for each address.
 fn listen_at_all(addresses: &[SocketAddr], count: usize) -> io::Result<Vec<Vec<Listener>>> {
     let is_chosen = addresses.iter().all(|address| address.port() == 0);
-    // Kept until the end, so that none of their ports is chosen again.
+    // Failed attempts stay bound until the end, so that the system does not choose their ports again.
     let mut given_up = Vec::new();
     loop {
         let mut attempt = Attempt::default();
@@ -213,7 +214,7 @@ impl Attempt {
     }
 }
 
-/// Returns true if `error` came of an address whose family is switched off: the kernel does not know it, or this host lacks
+/// Returns true if `error` means that the address family is switched off: the kernel does not know it, or this host lacks
 /// even its loopback address.
 fn is_switched_off(ip: IpAddr, error: &io::Error) -> bool {
     let loopback: IpAddr =
@@ -253,7 +254,7 @@ mod tests {
         let error = at(&addresses.each_ref().map(String::as_str)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().ends_with(&format!(" at 127.7.7.5:{port}")), "{error}");
-        // One that this host does not have is no matter of its family.
+        // A foreign address does not mean that its family is switched off.
         let error = at(&["127.7.7.4:0", "192.0.2.1:0"]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
     }

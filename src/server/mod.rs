@@ -36,7 +36,7 @@ use crate::{
     worker_pool::{Accepted, WorkerHandle, WorkerPool},
 };
 
-/// The number of clients that may be on their way from the accepting worker to another.
+/// Most clients on their way from the accepting worker to another one.
 const MAILBOX_MAX: usize = 1024;
 
 /// A running proxy: its listeners are bound and its threads run. Dropping it closes everything at once.
@@ -44,18 +44,18 @@ const MAILBOX_MAX: usize = 1024;
 pub struct Server {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<End>>,
-    /// Dropped before the API: a file without a listener may be taken over at any moment.
+    /// Socket file of the API. It is dropped before the API's listener, as another process may take over a file without one.
     control_file: Option<SocketFile>,
     control: Option<Control>,
     proxy_addr: Address,
     control_addr: Address,
 }
 
-/// Stops a [`Server`] from another thread.
+/// Handle to stop a [`Server`] from another thread.
 #[derive(Debug, Clone)]
 pub struct Stopper(Arc<Shared>);
 
-/// How a proxy ended.
+/// End of a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Every connection had ended by itself.
@@ -67,8 +67,8 @@ pub enum Outcome {
 }
 
 impl Server {
-    /// Finds what a start would refuse before it opens a socket: settings that do not fit together, and files of
-    /// the rejection that cannot be used.
+    /// Checks the configuration as a start does, without opening a socket: settings that contradict each other and unusable
+    /// files of the rejection are errors.
     pub fn check(config: &Config) -> Result<(), Error> {
         load(config).map(drop)
     }
@@ -139,7 +139,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Starts the thread of each worker, with the listeners that it has, if any. The first one owns the socket file.
+    /// Starts the thread of each worker with its listeners, if it has any. The first worker owns the socket file.
     fn start_workers(
         &mut self,
         ends: Vec<WorkerEnd>,
@@ -172,12 +172,12 @@ impl Server {
         Stopper(Arc::clone(&self.shared))
     }
 
-    /// Returns the address that clients connect to, with the real port; of a name with several, the first.
+    /// Returns the address that clients connect to, with the real port; the first one, if the name has several.
     pub fn proxy_addr(&self) -> &Address {
         &self.proxy_addr
     }
 
-    /// Returns the address of the control API, with the real port; of a name with several, the first.
+    /// Returns the address of the control API, with the real port; the first one, if the name has several.
     pub fn control_addr(&self) -> &Address {
         &self.control_addr
     }
@@ -285,10 +285,10 @@ fn check_sources(sources: &[IpAddr]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The poll and the mailbox that a worker owns; its handle holds the other ends.
+/// Poll and mailbox of a worker, whose other ends are in its [`WorkerHandle`].
 type WorkerEnd = (Poll, Receiver<Accepted>);
 
-/// Makes the handle of each worker, and the ends that the worker itself will own.
+/// Makes the handle of each worker, and the ends for the worker itself.
 fn make_workers(threads: usize) -> Result<(Box<[WorkerHandle]>, Vec<WorkerEnd>), Error> {
     let mut handles = Vec::with_capacity(threads);
     let mut ends = Vec::with_capacity(threads);
@@ -303,7 +303,7 @@ fn make_workers(threads: usize) -> Result<(Box<[WorkerHandle]>, Vec<WorkerEnd>),
     Ok((handles.into(), ends))
 }
 
-/// Returns the number of workers: as many as there are cores, unless it is set.
+/// Returns the number of workers: the setting, or the number of cores.
 fn threads(config: &Config) -> usize {
     let cores = || thread::available_parallelism().map_or(1, usize::from);
     config.proxy.threads.map_or_else(cores, usize::from)

@@ -11,7 +11,7 @@ use crate::{
     worker::{End, WorkerResources},
 };
 
-/// The rest of a worker whose poll fails.
+/// Time that a worker rests after its poll has failed.
 const RESTART_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Starts a worker on a thread of its own. A panic costs the connections of that worker and no others: the listener stays,
@@ -20,7 +20,7 @@ pub(super) fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<
     let name = format!("worker-{}", resources.index);
     let supervise = move || {
         loop {
-            // The resources hold nothing that a panic could leave half-changed: sockets, and what is made for sharing.
+            // A panic can leave none of the resources half-changed: they are sockets and types that are made for sharing.
             match catch_unwind(AssertUnwindSafe(|| resources.work())) {
                 Ok(Ok(end)) => {
                     resources.shared.pauses.barrier.leave(resources.index);
@@ -38,7 +38,7 @@ pub(super) fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<
                     );
                 }
             }
-            // The last one may have taken notice of free permits, new clients or a pause without acting on it.
+            // The run that panicked may have consumed a notice of free permits, new clients or a pause without acting on it.
             resources.shared.workers.wake_all();
         }
     };

@@ -1,4 +1,4 @@
-//! A worker's panic, by the whole proxy: it costs the connections of that worker, and nothing else.
+//! A worker's panic in a whole proxy: it costs the connections of that worker, and nothing else.
 
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
@@ -10,11 +10,11 @@ use std::{
 use super::*;
 use crate::handle::Status;
 
-/// Long enough for any machine; only a defect makes a test wait for it.
+/// Time that is long enough for any machine; only a defect makes a test wait for it.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// The time after a panic in which further clients may feel it.
+/// Time after a panic in which it may affect further clients.
 const AFTERMATH: Duration = Duration::from_millis(100);
-/// The time that a panic takes to be seen here.
+/// Time until the test sees a panic.
 const DELAY: Duration = Duration::from_millis(300);
 
 /// Starts a proxy that listens at each of `ips`, before an upstream that echoes. Returns the addresses with their port.
@@ -28,7 +28,7 @@ fn start(
     config.upstream.addr = upstream.local_addr().unwrap().to_string().parse().unwrap();
     config.proxy.threads = NonZeroUsize::new(threads);
     config.proxy.max_connections = max_connections.and_then(NonZeroUsize::new);
-    // It lasts as long as the tests do.
+    // The thread runs until the tests end.
     let accept = move || {
         for client in upstream.incoming().map_while(Result::ok) {
             let echo = move || io::copy(&mut &client, &mut &client);
@@ -76,7 +76,7 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
     const LASTING: usize = 40;
     const LOADERS: usize = 4;
     const PANICS: usize = 3;
-    /// The clients that a worker accepts before it panics, and those that are served after the last panic.
+    /// Number of clients that a worker accepts before it panics, and number of clients that are served after the last panic.
     const BETWEEN: u64 = 150;
     const AFTER: u64 = 300;
 
@@ -122,7 +122,7 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
         assert!(panics.iter().any(is_excused), "{error} without a panic");
     }
     assert!(failures.len() <= PANICS * LOADERS, "{failures:?}");
-    // The other worker's connections go on; the lost ones end by a reset, which no client takes for an end.
+    // The other worker's connections go on. The lost ones are reset, so that no client takes this for the end of a stream.
     let (survivors, ends): (Vec<_>, Vec<_>) = lasting
         .into_iter()
         .map(|mut client| (echo(&mut client).map_err(|error| error.kind()), client))
@@ -159,7 +159,7 @@ fn a_panic_keeps_no_client_of_any_address_out() {
             .collect();
         clients.into_iter().filter_map(|client| client.join().unwrap().err()).count()
     });
-    // The panic costs the two that are served, and the one that is being accepted.
+    // The panic costs the two served clients, and the client that is being accepted.
     assert!(lost <= 3, "{lost} of {CLIENTS} clients are lost");
     assert_eq!(server.handle().status().worker_panics, 1);
     for address in addresses {
