@@ -1,4 +1,4 @@
-//! The settings of a proxy: the structs that hold them with their defaults, and the table that all the rest follows from.
+//! The settings of a proxy: the structs that hold them, their defaults, and the table that describes each setting.
 
 use std::{
     net::IpAddr,
@@ -28,18 +28,18 @@ pub struct Setting {
     pub help: &'static str,
     /// Whole sentences that the man page adds.
     pub more: &'static str,
-    /// Offer of a shell for the value.
+    /// Words that a shell offers for the value.
     pub completion: Completion,
     field: Field,
     count: Count,
 }
 
-/// Offer of a shell for the value of an option.
+/// Kind of words that a shell offers for the value of an option.
 #[derive(Clone, Copy)]
 pub enum Completion {
     /// Nothing.
     None,
-    /// The files of this machine.
+    /// Names of files.
     File,
     /// These words.
     Choices(&'static [&'static str]),
@@ -64,40 +64,40 @@ macro_rules! field {
     };
 }
 
-/// The sections of the file, which are the headings of the help, each with its title. Keys without a dot lie in the first.
+/// Sections of the file, each with its heading in the help. Keys without a dot lie in the first section.
 pub const SECTIONS: [(&str, &str); 7] = [
     ("", "Options"),
     ("proxy", "Proxy, the side of the clients"),
     ("pause", "Pause, which holds the clients or rejects them"),
-    ("hold", "Hold, the clients that wait while it is paused"),
-    ("resume", "Resume, how those who have waited are let go"),
+    ("hold", "Hold, the clients that wait during a pause"),
+    ("resume", "Resume, the pace at which waiting clients are served"),
     ("control", "Control, the HTTP API that pauses and resumes"),
     ("upstream", "Upstream, the server behind the proxy"),
 ];
 
-/// Every setting, in the order of the file and of the help. The default is that of the field.
+/// Every setting, in the order of the file and of the help. Defaults are those of [`Config::default`].
 pub(super) static SETTINGS: &[Setting] = &[
     setting("grace-period", "DURATION", field!(grace_period))
         .short('g')
-        .help("How long running connections may go on after SIGTERM, SIGINT or SIGQUIT")
-        .more("What is left then is closed."),
+        .help("Time that running connections have after SIGTERM, SIGINT or SIGQUIT")
+        .more("Connections that remain are closed then."),
     setting("log-level", "LEVEL", field!(log_level))
         .choices(&LEVELS)
         .help("Log this level and above: off, error, warn, info, debug or trace")
         .more("The environment variable RUST_LOG beats it."),
-    setting("proxy.addr", "ADDRESS", field!(proxy.addr)).help("Where clients connect to"),
+    setting("proxy.addr", "ADDRESS", field!(proxy.addr)).help("Address that clients connect to"),
     setting("proxy.mode", "MODE", field!(proxy.mode))
-        .help("Mode of the socket file of --proxy-addr, as in 0660; what the umask leaves if not set")
-        .more("Whoever is to connect needs the right to write."),
+        .help("Mode of the socket file of --proxy-addr, as in 0660; left to the umask if not set")
+        .more("A client needs write permission to connect."),
     switch("proxy.reject-clients", field!(proxy.reject_clients))
         .help("While paused, reject new clients instead of holding them")
         .more("It also takes a value behind an equals sign: --proxy-reject-clients=false."),
     setting("proxy.reject-with", "HOW", field!(proxy.reject_with))
         .choices(&REJECTIONS)
-        .help("What rejected clients get: http (a 503), close, reset or file:PATH")
-        .more("The bytes of a file, 64 KiB at most, are the whole answer; it is read at start. With http, clients of SSH and PostgreSQL are closed without an answer."),
+        .help("Response to rejected clients: http (a 503), close, reset or file:PATH")
+        .more("A file is read at start, and its bytes, 64 KiB at most, are the whole response. With http, clients of SSH and PostgreSQL are closed without a response."),
     setting("proxy.retry-after-interval", "DURATION", field!(proxy.retry_after_interval))
-        .help("The Retry-After of the 503; 0s leaves the header out")
+        .help("Retry-After header of the 503; 0s leaves it out")
         .more("It is rounded up to whole seconds."),
     setting("proxy.block-poll-interval", "DURATION", field!(proxy.block_poll_interval))
         .help("Has no effect; known for compatibility")
@@ -118,57 +118,57 @@ pub(super) static SETTINGS: &[Setting] = &[
         .help("PEM private key that belongs to the certificate"),
     setting("proxy.threads", "N", field!(proxy.threads))
         .count("threads", "one thread a core")
-        .help("How many worker threads; one a core if not set"),
+        .help("Number of worker threads; one a core if not set"),
     setting("proxy.pipes", "N", field!(proxy.pipes))
         .count("pipes", "a share of the open files")
-        .help("How many pipes each thread may splice bulk data through; 0 copies all")
+        .help("Most pipes of a thread for splicing bulk data; 0 copies all")
         .more("Large transfers pass through kernel pipes without being copied. By default all threads together take a share of the open files."),
     setting("proxy.max-connections", "N", field!(proxy.max_connections))
         .count("connections", "as many as the open files allow")
-        .help("How many clients there may be at a time; as many as the open files allow if not set")
-        .more("Held and rejected ones count too. Further clients wait in the kernel's backlog and are not refused."),
+        .help("Most clients at a time; as many as the open files allow if not set")
+        .more("Held and rejected clients count too. Further clients wait in the kernel's backlog and are not refused."),
     setting("pause.max-ttl", "DURATION", field!(pause.max_ttl))
-        .help("The longest that a pause lasts; for ever if not set")
-        .more("A pause that is asked for without a time to live gets this one; one that asks for more is refused."),
+        .help("Longest time that a pause lasts; no limit if not set")
+        .more("A pause without a time to live gets this one; a request for a longer one is refused."),
     setting("hold.timeout", "DURATION", field!(hold.timeout))
-        .help("How long a client is held; as long as the pause lasts if not set")
-        .more("One that is held for longer gets what --hold-overflow says; with backlog, it is rejected."),
+        .help("Longest time that a client is held; as long as the pause lasts if not set")
+        .more("After that, the client is treated as --hold-overflow says; with backlog, it is rejected."),
     setting("hold.max", "N", field!(hold.max))
         .count("held clients", "no bound; to hold nobody, set proxy.reject-clients")
-        .help("How many clients are held at a time; as many as there may be if not set"),
+        .help("Most clients held at a time; as many as --proxy-max-connections if not set"),
     setting("hold.overflow", "WHAT", field!(hold.overflow))
         .choices(&OVERFLOWS)
-        .help("What clients beyond --hold-max get: reject, close or backlog")
-        .more("With reject, they are rejected as if --proxy-reject-clients were given; with close, they get the end of the stream; with backlog, they wait in the kernel's backlog, unaccepted, until there is room."),
+        .help("Treatment of clients beyond --hold-max: reject, close or backlog")
+        .more("With reject, they are rejected as if --proxy-reject-clients were given. With close, their stream is ended. With backlog, they wait in the kernel's backlog, unaccepted, until there is room."),
     setting("resume.max-connecting", "N", field!(resume.max_connecting))
         .count("connections", "128")
-        .help("Most connections under way at a time for clients that have waited")
-        .more("It is for all threads together. It begins with 4, and finds out how many the backlog of the server takes."),
+        .help("Most connection attempts at a time for clients that have waited")
+        .more("The limit is for all threads together. The number begins with 4 and adapts to the backlog of the server."),
     setting("resume.rate", "N", field!(resume.rate))
         .count("clients in a second", "no bound")
-        .help("How many clients who have waited are let go in a second; no bound if not set")
-        .more("It spares a server whose caches are cold."),
+        .help("Most waiting clients that are served per second; no limit if not set")
+        .more("A low rate spares a server with cold caches."),
     setting("control.addr", "ADDRESS", field!(control.addr))
-        .help("Where the API listens; it has no login")
+        .help("Address of the API, which has no login")
         .more("Keep it on the loopback or on a UNIX socket."),
     setting("control.mode", "MODE", field!(control.mode))
         .help("Mode of the socket file of --control-addr, as in 0660")
-        .more("Whoever may write to it can pause the proxy."),
+        .more("Every user with write permission can pause the proxy."),
     setting("control.hosts", "NAMES", field!(control.hosts))
         .help("Further host names that requests to the API may carry, with commas between them")
         .more("IP addresses, localhost and this host's own name are always allowed; other names are refused, so that no web page can pause a service."),
     setting("upstream.addr", "ADDRESS", field!(upstream.addr))
-        .help("Where the server listens")
+        .help("Address of the server")
         .more("A name is looked up again while the proxy runs; all its addresses are tried."),
     setting("upstream.connect-timeout", "DURATION", field!(upstream.connect_timeout))
-        .help("How long one attempt to reach the server may take")
-        .more("A server that refuses, or is away, is tried again until this or --upstream-retry-for is over, whichever is longer."),
+        .help("Longest time for one attempt to reach the server")
+        .more("A server that refuses, or is away, is tried again until the longer of this and --upstream-retry-for is over."),
     setting("upstream.retry-for", "DURATION", field!(upstream.retry_for))
-        .help("How long to wait for an absent server, at least --upstream-connect-timeout")
-        .more("It waits as long as --upstream-connect-timeout anyway. Then it is reset."),
+        .help("Time to wait for an absent server, at least --upstream-connect-timeout")
+        .more("A client that has waited for so long is reset. A value below --upstream-connect-timeout has no effect."),
     setting("upstream.source-addrs", "IPS", field!(upstream.source_addrs))
         .help("Addresses of this host, with commas between them, to reach the server from in turn")
-        .more("Each has ports of its own: about 28,000 connections to one address and port of a server. By default the system chooses one address."),
+        .more("Each address has ports of its own, enough for about 28,000 connections to one address and port of a server. By default the system chooses one address."),
 ];
 
 const fn setting(key: &'static str, value: &'static str, field: Field) -> Setting {
@@ -209,7 +209,7 @@ impl Setting {
         Self { completion: Completion::Choices(words), ..self }
     }
 
-    /// Adds the words for the errors of a number: the things it counts, and the number where it is left away.
+    /// Adds the words for the errors of a number: the things that it counts, and the number that applies without the setting.
     const fn count(self, things: &'static str, otherwise: &'static str) -> Self {
         Self { count: Count { things, otherwise }, ..self }
     }
@@ -219,7 +219,7 @@ impl Setting {
         self.key.split_once('.').map_or("", |(section, _)| section)
     }
 
-    /// Reads the setting from a configuration; null when it is not set.
+    /// Returns the value of the setting in a configuration; null if it is not set.
     pub(super) fn get(&self, config: &Config) -> Yaml {
         (self.field.get)(config)
     }
@@ -238,7 +238,7 @@ pub(super) fn find(key: &str) -> Option<&'static Setting> {
 /// All settings of a proxy. [`Config::default`] is complete and runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Time that running connections have after a stop was asked for.
+    /// Time that running connections have after a stop is requested.
     pub grace_period: Duration,
     /// Most verbose level that is logged; the library itself ignores it.
     pub log_level: LevelFilter,
@@ -263,11 +263,11 @@ pub struct ProxyConfig {
     pub addr: Address,
     /// Mode of the socket file at `addr`, such as `0o660`; the umask decides when absent.
     pub mode: Option<u32>,
-    /// Rejection of new clients while paused; otherwise they are held.
+    /// True to reject new clients during a pause, false to hold them.
     pub reject_clients: bool,
     /// Response to rejected clients.
     pub reject_with: RejectWith,
-    /// The `Retry-After` of a rejection; zero leaves the header out.
+    /// `Retry-After` header of a rejection; zero leaves it out.
     pub retry_after_interval: Duration,
     /// Accepted for compatibility; has no effect.
     pub block_poll_interval: Duration,
@@ -279,7 +279,7 @@ pub struct ProxyConfig {
     pub threads: Option<NonZeroUsize>,
     /// Number of pipes that each worker may splice bulk data through, 0 to copy all of it; a share of the open files when absent.
     pub pipes: Option<usize>,
-    /// Number of clients that there may be at a time; as many as the open files allow when absent.
+    /// Most clients at a time; as many as the open files allow when absent.
     pub max_connections: Option<NonZeroUsize>,
 }
 
@@ -297,28 +297,28 @@ pub struct TlsConfig {
 /// Bounds of a pause: `pause.*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PauseConfig {
-    /// Longest time that a pause lasts, and the length of one without a deadline; without a bound when absent.
+    /// Longest time that a pause lasts, and the length of a pause that names none; no limit when absent.
     pub max_ttl: Option<Duration>,
 }
 
 /// The clients that are held while the proxy is paused: `hold.*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HoldConfig {
-    /// Time that a client is held, before it gets what `overflow` says; as long as the pause lasts when absent.
+    /// Longest time that a client is held, before it is treated as `overflow` says; as long as the pause lasts when absent.
     pub timeout: Option<Duration>,
-    /// Number of clients that are held at a time; as many as there may be clients when absent.
+    /// Most clients held at a time; as many as `proxy.max_connections` when absent.
     pub max: Option<NonZeroUsize>,
-    /// Treatment of further ones.
+    /// Treatment of clients beyond `max`.
     pub overflow: Overflow,
 }
 
 /// The rate at which waiting clients are served: `resume.*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResumeConfig {
-    /// Largest number of connections for them that may be under way at a time, over all workers. The number that the upstream
-    /// takes is found out.
+    /// Most connection attempts for waiting clients at a time, over all workers. The number within this limit adapts to the
+    /// backlog of the upstream.
     pub max_connecting: NonZeroUsize,
-    /// Number of them that are dialled for in a second; without a bound when absent.
+    /// Most waiting clients that are served per second; no limit when absent.
     pub rate: Option<NonZeroU32>,
 }
 
@@ -338,15 +338,15 @@ pub struct ControlConfig {
 pub struct UpstreamConfig {
     /// Address that the upstream listens on.
     pub addr: Address,
-    /// Time that one attempt to reach it may take.
+    /// Longest time for one attempt to reach the upstream.
     pub connect_timeout: Duration,
     /// Time that a client waits for an upstream that is away; never less than `connect_timeout`.
     pub retry_for: Duration,
-    /// Addresses of this host to reach it from, in turn; the system chooses when there are none.
+    /// Addresses of this host to reach the upstream from, in turn; the system chooses when there are none.
     pub source_addrs: Vec<IpAddr>,
 }
 
-/// Default of `resume.max-connecting`: the backlog of a server is often of this length.
+/// Default of `resume.max-connecting`, a common length of a server's backlog.
 const CONNECTING_MAX: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
 impl Default for Config {

@@ -7,23 +7,23 @@ use super::{
     options::{Action, HELP, Kind, Opt},
 };
 
-/// A word that makes the program do something else than carry.
+/// A command of the program.
 pub(crate) struct Word {
     /// The word itself.
     pub(crate) name: &'static str,
-    /// What follows it.
+    /// Word for its argument in the help; empty without one.
     pub(crate) argument: &'static str,
     /// One line for the help, without a full stop.
     pub(crate) help: &'static str,
     /// Whole sentences that the man page and the command's own help add.
     pub(crate) more: &'static str,
-    /// What it asks the control API for; `None` for a command that has nothing to do with a running proxy.
+    /// Its request to the control API; `None` for a command that needs no running proxy.
     pub(crate) client: Option<Client>,
     /// Its own options, in the order of the help.
     pub(crate) options: &'static [&'static Opt],
 }
 
-/// The shells that there are completions for.
+/// Shells with completions.
 pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
 /// Every command, in the order of the help.
@@ -31,8 +31,8 @@ pub(crate) static COMMANDS: [Word; 9] = [
     Word {
         name: "pause",
         argument: "",
-        help: "Hold new clients from now on, and wait until the others have left if asked to",
-        more: "The pause lasts until a resume, or as long as --ttl says; the same call again renews it. Of several pauses, each with a name of its own, all have to end before clients are served.",
+        help: "Hold new clients from now on; with --wait, wait until the others have left",
+        more: "The pause lasts until a resume, or as long as --ttl says; the same call again renews it. Pauses with different names add up: clients are served when all have ended.",
         client: Some(Client::Pause),
         options: &[
             &NAME,
@@ -58,7 +58,7 @@ pub(crate) static COMMANDS: [Word; 9] = [
     Word {
         name: "status",
         argument: "",
-        help: "Show whether it is paused, by whom, and how many clients there are",
+        help: "Show the pauses with their callers, and the numbers of clients",
         more: "",
         client: Some(Client::Status),
         options: &[&JSON, &WATCH, &CONTROL, &CONFIG, &HELP],
@@ -75,7 +75,7 @@ pub(crate) static COMMANDS: [Word; 9] = [
         name: "exec",
         argument: "COMMAND",
         help: "Pause, wait until idle, run a command such as a restart, and resume",
-        more: "The words behind the options are the command and its arguments. The exit code is the command's, and as in shells 127 or 126 if there is none that can be run. The pause ends with exec, whatever becomes of it: when exec is killed, the proxy serves again at once. Ctrl-C and the signals TERM, HUP and QUIT reach the command; the third within 10 s (those less than 200 ms apart count as one) ends exec and the pause, and leaves the command running.",
+        more: "The words behind the options are the command and its arguments. The exit code is the command's; as in shells, it is 127 if there is no such command, and 126 if it cannot be run. The pause ends with exec: even if exec is killed, the proxy serves again at once. Ctrl-C and the signals TERM, HUP and QUIT reach the command; the third within 10 s ends exec and the pause, and leaves the command running. Signals less than 200 ms apart count as one.",
         client: Some(Client::Exec),
         options: &[
             &EXEC_WAIT,
@@ -149,7 +149,7 @@ pub(crate) const SIGNALS: [(&str, &str); 6] = [
 /// The exit codes of the commands that ask a running proxy, for their help.
 pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
     ("0", "It is done."),
-    ("1", "Something else went wrong: the line on standard error says what."),
+    ("1", "Something else went wrong; the line on standard error tells the reason."),
     ("2", "The command line is wrong, or the proxy refused the request."),
     ("69", "The control API cannot be reached, or something else answers at its address."),
     (
@@ -164,72 +164,73 @@ static NAME: Opt = ask(
     "Name of the pause, which --name of resume lifts; \"default\" if not set",
     Kind::Text,
 );
-static REASON: Opt = ask("reason", Some("TEXT"), "Why, for the status and the log", Kind::Text);
+static REASON: Opt = ask("reason", Some("TEXT"), "Reason, for the status and the log", Kind::Text);
 static TTL: Opt = ask(
     "ttl",
     Some("DURATION"),
-    "How long the pause lasts if nobody renews or lifts it",
+    "Longest time that the pause lasts without a renewal",
     Kind::Duration(None),
 );
 static MODE: Opt = choice(
     "mode",
     "HOW",
-    "What new clients meet: hold or reject; what --proxy-reject-clients says if not set",
+    "Treatment of new clients: hold or reject; as --proxy-reject-clients says if not set",
     &["hold", "reject"],
     None,
 );
 static WAIT: Opt = ask(
     "wait",
     Some("DURATION"),
-    "Wait for so long until no connection is carried",
+    "Longest time to wait until no connection is carried; no wait if not set",
     Kind::Duration(None),
 );
 static ON_TIMEOUT: Opt = choice(
     "on-timeout",
     "WHAT",
-    "When --wait is over and connections are left: resume, keep the pause, or kill them",
+    "If connections are left after --wait: resume, keep the pause, or kill them",
     &["resume", "keep", "kill"],
     None,
 );
 static DRAIN: Opt = ask(
     "drain",
     Some("HOW"),
-    "Close connections that have been silent for so long, as in quiet:2s",
+    "Close connections after a time of silence, as in quiet:2s",
     Kind::Text,
 );
 
 static NAME_LIFTED: Opt =
     ask("name", Some("NAME"), "Lift the pause of this name alone", Kind::Text);
-static RELEASE: Opt = ask(
-    "release",
-    Some("N"),
-    "Let only so many through, the oldest ones, and stay paused",
-    Kind::Count,
+static RELEASE: Opt =
+    ask("release", Some("N"), "Serve only the N oldest held clients, and stay paused", Kind::Count);
+
+static JSON: Opt = ask("json", None, "Show the API's answer as it is", Kind::Switch);
+static WATCH: Opt =
+    ask("watch", None, "Show the status again every second, until Ctrl-C", Kind::Switch);
+
+static TIMEOUT: Opt = ask(
+    "timeout",
+    Some("DURATION"),
+    "Longest time to wait; no limit if not set",
+    Kind::Duration(None),
 );
-
-static JSON: Opt = ask("json", None, "Show what the API answers, as it is", Kind::Switch);
-static WATCH: Opt = ask("watch", None, "Show it again every second, until Ctrl-C", Kind::Switch);
-
-static TIMEOUT: Opt =
-    ask("timeout", Some("DURATION"), "Give up after so long", Kind::Duration(None));
 
 static EXEC_WAIT: Opt = ask(
     "wait",
     Some("DURATION"),
-    "How long to wait until no connection is carried",
+    "Longest time to wait until no connection is carried",
     Kind::Duration(Some("30s")),
 );
 static EXEC_ON_TIMEOUT: Opt = choice(
     "on-timeout",
     "WHAT",
-    "If connections are left then: resume and run nothing, or kill them",
+    "If connections are left: resume and run nothing, or kill them",
     &["resume", "kill"],
     Some("resume"),
 );
 static EXEC_TTL: Opt = ask(
     "ttl",
     Some("DURATION"),
-    "How long the pause outlasts an exec that can renew it no more",
+    "Time that the pause goes on when a hung exec no longer renews it",
     Kind::Duration(Some("10s")),
 );
 static EXEC_NAME: Opt = ask(
@@ -241,13 +242,13 @@ static EXEC_NAME: Opt = ask(
 static EXEC_REASON: Opt = ask(
     "reason",
     Some("TEXT"),
-    "Why, for the status and the log; the whole command line if not set, so mind passwords",
+    "Reason, for the status and the log; the whole command line, passwords included, if not set",
     Kind::Text,
 );
 
 static CONTROL: Opt = Opt {
     value: Some("ADDRESS"),
-    help: "Where the proxy's API listens; it beats the configuration",
+    help: "Address of the proxy's API; it beats the configuration",
     ..Opt::switch("control-addr", Action::Set("control.addr"))
 };
 static CONFIG: Opt = Opt {

@@ -1,5 +1,5 @@
-//! The options that the proxy runs with: the settings of the library, and the few that are no settings. Parsing, help, man page
-//! and completions come from them and from the table of commands beside it.
+//! The options of the proxy: the settings of the library, and four more. Parsing, help, man page and completions come from
+//! them and from the table of commands.
 
 use std::{
     num::{IntErrorKind, NonZeroUsize},
@@ -24,9 +24,9 @@ pub(crate) struct Opt {
     pub(crate) help: &'static str,
     /// Whole sentences that the man page adds.
     pub(crate) more: &'static str,
-    /// Heading it stands under, one of [`tcpause::settings::SECTIONS`].
+    /// Heading in the help, one of [`tcpause::settings::SECTIONS`].
     pub(crate) section: &'static str,
-    /// Offer of a shell for the value.
+    /// Words that a shell offers for the value.
     pub(crate) completion: Completion,
     /// Effect.
     pub(crate) action: Action,
@@ -41,11 +41,11 @@ pub(crate) enum Action {
     CheckConfig,
     Help,
     Version,
-    /// Is handed to the command whose option it is.
+    /// Is handed to its command.
     Ask(Kind),
 }
 
-/// Kind of value that a command takes, with the one that it takes where none is given.
+/// Kind of value that an option of a command takes, with the default.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Text,
@@ -56,7 +56,7 @@ pub(crate) enum Kind {
     Switch,
 }
 
-/// Every option that the proxy runs with, in the order of the help.
+/// Every option of the proxy, in the order of the help.
 pub(crate) static OPTIONS: LazyLock<Vec<Opt>> = LazyLock::new(|| {
     let settings = Config::settings().iter().map(Opt::from);
     let (general, others): (Vec<_>, Vec<_>) = settings.partition(|opt| opt.section.is_empty());
@@ -74,12 +74,12 @@ const CONFIG: Opt = Opt {
 };
 
 const CHECK_CONFIG: Opt = Opt {
-    help: "Say what is wrong with the configuration or show what would run, and exit",
-    more: "Prints the effective configuration, options included, as YAML.",
+    help: "Print the error of the configuration, or the configuration itself, and exit",
+    more: "A valid configuration is printed as YAML, with the options applied.",
     ..Opt::switch("check-config", Action::CheckConfig)
 };
 
-/// The option that every command has too.
+/// Option that every command has too.
 pub(super) const HELP: Opt =
     Opt { short: Some('h'), help: "Show this help", ..Opt::switch("help", Action::Help) };
 
@@ -89,7 +89,7 @@ const VERSION: Opt =
 impl From<&'static Setting> for Opt {
     fn from(setting: &'static Setting) -> Self {
         Self {
-            // The table lives as long as the program.
+            // The leak is harmless, as the table lives as long as the program.
             long: setting.key.replace('.', "-").leak(),
             short: setting.short,
             value: setting.value,
@@ -117,7 +117,7 @@ impl Opt {
         }
     }
 
-    /// Returns the default as the help shows it; `None` when it goes without saying.
+    /// Returns the default as the help shows it; `None` for a switch, or without a default.
     pub(crate) fn default(&self) -> Option<String> {
         match self.action {
             Action::Set(key) if self.value.is_some() => Config::default()
