@@ -29,29 +29,29 @@ use crate::{
     logger::{Logger, OneLine},
 };
 
-/// Every connection had ended by itself.
+/// Exit code if every connection had ended by itself.
 const EXIT_DRAINED: u8 = 0;
-/// The system refused something, or a second signal forced the end.
+/// Exit code if the system refused something, or if a second signal forced the end.
 const EXIT_FAILURE: u8 = 1;
-/// The command line or the configuration is wrong.
+/// Exit code for a wrong command line or configuration.
 const EXIT_USAGE: u8 = 2;
-/// The grace period was over; the remaining connections were closed.
+/// Exit code if the grace period was over and the remaining connections were closed.
 const EXIT_DEADLINE_HIT: u8 = 3;
 
 /// The signals that stop the proxy.
 const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
-/// The signals without effect, each with the reason. By default each would end the program.
+/// Signals without effect, each with the reason. They are handled because by default each would end the program.
 const IDLE_SIGNALS: [(i32, &str); 3] = [
     (SIGHUP, "the configuration is read at start only"),
     (SIGUSR1, "the log goes to standard error, and there is no file to reopen"),
     (SIGUSR2, "it has no meaning"),
 ];
-/// The age of a stop from which a further stop signal forces the end. Supervisors that signal both the process and its
-/// group send two within milliseconds.
+/// Age of a stop from which a further stop signal forces the end. A signal right after the first does not count, as
+/// supervisors often signal both a process and its group.
 const FORCE_AFTER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    // Output to a file that has reached RLIMIT_FSIZE then fails like any other, and does not end the process.
+    // With a handler, writing to a file at RLIMIT_FSIZE fails like any other write, and does not end the process.
     if let Err(error) = flag::register(SIGXFSZ, Arc::default()) {
         return fail(EXIT_FAILURE, format_args!("cannot handle SIGXFSZ: {error}"));
     }
@@ -86,14 +86,14 @@ fn main() -> ExitCode {
 /// Runs the proxy until a signal ends it.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     let (config, file) = invocation.configure()?;
-    // Before anything is opened that has to be closed in order: until here a signal just ends the program.
+    // Signals are handled before anything opens that has to be closed in order. Until here a signal just ends the program.
     let signals =
         Signals::new(STOP_SIGNALS.into_iter().chain(IDLE_SIGNALS.map(|(signal, _)| signal)))
             .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
-    // Dropped last, when all has been logged.
+    // The logger is declared first, so that it is dropped last, when all has been logged.
     let _logger = Logger::start(config.log_level)?;
     let server = Server::start(config.clone())?;
-    // Only now: a start that fails shows its one line and nothing else.
+    // This comes after the start, so that a failing start shows its one line and nothing else.
     announce(&config, file.as_deref());
     let stopper = server.stopper();
     thread::Builder::new()
@@ -122,7 +122,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     Ok(code.into())
 }
 
-/// Checks the configuration and prints the one that would run.
+/// Checks the configuration and prints it with the options applied.
 fn check_config(invocation: &Invocation) -> Result<ExitCode, Error> {
     let (config, file) = invocation.configure()?;
     print(&format!("# {}\n{config}", OneLine(origin(file.as_deref()))))
@@ -186,7 +186,7 @@ fn print(text: &str) -> Result<ExitCode, Error> {
     }
 }
 
-/// Tells the failure in one line on standard error, if that is still open.
+/// Prints the failure in one line on standard error, if that is still open.
 fn fail(code: u8, text: impl Display) -> ExitCode {
     tell(text);
     code.into()

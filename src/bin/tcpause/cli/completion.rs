@@ -101,7 +101,7 @@ complete -F _tcpause tcpause
     )
 }
 
-/// Returns the branches of `case` for the options of a command: one a kind of value, and one for the names of the options.
+/// Returns the branches of `case` for the options of a command: one for each kind of value, and one for the options' names.
 fn bash_case(command: &str, options: &[&Opt]) -> String {
     let mut text = String::new();
     let mut branch = |chosen: &[&Opt], offer: &str| {

@@ -1,12 +1,12 @@
-//! The part of Markdown that our pages are written in, and its look in a terminal.
+//! The part of Markdown that the pages use, and its layout in a terminal.
 #![expect(
     clippy::format_push_string,
     reason = "a page is made once; what counts is that its code reads like it"
 )]
 
-/// The widest line, in columns: any terminal has so many.
+/// Widest line, in columns, which any terminal has room for.
 const COLUMNS_MAX: usize = 80;
-/// The widest line of a table of four columns or more, which would be hard to read otherwise.
+/// Widest line of a table of four columns or more, which is hard to read when narrower.
 const TABLE_COLUMNS_MAX: usize = 100;
 /// The mark before and behind each word in bold; it takes no room.
 const BOLD: char = '\u{1}';
@@ -17,7 +17,7 @@ pub(super) enum Block<'a> {
     Title(&'a str),
     Heading(&'a str),
     Paragraph(String),
-    /// The mark before it, and its text.
+    /// Mark of the item, and its text.
     Item(&'a str, String),
     Code(Vec<&'a str>),
     /// The rows, the head first.
@@ -48,7 +48,7 @@ pub(super) fn parse(page: &str) -> Vec<Block<'_>> {
 }
 
 impl<'a> Block<'a> {
-    /// Adds a line to this part; false if the line begins another.
+    /// Adds a line to this part. Returns false if the line begins another part.
     fn continues(&mut self, line: &'a str) -> bool {
         match self {
             Self::Table(rows) => {
@@ -95,7 +95,7 @@ fn cells(line: &str) -> Vec<&str> {
     line.trim_matches('|').split('|').map(str::trim).collect()
 }
 
-/// Replaces links by their texts, and marks words of code and those between asterisks as bold.
+/// Replaces links by their texts, and marks code and words between asterisks as bold.
 pub(super) fn inline(text: &str) -> String {
     let (mut plain, mut rest) = (String::new(), text);
     while let Some((before, behind)) = rest.split_once('[') {
@@ -114,7 +114,7 @@ pub(super) fn inline(text: &str) -> String {
     alternate(&plain, "`", |text| alternate(text, "**", str::to_owned, bold), bold)
 }
 
-/// Returns the text of a link. One to another page tells the command that shows it.
+/// Returns the text of a link; for a link to another page, the command that shows the page.
 fn reference(label: &str, target: &str) -> String {
     match target.strip_suffix(".md").filter(|name| !name.contains('/')) {
         Some(name) if label.replace(' ', "-").eq_ignore_ascii_case(name) => {
@@ -146,7 +146,7 @@ pub(super) fn paint(text: &str, on: &str, off: &str) -> String {
     alternate(text, &BOLD.to_string(), str::to_owned, |word| format!("{on}{word}{off}"))
 }
 
-/// Returns the room that a text takes.
+/// Returns the number of columns that a text takes.
 fn width(text: &str) -> usize {
     text.chars().filter(|char| *char != BOLD).count()
 }
@@ -166,7 +166,7 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     lines
 }
 
-/// Lays a table out in aligned columns, as far as its words let it in `columns_max`.
+/// Lays a table out in aligned columns, at most `columns_max` wide unless a word is longer.
 pub(super) fn layout(rows: &[Vec<&str>], columns_max: usize) -> Vec<String> {
     const GAP: usize = 2;
     let mut rows: Vec<Vec<String>> =

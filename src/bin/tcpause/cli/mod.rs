@@ -1,4 +1,4 @@
-//! The command line: what the operator asked for, and the configuration that follows from it.
+//! The command line: the requested command, and the configuration with its options applied.
 
 mod commands;
 mod completion;
@@ -26,53 +26,53 @@ pub(crate) use self::{
 };
 use tcpause::suggest::nearest;
 
-/// Where a configuration is looked for when the command line names none.
+/// Configuration files to look for, in this order, when the command line names none.
 const CONFIG_FILES: [&str; 2] = ["tcpause.yml", "/etc/tcpause/tcpause.yml"];
 
-/// What the command line asks for.
+/// Parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    /// What to do.
+    /// Command to carry out.
     pub(crate) command: Command,
     /// The command that `exec` runs, and its arguments.
     pub(crate) program: Vec<OsString>,
     /// The file that `--config` names.
     pub(crate) config_file: Option<PathBuf>,
-    /// The settings in their order, each with the option and the key it sets; the last one wins.
+    /// Settings in their order, each as option, key and value; the last one wins.
     settings: Vec<(&'static str, &'static str, String)>,
-    /// The other options of a command and their values, defaults first; the last one wins.
+    /// Other options of a command and their values, defaults first; the last one wins.
     asked: Vec<(&'static str, String)>,
 }
 
-/// What to do.
+/// Command of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Carry connections until a signal.
+    /// Proxy that carries connections until a signal.
     Run,
-    /// Read and check the configuration, and show what would run.
+    /// Check of the configuration, which is then printed.
     CheckConfig,
-    /// Show the help, or that of the command or topic with this name.
+    /// Help of the program, or of the command or topic with this name.
     Help(Option<&'static str>),
     Version,
     Man,
     Completion(Shell),
     Demo,
-    /// Ask the proxy that runs.
+    /// Request to a running proxy.
     Client(Client),
 }
 
-/// What the proxy that runs is asked for.
+/// Command that asks a running proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Client {
     Pause,
     Resume,
     Status,
     Wait,
-    /// Pause, wait, run a command and resume.
+    /// Pause, wait, command and resume in one.
     Exec,
 }
 
-/// A shell that there are completions for.
+/// Shell with completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shell {
     Bash,
@@ -124,7 +124,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
     let word = words.first().and_then(|name| find_word(name));
     invocation.take_defaults(word);
     for (opt, value) in given {
-        // One that came before its command could not be told from a namesake.
+        // Two commands may have an option of the same name, so options are looked up once the command is known.
         invocation.take(own(opt.long, word)?, value)?;
     }
     Ok(invocation)
@@ -149,7 +149,7 @@ impl Invocation {
         }
     }
 
-    /// Does what an option says.
+    /// Applies an option.
     fn take(&mut self, opt: &'static Opt, value: OsString) -> Result<(), String> {
         let text = |value: OsString| {
             let not_text = |value| format!("--{}: {} is not UTF-8", opt.long, quoted(&value));
@@ -171,19 +171,19 @@ impl Invocation {
         Ok(())
     }
 
-    /// The value of a command's own option, given or by default.
+    /// Returns the value of a command's own option, given or by default.
     pub(crate) fn asked(&self, long: &str) -> Option<&str> {
         let asked = self.asked.iter().rev().find(|(name, _)| *name == long);
         asked.map(|(_, text)| text.as_str())
     }
 
-    /// What the command line says of a key of the configuration.
+    /// Returns the value that the command line gives to a key of the configuration.
     pub(crate) fn setting(&self, key: &str) -> Option<&str> {
         let setting = self.settings.iter().rev().find(|(_, name, _)| *name == key);
         setting.map(|(_, _, text)| text.as_str())
     }
 
-    /// The file that the configuration is in, if there is one.
+    /// Returns the configuration file, if there is one.
     pub(crate) fn file(&self) -> Result<Option<PathBuf>, Error> {
         match &self.config_file {
             Some(file) => Ok(Some(file.clone())),
@@ -191,14 +191,14 @@ impl Invocation {
         }
     }
 
-    /// The configuration and the file it came from, checked as far as that goes without opening a socket.
+    /// Returns the configuration and its file, checked as far as is possible without opening a socket.
     pub(crate) fn configure(&self) -> Result<(Config, Option<PathBuf>), Error> {
         let (config, file) = self.read()?;
         Server::check(&config).map_err(|error| self.name_option(error))?;
         Ok((config, file))
     }
 
-    /// An option beats the file, the file beats the default.
+    /// Reads the configuration and returns it with its file. An option beats the file, the file beats the default.
     pub(crate) fn read(&self) -> Result<(Config, Option<PathBuf>), Error> {
         let file = self.file()?;
         let mut config = file.as_ref().map_or_else(|| Ok(Config::default()), Config::load)?;
@@ -208,7 +208,7 @@ impl Invocation {
         Ok((config, file))
     }
 
-    /// An error that begins with a key begins with the option instead, if that is where the setting is from.
+    /// Puts the option in place of the key at the beginning of an error, if the setting comes from the command line.
     pub(crate) fn name_option(&self, error: Error) -> Error {
         let Error::Config(text) = &error else { return error };
         let named = self.settings.iter().find_map(|(long, key, _)| {
@@ -218,7 +218,7 @@ impl Invocation {
     }
 }
 
-/// The first of the files that exists. One that cannot be seen is an error: it could be the one that was meant.
+/// Returns the first of the files that exists. An inaccessible file is an error, as it could be the configuration in use.
 fn find_config<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<Option<PathBuf>, Error> {
     for file in files {
         match file.try_exists() {
@@ -282,7 +282,7 @@ fn unknown_command(unknown: &str) -> String {
     format!("unknown command {unknown:?}; {remedy}")
 }
 
-/// The value of an option. A switch that sets something is `true`, unless a value is attached to it.
+/// Reads the value of an option. A switch is `true`, unless a value is attached to it.
 fn value(opt: &Opt, parser: &mut Parser) -> Result<OsString, String> {
     let value = match opt.value {
         Some(_) => parser.value().unwrap_or_default(),
@@ -294,14 +294,14 @@ fn value(opt: &Opt, parser: &mut Parser) -> Result<OsString, String> {
     if value.is_empty() {
         return Err(format!("--{long} needs a value: {example}"));
     }
-    // A forgotten value makes the next option look like one.
+    // If the value is forgotten, the next option would be taken for it.
     if value.as_encoded_bytes().starts_with(b"--") {
         return Err(format!("--{long} needs a value, but {} follows: {example}", quoted(&value)));
     }
     Ok(value)
 }
 
-/// The options of a command; a command that asks no proxy ignores those that the proxy runs with.
+/// Returns the options of a command. A command that asks no proxy accepts the proxy's options and ignores them.
 fn options(word: Option<&Word>) -> Vec<&'static Opt> {
     match word {
         Some(Word { client: Some(_), options, .. }) => options.to_vec(),
@@ -309,7 +309,8 @@ fn options(word: Option<&Word>) -> Vec<&'static Opt> {
     }
 }
 
-/// An option as it is read, before it is clear whose it is: namesakes take a value, or none, alike.
+/// Finds an option before its command is known. This is enough to read its value, as options of the same name agree on
+/// taking one.
 fn known(word: Option<&Word>, is_it: impl Fn(&Opt) -> bool) -> Option<&'static Opt> {
     let others = COMMANDS.iter().flat_map(|command| command.options).copied();
     options(word).into_iter().chain(OPTIONS.iter()).chain(others).find(|opt| is_it(opt))

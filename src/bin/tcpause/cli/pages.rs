@@ -30,7 +30,7 @@ ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path
 DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
 ";
 
-/// Returns the text of `--help`, or that of the command or topic with this name.
+/// Returns the help of the program, or of the command or topic with this name.
 pub(crate) fn help(name: Option<&str>, is_terminal: bool) -> String {
     if let Some(topic) = TOPICS.iter().find(|topic| Some(topic.name) == name) {
         return markdown::show(topic.text, is_terminal);
@@ -210,13 +210,13 @@ impl Roff {
         self.entry(&synopsis(opt), &sentences.join(" "));
     }
 
-    /// Writes a term, and what it means below it.
+    /// Writes a term with its meaning below.
     fn entry(&mut self, term: &str, text: &str) {
         self.0 += &format!(".TP\n\\fB{}\\fR\n", escape(&paint(term.trim_end(), "", "")));
         self.line(text);
     }
 
-    /// Writes a page of the manual, but for the tables of options and commands, which stand before it.
+    /// Writes a page of the manual, without the tables of options and commands, which the man page has elsewhere.
     fn page(&mut self, text: &str) {
         for block in markdown::parse(text) {
             match block {
@@ -261,14 +261,14 @@ impl Roff {
         self.0 += ".fi\n";
     }
 
-    /// Writes a line of text; `\&` keeps a dot or a quote in front from being a command.
+    /// Writes a line of text. The `\&` before a leading dot or quote keeps roff from reading a command.
     fn line(&mut self, text: &str) {
         let text = paint(&escape(text), "\\fB", "\\fR").replace('\n', " ");
         self.0 += &format!("\\&{text}\n");
     }
 }
 
-/// Escapes the characters that roff gives a meaning, and the one that is not ASCII.
+/// Escapes the characters with a meaning in roff, and the only character of the help that is not ASCII.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('µ', "\\(mc")
 }
@@ -294,7 +294,7 @@ mod tests {
         text
     }
 
-    /// Returns the table of the page on commands, between its markers, with the options that not all of them have.
+    /// Returns the table of the page on commands, between its markers, without the options that all have.
     fn markdown_of_commands() -> String {
         let mut text = "| command | what it does | its options |\n|---|---|---|\n".to_owned();
         for word in COMMANDS.iter().filter(|word| word.client.is_some()) {

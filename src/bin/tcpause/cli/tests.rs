@@ -16,7 +16,7 @@ fn configured(line: &str) -> Config {
     without_files(&read(line).expect(line)).read().expect(line).0
 }
 
-/// The defaults with the options, whatever files this machine has.
+/// Returns the defaults with the options applied, independent of the files on this machine.
 fn apply(invocation: &Invocation) -> Result<Config, String> {
     let configured = without_files(invocation).configure();
     configured.map(|(config, _)| config).map_err(|error| error.to_string())
@@ -252,7 +252,7 @@ fn a_command_has_its_options_and_defaults() {
     assert_eq!((pause.asked("wait"), pause.setting("control.addr")), (None, Some(":1")));
 }
 
-/// What is read before its command is known is read for all of them alike.
+/// Options of the same name agree on taking a value, as an option is read before its command is known.
 #[test]
 fn namesakes_take_a_value_alike() {
     let all = || OPTIONS.iter().chain(COMMANDS.iter().flat_map(|word| word.options).copied());
@@ -316,7 +316,7 @@ fn the_first_file_that_exists_is_taken() {
     assert_eq!(find(), Some(second.clone()));
     fs::write(&first, "").unwrap();
     assert_eq!(find(), Some(first.clone()));
-    // A name too long for the system is neither there nor absent.
+    // A name that is too long for the system makes the look-up fail, so the file neither exists nor is absent.
     let long = PathBuf::from("x".repeat(5_000));
     let error = find_config([long.as_path()]).unwrap_err().to_string();
     assert!(error.contains("cannot look for the configuration"), "{error}");

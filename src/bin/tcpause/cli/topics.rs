@@ -1,4 +1,4 @@
-//! The pages of the manual, which the program carries with it.
+//! The pages of the manual, which are compiled into the program.
 
 use super::commands::COMMANDS;
 use tcpause::suggest::nearest;
@@ -7,7 +7,7 @@ use tcpause::suggest::nearest;
 pub(crate) struct Topic {
     /// The word behind `tcpause help`.
     pub(crate) name: &'static str,
-    /// Its title in a line, one sentence behind it, and the rest.
+    /// Text: the title in a line, one sentence, and the rest.
     pub(crate) text: &'static str,
 }
 

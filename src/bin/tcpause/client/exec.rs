@@ -1,8 +1,8 @@
 //! `tcpause exec`: pauses, waits until idle, runs a command, and resumes.
 //!
-//! The pause hangs on one connection, and on a short lease that is renewed over it: whatever becomes of this process, the
-//! proxy serves again. One thread talks to the API, one listens to signals, one waits for the command; what they see comes
-//! to the main thread as events.
+//! The pause depends on one connection, and on a short lease that is renewed over it. So the proxy serves again if this
+//! process dies or hangs. One thread talks to the API, one listens to signals, and one waits for the command. They send
+//! events to the main thread.
 
 use std::{
     ffi::OsString,
@@ -25,6 +25,7 @@ use signal_hook::{
     iterator::{SignalsInfo, exfiltrator::origin::WithOrigin},
     low_level::siginfo::{Cause, Origin},
 };
+use tcpause::Error;
 
 use super::{
     Answer, Api, Failure, Idle, StillPaused, duration,
@@ -33,26 +34,26 @@ use super::{
 };
 use crate::{cli::Invocation, tell};
 
-/// The longest reason that the API takes.
+/// Longest reason that the API takes.
 const REASON_BYTES_MAX: usize = 200;
-/// The number of renewals within the time of a lease.
+/// Number of renewals within the time to live of a lease.
 const RENEWALS_PER_TTL: u32 = 3;
-/// The shortest time between two renewals.
+/// Shortest time between two renewals.
 const RENEWAL_MIN: Duration = Duration::from_millis(10);
 
-/// The number of signals, and the time in which they come, that make exec give up on its command. An interactive command may
-/// have any number of Ctrl-C over hours.
+/// Number of signals that make exec give up on its command if they come within [`SIGNALS_TIME`]. The time is bounded, as an
+/// interactive command may get any number of Ctrl-C over hours.
 const SIGNALS_MAX: usize = 3;
 const SIGNALS_TIME: Duration = Duration::from_secs(10);
-/// The time for which further signals count as the last one: supervisors signal both a process and its group.
+/// Time after a signal in which a further one is not counted, as supervisors often signal both a process and its group.
 const SIGNALS_REST: Duration = Duration::from_millis(200);
 
-/// The exit code of shells for a command that was ended by a signal, whose number is added.
+/// Exit code of shells for a command that was ended by a signal, less the signal's number.
 const EXIT_SIGNAL: i32 = 128;
 
 /// Runs the command while the proxy is paused. The exit code is the command's.
 pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
-    // No client is held for a command that cannot run.
+    // The look-up comes first, so that no client is held for a command that cannot run.
     program::find(&invocation.program)?;
     let mut exec = Exec::start(api, invocation)?;
     let idle = exec.wait_until_idle().map_err(not_run)?;
@@ -71,7 +72,7 @@ pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure
 
 /// An event of the pause, of the command or of this process.
 enum Event {
-    /// The connection that the pause hangs on is established.
+    /// The connection that the pause depends on is established.
     Connected(Arc<Connection>),
     /// The API has answered, or cannot be asked.
     Answered(Result<Answer, Failure>),
@@ -107,13 +108,13 @@ impl End {
 struct Exec {
     api: Api,
     renewal: Duration,
-    /// The time of the next renewal.
+    /// Time of the next renewal.
     due: Instant,
     connection: Option<Arc<Connection>>,
     sender: Sender<Event>,
     events: Receiver<Event>,
     end: Option<End>,
-    /// The time at which the pause was asked for, and its length once it has ended.
+    /// Time of the request for the pause, and the length of the pause once it has ended.
     begun: Instant,
     paused: Duration,
 }
@@ -123,13 +124,13 @@ impl Exec {
     fn start(api: Api, invocation: &Invocation) -> Result<Self, Failure> {
         const PARAMETERS: [&str; 5] = ["ttl", "wait", "on-timeout", "mode", "drain"];
 
-        // If the caller had it ignored, the command would leave no exit code.
+        // An inherited "ignore" of SIGCHLD would discard the command's exit code; a handler replaces it.
         flag::register(SIGCHLD, Arc::default()).map_err(|error| cannot_listen(&error))?;
         let (sender, events) = unbounded();
         let mut signals = SignalsInfo::<WithOrigin>::new(heeded_signals())
             .map_err(|error| cannot_listen(&error))?;
         let signalled = sender.clone();
-        spawn("signals", move || {
+        spawn("signals", "listens to signals", move || {
             for signal in signals.forever() {
                 drop(signalled.send(Event::Signal(signal)));
             }
@@ -145,7 +146,7 @@ impl Exec {
         let request = target("/paused", &all);
         let wait = duration(invocation, "wait");
         let (talking, sees) = (api.clone(), sender.clone());
-        spawn("control", move || talk(&talking, &request, wait, &sees))?;
+        spawn("control", "asks the control API", move || talk(&talking, &request, wait, &sees))?;
         let ttl = duration(invocation, "ttl").unwrap_or_default();
         let renewal = (ttl / RENEWALS_PER_TTL).max(RENEWAL_MIN);
         let begun = Instant::now();
@@ -167,9 +168,9 @@ impl Exec {
         loop {
             match self.events.recv_deadline(self.due) {
                 Ok(event) => return event,
-                // It is never disconnected, as a sender is here.
+                // The channel is never disconnected, as `self` has a sender too.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    // If that fails, the thread that talks sees why.
+                    // An error shows in the `control` thread, which reads from this connection.
                     let _ = self.connection.as_ref().map(|connection| connection.send(b"\n"));
                     self.due = Instant::now() + self.renewal;
                 }
@@ -207,12 +208,12 @@ impl Exec {
     /// Runs the command to its end. Returns the exit code that a shell would.
     fn run_command(&mut self, program: &[OsString]) -> Result<u8, Failure> {
         let Some((name, arguments)) = program.split_first() else { return Ok(0) };
-        // Before the command starts: without a thread, nothing could wait for it.
+        // The thread starts before the command: if it cannot, no command runs that nothing waits for.
         let (pid_sender, pids) = unbounded();
         let exited = self.sender.clone();
-        spawn("command", move || {
+        spawn("command", "waits for the command", move || {
             if let Ok(pid) = pids.recv() {
-                // Its owner reaps it, so that its number stays its own while signals are passed on.
+                // This does not reap the command, whose pid thus stays its own while signals are passed on.
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
                 let _ = retry_on_intr(|| waitid(WaitId::Pid(pid), options));
                 drop(exited.send(Event::Exited));
@@ -227,9 +228,9 @@ impl Exec {
         exit_code(&mut child)
     }
 
-    /// Keeps the pause and passes signals on until the command has ended, or until it has outlasted too many of them.
+    /// Keeps the pause and passes signals on until the command ends. Returns an error after too many signals.
     fn look_after(&mut self, pid: Pid) -> Result<(), Failure> {
-        // Signals from before the command's start have not reached it by way of the terminal.
+        // Signals that came before the command's start have not reached it through the terminal.
         let mut early = self.events.len();
         let mut insistence = Insistence::default();
         loop {
@@ -258,7 +259,8 @@ impl Exec {
         self.paused = self.begun.elapsed();
     }
 
-    /// Ends the pause by its connection, as others may have one of the same name, and makes sure that it has ended.
+    /// Ends the pause by closing its connection, and waits until it has ended. A request by name could end a pause of the
+    /// same name that another caller has.
     fn resume(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         self.connection.iter().for_each(|connection| connection.end());
@@ -279,12 +281,12 @@ impl Exec {
     }
 }
 
-/// The times of the last signals, which the command has outlasted.
+/// Times of the last signals, which the command has outlasted.
 #[derive(Debug, Default)]
 struct Insistence(Vec<Instant>);
 
 impl Insistence {
-    /// Counts a signal. The last but one tells the effect of a further one, and the last is an error that gives up.
+    /// Counts a signal. The last but one prints a warning, and the last one returns an error, by which exec gives up.
     fn check(&mut self, now: Instant, signal: i32) -> Result<(), Failure> {
         let age = |at: &Instant| now.saturating_duration_since(*at);
         self.0.retain(|at| age(at) < SIGNALS_TIME);
@@ -309,7 +311,7 @@ impl Insistence {
 }
 
 /// Returns true if the command has got the signal as well. A terminal sends Ctrl-C and Ctrl-\ to one process group, which a
-/// command such as `timeout` leaves. The signal of a process has come to exec alone.
+/// command such as `timeout` leaves. A signal from another process has reached exec alone.
 fn has_reached(pid: Pid, origin: &Origin) -> bool {
     let is_the_terminals =
         origin.cause == Cause::Kernel && matches!(origin.signal, SIGINT | SIGQUIT);
@@ -318,7 +320,7 @@ fn has_reached(pid: Pid, origin: &Origin) -> bool {
 
 fn pass_on(pid: Pid, signal: i32) {
     if let Some(signal) = Signal::from_named_raw(signal) {
-        // The command may just have ended.
+        // An error means that the command has just ended.
         let _ = kill_process(pid, signal);
     }
 }
@@ -328,7 +330,7 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
     let answer = api.connect().and_then(|connection| {
         let connection = Arc::new(connection);
         api.send(&connection, "PUT", request)?;
-        // Only now: a renewal must not come before the request.
+        // The main thread renews from here on, and a renewal must not come before the request.
         drop(events.send(Event::Connected(Arc::clone(&connection))));
         let answer = api.answer(&connection, wait, Ending::Line)?;
         Ok((connection, answer))
@@ -369,7 +371,7 @@ fn exit_code(child: &mut Child) -> Result<u8, Failure> {
     Ok(code(status).and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
 }
 
-/// Returns the command line as a reason: cut to the longest one, and without letters that the API refuses.
+/// Returns the command line as a reason: cut to the longest one that the API takes, and without characters that it refuses.
 fn reason_of(program: &[OsString]) -> String {
     let words: Vec<_> = program.iter().map(|word| word.to_string_lossy()).collect();
     let is_shown =
@@ -380,7 +382,7 @@ fn reason_of(program: &[OsString]) -> String {
     reason
 }
 
-/// Returns the signals to listen to. An ignored one stays ignored, here and for the command, as nohup wants it.
+/// Returns the signals to listen to. An ignored signal stays ignored, here and for the command, as `nohup` requires.
 fn heeded_signals() -> Vec<i32> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -389,9 +391,10 @@ fn heeded_signals() -> Vec<i32> {
     [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(is_heeded).collect()
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    let spawned: io::Result<_> = Builder::new().name(name.to_owned()).spawn(run);
-    spawned.map(drop).map_err(|error| Failure::Other(format!("cannot start a thread: {error}")))
+/// Starts the thread `name`, whose purpose an error tells.
+fn spawn(name: &str, purpose: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let spawned = Builder::new().name(name.to_owned()).spawn(run).map(drop);
+    spawned.map_err(|error| Error::no_thread(purpose, &error).into())
 }
 
 #[cfg(test)]
@@ -404,10 +407,10 @@ mod tests {
         for (moments, given_up_at) in [
             (&[0, 1_000, 2_000][..], Some(2_000)),
             (&[0, 200, 400], Some(400)),
-            // Twins are one.
+            // Two signals in quick succession count as one.
             (&[0, 5, 1_000, 1_005, 1_100], None),
             (&[0, 5, 1_000, 1_005, 1_200], Some(1_200)),
-            // Those of a key that is held down are not without end.
+            // A key that is held down repeats the signal, which counts once every `SIGNALS_REST`.
             (&[0, 100, 200, 300, 400], Some(400)),
             (&[0, 5_000, 10_000, 15_000, 20_000], None),
             (&[0, 9_000, 9_999], Some(9_999)),
@@ -427,7 +430,7 @@ mod tests {
             |words: &[&str]| reason_of(&words.iter().map(OsString::from).collect::<Vec<_>>());
         assert_eq!(reason(&["sh", "-c", "a\t'\u{e4}'\n\u{202e}\\"]), "sh -c a '\u{e4}'  \\");
         assert_eq!(reason(&[""]), "");
-        // A letter of two bytes does not fit half.
+        // A character of two bytes is not cut in half.
         let long = reason(&["a", &"\u{e4}".repeat(200)]);
         assert_eq!((long.len(), long.chars().count()), (200, 101));
         assert_eq!(reason(&["b", &"a".repeat(1_000)]).len(), REASON_BYTES_MAX);

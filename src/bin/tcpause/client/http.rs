@@ -21,11 +21,11 @@ use tcpause::Address;
 
 use super::Failure;
 
-/// The bound of connecting to one address.
+/// Longest time to connect to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The bound of an answer, beyond the time that the API was asked to wait.
+/// Longest time for an answer, beyond the time that the API was asked to wait.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer that is read: 64 pauses with their reasons are a small part of it.
+/// Longest answer that is read; 64 pauses with their reasons are a small part of it.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const READ_BYTES: usize = 4 << 10;
 const HEADERS_MAX: usize = 64;
@@ -36,7 +36,7 @@ pub(crate) struct Api {
     address: Address,
 }
 
-/// An answer of the API.
+/// Answer of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -44,7 +44,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Returns the body as JSON; null if it is none.
+    /// Returns the body as JSON; null if it is not JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
@@ -66,7 +66,7 @@ impl Api {
         Self { address }
     }
 
-    /// Makes a request and reads its answer, which may come as late as `wait` and then some.
+    /// Makes a request and reads its answer, for [`ANSWER_TIMEOUT`] beyond `wait`.
     pub(crate) fn ask(
         &self,
         method: &str,
@@ -78,7 +78,7 @@ impl Api {
         self.answer(&connection, wait, Ending::Whole)
     }
 
-    /// Connects to the first address of the name that accepts.
+    /// Connects to the first address of the name that accepts a connection.
     pub(super) fn connect(&self) -> Result<Connection, Failure> {
         let socket = match &self.address {
             Address::Tcp { host, port } => connect_tcp(listening(host), *port),
@@ -104,7 +104,7 @@ impl Api {
         connection.send(request.as_bytes()).map_err(|error| self.unreachable(&error.into()))
     }
 
-    /// Reads the answer, for the time that the API was asked to wait and a little longer.
+    /// Reads the answer, for [`ANSWER_TIMEOUT`] beyond the time that the API was asked to wait.
     pub(super) fn answer(
         &self,
         connection: &Connection,
@@ -130,7 +130,7 @@ impl Api {
         }
     }
 
-    /// Returns the `Host` that curl would send. The zone of an IPv6 address is this host's affair.
+    /// Returns the `Host` that curl would send, without the zone of an IPv6 address, which has a meaning on this host only.
     fn host(&self) -> String {
         match &self.address {
             Address::Tcp { host, port } => {
@@ -160,7 +160,7 @@ impl Api {
         self.stranger(&format!("sent {what}"))
     }
 
-    /// Returns the failure of an answer that is not tcpause's.
+    /// Returns the failure for an answer that is not tcpause's.
     pub(super) fn stranger(&self, what: &str) -> Failure {
         Failure::Unreachable(format!(
             "{} is not the control API of a tcpause (it {what}); is it the proxy's own address?",
@@ -182,9 +182,9 @@ impl Api {
 /// The end of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The end that its head or the connection tells.
+    /// End that the head or the connection tells.
     Whole,
-    /// The end of its first line, if its head tells none: the connection stays open.
+    /// End of the first line, if the head tells none, for an answer whose connection stays open.
     Line,
 }
 
@@ -201,18 +201,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Ends the stream to the other side, which sees that.
+    /// Ends the stream to the other side, by which the API sees that the caller is done.
     pub(super) fn end(&self) {
-        // If that fails, it has ended.
+        // An error means that the connection has ended.
         let _ = shutdown(&self.0, Shutdown::Write);
     }
 
-    /// Waits until the connection ends, and discards all bytes before.
+    /// Waits until the connection ends, and discards the bytes until then.
     pub(super) fn wait_for_end(&self) {
         while self.receive(&mut Vec::new(), None).is_ok_and(|count| count > 0) {}
     }
 
-    /// Appends the next bytes. Zero of them are the end, and `AGAIN` is the deadline.
+    /// Appends the next bytes and returns their number. Zero is the end of the stream; the error `AGAIN` is the deadline.
     fn receive(&self, bytes: &mut Vec<u8>, deadline: Option<Instant>) -> Result<usize, Errno> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
@@ -227,7 +227,7 @@ impl Connection {
     }
 }
 
-/// Returns a request's target. The names of parameters are ours and need no encoding.
+/// Returns a request's target. Only values are encoded, as the names of parameters are our own.
 pub(super) fn target(path: &str, parameters: &[(&str, &str)]) -> String {
     let mut target = path.to_owned();
     for (index, (name, value)) in parameters.iter().enumerate() {
@@ -246,7 +246,7 @@ pub(super) fn target(path: &str, parameters: &[(&str, &str)]) -> String {
     target
 }
 
-/// Returns the host to connect to: an API on all interfaces is reached on this host.
+/// Returns the host to connect to: the loopback for an API on all interfaces.
 fn listening(host: &str) -> &str {
     if host.is_empty() { "localhost" } else { host }
 }
@@ -265,7 +265,7 @@ fn connect_tcp(host: &str, port: u16) -> io::Result<OwnedFd> {
     Ok(stream.into())
 }
 
-/// Connects by hand, as the standard library's connect would wait for ever on a full backlog.
+/// Connects within a time; the standard library's connect would wait for ever on a full backlog.
 fn connect_unix(addr: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -274,7 +274,7 @@ fn connect_unix(addr: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Parses the bytes of an answer so far. Returns `None` if more must come; `is_over` tells that no more will.
+/// Parses the bytes of an answer so far. Returns `None` if bytes are missing. `is_over` tells that the stream has ended.
 fn parse(bytes: &[u8], ending: Ending, is_over: bool) -> Result<Option<Answer>, &'static str> {
     if bytes.len() > ANSWER_BYTES_MAX {
         return Err("an answer that does not end");
@@ -332,7 +332,7 @@ mod tests {
         }
     }
 
-    /// However an answer arrives, it is found at the same byte, and not before.
+    /// An answer is complete at the same byte, and not before, for every way in which it may arrive.
     #[test]
     fn an_answer_ends_where_it_says() {
         let whole = |status, body: &str| Some(Answer { status, body: body.as_bytes().to_vec() });

@@ -29,7 +29,7 @@ pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, F
     }
 }
 
-/// Exit codes, those of sysexits.h where it has one: a service is not available, and trying again may help.
+/// Exit codes, as in sysexits.h where it has one: 69 for an unavailable service, 75 for a failure that a retry may cure.
 const EXIT_OTHER: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_UNREACHABLE: u8 = 69;
@@ -38,18 +38,18 @@ const EXIT_NOT_NOW: u8 = 75;
 /// The remedy for a pause that is not idle in time.
 const NOT_IDLE_REMEDY: &str = "wait for longer (--wait), or see --drain and --on-timeout kill";
 
-/// The failure of a command, with one line that tells it and the remedy.
+/// Failure of a command, as one line with the remedy.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The command line is wrong, or the proxy refuses the request.
     Usage(String),
     /// The control API cannot be reached.
     Unreachable(String),
-    /// Not idle in time, or the proxy's state forbids it.
+    /// The proxy was not idle in time, or its state forbids the request.
     NotNow(String),
     /// A program cannot be run; the exit code is that of shells.
     Program(u8, String),
-    /// Anything else.
+    /// Any other failure.
     Other(String),
 }
 
@@ -65,7 +65,7 @@ impl Failure {
         }
     }
 
-    /// Returns the failure of an answer that is not the wanted one. The API's own sentence tells the remedy.
+    /// Returns the failure for an answer with an unexpected status. The API's own sentence tells the remedy.
     fn refused(api: &Api, answer: &Answer) -> Self {
         let body = answer.json();
         let Some(sentence) = body.get("error").and_then(Value::as_str) else {
@@ -73,7 +73,7 @@ impl Failure {
         };
         let mut sentence = for_operators(sentence);
         let number = |name: &str| body.get(name).and_then(Value::as_f64);
-        // A pause that waited in vain tells the connections that it waited for.
+        // After a wait in vain, the answer has the number of connections that were left.
         if let Some(active) = number("active") {
             let oldest = number("oldest_seconds").map_or_else(String::new, |oldest| {
                 format!(", the oldest for {}", status::age(oldest))
@@ -121,7 +121,7 @@ fn uncapitalised(text: &str) -> String {
     }
 }
 
-/// Returns the address of the API: the option, else the file, else the default. Nothing else in the file matters here: the
+/// Returns the address of the API: the option, else the file, else the default. The rest of the file is not checked, as the
 /// proxy may be of another version, and its files may belong to another user.
 fn address(invocation: &Invocation) -> Result<Address, Failure> {
     let (from, text) = if let Some(text) = invocation.setting("control.addr") {
@@ -148,7 +148,7 @@ fn address_in(file: &Path) -> Result<Option<String>, String> {
     let text = fs::read_to_string(file).map_err(|error| {
         format!("{name}: cannot read the configuration: {error}; name the API with --control-addr")
     })?;
-    // As for running, a byte order mark alone is an empty file.
+    // A byte order mark alone is an empty file, as it is for the proxy.
     let text = text.trim_start_matches('\u{feff}');
     let root: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| {
         format!("{name}: {error}; correct it, or name the API with --control-addr")
@@ -193,13 +193,13 @@ fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
         answer.check_idle()?;
     }
     let name = invocation.asked("name").unwrap_or("default");
-    // Without a time of its own, it has that of pause.max-ttl, if the proxy has such a setting.
+    // Without --ttl, the proxy may have set pause.max-ttl as the end.
     let ttl = invocation.asked("ttl").map(str::to_owned).or_else(|| status::time_left(api, name));
     let lasts = ttl.map_or_else(|| "until a resume".to_owned(), |ttl| format!("for {ttl}"));
     Ok(print(&format!("paused: {name}, {lasts}{}\n", Idle::of(&answer)))?)
 }
 
-/// The result of a pause with a wait, as the end of a line.
+/// Result of a pause with a wait, as the end of a line.
 struct Idle {
     waited_seconds: Option<f64>,
     reset: u64,
@@ -253,7 +253,7 @@ fn resume(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     Ok(print(&line)?)
 }
 
-/// The pauses that still hold, as the end of a line. A failure to learn them is none of the command.
+/// Pauses that still hold, as the end of a line. It is empty if they cannot be learned, which does not fail the command.
 struct StillPaused(Vec<String>);
 
 impl StillPaused {
@@ -273,7 +273,7 @@ impl std::fmt::Display for StillPaused {
 
 fn wait(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     let target = http::target("/paused/block-until-idle", &parameters(invocation, &["timeout"]));
-    // Without a timeout it waits for ever, which is what was asked for.
+    // Without a timeout the command waits for ever, as requested.
     let wait = duration(invocation, "timeout").unwrap_or(Duration::MAX);
     let answer = api.ask("GET", &target, Some(wait))?;
     if answer.status != 204 {

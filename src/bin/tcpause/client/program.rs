@@ -14,10 +14,10 @@ use rustix::{
 
 use super::Failure;
 
-/// The PATH of the C libraries when there is none.
+/// Default of C libraries for an unset PATH.
 const PATH_DEFAULT: &str = "/usr/local/bin:/bin:/usr/bin";
 
-/// The exit codes of shells for a program that cannot be run, and for one that is not found.
+/// Exit codes of shells: for a program that cannot be run, and for a missing one.
 const EXIT_NOT_RUN: u8 = 126;
 const EXIT_NOT_FOUND: u8 = 127;
 
@@ -40,7 +40,7 @@ fn look(name: &OsStr, path: &OsStr) -> io::Result<()> {
         return check(Path::new(name));
     }
     let not_found = Err(io::Error::new(ErrorKind::NotFound, "it is not in PATH"));
-    // A folder that this user may not search has no program. A later folder may have one that can be run.
+    // A folder that this user may not search counts as empty, and the search goes on with the next folder.
     env::split_paths(path)
         .map(|folder| folder.join(name))
         .filter(|file| !name.is_empty() && file.exists())
@@ -49,7 +49,7 @@ fn look(name: &OsStr, path: &OsStr) -> io::Result<()> {
 
 fn check(file: &Path) -> io::Result<()> {
     access(file, Access::EXEC_OK)?;
-    // A folder may be entered, which is not to be run.
+    // The permission to execute a folder means to enter it, so a folder is no program.
     if file.is_dir() { Err(Errno::ACCESS.into()) } else { Ok(()) }
 }
 
@@ -81,7 +81,7 @@ mod tests {
             assert_eq!(kind(name.as_ref()), expected, "{name:?}");
         }
         assert_eq!(kind(place("text").as_os_str()), Err(ErrorKind::PermissionDenied));
-        // One that cannot be run does not hide one that can.
+        // A file that cannot be run does not hide a program in a later folder.
         fs::write(place("sh"), "").unwrap();
         assert_eq!(kind("sh".as_ref()), Ok(()));
         assert!(look("sh".as_ref(), "".as_ref()).is_err());

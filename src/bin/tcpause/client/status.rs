@@ -12,10 +12,10 @@ use tcpause::{LeaseStatus, Status, format_duration};
 use super::{Answer, Api, Failure};
 use crate::{cli::Invocation, logger::OneLine};
 
-/// The time between two questions of `--watch`.
+/// Time between two requests of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Shows the status, once or again and again.
+/// Shows the status, once or repeatedly.
 pub(super) fn show(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     let is_raw = invocation.asked("json").is_some();
     if invocation.asked("watch").is_none() {
@@ -24,7 +24,7 @@ pub(super) fn show(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failu
     }
     let in_place = io::stdout().is_terminal();
     let mut due = crossbeam_channel::after(Duration::ZERO);
-    // Ends with Ctrl-C, or when nobody reads any more.
+    // The loop ends with Ctrl-C, or when the reader of the output has gone.
     while due.recv().is_ok() {
         let text = look(api, is_raw)
             .unwrap_or_else(|failure| format!("{}\n", OneLine(failure.told().1)).into_bytes());
@@ -67,7 +67,7 @@ fn read(answer: &Answer) -> Result<Status, Failure> {
     })
 }
 
-/// Writes all at once, so that a terminal never shows half of it. Returns false once nobody reads.
+/// Writes all at once, so that a terminal never shows half of it. Returns false if the reader has gone.
 fn write(text: &[u8]) -> Result<bool, Failure> {
     let mut output = io::stdout().lock();
     match output.write_all(text).and_then(|()| output.flush()) {
@@ -77,8 +77,8 @@ fn write(text: &[u8]) -> Result<bool, Failure> {
     }
 }
 
-/// Returns the text with the escapes that replace the terminal's screen by it. Each line clears the rest of its row, and
-/// the last one all rows below.
+/// Returns the text with escapes by which it replaces the terminal's screen. Each line clears the rest of its row, and the
+/// last line clears all rows below.
 fn over(text: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(text).replace('\n', "\x1b[K\n");
     format!("\x1b[H{text}\x1b[J").into_bytes()
@@ -102,7 +102,7 @@ fn table(status: &Status) -> String {
         ("active", format!("{}{oldest}", status.active)),
         ("rejecting", status.rejecting.to_string()),
     ];
-    // These should not have happened, or only on purpose: they are shown if they have.
+    // These counts are usually zero, and shown only if they are not.
     let seldom = [
         ("rejected", status.rejected),
         ("failed", status.failed),
@@ -131,7 +131,7 @@ fn table(status: &Status) -> String {
     lines.concat()
 }
 
-/// A pause as a line of the table:
+/// Pause as a line of the table:
 /// `deploy (new version) by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold, ends in 1m30s`.
 struct Pause<'a>(&'a LeaseStatus);
 
@@ -161,14 +161,14 @@ pub(super) fn age(seconds: f64) -> String {
     format_duration(Duration::from_millis(shown))
 }
 
-/// A number of bytes, shown in the largest unit that keeps it above one.
+/// Number of bytes, shown in the largest unit that keeps it at one or more.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
 
-        // In tenths of the unit, by whole numbers.
+        // Tenths of the unit, computed in whole numbers.
         let (mut tenths, mut unit) = (u128::from(self.0) * 10, "B");
         for next in UNITS {
             if tenths < 10_240 {
