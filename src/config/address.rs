@@ -1,4 +1,4 @@
-//! Addresses: of a listener, or to dial.
+//! Addresses to listen at or to dial.
 
 use std::{
     fmt, io,
@@ -12,7 +12,7 @@ const UNIX_PATH_BYTES_MAX: usize = 107;
 /// The longest host name, in bytes, as DNS has it.
 const HOST_BYTES_MAX: usize = 253;
 
-/// An address as the operator writes it; a host name is not looked up here.
+/// Address as the operator writes it. Its host name is looked up later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// `tcp://host:port` or `host:port`. An empty host means all interfaces.
@@ -24,7 +24,7 @@ pub enum Address {
     },
     /// `unix:///absolute/path`.
     Unix(PathBuf),
-    /// `unix://@name`: a UNIX socket without a file; everybody in the network namespace may connect.
+    /// `unix://@name`: a UNIX socket without a file. Every user in the network namespace may connect.
     Abstract(String),
 }
 
@@ -135,7 +135,7 @@ fn check_length(text: &str, what: &str, path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Guesses the absolute path that a relative one stands for. Only the operator knows, so it is shown and not used.
+/// Guesses the absolute path for a relative one. It is shown and not used, as only the operator knows the right path.
 fn absolute(path: &str) -> String {
     if path.starts_with('@') {
         return path.to_owned();

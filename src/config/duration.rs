@@ -17,14 +17,14 @@ const UNITS: [(&str, u64); 8] = [
 /// The longest duration in nanoseconds, some 292 years: Go counts them in 64 bits with a sign.
 const NANOSECONDS_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// Returns a duration in whole nanoseconds, as atomics hold it. Beyond 584 years it is cut.
+/// Returns a duration in whole nanoseconds, which fits an atomic. A duration beyond 584 years is cut.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Reads a duration in the syntax of Go's `time.ParseDuration`, except that a sign is refused.
 ///
-/// The units are `ns`, `us` (`µs`), `ms`, `s`, `m` and `h`. The error says what is wrong and shows the right form.
+/// The units are `ns`, `us` (`µs`), `ms`, `s`, `m` and `h`. The error names the fault and shows the right form.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -105,7 +105,7 @@ fn parse_part(text: &str) -> Result<(u64, &str), Fault<'_>> {
     let (unit, rest) =
         rest.split_at(rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len()));
     if unit.is_empty() {
-        // A unit may be missing at the end; before a second point, more is wrong.
+        // At the end, only the unit is missing; before a second point, the number itself is wrong.
         return Err(if rest.is_empty() { Fault::NoUnit } else { Fault::NoNumber });
     }
     let (_, length) =
@@ -119,13 +119,13 @@ fn parse_part(text: &str) -> Result<(u64, &str), Fault<'_>> {
     Ok((add(nanoseconds, fraction_of(length, fraction))?, rest))
 }
 
-/// Returns the part of a unit that the digits after the point stand for. As in Go, it is exact to the nanosecond for any number of
+/// Returns the nanoseconds of the digits after the point, for a unit of `length`. As in Go, they are exact for any number of
 /// digits.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn fraction_of(length: u64, digits: &str) -> u64 {
     let (mut number, mut scale) = (0_u64, 1.0);
     for digit in digits.bytes() {
-        // Digits too small to matter are ignored, as in Go.
+        // Further digits are too small to matter, and are ignored, as in Go.
         if number > NANOSECONDS_MAX / 10 {
             break;
         }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn reads_what_go_reads() {
-        // The inputs of the test of Go's standard library, and a few more.
+        // These are the inputs of the test of Go's standard library, and a few more.
         for (text, nanoseconds) in [
             ("0", 0),
             ("5s", 5 * SECOND),
@@ -256,7 +256,7 @@ mod tests {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
-            // All magnitudes alike, from a few nanoseconds to 292 years.
+            // All magnitudes are equally likely, from a few nanoseconds to 292 years.
             let duration = Duration::from_nanos((state >> 1) >> (round % 63));
             let text = format_duration(duration);
             assert_eq!(parse_duration(&text), Ok(duration), "{text}, seed {seed}, round {round}");

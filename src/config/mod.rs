@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::error::Error;
 
-/// Size of the largest configuration file. A huge one costs the parser seconds; one with every key has some kibibytes.
+/// Size of the largest configuration file. A file with every key has some kibibytes, and a huge file costs the parser seconds.
 const FILE_BYTES_MAX: usize = 1024 * 1024;
 
 impl Config {
@@ -34,7 +34,7 @@ impl Config {
         let path = path.as_ref();
         let name = path.display();
         let mut bytes = Vec::new();
-        // One byte more than allowed is enough to see that there are too many.
+        // The read ends one byte beyond the bound, which is enough to see that the file is too large.
         let limit = FILE_BYTES_MAX as u64 + 1;
         if let Err(error) =
             File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))
@@ -67,7 +67,7 @@ impl Config {
         }
     }
 
-    /// Reads YAML. `name` stands for the file in errors.
+    /// Reads YAML. Errors call the file `name`.
     pub fn parse(text: &str, name: &str) -> Result<Self, Error> {
         if text.len() > FILE_BYTES_MAX {
             return Err(too_large(name));
@@ -94,13 +94,13 @@ impl Config {
         setting.set(self, text)
     }
 
-    /// Returns the value of one key, so that [`Config::set`] takes it; `None` when it is not set or there is no such key.
+    /// Returns the value of one key, in the form that [`Config::set`] takes; `None` if it is not set or there is no such key.
     #[doc(hidden)]
     pub fn get(&self, key: &str) -> Option<String> {
         yaml::to_text(&settings::find(key)?.get(self))
     }
 
-    /// Checks that the settings fit together, which one key alone does not tell.
+    /// Checks for settings that contradict each other.
     pub fn validate(&self) -> Result<(), Error> {
         validate::validate(self).map_err(Error::Config)
     }

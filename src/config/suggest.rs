@@ -1,8 +1,8 @@
-//! The known name that a mistyped one probably means.
+//! Suggestions: the known name that a mistyped one probably means.
 
 use strsim::osa_distance;
 
-/// Length from which a name is compared with nothing: no known name is nearly as long.
+/// Length from which a name is not compared, as no known name is nearly as long.
 const NAME_BYTES_MAX: usize = 64;
 
 /// Returns the candidate nearest to `name`, unless all differ in more than a third of its letters.
@@ -20,7 +20,7 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
-/// Joins words to a choice: `resume, keep or kill`.
+/// Joins words into a choice: `resume, keep or kill`.
 pub fn choice(words: &[&str]) -> String {
     match words.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),

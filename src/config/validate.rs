@@ -7,10 +7,10 @@ use super::{
     settings::{Config, ControlConfig, TlsConfig, UpstreamConfig},
 };
 
-/// The most worker threads: far more than a machine has cores, and few enough to start.
+/// Most worker threads: far more than a machine has cores, and few enough to start.
 const THREADS_MAX: usize = 1024;
 
-/// The most pipes of a worker: beyond it, they take more memory than they save time.
+/// Most pipes of a worker: further ones would cost more memory than they save time.
 const PIPES_MAX: usize = 1024;
 
 /// Returns the first conflict as one line with the keys and the remedy.
@@ -121,7 +121,7 @@ fn check_tls(tls: &TlsConfig) -> Result<(), String> {
     }
 }
 
-/// Returns true if two listeners cannot both be bound, as far as that shows without looking up names.
+/// Returns true if two listeners surely cannot both be bound. Names are not looked up.
 fn same_listener(left: &Address, right: &Address) -> bool {
     meet(left, right, |left, right| {
         let either = left.is_unspecified() || right.is_unspecified();
@@ -139,7 +139,8 @@ fn leads_to(upstream: &Address, listener: &Address) -> bool {
     })
 }
 
-/// Returns true if two addresses are the same, or have one port and IP addresses that meet. Port 0 is another one each time.
+/// Returns true if two addresses are the same, or have the same port and IP addresses for which `do_meet` holds. Port 0 never
+/// matches, as the system chooses another port each time.
 fn meet(left: &Address, right: &Address, do_meet: impl Fn(&IpAddr, &IpAddr) -> bool) -> bool {
     match (left, right) {
         (Address::Tcp { host: left, port }, Address::Tcp { host: right, port: other }) => {

@@ -1,4 +1,4 @@
-//! The types of settings: how each is read from text and written to YAML.
+//! The types of settings, each with its reading from text and its writing to YAML.
 
 use std::{
     net::IpAddr,
@@ -24,7 +24,7 @@ pub(super) const OVERFLOWS: [&str; 3] = ["reject", "close", "backlog"];
 /// The words of `proxy.reject-with`; a file may be named, too.
 pub(super) const REJECTIONS: [&str; 3] = ["http", "close", "reset"];
 
-/// Response to new clients that are rejected: `proxy.reject-with`.
+/// Response to rejected clients: `proxy.reject-with`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RejectWith {
     /// A 503; clients of SSH and PostgreSQL get the end of the stream.
@@ -41,25 +41,25 @@ pub enum RejectWith {
 /// Treatment of a client that exceeds `hold.max`, or is held for longer than `hold.timeout`: `hold.overflow`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Overflow {
-    /// It is rejected, as `proxy.reject-with` says.
+    /// The client is rejected, as `proxy.reject-with` says.
     Reject,
     /// The end of the stream.
     Close,
-    /// One more than may be held waits in the kernel's backlog; one that is held for too long is rejected.
+    /// A client beyond `hold.max` waits in the kernel's backlog. After `hold.timeout`, a client is rejected.
     #[default]
     Backlog,
 }
 
-/// Words of the errors of a number.
+/// Words for the errors of a number.
 #[derive(Clone, Copy)]
 pub(super) struct Count {
     /// The things that are counted.
     pub(super) things: &'static str,
-    /// The number that holds where none is given.
+    /// The number that applies without the setting.
     pub(super) otherwise: &'static str,
 }
 
-/// A type that a setting can have.
+/// Type of a setting's value.
 pub(super) trait Value: Sized {
     /// Reads a value from text. The error shows the text and the remedy, and does not name the setting.
     fn parse(text: &str, count: Count) -> Result<Self, String>;
@@ -68,7 +68,7 @@ pub(super) trait Value: Sized {
     fn to_yaml(&self) -> Yaml;
 }
 
-/// A value that need not be set; null when it is not.
+/// Optional value; null if it is not set.
 impl<T: Value> Value for Option<T> {
     fn parse(text: &str, count: Count) -> Result<Self, String> {
         T::parse(text, count).map(Some)
@@ -79,7 +79,7 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// A list, which text has with commas between its items.
+/// List of values, with commas between them in text.
 impl<T: Value> Value for Vec<T> {
     fn parse(text: &str, count: Count) -> Result<Self, String> {
         text.split(',').map(|item| T::parse(item.trim(), count)).collect()
@@ -214,7 +214,7 @@ impl Value for PathBuf {
     }
 }
 
-/// The mode of a socket file, in octal: `0660`, `660` or `0o660`. Read as text, it is not the decimal that YAML may make of it.
+/// Mode of a socket file, in octal: `0660`, `660` or `0o660`. It is read as text, as YAML could take it for a decimal number.
 impl Value for u32 {
     fn parse(text: &str, _: Count) -> Result<Self, String> {
         let digits = text.strip_prefix("0o").unwrap_or(text);
@@ -226,7 +226,7 @@ impl Value for u32 {
                 ));
             }
         };
-        // Most modes that were turned into decimals by a tool (0660 is 432) end here, too.
+        // This also refuses most modes that a tool has turned into decimals (0660 is 432).
         if mode & 0o600 != 0o600 {
             return Err(format!(
                 "{text:?} keeps the socket's own user out; write an octal mode that begins with 06 or 07, as in `0660`"

@@ -1,4 +1,4 @@
-//! The configuration as YAML. The table of settings leads, so that the file knows exactly the keys of the command line.
+//! The configuration as YAML. Its keys are those of the table of settings, so that file and command line always agree.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -67,7 +67,7 @@ fn explain(error: &serde_yaml::Error) -> String {
         Some(place) => {
             let (line, column) = (place.line(), place.column());
             let text = text.replacen(&format!(" at line {line} column {column}"), "", 1);
-            // The parser's words for a tab, and for a value such as `@here`.
+            // The parser says this of a tab, and of a value such as `@here`.
             let bare = text.contains("cannot start any token");
             let remedy = if bare {
                 "; indent with spaces, not tabs, and quote a value that is more than a word"
@@ -79,13 +79,12 @@ fn explain(error: &serde_yaml::Error) -> String {
     }
 }
 
-/// One mapping of the file. Errors are raised while the parser stands at the key or the value, so that they get its position
-/// and path.
+/// Mapping of the file. Errors are raised while the parser is at the key or the value, so that they get its line and column.
 struct Section<'a> {
     /// The keys above, each followed by a dot.
     prefix: String,
     config: &'a mut Config,
-    /// The full keys that the file has had, values and sections alike.
+    /// Full keys so far in the file, of values and sections alike, by which a second one is found.
     seen: &'a mut BTreeSet<String>,
 }
 
@@ -129,7 +128,7 @@ impl<'de> Visitor<'de> for Section<'_> {
     }
 }
 
-/// A key of a section; reads as the full key of a setting or of a section.
+/// Key of a section, which is read as the full key of a setting or of a section.
 struct Key<'a> {
     prefix: &'a str,
     seen: &'a mut BTreeSet<String>,
@@ -164,7 +163,7 @@ impl Visitor<'_> for Key<'_> {
     }
 }
 
-/// The value of a setting. It is read as text even where YAML has a type for it, so that a setting has one syntax.
+/// Value of a setting. It is read as text even where YAML has a type for it, so that a setting has one syntax.
 struct Scalar<'a> {
     setting: &'static Setting,
     config: &'a mut Config,

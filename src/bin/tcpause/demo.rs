@@ -18,26 +18,26 @@ use std::{
 
 use tcpause::{Address, Config, Outcome, Server};
 
-/// The number of clients. Each makes one connection after the other.
+/// Number of clients, each of which makes one connection after the other.
 const CLIENTS: usize = 32;
-/// The number of clients whose requests take the upstream long, so that the pause has connections to wait for.
+/// Number of clients with slow requests, so that the pause has connections to wait for.
 const SLOW_CLIENTS: usize = 2;
-/// The rest of a client between two connections: about a thousand requests a second are plenty.
+/// Rest of a client between two connections, which leaves about a thousand requests a second.
 const CLIENT_REST: Duration = Duration::from_millis(30);
-/// The time that the upstream takes for a slow request.
+/// Time that the upstream takes for a slow request.
 const SLOW_ANSWER: Duration = Duration::from_millis(600);
 
-/// The time for which the load runs before the pause, and again after the resume.
+/// Time of load before the pause, and again after the resume.
 const RUNNING: Duration = Duration::from_secs(3);
-/// The time for which the upstream is stopped.
+/// Time for which the upstream is stopped.
 const STOPPED: Duration = Duration::from_secs(3);
 
-/// The bound of each step of a client. A client that waits longer has failed.
+/// Longest time of each step of a client. A client that waits longer has failed.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// The bound of the wait for running connections.
+/// Longest wait for running connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest line that the upstream echoes.
+/// Longest line that the upstream echoes.
 const LINE_BYTES_MAX: u64 = 128;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -54,7 +54,7 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// The story, with the moment at which it began.
+/// Story of a restart, with the moment at which it began.
 struct Story(Instant);
 
 impl Story {
@@ -156,10 +156,10 @@ fn echo(address: SocketAddr, line: &str) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, format!("sent {line:?}, got {answer:?}")))
 }
 
-/// The running clients.
+/// Running clients.
 struct Load {
     progress: Arc<Progress>,
-    /// Each returns its longest wait, or the error of its first request that failed.
+    /// Threads of the clients. Each returns its longest wait, or the error of its first failed request.
     clients: Vec<JoinHandle<io::Result<Duration>>>,
 }
 
@@ -180,8 +180,8 @@ impl Load {
         Ok(Self { progress, clients })
     }
 
-    /// Ends the clients after their present requests. Returns the number of requests that were answered, and the longest
-    /// wait of one.
+    /// Ends the clients after their present requests. Returns the number of answered requests, and the longest wait for an
+    /// answer.
     fn end(self) -> Result<(u64, Duration)> {
         self.progress.stopping.store(true, Ordering::Relaxed);
         let mut longest = Duration::ZERO;
@@ -218,7 +218,7 @@ fn request(proxy: SocketAddr, client: usize, progress: &Progress) -> io::Result<
     Ok(longest)
 }
 
-/// A server that echoes lines, with a thread that accepts and one for each connection.
+/// Server that echoes lines, with a thread that accepts and a thread for each connection.
 struct Upstream {
     address: SocketAddr,
     stopping: Arc<AtomicBool>,
@@ -238,7 +238,7 @@ impl Upstream {
     /// Closes the listener and waits for the connections to end.
     fn stop(self) {
         self.stopping.store(true, Ordering::Release);
-        // This connection is not served: it ends the wait for clients.
+        // This connection is not served. It wakes the accepting thread, which then ends.
         drop(TcpStream::connect(self.address));
         drop(self.accepting.join());
     }
@@ -254,7 +254,7 @@ fn accept(listener: TcpListener, stopping: &AtomicBool) {
                 break;
             }
         }
-        // Nobody listens from here on; the scope waits for the remaining connections.
+        // New clients are refused from here on, and the scope waits for the remaining connections.
         drop(listener);
     });
 }

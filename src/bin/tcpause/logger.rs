@@ -17,14 +17,14 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use log::{Level, LevelFilter};
 use tcpause::{Error, Rfc3339, suggest::nearest};
 
-/// The number of lines that may wait for the writer; further ones are dropped and counted.
+/// Most lines that wait for the writer; further ones are dropped and counted.
 const LINES_MAX: usize = 4096;
-/// The longest message: a peer's bytes must not make the queue grow by their size.
+/// Longest message. The bound keeps long texts of a peer from growing the queue.
 const MESSAGE_BYTES_MAX: usize = 4096;
-/// The time that the end of the program waits for the last lines.
+/// Time that the end of the program waits for the last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The running logger. Its drop waits, for a bounded time, until the lines so far are written.
+/// Running logger. Its drop waits, for a bounded time, until the lines so far are written.
 pub(crate) struct Logger(Queue);
 
 impl Logger {
@@ -47,8 +47,8 @@ impl Logger {
             .map_err(|error| Error::System(format!("cannot start the log: {error}")))?;
         panic::set_hook(Box::new(|panic| {
             let text = panic.to_string().replace('\n', " ");
-            // The standard library's `spawn` panics so. Only the control API's server uses it, and the
-            // control plane replaces that server.
+            // This panic is that of the standard library's `spawn`. Only the server behind the control API uses it, and
+            // the control plane replaces that server.
             if text.contains("failed to spawn thread") {
                 log::warn!(
                     "no thread can be had for the control API; raise the limit of processes (ulimit -u, TasksMax)"
@@ -59,7 +59,7 @@ impl Logger {
             log::error!("a defect in thread {name}: {text}");
         }));
         if let Some(warning) = warning {
-            // Past the filter, which may be what is wrong.
+            // The warning bypasses the filter, which might drop it.
             queue.push(format!("{}\n", Line(Level::Warn, &warning)).into_bytes());
         }
         Ok(Self(queue))
@@ -72,8 +72,7 @@ impl Drop for Logger {
     }
 }
 
-/// A text that is shown on one line. Characters that turn or break a line on a terminal are escaped, and an overlong text
-/// is cut.
+/// Text shown on one line. Characters that turn or break a line on a terminal are escaped, and an overlong text is cut.
 pub(crate) struct OneLine<T>(pub(crate) T);
 
 impl<T: fmt::Display> fmt::Display for OneLine<T> {
@@ -101,7 +100,7 @@ impl<T: fmt::Display> fmt::Display for OneLine<T> {
     }
 }
 
-/// Returns true for a letter that turns, breaks or hides text on a terminal although it is no control character.
+/// Returns true for a character that turns, breaks or hides text on a terminal although it is no control character.
 fn is_invisible(letter: char) -> bool {
     matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
@@ -119,15 +118,15 @@ impl<T: fmt::Display> fmt::Display for Line<T> {
 enum Message {
     /// A whole line with its end.
     Line(Vec<u8>),
-    /// Answers once all lines before it are written.
+    /// Request for an answer once all lines before it are written.
     Flush(Sender<()>),
 }
 
-/// The way to the writer thread.
+/// Queue of lines to the writer thread.
 #[derive(Clone)]
 struct Queue {
     messages: Sender<Message>,
-    /// The number of lines that did not fit, since the last line that told it.
+    /// Number of lines that were lost since the log last told it.
     dropped: Arc<AtomicU64>,
 }
 
@@ -152,7 +151,7 @@ impl Queue {
     }
 }
 
-/// `env_logger` writes each line with one call.
+/// Sink of `env_logger`, which writes each line with one call.
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line.to_vec());
@@ -164,7 +163,7 @@ impl Write for Queue {
     }
 }
 
-/// Runs the writer thread. It goes on if standard error is closed or full, which can be reported nowhere.
+/// Runs the writer thread. It goes on if standard error is closed or full, as there is no place to report that.
 fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl Write) {
     let mut output = Output { inner: output, is_torn: false };
     for message in messages {
@@ -172,7 +171,7 @@ fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl W
         if lost > 0 {
             let line =
                 format!("{}\n", Line(Level::Warn, format_args!("log lines dropped: {lost}")));
-            // Reported again with the next line if it cannot be written now.
+            // If the report cannot be written now, the next one includes it.
             if output.write_line(line.as_bytes()).is_err() {
                 dropped.fetch_add(lost, Ordering::Relaxed);
             }
@@ -183,21 +182,21 @@ fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl W
                     dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            // The waiting thread may have given up.
+            // An error means that the waiting thread has given up.
             Message::Flush(done) => drop(done.try_send(())),
         }
     }
 }
 
-/// An output that remembers a torn last line. A disk that fills up, or a file at its limit, takes a part of a line and
-/// refuses the rest.
+/// Output that remembers a torn last line. A disk that fills up, or a file at its limit, takes a part of a line and refuses
+/// the rest.
 struct Output<W> {
     inner: W,
     is_torn: bool,
 }
 
 impl<W: Write> Output<W> {
-    /// Writes a line, on a line of its own.
+    /// Writes a line; after a torn one, it begins on a new line.
     fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
         if self.is_torn {
             self.inner.write_all(b"\n")?;
@@ -219,10 +218,10 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// Returns the filter for `env_logger`, and a warning if the variable is ignored. `env_logger` itself takes a mistyped level
-/// for a module, and then logs nothing.
+/// Returns the filter for `env_logger`, and a warning if the variable is ignored. The check is needed because `env_logger`
+/// takes a mistyped level for a module, and then logs nothing.
 fn filter(level: LevelFilter, variable: &str) -> (String, Option<String>) {
-    // The text behind a slash must occur in the message.
+    // The text behind a slash is a pattern that a message must contain to be logged.
     let (directives, pattern) = variable.split_once('/').unwrap_or((variable, ""));
     let mut parts = directives.split(',').map(str::trim).filter(|part| !part.is_empty());
     let default = level.as_str();
@@ -255,10 +254,10 @@ fn is_directive(part: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Long enough for any machine; only a defect makes a test wait for it.
+    /// Time that is long enough for any machine; only a defect makes a test wait for it.
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    /// Hands on what is written, until nobody listens.
+    /// Output that sends its bytes to a channel until the receiver is dropped.
     struct Reader(Sender<Vec<u8>>);
 
     impl Write for Reader {
@@ -309,7 +308,7 @@ mod tests {
             queue.push(format!("{number}\n").into_bytes());
         }
         assert!(!queue.flush(Duration::from_millis(1)), "nobody writes");
-        // There is room for one again.
+        // The queue has room for one line again.
         assert_eq!(text(messages.recv().unwrap()), "0\n");
         let mut output = Vec::new();
         let dropped = Arc::clone(&queue.dropped);
@@ -322,7 +321,7 @@ mod tests {
         assert_eq!(lines.last().unwrap().to_owned(), (LINES_MAX - 1).to_string());
     }
 
-    /// A file with room for so many bytes.
+    /// File with room for that many bytes.
     struct File {
         room: usize,
         bytes: Vec<u8>,
@@ -353,7 +352,7 @@ mod tests {
         assert!(output.write_line(b"four\n").is_ok());
         assert!(output.write_line(b"five\n").is_ok());
         assert_eq!(String::from_utf8(output.inner.bytes).unwrap(), "one\ntw\nfour\nfive\n");
-        // One that fitted not at all has torn nothing.
+        // A line without any room has left nothing torn.
         let inner = File { room: 4, bytes: Vec::new() };
         let mut output = Output { inner, is_torn: false };
         assert!(output.write_line(b"one\n").is_ok());

@@ -1,4 +1,4 @@
-//! The configuration: values that are read, written and refused.
+//! Tests of the configuration: values that are read, written and refused.
 
 mod sample;
 mod wrong;
@@ -128,7 +128,7 @@ upstream:
 #[test]
 fn what_is_written_reads_the_same() {
     assert_eq!(Config::parse(&Config::default().to_string(), "t.yml"), Ok(Config::default()));
-    // Paths that YAML would take for something else, were they not quoted.
+    // YAML would take these paths for something else without quotes.
     for path in [
         "~", "null", "true", "12", "0x10", "1e3", "- a", "a: b", "a #b", "'a'", "\"", "*a", "&a",
         "!a", " a ", "%", "ä", "{", "{a}",

@@ -16,8 +16,8 @@ const HEAD: &str = "\
 /// Width of a comment, as of the head.
 const COLUMNS_MAX: usize = 124;
 
-/// Returns the configuration that the sample shows. The default is that of the original, which does not wait for an absent
-/// upstream; a new installation should.
+/// Returns the configuration that the sample shows: the defaults, except that a new installation should wait for an absent
+/// upstream. The default does not, as in the original.
 fn shown() -> Config {
     let mut config = Config::default();
     config.upstream.retry_for = Duration::from_secs(30);
@@ -33,7 +33,7 @@ fn sample() -> String {
         let mut path: Vec<&str> = setting.key.split('.').collect();
         let name = path.pop().unwrap();
         text.push('\n');
-        // A section that the file returns to needs no second head.
+        // After a subsection, the section goes on without a second head.
         if !above.starts_with(&path) {
             let depth = path.len() - 1;
             if let Some((_, title)) = SECTIONS.iter().find(|(section, _)| path == [*section]) {
@@ -42,7 +42,7 @@ fn sample() -> String {
             writeln!(text, "{:1$}{2}:", "", depth * 2, path[depth]).unwrap();
         }
         above.clone_from(&path);
-        // The long text of a switch is about its option.
+        // The long text of a switch is left out, as it tells the syntax of the option.
         let more = if setting.value.is_some() { setting.more } else { "" };
         let mut meaning = format!("{}. {more}", setting.help);
         for key in Config::keys() {
@@ -63,7 +63,7 @@ fn sample() -> String {
     text
 }
 
-/// Adds a comment in lines that are not too long.
+/// Adds a comment, broken into lines of [`COLUMNS_MAX`].
 fn comment(text: &mut String, depth: usize, words: &str) {
     let start = format!("{:1$}#", "", depth * 2);
     let mut line = start.clone();

@@ -186,7 +186,7 @@ fn wrong_modes_are_told_with_their_place_and_the_remedy() {
         ("proxy:\n  mode: rw-rw----", "is not the mode of a socket"),
         ("proxy:\n  mode: 77777777777777777777", "is not the mode of a socket"),
         ("proxy:\n  mode: 0066", "keeps the socket's own user out"),
-        // What a tool that reads YAML and writes it again makes of 0660, 0600 and 0777.
+        // A tool that reads and rewrites YAML makes these numbers of 0660, 0600 and 0777.
         (
             "control:\n  mode: 432",
             "t.yml:2:9: control.mode: \"432\" keeps the socket's own user out",
