@@ -131,7 +131,7 @@ pub(crate) const SIGNALS: [(&str, &str); 6] = [
         "Refuse new clients, serve those that are queued already, and let connections end within the grace period. Held clients are held for as long, and a resume serves them.",
     ),
     (
-        "a second one of them",
+        "a second stop signal",
         "Closes everything at once if it comes a second or more after the first. Sooner, it is ignored, as supervisors often signal both a process and its group.",
     ),
     ("SIGHUP", "Is ignored: the configuration is read at start only. The log says so."),
