@@ -26,18 +26,18 @@ use tcpause::{Address, Config, Server};
 
 const CLIENTS: usize = 1000;
 const MESSAGE_BYTES: usize = 64;
-/// Threads that take and answer connections: none waits for long.
+/// Threads that accept and answer connections, enough that no connection waits for long.
 const SERVER_THREADS: usize = 2;
 
-/// The time within which all clients must be held.
+/// Time within which all clients must be held.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The interval between two looks at that.
+/// Interval between two checks of the number of held clients.
 const GLANCE: Duration = Duration::from_millis(1);
 
 const WARM_UP_TIME: Duration = Duration::from_millis(500);
 const MEASUREMENT_TIME: Duration = Duration::from_secs(2);
 
-/// From the call of resume until the last client, each of which had sent its message before, has its answer.
+/// Measures the time from the call of resume until the last client has its answer. Each client has sent its message before.
 fn resume(criterion: &mut Criterion) {
     let proxy = proxy(serve());
     let Address::Tcp { port, .. } = *proxy.proxy_addr() else { unreachable!("it listens on TCP") };
@@ -79,7 +79,8 @@ fn resume_once(proxy: &Server, port: u16) -> io::Result<Duration> {
     Ok(taken)
 }
 
-/// Entering and leaving by more and more threads at once: while others are inside, and where each leaving is the last.
+/// Measures entering and leaving the gate by more and more threads at once: with another pass given, and without, so that a
+/// leaving may be the last.
 fn gate(criterion: &mut Criterion) {
     let threads_max = thread::available_parallelism().map_or(2, NonZeroUsize::get).max(2);
     for (name, held) in [("gate/busy", 1), ("gate/idle", 0)] {
@@ -97,7 +98,7 @@ fn gate(criterion: &mut Criterion) {
     }
 }
 
-/// Returns the time that the slowest thread takes for so many rounds.
+/// Returns the time that the slowest thread takes for `rounds`.
 fn enter_and_leave(gate: &Arc<Gate>, threads: usize, rounds: u64) -> Duration {
     let start = Barrier::new(threads);
     let work = || {
@@ -117,7 +118,7 @@ fn enter_and_leave(gate: &Arc<Gate>, threads: usize, rounds: u64) -> Duration {
     })
 }
 
-/// A server that answers one message on each connection and hangs up, until the process ends.
+/// Starts a server that answers one message on each connection and closes it, until the process ends.
 fn serve() -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
     for _thread in 0..SERVER_THREADS {

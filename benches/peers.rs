@@ -1,14 +1,14 @@
 //! tcpause beside its peers: CPU time per unit of work, of the proxy and of the whole system, and memory per idle connection.
 //!
 //! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this [programs, by name]]`. With
-//! `TCPAUSE_BASELINE=FILE` another build of tcpause is measured as well. Wall-clock figures mislead on shared machines; CPU
-//! time holds. The proxy's own leaves out what it has others do, and the whole system's has it (`peers/meter.rs` tells what
-//! that is); *direct* is the load without any proxy.
+//! `TCPAUSE_BASELINE=FILE` another build of tcpause is measured as well. CPU time is measured, as wall-clock figures mislead on
+//! shared machines. The proxy's CPU time leaves out the work that it causes elsewhere; the whole system's includes it (see
+//! `peers/meter.rs`). *Direct* is the load without any proxy.
 //!
 //! All programs run in turn in each round (A B A B ...), one worker each, and the figure is the median of the rounds. The load
-//! has one processor and they the other. A single connection has one for all: over two, a round trip costs one thing or
-//! twice as much, by whether the other processor has fallen asleep meanwhile. Peers that are not installed are named and
-//! skipped. At the end come the figures of the page on cost, as one table. The congestion control is the host's:
+//! has one processor and the programs the other. Rows with a single connection use one processor for both: over two, a round
+//! trip costs up to twice as much if the other processor has fallen asleep meanwhile. Peers that are not installed are named
+//! and skipped. At the end come the figures of the page on cost, as one table. The congestion control is the host's:
 //! `unshare --net` with another `net.ipv4.tcp_congestion_control` changes it for a run.
 
 #![allow(
@@ -43,21 +43,21 @@ use peers::{
 
 /// Measurements of each row.
 const ROUNDS: usize = 3;
-/// For how long about each piece of work is measured.
+/// Approximate time for which each piece of work is measured.
 const MEASURED_FOR: Duration = Duration::from_secs(1);
 /// Connections of the idle row.
 const IDLE_CONNECTIONS: usize = 2000;
 
-/// Other processes may have so much of the processors before the figures are doubtful.
+/// Share of the processors from which other processes make the figures doubtful.
 const NOISE_MAX: f64 = 0.05;
 
-/// One row of the table: a name with its unit, and what is done.
+/// Row of the table: a name with its unit, and the work.
 struct Row {
     name: String,
     front: Kind,
     back: Kind,
     work: Work,
-    /// The processor of the load.
+    /// Processor of the load.
     load: &'static str,
 }
 
@@ -66,7 +66,7 @@ enum Work {
     Bulk(Way),
     /// Microseconds of CPU per round trip.
     RoundTrips { open: usize, busy: usize, size: usize },
-    /// Milliseconds of the clock until most round trips are over beside a connection that moves bytes as fast as it can.
+    /// Milliseconds of the clock until 99 % of round trips are over, beside a connection that moves bytes as fast as it can.
     BesideBulk,
     /// Microseconds of CPU per connection.
     Short,
@@ -74,16 +74,16 @@ enum Work {
     Idle,
 }
 
-/// The cost of a row for a program.
+/// Cost of a row for a program.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Figure {
     /// CPU time of the program itself.
     pub(crate) cost: f64,
-    /// CPU time of the whole system, where that is told.
+    /// CPU time of the whole system, for rows that have it.
     pub(crate) total: Option<f64>,
     /// The 99th percentile of the round trips' times, in microseconds of the clock.
     tail: Option<f64>,
-    /// The share of the processors that went to others meanwhile.
+    /// Share of the processors that other processes had meanwhile.
     noise: f64,
 }
 
@@ -167,7 +167,7 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// Measures a row. Programs that fail are left out, with a word.
+/// Measures a row. Programs that fail are named and left out.
 fn measure(
     row: &Row,
     programs: &[Program],
@@ -194,7 +194,7 @@ fn measure(
         .collect()
 }
 
-/// Shows a row, with the ratios of tcpause to all others.
+/// Prints a row, with the ratios of tcpause to all others.
 fn show(row: &Row, figures: &[(Program, Figure)]) {
     let ours = figures.iter().find(|(program, _)| *program == Program::Tcpause);
     let ours = ours.map(|(_, figure)| *figure).unwrap_or_default();
@@ -251,7 +251,7 @@ impl Work {
             }
             Self::Short => {
                 let short = |count| load::short(&running.front, count, 64);
-                // More would use up the local ports.
+                // Further connections would use up the local ports.
                 let count = warm_up(500, 12_000, short)?;
                 let meter = Meter::start(running);
                 short(count)?;
@@ -270,14 +270,14 @@ impl Work {
 }
 
 impl Figure {
-    /// Returns the time `taken` in a unit of which a second has so many.
+    /// Returns the figure for the time `taken`, in a unit of which a second has `units`.
     fn new(taken: Taken, units: f64) -> Self {
         let Taken { proxy, total, noise } = taken;
         let cost = proxy.as_secs_f64() * units;
         Self { cost, total: Some(total.as_secs_f64() * units), tail: None, noise }
     }
 
-    /// Each value's own median: what is odd in one may not be so in another.
+    /// Returns the median of each value by itself, as an outlier of one value may be normal in another.
     fn median(all: &[Self]) -> Self {
         let of = |value: fn(&Self) -> Option<f64>| median(all.iter().filter_map(value).collect());
         let some = |value: fn(&Self) -> Option<f64>| all.iter().find_map(value).map(|_| of(value));
@@ -290,7 +290,7 @@ impl Figure {
     }
 }
 
-/// Does `count` of something, and tells how many of it take as long as is measured, `most` at most.
+/// Does the work `count` times. Returns the number of times that fits into [`MEASURED_FOR`], `most` at most.
 fn warm_up(
     count: usize,
     most: usize,
@@ -305,18 +305,18 @@ fn warm_up(
     Ok(fitting.last().unwrap_or(count))
 }
 
-/// Returns the microseconds for each of `count` that a second is.
+/// Returns the factor that turns seconds into microseconds per item, for `count` items.
 fn each(count: usize) -> f64 {
     1e6 / count as f64
 }
 
-/// The 99th percentile of `times`, which are sorted, in microseconds.
+/// Returns the 99th percentile of sorted `times`, in microseconds.
 fn tail(times: &[Duration]) -> Option<f64> {
     times.get(times.len() * 99 / 100).map(|time| time.as_secs_f64() * 1e6)
 }
 
-/// The kernel's memory for sockets and all that hangs on them, in KiB. It includes the load's own: the row of the direct
-/// connection says how much.
+/// Returns the kernel's memory for sockets and their buffers, in KiB. It includes the load's own, which the row of the direct
+/// connection shows.
 fn kernel_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let value = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();

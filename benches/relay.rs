@@ -1,7 +1,7 @@
 //! The relay against a direct connection: bulk by size, round trips, short connections.
 //!
-//! Client, proxy (one worker) and server share this process and the loopback, so the figures compare the ways and say
-//! little about a network. `make bench` runs all; `cargo bench --bench relay -- bulk-up/64M` runs one group.
+//! Client, proxy (one worker) and server share this process and the loopback, so the figures compare kinds of addresses and
+//! say little about a network. `make bench` runs all; `cargo bench --bench relay -- bulk-up/64M` runs one group.
 #![expect(clippy::expect_used, reason = "a bench that cannot run shall stop")]
 
 #[path = "../tests/common/stream.rs"]
@@ -22,7 +22,7 @@ use stream::Stream;
 use tcpause::{Address, Config, Server};
 use tempfile::TempDir;
 
-/// A measurement: a request of so many bytes and an answer of so many.
+/// Measurement of requests and answers of these lengths.
 struct Case {
     group: &'static str,
     request_bytes: usize,
@@ -48,25 +48,25 @@ const CASES: [Case; 11] = [
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// A request begins with its own length and the length of the answer.
+/// Length of a request's head, which has the length of the request and that of the answer.
 const HEAD_BYTES: usize = 16;
-/// The most that is written or read at once.
+/// Most bytes that are written or read at once.
 const CHUNK_BYTES: usize = 64 * KIB;
-/// Connections that a server serves at a time: more than one, as the last one may still be ending.
+/// Connections that a server serves at a time. One is not enough, as the previous connection may still be ending.
 const SERVER_THREADS: usize = 4;
 
-/// The longest that a read or a write may take; a stalled proxy must not stall the bench.
+/// Longest time of a read or a write, so that a stalled proxy does not stall the bench.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 const WARM_UP_TIME: Duration = Duration::from_millis(300);
 const MEASUREMENT_TIME: Duration = Duration::from_secs(1);
 
-/// A case whose requests share a connection.
+/// Returns a case whose requests share a connection.
 const fn stays(group: &'static str, request_bytes: usize, answer_bytes: usize) -> Case {
     Case { group, request_bytes, answer_bytes, connects: false }
 }
 
-/// Every case on every way.
+/// Measures every case on every way between client and server.
 fn relay(criterion: &mut Criterion) {
     let ways = Ways::start();
     for case in CASES {
@@ -89,7 +89,7 @@ fn relay(criterion: &mut Criterion) {
     ways.end();
 }
 
-/// The servers themselves, and each pair of them with a proxy in between, with and without pipes.
+/// Addresses of the servers themselves, and of proxies in front of them, with and without pipes.
 struct Ways {
     addresses: Vec<(String, Address)>,
     proxies: Vec<Server>,

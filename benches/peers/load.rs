@@ -1,7 +1,7 @@
-//! The load: an upstream that does what the first byte of a connection asks for, and clients that ask.
+//! The load: clients, and an upstream that obeys the first byte of each connection.
 //!
-//! Both run in this process, on threads of their own; the proxy under test is another process, whose CPU time is counted by
-//! itself. The load's is a part of the whole system's alone: the same for all programs, as far as they hand on the same calls.
+//! Both run in this process, on threads of their own. The proxy under test is another process with CPU time of its own. The
+//! load's CPU time is part of the whole system's only. It is the same for all programs that pass on bytes in the same portions.
 
 use std::{
     collections::VecDeque,
@@ -17,14 +17,15 @@ use mio::{Events, Interest, Poll, Token, event::Source};
 
 use super::stream::Stream;
 
-/// Echo what follows.
+/// Command to echo all further bytes.
 const ECHO: u8 = b'E';
-/// Read as many mebibytes as the next four bytes say, then answer with one byte: not every peer passes on a half-close.
+/// Command to read as many mebibytes as the next four bytes say, and then to answer with one byte. A half-close could not mark
+/// the end, as not every peer passes it on.
 const UPLOAD: u8 = b'U';
-/// Send as many mebibytes as the next four bytes say, then end.
+/// Command to send as many mebibytes as the next four bytes say, and then to end the stream.
 const DOWNLOAD: u8 = b'D';
 
-/// Nothing here takes as long; a stalled proxy must not stall the bench.
+/// Longest time of any step, so that a stalled proxy does not stall the bench.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const MIB: usize = 1024 * 1024;
 
@@ -82,7 +83,7 @@ pub(crate) fn bulk(
         .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())))
 }
 
-/// Connections that send a message and await it back, again and again.
+/// Connections that repeatedly send a message and await its echo.
 pub(crate) struct RoundTrips {
     poll: Poll,
     clients: Vec<Client>,
@@ -90,7 +91,7 @@ pub(crate) struct RoundTrips {
 }
 
 impl RoundTrips {
-    /// Opens `connections`, and awaits one byte back on each: the way is open.
+    /// Opens `connections`, and awaits the echo of one byte on each, by which the way to the upstream is open.
     pub(crate) fn open(address: &Address, connections: usize, size: usize) -> io::Result<Self> {
         let mut trips = Self { poll: Poll::new()?, clients: Vec::new(), size };
         for index in 0..connections {
@@ -98,7 +99,7 @@ impl RoundTrips {
             stream.write_all(&[ECHO, 0])?;
             stream.read_exact(&mut [0])?;
             let stream = Polled::from_blocking(stream, &trips.poll, index)?;
-            // Nothing to send before its first trip begins.
+            // The client sends nothing before its first trip begins.
             trips.clients.push(Client { stream, sent: size, received: 0, began: Instant::now() });
         }
         Ok(trips)
@@ -144,7 +145,7 @@ impl RoundTrips {
     }
 }
 
-/// Opens `count` connections, `at_once` at a time; each sends 64 bytes, awaits them back and closes.
+/// Opens `count` connections, `at_once` at a time. Each sends 64 bytes, awaits their echo and closes.
 pub(crate) fn short(address: &Address, count: usize, at_once: usize) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut clients: Vec<Option<Client>> = (0..at_once).map(|_| None).collect();
@@ -181,7 +182,7 @@ pub(crate) fn short(address: &Address, count: usize, at_once: usize) -> io::Resu
     Ok(())
 }
 
-/// Opens `count` connections that stay idle; each has been through to the upstream and back once.
+/// Opens `count` connections, which stay idle after the echo of one byte.
 pub(crate) fn idle(address: &Address, count: usize) -> io::Result<Vec<impl Sized>> {
     let open = |_| {
         let mut stream = connect(address)?;
@@ -192,8 +193,8 @@ pub(crate) fn idle(address: &Address, count: usize) -> io::Result<Vec<impl Sized
     (0..count).map(open).collect()
 }
 
-/// Lets this thread step back behind those that make round trips (Linux counts niceness by thread, `nice(2)`): else their
-/// times would be what this process takes, not what the proxy does.
+/// Lowers the priority of this thread below the threads that make round trips (Linux counts niceness by thread, `nice(2)`).
+/// Otherwise this thread would delay them, and their times would not show the proxy.
 fn step_back() {
     rustix::process::nice(19).ok();
 }
@@ -226,7 +227,7 @@ fn download(address: &Address, mebibytes: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Polls until it was not interrupted.
+/// Polls, and does so again if a signal interrupts it.
 fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
     loop {
         match poll.poll(events, timeout) {
@@ -236,7 +237,7 @@ fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::
     }
 }
 
-/// One connection of the event loops above.
+/// Connection of the event loops above.
 struct Client {
     stream: Polled,
     sent: usize,
@@ -260,7 +261,7 @@ impl Client {
         Ok(())
     }
 
-    /// Reads once; false when there is nothing.
+    /// Reads once. Returns false if there is nothing to read.
     fn read(&mut self, scratch: &mut [u8]) -> io::Result<bool> {
         match self.stream.as_read().read(scratch) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -365,7 +366,7 @@ impl Peer {
                 }
                 bytes = &bytes[1..];
             }
-            // Mostly it fits at once.
+            // Most answers fit at once.
             let written = match self.stream.as_write().write(bytes) {
                 Ok(written) => written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,

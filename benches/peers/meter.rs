@@ -1,12 +1,12 @@
 //! The cost of a piece of work: the CPU time of the program under test, and that of the whole system.
 //!
-//! The whole system's is the time for which no processor was idle, less what other processes ran meanwhile. So it holds what
-//! is done elsewhere for the program: by clients and server, by kernel threads, and by interrupts on a processor that runs
-//! nothing, such as the timers of a congestion control that paces. Counting the time of the tasks would miss the last.
+//! The CPU time of the whole system is the time for which processors were not idle, less the time of other processes. So it
+//! includes work that is done elsewhere for the program: by clients and server, by kernel threads, and by interrupts on an
+//! idle processor, such as the timers of a congestion control that paces. A sum over all tasks would miss these interrupts.
 //!
-//! The kernel tells idle time in hundredths of a second, so a piece of work has to take a second for a hundredth of
-//! precision. What others do is subtracted, but it costs caches too, and kernel threads work for others as well: how much
-//! others did is told beside the figures.
+//! The kernel tells idle time in hundredths of a second, so a piece of work has to take a second for a precision of one
+//! percent. Other processes are subtracted, but they also disturb caches, and kernel threads work for them, too. Their share is
+//! therefore printed beside the figures.
 
 use std::{
     collections::HashSet,
@@ -16,18 +16,18 @@ use std::{
 
 use super::program::{self, Process, Running};
 
-/// The cost of a piece of work.
+/// Cost of a piece of work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Taken {
     /// CPU time of the program under test.
     pub(crate) proxy: Duration,
     /// CPU time of the whole system, other processes excepted.
     pub(crate) total: Duration,
-    /// The share of all processors that other processes had.
+    /// Share of all processors that other processes had.
     pub(crate) noise: f64,
 }
 
-/// The state of the clocks before a piece of work.
+/// Clocks before a piece of work.
 pub(crate) struct Meter<'a> {
     running: &'a Running,
     others: Duration,
@@ -37,14 +37,14 @@ pub(crate) struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// Begins to measure what `running` is used for. What takes long to read is read first, and last at the end.
+    /// Begins to measure the work of `running`. Slow clocks are read first here and last at the end, outside the measured time.
     pub(crate) fn start(running: &'a Running) -> Self {
         let others = others(running);
         let proxy = running.cpu();
         Self { running, others, proxy, unused: unused(), began: Instant::now() }
     }
 
-    /// Tells what was taken since.
+    /// Returns the cost since the start.
     pub(crate) fn stop(self) -> Taken {
         let (elapsed, unused) = (self.began.elapsed(), unused());
         let available = elapsed * processors();
@@ -56,7 +56,7 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// Returns the number of processors, whichever of them this process may use.
+/// Returns the number of processors of the machine, including those that this process may not use.
 fn processors() -> u32 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let is_one = |line: &&str| {
@@ -66,8 +66,8 @@ fn processors() -> u32 {
     u32::try_from(text.lines().filter(is_one).count()).unwrap_or(1)
 }
 
-/// The time, over all processors, for which they were idle, waited for a disk, or were not there as the host had them do
-/// something else (`proc_uptime(5)`, `proc_stat(5)`).
+/// Returns the time, over all processors, in which they were idle, waited for a disk, or were taken away by the host
+/// (`proc_uptime(5)`, `proc_stat(5)`).
 fn unused() -> Duration {
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let idle = uptime.split_whitespace().nth(1).and_then(|it| it.parse().ok()).unwrap_or(0.0);
@@ -79,8 +79,8 @@ fn unused() -> Duration {
     Duration::from_secs_f64(idle) + program::TICK * ticks
 }
 
-/// Returns the CPU time of all processes that have nothing to do with the work: neither of the program, nor this one, nor a
-/// thread of the kernel. Those that end meanwhile are counted with who has waited for them.
+/// Returns the CPU time of all other processes: not of the program, this process and the kernel's threads. A process that has
+/// ended is counted with its parent.
 fn others(running: &Running) -> Duration {
     const KERNEL_THREADS: u32 = 2;
     let ours: HashSet<u32> = running.processes().iter().map(|process| process.pid).collect();

@@ -1,4 +1,4 @@
-//! The programs under test: how each is started in front of an upstream, and what it has used so far.
+//! The programs under test: their start in front of an upstream, and their CPU time and memory.
 
 use std::{
     env, fmt, fs, io,
@@ -10,12 +10,12 @@ use std::{
 
 use super::load::{self, Address};
 
-/// The longest that a program may take to start.
+/// Longest time that a program may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(3);
-/// The unit of the times in `/proc/PID/stat` (`USER_HZ`, a hundredth of a second on every Linux port in use).
+/// Unit of the times in `/proc/PID/stat` (`USER_HZ`, a hundredth of a second on every Linux port in use).
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 
-/// Names the binary of another build of tcpause to measure beside this one.
+/// Variable with the path of another build of tcpause, which is measured beside this one.
 const BASELINE: &str = "TCPAUSE_BASELINE";
 
 /// A program between a client and an upstream.
@@ -23,7 +23,7 @@ const BASELINE: &str = "TCPAUSE_BASELINE";
 pub(crate) enum Program {
     Direct,
     Tcpause,
-    /// Another build of tcpause, which [`BASELINE`] names: what a change costs or saves.
+    /// Build of tcpause that [`BASELINE`] names, to show the cost of a change.
     Baseline,
     HaproxySplicing,
     Haproxy,
@@ -48,10 +48,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A program that runs; dropping it ends it.
+/// Running program, which ends when this is dropped.
 pub(crate) struct Running {
     child: Option<Child>,
-    /// Returns the address that clients connect to.
+    /// Address that clients connect to.
     pub(crate) front: Address,
 }
 
@@ -67,7 +67,7 @@ impl Program {
         Self::SocketProxyd,
     ];
 
-    /// The column's heading.
+    /// Returns the heading of its column.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -81,7 +81,7 @@ impl Program {
         }
     }
 
-    /// Its version as it tells it; none when it is not on this machine.
+    /// Returns the version as the program prints it; `None` if it is not on this machine.
     pub(crate) fn version(self) -> Option<String> {
         let (file, argument) = match self {
             Self::Direct => return Some("no proxy".into()),
@@ -103,7 +103,7 @@ impl Program {
             .map(Into::into)
     }
 
-    /// Starts it with one worker, in front of `upstream`; its files lie in `dir`.
+    /// Starts it with one worker, in front of `upstream`, with its files in `dir`.
     pub(crate) fn start(self, front: Kind, upstream: &Address, dir: &Path) -> io::Result<Running> {
         if self == Self::Direct {
             return Ok(Running { child: None, front: upstream.clone() });
@@ -114,7 +114,7 @@ impl Program {
             Kind::Unix => Address::Unix(dir.join(format!("{stem}.sock"))),
         };
         if let Address::Unix(path) = &front {
-            // Of the round before; not every program replaces it.
+            // The socket file of the round before goes, as not every program replaces it.
             fs::remove_file(path).ok();
         }
         let command = self.command(&front, upstream, &dir.join(&stem))?;
@@ -132,7 +132,7 @@ impl Program {
         Ok(running)
     }
 
-    /// The binary of tcpause itself; no baseline unless one is named.
+    /// Returns the binary of tcpause; for the baseline, the one that [`BASELINE`] names.
     fn tcpause(self) -> Option<PathBuf> {
         match self {
             Self::Baseline => env::var_os(BASELINE).map(PathBuf::from),
@@ -188,7 +188,7 @@ impl Program {
                     "load_module {NGINX_MODULE};\nworker_processes 1;\nworker_rlimit_nofile 20000;\ndaemon off;\n\
                      user {};\npid {};\nevents {{ worker_connections 19000; }}\n\
                      stream {{ server {{ listen {}; proxy_pass {}; proxy_timeout 1h; }} }}\n",
-                    // Its worker must reach the sockets in our directory.
+                    // Its worker must be allowed to reach the sockets in our directory.
                     env::var("USER").unwrap_or_else(|_| "root".into()),
                     stem.with_extension("pid").display(),
                     plain(front, "unix:"),
@@ -234,7 +234,7 @@ impl Program {
 }
 
 impl Running {
-    /// The CPU time that the program and its children, dead ones included, have used.
+    /// Returns the CPU time of the program and its children, dead ones included.
     pub(crate) fn cpu(&self) -> Duration {
         let processes = self.processes();
         let living: u64 = processes.iter().map(|process| nanoseconds(process.pid)).sum();
@@ -242,7 +242,7 @@ impl Running {
         Duration::from_nanos(living) + TICK * dead
     }
 
-    /// The resident memory of the program and its children, in KiB.
+    /// Returns the resident memory of the program and its children, in KiB.
     pub(crate) fn resident(&self) -> u64 {
         let resident = |process: &Process| {
             let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid)).ok()?;
@@ -252,7 +252,7 @@ impl Running {
         self.processes().iter().filter_map(resident).sum()
     }
 
-    /// The program and its children.
+    /// Returns the program and its children.
     pub(crate) fn processes(&self) -> Vec<Process> {
         let Some(child) = &self.child else { return Vec::new() };
         let all = processes();
@@ -273,7 +273,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let processes = self.processes();
         if let Some(child) = &mut self.child {
-            // Parents first, or an nginx master starts a worker in place of one that was killed.
+            // Parents are killed first, or an nginx master would replace a killed worker.
             for process in &processes {
                 if let Some(pid) =
                     i32::try_from(process.pid).ok().and_then(rustix::process::Pid::from_raw)
@@ -286,7 +286,7 @@ impl Drop for Running {
     }
 }
 
-/// All processes there are.
+/// Returns all processes of the machine.
 pub(crate) fn processes() -> Vec<Process> {
     fs::read_dir("/proc")
         .into_iter()
@@ -295,11 +295,11 @@ pub(crate) fn processes() -> Vec<Process> {
         .collect()
 }
 
-/// A line of `/proc/PID/stat` (`proc_pid_stat(5)`).
+/// Line of `/proc/PID/stat` (`proc_pid_stat(5)`).
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) parent: u32,
-    /// The time that its threads have used, dead ones included.
+    /// CPU time of its threads, dead ones included.
     pub(crate) ticks: u32,
     pub(crate) ticks_of_dead_children: u32,
 }
@@ -307,7 +307,7 @@ pub(crate) struct Process {
 impl Process {
     fn read(pid: u32) -> Option<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name, which may hold anything, the third field comes first.
+        // The name may contain anything. The first field after it is the third.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u32>().ok();
         Some(Self {
@@ -319,7 +319,7 @@ impl Process {
     }
 }
 
-/// The time that all threads of a process have spent on a CPU: `/proc/PID/stat` counts it in hundredths of a second only.
+/// Returns the CPU time of all threads of a process. It is not read from `/proc/PID/stat`, which counts hundredths of a second.
 fn nanoseconds(pid: u32) -> u64 {
     let thread = |entry: io::Result<fs::DirEntry>| {
         let text = fs::read_to_string(entry.ok()?.path().join("schedstat")).ok()?;
@@ -328,9 +328,9 @@ fn nanoseconds(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(thread).sum()
 }
 
-/// The processor that programs run on. The choice of the scheduler would decide more about the cost of a wake-up than they do.
+/// Processor that programs run on. It is fixed, as the cost of a wake-up depends more on the scheduler's choice than on them.
 pub(crate) const PROGRAMS: &str = "1";
-/// The processor that the load runs on, unless it is to share one with the program.
+/// Processor that the load runs on, unless a row shares one with the program.
 pub(crate) const LOAD: &str = "0";
 
 /// Moves this process and its threads to a processor.
@@ -343,7 +343,7 @@ pub(crate) fn pin_load(processor: &str) {
     }
 }
 
-/// The same command, on the processor of the programs.
+/// Returns the same command, run on the processor of the programs.
 fn pinned(command: &Command) -> Command {
     let mut pinned = Command::new("taskset");
     pinned.args(["-c", PROGRAMS]).arg(command.get_program()).args(command.get_args());

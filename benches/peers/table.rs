@@ -5,21 +5,21 @@ use std::fmt;
 use super::program::Program;
 use crate::Figure;
 
-/// A column for each program, and a row for each kind of work.
+/// Table with a column for each program, and a row for each kind of work.
 pub(crate) struct Table {
     programs: Vec<Program>,
     rows: Vec<String>,
 }
 
 impl Table {
-    /// An empty table for `programs`; another build of ours is not shown.
+    /// Returns an empty table for `programs`, without the baseline.
     pub(crate) fn new(programs: &[Program]) -> Self {
         let mut programs = programs.to_vec();
         programs.retain(|&program| program != Program::Baseline);
         Self { programs, rows: Vec::new() }
     }
 
-    /// Adds a row. What the proxy takes stands before what the whole system does, and the least of all proxies is bold.
+    /// Adds a row. Each cell has the cost of the proxy and that of the whole system; the lowest of all proxies is bold.
     pub(crate) fn add(&mut self, name: &str, figures: &[(Program, Figure)]) {
         let of = |program| figures.iter().find(|(it, _)| *it == program).map(|(_, figure)| *figure);
         let shown: Vec<_> = self.programs.iter().map(|&program| (program, of(program))).collect();
@@ -56,7 +56,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// Three digits, or as many as there are before the point.
+/// Formats a number with three digits, or with all digits before the point if these are more.
 fn digits(value: f64) -> String {
     match value {
         ..10.0 => format!("{value:.2}"),

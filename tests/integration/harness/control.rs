@@ -1,4 +1,4 @@
-//! The operator: a plain HTTP client of the control API that sees each byte.
+//! The operator's side: a plain HTTP client of the control API that sees each byte.
 
 use std::{
     fmt::{self, Debug},
@@ -44,7 +44,7 @@ pub(crate) struct Status {
     pub(crate) worker_panics: u64,
 }
 
-/// One of the pauses that hold.
+/// Pause in the status.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Lease {
     pub(crate) name: String,
@@ -80,13 +80,13 @@ impl Control {
         self.request("DELETE", target, &[])
     }
 
-    /// One request and its whole answer.
+    /// Sends one request and returns its whole answer.
     #[track_caller]
     pub(crate) fn request(&self, method: &str, target: &str, headers: &[&str]) -> Response {
         Response::read(&mut self.send(method, target, headers))
     }
 
-    /// Sends one request; the answer is still to be read.
+    /// Sends one request and returns the stream, from which the caller reads the answer.
     #[track_caller]
     pub(crate) fn send(&self, method: &str, target: &str, headers: &[&str]) -> Stream {
         let mut lines = vec![format!("{method} {target} HTTP/1.1"), "Connection: close".to_owned()];
@@ -99,7 +99,7 @@ impl Control {
         stream
     }
 
-    /// Sends `bytes` as they are and reads what comes; the other side may close or reset at any moment.
+    /// Sends `bytes` as they are and returns all bytes that come back. The other side may close or reset at any moment.
     #[track_caller]
     pub(crate) fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = self.addr.connect();
@@ -109,12 +109,12 @@ impl Control {
         received.bytes
     }
 
-    /// The status code of a `GET /paused`, if any answer comes at all: for a moment when the API may be too busy for one.
+    /// Returns the status code of a `GET /paused`; `None` without an answer, as when the API is too busy.
     pub(crate) fn probe(&self) -> Option<u16> {
         self.try_get().map(|response| response.status)
     }
 
-    /// The answer to a `GET /paused`, if any comes.
+    /// Returns the answer to a `GET /paused`; `None` without one.
     pub(crate) fn try_get(&self) -> Option<Response> {
         let mut stream = self.addr.try_connect().ok()?;
         write!(
@@ -170,7 +170,7 @@ impl Control {
             .unwrap_or_else(|error| panic!("{error} in {response}"))
     }
 
-    /// Waits until the `counts` of the status are as wanted: a worker may show them a moment after their cause was seen.
+    /// Waits until the `counts` of the status are as wanted. A worker may publish them a moment after the test sees their cause.
     #[expect(clippy::needless_pass_by_value, reason = "callers write it on the spot")]
     #[track_caller]
     pub(crate) fn wait_counts<T: PartialEq + Debug>(
@@ -181,7 +181,7 @@ impl Control {
         self.wait_status(&format!("the counts are {wanted:?}"), |status| counts(status) == wanted);
     }
 
-    /// Waits until the status is as `condition` wants it; `what` says so in words.
+    /// Waits until `condition` holds for the status. `what` names the condition in the failure.
     #[track_caller]
     pub(crate) fn wait_status(&self, what: &str, condition: impl Fn(&Status) -> bool) -> Status {
         let deadline = Instant::now() + PATIENCE;
@@ -199,7 +199,7 @@ impl Control {
     }
 }
 
-/// One whole answer.
+/// Whole answer of the API.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -209,7 +209,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// Reads up to the end of the connection, which must be clean.
+    /// Reads an answer up to the end of the connection, which must not be a reset.
     #[track_caller]
     pub(crate) fn read(stream: &mut Stream) -> Self {
         let received = stream.receive_all();
@@ -217,7 +217,7 @@ impl Response {
         Self::parse(&received.bytes)
     }
 
-    /// Takes an answer apart: everything after the head is the body.
+    /// Parses an answer. All bytes after the head are the body.
     #[track_caller]
     pub(crate) fn parse(bytes: &[u8]) -> Self {
         Self::try_parse(bytes)
@@ -254,7 +254,7 @@ impl Response {
         std::str::from_utf8(&self.body).expect("text")
     }
 
-    /// Returns whether it is an error as the API writes them: JSON with a sentence and the status.
+    /// Checks that it is an error in the API's form, JSON with a sentence and the status. Returns the sentence.
     #[track_caller]
     pub(crate) fn assert_error(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{self}");

@@ -35,16 +35,16 @@ pub(crate) use stream::Stream;
 pub(crate) use tls::{Authority, TlsClient};
 pub(crate) use upstream::{Upstream, echo, record};
 
-/// The longest that anything may take that must happen. A passing test never waits this long.
+/// Longest wait for anything that must happen. A passing test never waits this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The interval between two looks at a condition that no event announces.
+/// Interval between two checks of a condition that no event announces.
 const GLANCE: Duration = Duration::from_millis(3);
 
-/// The stack of a helper thread: small, as there may be thousands.
+/// Stack of a helper thread, which is small, as there may be thousands.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Waits until `condition` holds; `what` says in words what was awaited.
+/// Waits until `condition` holds. `what` names the condition in the failure.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -70,7 +70,7 @@ pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Compares without printing megabytes.
+/// Compares bytes without printing megabytes.
 #[track_caller]
 pub(crate) fn assert_same(got: &[u8], wanted: &[u8]) {
     let differs = got.iter().zip(wanted).position(|(got, wanted)| got != wanted);

@@ -1,16 +1,15 @@
-//! Tests that need a network and an `/etc` of their own: they run once more, inside namespaces.
+//! Namespaces, for tests that need a network and an `/etc` of their own. Such a test runs once more, inside.
 
 use std::{env, process::Command};
 
-/// Set for the test program that runs inside.
+/// Variable that is set for the test program inside the namespaces.
 const INSIDE: &str = "TCPAUSE_INSIDE_NAMESPACE";
 
-/// The command before the test: the loopback goes up, and `/etc` is empty and writable. Only this process and its
-/// children see it.
+/// Command before the test: it brings the loopback up, and makes `/etc` empty and writable for this process and its children.
 const PREPARE: &str = "ip link set lo up && mount -t tmpfs none /etc && exec \"$0\" \"$@\"";
 
-/// Runs `test`, whose full name is `name`, where it may change addresses, ports and `/etc` without anybody noticing. On a
-/// host that refuses namespaces it is skipped, with a word.
+/// Runs `test`, whose full name is `name`, where changes to addresses, ports and `/etc` stay invisible outside. On a host that
+/// refuses namespaces the test prints a line and is skipped.
 #[track_caller]
 pub(crate) fn in_namespace(name: &str, test: impl FnOnce()) {
     if env::var_os(INSIDE).is_some() {
@@ -34,13 +33,13 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce()) {
     let [shown, errors] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
     assert!(output.status.success(), "inside:\n{shown}\n{errors}");
     assert!(shown.contains("1 passed"), "there is no test {name}:\n{shown}");
-    // The name of the test may stand before it.
+    // The name of the test may precede the mark in its line.
     let figures = shown.lines().filter_map(|line| Some(line.split_once(FIGURE)?.1));
     let skips = shown.lines().filter_map(|line| line.get(line.find("skipped: ")?..));
     figures.chain(skips).for_each(|line| println!("{line}"));
 }
 
-/// Stands before what is shown outside, too.
+/// Mark of a line that is shown outside, too.
 pub(crate) const FIGURE: &str = "figure: ";
 
 fn unshare(program: &str) -> Command {

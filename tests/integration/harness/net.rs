@@ -20,7 +20,7 @@ use rustix::net::{
 
 use super::{PATIENCE, raise_descriptor_limit, stream::Stream};
 
-/// The pending connections a listener of the tests may have.
+/// Backlog of the tests' listeners.
 const BACKLOG: i32 = 4096;
 
 /// The kinds of addresses.
@@ -37,13 +37,13 @@ impl Family {
         matches!(self, Self::Tcp4 | Self::Tcp6)
     }
 
-    /// Returns whether this machine has such addresses: IPv6 may be switched off.
+    /// Returns true if this machine has such addresses. IPv6 may be switched off.
     pub(crate) fn is_available(self) -> bool {
         self != Self::Tcp6 || TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
     }
 }
 
-/// An address that something listens on.
+/// Address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Addr {
     Tcp(SocketAddr),
@@ -52,13 +52,13 @@ pub(crate) enum Addr {
 }
 
 impl Addr {
-    /// A listening address that is free: port 0, or the file `name` in `dir`.
+    /// Returns a free address to listen at: port 0, or the file `name` in `dir`.
     pub(crate) fn free(family: Family, dir: &Path, name: &str) -> Self {
         match family {
             Family::Tcp4 => Self::Tcp((Ipv4Addr::LOCALHOST, 0).into()),
             Family::Tcp6 => Self::Tcp((Ipv6Addr::LOCALHOST, 0).into()),
             Family::Unix => Self::Unix(dir.join(name)),
-            // A directory's name is nobody else's, and so are the names below it.
+            // The name of the directory is unique on this machine, and so are names that begin with it.
             Family::Abstract => Self::Abstract(dir.join(name).display().to_string()),
         }
     }
@@ -115,7 +115,7 @@ impl fmt::Display for Addr {
     }
 }
 
-/// By hand, as the standard library's connect would wait for ever on a full backlog.
+/// Connects to a UNIX socket within a time; the standard library's connect would wait for ever on a full backlog.
 fn connect_unix(addr: &SocketAddrUnix) -> io::Result<Stream> {
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -146,17 +146,17 @@ impl Listener {
         listener
     }
 
-    /// Changes how many connections may wait to be accepted.
+    /// Sets the number of connections that may wait to be accepted.
     pub(crate) fn backlog(&self, connections: i32) {
         rustix::net::listen(self, connections).expect("a listening socket");
     }
 
-    /// Fills the queue of a TCP listener that nobody serves; returns how many are in it.
+    /// Fills the accept queue of a TCP listener that accepts no connection. Returns the number of connections in it.
     pub(crate) fn fill(&self) -> usize {
         let Addr::Tcp(addr) = self.addr() else { panic!("no queue that drops") };
         let connect = || TcpStream::connect_timeout(&addr, Duration::from_millis(200));
         let mut waiting = 0;
-        // Those who are in it stay there without us.
+        // A queued connection stays in the queue although its client is dropped here.
         while connect().is_ok() {
             waiting += 1;
         }
@@ -183,9 +183,9 @@ impl Listener {
         }
     }
 
-    /// Ends listening: the thread that waits in `accept` gets an error, further clients are refused.
+    /// Stops listening. A thread that waits in `accept` gets an error, and further clients are refused.
     pub(crate) fn close(&self) {
-        // It may have been closed before; then there is nothing left to do.
+        // An error means that it was closed before.
         let _ = rustix::net::shutdown(self, rustix::net::Shutdown::Both);
         if let Addr::Unix(path) = self.addr() {
             drop(fs::remove_file(path));
@@ -202,7 +202,7 @@ impl AsFd for Listener {
     }
 }
 
-/// A TCP port that refuses connections and that nobody else can take: bound, but not listening yet.
+/// TCP port that refuses connections and cannot be taken by others, as it is bound and does not listen yet.
 pub(crate) struct Reserved {
     socket: OwnedFd,
     addr: SocketAddr,
@@ -236,7 +236,7 @@ pub(crate) enum End {
     Eof,
     /// The peer has aborted the connection.
     Reset,
-    /// Anything else; a timeout is [`ErrorKind::WouldBlock`].
+    /// Another error; a timeout is [`ErrorKind::WouldBlock`].
     Failed(ErrorKind),
 }
 
@@ -249,7 +249,7 @@ impl From<io::Error> for End {
     }
 }
 
-/// Everything that came, and what came last.
+/// All bytes that came, and the end after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Received {
     pub(crate) bytes: Vec<u8>,
@@ -285,7 +285,7 @@ impl Stream {
         bytes
     }
 
-    /// Reads until nothing more can come.
+    /// Reads until the stream ends, is reset or times out.
     pub(crate) fn receive_all(&mut self) -> Received {
         let mut bytes = Vec::new();
         let end = self.read_to_end(&mut bytes).map_or_else(End::from, |_| End::Eof);
@@ -302,14 +302,14 @@ impl Stream {
         .expect("a connected socket");
     }
 
-    /// Closes with a reset. A UNIX socket does so only if something is left to read.
+    /// Closes with a reset. A UNIX socket does so only if unread bytes are left.
     pub(crate) fn reset(self) {
         if let Self::Tcp(stream) = &self {
             sockopt::set_socket_linger(stream, Some(Duration::ZERO)).expect("SO_LINGER");
         }
     }
 
-    /// Sends `bytes` and reads as many back at the same time, as an echo would stall a client that does one after the other.
+    /// Sends `bytes` and reads as many back at the same time, as an echo stalls a client that first sends all and then reads.
     #[track_caller]
     pub(crate) fn round_trip(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut writer = self.try_clone();
@@ -319,7 +319,7 @@ impl Stream {
         })
     }
 
-    /// Returns whether the other side echoes.
+    /// Checks that the other side echoes.
     #[track_caller]
     pub(crate) fn assert_echo(&mut self, bytes: &[u8]) {
         self.send(bytes);
@@ -327,12 +327,12 @@ impl Stream {
         assert_eq!(got, bytes);
     }
 
-    /// Sets the time that a read may take.
+    /// Sets the longest time of a read.
     pub(crate) fn read_timeout(&self, timeout: Duration) {
         self.set_read_timeout(timeout).expect("a timeout above zero");
     }
 
-    /// Sets the time that a write may take.
+    /// Sets the longest time of a write.
     pub(crate) fn write_timeout(&self, timeout: Duration) {
         self.set_write_timeout(timeout).expect("a timeout above zero");
     }

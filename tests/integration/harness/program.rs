@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::{GLANCE, PATIENCE, spawn};
 
-/// Tells where the binary is, if it is not where it was built: `.ci/unprivileged` copies it.
+/// Variable with the path of the binary, if it is not where it was built: `.ci/unprivileged` copies it.
 const BINARY: &str = "TCPAUSE_BIN";
 
 /// Returns the path of the binary under test.
@@ -25,7 +25,7 @@ pub(crate) fn binary() -> OsString {
     env::var_os(BINARY).unwrap_or_else(|| env!("CARGO_BIN_EXE_tcpause").into())
 }
 
-/// The binary under test, with no configuration of this machine in reach.
+/// Returns a call of the binary under test, in an empty directory, so that it finds no configuration of this machine.
 pub(crate) fn program() -> Program {
     Program {
         args: Vec::new(),
@@ -36,14 +36,14 @@ pub(crate) fn program() -> Program {
     }
 }
 
-/// One call of the binary, to be run.
+/// Call of the binary, before it runs.
 pub(crate) struct Program {
     pub(super) args: Vec<OsString>,
     pub(super) envs: Vec<(String, String)>,
     pub(super) dir: Arc<TempDir>,
-    /// Shell commands that run first in its process, each with `&&` behind it.
+    /// Shell commands that run first in its process, each with a trailing `&&`.
     pub(super) before: String,
-    /// The words of the shell before its name: what runs it, if that is another program.
+    /// Shell words before its name, for another program that runs it.
     pub(super) under: String,
 }
 
@@ -69,7 +69,7 @@ impl Program {
         self
     }
 
-    /// A path in the program's working directory.
+    /// Returns a path in the program's working directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -87,8 +87,8 @@ impl Program {
 
     fn command(&self) -> Command {
         let binary = binary();
-        // What a child inherits can only be set in the child itself, without unsafe code: the shell does it and becomes
-        // the program.
+        // Without unsafe code, inherited limits can only be set by the child itself. So the child is a shell, which sets them
+        // and becomes the program.
         let mut command = if self.before.is_empty() && self.under.is_empty() {
             Command::new(binary)
         } else {
@@ -104,7 +104,7 @@ impl Program {
     }
 }
 
-/// The outcome of a call.
+/// Outcome of a call.
 #[derive(Debug, Clone)]
 pub(crate) struct Finished {
     pub(crate) code: i32,
@@ -112,14 +112,14 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
-/// A running process; it dies with its owner.
+/// Running process, which is killed when this is dropped.
 pub(super) struct Process {
     pub(super) child: Child,
     pub(super) log: Arc<Log>,
     stdout: Option<JoinHandle<String>>,
 }
 
-/// The lines that the process has written to stderr so far.
+/// Lines that the process has written to stderr so far.
 #[derive(Default)]
 pub(super) struct Log {
     pub(super) state: Mutex<LogState>,
@@ -147,7 +147,8 @@ impl Process {
         Self { child, log, stdout: Some(stdout) }
     }
 
-    /// The exit code, with 128 and the signal's number for a killed process; nothing if it does not end.
+    /// Waits for the end and returns the exit code, or 128 and the signal's number for a killed process. Returns `None` if the
+    /// process does not end in time.
     pub(super) fn wait(&mut self) -> Option<i32> {
         use std::os::unix::process::ExitStatusExt as _;
         let deadline = Instant::now() + PATIENCE;
@@ -170,7 +171,7 @@ impl Process {
         self.stdout.take().expect("the first call").join().expect("the reader of stdout")
     }
 
-    /// The whole log; waits for the end of it, so only for a process that has ended.
+    /// Returns the whole log. It waits for the log's end, so the process must have ended.
     pub(super) fn log(&self) -> String {
         self.log.wait(|state| state.ended.then(|| state.lines.join("\n"))).unwrap_or_default()
     }
@@ -178,7 +179,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error says that it has ended already.
+        // An error means that the process has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -196,7 +197,7 @@ impl Log {
         self.grown.notify_all();
     }
 
-    /// Waits until `look` sees what it wants.
+    /// Waits until `look` finds something in the log, and returns it. Returns `None` if the log ends, or after [`PATIENCE`].
     pub(super) fn wait<T>(&self, mut look: impl FnMut(&LogState) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.state.lock().unwrap();

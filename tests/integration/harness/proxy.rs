@@ -19,16 +19,16 @@ use super::{
     program::{Process, program},
 };
 
-/// Tells how many pipes the proxies of the tests may have, where a test does not say so itself.
+/// Variable with the number of pipes of each worker, for proxies of tests that do not set it themselves.
 const PIPES: &str = "TCPAUSE_PIPES";
 
-/// The unit in which the kernel shows processor time (`USER_HZ`).
+/// Unit in which the kernel shows processor time (`USER_HZ`).
 const CPU_TICKS_PER_SECOND: u32 = 100;
 
-/// The time for which the use of the processor is looked at.
+/// Time over which the use of the processor is measured.
 const CPU_WINDOW: Duration = Duration::from_millis(500);
 
-/// The share of a core that a proxy with nothing to do may use, in percent. It is far less on a machine that has time.
+/// Largest share of a core, in percent, that an idle proxy may use. The share is far less on a machine without other load.
 pub(crate) const CPU_PERCENT_MAX: u128 = 20;
 
 /// A proxy that is to be started.
@@ -42,7 +42,7 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// The kind of address that clients connect to; the default is IPv4.
+    /// Sets the kind of address that clients connect to; the default is IPv4.
     pub(crate) fn listen(self, family: Family) -> Self {
         let addr = Addr::free(family, self.program.dir.path(), "proxy.sock");
         self.listen_at(&addr)
@@ -52,7 +52,7 @@ impl Builder {
         Self { proxy: Some(addr.clone()), ..self }
     }
 
-    /// The kind of address of the control API; the default is IPv4.
+    /// Sets the kind of address of the control API; the default is IPv4.
     pub(crate) fn control(self, family: Family) -> Self {
         let addr = Addr::free(family, self.program.dir.path(), "control.sock");
         self.control_at(&addr)
@@ -86,40 +86,40 @@ impl Builder {
         Self { program: self.program.file(name, content), ..self }
     }
 
-    /// A path in the proxy's working directory.
+    /// Returns a path in the proxy's working directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.program.path(name)
     }
 
-    /// The flag `--log-level`; the default of the tests is `debug`, and nothing leaves the flag out.
+    /// Sets `--log-level`; the default of the tests is `debug`, and `None` leaves the option out.
     pub(crate) fn log_level(self, level: Option<&'static str>) -> Self {
         Self { level, ..self }
     }
 
-    /// Sets the longest that a stop may take. The default of the tests is far beyond their patience, so that a stop that
-    /// only ends because its time is up is found out. Nothing leaves the flag out.
+    /// Sets `--grace-period`. The default of the tests is far beyond [`PATIENCE`](super::PATIENCE), so that a stop that only
+    /// ends with its grace period fails the test. `None` leaves the option out.
     pub(crate) fn grace_period(self, grace_period: Option<&'static str>) -> Self {
         Self { grace_period, ..self }
     }
 
-    /// Runs a shell command in the proxy's process before it is the proxy.
+    /// Runs a shell command in the process that then becomes the proxy.
     pub(crate) fn before(mut self, command: &str) -> Self {
         self.program.before.push_str(command);
         self.program.before.push_str(" && ");
         self
     }
 
-    /// The limit of open files of the proxy's process.
+    /// Sets the limit of open files of the proxy's process.
     pub(crate) fn descriptors(self, files: u32) -> Self {
         self.before(&format!("ulimit -n {files}"))
     }
 
-    /// The umask of the proxy's process.
+    /// Sets the umask of the proxy's process.
     pub(crate) fn umask(self, umask: u32) -> Self {
         self.before(&format!("umask {umask:04o}"))
     }
 
-    /// Has another program run the proxy, in words of the shell. It gets the signals that the proxy would.
+    /// Runs the proxy under another program, given in the shell's syntax. That program gets the signals meant for the proxy.
     pub(crate) fn under(mut self, program: impl Into<String>) -> Self {
         self.program.under = program.into();
         self
@@ -151,9 +151,9 @@ impl Builder {
         proxy
     }
 
-    /// Starts it without waiting: the addresses must be known beforehand, as the log is not read.
+    /// Starts it without waiting. The addresses must be known beforehand, as the log is not read.
     ///
-    /// `TCPAUSE_PIPES=n` gives every proxy of the tests so many pipes for each worker; `make test-pipes` sets it.
+    /// `TCPAUSE_PIPES=n` gives every proxy of the tests `n` pipes for each worker; `make test-pipes` sets it.
     #[track_caller]
     pub(crate) fn launch(self) -> Proxy {
         let dir = self.program.dir.path();
@@ -169,7 +169,7 @@ impl Builder {
             ("--grace-period", self.grace_period.map(Into::into)),
             ("--proxy-pipes", env::var_os(PIPES)),
         ];
-        // What a test says itself is not said twice.
+        // An option of the test itself replaces the default.
         let given = &self.program.args;
         for (name, value) in options {
             if let Some(value) = value.filter(|_| given.iter().all(|arg| arg != name)) {
@@ -181,7 +181,7 @@ impl Builder {
         Proxy { process, addr, control: Control::new(control), dir: program.dir }
     }
 
-    /// Starts it and waits until it has given up.
+    /// Starts it and waits until the start has failed.
     #[track_caller]
     pub(crate) fn fail(self) -> Finished {
         self.launch().finish()
@@ -255,7 +255,7 @@ impl Proxy {
         self.process.signal(signal);
     }
 
-    /// Signals it a second after a stop has begun: then a second signal counts.
+    /// Signals it a second after a stop has begun. A further stop signal counts only then.
     pub(crate) fn signal_a_second_later(&self, signal: Signal) {
         thread::sleep(Duration::from_secs(1));
         self.process.signal(signal);
@@ -264,7 +264,7 @@ impl Proxy {
     /// Waits until new clients are refused, which shows that a stop has begun.
     #[track_caller]
     pub(crate) fn wait_refused(&self) {
-        // Not merely left waiting: that is a timeout.
+        // A timeout would mean that the client waits in the backlog, and is not refused.
         super::wait_until("new clients are refused", || {
             self.addr.try_connect().is_err_and(|error| {
                 matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound)
@@ -272,7 +272,7 @@ impl Proxy {
         });
     }
 
-    /// The exit code, with 128 and the signal's number for a killed process.
+    /// Waits for the end and returns the exit code, or 128 and the signal's number for a killed process.
     #[track_caller]
     pub(crate) fn exit_code(&mut self) -> i32 {
         self.process
@@ -280,12 +280,12 @@ impl Proxy {
             .unwrap_or_else(|| panic!("it does not end:\n{}", self.process.log.text()))
     }
 
-    /// Returns whether the process has ended.
+    /// Returns true if the process has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.process.child.try_wait().expect("a child").is_some()
     }
 
-    /// Waits until it has given up.
+    /// Waits until the process has ended.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Finished {
         let code =
@@ -320,7 +320,7 @@ impl Proxy {
     pub(crate) fn descriptors_of(&self, kind: &str) -> usize {
         fs::read_dir(self.proc("fd"))
             .expect("a running process")
-            // One that has been closed meanwhile has no target.
+            // A descriptor that was closed meanwhile has no target.
             .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
             .filter(|target| target.to_string_lossy().starts_with(kind))
             .count()
@@ -330,8 +330,8 @@ impl Proxy {
         self.count_in("task")
     }
 
-    /// Returns whether it has as many threads as `before`, or fewer. Those that `tiny_http` keeps for requests to come may
-    /// be missing from an early count: it starts them in its own time.
+    /// Returns true if it has no more threads than `before`. Four more are allowed, which `tiny_http` keeps for later requests
+    /// and may start after an early count.
     pub(crate) fn has_no_more_threads_than(&self, before: usize) -> bool {
         const KEPT_BY_TINY_HTTP: usize = 4;
         self.threads() <= before + KEPT_BY_TINY_HTTP
@@ -346,17 +346,17 @@ impl Proxy {
         tasks.map(|entry| entry.expect("a thread").path()).filter(is_named).collect()
     }
 
-    /// The resident memory in KiB, without the pages of files: the binary's come and go as they are used.
+    /// Returns the resident memory in KiB, without pages of files, as the binary's pages come and go.
     pub(crate) fn memory_kib(&self) -> usize {
         self.status_kib("RssAnon:")
     }
 
-    /// The most resident memory that there was at any time, in KiB.
+    /// Returns the peak of the resident memory in KiB.
     pub(crate) fn memory_peak_kib(&self) -> usize {
         self.status_kib("VmHWM:")
     }
 
-    /// Changes a limit of the running process; nothing means the most that it may have.
+    /// Changes a limit of the running process; `None` means its hard limit.
     pub(crate) fn limit(&self, resource: Resource, current: Option<u64>) {
         let pid = Some(Pid::from_child(&self.process.child));
         let maximum = getrlimit(resource).maximum;
@@ -369,17 +369,17 @@ impl Proxy {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// The processor time that it has used so far.
+    /// Returns the processor time that it has used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(self.proc("stat")).expect("a running process");
         // The name is the second field, in brackets, and may have anything in it.
         let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
-        // The fields 14 and 15: the time in the program and in the kernel.
+        // Fields 14 and 15 are the time in the program and in the kernel.
         let ticks = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number"));
         Duration::from_secs(ticks.sum()) / CPU_TICKS_PER_SECOND
     }
 
-    /// Returns the share of a core that it uses, in percent, looked at for [`CPU_WINDOW`].
+    /// Returns the share of a core that it uses, in percent, measured over [`CPU_WINDOW`].
     pub(crate) fn cpu_percent(&self) -> u128 {
         let (begin, before) = (Instant::now(), self.cpu_time());
         thread::sleep(CPU_WINDOW);

@@ -82,7 +82,7 @@ impl Authority {
 }
 
 impl TlsFiles {
-    /// The two options that belong together.
+    /// Returns the options for the certificate and its key.
     pub(crate) fn options(&self) -> [String; 2] {
         [
             format!("--proxy-tls-cert={}", self.cert.display()),
@@ -103,7 +103,7 @@ pub(crate) struct TlsClient {
 }
 
 impl TlsClient {
-    /// A client that trusts `authority` and has no certificate.
+    /// Returns a client that trusts `authority` and has no certificate.
     pub(crate) fn new(authority: &Authority) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate.der().clone()).expect("a certificate");
@@ -118,7 +118,7 @@ impl TlsClient {
         Self { versions: vec![version], ..self }
     }
 
-    /// Sends `request` and reads to the end, which must be announced (`close_notify`), not cut off.
+    /// Sends `request` and reads to the end, which must be announced (`close_notify`).
     pub(crate) fn exchange(self, stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
         let mut tls = self.over(stream);
         tls.write_all(request)?;
@@ -128,12 +128,12 @@ impl TlsClient {
         Ok(answer)
     }
 
-    /// The client's end of a TLS connection over `stream`.
+    /// Returns the client's end of a TLS connection over `stream`.
     pub(crate) fn over<S: Read + Write>(self, stream: S) -> StreamOwned<ClientConnection, S> {
         StreamOwned::new(self.connection(), stream)
     }
 
-    /// The client's first flight, for a test that speaks by hand.
+    /// Returns the client's first flight, for a test that sends it by hand.
     pub(crate) fn hello(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.connection().write_tls(&mut bytes).expect("a hello");

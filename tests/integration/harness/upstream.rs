@@ -13,20 +13,20 @@ use tempfile::TempDir;
 
 use super::{Addr, End, Family, Listener, PATIENCE, Received, Stream, spawn};
 
-/// An upstream that runs one behaviour on each connection, each on a thread of its own.
+/// Upstream that runs one behaviour on each connection, on a thread of its own.
 pub(crate) struct Upstream {
     listener: Arc<Listener>,
     addr: Addr,
     accepted: Arc<AtomicUsize>,
     sessions: Receiver<Session>,
-    /// Keeps the socket file's place until the upstream is gone.
+    /// Folder of the socket file, kept until the upstream is dropped.
     dir: Option<TempDir>,
 }
 
-/// One connection that has ended.
+/// Connection that has ended.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// Its place in the order of acceptance, from 0.
+    /// Position in the order of acceptance, from 0.
     pub(crate) number: usize,
     pub(crate) received: Received,
 }
@@ -63,7 +63,7 @@ impl Upstream {
             while let Ok(stream) = socket.accept() {
                 let number = counter.fetch_add(1, Ordering::SeqCst);
                 let (behaviour, sender) = (behaviour.clone(), sender.clone());
-                // The test may have ended already, and nobody wants the session any more.
+                // An error means that the test has ended and needs the session no more.
                 drop(spawn(move || sender.send(Session { number, received: behaviour(stream) })));
             }
         }));
@@ -79,7 +79,7 @@ impl Upstream {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// The next connection that ends, in the order of ending.
+    /// Waits for the next connection that ends, and returns it.
     #[track_caller]
     pub(crate) fn session(&self) -> Session {
         self.sessions.recv_timeout(PATIENCE).expect("a connection of the upstream that ends")
@@ -98,7 +98,7 @@ impl Drop for Upstream {
     }
 }
 
-/// Sends back what comes until the client has finished, then closes.
+/// Echoes all bytes until the client ends its stream, then closes.
 pub(crate) fn echo(mut stream: Stream) -> Received {
     let mut received = Received { bytes: Vec::new(), end: End::Eof };
     let mut buffer = vec![0; 64 << 10];
@@ -116,7 +116,7 @@ pub(crate) fn echo(mut stream: Stream) -> Received {
     }
 }
 
-/// Keeps what comes until the client has finished, then closes.
+/// Collects all bytes until the client ends its stream, then closes.
 pub(crate) fn record(mut stream: Stream) -> Received {
     stream.receive_all()
 }

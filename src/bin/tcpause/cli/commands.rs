@@ -128,7 +128,7 @@ pub(crate) static COMMANDS: [Word; 9] = [
 pub(crate) const SIGNALS: [(&str, &str); 6] = [
     (
         "SIGTERM, SIGINT, SIGQUIT",
-        "Refuse new clients, serve those that are queued already, and let connections end within the grace period. Held clients are held for as long, and a resume serves them.",
+        "Refuse new clients, serve the clients in the queue, and let connections end within the grace period. Held clients are held for as long, and a resume serves them.",
     ),
     (
         "a second stop signal",

@@ -76,7 +76,7 @@ fn usage(word: &Word) -> String {
     format!("tcpause {} [OPTIONS]{argument}", word.name)
 }
 
-/// Breaks a text into lines that fit a terminal, each with so many spaces in front.
+/// Breaks a text into lines that fit a terminal, each with `indent` spaces in front.
 fn wrapped(text: &str, indent: usize) -> Vec<String> {
     const COLUMNS_MAX: usize = 96;
 
