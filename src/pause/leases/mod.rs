@@ -93,11 +93,11 @@ impl Leases {
         let since = match standing {
             Lifetime::ConnectionBound => None,
             Lifetime::Committed | Lifetime::Pending => {
-                self.untied(&terms.name).map(|old| old.since)
+                self.unbound(&terms.name).map(|old| old.since)
             }
         };
         if standing == Lifetime::Committed {
-            self.remove_firm(&terms.name);
+            self.remove_committed(&terms.name);
         }
         // A lease under a name that holds replaces another, now or when it is committed, so it needs no room.
         if since.is_none() && self.list.len() >= LEASES_MAX && request_id != PROGRAM {
@@ -107,7 +107,7 @@ impl Leases {
         let lease = Lease { terms, standing, request_id, since: since.unwrap_or(now), ends };
         let place = self.list.len();
         match standing {
-            Lifetime::Committed => self.insert_firm(place, lease),
+            Lifetime::Committed => self.insert_committed(place, lease),
             Lifetime::Pending | Lifetime::ConnectionBound => self.list.insert(place, lease),
         }
         self.paused_since.get_or_insert(now);
@@ -119,17 +119,17 @@ impl Leases {
         let of_request = |lease: &&Lease| lease.request_id == request_id;
         let Some(lease) = self.list.iter().find(of_request).cloned() else { return };
         if lease.standing == Lifetime::Pending {
-            self.remove_firm(&lease.terms.name);
+            self.remove_committed(&lease.terms.name);
             let place = self.list.iter().position(|lease| lease.request_id == request_id);
             self.list.retain(|lease| lease.request_id != request_id);
             let lease = Lease { standing: Lifetime::Committed, ..lease };
-            self.insert_firm(place.unwrap_or_default(), lease);
+            self.insert_committed(place.unwrap_or_default(), lease);
         }
     }
 
     /// Inserts a committed lease at `place`, but below all pending leases of its name, which take over its terms and its end.
     /// If those are undone, this one remains.
-    fn insert_firm(&mut self, mut place: usize, lease: Lease) {
+    fn insert_committed(&mut self, mut place: usize, lease: Lease) {
         for (index, old) in self.list.iter_mut().enumerate().take(place).rev() {
             if old.terms.name == lease.terms.name && old.standing == Lifetime::Pending {
                 (old.terms, old.ends, place) = (lease.terms.clone(), lease.ends, index);
@@ -139,7 +139,7 @@ impl Leases {
     }
 
     /// Removes the committed lease of a name.
-    fn remove_firm(&mut self, name: &str) {
+    fn remove_committed(&mut self, name: &str) {
         self.list.retain(|old| old.standing != Lifetime::Committed || old.terms.name != name);
     }
 
@@ -206,7 +206,7 @@ impl Leases {
     }
 
     /// Finds a lease of this name that is not bound to a connection.
-    fn untied(&self, name: &str) -> Option<&Lease> {
+    fn unbound(&self, name: &str) -> Option<&Lease> {
         self.list
             .iter()
             .find(|lease| lease.terms.name == name && lease.standing != Lifetime::ConnectionBound)

@@ -102,7 +102,7 @@ fn what_is_undone_leaves_what_held_before() {
     assert_eq!(undo(&mut leases, 2).leases.len(), 1);
     assert_eq!(list(&leases), [("a", Committed, 1)]);
     assert_eq!((leases.mode(), leases.next_end()), (Some(Mode::Hold), Some(at(10).at)));
-    assert_eq!(undo(&mut leases, 1), Ended::default(), "a firm one is not undone");
+    assert_eq!(undo(&mut leases, 1), Ended::default(), "a committed lease is not undone");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_renewal_by_another_reaches_those_who_wait() {
 }
 
 #[test]
-fn what_is_tied_to_a_connection_stands_beside_its_name() {
+fn a_lease_bound_to_a_connection_stands_beside_its_name() {
     let mut leases = Leases::default();
     leases.put(for_seconds("a", 5), ConnectionBound, 1, at(0)).unwrap();
     leases.put(terms("a"), Committed, 2, at(1)).unwrap();
@@ -189,7 +189,7 @@ fn what_is_tied_to_a_connection_stands_beside_its_name() {
 }
 
 #[test]
-fn the_time_of_a_request_begins_anew() {
+fn a_renewal_restarts_the_time_to_live() {
     let mut leases = Leases::default();
     leases.put(for_seconds("a", 5), ConnectionBound, 1, at(0)).unwrap();
     leases.put(terms("a"), ConnectionBound, 2, at(0)).unwrap();
