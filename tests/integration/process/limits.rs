@@ -1,10 +1,10 @@
-//! Running out of descriptors.
+//! Running out of descriptors and threads.
 
 use std::time::{Duration, Instant};
 
 use rustix::process::Resource;
 
-use crate::harness::{Builder, CPU_PERCENT_MAX, Proxy, Upstream, echo, wait_until};
+use crate::harness::{Builder, CPU_PERCENT_MAX, Proxy, Upstream, binary, echo, wait_until};
 
 /// The limit of open files of these proxies: room for a few clients.
 const DESCRIPTORS: u32 = 64;
@@ -185,10 +185,10 @@ fn is_echoed(client: &mut crate::harness::Stream) -> bool {
     }
 }
 
-/// Each number of threads is too few for something else.
+/// Each number of threads is too small for another part of the start.
 #[test]
 fn a_start_without_threads_is_no_defect() {
-    // A user who has no other process. Nothing limits the threads of root.
+    // The user has no other process. It is not root, whose threads nothing limits.
     let user = 100_000 + std::process::id();
     let other = format!(
         "setpriv --reuid={user} --regid={user} --clear-groups --inh-caps=+dac_override --ambient-caps=+dac_override"
@@ -229,6 +229,16 @@ fn a_start_without_threads_is_no_defect() {
     }
     println!("{refused} starts failed, {warned} warned of the control API");
     assert!((1..14).contains(&refused) && warned > 0);
+
+    let exec = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(format!("exec {other} prlimit --nproc=1 \"$0\" exec --control-addr :1 -- true"))
+        .arg(binary())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&exec.stderr);
+    assert_eq!(exec.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot start the thread") && error.contains("TasksMax"), "{error}");
 }
 
 #[test]
