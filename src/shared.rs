@@ -120,7 +120,7 @@ impl Shared {
         match self.pauses.gate.is_paused() {
             true if !queue.lets_bypass(arrived) => None,
             // A client that bypasses a pause is to find out, too.
-            false if self.upstream.outage().is_on() => self.upstream.outage().probe_at(),
+            false if self.upstream.breaker().is_open() => self.upstream.breaker().probe_at(),
             _ => queue.under_way().is_any_free_or_wish().then(|| queue.next_at().unwrap_or(now)),
         }
     }
@@ -133,11 +133,11 @@ impl Shared {
         now: Instant,
     ) -> Option<(Pass, ConnectTicket)> {
         self.may_start_at(worker, arrived, now).filter(|&at| at <= now)?;
-        let (queue, gate, outage) =
-            (&self.admission.queue, &self.pauses.gate, self.upstream.outage());
-        let ticket = if outage.is_on() && !gate.is_paused() {
+        let (queue, gate, breaker) =
+            (&self.admission.queue, &self.pauses.gate, self.upstream.breaker());
+        let ticket = if breaker.is_open() && !gate.is_paused() {
             ConnectTicket::Probe {
-                _permit: outage.take_probe()?,
+                _permit: breaker.take_probe()?,
                 under_way: queue.pace().take(now),
             }
         } else {
@@ -157,9 +157,9 @@ impl Shared {
 
     /// Starts a client that comes while no other waits. No window bounds it, and it may be the one to probe.
     pub(crate) fn try_start_alone(&self) -> Option<(Pass, ConnectTicket)> {
-        let outage = self.upstream.outage();
-        let ticket = if outage.is_on() {
-            ConnectTicket::Probe { _permit: outage.take_probe()?, under_way: None }
+        let breaker = self.upstream.breaker();
+        let ticket = if breaker.is_open() {
+            ConnectTicket::Probe { _permit: breaker.take_probe()?, under_way: None }
         } else {
             ConnectTicket::Alone
         };
@@ -170,7 +170,7 @@ impl Shared {
     pub(crate) fn take_wanted(&self) -> bool {
         self.admission.take_wanted()
             | self.reject_policy.handshakes().take_wanted()
-            | self.upstream.outage().take_wanted()
+            | self.upstream.breaker().take_wanted()
     }
 
     /// Returns a time in milliseconds after the start.

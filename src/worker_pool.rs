@@ -35,9 +35,9 @@ pub(crate) struct WorkerHandle {
 pub(crate) struct Accepted {
     pub(crate) client: Socket,
     /// Permit that counts it among all clients (`proxy.max-connections`).
-    pub(crate) slot: Permit,
+    pub(crate) permit: Permit,
     /// Permit that counts it among held clients, if it was accepted to be held.
-    pub(crate) place: Option<Permit>,
+    pub(crate) hold_permit: Option<Permit>,
 }
 
 impl WorkerPool {

@@ -12,7 +12,7 @@ pub(crate) use crate::config::Overflow;
 pub(crate) struct HoldLimits {
     timeout: Option<Duration>,
     overflow: Overflow,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// What becomes of one that has been accepted and is to be held.
@@ -36,7 +36,7 @@ impl HoldLimits {
         Self {
             timeout: settings.timeout,
             overflow: settings.overflow,
-            places: Arc::new(Semaphore::new(settings.max.map_or(usize::MAX, usize::from))),
+            permits: Arc::new(Semaphore::new(settings.max.map_or(usize::MAX, usize::from))),
         }
     }
 
@@ -55,15 +55,15 @@ impl HoldLimits {
     /// has changed.
     pub(crate) fn try_reserve(&self) -> Result<Option<Permit>, Full> {
         match self.overflow {
-            Overflow::Backlog => self.places.take().map(Some).ok_or(Full),
+            Overflow::Backlog => self.permits.take().map(Some).ok_or(Full),
             Overflow::Reject | Overflow::Close => Ok(None),
         }
     }
 
     /// What becomes of one that has been accepted without a place.
     pub(crate) fn decide(&self) -> HoldDecision {
-        match (self.places.take(), self.overflow) {
-            (Some(place), _) => HoldDecision::Hold(Some(place)),
+        match (self.permits.take(), self.overflow) {
+            (Some(permit), _) => HoldDecision::Hold(Some(permit)),
             (None, Overflow::Backlog) => HoldDecision::Hold(None),
             (None, Overflow::Reject) => HoldDecision::Reject,
             (None, Overflow::Close) => HoldDecision::Close,
@@ -72,6 +72,6 @@ impl HoldLimits {
 
     /// Whether somebody waits for a place that is free, once.
     pub(crate) fn take_wanted(&self) -> bool {
-        self.places.take_wanted()
+        self.permits.take_wanted()
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Admission {
 #[derive(Debug, Default)]
 pub(crate) struct AcceptTroubles {
     pub(crate) too_many_held: LogLimit,
-    pub(crate) no_place: LogLimit,
+    pub(crate) too_many_clients: LogLimit,
     pub(crate) shortage: LogLimit,
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct Pace {
     /// When the window was halved, in nanoseconds after `begin`.
     halved: AtomicU64,
     /// When one has got through, or was lost.
-    told: AtomicU64,
+    last_news: AtomicU64,
 }
 
 /// One of a crowd that is under way: from the dial until the upstream says something, or could have for a while.
@@ -59,7 +59,7 @@ pub(crate) struct UnderWay {
     dialled: Instant,
     /// How long its SYN may be without an answer, unless the kernel's timer decides.
     syn_timeout: Option<Duration>,
-    _place: Permit,
+    _permit: Permit,
 }
 
 /// The state of a SYN that has no answer.
@@ -85,7 +85,7 @@ impl Pace {
             used: AtomicUsize::new(0),
             syn_timeout: AtomicU64::new(u64::MAX),
             halved: AtomicU64::new(0),
-            told: AtomicU64::new(0),
+            last_news: AtomicU64::new(0),
         })
     }
 
@@ -96,26 +96,26 @@ impl Pace {
 
     /// Takes a place for one that is dialled for at `now`, if there is one.
     pub(crate) fn take(self: &Arc<Self>, now: Instant) -> Option<Box<UnderWay>> {
-        let told = self.begin + Duration::from_nanos(self.told.load(Ordering::Relaxed));
-        if now.saturating_duration_since(told) > IDLE_MAX && self.window.taken() == 0 {
+        let last_news = self.begin + Duration::from_nanos(self.last_news.load(Ordering::Relaxed));
+        if now.saturating_duration_since(last_news) > IDLE_MAX && self.window.taken() == 0 {
             self.threshold.store(self.max, Ordering::Relaxed);
             self.used.store(0, Ordering::Relaxed);
             self.window.resize(|_window| Some(WINDOW_INITIAL.min(self.max)));
         }
-        let place = self.window.take()?;
+        let permit = self.window.take()?;
         self.used.fetch_max(self.window.taken(), Ordering::Relaxed);
         // It would be the largest part of every connection.
         Some(Box::new(UnderWay {
             pace: Arc::clone(self),
             dialled: now,
             syn_timeout: None,
-            _place: place,
+            _permit: permit,
         }))
     }
 
     /// Lets one more go, as one has got through. A window of which half was never in use has not been tried (RFC 7661).
     fn grow(&self, now: Instant) {
-        self.told.store(self.nanos(now), Ordering::Relaxed);
+        self.last_news.store(self.nanos(now), Ordering::Relaxed);
         let max = self.max.min(2 * self.used.load(Ordering::Relaxed));
         let threshold = self.threshold.load(Ordering::Relaxed);
         let credit = self.credit.fetch_add(1, Ordering::Relaxed) + 1;
@@ -132,7 +132,7 @@ impl Pace {
     /// was last halved have met with the same loss.
     fn shrink(&self, dialled: Instant, now: Instant) {
         let (dialled, now) = (self.nanos(dialled), self.nanos(now));
-        self.told.store(now, Ordering::Relaxed);
+        self.last_news.store(now, Ordering::Relaxed);
         let is_news = |halved| (halved < dialled).then_some(now);
         if self.halved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_news).is_err() {
             return;

@@ -97,7 +97,7 @@ impl Attempt {
     fn report_failure(&self, context: &Context<'_>) {
         let cause = if self.is_short { Cause::Shortage } else { Cause::Away };
         let was_probe = matches!(self.ticket, ConnectTicket::Probe { .. });
-        context.upstream.outage().failed(cause, was_probe, context.now);
+        context.upstream.breaker().failed(cause, was_probe, context.now);
     }
 }
 
@@ -135,7 +135,7 @@ impl Connection {
             Attempt { ticket, route, is_short: false, arrived, since, begun: now, pass };
         let upstream = context.upstream;
         let has_time = attempt.time_left(upstream, now) >= 2 * ADDRESS_TIMEOUT;
-        let explores = has_time && context.dialer.may_explore() && !upstream.outage().is_on();
+        let explores = has_time && context.dialer.may_explore() && !upstream.breaker().is_open();
         attempt.route = upstream.read(context.cached).route(explores.then_some(now));
         self.dial(attempt, context)
     }
@@ -223,7 +223,7 @@ impl Connection {
         if let Some(under_way) = attempt.ticket.under_way() {
             under_way.lost(context.now);
         }
-        if context.upstream.outage().is_away() {
+        if context.upstream.breaker().is_away() {
             return self.wait(attempt, io::ErrorKind::TimedOut.into(), context);
         }
         Verdict::Hold(attempt.arrived)
@@ -231,7 +231,7 @@ impl Connection {
 
     /// Takes the dial that is under way. The client waits, unless something else comes of it.
     fn take_dial(&mut self) -> Option<Dial> {
-        match self.replace_state(State::Waiting { permit: None, patience: None }) {
+        match self.replace_state(State::Waiting { hold_permit: None, patience: None }) {
             State::Connecting(dial) => Some(dial),
             other => {
                 self.state = other;
@@ -281,7 +281,7 @@ impl Connection {
     /// that has left before.
     fn wait(&mut self, attempt: Attempt, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let Attempt { arrived, since, pass, .. } = attempt;
-        self.replace_state(State::Waiting { permit: None, patience: None });
+        self.replace_state(State::Waiting { hold_permit: None, patience: None });
         if let Verdict::Close(reason) = self.look_after_waiting() {
             return Verdict::Close(reason);
         }
@@ -299,7 +299,7 @@ impl Connection {
         let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
         let failure = match failure {
             // Where nobody listens others have failed before. The reset leaves the port free at once for who is to listen.
-            None if context.upstream.outage().is_on() && socket.is_self_connected() => {
+            None if context.upstream.breaker().is_open() && socket.is_self_connected() => {
                 socket.reset_on_close();
                 Some(io::ErrorKind::ConnectionRefused.into())
             }

@@ -73,7 +73,7 @@ pub(crate) struct Connection {
     state: State,
     /// Who the client is, if that is going to be logged: a socket that was reset does not tell any more.
     peer: Option<Box<str>>,
-    _slot: Permit,
+    _permit: Permit,
 }
 
 /// What is being done for a client.
@@ -81,7 +81,7 @@ pub(crate) struct Connection {
 enum State {
     /// It waits without a pass: for the resume, for its turn, or for an upstream that is away. Nothing of it is read. It may
     /// have a permit to be held.
-    Waiting { permit: Option<Permit>, patience: Option<Patience> },
+    Waiting { hold_permit: Option<Permit>, patience: Option<Patience> },
     /// Its upstream is being dialled.
     Connecting(Dial),
     /// Bytes are carried.
@@ -213,13 +213,13 @@ impl Connection {
     }
 
     /// Returns the connection of a client that was just accepted. It waits, with a permit to be held if it will need one.
-    pub(crate) fn new(client: Socket, slot: Permit, permit: Option<Permit>) -> Self {
+    pub(crate) fn new(client: Socket, permit: Permit, hold_permit: Option<Permit>) -> Self {
         let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
         Self {
             client: Endpoint::connected(client),
-            state: State::Waiting { permit, patience: None },
+            state: State::Waiting { hold_permit, patience: None },
             peer,
-            _slot: slot,
+            _permit: permit,
         }
     }
 
@@ -391,20 +391,21 @@ impl Connection {
 
     fn relay(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Relaying(session) = &mut self.state else { return Verdict::Stay };
-        let turn = session.relay.drive(&mut self.client, context.buffers, &context.registration);
-        context.counters.bytes_to_upstream.add(turn.to_upstream);
-        context.counters.bytes_to_client.add(turn.to_client);
-        if turn.to_upstream + turn.to_client > 0 {
+        let progress =
+            session.relay.drive(&mut self.client, context.buffers, &context.registration);
+        context.counters.bytes_to_upstream.add(progress.to_upstream);
+        context.counters.bytes_to_client.add(progress.to_client);
+        if progress.to_upstream + progress.to_client > 0 {
             // Of both in one turn, the client's may have come last.
-            (session.moved, session.asks) = (context.now, turn.to_upstream > 0);
+            (session.moved, session.asks) = (context.now, progress.to_upstream > 0);
         }
-        match turn.next {
+        match progress.next {
             relay::Next::Wait => {
                 let is_heard = session.relay.delivered().1 > 0;
                 match session.under_way.take_if(|_under_way| is_heard) {
                     Some(under_way) => {
                         under_way.heard(context.now);
-                        context.upstream.outage().made_room(context.now);
+                        context.upstream.breaker().made_room(context.now);
                         Verdict::Wait(Deadline::NoKeepaliveYet)
                     }
                     None => Verdict::Stay,
@@ -425,12 +426,12 @@ impl Connection {
                 }
                 let looks = before.map_or(0, |it| it.looks.saturating_add(1));
                 session.settling = Some(AwaitingAcks { under_way, looks });
-                let queue = if looks < QUICK_LOOKS_MAX {
+                let deadline = if looks < QUICK_LOOKS_MAX {
                     Deadline::AwaitingAcks
                 } else {
                     Deadline::Stalled
                 };
-                Verdict::Wait(queue)
+                Verdict::Wait(deadline)
             }
         }
     }
@@ -443,7 +444,7 @@ impl Connection {
         match next {
             reject::Next::Wait if self.client.await_room(registry, token) => Verdict::Stay,
             reject::Next::Wait | reject::Next::Again => Verdict::Again,
-            reject::Next::WaitIn(queue) => Verdict::Enter(queue),
+            reject::Next::WaitIn(deadline) => Verdict::Enter(deadline),
             reject::Next::Answered => Verdict::Enter(Deadline::Lingering),
             reject::Next::Reset => {
                 self.client.socket().reset_on_close();

@@ -32,7 +32,7 @@ const UPSTREAM: Token = Token(1);
 struct Bench {
     poll: Poll,
     gate: Arc<Gate>,
-    slots: Arc<Semaphore>,
+    clients: Arc<Semaphore>,
     pace: Arc<Pace>,
     hold: HoldLimits,
     buffers: RelayBuffers,
@@ -49,7 +49,7 @@ impl Bench {
         Self {
             poll: Poll::new().unwrap(),
             gate: Arc::new(Gate::new()),
-            slots: Arc::new(Semaphore::new(1)),
+            clients: Arc::new(Semaphore::new(1)),
             pace: Pace::new(2),
             hold: HoldLimits::new(&config::HoldConfig::default()),
             buffers: RelayBuffers::new(2),
@@ -74,7 +74,7 @@ impl Bench {
     /// A client that was just accepted.
     fn connection(&self, client: Socket) -> Connection {
         client.register(self.poll.registry(), CLIENT).unwrap();
-        Connection::new(client, self.slots.take().unwrap(), None)
+        Connection::new(client, self.clients.take().unwrap(), None)
     }
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {
@@ -98,7 +98,7 @@ impl Bench {
             matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, _)),
             "{verdict:?}"
         );
-        assert!(self.upstream.outage().is_on());
+        assert!(self.upstream.breaker().is_open());
     }
 
     fn act(&mut self, act: impl FnOnce(&mut Context<'_>) -> Verdict) -> Verdict {
@@ -169,7 +169,7 @@ impl Bench {
     fn close(&self, connection: Connection, reason: &Reason) {
         connection.close(reason);
         assert_eq!(self.gate.passes(), 0, "the pass is given back");
-        assert!(self.slots.take().is_some(), "the slot is free");
+        assert!(self.clients.take().is_some(), "the permit is free");
     }
 }
 

@@ -18,14 +18,14 @@ pub(super) struct Patience {
 
 impl Connection {
     /// Holds a client that waits.
-    pub(crate) fn hold(&mut self, permit: Option<Permit>) {
-        self.replace_state(State::Waiting { permit, patience: None });
+    pub(crate) fn hold(&mut self, hold_permit: Option<Permit>) {
+        self.replace_state(State::Waiting { hold_permit, patience: None });
     }
 
     /// Takes the permit to be held.
     pub(crate) fn take_hold_permit(&mut self) -> Option<Permit> {
         match &mut self.state {
-            State::Waiting { permit, .. } => permit.take(),
+            State::Waiting { hold_permit, .. } => hold_permit.take(),
             State::Connecting(_) | State::Relaying(_) | State::Rejecting(_) => None,
         }
     }
@@ -60,7 +60,7 @@ impl Connection {
     /// Has a client wait for an upstream that is away, for as long as its patience lasts.
     pub(super) fn await_upstream(&mut self, patience: Patience, context: &Context<'_>) -> Verdict {
         let since = patience.since;
-        self.replace_state(State::Waiting { permit: None, patience: Some(patience) });
+        self.replace_state(State::Waiting { hold_permit: None, patience: Some(patience) });
         // It may have moved.
         context.upstream.ask();
         Verdict::WaitSince(Deadline::AwaitingUpstream, since)

@@ -194,8 +194,7 @@ impl Pauses {
     /// pause goes on, and only clients that bypass it are admitted.
     pub(crate) fn wait_state(&self, request_id: u64) -> WaitState {
         let leases = self.lock();
-        // In this order: a client that bypasses has its pass before it stops counting as one to come.
-        let is_idle = !self.queue.is_letting_through() && self.gate.passes() == 0;
+        let is_idle = self.gate.passes() == 0 && !self.queue.is_bypass_pending();
         match (leases.holds(request_id), is_idle) {
             (false, _) => WaitState::Ended,
             (true, true) => WaitState::Idle,
@@ -260,9 +259,9 @@ impl Pauses {
     /// Waits until every worker has finished the turn in which the pause began. Needed even if it was paused already: the
     /// earlier caller may still be waiting.
     fn await_workers(&self) {
-        let question = self.barrier.ask();
+        let epoch = self.barrier.ask();
         self.workers.wake_all();
-        if !self.barrier.wait(question, TURN_TIMEOUT) {
+        if !self.barrier.wait(epoch, TURN_TIMEOUT) {
             log::warn!("a worker's turn takes long: what it has admitted may still be under way");
         }
     }

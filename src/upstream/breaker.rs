@@ -67,7 +67,7 @@ impl CircuitBreaker {
     }
 
     /// Returns true if the last attempt to end has failed: then only the client that probes dials.
-    pub(crate) fn is_on(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.cause.load(Ordering::Acquire) > 0
     }
 
@@ -79,7 +79,7 @@ impl CircuitBreaker {
     /// Learns that an attempt has failed: one that has probed, or one of those begun before the outage. Those tell nothing
     /// new.
     pub(crate) fn failed(&self, cause: Cause, was_probe: bool, now: Instant) {
-        let interval = match (self.is_on(), was_probe) {
+        let interval = match (self.is_open(), was_probe) {
             (false, _) => *cause.intervals().start(),
             (true, true) => {
                 let last = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
@@ -97,7 +97,7 @@ impl CircuitBreaker {
 
     /// Learns that an attempt has got through. Returns true if that ends an outage: then the clients that wait are to be told.
     pub(crate) fn succeeded(&self) -> bool {
-        self.is_on() && self.cause.swap(0, Ordering::AcqRel) > 0
+        self.is_open() && self.cause.swap(0, Ordering::AcqRel) > 0
     }
 
     /// Learns that the upstream has just taken a client out of its backlog: a shortage may be over.
@@ -111,7 +111,7 @@ impl CircuitBreaker {
     /// without an outage.
     pub(crate) fn probe_at(&self) -> Option<Instant> {
         let at = || self.begin + Duration::from_nanos(self.due.load(Ordering::Relaxed));
-        (self.is_on() && self.probe.is_any_free_or_wish()).then(at)
+        (self.is_open() && self.probe.is_any_free_or_wish()).then(at)
     }
 
     /// Takes the permit to probe, if it is free.
@@ -131,46 +131,46 @@ mod tests {
 
     #[test]
     fn one_at_a_time_tries_ever_less_often_until_one_gets_through() {
-        let outage = CircuitBreaker::new();
-        let begin = outage.begin;
+        let breaker = CircuitBreaker::new();
+        let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
-        assert!(!outage.is_on() && outage.probe_at().is_none() && !outage.succeeded());
-        outage.failed(Cause::Away, false, at(100));
-        assert!(outage.is_on());
-        assert_eq!(outage.probe_at(), Some(at(110)));
-        outage.failed(Cause::Away, false, at(105));
-        assert_eq!(outage.probe_at(), Some(at(110)), "one that was under way tells nothing new");
+        assert!(!breaker.is_open() && breaker.probe_at().is_none() && !breaker.succeeded());
+        breaker.failed(Cause::Away, false, at(100));
+        assert!(breaker.is_open());
+        assert_eq!(breaker.probe_at(), Some(at(110)));
+        breaker.failed(Cause::Away, false, at(105));
+        assert_eq!(breaker.probe_at(), Some(at(110)), "one that was under way tells nothing new");
         let mut now = 110;
         for interval in [20, 40, 80, 160, 250, 250] {
-            let probe = outage.take_probe();
-            assert!(probe.is_some() && outage.probe_at().is_none() && !outage.take_wanted());
-            outage.failed(Cause::Away, true, at(now));
+            let probe = breaker.take_probe();
+            assert!(probe.is_some() && breaker.probe_at().is_none() && !breaker.take_wanted());
+            breaker.failed(Cause::Away, true, at(now));
             drop(probe);
-            assert!(outage.take_wanted(), "who asked meanwhile is told");
+            assert!(breaker.take_wanted(), "who asked meanwhile is told");
             now += interval;
-            assert_eq!(outage.probe_at(), Some(at(now)));
+            assert_eq!(breaker.probe_at(), Some(at(now)));
         }
-        assert!(outage.succeeded() && !outage.succeeded());
-        outage.failed(Cause::Away, false, at(now));
-        assert_eq!(outage.probe_at(), Some(at(now + 10)), "another outage begins anew");
+        assert!(breaker.succeeded() && !breaker.succeeded());
+        breaker.failed(Cause::Away, false, at(now));
+        assert_eq!(breaker.probe_at(), Some(at(now + 10)), "another outage begins anew");
     }
 
     #[test]
     fn where_this_host_is_short_of_something_it_is_tried_again_soon() {
-        let outage = CircuitBreaker::new();
-        let begin = outage.begin;
+        let breaker = CircuitBreaker::new();
+        let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
         for (now, interval) in [(100, 1), (101, 2), (103, 4), (107, 8), (115, 10), (125, 10)] {
-            outage.failed(Cause::Shortage, now > 100, at(now));
-            assert_eq!(outage.probe_at(), Some(at(now + interval)));
-            assert!(outage.is_on() && !outage.is_away());
+            breaker.failed(Cause::Shortage, now > 100, at(now));
+            assert_eq!(breaker.probe_at(), Some(at(now + interval)));
+            assert!(breaker.is_open() && !breaker.is_away());
         }
-        outage.made_room(at(130));
-        assert_eq!(outage.probe_at(), Some(at(130)), "a place in the backlog has become free");
-        outage.failed(Cause::Away, true, at(130));
-        outage.made_room(at(131));
-        assert_eq!(outage.probe_at(), Some(at(150)), "that says nothing of one that is away");
-        outage.failed(Cause::Shortage, true, at(150));
-        assert!(outage.is_away() && outage.succeeded() && !outage.is_away());
+        breaker.made_room(at(130));
+        assert_eq!(breaker.probe_at(), Some(at(130)), "a place in the backlog has become free");
+        breaker.failed(Cause::Away, true, at(130));
+        breaker.made_room(at(131));
+        assert_eq!(breaker.probe_at(), Some(at(150)), "that says nothing of one that is away");
+        breaker.failed(Cause::Shortage, true, at(150));
+        assert!(breaker.is_away() && breaker.succeeded() && !breaker.is_away());
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Dialer {
 impl Dialer {
     /// Learns that a dial has got through.
     pub(crate) fn succeeded(&mut self, upstream: &Upstream) {
-        self.has_ended_outage |= upstream.outage().succeeded();
+        self.has_ended_outage |= upstream.breaker().succeeded();
     }
 
     /// Returns true once if the other workers are to be told that the upstream is back.

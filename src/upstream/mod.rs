@@ -47,7 +47,7 @@ pub(crate) struct Upstream {
     address: Address,
     connect_timeout: Duration,
     retry_for: Duration,
-    outage: CircuitBreaker,
+    breaker: CircuitBreaker,
     sources: Sources,
     /// Limit of log lines about dials that are tried again.
     delays: LogLimit,
@@ -105,7 +105,7 @@ impl Upstream {
             address,
             connect_timeout: settings.connect_timeout,
             retry_for: settings.retry_for,
-            outage: CircuitBreaker::new(),
+            breaker: CircuitBreaker::new(),
             sources: Sources::new(&settings.source_addrs),
             delays: LogLimit::default(),
             losses: LogLimit::default(),
@@ -156,8 +156,8 @@ impl Upstream {
     }
 
     /// Returns the circuit breaker, which knows whether the upstream is away.
-    pub(crate) fn outage(&self) -> &CircuitBreaker {
-        &self.outage
+    pub(crate) fn breaker(&self) -> &CircuitBreaker {
+        &self.breaker
     }
 
     /// Returns the source addresses for `address`, to be used in turn. It is empty if source addresses are configured

@@ -70,7 +70,7 @@ impl Worker<'_> {
     fn accept_one(&mut self, now: Instant) -> bool {
         let next = self.queued.front().and_then(|&index| self.resources.listeners.get(index));
         let Some(listener) = next else { return false };
-        let Ok(place) = self.resources.shared.try_reserve() else {
+        let Ok(hold_permit) = self.resources.shared.try_reserve() else {
             self.accepting = Accepting::Full;
             if let Some(more) =
                 self.resources.shared.admission.accept_troubles.too_many_held.allow(now)
@@ -81,9 +81,10 @@ impl Worker<'_> {
             }
             return true;
         };
-        let Some(slot) = self.resources.shared.admission.clients.take() else {
+        let Some(permit) = self.resources.shared.admission.clients.take() else {
             self.accepting = Accepting::Full;
-            if let Some(more) = self.resources.shared.admission.accept_troubles.no_place.allow(now)
+            if let Some(more) =
+                self.resources.shared.admission.accept_troubles.too_many_clients.allow(now)
             {
                 // All may be one client's, if the upstream's address has become one of this host.
                 self.resources.shared.upstream.ask();
@@ -101,7 +102,7 @@ impl Worker<'_> {
                 counters.accepted.add(1);
                 #[cfg(test)]
                 counters.panic_if_due();
-                self.assign_worker(Accepted { client, slot, place }, now);
+                self.assign_worker(Accepted { client, permit, hold_permit }, now);
             }
             // An event will tell of the next.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -125,10 +126,11 @@ impl Worker<'_> {
         self.connections.insert(connection);
         // Who came earlier goes first.
         let shared = &self.resources.shared;
-        let is_first = self.first_waiting().is_none() && !shared.admission.queue.is_anyone_there();
+        let is_first =
+            self.first_waiting().is_none() && !shared.admission.queue.is_anyone_waiting();
         let start = if is_first { shared.try_start_alone() } else { None };
         // Where all that wait have tried the upstream in vain, it would have, too: its time runs like theirs.
-        let is_like_tried = shared.upstream.outage().is_on()
+        let is_like_tried = shared.upstream.breaker().is_open()
             && !shared.pauses.gate.is_paused()
             && self.first_held().is_none();
         self.act(index, now, |connection, context| match start {
@@ -148,20 +150,20 @@ impl Worker<'_> {
 
     /// Keeps a client, or sends it to a worker that has fewer: UNIX listeners cannot be multiplied, so one worker accepts
     /// for all.
-    fn assign_worker(&mut self, arrival: Accepted, now: Instant) {
+    fn assign_worker(&mut self, accepted: Accepted, now: Instant) {
         let shared = Arc::clone(&self.resources.shared);
         let own = self.connections.len() as u64;
-        if arrival.client.is_unix()
+        if accepted.client.is_unix()
             && let Some((index, load)) = shared.workers.least_loaded(self.resources.index)
             && load < own
             && shared.phase() == Phase::Running
         {
-            if let Err(arrival) = shared.workers.send(index, arrival) {
-                self.admit(arrival.into(), now);
+            if let Err(accepted) = shared.workers.send(index, accepted) {
+                self.admit(accepted.into(), now);
             }
             return;
         }
-        self.admit(arrival.into(), now);
+        self.admit(accepted.into(), now);
     }
 
     /// Takes in everyone who is queued in the listeners and closes them: a client in the queue of a closed one is reset. As

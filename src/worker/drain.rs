@@ -42,7 +42,7 @@ impl Worker<'_> {
         // A connection that falls silent from now on is due later than this.
         let mut next = now.checked_add(quiet);
         let relayed =
-            self.queues.len(Deadline::NoKeepaliveYet) + self.queues.len(Deadline::Relaying);
+            self.timers.len(Deadline::NoKeepaliveYet) + self.timers.len(Deadline::Relaying);
         let mut left = relayed.div_ceil(QUIET_ONE_OF).min(TURN_QUIET_MAX);
         for key in 0..self.connections.end() {
             let connection = self.connections.get_mut(key);

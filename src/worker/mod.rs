@@ -39,7 +39,7 @@ use crate::{
 use ready::Ready;
 use table::Table;
 use table::client_token;
-use table::slot_of;
+use table::key_of;
 use table::upstream_token;
 use timers::Key;
 use timers::Timers;
@@ -92,7 +92,7 @@ struct Worker<'a> {
     resources: &'a mut WorkerResources,
     events: Events,
     connections: Table<Connection>,
-    queues: Timers,
+    timers: Timers,
     /// Connections to be driven.
     ready: Ready,
     buffers: RelayBuffers,
@@ -116,12 +116,12 @@ struct Worker<'a> {
     /// How many of the orders to reset loops it has obeyed.
     loop_resets: u64,
     /// The last question of a pause that it has answered.
-    passed: u64,
+    epoch: u64,
 }
 
 impl From<Accepted> for Connection {
-    fn from(arrival: Accepted) -> Self {
-        Self::new(arrival.client, arrival.slot, arrival.place)
+    fn from(accepted: Accepted) -> Self {
+        Self::new(accepted.client, accepted.permit, accepted.hold_permit)
     }
 }
 
@@ -139,7 +139,7 @@ impl WorkerResources {
             resources: self,
             events: Events::with_capacity(EVENTS_MAX),
             connections: Table::new(),
-            queues: Timers::new(),
+            timers: Timers::new(),
             ready: Ready::default(),
             buffers: RelayBuffers::new(shared.pipes_per_worker),
             handshake_steps: TURN_HANDSHAKE_STEPS_MAX,
@@ -158,7 +158,7 @@ impl WorkerResources {
             vanished: VanishedSweep::default(),
             resets: shared.pauses.drain.resets(),
             loop_resets: shared.pauses.drain.loop_resets(),
-            passed: 0,
+            epoch: 0,
         };
         worker.publish();
         let end = worker.run();
@@ -189,7 +189,7 @@ impl Worker<'_> {
             self.look_for_vanished(now);
             self.publish();
             let shared = &self.resources.shared;
-            shared.pauses.barrier.ack(self.resources.index, &mut self.passed);
+            shared.pauses.barrier.ack(self.resources.index, &mut self.epoch);
             if shared.take_wanted() | self.dialer.take_end_of_outage() {
                 shared.workers.wake_all();
             }
@@ -222,8 +222,8 @@ impl Worker<'_> {
             Accepting::Ready | Accepting::Full => None,
         };
         let deadlines = (0..self.deadlines.len()).filter_map(|index| {
-            let (queue, length) = self.deadline(index)?;
-            self.queues.first(queue)?.1.checked_add(length)
+            let (deadline, length) = self.deadline(index)?;
+            self.timers.first(deadline)?.1.checked_add(length)
         });
         let next = deadlines
             .chain(accept_again)
@@ -253,7 +253,7 @@ impl Worker<'_> {
     /// Returns the time in which each connection that stalls is looked at once: the kernel has no event for it, so a crowd
     /// is looked at more rarely.
     fn stalled_pace(&self) -> Duration {
-        u32::try_from(self.queues.len(Deadline::Stalled))
+        u32::try_from(self.timers.len(Deadline::Stalled))
             .map_or(Duration::MAX, |n| STALLED_PACE * n)
     }
 
@@ -273,17 +273,17 @@ impl Worker<'_> {
                     }
                 }
                 token => {
-                    let slot = slot_of(token);
+                    let key = key_of(token);
                     // A client's event comes behind the close of its connection only if it was on its way already.
-                    let Some(connection) = self.connections.get_mut(slot) else {
+                    let Some(connection) = self.connections.get_mut(key) else {
                         continue;
                     };
-                    if token == client_token(slot) {
+                    if token == client_token(key) {
                         connection.mark_client(event);
                     } else {
                         connection.mark_upstream(event);
                     }
-                    self.ready.push(slot);
+                    self.ready.push(key);
                 }
             }
         }
@@ -333,8 +333,8 @@ impl Worker<'_> {
 
     /// Takes in the clients that another worker has accepted.
     fn collect(&mut self, now: Instant) {
-        while let Ok(arrival) = self.resources.mailbox.try_recv() {
-            self.admit(arrival.into(), now);
+        while let Ok(accepted) = self.resources.mailbox.try_recv() {
+            self.admit(accepted.into(), now);
         }
     }
 
@@ -342,35 +342,35 @@ impl Worker<'_> {
     fn drive(&mut self, now: Instant) {
         self.handshake_steps = TURN_HANDSHAKE_STEPS_MAX;
         for _connection in 0..self.ready.len() {
-            let Some(slot) = self.ready.pop() else { return };
-            self.act(slot, now, Connection::drive);
+            let Some(key) = self.ready.pop() else { return };
+            self.act(key, now, Connection::drive);
         }
     }
 
     /// Whether a TLS handshake can begin with a client to reject.
     fn can_start_handshake(&self) -> bool {
-        self.queues.len(Deadline::AwaitingHandshake) > 0
+        self.timers.len(Deadline::AwaitingHandshake) > 0
             && self.resources.shared.reject_policy.handshakes().is_any_free_or_wish()
     }
 
     /// Begins TLS handshakes with clients to reject, oldest first, with what those under way have left of the turn.
     fn start_handshakes(&mut self, now: Instant) {
         while self.handshake_steps > 0
-            && let Some((slot, _since)) = self.queues.first(Deadline::AwaitingHandshake)
+            && let Some((key, _since)) = self.timers.first(Deadline::AwaitingHandshake)
             && let Some(permit) = self.resources.shared.reject_policy.handshakes().take()
         {
-            self.act(slot, now, |connection, context| connection.begin_handshake(permit, context));
+            self.act(key, now, |connection, context| connection.begin_handshake(permit, context));
         }
     }
 
     fn expire(&mut self, now: Instant) {
         for index in 0..self.deadlines.len() {
-            let Some((queue, length)) = self.deadline(index) else { continue };
+            let Some((deadline, length)) = self.deadline(index) else { continue };
             // One that stays in its queue gets a new deadline; none is looked at twice. What is left has its turn behind events.
-            for _connection in 0..self.queues.len(queue).min(TURN_EXPIRES_MAX) {
-                match self.queues.first(queue) {
-                    Some((slot, since)) if now.duration_since(since) >= length => {
-                        self.act(slot, now, Connection::expire);
+            for _connection in 0..self.timers.len(deadline).min(TURN_EXPIRES_MAX) {
+                match self.timers.first(deadline) {
+                    Some((key, since)) if now.duration_since(since) >= length => {
+                        self.act(key, now, Connection::expire);
                     }
                     _ => break,
                 }
@@ -381,17 +381,17 @@ impl Worker<'_> {
     /// Lends a connection what it needs to `act`, and does what comes of it.
     fn act(
         &mut self,
-        slot: Key,
+        key: Key,
         now: Instant,
         act: impl FnOnce(&mut Connection, &mut Context<'_>) -> Verdict,
     ) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Some(connection) = self.connections.get_mut(key) else { return };
         let shared = &self.resources.shared;
         let mut context = Context {
             registration: Registration {
                 registry: self.resources.poll.registry(),
-                client: client_token(slot),
-                upstream: upstream_token(slot),
+                client: client_token(key),
+                upstream: upstream_token(key),
             },
             buffers: &mut self.buffers,
             upstream: &shared.upstream,
@@ -407,32 +407,33 @@ impl Worker<'_> {
         loop {
             match verdict {
                 Verdict::Stay => return,
-                Verdict::Again => return self.ready.push(slot),
-                Verdict::Wait(queue) => return self.queues.enqueue(queue, slot, now),
-                Verdict::Enter(queue) => {
-                    self.queues.enqueue(queue, slot, now);
+                Verdict::Again => return self.ready.push(key),
+                Verdict::Wait(deadline) => return self.timers.enqueue(deadline, key, now),
+                Verdict::Enter(deadline) => {
+                    self.timers.enqueue(deadline, key, now);
                     verdict = connection.drive(&mut context);
                 }
-                Verdict::WaitSince(queue, since) => {
-                    return self.queues.enqueue(queue, slot, since);
+                Verdict::WaitSince(deadline, since) => {
+                    return self.timers.enqueue(deadline, key, since);
                 }
-                Verdict::Hold(came) => match shared.hold_decision(connection.take_hold_permit()) {
+                Verdict::Hold(arrived) => match shared.hold_decision(connection.take_hold_permit())
+                {
                     HoldDecision::Hold(permit) => {
                         connection.hold(permit);
-                        return self.queues.enqueue(Deadline::Held, slot, came);
+                        return self.timers.enqueue(Deadline::Held, key, arrived);
                     }
                     HoldDecision::Reject => verdict = connection.reject(&mut context),
                     HoldDecision::Close => verdict = connection.close_gracefully(&mut context),
                 },
-                Verdict::Close(reason) => return self.close(slot, &reason, now),
+                Verdict::Close(reason) => return self.close(key, &reason, now),
             }
         }
     }
 
-    fn close(&mut self, slot: Key, reason: &Reason, now: Instant) {
-        self.queues.remove(slot);
-        let Some(connection) = self.connections.remove(slot) else { return };
-        self.queues.forget_from(self.connections.end());
+    fn close(&mut self, key: Key, reason: &Reason, now: Instant) {
+        self.timers.remove(key);
+        let Some(connection) = self.connections.remove(key) else { return };
+        self.timers.forget_from(self.connections.end());
         let counters = self.resources.shared.workers.counters(self.resources.index);
         match reason {
             Reason::Unreachable(error) => {
@@ -452,9 +453,9 @@ impl Worker<'_> {
     /// Closes what is left when the proxy stops, or whatever has a pass.
     fn close_all(&mut self, reason: &Reason, now: Instant) {
         let stops = matches!(reason, Reason::Stopped);
-        for slot in 0..self.connections.end() {
-            if stops || self.connections.get_mut(slot).is_some_and(|it| it.is_served()) {
-                self.close(slot, reason, now);
+        for key in 0..self.connections.end() {
+            if stops || self.connections.get_mut(key).is_some_and(|it| it.is_served()) {
+                self.close(key, reason, now);
             }
         }
         if stops {
@@ -468,10 +469,10 @@ impl Worker<'_> {
     /// leave by themselves, and the next of them takes each place that comes free.
     fn close_loops(&mut self, now: Instant) {
         let addresses = Arc::clone(self.resources.shared.upstream.read(&mut self.cached));
-        for slot in 0..self.connections.end() {
-            if self.connections.get_mut(slot).is_some_and(|it| it.is_loop(addresses.own())) {
+        for key in 0..self.connections.end() {
+            if self.connections.get_mut(key).is_some_and(|it| it.is_loop(addresses.own())) {
                 let error = io::Error::other(addresses.lack());
-                self.close(slot, &Reason::Unreachable(error), now);
+                self.close(key, &Reason::Unreachable(error), now);
             }
         }
     }
@@ -480,8 +481,8 @@ impl Worker<'_> {
     fn publish(&self) {
         let shared = &self.resources.shared;
         let counters = shared.workers.counters(self.resources.index);
-        self.queues.publish(counters);
-        counters.oldest.set(self.queues.oldest().map_or(0, |at| shared.millis(at) + 1));
+        self.timers.publish(counters);
+        counters.oldest.set(self.timers.oldest().map_or(0, |at| shared.millis(at) + 1));
         let head = self.first_waiting().map(|(_key, arrived)| arrived);
         let queue = &shared.admission.queue;
         if let Some(next) = queue.publish_head(self.resources.index, head) {

@@ -12,17 +12,17 @@ const TURN_RELEASES_MAX: usize = 64;
 impl Worker<'_> {
     /// Returns the client that has waited longest, and when it came.
     pub(super) fn first_waiting(&self) -> Option<(Key, Instant)> {
-        let awaiting = self.queues.first(Deadline::AwaitingUpstream).map(|(key, since)| {
+        let awaiting = self.timers.first(Deadline::AwaitingUpstream).map(|(key, since)| {
             let connection = self.connections.get(key);
             (key, connection.and_then(Connection::arrived).unwrap_or(since))
         });
-        let firsts = [awaiting, self.first_held()];
-        firsts.into_iter().flatten().min_by_key(|&(_key, arrived)| arrived)
+        let heads = [awaiting, self.first_held()];
+        heads.into_iter().flatten().min_by_key(|&(_key, arrived)| arrived)
     }
 
     /// Returns the first client that is held, or after a resume, is to be rejected and was not touched yet.
     pub(super) fn first_held(&self) -> Option<(Key, Instant)> {
-        let first = |queue| self.queues.first(queue);
+        let first = |deadline| self.timers.first(deadline);
         let untouched = || first(Deadline::AwaitingHandshake).or_else(|| first(Deadline::Sniffing));
         let is_open = !self.resources.shared.pauses.gate.is_paused();
         first(Deadline::Held).or_else(|| if is_open { untouched() } else { None })
@@ -43,7 +43,7 @@ impl Worker<'_> {
 
     /// Returns the first client that waits for the upstream although a pause has come: all are held.
     fn first_to_hold(&self) -> Option<Key> {
-        let (key, _since) = self.queues.first(Deadline::AwaitingUpstream)?;
+        let (key, _since) = self.timers.first(Deadline::AwaitingUpstream)?;
         self.resources.shared.pauses.gate.is_paused().then_some(key)
     }
 
@@ -51,7 +51,7 @@ impl Worker<'_> {
     /// this host is short of something, only the clients that have tried lose it.
     fn first_to_await_upstream(&self) -> Option<(Key, Instant)> {
         let shared = &self.resources.shared;
-        let is_away = shared.upstream.outage().is_away() && !shared.pauses.gate.is_paused();
+        let is_away = shared.upstream.breaker().is_away() && !shared.pauses.gate.is_paused();
         self.first_held().filter(|_first| is_away)
     }
 

@@ -102,7 +102,7 @@ pub(crate) fn upstream_token(key: Key) -> Token {
 }
 
 /// Returns the key that `token` belongs to.
-pub(crate) fn slot_of(token: Token) -> Key {
+pub(crate) fn key_of(token: Token) -> Key {
     Key::try_from(token.0 / 2).unwrap_or(Key::MAX)
 }
 

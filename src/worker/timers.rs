@@ -27,7 +27,7 @@ pub(crate) struct Timers {
 
 #[derive(Debug, Clone, Copy)]
 struct Link {
-    queue: Deadline,
+    deadline: Deadline,
     since: Instant,
     before: Key,
     behind: Key,
@@ -46,43 +46,43 @@ impl Timers {
         Self { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; KINDS] }
     }
 
-    /// Moves `slot` to the list of `queue`, sorted by `since`. New entries go to the tail; a returning client gets its
+    /// Moves `key` to the list of `deadline`, sorted by `since`. New entries go to the tail; a returning client gets its
     /// old position.
-    pub(crate) fn enqueue(&mut self, queue: Deadline, slot: Key, since: Instant) {
-        self.remove(slot);
-        if self.links.len() <= slot as usize {
-            self.links.resize(slot as usize + 1, None);
+    pub(crate) fn enqueue(&mut self, deadline: Deadline, key: Key, since: Instant) {
+        self.remove(key);
+        if self.links.len() <= key as usize {
+            self.links.resize(key as usize + 1, None);
         }
-        let (mut before, mut behind) = (self.ends(queue).last, NONE);
+        let (mut before, mut behind) = (self.ends(deadline).last, NONE);
         while let Some(link) = self.link_mut(before).filter(|link| link.since > since) {
             (before, behind) = (link.before, before);
         }
         match self.link_mut(before) {
-            Some(link) => link.behind = slot,
-            None => self.ends_mut(queue).first = slot,
+            Some(link) => link.behind = key,
+            None => self.ends_mut(deadline).first = key,
         }
         match self.link_mut(behind) {
-            Some(link) => link.before = slot,
-            None => self.ends_mut(queue).last = slot,
+            Some(link) => link.before = key,
+            None => self.ends_mut(deadline).last = key,
         }
-        if let Some(link) = self.links.get_mut(slot as usize) {
-            *link = Some(Link { queue, since, before, behind });
+        if let Some(link) = self.links.get_mut(key as usize) {
+            *link = Some(Link { deadline, since, before, behind });
         }
-        self.ends_mut(queue).len += 1;
+        self.ends_mut(deadline).len += 1;
     }
 
-    /// Removes `slot` from its list, if it is in one.
-    pub(crate) fn remove(&mut self, slot: Key) {
-        let Some(link) = self.links.get_mut(slot as usize).and_then(Option::take) else { return };
+    /// Removes `key` from its list, if it is in one.
+    pub(crate) fn remove(&mut self, key: Key) {
+        let Some(link) = self.links.get_mut(key as usize).and_then(Option::take) else { return };
         match self.link_mut(link.before) {
             Some(before) => before.behind = link.behind,
-            None => self.ends_mut(link.queue).first = link.behind,
+            None => self.ends_mut(link.deadline).first = link.behind,
         }
         match self.link_mut(link.behind) {
             Some(behind) => behind.before = link.before,
-            None => self.ends_mut(link.queue).last = link.before,
+            None => self.ends_mut(link.deadline).last = link.before,
         }
-        self.ends_mut(link.queue).len -= 1;
+        self.ends_mut(link.deadline).len -= 1;
     }
 
     /// Gives memory back. No key from `end` on may be in use.
@@ -97,20 +97,20 @@ impl Timers {
     }
 
     /// Returns the first entry of a list and its time.
-    pub(crate) fn first(&self, queue: Deadline) -> Option<(Key, Instant)> {
-        let slot = self.ends(queue).first;
-        let link = self.links.get(slot as usize)?.as_ref()?;
-        Some((slot, link.since))
+    pub(crate) fn first(&self, deadline: Deadline) -> Option<(Key, Instant)> {
+        let key = self.ends(deadline).first;
+        let link = self.links.get(key as usize)?.as_ref()?;
+        Some((key, link.since))
     }
 
     /// Returns the length of a list.
-    pub(crate) fn len(&self, queue: Deadline) -> usize {
-        self.ends(queue).len as usize
+    pub(crate) fn len(&self, deadline: Deadline) -> usize {
+        self.ends(deadline).len as usize
     }
 
     /// Returns the beginning of the oldest relayed connection, to within a moment.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        let since = |queue| Some(self.first(queue)?.1);
+        let since = |deadline| Some(self.first(deadline)?.1);
         // A connection enters this list one keepalive interval after its beginning.
         let relaying = since(Deadline::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
         let others = [
@@ -124,7 +124,9 @@ impl Timers {
 
     /// Copies the numbers of clients in each state to `counters`.
     pub(crate) fn publish(&self, counters: &Counters) {
-        let len = |queues: &[Deadline]| queues.iter().map(|&queue| self.len(queue) as u64).sum();
+        let len = |deadlines: &[Deadline]| {
+            deadlines.iter().map(|&deadline| self.len(deadline) as u64).sum()
+        };
         counters.held.set(len(&[Deadline::Held, Deadline::AwaitingUpstream]));
         counters.connecting.set(len(&[
             Deadline::Connecting,
@@ -147,18 +149,18 @@ impl Timers {
         ]));
     }
 
-    fn link_mut(&mut self, slot: Key) -> Option<&mut Link> {
-        self.links.get_mut(slot as usize)?.as_mut()
+    fn link_mut(&mut self, key: Key) -> Option<&mut Link> {
+        self.links.get_mut(key as usize)?.as_mut()
     }
 
     #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
-    fn ends(&self, queue: Deadline) -> &Ends {
-        &self.ends[queue as usize]
+    fn ends(&self, deadline: Deadline) -> &Ends {
+        &self.ends[deadline as usize]
     }
 
     #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
-    fn ends_mut(&mut self, queue: Deadline) -> &mut Ends {
-        &mut self.ends[queue as usize]
+    fn ends_mut(&mut self, deadline: Deadline) -> &mut Ends {
+        &mut self.ends[deadline as usize]
     }
 }
 
@@ -169,59 +171,59 @@ mod tests {
     use super::*;
     use crate::connection::Connection;
 
-    fn order(queues: &Timers, queue: Deadline) -> Vec<Key> {
-        let first = queues.first(queue).map(|(slot, _since)| slot);
-        let behind = |&slot: &Key| {
-            let behind = queues.links.get(slot as usize)?.as_ref()?.behind;
+    fn order(timers: &Timers, deadline: Deadline) -> Vec<Key> {
+        let first = timers.first(deadline).map(|(key, _since)| key);
+        let behind = |&key: &Key| {
+            let behind = timers.links.get(key as usize)?.as_ref()?.behind;
             (behind != NONE).then_some(behind)
         };
         let order: Vec<_> = std::iter::successors(first, behind).collect();
-        assert_eq!(order.len(), queues.len(queue));
+        assert_eq!(order.len(), timers.len(deadline));
         order
     }
 
     #[test]
     fn a_queue_keeps_the_order_of_arrival_whoever_leaves() {
-        let (mut queues, now) = (Timers::new(), Instant::now());
-        for slot in [5, 0, 3, 9] {
-            queues.enqueue(Deadline::Held, slot, now);
+        let (mut timers, now) = (Timers::new(), Instant::now());
+        for key in [5, 0, 3, 9] {
+            timers.enqueue(Deadline::Held, key, now);
         }
-        assert_eq!(order(&queues, Deadline::Held), [5, 0, 3, 9]);
-        queues.remove(0);
-        assert_eq!(order(&queues, Deadline::Held), [5, 3, 9]);
-        queues.remove(5);
-        queues.remove(9);
-        assert_eq!(order(&queues, Deadline::Held), [3]);
-        queues.remove(9);
-        queues.enqueue(Deadline::Held, 5, now);
-        assert_eq!(order(&queues, Deadline::Held), [3, 5]);
+        assert_eq!(order(&timers, Deadline::Held), [5, 0, 3, 9]);
+        timers.remove(0);
+        assert_eq!(order(&timers, Deadline::Held), [5, 3, 9]);
+        timers.remove(5);
+        timers.remove(9);
+        assert_eq!(order(&timers, Deadline::Held), [3]);
+        timers.remove(9);
+        timers.enqueue(Deadline::Held, 5, now);
+        assert_eq!(order(&timers, Deadline::Held), [3, 5]);
     }
 
     #[test]
     fn one_that_comes_back_stands_where_it_was() {
-        let (mut queues, now) = (Timers::new(), Instant::now());
+        let (mut timers, now) = (Timers::new(), Instant::now());
         let at = |millis| now + Duration::from_millis(millis);
-        for (slot, since) in [(1, 1), (2, 2), (4, 4)] {
-            queues.enqueue(Deadline::Held, slot, at(since));
+        for (key, since) in [(1, 1), (2, 2), (4, 4)] {
+            timers.enqueue(Deadline::Held, key, at(since));
         }
-        queues.enqueue(Deadline::Held, 3, at(2));
-        assert_eq!(order(&queues, Deadline::Held), [1, 2, 3, 4]);
-        queues.enqueue(Deadline::Held, 4, at(0));
-        assert_eq!(order(&queues, Deadline::Held), [4, 1, 2, 3]);
-        queues.remove(3);
-        queues.enqueue(Deadline::Held, 5, at(9));
-        assert_eq!(order(&queues, Deadline::Held), [4, 1, 2, 5]);
+        timers.enqueue(Deadline::Held, 3, at(2));
+        assert_eq!(order(&timers, Deadline::Held), [1, 2, 3, 4]);
+        timers.enqueue(Deadline::Held, 4, at(0));
+        assert_eq!(order(&timers, Deadline::Held), [4, 1, 2, 3]);
+        timers.remove(3);
+        timers.enqueue(Deadline::Held, 5, at(9));
+        assert_eq!(order(&timers, Deadline::Held), [4, 1, 2, 5]);
     }
 
     #[test]
     fn a_slot_stands_in_one_queue_at_a_time() {
-        let (mut queues, now) = (Timers::new(), Instant::now());
-        queues.enqueue(Deadline::Held, 1, now);
-        queues.enqueue(Deadline::Connecting, 1, now);
-        queues.enqueue(Deadline::Connecting, 2, now);
-        queues.enqueue(Deadline::Connecting, 1, now);
-        assert!(order(&queues, Deadline::Held).is_empty());
-        assert_eq!(order(&queues, Deadline::Connecting), [2, 1]);
+        let (mut timers, now) = (Timers::new(), Instant::now());
+        timers.enqueue(Deadline::Held, 1, now);
+        timers.enqueue(Deadline::Connecting, 1, now);
+        timers.enqueue(Deadline::Connecting, 2, now);
+        timers.enqueue(Deadline::Connecting, 1, now);
+        assert!(order(&timers, Deadline::Held).is_empty());
+        assert_eq!(order(&timers, Deadline::Connecting), [2, 1]);
     }
 
     /// The architecture's table of costs tells it: held, idle or busy, a connection has one place of this size.

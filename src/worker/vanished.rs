@@ -35,7 +35,7 @@ impl Worker<'_> {
     pub(super) fn look_for_vanished(&mut self, now: Instant) {
         let end = self.connections.end();
         let looks = end.div_ceil(TURN_LOOKS_MAX);
-        if self.queues.len(Deadline::Relaying) == 0 {
+        if self.timers.len(Deadline::Relaying) == 0 {
             self.vanished.next_at = None;
             return;
         }

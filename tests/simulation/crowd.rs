@@ -65,7 +65,7 @@ impl Course {
     /// A turn has ended; then the worker may go to sleep.
     pub(crate) fn look_at_crowd(&self, sleeps: bool) {
         let window = self.shared.admission.queue.under_way().max();
-        let is_away = self.shared.upstream.outage().is_on();
+        let is_away = self.shared.upstream.breaker().is_open();
         crate::with(|kernel| {
             assert!((1..=self.rules.max_connecting).contains(&window), "a window of {window}");
             let timed_out = std::mem::take(&mut kernel.crowd.timed_out);

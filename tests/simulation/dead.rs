@@ -24,7 +24,7 @@ impl Kernel {
         let Some(site) = self.links[id].dials.filter(|_| self.rules.dead > 0) else { return };
         let now = self.turn_began;
         let is_paused = course.shared.pauses.gate.is_paused() || self.was_paused;
-        let is_away = course.shared.upstream.outage().is_on() && !is_paused;
+        let is_away = course.shared.upstream.breaker().is_open() && !is_paused;
         let story = &mut self.links[client].story;
         // An attempt that goes on has given up another address just now.
         if story.left < now {

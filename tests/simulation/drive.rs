@@ -127,7 +127,7 @@ impl Schedule {
         let shared = Arc::clone(&self.resources.shared);
         drop(self);
         let taken: Vec<_> = std::iter::from_fn(|| shared.admission.clients.take()).collect();
-        assert_eq!(taken.len(), shared.admission.clients.max(), "a slot is lost");
+        assert_eq!(taken.len(), shared.admission.clients.max(), "a permit is lost");
         assert_eq!(shared.pauses.gate.passes(), 0, "a pass is lost");
         let course = COURSE.with(|it| it.borrow_mut().take()).expect("a schedule runs");
         crate::with(|kernel| judge::judge(kernel, &course))
@@ -165,7 +165,7 @@ fn pass_time(events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<(
 impl Course {
     fn begin_turn(&mut self) {
         let is_away =
-            self.shared.upstream.outage().is_away() && !self.shared.pauses.gate.is_paused();
+            self.shared.upstream.breaker().is_away() && !self.shared.pauses.gate.is_paused();
         self.rests_in_outage = false;
         crate::with(|kernel| {
             kernel.turn_began = kernel.now;
@@ -368,13 +368,15 @@ impl Course {
         if self.clients_left == 0 || self.shared.phase() != Phase::Running {
             return;
         }
-        if let (Some(slot), Ok(place)) =
+        if let (Some(permit), Ok(hold_permit)) =
             (self.shared.admission.clients.take(), self.shared.try_reserve())
         {
             self.clients_left -= 1;
             let client = crate::with(Kernel::accept_afar);
-            if let Err(arrival) = self.shared.workers.send(0, Accepted { client, slot, place }) {
-                crate::with(|kernel| kernel.link_mut(arrival.client.link()).was_cut = true);
+            if let Err(accepted) =
+                self.shared.workers.send(0, Accepted { client, permit, hold_permit })
+            {
+                crate::with(|kernel| kernel.link_mut(accepted.client.link()).was_cut = true);
             }
         }
     }
@@ -398,7 +400,7 @@ impl Course {
         self.look_at_crowd(sleeps);
         if sleeps {
             self.look_at_those_who_wait(timeout);
-            let is_away = self.shared.upstream.outage().is_away();
+            let is_away = self.shared.upstream.breaker().is_away();
             self.rests_in_outage = is_away && !self.shared.pauses.gate.is_paused();
         }
     }

@@ -143,7 +143,7 @@ impl Course {
         let shared = &self.shared;
         let counters = shared.workers.counters(0);
         let held = counters.held.get();
-        let is_away = shared.upstream.outage().is_on();
+        let is_away = shared.upstream.breaker().is_open();
         let is_paused = shared.pauses.gate.is_paused();
         crate::with(|kernel| {
             let upstreams = kernel
@@ -163,7 +163,7 @@ impl Course {
                 held > 0 && !is_away
             };
             let window = shared.admission.queue.under_way().max();
-            let is_free = kernel.under_way(false) + self.rival.places() < window;
+            let is_free = kernel.under_way(false) + self.rival.shares() < window;
             let is_its_turn = self.is_ahead_of_rival() && is_free;
             if may_go && is_its_turn {
                 // But for the rate.
@@ -215,7 +215,7 @@ impl Course {
         if self.rules.is_faulty || !kernel.backlogs.iter().any(is_forgotten) {
             return;
         }
-        let is_full = self.shared.admission.clients.max() <= kernel.slots_taken();
+        let is_full = self.shared.admission.clients.max() <= kernel.clients_counted();
         let is_held = self.shared.pauses.gate.mode() == Some(Mode::Hold)
             && self.rules.overflow == Overflow::Backlog
             && self.rules.hold_max.is_some_and(|max| held >= max as u64);
@@ -264,7 +264,7 @@ impl Kernel {
             && (link.waits() || link.partner.is_some_and(|upstream| !self.links[upstream].is_known))
     }
 
-    fn slots_taken(&self) -> usize {
+    fn clients_counted(&self) -> usize {
         let taken = |link: &&Link| link.side == Side::Client && link.is_open;
         self.links.iter().filter(taken).count()
     }
@@ -321,7 +321,7 @@ impl Kernel {
         let now = self.turn_began;
         let has_waited = self.links[client].story.came.is_some_and(|came| came < now);
         let is_simple = self.rules.is_simple();
-        let is_away = course.shared.upstream.outage().is_on();
+        let is_away = course.shared.upstream.breaker().is_open();
         // Of those who wait for the upstream, one may be dialled for if the pause ends while it is about to be held.
         let is_paused = course.shared.pauses.gate.is_paused();
         let is_sure = is_simple && (is_paused || !self.was_paused);
@@ -350,10 +350,10 @@ impl Kernel {
 
     /// One that has waited is dialled for.
     fn look_at_crowd(&mut self, id: LinkId, course: &Course) {
-        let places = self.under_way(true) + course.rival.places();
-        assert!(places <= self.rules.max_connecting, "more are under way than may be");
+        let shares = self.under_way(true) + course.rival.shares();
+        assert!(shares <= self.rules.max_connecting, "more are under way than may be");
         let window = course.shared.admission.queue.under_way().max();
-        assert!(places <= window, "more are under way than the window is wide");
+        assert!(shares <= window, "more are under way than the window is wide");
         self.crowd_goes(id);
         if let Some(rate) = self.rules.rate {
             let now = self.turn_began;

@@ -26,7 +26,7 @@ pub(crate) struct Rival {
     first_before: Option<Duration>,
     /// True if somebody else's first came before, so that it waits to be woken.
     waits: bool,
-    place: Option<Permit>,
+    share: Option<Permit>,
     /// Its right to try an upstream that is away.
     probe: Option<Permit>,
 }
@@ -49,8 +49,8 @@ impl Rival {
     }
 
     /// Returns the number of its places.
-    pub(crate) fn places(&self) -> usize {
-        usize::from(self.place.is_some())
+    pub(crate) fn shares(&self) -> usize {
+        usize::from(self.share.is_some())
     }
 }
 
@@ -76,11 +76,11 @@ impl Course {
             }
             1 if self.rival.first.is_some() => self.rival_shows(Some(now)),
             2 | 3 => self.rival_shows(None),
-            4 if self.rival.place.is_none() => {
-                self.rival.place = self.shared.admission.queue.under_way().take();
+            4 if self.rival.share.is_none() => {
+                self.rival.share = self.shared.admission.queue.under_way().take();
             }
-            5 if self.shared.upstream.outage().is_on() && self.rival.probe.is_none() => {
-                self.rival.probe = self.shared.upstream.outage().take_probe();
+            5 if self.shared.upstream.breaker().is_open() && self.rival.probe.is_none() => {
+                self.rival.probe = self.shared.upstream.breaker().take_probe();
             }
             _ => self.rival_gives_back(),
         }
@@ -104,12 +104,12 @@ impl Course {
     }
 
     fn rival_gives_back(&mut self) {
-        drop(self.rival.place.take());
+        drop(self.rival.share.take());
         if let Some(probe) = self.rival.probe.take() {
-            if self.shared.upstream.outage().is_on() {
+            if self.shared.upstream.breaker().is_open() {
                 let now = sys::elapsed();
-                let outage = self.shared.upstream.outage();
-                outage.failed(Cause::Away, true, crate::instant(now));
+                let breaker = self.shared.upstream.breaker();
+                breaker.failed(Cause::Away, true, crate::instant(now));
                 crate::with(|kernel| kernel.failed = now);
             }
             drop(probe);
@@ -117,7 +117,7 @@ impl Course {
         if self.shared.take_wanted() {
             self.shared.workers.wake_all();
         }
-        let is_left = self.shared.upstream.outage().take_wanted();
+        let is_left = self.shared.upstream.breaker().take_wanted();
         assert!(!is_left, "the end of a try is told to nobody");
     }
 

@@ -71,6 +71,6 @@ fn an_attempt_that_has_had_its_time_shows_that_the_upstream_is_away() {
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
     let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
-    assert!(bench.upstream.outage().is_on());
+    assert!(bench.upstream.breaker().is_open());
     bench.close(connection, &reason);
 }

@@ -25,19 +25,19 @@ fn a_refused_client_is_served_once_the_upstream_is_there() {
     bench.serve_refused(&mut connection);
     let (listener, address) = tcp_listener();
     bench.upstream.publish([address].into());
-    let permit = bench.upstream.outage().take_probe().unwrap();
+    let permit = bench.upstream.breaker().take_probe().unwrap();
     let ticket = ConnectTicket::Probe { _permit: permit, under_way: None };
     bench.release(&mut connection, ticket);
     bench.until_relaying(&mut connection);
-    assert!(!bench.upstream.outage().is_on() && bench.dialer.take_end_of_outage());
-    assert!(bench.upstream.outage().take_probe().is_some(), "the right is given back");
+    assert!(!bench.upstream.breaker().is_open() && bench.dialer.take_end_of_outage());
+    assert!(bench.upstream.breaker().take_probe().is_some(), "the right is given back");
     accept(&listener);
 }
 
 #[test]
 fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
     let mut bench = Bench::nowhere();
-    bench.upstream.outage().failed(Cause::Away, false, bench.now);
+    bench.upstream.breaker().failed(Cause::Away, false, bench.now);
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     let came = bench.now;
@@ -158,7 +158,7 @@ fn a_full_unix_backlog_is_tried_again_until_there_is_room() {
         );
         assert_eq!((bench.gate.passes(), bench.pace.window().max()), (0, window));
         bench.now += Duration::from_millis(10);
-        assert_eq!(bench.upstream.outage().probe_at(), Some(since + Duration::from_millis(1)));
+        assert_eq!(bench.upstream.breaker().probe_at(), Some(since + Duration::from_millis(10)));
     }
     listener.accept().unwrap();
     let verdict = bench.release(&mut connection, ConnectTicket::Alone);
