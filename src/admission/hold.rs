@@ -1,4 +1,4 @@
-//! How clients are held: how many, for how long, and what further ones get.
+//! Bounds of held clients: their number, their time, and the treatment of further ones.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::config;
 
 pub(crate) use crate::config::Overflow;
 
-/// What bounds the clients that are held.
+/// Bounds of held clients.
 #[derive(Debug)]
 pub(crate) struct HoldLimits {
     timeout: Option<Duration>,
@@ -15,23 +15,24 @@ pub(crate) struct HoldLimits {
     permits: Arc<Semaphore>,
 }
 
-/// What becomes of one that has been accepted and is to be held.
+/// Treatment of an accepted client that is to be held.
 #[derive(Debug)]
 pub(crate) enum HoldDecision {
-    /// It is held. It has a place, unless nobody could have known when it was accepted that it would be held.
+    /// Hold it, with a permit to be held. It goes without one if it had already been accepted before it had to be held,
+    /// and so cannot be left in the backlog.
     Hold(Option<Permit>),
-    /// It gets its refusal.
+    /// Answer it as a rejected client.
     Reject,
-    /// It gets the end of the stream.
+    /// End its stream without an answer.
     Close,
 }
 
-/// No more can be held.
+/// Error: no permit to be held is free.
 #[derive(Debug)]
 pub(crate) struct Full;
 
 impl HoldLimits {
-    /// As the settings say.
+    /// Returns bounds by the settings.
     pub(crate) fn new(settings: &config::HoldConfig) -> Self {
         Self {
             timeout: settings.timeout,
@@ -40,19 +41,19 @@ impl HoldLimits {
         }
     }
 
-    /// How long a client may be held.
+    /// Returns the longest time that a client may be held during a pause; none without a limit.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.timeout
     }
 
-    /// What further clients get.
+    /// Returns the treatment of further clients.
     pub(crate) fn overflow(&self) -> Overflow {
         self.overflow
     }
 
-    /// The place of one that is to be accepted, where further ones stay in the backlog: accepting first and looking then,
-    /// workers would hold more than they may. If none is free, that is on record, and [`HoldLimits::take_wanted`] tells when it
-    /// has changed.
+    /// Reserves a permit before `accept` if further clients are to stay in the backlog. Reserving afterwards would let
+    /// several workers exceed `hold.max` together. Without a free permit it registers a wish for one; see
+    /// [`HoldLimits::take_wanted`].
     pub(crate) fn try_reserve(&self) -> Result<Option<Permit>, Full> {
         match self.overflow {
             Overflow::Backlog => self.permits.take().map(Some).ok_or(Full),
@@ -60,7 +61,7 @@ impl HoldLimits {
         }
     }
 
-    /// What becomes of one that has been accepted without a place.
+    /// Decides about a client that was accepted without a permit.
     pub(crate) fn decide(&self) -> HoldDecision {
         match (self.permits.take(), self.overflow) {
             (Some(permit), _) => HoldDecision::Hold(Some(permit)),
@@ -70,7 +71,7 @@ impl HoldLimits {
         }
     }
 
-    /// Whether somebody waits for a place that is free, once.
+    /// Returns true once if a worker waits for a permit and one is free.
     pub(crate) fn take_wanted(&self) -> bool {
         self.permits.take_wanted()
     }

@@ -1,4 +1,4 @@
-//! Admission: the order of clients that wait, and bounds on how many there are, how many are held, how many under way.
+//! Admission: the order of waiting clients, and the bounds of all clients, of held ones and of those under way.
 
 pub(crate) mod hold;
 pub(crate) mod pace;
@@ -15,7 +15,7 @@ use hold::HoldLimits;
 use queue::WaitQueue;
 use semaphore::Semaphore;
 
-/// Bounds of a proxy, and the queue of clients that wait.
+/// Bounds of a proxy, and the queue of waiting clients.
 #[derive(Debug)]
 pub(crate) struct Admission {
     /// One permit for each client.
@@ -25,7 +25,7 @@ pub(crate) struct Admission {
     pub(crate) accept_troubles: AcceptTroubles,
 }
 
-/// Reasons for which clients wait in the backlog. Each has a log limit of its own, or one would hide another.
+/// Log limits for the reasons that keep clients in the backlog. Each has its own, or one would hide another.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptTroubles {
     pub(crate) too_many_held: LogLimit,
@@ -34,7 +34,7 @@ pub(crate) struct AcceptTroubles {
 }
 
 impl Admission {
-    /// Bounds clients to `clients_max`, in the queue of so many `workers`.
+    /// Returns bounds for `clients_max` clients, and an empty queue for `workers` workers.
     pub(crate) fn new(
         clients_max: usize,
         workers: usize,
@@ -49,7 +49,7 @@ impl Admission {
         }
     }
 
-    /// Returns true if a worker waits for a permit that has become free.
+    /// Returns true once if a worker waits for a permit that has become free.
     pub(crate) fn take_wanted(&self) -> bool {
         self.clients.take_wanted() | self.hold.take_wanted() | self.queue.under_way().take_wanted()
     }

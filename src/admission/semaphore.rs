@@ -1,26 +1,25 @@
-//! How many there may be of something: a count shared by the workers.
+//! A counting semaphore, shared by the workers. It never blocks: a worker without a permit is woken later.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-/// A bounded number of places: for clients, as many as the descriptors allow, for those of a crowd that are under way, and for
-/// TLS handshakes. Beyond them, clients wait.
+/// A bounded number of permits: for clients, held clients, the window of clients under way, probes, or TLS handshakes.
 #[derive(Debug)]
 pub(crate) struct Semaphore {
     taken: AtomicUsize,
     max: AtomicUsize,
-    /// Whether a worker has stopped for want of a slot and must be woken when one is free.
+    /// Set while a worker waits for a permit and must be woken when one is free.
     wanted: AtomicBool,
 }
 
-/// The place of one client; dropping it frees the place.
+/// A unit of a semaphore. Dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Semaphore>);
 
 impl Semaphore {
-    /// `max` free places.
+    /// Returns a semaphore with `max` free permits.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             taken: AtomicUsize::new(0),
@@ -29,27 +28,27 @@ impl Semaphore {
         }
     }
 
-    /// How many places there are.
+    /// Returns the number of permits, free or taken.
     pub(crate) fn max(&self) -> usize {
         self.max.load(Ordering::SeqCst)
     }
 
-    /// Changes how many places there are, if `change` says so; those that are taken stay so. Returns whether it did.
+    /// Sets the number of permits to the result of `change`, if it returns one. Taken permits stay valid. Returns true
+    /// if the number was set.
     pub(crate) fn resize(&self, change: impl Fn(usize) -> Option<usize>) -> bool {
         self.max.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).is_ok()
     }
 
-    /// Returns how many are taken.
+    /// Returns the number of taken permits.
     pub(crate) fn taken(&self) -> usize {
         self.taken.load(Ordering::SeqCst)
     }
 
-    /// Whether a place is free.
     fn is_any_free(&self) -> bool {
         self.taken() < self.max()
     }
 
-    /// Whether a place is free; otherwise it is on record that one is wanted, as by [`Semaphore::take`].
+    /// Returns true if a permit is free. Otherwise it registers a wish for one, as [`Semaphore::take`] does.
     pub(crate) fn is_any_free_or_wish(&self) -> bool {
         self.is_any_free() || {
             self.wanted.store(true, Ordering::SeqCst);
@@ -57,17 +56,19 @@ impl Semaphore {
         }
     }
 
-    /// A place, if one is free; otherwise the next [`Semaphore::take_wanted`] after one was freed says that it is wanted.
+    /// Takes a permit. If none is free, it registers a wish for one: [`Semaphore::take_wanted`] returns true once a
+    /// permit is given back.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Permit> {
         self.try_take().or_else(|| {
             self.wanted.store(true, Ordering::SeqCst);
-            // One may have been freed before the wish was on record: look again, or nobody would ever tell.
+            // A permit given back before the wish was registered wakes nobody, so this looks again.
             self.try_take()
         })
     }
 
-    /// Whether someone waits for a place that is free, once: who may have freed one asks, and wakes the workers. While all
-    /// are taken the wish stays on record, or those who wait would wake each other in a circle.
+    /// Returns true once if a worker waits for a permit and one is free. A worker that may have given permits back asks,
+    /// and then wakes the others. The wish is kept while no permit is free, so that waiting workers do not wake each
+    /// other in a loop.
     pub(crate) fn take_wanted(&self) -> bool {
         self.wanted.load(Ordering::SeqCst)
             && self.is_any_free()
@@ -92,15 +93,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_freed_slot_is_told_once_to_whoever_wanted_it() {
-        let slots = Arc::new(Semaphore::new(1));
-        let slot = slots.take().unwrap();
-        assert!(!slots.take_wanted());
-        assert!(slots.take().is_none());
-        assert!(!slots.take_wanted(), "none is free: waking would only ask again");
-        drop(slot);
-        assert!(slots.take_wanted());
-        assert!(!slots.take_wanted());
-        assert!(slots.take().is_some());
+    fn a_wish_is_reported_once_when_its_permit_is_free() {
+        let semaphore = Arc::new(Semaphore::new(1));
+        let permit = semaphore.take().unwrap();
+        assert!(!semaphore.take_wanted());
+        assert!(semaphore.take().is_none());
+        assert!(!semaphore.take_wanted(), "none is free: a woken worker would only wish again");
+        drop(permit);
+        assert!(semaphore.take_wanted());
+        assert!(!semaphore.take_wanted());
+        assert!(semaphore.take().is_some());
     }
 }

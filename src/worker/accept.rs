@@ -1,4 +1,4 @@
-//! How a worker accepts clients: as many as there are places for, and to the last one when it stops.
+//! Accepting of clients: as long as permits are free, and to the last queued one at a stop.
 
 use std::{
     io,
@@ -15,27 +15,27 @@ use crate::{
     worker_pool::Accepted,
 };
 
-/// How many clients are accepted in one turn.
+/// Clients accepted in one turn, at most.
 const TURN_ACCEPTS_MAX: usize = 64;
-/// The number of queued clients that are taken in before the listeners are closed.
+/// Queued clients accepted at a stop before the listeners are closed, at most.
 const STOP_ACCEPTS_MAX: usize = 64 * 1024;
-/// How long accepting pauses when descriptors or memory are short: no event tells when they are not.
+/// Pause of accepting while descriptors or memory are short. No event reports the end of a shortage.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The obstacle to accepting clients, if there is one.
+/// Obstacle to accepting clients, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepting {
-    /// Nothing is known to be short.
+    /// No obstacle is known.
     Ready,
-    /// No slot is free; whoever frees one wakes us.
+    /// No permit is free. The thread that frees one wakes the worker.
     Full,
-    /// The system is short of something; it is tried again at that moment.
+    /// The system is short of descriptors or memory; accepting goes on at that time.
     Paused(Instant),
 }
 
 impl Worker<'_> {
-    /// Lets clients that will be held send little, as the kernel keeps it for as long as they are. A UNIX client's bytes are
-    /// kept in a buffer of its own.
+    /// Sizes the receive buffers of clients to come: small while clients are held, as the kernel keeps their bytes all
+    /// that time. UNIX listeners need none of this: the kernel charges bytes to their sender.
     pub(super) fn size_accept_buffer(&mut self) {
         let is_small = self.resources.shared.pauses.gate.mode() == Some(Mode::Hold);
         if std::mem::replace(&mut self.resources.is_small, is_small) == is_small {
@@ -53,7 +53,7 @@ impl Worker<'_> {
         if matches!(self.accepting, Accepting::Paused(until) if until <= now) {
             self.accepting = Accepting::Ready;
         }
-        // While some are left it is paused, so that a deadline brings it back here.
+        // `admit` puts a client back only after it has paused accepting, so a deadline brings the worker back here.
         while !matches!(self.accepting, Accepting::Paused(_))
             && let Some(connection) = self.unregistered.pop_front()
         {
@@ -66,7 +66,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Accepts a client from each listener in turn. False when none waits in any.
+    /// Accepts a client from the next listener. Returns false when no listener has a queued client.
     fn accept_one(&mut self, now: Instant) -> bool {
         let next = self.queued.front().and_then(|&index| self.resources.listeners.get(index));
         let Some(listener) = next else { return false };
@@ -86,7 +86,7 @@ impl Worker<'_> {
             if let Some(more) =
                 self.resources.shared.admission.accept_troubles.too_many_clients.allow(now)
             {
-                // All may be one client's, if the upstream's address has become one of this host.
+                // An upstream address that has become tcpause's own leads back here, and its loop takes all permits.
                 self.resources.shared.upstream.ask();
                 let max = self.resources.shared.admission.clients.max();
                 log::warn!(
@@ -104,11 +104,11 @@ impl Worker<'_> {
                 counters.panic_if_due();
                 self.assign_worker(Accepted { client, permit, hold_permit }, now);
             }
-            // An event will tell of the next.
+            // An event reports the next client.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.queued.pop_front();
             }
-            // That client has gone already; the next may be there.
+            // This client has gone already; another may be queued behind it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => self.back_off(&error, now),
         }
@@ -124,10 +124,10 @@ impl Worker<'_> {
             return self.back_off(&error, now);
         }
         self.connections.insert(connection);
-        // Who came earlier goes first.
+        // Clients that came earlier go first.
         let shared = &self.resources.shared;
-        let is_first =
-            self.first_waiting().is_none() && !shared.admission.queue.is_anyone_waiting();
+        let queue = &shared.admission.queue;
+        let is_first = self.first_waiting().is_none() && !queue.is_anyone_waiting();
         let start = if is_first { shared.try_start_alone() } else { None };
         // Where all that wait have tried the upstream in vain, it would have, too: its time runs like theirs.
         let is_like_tried = shared.upstream.breaker().is_open()
@@ -140,7 +140,7 @@ impl Worker<'_> {
         });
     }
 
-    /// The system is short of something, most likely, and no event will tell when it no longer is.
+    /// Pauses accepting after `error`, most likely a shortage of the system, whose end no event reports.
     pub(super) fn back_off(&mut self, error: &io::Error, now: Instant) {
         self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
         if let Some(more) = self.resources.shared.admission.accept_troubles.shortage.allow(now) {
@@ -148,8 +148,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Keeps a client, or sends it to a worker that has fewer: UNIX listeners cannot be multiplied, so one worker accepts
-    /// for all.
+    /// Keeps a client, or sends it to a worker with fewer clients. Only UNIX clients are sent: `SO_REUSEPORT` does not
+    /// multiply their listeners, so one worker accepts for all.
     fn assign_worker(&mut self, accepted: Accepted, now: Instant) {
         let shared = Arc::clone(&self.resources.shared);
         let own = self.connections.len() as u64;
@@ -166,10 +166,10 @@ impl Worker<'_> {
         self.admit(accepted.into(), now);
     }
 
-    /// Takes in everyone who is queued in the listeners and closes them: a client in the queue of a closed one is reset. As
-    /// long as there is no slot or descriptor for the rest, they stay for them.
+    /// Accepts all queued clients and closes the listeners. Closing a listener resets the clients in its queue, so it
+    /// stays open while permits or descriptors for them are missing.
     pub(super) fn stop_listening(&mut self, now: Instant) {
-        // From here on nobody gets into the queue of a UNIX listener, so it ends.
+        // Without its file, and refusing more, a UNIX listener gets no new clients, so its queue comes to an end.
         drop(self.resources.socket_file.take());
         self.resources.listeners.iter().for_each(Listener::refuse_more);
         self.queued = (0..self.resources.listeners.len()).collect();
