@@ -1,9 +1,10 @@
-//! The pace of a crowd: how many of it are under way at a time, found as TCP finds its congestion window (RFC 5681).
+//! The pace of waiting clients: a window bounds those under way, and grows and shrinks like TCP's congestion window
+//! (RFC 5681).
 //!
-//! What is full here is the upstream's backlog. It begins with few; each that gets through lets one more go, and a loss halves
-//! their number. A SYN that finds no room is dropped, and the kernel repeats it after a second, then ever more slowly. Where an
-//! answer is known to take no time, one that is not answered is given up much sooner, and its client goes again when the
-//! window lets it.
+//! The scarce resource is room in the upstream's backlog. The window starts small, grows by one with each client that
+//! gets through, and halves with a loss. A loss is a SYN that a full backlog dropped. The kernel repeats it after a
+//! second, and then ever more slowly. Where the upstream is known to answer fast, an unanswered SYN is given up much
+//! sooner, and its client waits for the window again.
 
 use std::{
     sync::{
@@ -19,62 +20,62 @@ use crate::{
     sys::{self, Socket},
 };
 
-/// How many are under way at first: a backlog of 5, the smallest in wide use, takes 6.
+/// First size of the window. A backlog of 5, the smallest in wide use, takes 6 connections.
 const WINDOW_INITIAL: usize = 4;
-/// After how long without news the window begins anew: the upstream may be another one by then.
+/// Time without successes or losses after which the window starts anew, as the upstream may be another one by then.
 const IDLE_MAX: Duration = Duration::from_secs(1);
-/// How long a SYN may be without an answer however near the upstream is: its host may be busy.
+/// Least time that a SYN may be unanswered. Even the host of a near upstream may be busy.
 pub(crate) const SYN_TIMEOUT_MIN: Duration = Duration::from_millis(20);
-/// Where it may be so for as long as this, the kernel's own timer decides.
+/// Time from which on the kernel's retransmission timer replaces the limit for unanswered SYNs.
 const SYN_TIMEOUT_MAX: Duration = Duration::from_millis(300);
-/// How many round trips an answer may take.
+/// Round trips that an answer to a SYN may take.
 const ROUND_TRIPS_MAX: u32 = 4;
 
-/// The window, and what it is made out by. All workers share it.
+/// The window, and the observations that set its size. All workers share it.
 #[derive(Debug)]
 pub(crate) struct Pace {
     begin: Instant,
     max: usize,
-    /// The places of those under way: as many as there may be now.
+    /// One permit for each client that may be under way now.
     window: Arc<Semaphore>,
-    /// Below it the window grows with each that gets through, and from it on with each window of them (`ssthresh`).
+    /// TCP's `ssthresh`: below it the window grows with each success, and from it on once for a whole window of them.
     threshold: AtomicUsize,
-    /// How many of such a window have got through.
+    /// Successes since the window last grew.
     credit: AtomicUsize,
-    /// How many were under way at most.
+    /// Largest number of clients that were under way together.
     used: AtomicUsize,
-    /// How long a SYN may be without an answer, in nanoseconds (`RTO`).
+    /// Time that a SYN may be unanswered, in nanoseconds (TCP's `RTO`).
     syn_timeout: AtomicU64,
-    /// When the window was halved, in nanoseconds after `begin`.
+    /// Time of the last halving, in nanoseconds after `begin`.
     halved: AtomicU64,
-    /// When one has got through, or was lost.
+    /// Time of the last success or loss, in nanoseconds after `begin`.
     last_news: AtomicU64,
 }
 
-/// One of a crowd that is under way: from the dial until the upstream says something, or could have for a while.
+/// A client's share of the window: held from the dial until the upstream sends a byte, or could have for a while.
 #[derive(Debug)]
 pub(crate) struct UnderWay {
     pace: Arc<Pace>,
-    /// When the present attempt began.
+    /// Time of the last dial.
     dialled: Instant,
-    /// How long its SYN may be without an answer, unless the kernel's timer decides.
+    /// Time that its SYN may be unanswered; `None` leaves that to the kernel's retransmission timer.
     syn_timeout: Option<Duration>,
     _permit: Permit,
 }
 
-/// The state of a SYN that has no answer.
+/// State of an unanswered SYN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syn {
-    /// It may be answered yet.
+    /// Its time is not over.
     Young,
-    /// It is lost.
+    /// It was dropped.
     Lost,
-    /// It is the kernel's business.
+    /// It is left to the kernel, which repeats it.
     Left,
 }
 
 impl Pace {
-    /// Makes a pace of `max` under way at most.
+    /// Returns a pace whose window grows up to `max`.
     pub(crate) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
             begin: sys::now(),
@@ -89,12 +90,12 @@ impl Pace {
         })
     }
 
-    /// Returns the places of those under way.
+    /// Returns the window: its permits are the shares of clients under way.
     pub(crate) fn window(&self) -> &Arc<Semaphore> {
         &self.window
     }
 
-    /// Takes a place for one that is dialled for at `now`, if there is one.
+    /// Takes a share of the window for a dial at `now`, if one is free.
     pub(crate) fn take(self: &Arc<Self>, now: Instant) -> Option<Box<UnderWay>> {
         let last_news = self.begin + Duration::from_nanos(self.last_news.load(Ordering::Relaxed));
         if now.saturating_duration_since(last_news) > IDLE_MAX && self.window.taken() == 0 {
@@ -104,7 +105,7 @@ impl Pace {
         }
         let permit = self.window.take()?;
         self.used.fetch_max(self.window.taken(), Ordering::Relaxed);
-        // It would be the largest part of every connection.
+        // Boxed, as it would be the largest part of a connection, and most never have one.
         Some(Box::new(UnderWay {
             pace: Arc::clone(self),
             dialled: now,
@@ -113,7 +114,8 @@ impl Pace {
         }))
     }
 
-    /// Lets one more go, as one has got through. A window of which half was never in use has not been tried (RFC 7661).
+    /// Grows the window after a success. It grows up to twice its largest use, as a window that was never used tells
+    /// nothing about the backlog (RFC 7661).
     fn grow(&self, now: Instant) {
         self.last_news.store(self.nanos(now), Ordering::Relaxed);
         let max = self.max.min(2 * self.used.load(Ordering::Relaxed));
@@ -128,8 +130,8 @@ impl Pace {
         }
     }
 
-    /// Halves the window, as one that was dialled for at `dialled` was lost. Others that were dialled for before the window
-    /// was last halved have met with the same loss.
+    /// Halves the window after the loss of a SYN sent at `dialled`. A SYN sent before the last halving changes nothing,
+    /// as it met with the same full backlog.
     fn shrink(&self, dialled: Instant, now: Instant) {
         let (dialled, now) = (self.nanos(dialled), self.nanos(now));
         self.last_news.store(now, Ordering::Relaxed);
@@ -143,18 +145,18 @@ impl Pace {
             Some(half)
         });
         self.credit.store(0, Ordering::Relaxed);
-        // Perhaps the way has become longer.
+        // The round trip may have become longer, so the next SYNs get twice the time.
         let longer = |timeout: u64| Some(timeout.saturating_mul(2));
         self.syn_timeout.fetch_update(Ordering::Relaxed, Ordering::Relaxed, longer).ok();
     }
 
-    /// Learns how long an answer takes.
+    /// Sets the limit for unanswered SYNs by a measured round trip.
     fn learn(&self, round_trip: Duration) {
         let timeout = (round_trip * ROUND_TRIPS_MAX).max(SYN_TIMEOUT_MIN);
         self.syn_timeout.store(nanos(timeout), Ordering::Relaxed);
     }
 
-    /// Returns how long a SYN may be without an answer, unless the kernel's timer decides.
+    /// Returns the time that a SYN may be unanswered, or `None` to leave that to the kernel's retransmission timer.
     fn syn_timeout(&self) -> Option<Duration> {
         let timeout = Duration::from_nanos(self.syn_timeout.load(Ordering::Relaxed));
         (timeout < SYN_TIMEOUT_MAX).then_some(timeout)
@@ -166,13 +168,13 @@ impl Pace {
 }
 
 impl UnderWay {
-    /// Begins an attempt at an address. Returns whether its SYN may be lost before the kernel repeats it.
+    /// Notes the dial of an address. Returns true if its SYN may count as lost before the kernel repeats it.
     pub(crate) fn dialled(&mut self, now: Instant) -> bool {
         (self.dialled, self.syn_timeout) = (now, self.pace.syn_timeout());
         self.syn_timeout.is_some()
     }
 
-    /// Looks after a SYN that has no answer, as far as events have told.
+    /// Returns the state of a SYN for whose answer no event has come. One that the kernel has repeated is a loss.
     pub(crate) fn unanswered(&self, socket: &Socket, now: Instant) -> Syn {
         let Some(timeout) = self.syn_timeout else {
             if socket.tcp_info().is_some_and(|info| info.has_repeated) {
@@ -181,12 +183,12 @@ impl UnderWay {
             return Syn::Left;
         };
         let is_over = now.saturating_duration_since(self.dialled) >= timeout;
-        // The event of an answer may be on its way.
+        // The answer may have come without its event, so the kernel is asked.
         let is_lost = is_over && socket.tcp_info().is_some_and(|info| info.is_dialled);
         if is_lost { Syn::Lost } else { Syn::Young }
     }
 
-    /// Learns how near the upstream is from the answer to its SYN; or that it has found room only when that was repeated.
+    /// Measures the round trip by the answer to the SYN. An answer to a repeated SYN is a loss instead.
     pub(crate) fn answered(&self, socket: &Socket, now: Instant) {
         match socket.tcp_info() {
             Some(info) if info.has_repeated => self.lost(now),
@@ -195,19 +197,19 @@ impl UnderWay {
         }
     }
 
-    /// Learns that it has found no room.
+    /// Reports a loss: the SYN found no room in the backlog.
     pub(crate) fn lost(&self, now: Instant) {
         self.pace.shrink(self.dialled, now);
     }
 
-    /// Learns that the upstream has said something: the way is over.
+    /// Reports a success: the upstream has sent a byte.
     pub(crate) fn heard(&self, now: Instant) {
         self.pace.grow(now);
     }
 
-    /// Looks after one whose upstream could have said something for a while. Returns whether the way is over: not if nothing
-    /// that was sent is acknowledged. A backlog that becomes full drops the last step of a handshake too, and whatever comes
-    /// behind it, until that is repeated.
+    /// Reports an upstream that has sent nothing for a while. Returns true if the connection is no longer under way. It
+    /// still is while nothing sent to the upstream is acknowledged: a full backlog drops the last ACK of the handshake
+    /// and all data after it, until they are repeated.
     pub(crate) fn unheard(&self, socket: &Socket, now: Instant) -> bool {
         match socket.tcp_info() {
             Some(info) if info.has_repeated => self.lost(now),
@@ -229,12 +231,12 @@ mod tests {
         pace.begin + Duration::from_millis(millis)
     }
 
-    /// As many as may be under way.
+    /// Takes all free shares of the window.
     fn fill(pace: &Arc<Pace>, now: Instant) -> Vec<UnderWay> {
         std::iter::from_fn(|| pace.take(now)).map(|one| *one).collect()
     }
 
-    /// As many as may be under way get through, each for another. Returns how many.
+    /// Lets a whole window of clients succeed. Returns their number.
     fn pass(pace: &Arc<Pace>, now: Instant) -> usize {
         let under_way = fill(pace, now);
         let count = under_way.len();
@@ -270,7 +272,7 @@ mod tests {
         for window in [4, 5, 6] {
             assert_eq!(pass(&pace, after(&pace, 31)), window);
         }
-        // The last one may always go.
+        // The window never falls below 1.
         for (round, window) in (1..).zip([3, 1, 1, 1]) {
             for one in fill(&pace, after(&pace, 100 * round)) {
                 one.lost(after(&pace, 100 * round + 20));
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_nobody_needs_does_not_grow() {
+    fn a_window_that_is_not_used_does_not_grow() {
         let pace = Pace::new(MAX);
         let now = after(&pace, 5);
         for _one in 0..100 {
@@ -302,13 +304,13 @@ mod tests {
         drop(one);
         assert_eq!(fill(&pace, after(&pace, 2007)).len(), 16);
         assert_eq!(fill(&pace, after(&pace, 2008)).len(), 4);
-        // It is not known any more where it was lost.
+        // The threshold of the last loss is forgotten, too.
         for window in [4, 8, 16, 32] {
             assert_eq!(pass(&pace, after(&pace, 2008)), window);
         }
     }
 
-    /// A listener whose backlog is full, who is in it, and one who finds no room.
+    /// Returns a listener with a full backlog, the connection in it, and a dial that finds no room.
     fn full() -> (Listener, Socket, Socket) {
         let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
         listener.cut_backlog();

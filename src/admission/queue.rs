@@ -1,7 +1,7 @@
-//! The line: who of those that wait is the next, over all workers, and how fast they go.
+//! The queue of waiting clients over all workers, and the rate at which they start.
 //!
-//! Every worker has its own queue, and shows here when the first of it came. Whoever came before all others may go, so that
-//! who is served first does not depend on which worker has accepted whom.
+//! Every worker keeps its own waiting clients, and publishes here the arrival of its head, the client that came first.
+//! Only the earliest of all heads may start, so the order does not depend on the workers that accepted the clients.
 
 use std::{
     num::NonZeroU32,
@@ -21,36 +21,37 @@ use crate::{
     sys,
 };
 
-/// Shown where nobody waits.
+/// Published by a worker without waiting clients.
 const NONE: u64 = u64::MAX;
 
-/// How far a worker that wakes late may catch up with the rate.
+/// Lateness that a worker may make up for by starting clients faster than the rate.
 const LATENESS_MAX: Duration = Duration::from_millis(20);
 
-/// The first of each worker's queue, and what bounds those who go.
+/// Heads of the workers' queues, and the bounds of clients that start.
 #[derive(Debug)]
 pub(crate) struct WaitQueue {
     begin: Instant,
-    /// When the first of each worker came, in nanoseconds after `begin`.
+    /// Arrival of each worker's head, in nanoseconds after `begin`.
     heads: Box<[AtomicU64]>,
     pace: Arc<Pace>,
     rate: Option<Rate>,
-    /// How many may go in spite of the pause.
+    /// Number of clients that may still bypass the pause.
     bypasses_left: AtomicU64,
-    /// When the last of those came.
+    /// Latest arrival of a client that may bypass the pause, in nanoseconds after `begin`.
     bypass_until: AtomicU64,
 }
 
-/// How many may go in a second.
+/// Limit of starts by time (`resume.rate`).
 #[derive(Debug)]
 struct Rate {
+    /// Time between two starts.
     interval: Duration,
-    /// When the next may go, in nanoseconds after the line's begin.
+    /// Time of the next start, in nanoseconds after the queue's `begin`.
     next: AtomicU64,
 }
 
 impl WaitQueue {
-    /// The line of so many workers.
+    /// Returns an empty queue for `workers` workers.
     pub(crate) fn new(workers: usize, settings: &ResumeConfig) -> Self {
         let rate = |per_second: NonZeroU32| Rate {
             interval: Duration::from_secs(1) / per_second.get(),
@@ -66,67 +67,68 @@ impl WaitQueue {
         }
     }
 
-    /// Shows when the first of a worker's queue came. Returns the worker whose turn it is now, if that is another.
+    /// Publishes the arrival of a worker's head. Returns the worker that now has the earliest head, if that is another
+    /// one: it must be woken.
     pub(crate) fn publish_head(&self, worker: usize, head: Option<Instant>) -> Option<usize> {
         let head = head.map_or(NONE, |at| self.nanos(at));
         let own = self.heads.get(worker)?;
-        // The only writer: nothing is lost between the look and the swap.
+        // Only this worker writes the entry, so it cannot change between load and swap.
         if own.load(Ordering::Relaxed) == head {
             return None;
         }
-        // Both this worker and the one that waits for it show first and look then, so one of them sees the other.
+        // Each worker publishes first and looks at the others then. So of two that do both at once, one sees the other.
         own.swap(head, Ordering::SeqCst);
         let heads = self.heads.iter().map(|head| head.load(Ordering::SeqCst)).enumerate();
         let (next, at) = heads.min_by_key(|&(_worker, at)| at)?;
         (next != worker && at != NONE).then_some(next)
     }
 
-    /// Whether nobody else's first came before `at`.
+    /// Returns true if no other worker's head came before `at`.
     pub(crate) fn is_head(&self, worker: usize, at: Instant) -> bool {
         let at = self.nanos(at);
         let mut others = self.heads.iter().enumerate().filter(|&(other, _)| other != worker);
         others.all(|(_other, head)| at <= head.load(Ordering::SeqCst))
     }
 
-    /// Whether a worker has shown that somebody waits.
+    /// Returns true if any worker has published a waiting client.
     pub(crate) fn is_anyone_waiting(&self) -> bool {
         self.heads.iter().any(|head| head.load(Ordering::Relaxed) != NONE)
     }
 
-    /// The places of those under way.
+    /// Returns the window of clients under way.
     pub(crate) fn under_way(&self) -> &Arc<Semaphore> {
         self.pace.window()
     }
 
-    /// How fast those who wait go, but for the rate.
+    /// Returns the pace of waiting clients, which the rate bounds further.
     pub(crate) fn pace(&self) -> &Arc<Pace> {
         &self.pace
     }
 
-    /// When the rate lets the next one go; none if it does not matter.
+    /// Returns the time from which the rate allows the next start; none without a rate.
     pub(crate) fn next_at(&self) -> Option<Instant> {
         let next = self.rate.as_ref()?.next.load(Ordering::Relaxed);
         Some(self.begin + Duration::from_nanos(next))
     }
 
-    /// A place for the next one, if there is one and the rate lets it go.
+    /// Takes a share of the window for the next client, if one is free and the rate allows a start.
     pub(crate) fn try_acquire(&self, now: Instant) -> Option<Box<UnderWay>> {
         let share = self.pace.take(now)?;
         let is_due = self.rate.as_ref().is_none_or(|rate| rate.take(self.nanos(now)));
         is_due.then_some(share)
     }
 
-    /// Lets `count` more of those who have come until now go in spite of the pause.
+    /// Lets `count` more of the clients that have come until `now` bypass the pause.
     pub(crate) fn bypass(&self, count: u64, now: Instant) {
         if !self.is_bypass_pending() {
-            // Whoever has not used what was given before has gone.
+            // The clients that earlier bypasses were meant for have gone.
             self.end_bypass();
         }
         self.bypass_until.store(self.nanos(now), Ordering::SeqCst);
         self.bypasses_left.fetch_add(count, Ordering::SeqCst);
     }
 
-    /// Whether somebody is still to go in spite of the pause.
+    /// Returns true while a client that may bypass the pause still waits.
     pub(crate) fn is_bypass_pending(&self) -> bool {
         let until = self.bypass_until.load(Ordering::SeqCst);
         let mut heads = self.heads.iter();
@@ -134,23 +136,18 @@ impl WaitQueue {
             && heads.any(|head| head.load(Ordering::SeqCst) <= until)
     }
 
-    /// Returns true if some may still go in spite of the pause, and nobody is left to do so.
-    pub(crate) fn bypasses_in_vain(&self) -> bool {
-        self.let_through.load(Ordering::SeqCst) > 0 && !self.is_letting_through()
-    }
-
-    /// Lets nobody through any more.
+    /// Withdraws all unused bypasses.
     pub(crate) fn end_bypass(&self) {
         self.bypasses_left.store(0, Ordering::SeqCst);
     }
 
-    /// Whether one that came at `at` may go in spite of the pause.
+    /// Returns true if a client that came at `at` may bypass the pause.
     pub(crate) fn lets_bypass(&self, at: Instant) -> bool {
         self.bypasses_left.load(Ordering::SeqCst) > 0
             && self.nanos(at) <= self.bypass_until.load(Ordering::SeqCst)
     }
 
-    /// Counts one that goes in spite of the pause, if it may.
+    /// Uses up a bypass for a client that came at `at`. Returns false if it may not bypass the pause.
     pub(crate) fn take_bypass(&self, at: Instant) -> bool {
         let less = |count: u64| count.checked_sub(1);
         self.lets_bypass(at)
@@ -163,7 +160,7 @@ impl WaitQueue {
 }
 
 impl Rate {
-    /// Counts one that goes at `now`, if it may.
+    /// Uses up a start at `now`. Returns false if the rate does not allow one yet.
     fn take(&self, now: u64) -> bool {
         let earliest = now.saturating_sub(nanos(LATENESS_MAX));
         let advance = |next: u64| {
@@ -190,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_came_first_goes_and_the_next_worker_is_named() {
+    fn the_earliest_head_starts_and_the_next_worker_is_named() {
         let (queue, begin) = queue(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
         assert!(!queue.is_anyone_waiting());
@@ -220,13 +217,13 @@ mod tests {
         let go = |millis| queue.try_acquire(at(millis)).is_some();
         assert!(go(0) && !go(0) && !go(9) && go(10));
         assert_eq!(queue.next_at(), Some(at(20)));
-        // Late by much: what is caught up with is bounded.
+        // Even a worker that is late by far starts only a few at once.
         let caught_up = (0..100).filter(|_| go(1000)).count();
         assert_eq!(caught_up, 3);
     }
 
     #[test]
-    fn those_let_through_have_come_before() {
+    fn only_clients_that_came_before_the_order_bypass() {
         let (queue, begin) = queue(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
         assert!(!queue.take_bypass(early));
@@ -239,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_those_who_have_gone_leave_over_is_for_nobody() {
+    fn bypasses_of_clients_that_have_gone_expire() {
         let (queue, begin) = queue(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
         queue.publish_head(0, Some(early));
