@@ -1,8 +1,11 @@
-//! A worker: one thread, one poll, its own listeners, connections and pipes.
+//! A worker: one thread with its own poll, listeners, connections and pipes.
 //!
-//! A *turn* is `wait → mark → obey → accept → release → drive → welcome → close_quiet → expire → look_for_vanished`. Marking only
-//! remembers what events tell and queues the connection; nothing is read, written or closed by it, so no slot can be reused
-//! while events of the same batch still name it. All work is bounded a turn, and what is left over goes to the back of the queue.
+//! A *turn* is one round of its loop: `wait → mark → apply_orders → size_accept_buffer → accept → release → drive →
+//! start_handshakes → close_quiet → expire → look_for_vanished → publish`, and then the acknowledgement of a pause.
+//!
+//! Marking only remembers what events report and queues the connection. Nothing is read, written or closed by it, so no
+//! key is reused while events of the same batch still name it. The work of a turn is bounded, and the rest of it waits
+//! for the next turn.
 
 mod accept;
 mod drain;
@@ -45,45 +48,43 @@ use timers::Key;
 use timers::Timers;
 use vanished::VanishedSweep;
 
-/// The token of the waker. Those of the listeners are next to it, downwards.
+/// Token of the waker. The tokens of the listeners are below it, in descending order.
 pub(crate) const WAKER: Token = Token(usize::MAX);
 
-/// How many events are taken in one turn.
+/// Events taken in one turn, at most.
 const EVENTS_MAX: usize = 1024;
-/// How many steps of TLS handshakes are taken in one turn: one may cost a signature, a millisecond with RSA, and those who
-/// are carried shall not feel it.
+/// Steps of TLS handshakes in one turn, at most. A step may cost a signature, a millisecond with RSA, and must not delay
+/// relayed connections.
 const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
 
-/// How many connections of one queue expire in one turn.
+/// Connections with one kind of deadline that expire in one turn, at most.
 const TURN_EXPIRES_MAX: usize = 64;
-/// Time for each of the connections that stall: five hundred are looked at once a second each.
+/// Time between the checks of any two stalled connections: of five hundred, each is checked once a second.
 const STALLED_PACE: Duration = Duration::from_millis(2);
 
-/// What outlives a worker that panics: its supervisor keeps it and starts the next worker with it.
+/// Resources that outlive a worker's panic: its supervisor keeps them, and starts the next worker with them.
 #[derive(Debug)]
 pub(crate) struct WorkerResources {
-    /// Which of the workers it is.
+    /// Index of the worker in the pool.
     pub(crate) index: usize,
-    /// Where events come from.
     pub(crate) poll: Poll,
-    /// The sockets that clients come by, one for each address; none of a worker that gets them from another, or after a stop.
+    /// Listeners, one for each address. There is none if another worker accepts for this one, and none after a stop.
     pub(crate) listeners: Vec<Listener>,
-    /// The file of a UNIX listener.
+    /// File of a UNIX listener.
     pub(crate) socket_file: Option<SocketFile>,
-    /// Whether clients to come get a small window.
+    /// Set while clients to come get a small receive buffer.
     pub(crate) is_small: bool,
-    /// Clients that another worker has accepted.
+    /// Receiver of clients that another worker has accepted.
     pub(crate) mailbox: Receiver<Accepted>,
-    /// What all workers share.
     pub(crate) shared: Arc<Shared>,
 }
 
-/// How a worker ended.
+/// End of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// Every connection had ended by itself.
     Drained,
-    /// What was left was closed.
+    /// The connections that were left were closed.
     Cut,
 }
 
@@ -96,26 +97,27 @@ struct Worker<'a> {
     /// Connections to be driven.
     ready: Ready,
     buffers: RelayBuffers,
-    /// How many more steps TLS handshakes may take in this turn.
+    /// Steps that TLS handshakes may still take in this turn.
     handshake_steps: usize,
     cached: Cached,
     accepting: Accepting,
-    /// The listeners in which a client may wait, by their indices; the first is the next to be asked.
+    /// Indices of listeners that may have a queued client, in the order in which they are asked.
     queued: VecDeque<usize>,
-    /// Clients that the system had no memory to register; they are admitted before new ones are accepted.
+    /// Clients that the system had no memory to register. They are admitted before new ones are accepted.
     unregistered: VecDeque<Connection>,
     dialer: Dialer,
+    /// Kinds of deadlines and their lengths.
     deadlines: Box<[(Deadline, Duration)]>,
-    /// Silence that connections may keep, as far as the worker has obeyed.
+    /// Limits of silence by which the worker last closed quiet connections.
     quiet: QuietLimits,
-    /// When to look for quiet connections, while they are to be closed.
+    /// Time of the next search for quiet connections, while they are to be closed.
     look_for_quiet: Option<Instant>,
     vanished: VanishedSweep,
-    /// How many of the orders to reset all connections it has obeyed.
+    /// Number of orders to reset all connections that the worker has carried out.
     resets: u64,
-    /// How many of the orders to reset loops it has obeyed.
+    /// Number of orders to reset loops that the worker has carried out.
     loop_resets: u64,
-    /// The last question of a pause that it has answered.
+    /// Latest epoch of the barrier that the worker has acknowledged.
     epoch: u64,
 }
 
@@ -200,7 +202,7 @@ impl Worker<'_> {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        // One moment for both, or what falls due between the two would be told by neither.
+        // Both look at the same time, or each would miss a deadline that falls between their two times.
         let now = sys::now();
         let timeout =
             if self.has_work(now) { Some(Duration::ZERO) } else { self.next_deadline(now) };
@@ -210,7 +212,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether there is something to do without an event.
+    /// Returns true if there is work to do without an event.
     fn has_work(&self, now: Instant) -> bool {
         let can_accept = self.accepting == Accepting::Ready && !self.queued.is_empty();
         !self.ready.is_empty() || can_accept || self.can_release(now) || self.can_start_handshake()
@@ -235,8 +237,8 @@ impl Worker<'_> {
         Some(next.saturating_duration_since(now))
     }
 
-    /// Returns a kind of deadline and its length, if it matters now: clients that wait for their turn, and no longer for the
-    /// resume, are not held, and nobody loses patience during a pause.
+    /// Returns a kind of deadline and its length, if it is in force now. The hold timeout is in force only during a pause,
+    /// and the patience with an absent upstream only without one.
     fn deadline(&self, index: usize) -> Option<(Deadline, Duration)> {
         let deadline = self.deadlines.get(index).copied();
         let is_paused = self.resources.shared.pauses.gate.is_paused();
@@ -250,8 +252,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Returns the time in which each connection that stalls is looked at once: the kernel has no event for it, so a crowd
-    /// is looked at more rarely.
+    /// Returns the interval between two checks of a stalled connection. The kernel reports no progress of these, so the
+    /// interval grows with their number, to bound the work.
     fn stalled_pace(&self) -> Duration {
         u32::try_from(self.timers.len(Deadline::Stalled))
             .map_or(Duration::MAX, |n| STALLED_PACE * n)
@@ -274,7 +276,7 @@ impl Worker<'_> {
                 }
                 token => {
                     let key = key_of(token);
-                    // A client's event comes behind the close of its connection only if it was on its way already.
+                    // An event may come after its connection was closed, if it was on its way already.
                     let Some(connection) = self.connections.get_mut(key) else {
                         continue;
                     };
@@ -289,7 +291,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Does what the handle or another worker asks for. Tells how to end if it is cut short.
+    /// Carries out the orders of the handle, and takes in clients from other workers. Returns the end of the worker if it
+    /// has to end now.
     fn apply_orders(&mut self, now: Instant) -> Option<End> {
         let resets = self.resources.shared.pauses.drain.resets();
         if std::mem::replace(&mut self.resets, resets) != resets {
@@ -317,28 +320,28 @@ impl Worker<'_> {
         None
     }
 
-    /// Whether there is nothing left to do, and there never will be.
+    /// Returns true if a stop has begun, and no client is left or can still come.
     fn is_drained(&self) -> bool {
-        // Only once nobody listens, nobody sends another client over: the order of the two looks matters.
+        // The order matters: until no worker listens, another one may still send a client to the mailbox.
         self.resources.shared.phase() != Phase::Running
             && !self.resources.shared.workers.is_listening()
             && self.resources.mailbox.is_empty()
             && self.is_empty()
     }
 
-    /// Whether it has no client.
+    /// Returns true if the worker has no client.
     fn is_empty(&self) -> bool {
         self.connections.is_empty() && self.unregistered.is_empty()
     }
 
-    /// Takes in the clients that another worker has accepted.
+    /// Admits the clients that another worker has accepted.
     fn collect(&mut self, now: Instant) {
         while let Ok(accepted) = self.resources.mailbox.try_recv() {
             self.admit(accepted.into(), now);
         }
     }
 
-    /// Gives each connection that was ready when this began its share.
+    /// Drives each connection that was ready at the beginning, once.
     fn drive(&mut self, now: Instant) {
         self.handshake_steps = TURN_HANDSHAKE_STEPS_MAX;
         for _connection in 0..self.ready.len() {
@@ -347,13 +350,13 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a TLS handshake can begin with a client to reject.
+    /// Returns true if the TLS handshake of a client to reject can begin.
     fn can_start_handshake(&self) -> bool {
         self.timers.len(Deadline::AwaitingHandshake) > 0
             && self.resources.shared.reject_policy.handshakes().is_any_free_or_wish()
     }
 
-    /// Begins TLS handshakes with clients to reject, oldest first, with what those under way have left of the turn.
+    /// Begins TLS handshakes of clients to reject, oldest first, with the steps that this turn's earlier handshakes left.
     fn start_handshakes(&mut self, now: Instant) {
         while self.handshake_steps > 0
             && let Some((key, _since)) = self.timers.first(Deadline::AwaitingHandshake)
@@ -366,7 +369,8 @@ impl Worker<'_> {
     fn expire(&mut self, now: Instant) {
         for index in 0..self.deadlines.len() {
             let Some((deadline, length)) = self.deadline(index) else { continue };
-            // One that stays in its queue gets a new deadline; none is looked at twice. What is left has its turn behind events.
+            // A connection that keeps its kind of deadline goes to the tail of the list, so the count prevents that it is
+            // expired twice. The rest follow in the next turn, after its events.
             for _connection in 0..self.timers.len(deadline).min(TURN_EXPIRES_MAX) {
                 match self.timers.first(deadline) {
                     Some((key, since)) if now.duration_since(since) >= length => {
@@ -378,7 +382,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Lends a connection what it needs to `act`, and does what comes of it.
+    /// Calls `act` with a connection and its context, and carries out the verdict.
     fn act(
         &mut self,
         key: Key,
@@ -445,12 +449,12 @@ impl Worker<'_> {
             Reason::Killed => counters.killed.add(1),
             _ => {}
         }
-        // Whoever has learnt that the proxy is idle shall see it in the counts.
+        // The close may make the proxy idle, and a caller that learns it from the gate reads the counts right away.
         self.publish();
         connection.close(reason);
     }
 
-    /// Closes what is left when the proxy stops, or whatever has a pass.
+    /// Closes all connections if the proxy stops, and otherwise those with a pass.
     fn close_all(&mut self, reason: &Reason, now: Instant) {
         let stops = matches!(reason, Reason::Stopped);
         for key in 0..self.connections.end() {
@@ -465,8 +469,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Closes the connections that lead back to tcpause itself. Their clients are connections of tcpause's too: these never
-    /// leave by themselves, and the next of them takes each place that comes free.
+    /// Closes the connections that lead back to tcpause itself. Their clients are connections of tcpause, too: they never
+    /// end by themselves, and take each permit that becomes free.
     fn close_loops(&mut self, now: Instant) {
         let addresses = Arc::clone(self.resources.shared.upstream.read(&mut self.cached));
         for key in 0..self.connections.end() {
@@ -477,7 +481,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Shows in the status the lengths of the queues, and to the other workers when the first client that waits came.
+    /// Publishes the counts of connections by state, and to the other workers the arrival of the client that has waited
+    /// longest. If another worker has the next client to start, this wakes it.
     fn publish(&self) {
         let shared = &self.resources.shared;
         let counters = shared.workers.counters(self.resources.index);

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_is_ready_stands_in_line_once() {
+    fn a_ready_key_is_queued_once() {
         let mut ready = Ready::default();
         for key in [7, 3, 7] {
             ready.push(key);

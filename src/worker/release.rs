@@ -1,4 +1,4 @@
-//! The order in which a worker's clients that wait are started, and the only way out of waiting.
+//! Starting of waiting clients: the only way out of the waiting state, in the order of arrival.
 
 use std::time::Instant;
 
@@ -6,11 +6,11 @@ use super::Worker;
 use super::timers::Key;
 use crate::connection::{Connection, deadline::Deadline};
 
-/// How many clients are released in one turn after a resume.
+/// Waiting clients that are started in one turn, at most.
 const TURN_RELEASES_MAX: usize = 64;
 
 impl Worker<'_> {
-    /// Returns the client that has waited longest, and when it came.
+    /// Returns the client that has waited longest, and its arrival.
     pub(super) fn first_waiting(&self) -> Option<(Key, Instant)> {
         let awaiting = self.timers.first(Deadline::AwaitingUpstream).map(|(key, since)| {
             let connection = self.connections.get(key);
@@ -20,7 +20,8 @@ impl Worker<'_> {
         heads.into_iter().flatten().min_by_key(|&(_key, arrived)| arrived)
     }
 
-    /// Returns the first client that is held, or after a resume, is to be rejected and was not touched yet.
+    /// Returns the first held client. If there is none and no pause, returns the first client that an earlier pause has
+    /// rejected but that was not answered yet, as it can still be served.
     pub(super) fn first_held(&self) -> Option<(Key, Instant)> {
         let first = |deadline| self.timers.first(deadline);
         let untouched = || first(Deadline::AwaitingHandshake).or_else(|| first(Deadline::Sniffing));
@@ -28,34 +29,35 @@ impl Worker<'_> {
         first(Deadline::Held).or_else(|| if is_open { untouched() } else { None })
     }
 
-    /// Returns the moment from which the first client that waits may be started, unless something else will wake the worker.
+    /// Returns the time from which the first waiting client may start; none if an event will wake the worker instead.
     pub(super) fn may_start_at(&self, now: Instant) -> Option<Instant> {
         let (_key, arrived) = self.first_waiting()?;
         self.resources.shared.may_start_at(self.resources.index, arrived, now)
     }
 
-    /// Returns true if a client that waits can be released now, or waits for the wrong thing.
+    /// Returns true if a waiting client can start now, or has to wait for something else from now on.
     pub(super) fn can_release(&self, now: Instant) -> bool {
         self.first_to_await_upstream().is_some()
             || self.first_to_hold().is_some()
             || self.may_start_at(now).is_some_and(|at| at <= now)
     }
 
-    /// Returns the first client that waits for the upstream although a pause has come: all are held.
+    /// Returns the first client that waits for the upstream although a pause has begun: it is to be held.
     fn first_to_hold(&self) -> Option<Key> {
         let (key, _since) = self.timers.first(Deadline::AwaitingUpstream)?;
         self.resources.shared.pauses.gate.is_paused().then_some(key)
     }
 
-    /// Returns the first client that waits for its turn although the upstream is away: the patience of all has an end. Where
-    /// this host is short of something, only the clients that have tried lose it.
+    /// Returns the first client that waits in the queue although the upstream is away: its patience is to begin. During
+    /// a shortage of this host, patience begins only with a client's first attempt.
     fn first_to_await_upstream(&self) -> Option<(Key, Instant)> {
         let shared = &self.resources.shared;
         let is_away = shared.upstream.breaker().is_away() && !shared.pauses.gate.is_paused();
         self.first_held().filter(|_first| is_away)
     }
 
-    /// Starts clients that wait, oldest first, as far as admission lets them.
+    /// Starts waiting clients, oldest first, as far as admission lets them. A client that has to wait for something else
+    /// is moved before.
     pub(super) fn release(&mut self, now: Instant) {
         for _client in 0..TURN_RELEASES_MAX {
             if let Some(key) = self.first_to_hold() {
@@ -70,7 +72,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Starts the client that has waited longest, if it may be.
+    /// Starts the client that has waited longest. Returns false if it may not start now.
     fn start_first(&mut self, now: Instant) -> bool {
         let Some((key, arrived)) = self.first_waiting() else { return false };
         let shared = &self.resources.shared;

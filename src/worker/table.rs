@@ -1,12 +1,13 @@
-//! A worker's connections by key. Keys are small numbers that serve as tokens, and the memory of a burst is given back.
+//! A worker's connections by key. Keys are small numbers, from which the tokens follow. The memory of a burst is given
+//! back.
 
 use mio::Token;
 use slab::Slab;
 
 use super::timers::Key;
 
-/// Keys of a chunk. A single array would be copied as it grows, and would never give back the memory of the largest
-/// burst.
+/// Number of keys in a chunk. A single array would be copied as it grows, and would never give back the memory of the
+/// largest burst.
 const CHUNK_LEN: usize = 256;
 
 /// Values by key, in chunks.
@@ -35,7 +36,7 @@ impl<T> Table<T> {
         self.len
     }
 
-    /// Returns a bound: all keys in use are below it.
+    /// Returns a bound above all keys in use.
     pub(crate) fn end(&self) -> Key {
         key_at(self.chunks.len(), 0)
     }
@@ -46,13 +47,13 @@ impl<T> Table<T> {
         self.chunks.get(chunk)?.get(index)
     }
 
-    /// Returns the value of `key`, to be changed.
+    /// Returns the value of `key` mutably.
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let (chunk, index) = split(key);
         self.chunks.get_mut(chunk)?.get_mut(index)
     }
 
-    /// Returns the key that the next insertion will use.
+    /// Returns the key that the next [`Table::insert`] will use.
     pub(crate) fn vacant(&mut self) -> Key {
         while self.chunks.get(self.open).is_some_and(|chunk| chunk.len() == CHUNK_LEN) {
             self.open += 1;
@@ -60,7 +61,7 @@ impl<T> Table<T> {
         key_at(self.open, self.chunks.get(self.open).map_or(0, Slab::vacant_key))
     }
 
-    /// Inserts `value` at the vacant key.
+    /// Inserts `value` at [`Table::vacant`]. Returns its key.
     pub(crate) fn insert(&mut self, value: T) -> Key {
         let (chunk, _index) = split(self.vacant());
         if chunk == self.chunks.len() {
@@ -112,7 +113,7 @@ fn split(key: Key) -> (usize, usize) {
 }
 
 fn key_at(chunk: usize, index: usize) -> Key {
-    // A process has fewer descriptors than this.
+    // A process has fewer descriptors than there are keys.
     Key::try_from(chunk * CHUNK_LEN + index).unwrap_or(Key::MAX)
 }
 

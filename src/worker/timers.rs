@@ -1,5 +1,5 @@
-//! Deadlines of a worker's connections: one list for each kind, in order of arrival. A connection is in at most one of
-//! them.
+//! Deadlines of a worker's connections: one list for each kind, in the order in which they began. A connection is in at
+//! most one list.
 //!
 //! All deadlines of one kind have one length, so the first of a list is always the first to expire: no timer wheel and
 //! no heap. The lists are linked through one array by key, so a connection leaves in constant time from any position
@@ -12,22 +12,25 @@ use crate::{connection::deadline::Deadline, stats::Counters, sys::KEEPALIVE_INTE
 /// Key of a connection in the worker's table.
 pub(crate) type Key = u32;
 
-/// Number of kinds of deadline.
+/// Number of kinds of deadline, and so of lists.
 const KINDS: usize = Deadline::Lingering as usize + 1;
 
 /// Key that stands for none.
 const NONE: Key = Key::MAX;
 
-/// All deadlines of a worker.
+/// Lists of a worker's deadlines.
 #[derive(Debug)]
 pub(crate) struct Timers {
+    /// Links by key.
     links: Vec<Option<Link>>,
     ends: [Ends; KINDS],
 }
 
+/// Neighbours of a connection in the list of its deadline.
 #[derive(Debug, Clone, Copy)]
 struct Link {
     deadline: Deadline,
+    /// Beginning of the deadline's time.
     since: Instant,
     before: Key,
     behind: Key,
@@ -96,7 +99,7 @@ impl Timers {
         }
     }
 
-    /// Returns the first entry of a list and its time.
+    /// Returns the first key of a list, and the beginning of its deadline's time.
     pub(crate) fn first(&self, deadline: Deadline) -> Option<(Key, Instant)> {
         let key = self.ends(deadline).first;
         let link = self.links.get(key as usize)?.as_ref()?;
@@ -108,10 +111,10 @@ impl Timers {
         self.ends(deadline).len as usize
     }
 
-    /// Returns the beginning of the oldest relayed connection, to within a moment.
+    /// Returns the approximate beginning of the oldest relayed connection.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         let since = |deadline| Some(self.first(deadline)?.1);
-        // A connection enters this list one keepalive interval after its beginning.
+        // A connection enters `Relaying` one keepalive interval after its beginning.
         let relaying = since(Deadline::Relaying).and_then(|at| at.checked_sub(KEEPALIVE_INTERVAL));
         let others = [
             Deadline::NoKeepaliveYet,
@@ -153,12 +156,18 @@ impl Timers {
         self.links.get_mut(key as usize)?.as_mut()
     }
 
-    #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one pair of ends for each kind of deadline"
+    )]
     fn ends(&self, deadline: Deadline) -> &Ends {
         &self.ends[deadline as usize]
     }
 
-    #[expect(clippy::indexing_slicing, reason = "there is one pair of ends for each kind of queue")]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one pair of ends for each kind of deadline"
+    )]
     fn ends_mut(&mut self, deadline: Deadline) -> &mut Ends {
         &mut self.ends[deadline as usize]
     }
@@ -183,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_keeps_the_order_of_arrival_whoever_leaves() {
+    fn a_list_keeps_its_order_when_keys_leave() {
         let (mut timers, now) = (Timers::new(), Instant::now());
         for key in [5, 0, 3, 9] {
             timers.enqueue(Deadline::Held, key, now);
@@ -200,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_comes_back_stands_where_it_was() {
+    fn a_returning_key_gets_its_old_position() {
         let (mut timers, now) = (Timers::new(), Instant::now());
         let at = |millis| now + Duration::from_millis(millis);
         for (key, since) in [(1, 1), (2, 2), (4, 4)] {
@@ -216,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_stands_in_one_queue_at_a_time() {
+    fn a_key_is_in_one_list_at_a_time() {
         let (mut timers, now) = (Timers::new(), Instant::now());
         timers.enqueue(Deadline::Held, 1, now);
         timers.enqueue(Deadline::Connecting, 1, now);
@@ -226,7 +235,7 @@ mod tests {
         assert_eq!(order(&timers, Deadline::Connecting), [2, 1]);
     }
 
-    /// The architecture's table of costs tells it: held, idle or busy, a connection has one place of this size.
+    /// Holds the memory of a connection, which src/README.md's table of costs states.
     #[test]
     fn a_connection_is_small() {
         let (bytes, link) = (size_of::<Connection>(), size_of::<Option<Link>>());
