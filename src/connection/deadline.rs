@@ -1,61 +1,63 @@
-//! Deadlines of connections: what each waits for, and for how long.
+//! Deadlines of connections: their kinds and lengths.
 
 use std::time::Duration;
 
 use crate::{admission::pace::SYN_TIMEOUT_MIN, sys::KEEPALIVE_INTERVAL};
 
-/// Which queue a connection stands in.
+/// Kind of a connection's deadline, and so the worker's list that it is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deadline {
-    /// Clients that wait for the resume or for their turn: during a pause, until they get what further ones get, if not for
-    /// ever.
+    /// Wait for the resume, or in the queue behind other clients. During a pause it is bounded by `hold.timeout`, after
+    /// which the client is rejected or closed.
     Held,
-    /// An upstream is being dialled: until the attempt goes on to its next address.
+    /// Dial of an address, until the attempt goes on to the next one.
     Connecting,
-    /// The same at the last address that the attempt has time for: until the attempt is given up.
+    /// Dial of the last address that the attempt has time for, until the attempt is given up.
     ConnectingLast,
-    /// The upstream is dialled for one of a crowd: until its SYN may be lost.
+    /// Dial with a share of the window, until its SYN may count as lost.
     Unanswered,
-    /// Clients that wait for an upstream that is away: until they are given up. A pause has them held.
+    /// Wait for an upstream that is away, until the client is given up. A pause moves the client to [`Deadline::Held`].
     AwaitingUpstream,
-    /// One of a crowd is carried, and the upstream has not said anything: until it is taken to be out of the backlog.
+    /// Relay with a share of the window whose upstream has sent nothing, until the connection counts as out of the
+    /// upstream's backlog.
     AwaitingFirstByte,
-    /// Both sides are carried, and have not been for long: until the connection is worth its keepalive.
+    /// Relay that is young, until it has lasted long enough to have the kernel's keepalive set.
     NoKeepaliveYet,
-    /// Both sides are carried; no deadline.
+    /// Relay with keepalive; it has no deadline.
     Relaying,
-    /// One side is gone and the other has yet to take what is left: until the next look.
+    /// Relay with one side reset, until the next check for the other side's acknowledgements.
     AwaitingAcks,
-    /// The same, if it takes long: until the next look, which comes more rarely the more stand here.
+    /// The same after many checks. The more connections are in this list, the more rarely each is checked.
     Stalled,
-    /// A client to reject that has not spoken yet: until it is answered unasked.
+    /// Rejection of a client that has not sent anything, until it is answered all the same.
     Sniffing,
-    /// A client to reject that waits for its TLS handshake to begin: until it gets an alert.
+    /// Rejection of a client whose TLS handshake waits to begin, until it gets an alert.
     AwaitingHandshake,
-    /// A client to reject in its TLS handshake: until it is given up.
+    /// TLS handshake of a client to reject, until it is given up.
     Handshaking,
-    /// A client to reject whose request inside TLS is awaited: until it is answered unasked.
+    /// Rejection of a client after its TLS handshake, until it is answered without its request.
     AwaitingRequest,
-    /// A rejected client that may still be sending: until it is closed all the same.
+    /// Discarding of the bytes that a rejected client still sends, until it is closed.
     Lingering,
 }
 
-/// How long an address of the upstream is dialled before the next one has its turn.
+/// Time that the dial of an address may take before the next address is dialled.
 pub(crate) const ADDRESS_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long one of a crowd counts as queued at an upstream that says nothing: it has no need to.
+/// Time that a connection counts as queued in the upstream's backlog while the upstream sends nothing. It may have
+/// nothing to send.
 const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
-/// How often to look whether a peer has acknowledged everything: no event tells.
+/// Interval of checks for a peer's acknowledgements, which no event reports.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
-/// How often at most to look at a peer that takes long.
+/// Least interval of these checks for a stalled peer.
 const STALLED_INTERVAL_MIN: Duration = Duration::from_millis(20);
-/// How long a client to reject may be silent, or waits for its TLS handshake.
+/// Time that a client to reject may be silent, or waits for its TLS handshake to begin.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a client to reject may take for its TLS handshake.
+/// Time that the TLS handshake of a client to reject may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a rejected client may go on sending.
+/// Time that a rejected client may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The queues whose deadline is not a setting, and its length.
+/// Kinds of deadlines with a fixed length.
 const DEADLINES: [(Deadline, Duration); 11] = [
     (Deadline::Connecting, ADDRESS_TIMEOUT),
     (Deadline::Unanswered, SYN_TIMEOUT_MIN),
@@ -70,15 +72,15 @@ const DEADLINES: [(Deadline, Duration); 11] = [
     (Deadline::Lingering, LINGER_TIMEOUT),
 ];
 
-/// Returns the queues with a deadline, and its length: clients are held for `hold_timeout`, an attempt to reach the upstream
-/// lasts for `connect_timeout`, and clients wait `patience` for an upstream that is away.
+/// Returns all kinds of deadlines that have a length. `hold_timeout` bounds the time of held clients, `connect_timeout`
+/// an attempt to reach the upstream, and `patience` the wait for an upstream that is away.
 pub(crate) fn deadlines(
     hold_timeout: Option<Duration>,
     connect_timeout: Duration,
     patience: Duration,
 ) -> Box<[(Deadline, Duration)]> {
     let held = hold_timeout.map(|timeout| (Deadline::Held, timeout));
-    let dialled =
+    let dials =
         [(Deadline::ConnectingLast, connect_timeout), (Deadline::AwaitingUpstream, patience)];
-    DEADLINES.into_iter().chain(dialled).chain(held).collect()
+    DEADLINES.into_iter().chain(dials).chain(held).collect()
 }

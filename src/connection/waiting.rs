@@ -1,28 +1,27 @@
-//! Clients that wait without a pass: for the resume, for their turn, or for an upstream that is away.
+//! Clients that wait without a pass: for the resume, behind other clients, or for an upstream that is away.
 
 use std::{io, time::Instant};
 
 use super::{Connection, Context, Reason, State, Verdict, deadline::Deadline};
 use crate::admission::semaphore::Permit;
 
-/// Patience of a client with an upstream that is away: the facts that outlast each of its attempts.
+/// Wait of a client for an upstream that is away. It spans all of the client's attempts.
 #[derive(Debug)]
 pub(super) struct Patience {
-    /// When the client came.
     pub(super) arrived: Instant,
-    /// Since when it waits for the upstream.
+    /// Beginning of the wait for the upstream.
     pub(super) since: Instant,
-    /// Error of its last attempt, if it has made one.
+    /// Error of the client's last attempt, if it has made one.
     pub(super) error: Option<io::Error>,
 }
 
 impl Connection {
-    /// Holds a client that waits.
+    /// Holds the client, which also ends its wait for the upstream.
     pub(crate) fn hold(&mut self, hold_permit: Option<Permit>) {
         self.replace_state(State::Waiting { hold_permit, patience: None });
     }
 
-    /// Takes the permit to be held.
+    /// Takes the permit to be held, if the client has one.
     pub(crate) fn take_hold_permit(&mut self) -> Option<Permit> {
         match &mut self.state {
             State::Waiting { hold_permit, .. } => hold_permit.take(),
@@ -30,7 +29,7 @@ impl Connection {
         }
     }
 
-    /// Returns the moment at which a client that waits for the upstream came.
+    /// Returns the arrival of a client that waits for the upstream.
     pub(crate) fn arrived(&self) -> Option<Instant> {
         match &self.state {
             State::Waiting { patience: Some(patience), .. } => Some(patience.arrived),
@@ -38,7 +37,7 @@ impl Connection {
         }
     }
 
-    /// Has a client that waits for the upstream wait for the resume instead, as a pause has come.
+    /// Ends a client's wait for the upstream, as a pause has begun: it is to be held.
     pub(crate) fn end_patience(&mut self) -> Verdict {
         if let Verdict::Close(reason) = self.look_after_waiting() {
             return Verdict::Close(reason);
@@ -49,7 +48,7 @@ impl Connection {
         }
     }
 
-    /// Has a client that came at `arrived` and waits for its turn wait for the upstream instead, which is away.
+    /// Begins the wait for the upstream, which is away, for a client that came at `arrived` and was queued behind others.
     pub(crate) fn begin_patience(&mut self, arrived: Instant, context: &Context<'_>) -> Verdict {
         if self.client.socket().has_gone() {
             return Verdict::Close(Reason::Left);
@@ -57,16 +56,16 @@ impl Connection {
         self.await_upstream(Patience { arrived, since: context.now, error: None }, context)
     }
 
-    /// Has a client wait for an upstream that is away, for as long as its patience lasts.
+    /// Makes a client wait for the upstream, as long as its patience lasts.
     pub(super) fn await_upstream(&mut self, patience: Patience, context: &Context<'_>) -> Verdict {
         let since = patience.since;
         self.replace_state(State::Waiting { hold_permit: None, patience: Some(patience) });
-        // It may have moved.
+        // The upstream's name may have other addresses by now.
         context.upstream.ask();
         Verdict::WaitSince(Deadline::AwaitingUpstream, since)
     }
 
-    /// Drops a client that waits and has gone: it is not dialled for any more.
+    /// Returns the verdict to close a client that has left while it waits, so that the upstream is not dialled for it.
     pub(super) fn look_after_waiting(&self) -> Verdict {
         let gone = self.client.is_read_closed() && self.client.socket().has_gone();
         if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
