@@ -3,22 +3,22 @@
 //! | from | event | to |
 //! |---|---|---|
 //! | | the client is accepted | waiting |
-//! | waiting | it is admitted, and an attempt begins | connecting |
-//! | waiting | it is admitted, and connected at once | relaying |
-//! | waiting | the upstream is away, or it is held as a pause has come | waiting |
-//! | waiting | a pause rejects, or a bound of held clients is reached | rejecting |
+//! | waiting | the client is admitted, and an attempt begins | connecting |
+//! | waiting | the client is admitted, and the dial connects at once | relaying |
+//! | waiting | the upstream goes away, or a pause begins | waiting, for that to end |
+//! | waiting | a pause rejects clients, or a bound of held clients is reached | rejecting |
 //! | connecting | the next address is dialled | connecting |
 //! | connecting | the upstream is connected | relaying |
 //! | connecting | the attempt has failed, or its SYN is lost | waiting |
-//! | relaying | it is quiet while a pause or a stop waits for it | rejecting |
-//! | rejecting | it is admitted after a resume, and was not touched yet | connecting, relaying |
-//! | rejecting | the same, and the upstream is away | waiting |
-//! | any | it ends | closed |
+//! | relaying | the connection is quiet while a pause or a stop waits for it | rejecting |
+//! | rejecting | a resume admits the client before it was answered | connecting, relaying |
+//! | rejecting | the same, but the upstream is away | waiting |
+//! | any | the connection ends | closed |
 //!
 //! [`State::may_become`] is this table; debug builds check each transition by it, and so does the simulation.
 //!
-//! A state owns what it may use and nothing else. Only a client that is connecting or relaying has a [`Pass`], so one that
-//! waits or is rejected *cannot* be counted as active.
+//! Each state owns its resources. Only *connecting* and *relaying* own a [`Pass`], so a client that waits or is rejected
+//! *cannot* be counted as active.
 
 mod connect;
 pub(crate) mod deadline;
@@ -57,110 +57,113 @@ use relay::Relay;
 use relay::RelayBuffers;
 use waiting::Patience;
 
-/// Looks in quick succession at what a peer has yet to acknowledge. Most acknowledge within a round trip, and those that stall
-/// are looked at more rarely, at a pace over all of them.
+/// Checks for a peer's acknowledgements in quick succession. Most peers acknowledge within a round trip. A peer that
+/// takes longer counts as stalled, and is checked more rarely.
 const QUICK_LOOKS_MAX: u8 = 8;
 
-/// How long a side that was not aborted may take nothing of what the aborted one had sent.
+/// Time without progress after which a connection is given up whose one side was reset, and whose other side has not yet
+/// acknowledged all bytes before the reset.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client and what is being done for it.
+/// A client with its state.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    // The order of the fields is the order in which they are dropped: the client's socket, then the upstream's and the
-    // pass (in `State`), then the slot.
+    // Fields are dropped in this order: the client's socket, then the upstream's and the pass (in `State`), then the
+    // permit. So the counts fall only after the sockets are closed.
     client: Endpoint,
     state: State,
-    /// Who the client is, if that is going to be logged: a socket that was reset does not tell any more.
+    /// Address of the client, if the log will need it: a socket that was reset knows it no more.
     peer: Option<Box<str>>,
+    /// Permit that counts the client among all clients.
     _permit: Permit,
 }
 
-/// What is being done for a client.
+/// State of a connection.
 #[derive(Debug)]
 enum State {
-    /// It waits without a pass: for the resume, for its turn, or for an upstream that is away. Nothing of it is read. It may
-    /// have a permit to be held.
+    /// Wait without a pass: for the resume, behind other clients, or for an upstream that is away (`patience`). The
+    /// client's bytes are not read.
     Waiting { hold_permit: Option<Permit>, patience: Option<Patience> },
-    /// Its upstream is being dialled.
+    /// Dial of the upstream.
     Connecting(Dial),
-    /// Bytes are carried.
+    /// Relay of bytes between client and upstream.
     Relaying(Session),
-    /// It gets its refusal.
+    /// Answer to a client that is not served, and the discarding of its bytes.
     Rejecting(Reject),
 }
 
-/// A relay and the pass that it is carried with.
+/// A relay with its pass.
 #[derive(Debug)]
 struct Session {
     relay: Relay,
-    /// Its share of the window, until something shows that the upstream has taken it out of its backlog.
+    /// Share of the window, until the upstream shows that it has taken the connection out of its backlog.
     under_way: Option<Box<UnderWay>>,
-    /// When a byte last came through, or the other side of an aborted one last took something.
+    /// Time of the last progress: a delivered byte or, after a reset of one side, an acknowledgement of the other.
     moved: Instant,
-    /// Whether that was one of the client's: then it may wait for an answer.
+    /// Set if the last delivered byte was the client's, which may wait for an answer.
     asks: bool,
-    /// The wait for acknowledgements, once one side was aborted.
+    /// Wait for the acknowledgements of the other side, once one side was reset.
     settling: Option<AwaitingAcks>,
     _pass: Pass,
 }
 
-/// Looks at what the other side of an aborted one has yet to acknowledge.
+/// Wait for the acknowledgements of one side after a reset of the other.
 #[derive(Debug, Clone, Copy)]
 struct AwaitingAcks {
-    /// The memory of it at the last look.
+    /// Memory of the bytes without an acknowledgement, at the last check.
     under_way: u32,
+    /// Number of checks without progress.
     looks: u8,
 }
 
-/// What comes next for a connection.
+/// Next step of the worker for a connection.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// An event, or the deadline it had.
+    /// Wait for an event, and keep the deadline.
     Stay,
-    /// Another turn.
+    /// Drive it again in the next turn.
     Again,
-    /// An event, or the deadline of this queue, which begins now.
+    /// Wait for an event, with this deadline from now on.
     Wait(Deadline),
-    /// The same, and being driven at once: it may go on already.
+    /// The same, but drive it at once: its next state may go on without an event.
     Enter(Deadline),
-    /// An event, or the deadline of this queue, which began at this moment.
+    /// Wait for an event, with this deadline from that time on.
     WaitSince(Deadline, Instant),
-    /// The resume, or its turn: it waits in the order of arrival, and came at this moment.
+    /// Hold it for the resume or behind other clients, in the order of arrival: it came at that time.
     Hold(Instant),
-    /// Nothing: close it.
+    /// Close it.
     Close(Reason),
 }
 
-/// Why a connection is closed.
+/// Reason for the close of a connection.
 #[derive(Debug)]
 pub(crate) enum Reason {
     /// Both streams have ended.
     Ended,
-    /// One side was aborted, and so is the other.
+    /// One side was reset, and so is the other.
     Reset,
-    /// One side was aborted, and the other does not take what came before.
+    /// One side was reset, and the other does not acknowledge the bytes before.
     Stalled,
     /// The client left before it was served.
     Left,
-    /// The client was rejected, or did not wait for it.
+    /// The client was rejected, or left before its answer.
     Rejected,
     /// The upstream cannot be reached.
     Unreachable(io::Error),
-    /// It was silent, and nobody owed anything, while a pause or a stop waited for it.
+    /// It was silent, with no answer owed, while a pause or a stop waited for it.
     Quiet,
-    /// The operator wanted the proxy idle, whatever it costs.
+    /// The operator had all connections reset that were left in a pause.
     Killed,
     /// The proxy stops.
     Stopped,
 }
 
-/// Durations of silence after which connections are closed as quiet.
+/// Times of silence after which connections are closed as quiet; `None` closes none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct QuietLimits {
-    /// For any connection; none if they may be silent for ever.
+    /// Time for any connection.
     pub(crate) any: Option<Duration>,
-    /// For one whose upstream has ended its stream.
+    /// Time for a connection whose upstream has ended its stream.
     pub(crate) ended: Option<Duration>,
 }
 
@@ -181,28 +184,22 @@ impl QuietLimits {
     }
 }
 
-/// What a worker lends to the connection it drives.
+/// Resources that a worker lends to the connection it drives.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
-    /// Where its sockets are registered.
     pub(crate) registration: Registration<'a>,
-    /// What bytes pass through.
     pub(crate) buffers: &'a mut RelayBuffers,
-    /// Where the upstream is.
     pub(crate) upstream: &'a Upstream,
-    /// The worker's copy of that.
+    /// The worker's copy of the upstream's addresses.
     pub(crate) cached: &'a mut Cached,
-    /// How the worker's dials fare.
     pub(crate) dialer: &'a mut Dialer,
-    /// How clients are rejected.
     pub(crate) reject_policy: &'a RejectPolicy,
-    /// How clients are held.
     pub(crate) hold: &'a HoldLimits,
-    /// What the worker counts.
+    /// Counters of this worker.
     pub(crate) counters: &'a Counters,
-    /// How many more steps TLS handshakes may take in this turn.
+    /// Steps that TLS handshakes may still take in this turn.
     pub(crate) handshake_steps: &'a mut usize,
-    /// When the turn began.
+    /// Beginning of the turn.
     pub(crate) now: Instant,
 }
 
@@ -212,7 +209,7 @@ impl Connection {
         self.client.socket().register(registry, token)
     }
 
-    /// Returns the connection of a client that was just accepted. It waits, with a permit to be held if it will need one.
+    /// Returns the connection of an accepted client, in the waiting state.
     pub(crate) fn new(client: Socket, permit: Permit, hold_permit: Option<Permit>) -> Self {
         let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
         Self {
@@ -223,12 +220,12 @@ impl Connection {
         }
     }
 
-    /// Remembers what an event tells of the client.
+    /// Remembers the readiness of the client's socket that an event reports.
     pub(crate) fn mark_client(&mut self, event: &Event) {
         self.client.mark(event);
     }
 
-    /// Remembers what an event tells of the upstream.
+    /// Remembers the readiness of the upstream's socket that an event reports.
     pub(crate) fn mark_upstream(&mut self, event: &Event) {
         match &mut self.state {
             State::Connecting(dial) => dial.upstream.mark(event),
@@ -243,28 +240,28 @@ impl Connection {
         std::mem::replace(&mut self.state, state)
     }
 
-    /// Rejects a client that was just accepted.
+    /// Begins to reject a waiting client.
     pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
         let (reject, next) = Reject::new(&mut self.client, context.reject_policy);
         self.replace_state(State::Rejecting(reject));
         self.rejecting(next, context)
     }
 
-    /// Ends our stream to a client that is not served, without a word.
+    /// Ends the stream to a client that is not served, without an answer, and discards what it still sends.
     pub(crate) fn close_gracefully(&mut self, context: &mut Context<'_>) -> Verdict {
         let (reject, next) = Reject::close_gracefully(&mut self.client);
         self.replace_state(State::Rejecting(reject));
         self.rejecting(next, context)
     }
 
-    /// Begins the TLS handshake with a client to reject that waits for it.
+    /// Begins the TLS handshake of a client to reject.
     pub(crate) fn begin_handshake(&mut self, permit: Permit, context: &mut Context<'_>) -> Verdict {
         let State::Rejecting(reject) = &mut self.state else { return Verdict::Stay };
         let next = reject.begin_handshake(permit, context.reject_policy);
         self.rejecting(next, context)
     }
 
-    /// Goes as far as the readiness of the sockets allows.
+    /// Goes on as far as the readiness of the sockets allows.
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
             State::Waiting { .. } => self.look_after_waiting(),
@@ -281,7 +278,7 @@ impl Connection {
         }
     }
 
-    /// The deadline of the queue it stands in has passed.
+    /// Goes on when the connection's deadline has passed.
     pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
             State::Waiting { patience: Some(patience), .. } => {
@@ -314,18 +311,18 @@ impl Connection {
         }
     }
 
-    /// Returns true if it has a pass.
+    /// Returns true if the connection has a pass.
     pub(crate) fn is_served(&self) -> bool {
         matches!(self.state, State::Connecting(_) | State::Relaying(_))
     }
 
-    /// Tells whether it leads back to tcpause itself, whose addresses are `own`.
+    /// Returns true if the upstream's socket leads back to tcpause itself, whose addresses are `own`.
     pub(crate) fn is_loop(&self, own: &[SocketAddress]) -> bool {
         matches!(&self.state, State::Relaying(it) if it.relay.upstream().socket().is_loop(own))
     }
 
-    /// Returns the moment at which `limits` allow the connection to be closed. None while somebody is owed something: bytes
-    /// are on their way, or the client spoke last and the upstream may still answer.
+    /// Returns the time from which `limits` allow the connection to be closed as quiet. None while bytes are on their
+    /// way, or while the client spoke last and the upstream may still answer.
     pub(crate) fn quiet_at(&self, limits: QuietLimits) -> Option<Instant> {
         match &self.state {
             State::Relaying(Session { relay, moved, asks, settling: None, .. })
@@ -337,16 +334,16 @@ impl Connection {
         }
     }
 
-    /// Looks for a peer that has vanished with bytes on their way to it.
+    /// Checks for a peer that has vanished while bytes were on their way to it.
     pub(crate) fn look_for_vanished(&mut self) -> Verdict {
         let State::Relaying(session) = &mut self.state else { return Verdict::Stay };
         let has_vanished = session.relay.give_up_vanished(&mut self.client);
         if has_vanished { Verdict::Again } else { Verdict::Stay }
     }
 
-    /// Ends in good order what is quiet: both sides get the end of the stream, and what the client sends before it has
-    /// noticed is read and discarded, as a close with bytes unread would be a reset. A half-closed connection is closed at
-    /// once: one end was passed on already, and its peer had all the time to notice.
+    /// Ends a quiet connection in good order: both sides get the end of the stream. The client's bytes until it notices
+    /// are read and discarded, as a close with unread bytes would be a reset. A half-closed connection is closed at
+    /// once, as the end that was passed on has long been noticed.
     pub(crate) fn end_quiet(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Relaying(session) = &mut self.state else { return Verdict::Stay };
         if !session.relay.is_silent(&mut self.client) {
@@ -359,13 +356,14 @@ impl Connection {
         context.counters.drained.add(1);
         let delivered = session.relay.delivered();
         log_close(self.peer.take().as_deref(), &Reason::Quiet, delivered);
-        // The client's end comes first, as in any close: whoever is told "idle" finds it sent.
+        // The client gets its end before the pass is dropped, so that it is sent by the time the proxy counts as idle.
         let (reject, _next) = Reject::close_gracefully(&mut self.client);
         self.replace_state(State::Rejecting(reject));
         Verdict::Enter(Deadline::Lingering)
     }
 
-    /// Closes it with its one line in the log, and so that an abort does not look like an orderly end.
+    /// Closes the connection and logs it. A close that is no orderly end is a reset, so that a cut stream never looks
+    /// whole.
     pub(crate) fn close(self, reason: &Reason) {
         let delivered = match &self.state {
             State::Relaying(session) => session.relay.delivered(),
@@ -396,7 +394,7 @@ impl Connection {
         context.counters.bytes_to_upstream.add(progress.to_upstream);
         context.counters.bytes_to_client.add(progress.to_client);
         if progress.to_upstream + progress.to_client > 0 {
-            // Of both in one turn, the client's may have come last.
+            // If both sides have sent in this turn, the client may have been the last.
             (session.moved, session.asks) = (context.now, progress.to_upstream > 0);
         }
         match progress.next {
@@ -415,7 +413,7 @@ impl Connection {
             relay::Next::Close => Verdict::Close(Reason::Ended),
             relay::Next::Reset => Verdict::Close(Reason::Reset),
             relay::Next::Settle(under_way) => {
-                // It is no longer in anyone's backlog, and may stay here for long.
+                // The connection is no longer in anyone's backlog, and may stay in this state for long.
                 session.under_way = None;
                 let before = session.settling.take();
                 if before.is_none_or(|it| it.under_way != under_way) {
@@ -455,7 +453,7 @@ impl Connection {
     }
 }
 
-/// Writes the one line of a connection at its end, if its peer was noted for that.
+/// Logs the end of a connection, if its client's address was kept for that.
 fn log_close(peer: Option<&str>, reason: &Reason, (up, down): (u64, u64)) {
     if let Some(peer) = peer {
         log::debug!(
@@ -465,7 +463,7 @@ fn log_close(peer: Option<&str>, reason: &Reason, (up, down): (u64, u64)) {
 }
 
 impl Drop for Connection {
-    /// What a panic of the worker cuts off must not look like an orderly end.
+    /// Resets both sides if the worker panics, as a cut stream must not look like an orderly end.
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.reset_on_close();
