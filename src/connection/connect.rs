@@ -1,6 +1,6 @@
-//! The way from an admitted client to its upstream: one attempt at all addresses, and what comes of it.
+//! Connecting of an admitted client to the upstream: an attempt dials one address after the other.
 //!
-//! A client that is dialled for has a pass. An attempt that fails gives it back, and the client waits again.
+//! An attempt holds the client's pass. A failed one gives it back, and the client waits again.
 
 use std::{
     io,
@@ -26,62 +26,62 @@ use crate::{
 /// A dial that is under way.
 #[derive(Debug)]
 pub(super) struct Dial {
-    // The order of the fields is the order in which they are dropped: the socket, then the pass.
+    // Fields are dropped in this order: the socket, then the pass. So the proxy counts as idle only after the close.
     pub(super) upstream: Endpoint,
     pub(super) attempt: Attempt,
 }
 
-/// An attempt to reach the upstream for one client, at one address after the other.
+/// An attempt to reach the upstream for a client, at one address after the other.
 #[derive(Debug)]
 pub(super) struct Attempt {
     ticket: ConnectTicket,
-    /// The way of the attempt through the upstream's addresses.
+    /// Order in which the attempt tries the upstream's addresses.
     route: Route,
-    /// Set when an address failed because this host was short of something: all are tried again soon.
+    /// Set when an address failed because this host was short of something. The next attempt then comes soon.
     is_short: bool,
-    /// When the client came.
+    /// Arrival of the client.
     arrived: Instant,
-    /// Since when the client waits for the upstream, over all of its attempts.
+    /// Beginning of the client's first attempt, or of its wait for the upstream. Its patience counts from here.
     since: Instant,
-    /// When the attempt began.
+    /// Beginning of this attempt.
     begun: Instant,
     pass: Pass,
 }
 
-/// Right to dial, next to the pass.
+/// Right to dial, which a client needs besides its pass.
 #[derive(Debug)]
 pub(crate) enum ConnectTicket {
-    /// Of a client that came while nobody waited.
+    /// Ticket of a client that came while no other waited. No window bounds it.
     Alone,
-    /// One of those that the window lets be under way.
+    /// Ticket of a client that has waited: a share of the window.
     Window(Box<UnderWay>),
-    /// The one attempt that tries an upstream that is away. If it gets through it is the first of a crowd, and counts in the
-    /// window.
+    /// Ticket of the one client that probes while the circuit breaker is open. Others follow if it connects, so it takes
+    /// a share of the window if one is free.
     Probe { _permit: Permit, under_way: Option<Box<UnderWay>> },
 }
 
 impl Dial {
-    /// Closes the socket. Returns the attempt, which may go on.
+    /// Closes the socket. Returns the attempt, which may go on to another address.
     fn close(self) -> Attempt {
         self.attempt
     }
 }
 
 impl Attempt {
-    /// Returns since when the attempt's time counts. A client whose patience ends within the connect timeout has only the
-    /// rest of it, as if the attempt had begun earlier.
+    /// Returns the time from which the connect timeout counts. If the client's patience ends before, it counts as if the
+    /// attempt had begun earlier, so that both end together.
     fn timed_since(&self, upstream: &Upstream) -> Instant {
         let spare = upstream.patience().saturating_sub(upstream.connect_timeout());
         self.since.checked_add(spare).map_or(self.begun, |latest| latest.min(self.begun))
     }
 
-    /// Returns how much time the attempt has left.
+    /// Returns the rest of the attempt's connect timeout.
     fn time_left(&self, upstream: &Upstream, now: Instant) -> Duration {
         let spent = now.saturating_duration_since(self.timed_since(upstream));
         upstream.connect_timeout().saturating_sub(spent)
     }
 
-    /// Returns the deadline of the dial that has just begun.
+    /// Returns the verdict with the deadline of the dial that has just begun.
     fn await_answer(&mut self, context: &Context<'_>) -> Verdict {
         let left = self.time_left(context.upstream, context.now);
         if self.ticket.dialled(context.now) {
@@ -93,7 +93,7 @@ impl Attempt {
         }
     }
 
-    /// Tells all workers that the attempt has failed.
+    /// Reports the failure of the attempt to the circuit breaker, which all workers share.
     fn report_failure(&self, context: &Context<'_>) {
         let cause = if self.is_short { Cause::Shortage } else { Cause::Away };
         let was_probe = matches!(self.ticket, ConnectTicket::Probe { .. });
@@ -102,7 +102,7 @@ impl Attempt {
 }
 
 impl Connection {
-    /// Begins an attempt for a client that has waited since it came at `arrived`, unless it has left.
+    /// Begins an attempt for a client that came at `arrived` and has waited, unless it has left meanwhile.
     pub(crate) fn release(
         &mut self,
         pass: Pass,
@@ -116,8 +116,8 @@ impl Connection {
         self.connect(pass, ticket, arrived, context)
     }
 
-    /// Begins an attempt for a client that came at `arrived`. It explores only where that leaves enough time for the address
-    /// that was reached last.
+    /// Begins an attempt for a client that came at `arrived`. It may first explore an address that was dead, if that
+    /// leaves enough time for the address that was reached last.
     pub(crate) fn connect(
         &mut self,
         pass: Pass,
@@ -140,7 +140,7 @@ impl Connection {
         self.dial(attempt, context)
     }
 
-    /// Dials the address that is next in the attempt.
+    /// Dials the present address of the attempt.
     fn dial(&mut self, mut attempt: Attempt, context: &mut Context<'_>) -> Verdict {
         let addresses = context.upstream.read(context.cached);
         let Some(address) = addresses.get(&attempt.route) else {
@@ -192,7 +192,7 @@ impl Connection {
                 self.give_up_address(timed_out, context)
             }
             Syn::Lost if !attempt.pass.is_paused() => self.lost(context),
-            // The last address has what is left of the time.
+            // The last address has the rest of the time.
             Syn::Lost | Syn::Left => {
                 let since = attempt.timed_since(context.upstream);
                 Verdict::WaitSince(Deadline::ConnectingLast, since)
@@ -200,7 +200,7 @@ impl Connection {
         }
     }
 
-    /// Closes the socket of an attempt that has failed with `error`.
+    /// Closes the socket, and ends the attempt as failed with `error`.
     pub(super) fn give_up_attempt(
         &mut self,
         error: io::Error,
@@ -210,14 +210,14 @@ impl Connection {
         self.attempt_failed(attempt, error, context)
     }
 
-    /// Closes the socket of an address that has failed with `error`.
+    /// Closes the socket, and goes on to the next address, as this one has failed with `error`.
     fn give_up_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
         self.next_address(attempt, error, context)
     }
 
-    /// Has one of a crowd whose SYN is lost wait for the window again, before all that came later; or for the upstream, if that
-    /// is away by now.
+    /// Ends an attempt whose SYN was lost. The client waits for a share of the window again, ahead of all that came later,
+    /// or for the upstream if that is away by now.
     fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
         let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
         if let Some(under_way) = attempt.ticket.under_way() {
@@ -229,7 +229,7 @@ impl Connection {
         Verdict::Hold(attempt.arrived)
     }
 
-    /// Takes the dial that is under way. The client waits, unless something else comes of it.
+    /// Takes the dial out of the connection, which is in the waiting state until the caller sets another.
     fn take_dial(&mut self) -> Option<Dial> {
         match self.replace_state(State::Waiting { hold_permit: None, patience: None }) {
             State::Connecting(dial) => Some(dial),
@@ -240,7 +240,8 @@ impl Connection {
         }
     }
 
-    /// Goes on to the next address, if there is one, as the present one has failed with `error`.
+    /// Dials the next address of the attempt, as the present one has failed with `error`. Without one, the attempt has
+    /// failed.
     pub(super) fn next_address(
         &mut self,
         mut attempt: Attempt,
@@ -260,7 +261,7 @@ impl Connection {
         if is_void { self.wait(attempt, error, context) } else { self.dial(attempt, context) }
     }
 
-    /// Has the client wait for the next attempt, as this one has failed at all addresses, with `error` in the end.
+    /// Reports the failure of an attempt, and makes its client wait for the next one. `error` is that of the last address.
     pub(super) fn attempt_failed(
         &mut self,
         attempt: Attempt,
@@ -277,8 +278,8 @@ impl Connection {
         self.wait(attempt, error, context)
     }
 
-    /// Gives the pass back and waits for the upstream; or for the resume, if a pause has come. No event tells of a client
-    /// that has left before.
+    /// Gives the pass back, and makes the client wait for the upstream, or for the resume if a pause has begun. A client
+    /// that has left is closed now, as its event came before and does not come again.
     fn wait(&mut self, attempt: Attempt, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let Attempt { arrived, since, pass, .. } = attempt;
         self.replace_state(State::Waiting { hold_permit: None, patience: None });
@@ -291,19 +292,20 @@ impl Connection {
         self.await_upstream(Patience { arrived, since, error: Some(error) }, context)
     }
 
-    /// Goes on when the dial has come to its end, good or bad.
+    /// Goes on when the dial has connected or failed.
     pub(super) fn connected(&mut self, context: &mut Context<'_>) -> Verdict {
         let State::Connecting(Dial { upstream, .. }) = &self.state else { return Verdict::Stay };
         let socket = upstream.socket();
-        // A failure is told by the event; asking the kernel again would cost a call for each connection.
+        // A failure comes with a reset event, so that a success needs no call to ask for the error.
         let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
         let failure = match failure {
-            // Where nobody listens others have failed before. The reset leaves the port free at once for who is to listen.
+            // A dial of a local port without a listener may connect to itself (TCP's simultaneous open). Then earlier dials
+            // have failed, so only an open breaker needs the check. The reset frees the port at once for its server.
             None if context.upstream.breaker().is_open() && socket.is_self_connected() => {
                 socket.reset_on_close();
                 Some(io::ErrorKind::ConnectionRefused.into())
             }
-            // It was connected, has spoken and was reset since: what it said goes to the client, and the reset behind it.
+            // The upstream was connected, has sent bytes and was reset since: the relay passes on the bytes, then the reset.
             Some(_) if socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) => None,
             other => other,
         };
@@ -350,7 +352,7 @@ impl ConnectTicket {
         }
     }
 
-    /// Returns the same, once its attempt has come to a good end.
+    /// Turns the ticket of a successful attempt into its share of the window, if it has one.
     fn into_under_way(self) -> Option<Box<UnderWay>> {
         match self {
             Self::Window(under_way) => Some(under_way),
@@ -359,7 +361,7 @@ impl ConnectTicket {
         }
     }
 
-    /// Begins a dial. Returns true if its SYN may be lost before the kernel repeats it.
+    /// Notes a dial. Returns true if its SYN may count as lost before the kernel repeats it.
     fn dialled(&mut self, now: Instant) -> bool {
         match self {
             Self::Window(under_way) => under_way.dialled(now),
@@ -367,7 +369,7 @@ impl ConnectTicket {
         }
     }
 
-    /// Looks after the SYN of one of a crowd. All others are the kernel's business.
+    /// Returns the state of the dial's SYN. Without a share of the window it is left to the kernel.
     fn syn(&self, upstream: &Endpoint, now: Instant) -> Syn {
         match self {
             Self::Window(under_way) => under_way.unanswered(upstream.socket(), now),
@@ -376,7 +378,7 @@ impl ConnectTicket {
     }
 }
 
-/// Logs a failure that the upstream is to blame for.
+/// Logs a failure, unless this host was short of something: that is no fault of the upstream.
 fn log_failure(error: &io::Error, context: &Context<'_>) {
     if !is_shortage(error) {
         context.upstream.log_failure(error, RetryPlan::TriedAgain, context.now);

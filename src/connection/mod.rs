@@ -61,8 +61,7 @@ use waiting::Patience;
 /// takes longer counts as stalled, and is checked more rarely.
 const QUICK_LOOKS_MAX: u8 = 8;
 
-/// Time without progress after which a connection is given up whose one side was reset, and whose other side has not yet
-/// acknowledged all bytes before the reset.
+/// Longest wait for an acknowledgement of one side after a reset of the other. It begins anew with each acknowledgement.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client with its state.
@@ -110,9 +109,9 @@ struct Session {
 /// Wait for the acknowledgements of one side after a reset of the other.
 #[derive(Debug, Clone, Copy)]
 struct AwaitingAcks {
-    /// Memory of the bytes without an acknowledgement, at the last check.
-    under_way: u32,
-    /// Number of checks without progress.
+    /// Memory of the unacknowledged bytes at the last check.
+    unacknowledged: u32,
+    /// Number of checks after the first.
     looks: u8,
 }
 
@@ -412,18 +411,18 @@ impl Connection {
             relay::Next::Again => Verdict::Again,
             relay::Next::Close => Verdict::Close(Reason::Ended),
             relay::Next::Reset => Verdict::Close(Reason::Reset),
-            relay::Next::Settle(under_way) => {
+            relay::Next::Settle(unacknowledged) => {
                 // The connection is no longer in anyone's backlog, and may stay in this state for long.
                 session.under_way = None;
                 let before = session.settling.take();
-                if before.is_none_or(|it| it.under_way != under_way) {
+                if before.is_none_or(|it| it.unacknowledged != unacknowledged) {
                     session.moved = context.now;
                 }
                 if context.now.duration_since(session.moved) >= SETTLE_TIMEOUT {
                     return Verdict::Close(Reason::Stalled);
                 }
                 let looks = before.map_or(0, |it| it.looks.saturating_add(1));
-                session.settling = Some(AwaitingAcks { under_way, looks });
+                session.settling = Some(AwaitingAcks { unacknowledged, looks });
                 let deadline = if looks < QUICK_LOOKS_MAX {
                     Deadline::AwaitingAcks
                 } else {
