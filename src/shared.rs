@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     pub(crate) reject_policy: RejectPolicy,
     pub(crate) workers: Arc<WorkerPool>,
     pub(crate) shutdown: Shutdown,
-    /// Number of pipes that a worker may have.
+    /// Largest number of pipes of a worker.
     pub(crate) pipes_per_worker: usize,
     pub(crate) started: Instant,
 }
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
 pub(crate) struct Shutdown {
     /// Time that connections may go on after a stop.
     grace_period: Duration,
-    /// Only ever raised.
+    /// Level of the shutdown, which is never lowered.
     level: AtomicU8,
     deadline: OnceLock<Instant>,
 }
@@ -95,18 +95,18 @@ impl Shared {
         }
     }
 
-    /// Decides about a client that is not admitted now, and that may have a hold permit already.
+    /// Decides about a client that is not admitted now. It brings its hold permit, if it has one.
     pub(crate) fn hold_decision(&self, permit: Option<Permit>) -> HoldDecision {
         match (self.pauses.gate.mode(), permit) {
             (Some(Mode::Reject), _) => HoldDecision::Reject,
             (Some(Mode::Hold), None) => self.admission.hold.decide(),
-            // Without a pause, the client waits in the queue behind others.
+            // Without a pause, the client waits behind others, and `hold.max` does not apply.
             (None | Some(Mode::Hold), permit) => HoldDecision::Hold(permit),
         }
     }
 
-    /// Returns the moment from which the first client of a worker, which came at `arrived`, may be started. None while that
-    /// depends on something that wakes the worker: a client that came before it, a resume, or a permit.
+    /// Returns the time from which the head of a worker's queue, which came at `arrived`, may start. None while it has to
+    /// wait for an earlier client, a resume or a permit, each of which wakes the worker.
     pub(crate) fn may_start_at(
         &self,
         worker: usize,
@@ -119,13 +119,13 @@ impl Shared {
         }
         match self.pauses.gate.is_paused() {
             true if !queue.lets_bypass(arrived) => None,
-            // A client that bypasses a pause is to find out, too.
+            // Only without a pause: a client that bypasses one dials even with an open breaker, to find out.
             false if self.upstream.breaker().is_open() => self.upstream.breaker().probe_at(),
             _ => queue.under_way().is_any_free_or_wish().then(|| queue.next_at().unwrap_or(now)),
         }
     }
 
-    /// Starts that client, if it may be now: it goes with the pass and the ticket.
+    /// Takes a pass and a ticket for that client, if it may start now.
     pub(crate) fn try_start(
         &self,
         worker: usize,
@@ -155,7 +155,8 @@ impl Shared {
         Some((pass, ticket))
     }
 
-    /// Starts a client that comes while no other waits. No window bounds it, and it may be the one to probe.
+    /// Takes a pass and a ticket for a client that comes while no other waits. No window bounds it, and with an open
+    /// breaker it is a probe.
     pub(crate) fn try_start_alone(&self) -> Option<(Pass, ConnectTicket)> {
         let breaker = self.upstream.breaker();
         let ticket = if breaker.is_open() {
@@ -166,14 +167,14 @@ impl Shared {
         Some((self.pauses.gate.enter()?, ticket))
     }
 
-    /// Returns true if a worker waits for a permit of any kind that has become free.
+    /// Returns true once if a worker waits for a permit of any kind that has become free.
     pub(crate) fn take_wanted(&self) -> bool {
         self.admission.take_wanted()
             | self.reject_policy.handshakes().take_wanted()
             | self.upstream.breaker().take_wanted()
     }
 
-    /// Returns a time in milliseconds after the start.
+    /// Returns `at` in milliseconds after the start.
     pub(crate) fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.started).as_millis())
             .unwrap_or(u64::MAX - 1)

@@ -22,11 +22,11 @@ pub(crate) struct WorkerPool {
 /// Handle of one worker: its waker, its mailbox and its counters.
 #[derive(Debug)]
 pub(crate) struct WorkerHandle {
-    /// Ends the worker's wait for events.
+    /// Waker of the worker's poll.
     pub(crate) waker: Waker,
-    /// Sends it clients that another worker has accepted.
+    /// Sender of clients that another worker has accepted.
     pub(crate) mailbox: Sender<Accepted>,
-    /// Numbers that the worker alone writes.
+    /// Counters, which only this worker writes.
     pub(crate) counters: Counters,
 }
 
@@ -100,8 +100,8 @@ impl WorkerPool {
         Ok(())
     }
 
-    /// Records that a worker has closed its listeners. The last one wakes all workers, as no more clients can be sent
-    /// to them.
+    /// Records that a worker has closed its listeners. After the last one it wakes all workers: no client can be sent to
+    /// them any more, so each may end.
     pub(crate) fn stopped_listening(&self) {
         if self.listening.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.wake_all();

@@ -1,8 +1,8 @@
-//! The circuit breaker: the knowledge of all workers about an upstream that is away, or that this host is too short of
-//! something to dial.
+//! The circuit breaker: open while the upstream is away, or while this host is too short of something to dial it. All
+//! workers share it.
 //!
-//! Clients whose attempt has failed wait, and may be thousands: a restart takes longer than a dial. As long as the upstream is
-//! away one of them at a time tries it, and the first that gets through opens the way for all.
+//! As usual for circuit breakers, *closed* lets all clients dial, and *open* makes them wait. During an upstream's
+//! restart thousands may wait. Of these only one at a time dials, as a probe, and its success closes the breaker.
 
 use std::{
     ops::RangeInclusive,
@@ -19,32 +19,32 @@ use crate::{
     sys,
 };
 
-/// State of the upstream, as far as attempts have told.
+/// State of the upstream by the results of attempts.
 #[derive(Debug)]
 pub(crate) struct CircuitBreaker {
     begin: Instant,
-    /// The [`Cause`] of the outage, as a number; 0 without one.
+    /// The [`Cause`] as a number while the breaker is open; 0 while it is closed.
     cause: AtomicU8,
-    /// When it is tried next, in nanoseconds after `begin`.
+    /// Time of the next probe, in nanoseconds after `begin`.
     due: AtomicU64,
-    /// How long after that once more, in nanoseconds.
+    /// Time from the last failure to that probe, in nanoseconds.
     interval: AtomicU64,
-    /// The right to try it, of which there is one.
+    /// The permit to probe, of which there is one.
     probe: Arc<Semaphore>,
 }
 
-/// Reason for which an attempt has failed.
+/// Reason for the failure of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// This host was short of something that may be free again at any moment, such as a place in a UNIX backlog.
+    /// This host was short of something that may be free again at any moment, such as room in a UNIX backlog.
     Shortage = 1,
     /// The upstream was not reached at any address.
     Away = 2,
 }
 
 impl Cause {
-    /// Returns the time after the first failure until the upstream is tried again, and the longest; each further failure
-    /// doubles it. A server that takes clients out of a small backlog makes room within a millisecond.
+    /// Returns the shortest and the longest time from a failure to the next probe. It starts with the shortest, and doubles
+    /// with each failed probe. A server that takes clients out of a small backlog makes room within a millisecond.
     fn intervals(self) -> RangeInclusive<Duration> {
         let (min, max) = match self {
             Self::Shortage => (1, 10),
@@ -55,7 +55,7 @@ impl Cause {
 }
 
 impl CircuitBreaker {
-    /// Returns the state of an upstream that is there, as far as is known.
+    /// Returns a closed breaker.
     pub(crate) fn new() -> Self {
         Self {
             begin: sys::now(),
@@ -66,18 +66,19 @@ impl CircuitBreaker {
         }
     }
 
-    /// Returns true if the last attempt to end has failed: then only the client that probes dials.
+    /// Returns true while the breaker is open: only a probe may dial.
     pub(crate) fn is_open(&self) -> bool {
         self.cause.load(Ordering::Acquire) > 0
     }
 
-    /// Returns true if that is because the upstream is away. Clients that have not tried yet then lose their patience too.
+    /// Returns true while the breaker is open because the upstream is away. The patience of clients that have made no
+    /// attempt begins, too.
     pub(crate) fn is_away(&self) -> bool {
         self.cause.load(Ordering::Acquire) == Cause::Away as u8
     }
 
-    /// Learns that an attempt has failed: one that has probed, or one of those begun before the outage. Those tell nothing
-    /// new.
+    /// Opens the breaker after a failed attempt, or delays the next probe if the attempt `was_probe`. An attempt that began
+    /// before the breaker opened, and so is no probe, changes nothing.
     pub(crate) fn failed(&self, cause: Cause, was_probe: bool, now: Instant) {
         let interval = match (self.is_open(), was_probe) {
             (false, _) => *cause.intervals().start(),
@@ -91,24 +92,25 @@ impl CircuitBreaker {
         self.interval.store(nanos(interval), Ordering::Relaxed);
         self.due
             .store(nanos(now.saturating_duration_since(self.begin) + interval), Ordering::Relaxed);
-        // A shortage tells nothing new about an upstream that is away.
+        // The maximum: a shortage does not show that an upstream that was away is back.
         self.cause.fetch_max(cause as u8, Ordering::AcqRel);
     }
 
-    /// Learns that an attempt has got through. Returns true if that ends an outage: then the clients that wait are to be told.
+    /// Closes the breaker after a successful attempt. Returns true if it was open: then all workers are to be woken, as
+    /// their clients wait.
     pub(crate) fn succeeded(&self) -> bool {
         self.is_open() && self.cause.swap(0, Ordering::AcqRel) > 0
     }
 
-    /// Learns that the upstream has just taken a client out of its backlog: a shortage may be over.
+    /// Makes a probe due at once if there is a shortage, as the upstream has just taken a client out of its backlog.
     pub(crate) fn made_room(&self, now: Instant) {
         if self.cause.load(Ordering::Relaxed) == Cause::Shortage as u8 {
             self.due.fetch_min(nanos(now.saturating_duration_since(self.begin)), Ordering::Relaxed);
         }
     }
 
-    /// Returns the time of the next probe; none while a probe is under way, whose end is told like a free permit, and none
-    /// without an outage.
+    /// Returns the time of the next probe. None while the breaker is closed, and while a probe is under way: its end is
+    /// signalled through [`CircuitBreaker::take_wanted`].
     pub(crate) fn probe_at(&self) -> Option<Instant> {
         let at = || self.begin + Duration::from_nanos(self.due.load(Ordering::Relaxed));
         (self.is_open() && self.probe.is_any_free_or_wish()).then(at)
@@ -130,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time_tries_ever_less_often_until_one_gets_through() {
+    fn one_probe_at_a_time_is_made_ever_less_often_until_one_succeeds() {
         let breaker = CircuitBreaker::new();
         let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
@@ -139,14 +141,14 @@ mod tests {
         assert!(breaker.is_open());
         assert_eq!(breaker.probe_at(), Some(at(110)));
         breaker.failed(Cause::Away, false, at(105));
-        assert_eq!(breaker.probe_at(), Some(at(110)), "one that was under way tells nothing new");
+        assert_eq!(breaker.probe_at(), Some(at(110)), "an earlier attempt tells nothing new");
         let mut now = 110;
         for interval in [20, 40, 80, 160, 250, 250] {
             let probe = breaker.take_probe();
             assert!(probe.is_some() && breaker.probe_at().is_none() && !breaker.take_wanted());
             breaker.failed(Cause::Away, true, at(now));
             drop(probe);
-            assert!(breaker.take_wanted(), "who asked meanwhile is told");
+            assert!(breaker.take_wanted(), "the worker that asked meanwhile is woken");
             now += interval;
             assert_eq!(breaker.probe_at(), Some(at(now)));
         }
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn where_this_host_is_short_of_something_it_is_tried_again_soon() {
+    fn a_shortage_of_this_host_is_probed_again_soon() {
         let breaker = CircuitBreaker::new();
         let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
@@ -166,10 +168,14 @@ mod tests {
             assert!(breaker.is_open() && !breaker.is_away());
         }
         breaker.made_room(at(130));
-        assert_eq!(breaker.probe_at(), Some(at(130)), "a place in the backlog has become free");
+        assert_eq!(breaker.probe_at(), Some(at(130)), "room in the backlog has become free");
         breaker.failed(Cause::Away, true, at(130));
         breaker.made_room(at(131));
-        assert_eq!(breaker.probe_at(), Some(at(150)), "that says nothing of one that is away");
+        assert_eq!(
+            breaker.probe_at(),
+            Some(at(150)),
+            "room does not show that an upstream is back"
+        );
         breaker.failed(Cause::Shortage, true, at(150));
         assert!(breaker.is_away() && breaker.succeeded() && !breaker.is_away());
     }

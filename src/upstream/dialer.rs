@@ -1,29 +1,29 @@
-//! `Dialer`: the dials of a worker, each from the next source address.
+//! `Dialer`: begins the dials of a worker, each from the next source address.
 
 use std::io;
 
 use super::Upstream;
 use crate::sys::{Dialled, Socket, SocketAddress};
 
-/// One in so many of a worker's dials may explore, at most: where few clients come it would be each of them otherwise.
+/// Number of dials of which one may explore. Without it, every client would explore where few come.
 const EXPLORING_DIALS: usize = 16;
 
 /// Dials of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Dialer {
-    /// Number of dials that were begun: each has the next source address.
+    /// Number of dials, by which the next source address is chosen.
     pub(crate) dials: usize,
-    /// Set when a dial of this worker has ended an outage, until the others are told.
+    /// Set when a dial of this worker has closed the circuit breaker, until the other workers are woken.
     has_ended_outage: bool,
 }
 
 impl Dialer {
-    /// Learns that a dial has got through.
+    /// Reports a successful dial.
     pub(crate) fn succeeded(&mut self, upstream: &Upstream) {
         self.has_ended_outage |= upstream.breaker().succeeded();
     }
 
-    /// Returns true once if the other workers are to be told that the upstream is back.
+    /// Returns true once if the upstream is back, and the other workers are to be woken.
     pub(crate) fn take_end_of_outage(&mut self) -> bool {
         std::mem::take(&mut self.has_ended_outage)
     }
@@ -33,8 +33,8 @@ impl Dialer {
         self.dials.is_multiple_of(EXPLORING_DIALS)
     }
 
-    /// Begins to connect to `address`, from the next of the upstream's source addresses, or from another if that has no
-    /// port left.
+    /// Begins to connect to `address` from the next of the upstream's source addresses, or from another if it has no port
+    /// left.
     pub(crate) fn dial(
         &mut self,
         address: &SocketAddress,

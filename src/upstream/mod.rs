@@ -32,13 +32,13 @@ use addresses::Route;
 use breaker::CircuitBreaker;
 use loop_guard::LoopGuard;
 
-/// Interval of look-ups without a request.
+/// Interval of look-ups while none is requested.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Least interval of look-ups for failing connections, which may be many.
+/// Least interval of look-ups requested by failing connections, which may be many.
 const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Requests for a look-up that may wait; further ones would ask for nothing new.
+/// Length of the queue of requests for a look-up. Further ones would ask for nothing new.
 const REQUESTS_MAX: usize = 16;
 
 /// The upstream as all workers see it: its addresses, its state, and the limits of its log lines.
@@ -49,7 +49,7 @@ pub(crate) struct Upstream {
     retry_for: Duration,
     breaker: CircuitBreaker,
     sources: Sources,
-    /// Limit of log lines about dials that are tried again.
+    /// Limit of log lines about clients that wait for another attempt.
     delays: LogLimit,
     /// Limit of log lines about clients that are given up.
     losses: LogLimit,
@@ -77,7 +77,7 @@ struct Sources {
     v6: Box<[Option<IpAddr>]>,
 }
 
-/// Fate of a client whose dial has failed, for the log.
+/// Plan for a client whose attempt has failed, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryPlan {
     /// The dial is tried again.
@@ -90,8 +90,7 @@ pub(crate) enum RetryPlan {
 type Request = Option<Sender<()>>;
 
 impl Upstream {
-    /// Returns an upstream. Its address is known at once unless it is a name, as nothing is looked up before
-    /// [`Upstream::start`].
+    /// Returns an upstream. A name has no addresses yet, as nothing is looked up before [`Upstream::start`].
     pub(crate) fn new(settings: config::UpstreamConfig, guard: LoopGuard) -> Result<Self, Error> {
         let address = settings.addr;
         let known = if is_name(&address) { Ok([].into()) } else { look_up(&address) };
@@ -117,9 +116,8 @@ impl Upstream {
         })
     }
 
-    /// Starts the look-up thread, which ends when this is dropped. It looks a name up for its addresses, and checks
-    /// each address for being tcpause's own, which can change too. It calls `on_loop` when an address that was dialled
-    /// turns out to be tcpause's own.
+    /// Starts the look-up thread, which ends when the upstream is dropped. It looks the name up, and checks whether an
+    /// address has become tcpause's own. It calls `on_loop` when that happens to an address that was dialled.
     pub(crate) fn start(
         self: &Arc<Self>,
         on_loop: impl Fn() + Send + 'static,
@@ -145,17 +143,17 @@ impl Upstream {
         &self.address
     }
 
-    /// Returns the time that an attempt at all addresses may take.
+    /// Returns the longest time that an attempt may take for all addresses.
     pub(crate) fn connect_timeout(&self) -> Duration {
         self.connect_timeout
     }
 
-    /// Returns the time that a client waits for the upstream.
+    /// Returns the longest time that a client waits for an upstream that is away.
     pub(crate) fn patience(&self) -> Duration {
         self.retry_for.max(self.connect_timeout)
     }
 
-    /// Returns the circuit breaker, which knows whether the upstream is away.
+    /// Returns the circuit breaker, which is open while the upstream is away.
     pub(crate) fn breaker(&self) -> &CircuitBreaker {
         &self.breaker
     }
@@ -197,7 +195,7 @@ impl Upstream {
         &cached.addresses
     }
 
-    /// Makes attempts begin at the address that `route` has reached.
+    /// Makes later attempts begin at the address that `route` has reached.
     pub(crate) fn reached(&self, cached: &mut Cached, route: &Route, now: Instant) {
         let addresses = self.read(cached);
         if addresses.reached(route, now)
@@ -216,7 +214,7 @@ impl Upstream {
         }
     }
 
-    /// Looks the name up anew and waits up to `timeout`. After that, the known addresses stay.
+    /// Looks the name up anew, and waits up to `timeout` for the result. Without one, the known addresses stay.
     pub(crate) fn refresh(&self, timeout: Duration) {
         if let Some(look_up) = self.look_up.get() {
             let (done, wait) = bounded(0);
@@ -228,7 +226,7 @@ impl Upstream {
         }
     }
 
-    /// Replaces the addresses by `found`, except for tcpause's own. Returns true if one of its own was dialled until
+    /// Replaces the addresses by `found`, without tcpause's own. Returns true if one of tcpause's own was dialled until
     /// now.
     pub(crate) fn publish(&self, found: Box<[SocketAddress]>) -> bool {
         let (mut list, mut own, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
@@ -278,7 +276,7 @@ impl Sources {
     }
 }
 
-/// Returns true if an address has to be looked up.
+/// Returns true if `address` has to be looked up.
 fn is_name(address: &Address) -> bool {
     matches!(address, Address::Tcp { host, .. } if host.parse::<IpAddr>().is_err())
 }
@@ -304,7 +302,7 @@ fn run(requests: &Receiver<Request>, address: &Address, publish: impl Fn(Box<[So
                 log::warn!("cannot look up {address} of upstream.addr: {error}; trying again");
             }
         }
-        // Dropping the senders wakes the callers that wait. A later request gets a look-up that begins later.
+        // Dropping the senders wakes the waiting callers. A request that came during the look-up gets the next one.
         drop(waiting);
         match wait(requests, begun) {
             Some(callers) => waiting = callers,
