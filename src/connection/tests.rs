@@ -1,4 +1,4 @@
-//! Each state is built, and the event is sent.
+//! Tests of the states of a connection: each is built with real sockets, and the event is sent.
 
 mod attempt;
 mod crowd;
@@ -28,7 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const CLIENT: Token = Token(0);
 const UPSTREAM: Token = Token(1);
 
-/// What a worker has, for one connection.
+/// A worker's resources, for one connection.
 struct Bench {
     poll: Poll,
     gate: Arc<Gate>,
@@ -66,12 +66,12 @@ impl Bench {
         }
     }
 
-    /// Where nobody listens, and nobody is dialled.
+    /// Returns a bench whose upstream refuses connections.
     fn nowhere() -> Self {
         Self::new(&refusing())
     }
 
-    /// A client that was just accepted.
+    /// Returns the connection of an accepted client.
     fn connection(&self, client: Socket) -> Connection {
         client.register(self.poll.registry(), CLIENT).unwrap();
         Connection::new(client, self.clients.take().unwrap(), None)
@@ -82,7 +82,7 @@ impl Bench {
         self.release(connection, ticket)
     }
 
-    /// Releases a client after a resume; it has come just now, unless it knows better.
+    /// Starts a waiting client. Its arrival is now, unless it waits for the upstream since an earlier one.
     fn release(&mut self, connection: &mut Connection, ticket: ConnectTicket) -> Verdict {
         let (pass, arrived) = (self.gate.enter().unwrap(), self.now);
         self.act(|context| connection.release(pass, ticket, arrived, context))
@@ -120,7 +120,7 @@ impl Bench {
         })
     }
 
-    /// Marks what the kernel tells next.
+    /// Waits for the next events, and marks them.
     fn mark(&mut self, connection: &mut Connection) {
         let mut events = Events::with_capacity(8);
         self.poll.poll(&mut events, Some(DEADLINE)).unwrap();
@@ -133,7 +133,7 @@ impl Bench {
         }
     }
 
-    /// Takes events and turns until a verdict is `enough`.
+    /// Takes events and drives the connection until a verdict is `enough`.
     fn until(
         &mut self,
         connection: &mut Connection,
@@ -153,7 +153,7 @@ impl Bench {
         }
     }
 
-    /// Events and turns until the connection is closed, and why it is.
+    /// Drives the connection until it is closed. Returns the reason.
     fn reason(&mut self, connection: &mut Connection) -> Reason {
         match self.until(connection, |_, verdict| matches!(verdict, Verdict::Close(_))) {
             Verdict::Close(reason) => reason,
@@ -165,7 +165,7 @@ impl Bench {
         self.until(connection, |it, _| matches!(it.state, State::Relaying(_)));
     }
 
-    /// Lets the client go, with the count to prove it.
+    /// Closes the connection, and checks that its pass and permit are given back.
     fn close(&self, connection: Connection, reason: &Reason) {
         connection.close(reason);
         assert_eq!(self.gate.passes(), 0, "the pass is given back");
@@ -173,7 +173,7 @@ impl Bench {
     }
 }
 
-/// The client's end and the accepted end of a TCP connection.
+/// Returns the client's end and the accepted end of a TCP connection.
 fn tcp_pair() -> (Socket, Socket) {
     let (listener, address) = tcp_listener();
     let (client, _) = Socket::dial(&address, None).unwrap();
@@ -197,7 +197,7 @@ fn accept(listener: &Listener) -> Socket {
     }
 }
 
-/// Bound by nobody who listens: it refuses, and no other test can take it.
+/// Returns the address of a socket that is bound and does not listen: it refuses, and no other test can bind it.
 fn refusing() -> SocketAddress {
     static BOUND: std::sync::OnceLock<(OwnedFd, SocketAddr)> = std::sync::OnceLock::new();
     let (_, address) = BOUND.get_or_init(|| {
@@ -211,7 +211,7 @@ fn refusing() -> SocketAddress {
     SocketAddress::Inet(*address)
 }
 
-/// Reads what is there; nothing when the stream has ended.
+/// Reads the bytes that are there, after a wait for the first. Returns none when the stream has ended.
 fn read(socket: &Socket) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; 64 * 1024];
     let deadline = Instant::now() + DEADLINE;
@@ -298,9 +298,9 @@ fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
     bench.close(connection, &reason);
 }
 
-/// A client that has gone in the very moment of the resume, before any event.
+/// A client may leave at the moment of the resume, before any event.
 #[test]
-fn a_client_that_has_gone_is_not_dialled_for() {
+fn the_upstream_is_not_dialled_for_a_client_that_has_gone() {
     let (listener, address) = tcp_listener();
     let mut bench = Bench::new(&address);
     let (client, accepted) = tcp_pair();
@@ -314,7 +314,7 @@ fn a_client_that_has_gone_is_not_dialled_for() {
 }
 
 #[test]
-fn only_a_client_that_is_dialled_for_or_carried_has_a_pass() {
+fn only_a_connecting_or_relaying_client_has_a_pass() {
     let (listener, address) = tcp_listener();
     let mut bench = Bench::new(&address);
     let (_client, accepted) = tcp_pair();
@@ -378,7 +378,7 @@ fn a_client_that_ends_its_stream_while_its_upstream_is_dialled_is_waited_for() {
     });
 }
 
-/// How each reason looks to both peers: an abort must not pass for an orderly end.
+/// Both peers see a reset for each reason that is no orderly end.
 #[test]
 fn the_reason_decides_between_a_reset_and_an_end() {
     let aborted = |reason: Reason| {
@@ -416,7 +416,7 @@ fn a_reset_waits_until_the_other_side_has_everything() {
     bench.serve(&mut connection);
     bench.until_relaying(&mut connection);
     let server = accept(&listener);
-    // More than the server's kernel takes unread.
+    // Fill the server's receive buffer, until bytes to it stay unacknowledged.
     let deadline = Instant::now() + DEADLINE;
     loop {
         client.send(&[7; 16 * 1024]).ok();
@@ -448,7 +448,7 @@ fn a_reset_waits_until_the_other_side_has_everything() {
     assert!(!read(&server).unwrap().is_empty());
 }
 
-/// An address that neither accepts nor refuses: its backlog is full, and more SYNs are dropped.
+/// Returns an address that neither accepts nor refuses, as its backlog is full and further SYNs are dropped.
 fn full_tcp_listener() -> (SocketAddress, (OwnedFd, Vec<Socket>)) {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let socket = socket.unwrap();
@@ -481,7 +481,7 @@ fn a_connection_that_lasts_gets_its_keepalive() {
         }
         state => panic!("{state:?}"),
     };
-    // It was released, and the upstream says nothing for a while.
+    // The connection has a share of the window, and the upstream sends nothing for a while.
     let verdict = bench.act(|context| connection.expire(context));
     assert!(matches!(verdict, Verdict::Wait(Deadline::NoKeepaliveYet)), "{verdict:?}");
     assert!(!has_keepalive(&connection));

@@ -41,7 +41,7 @@ fn a_slow_address_is_tried_again_after_another_has_refused() {
     if matches!(verdict, Verdict::Wait(Deadline::Connecting)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
-    // Its SYN may have been lost, so it has what is left of the time.
+    // The SYN to the slow address may have been lost, so that address has the rest of the time.
     assert!(matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)), "{verdict:?}");
     listen(&full.0, 16).unwrap();
     bench.until_relaying(&mut connection);

@@ -1,8 +1,8 @@
-//! Clients of a crowd, whose SYN finds no room.
+//! Clients with a share of the window whose SYN finds no room in the upstream's backlog.
 
 use super::*;
 
-/// A client that is served once it is known that the upstream, whose backlog is full, answers at once.
+/// Starts a client at an upstream that is known to answer at once, but whose backlog is full now.
 fn serve_lost(bench: &mut Bench) -> (Socket, Connection) {
     let (listener, address) = tcp_listener();
     let (near, _) = Socket::dial(&address, None).unwrap();
@@ -17,7 +17,7 @@ fn serve_lost(bench: &mut Bench) -> (Socket, Connection) {
 }
 
 #[test]
-fn one_whose_syn_is_lost_waits_for_its_turn_again() {
+fn a_client_whose_syn_is_lost_waits_for_the_window_again() {
     let (full, listener) = full_tcp_listener();
     let mut bench = Bench::new(&full);
     let (_client, mut connection) = serve_lost(&mut bench);
@@ -30,14 +30,14 @@ fn one_whose_syn_is_lost_waits_for_its_turn_again() {
     assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
     connection.hold(None);
     assert_eq!((bench.gate.passes(), bench.pace.window().max()), (0, 1));
-    // Now it has room.
+    // Now the backlog has room.
     listen(&listener.0, 16).unwrap();
     bench.serve(&mut connection);
     bench.until_relaying(&mut connection);
 }
 
 #[test]
-fn one_whose_syn_is_lost_goes_on_to_the_next_address() {
+fn a_client_whose_syn_is_lost_goes_on_to_the_next_address() {
     let (full, _listener) = full_tcp_listener();
     let (listener, address) = tcp_listener();
     let mut bench = Bench::nowhere();
@@ -47,11 +47,15 @@ fn one_whose_syn_is_lost_goes_on_to_the_next_address() {
     bench.act(|context| connection.expire(context));
     bench.until_relaying(&mut connection);
     accept(&listener);
-    assert_eq!(bench.pace.window().max(), 2, "it has found room");
+    assert_eq!(
+        bench.pace.window().max(),
+        2,
+        "the window is not halved, as another address has room"
+    );
 }
 
 #[test]
-fn the_kernel_goes_on_with_one_that_was_let_through() {
+fn the_kernel_repeats_the_syn_of_a_client_that_bypasses_a_pause() {
     let (full, listener) = full_tcp_listener();
     let mut bench = Bench::new(&full);
     let (_client, mut connection) = serve_lost(&mut bench);
@@ -64,7 +68,7 @@ fn the_kernel_goes_on_with_one_that_was_let_through() {
 }
 
 #[test]
-fn an_attempt_that_has_had_its_time_shows_that_the_upstream_is_away() {
+fn an_attempt_without_time_left_opens_the_breaker() {
     let (full, _listener) = full_tcp_listener();
     let mut bench = Bench::new(&full);
     let (_client, mut connection) = serve_lost(&mut bench);

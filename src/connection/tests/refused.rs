@@ -30,7 +30,7 @@ fn a_refused_client_is_served_once_the_upstream_is_there() {
     bench.release(&mut connection, ticket);
     bench.until_relaying(&mut connection);
     assert!(!bench.upstream.breaker().is_open() && bench.dialer.take_end_of_outage());
-    assert!(bench.upstream.breaker().take_probe().is_some(), "the right is given back");
+    assert!(bench.upstream.breaker().take_probe().is_some(), "the permit is given back");
     accept(&listener);
 }
 
@@ -53,7 +53,7 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
 }
 
 #[test]
-fn a_client_that_is_let_through_and_refused_is_held_again() {
+fn a_client_that_bypasses_a_pause_and_is_refused_is_held_again() {
     let mut bench = Bench::nowhere();
     bench.gate.pause(Mode::Hold);
     let (_client, accepted) = tcp_pair();
@@ -70,7 +70,7 @@ fn a_client_that_is_let_through_and_refused_is_held_again() {
 }
 
 #[test]
-fn a_refused_client_that_leaves_is_not_dialled_for_again() {
+fn the_upstream_is_not_dialled_again_for_a_refused_client_that_leaves() {
     let mut bench = Bench::nowhere();
     let (client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
@@ -87,14 +87,14 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     bench.serve_refused(&mut connection);
-    assert_eq!(bench.gate.passes(), 0, "nobody has to wait for it");
+    assert_eq!(bench.gate.passes(), 0, "it does not delay the pause");
     let verdict = connection.end_patience();
     assert!(matches!(verdict, Verdict::Hold(at) if at == bench.now), "{verdict:?}");
 }
 
-/// Nobody tells of it any more once it waits.
+/// Once the client waits, no event reports again that it has left.
 #[test]
-fn a_client_that_has_left_while_it_was_dialled_for_does_not_wait() {
+fn a_client_that_has_left_while_connecting_does_not_wait() {
     let (silent, _full) = full_tcp_listener();
     let mut bench = Bench::new(&silent);
     let (client, accepted) = tcp_pair();
@@ -111,7 +111,7 @@ fn a_client_that_has_left_while_it_was_dialled_for_does_not_wait() {
 }
 
 #[test]
-fn one_let_through_an_earlier_pause_is_not_dialled_for_in_another() {
+fn a_bypass_of_an_earlier_pause_does_not_hold_in_another() {
     let mut bench = Bench::nowhere();
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);

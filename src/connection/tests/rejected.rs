@@ -1,4 +1,4 @@
-//! Clients that are rejected.
+//! Rejected clients.
 
 use rustix::net::sockopt;
 
