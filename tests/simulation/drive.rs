@@ -174,7 +174,7 @@ impl Course {
             }
             self.away_since = is_away.then(|| self.away_since.unwrap_or(kernel.now));
         });
-        self.rival_is_shown();
+        self.note_rivals_head();
         self.crowd_is_shown();
         self.orders_come();
     }

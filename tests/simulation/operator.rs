@@ -142,7 +142,7 @@ impl Course {
         self.operator.pause_in_outage = None;
         crate::with(|kernel| {
             self.operator.resumed = kernel.now;
-            kernel.links.iter_mut().for_each(|link| link.story.has_place = false);
+            kernel.links.iter_mut().for_each(|link| link.story.has_hold_permit = false);
         });
     }
 
@@ -192,7 +192,7 @@ impl Course {
         if self.operator.permits < before {
             crate::with(|kernel| {
                 let story = &mut kernel.link_mut(id).story;
-                (story.has_place, story.was_let_through) = (false, true);
+                (story.has_hold_permit, story.was_let_through) = (false, true);
                 let is_early = story.came.is_some_and(|came| came <= self.operator.horizon);
                 assert!(is_early, "one is let through that came behind the order");
             });

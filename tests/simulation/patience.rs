@@ -1,4 +1,4 @@
-//! The rules for clients that wait: none does for nothing, or longer than need be, and no more go at a time than may.
+//! The rules for waiting clients: none waits for nothing or longer than need be, and no more start at a time than may.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -11,11 +11,11 @@ use crate::{
     pause::gate::Mode,
 };
 
-/// The time for which one of a crowd counts as under way whose upstream says nothing.
+/// The time for which a connection counts as under way while its upstream sends nothing.
 const HEARING_TIMEOUT: Duration = Duration::from_millis(50);
 /// The time for which a client to reject may be silent.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
-/// The time for which an upstream that is away stays untried.
+/// The time between two probes of an upstream that is away.
 const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(250);
 /// The time for which a client that was closed as quiet may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 const STOPPING_QUIET: Duration = Duration::from_secs(1);
 /// The delay with which the worker may begin its turn when it is woken.
 const LATE_MAX: Duration = Duration::from_millis(400);
-/// The delay with which a rate may be caught up with.
+/// The lateness that the worker may make up for by starting clients faster than the rate.
 const LATENESS_MAX: Duration = Duration::from_millis(20);
 /// The longest that an upstream may be back before everybody who has waited for it is served: a probe comes within 250 ms,
 /// an attempt may last 300 ms, and all go one by one.
@@ -60,8 +60,8 @@ pub(crate) struct Rules {
 pub(crate) struct Story {
     /// The beginning of the turn in which the worker took the client in.
     pub(crate) came: Option<Duration>,
-    /// True if the client was accepted to be held, and has a place for it.
-    pub(crate) has_place: bool,
+    /// True if the client was accepted to be held, and has a permit for it.
+    pub(crate) has_hold_permit: bool,
     pub(crate) was_let_through: bool,
     /// True if the upstream is dialled for a client that has waited.
     pub(crate) is_of_crowd: bool,
@@ -72,7 +72,7 @@ pub(crate) struct Story {
     is_probe: bool,
     /// The beginning of the turn in which the worker learnt that it is connected.
     pub(crate) known: Duration,
-    /// The beginning of the turn in which the worker was last told that none of its bytes is acknowledged.
+    /// The beginning of the turn in which the worker last learnt that none of its bytes is acknowledged.
     pub(crate) unacknowledged: Duration,
     /// The time at which the last dial for it was given up.
     pub(crate) left: Duration,
@@ -138,7 +138,7 @@ impl Rules {
 }
 
 impl Course {
-    /// The worker goes to sleep: nobody may be left that could go on.
+    /// Checks, as the worker goes to sleep, that no client is left that could go on.
     pub(crate) fn look_at_those_who_wait(&self, timeout: Option<Duration>) {
         let shared = &self.shared;
         let counters = shared.workers.counters(0);
@@ -155,7 +155,7 @@ impl Course {
             assert!(held <= self.held_max(), "some wait for the upstream during a pause");
             let first = kernel.waiting().filter_map(|link| link.story.came).min();
             let may_go = if is_paused {
-                // Those who are to be rejected wait too, but are not held.
+                // Clients to be rejected wait too, but are not held.
                 !self.rules.may_turn_away()
                     && first
                         .is_some_and(|at| shared.admission.queue.lets_bypass(crate::instant(at)))
@@ -166,19 +166,20 @@ impl Course {
             let is_free = kernel.under_way(false) + self.rival.shares() < window;
             let is_its_turn = self.is_ahead_of_rival() && is_free;
             if may_go && is_its_turn {
-                // But for the rate.
+                // Only the rate may hold it back.
                 let wakes = timeout.map(|timeout| crate::instant(kernel.now + timeout));
                 let is_soon = wakes.is_some_and(|at| Some(at) <= shared.admission.queue.next_at());
-                assert!(is_soon, "one waits whose turn it is");
+                assert!(is_soon, "a client waits that may start");
             }
             let is_tried = self.rival.probes() || dialled > 0;
             let is_back = |link: &Link| link.is_carried() && link.story.known > kernel.failed;
             assert!(!is_away || !kernel.links.iter().any(is_back), "an outage does not end");
             if held > 0 && is_away && !is_paused && !is_tried && self.is_ahead_of_rival() {
                 let is_soon = timeout.is_some_and(|timeout| timeout <= PROBE_INTERVAL_MAX);
-                assert!(is_soon, "nobody tries an upstream that is away");
+                assert!(is_soon, "no probe tries an upstream that is away");
             }
-            let taken_in = kernel.waiting().filter(|link| link.story.has_place).count() as u64;
+            let taken_in =
+                kernel.waiting().filter(|link| link.story.has_hold_permit).count() as u64;
             let rejected = kernel.waiting().count() as u64 - held;
             let max = self.rules.hold_max.map_or(u64::MAX, |max| max as u64 + rejected);
             assert!(!is_paused || taken_in <= max, "more are held than may be");
@@ -198,7 +199,7 @@ impl Course {
         }
     }
 
-    /// Without a pause, nobody is rejected anew.
+    /// Checks that no client is rejected anew without a pause.
     pub(crate) fn look_at_rejected(&mut self) {
         let rejecting = self.shared.workers.counters(0).rejecting.get();
         let before = std::mem::replace(&mut self.rejecting, rejecting);
@@ -206,9 +207,9 @@ impl Course {
         assert!(rejecting <= before || was_paused, "one is rejected without a pause");
     }
 
-    /// Nobody stays there for whom there is a place.
+    /// Checks that no client stays in the backlog while permits for it are free.
     fn look_at_backlog(&self, kernel: &Kernel, held: u64) {
-        // One with an edge is told of.
+        // An event that is on its way will wake the worker.
         let is_forgotten = |backlog: &Backlog| {
             !backlog.queue.is_empty() && !backlog.has_edge && backlog.token.is_some()
         };
@@ -219,10 +220,10 @@ impl Course {
         let is_held = self.shared.pauses.gate.mode() == Some(Mode::Hold)
             && self.rules.overflow == Overflow::Backlog
             && self.rules.hold_max.is_some_and(|max| held >= max as u64);
-        assert!(is_full || is_held, "one waits in the backlog for whom there is a place");
+        assert!(is_full || is_held, "a client stays in the backlog although permits are free");
     }
 
-    /// Nobody waits for longer than the settings say.
+    /// Checks that no client waits for longer than the settings say.
     fn look_at_patience(&self, kernel: &Kernel) {
         for link in kernel.waiting() {
             let came = link.story.came.unwrap_or_default();
@@ -230,7 +231,7 @@ impl Course {
                 && !link.story.was_let_through
             {
                 let until = if self.rules.rejects || self.rules.overflow != Overflow::Close {
-                    // Whoever was to be rejected when the gate opened is a newcomer.
+                    // A client that was to be rejected when the gate opened counts as a newcomer.
                     let came = came.max(self.operator.resumed);
                     let held = (came + timeout).max(paused).max(link.story.left);
                     held + LATE_MAX + SNIFF_TIMEOUT
@@ -251,13 +252,13 @@ impl Course {
 }
 
 impl Kernel {
-    /// Those who were taken in and have nobody at the other end: they are held, wait for the upstream, or are to be rejected
-    /// and were not touched yet.
+    /// Returns the clients that were taken in and have no upstream: they are held, wait for the upstream, or are to be
+    /// rejected and were not answered yet.
     fn waiting(&self) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(|link| link.token.is_some() && link.waits())
     }
 
-    /// Returns whether a client waits, or is dialled for.
+    /// Returns true if a client waits, or the upstream is dialled for it.
     fn is_unserved(&self, link: &Link) -> bool {
         link.side == Side::Client
             && link.token.is_some()
@@ -285,59 +286,59 @@ impl Kernel {
         self.links.iter().filter(is_under_way).count()
     }
 
-    /// Returns whether the upstream has said nothing, and would not have had to.
+    /// Returns true if the upstream has sent nothing, and has no need to.
     pub(crate) fn is_unheard(&self, upstream: &Link, client: &Link) -> bool {
         let since = upstream.story.known.max(upstream.story.unacknowledged);
         client.written == 0 && self.turn_began < since + HEARING_TIMEOUT
     }
 
-    /// Returns the number of clients that try an upstream that is away.
+    /// Returns the number of probes of an upstream that is away.
     fn probes(&self) -> usize {
         let probes = |link: &&Link| link.story.is_probe && link.is_open && !link.is_known;
         self.links.iter().filter(probes).count()
     }
 
-    /// A client was accepted that is to be held.
+    /// Checks the bound of held clients, as one was accepted to be held.
     pub(crate) fn is_held(&mut self, id: LinkId) {
-        self.links[id].story.has_place = true;
+        self.links[id].story.has_hold_permit = true;
         let is_untimed =
             self.rules.hold_timeout.is_none() || self.rules.overflow == Overflow::Close;
         let Some(max) = self.rules.hold_max.filter(|_| is_untimed && !self.rules.rejects) else {
             return;
         };
-        let held = |link: &&Link| link.waits() && link.story.has_place;
+        let held = |link: &&Link| link.waits() && link.story.has_hold_permit;
         let count = match self.rules.overflow {
             Overflow::Backlog => self.links.iter().filter(held).count(),
             Overflow::Close => self.waiting().filter(held).count(),
-            // Whoever is rejected may look the same for a while.
+            // A rejected client may look the same for a while.
             Overflow::Reject => 0,
         };
         assert!(count <= max, "more are held than may be");
     }
 
-    /// An upstream is registered for a client.
+    /// Checks a dial, as an upstream's socket is registered for a client.
     pub(crate) fn is_dialled(&mut self, id: LinkId, client: LinkId, course: &Course) {
         self.look_at_route(id, client, course);
         let now = self.turn_began;
         let has_waited = self.links[client].story.came.is_some_and(|came| came < now);
         let is_simple = self.rules.is_simple();
         let is_away = course.shared.upstream.breaker().is_open();
-        // Of those who wait for the upstream, one may be dialled for if the pause ends while it is about to be held.
+        // A client that waits for the upstream may start if the pause ends while it is about to be held.
         let is_paused = course.shared.pauses.gate.is_paused();
         let is_sure = is_simple && (is_paused || !self.was_paused);
         let was_paused = course.operator.paused.is_some_and(|since| since < now);
-        // One that enters as another leaves goes unnoticed.
+        // A client that enters as another leaves goes unnoticed.
         let is_let = self.links[client].story.was_let_through || course.operator.permits > 0;
-        assert!(!was_paused || is_let, "one is dialled for during a pause");
+        assert!(!was_paused || is_let, "a client is dialled for during a pause");
         self.links[client].story.moved = now;
         let story = &mut self.links[id].story;
         (story.known, story.dialled) = (now, now);
         story.is_of_crowd = is_sure && has_waited && !is_away;
         story.is_probe = is_sure && is_away && !is_paused;
-        let is_of_line = story.is_of_crowd || story.is_probe && has_waited;
+        let is_queued = story.is_of_crowd || story.is_probe && has_waited;
         let came = self.links[client].story.came;
-        let is_first = course.rival.stood_first().is_none_or(|first| came <= Some(first));
-        assert!(!is_of_line || is_first, "one goes before its turn");
+        let is_first = course.rival.unchanged_head().is_none_or(|first| came <= Some(first));
+        assert!(!is_queued || is_first, "a client starts before an earlier one");
         if self.links[id].story.is_of_crowd {
             self.look_at_crowd(id, course);
         }
@@ -348,7 +349,7 @@ impl Kernel {
         );
     }
 
-    /// One that has waited is dialled for.
+    /// Checks window and rate, as the upstream is dialled for a client that has waited.
     fn look_at_crowd(&mut self, id: LinkId, course: &Course) {
         let shares = self.under_way(true) + course.rival.shares();
         assert!(shares <= self.rules.max_connecting, "more are under way than may be");

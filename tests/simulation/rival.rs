@@ -1,4 +1,5 @@
-//! Another worker, as far as this one hears of it: it stands in the line, takes places of it, and must be woken.
+//! The rival: stands for another worker. It publishes heads in the wait queue, takes shares of the window and probes, and
+//! must be woken when its head is the next to start.
 
 use std::time::Duration;
 
@@ -12,22 +13,23 @@ use crate::{
 
 /// The index of the rival among the workers.
 pub(crate) const RIVAL: usize = 1;
-/// So many clients that none is sent over to it.
+/// The rival's number of clients: so large that none is sent over to it.
 const CLIENTS: u64 = 1 << 40;
-/// The times for which its first may have waited when that is shown, in microseconds.
+/// Times that its head may have waited when it is published, in microseconds.
 const WAITS_MAX: [usize; 4] = [1, 1, 50_000, 2_000_000];
 
-/// The state that the rival shows.
+/// State of the rival.
 #[derive(Debug, Default)]
 pub(crate) struct Rival {
-    /// The arrival of the first of its queue.
-    first: Option<Duration>,
-    /// The same when this worker's turn began.
-    first_before: Option<Duration>,
-    /// True if somebody else's first came before, so that it waits to be woken.
+    /// Arrival of its head.
+    head: Option<Duration>,
+    /// Arrival of its head when this worker's turn began.
+    head_before: Option<Duration>,
+    /// Set while another worker's head is earlier, so that the rival waits to be woken.
     waits: bool,
+    /// Its share of the window.
     share: Option<Permit>,
-    /// Its right to try an upstream that is away.
+    /// Its permit to probe an upstream that is away.
     probe: Option<Permit>,
 }
 
@@ -38,44 +40,44 @@ impl Rival {
         WorkerHandle { waker: Waker(RIVAL), mailbox: bounded(1).0, counters }
     }
 
-    /// Returns the arrival of its first, if that was shown all through this turn.
-    pub(crate) fn stood_first(&self) -> Option<Duration> {
-        self.first.filter(|_| self.first == self.first_before)
+    /// Returns the arrival of its head, if that was the same all through this turn.
+    pub(crate) fn unchanged_head(&self) -> Option<Duration> {
+        self.head.filter(|_| self.head == self.head_before)
     }
 
-    /// Returns whether it tries an upstream that is away.
+    /// Returns true while it probes an upstream that is away.
     pub(crate) fn probes(&self) -> bool {
         self.probe.is_some()
     }
 
-    /// Returns the number of its places.
+    /// Returns the number of its shares of the window.
     pub(crate) fn shares(&self) -> usize {
         usize::from(self.share.is_some())
     }
 }
 
 impl Course {
-    /// A turn of this worker begins.
-    pub(crate) fn rival_is_shown(&mut self) {
-        self.rival.first_before = self.rival.first;
+    /// Remembers the rival's head, as a turn of this worker begins.
+    pub(crate) fn note_rivals_head(&mut self) {
+        self.rival.head_before = self.rival.head;
     }
 
-    /// It does something.
+    /// Lets the rival do something at random.
     pub(crate) fn rival_acts(&mut self) {
         if !self.rules.has_rival {
             return;
         }
         let now = sys::elapsed();
         match crate::with(|kernel| kernel.random.below(7)) {
-            0 | 2 if self.rival.first.is_none() => {
+            0 | 2 if self.rival.head.is_none() => {
                 let ago = crate::with(|kernel| {
                     let most = kernel.random.one_of(WAITS_MAX);
                     kernel.random.below(most)
                 });
-                self.rival_shows(Some(now.saturating_sub(Duration::from_micros(ago as u64))));
+                self.rival_publishes(Some(now.saturating_sub(Duration::from_micros(ago as u64))));
             }
-            1 if self.rival.first.is_some() => self.rival_shows(Some(now)),
-            2 | 3 => self.rival_shows(None),
+            1 if self.rival.head.is_some() => self.rival_publishes(Some(now)),
+            2 | 3 => self.rival_publishes(None),
             4 if self.rival.share.is_none() => {
                 self.rival.share = self.shared.admission.queue.under_way().take();
             }
@@ -86,21 +88,20 @@ impl Course {
         }
     }
 
-    /// Nothing of it is left.
+    /// Takes back all that the rival has published and taken.
     pub(crate) fn rival_leaves(&mut self) {
-        self.rival_shows(None);
+        self.rival_publishes(None);
         self.rival_gives_back();
     }
 
-    fn rival_shows(&mut self, first: Option<Duration>) {
-        let queue = &self.shared.admission.queue;
-        let next = queue.publish_head(RIVAL, first.map(crate::instant)).flatten();
-        self.rival.first = first;
+    fn rival_publishes(&mut self, head: Option<Duration>) {
+        let next = self.shared.admission.queue.publish_head(RIVAL, head.map(crate::instant));
+        self.rival.head = head;
         crate::with(|kernel| kernel.is_rival_woken = false);
         if let Some(next) = next {
             self.shared.workers.wake(next);
         }
-        self.rival.waits = first.is_some_and(|at| !self.is_rivals_turn(at));
+        self.rival.waits = head.is_some_and(|at| !self.is_rival_next(at));
     }
 
     fn rival_gives_back(&mut self) {
@@ -118,28 +119,31 @@ impl Course {
             self.shared.workers.wake_all();
         }
         let is_left = self.shared.upstream.breaker().take_wanted();
-        assert!(!is_left, "the end of a try is told to nobody");
+        assert!(!is_left, "the end of a probe wakes nobody");
     }
 
-    /// After a turn of this worker: whoever waits for it and is the next has been woken.
+    /// Checks after a turn of this worker that the rival was woken, if it waited and its head is the next.
     pub(crate) fn look_at_rival(&mut self) {
-        if let Some(at) = self.rival.first {
-            let is_its_turn = self.is_rivals_turn(at);
+        if let Some(at) = self.rival.head {
+            let is_next = self.is_rival_next(at);
             let is_woken = crate::with(|kernel| std::mem::take(&mut kernel.is_rival_woken));
-            assert!(!(self.rival.waits && is_its_turn) || is_woken, "its turn is told to nobody");
-            self.rival.waits &= !is_its_turn;
+            assert!(
+                !(self.rival.waits && is_next) || is_woken,
+                "the rival has the next head and is not woken"
+            );
+            self.rival.waits &= !is_next;
         }
     }
 
-    /// Returns whether this worker's first came later.
-    fn is_rivals_turn(&self, at: Duration) -> bool {
+    /// Returns true if no head of this worker came before `at` or together with it.
+    fn is_rival_next(&self, at: Duration) -> bool {
         self.shared.admission.queue.is_head(RIVAL, crate::instant(at + Duration::from_nanos(1)))
     }
 
-    /// Returns whether this worker's first came before its.
+    /// Returns true if this worker's head came before the rival's.
     pub(crate) fn is_ahead_of_rival(&self) -> bool {
         self.rival
-            .first
+            .head
             .is_none_or(|at| !self.shared.admission.queue.is_head(RIVAL, crate::instant(at)))
     }
 }
