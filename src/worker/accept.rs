@@ -117,9 +117,8 @@ impl Worker<'_> {
 
     /// Serves, holds or rejects a client.
     pub(super) fn admit(&mut self, connection: Connection, now: Instant) {
-        let index = self.connections.vacant();
-        if let Err(error) = connection.register(self.resources.poll.registry(), client_token(index))
-        {
+        let key = self.connections.vacant();
+        if let Err(error) = connection.register(self.resources.poll.registry(), client_token(key)) {
             self.unregistered.push_back(connection);
             return self.back_off(&error, now);
         }
@@ -129,13 +128,13 @@ impl Worker<'_> {
         let queue = &shared.admission.queue;
         let is_first = self.first_waiting().is_none() && !queue.is_anyone_waiting();
         let start = if is_first { shared.try_start_alone() } else { None };
-        // Where all that wait have tried the upstream in vain, it would have, too: its time runs like theirs.
-        let is_like_tried = shared.upstream.breaker().is_open()
+        // If every waiting client has made a failed attempt, this one's would have failed, too. So its patience begins now.
+        let begins_patience = shared.upstream.breaker().is_open()
             && !shared.pauses.gate.is_paused()
             && self.first_held().is_none();
-        self.act(index, now, |connection, context| match start {
+        self.act(key, now, |connection, context| match start {
             Some((pass, ticket)) => connection.connect(pass, ticket, now, context),
-            None if is_like_tried => connection.begin_patience(now, context),
+            None if begins_patience => connection.begin_patience(now, context),
             None => Verdict::Hold(now),
         });
     }
