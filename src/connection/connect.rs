@@ -216,8 +216,8 @@ impl Connection {
         self.next_address(attempt, error, context)
     }
 
-    /// Ends an attempt whose SYN was lost. The client waits for a share of the window again, ahead of all that came later,
-    /// or for the upstream if that is away by now.
+    /// Ends an attempt whose SYN was lost. The client waits for a share of the window again, ahead of all clients that came
+    /// later, or for the upstream if that is away by now.
     fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
         let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
         if let Some(under_way) = attempt.ticket.under_way() {
