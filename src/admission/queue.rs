@@ -67,9 +67,13 @@ impl WaitQueue {
         }
     }
 
-    /// Publishes the arrival of a worker's head. Returns the worker that now has the earliest head, if that is another
-    /// one: it must be woken.
-    pub(crate) fn publish_head(&self, worker: usize, head: Option<Instant>) -> Option<usize> {
+    /// Publishes the arrival of a worker's head. Returns none if it is the same as before; or else the worker that now has
+    /// the earliest head, if that is another one: it must be woken.
+    pub(crate) fn publish_head(
+        &self,
+        worker: usize,
+        head: Option<Instant>,
+    ) -> Option<Option<usize>> {
         let head = head.map_or(NONE, |at| self.nanos(at));
         let own = self.heads.get(worker)?;
         // Only this worker writes the entry, so it cannot change between load and swap.
@@ -80,7 +84,7 @@ impl WaitQueue {
         own.swap(head, Ordering::SeqCst);
         let heads = self.heads.iter().map(|head| head.load(Ordering::SeqCst)).enumerate();
         let (next, at) = heads.min_by_key(|&(_worker, at)| at)?;
-        (next != worker && at != NONE).then_some(next)
+        Some((next != worker && at != NONE).then_some(next))
     }
 
     /// Returns true if no other worker's head came before `at`.
@@ -134,6 +138,11 @@ impl WaitQueue {
         let mut heads = self.heads.iter();
         self.bypasses_left.load(Ordering::SeqCst) > 0
             && heads.any(|head| head.load(Ordering::SeqCst) <= until)
+    }
+
+    /// Returns true if bypasses are left, and no client that may use them.
+    pub(crate) fn has_vain_bypass(&self) -> bool {
+        self.bypasses_left.load(Ordering::SeqCst) > 0 && !self.is_bypass_pending()
     }
 
     /// Withdraws all unused bypasses.
@@ -191,13 +200,13 @@ mod tests {
         let (queue, begin) = queue(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
         assert!(!queue.is_anyone_waiting());
-        assert_eq!(queue.publish_head(0, Some(early)), None);
-        assert_eq!(queue.publish_head(1, Some(late)), Some(0));
+        assert_eq!(queue.publish_head(0, Some(early)), Some(None));
+        assert_eq!(queue.publish_head(1, Some(late)), Some(Some(0)));
         assert!(queue.is_head(0, early) && !queue.is_head(1, late));
-        assert_eq!(queue.publish_head(0, None), Some(1));
+        assert_eq!(queue.publish_head(0, None), Some(Some(1)));
         assert_eq!(queue.publish_head(0, None), None, "nothing has changed");
         assert!(queue.is_head(1, late) && queue.is_anyone_waiting());
-        assert_eq!(queue.publish_head(1, None), None);
+        assert_eq!(queue.publish_head(1, None), Some(None));
         assert!(!queue.is_anyone_waiting());
     }
 

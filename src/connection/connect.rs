@@ -68,11 +68,18 @@ impl Dial {
 }
 
 impl Attempt {
+    /// Returns the moment from which the client's patience runs. While the upstream is not known to be away, that is the
+    /// beginning of the attempt.
+    fn patience_since(&self, upstream: &Upstream) -> Instant {
+        upstream.breaker().patience_since(self.since).unwrap_or(self.begun)
+    }
+
     /// Returns the time from which the connect timeout counts. If the client's patience ends before, it counts as if the
     /// attempt had begun earlier, so that both end together.
     fn timed_since(&self, upstream: &Upstream) -> Instant {
         let spare = upstream.patience().saturating_sub(upstream.connect_timeout());
-        self.since.checked_add(spare).map_or(self.begun, |latest| latest.min(self.begun))
+        let latest = self.patience_since(upstream).checked_add(spare);
+        latest.map_or(self.begun, |latest| latest.min(self.begun))
     }
 
     /// Returns the rest of the attempt's connect timeout.
@@ -179,7 +186,8 @@ impl Connection {
         if !has_time {
             context.upstream.read(context.cached).ran_out(&attempt.route, now);
         }
-        if now.saturating_duration_since(attempt.since) >= context.upstream.patience() {
+        let patience_since = attempt.patience_since(context.upstream);
+        if now.saturating_duration_since(patience_since) >= context.upstream.patience() {
             if !has_time {
                 attempt.report_failure(context);
             }
@@ -223,7 +231,7 @@ impl Connection {
         if let Some(under_way) = attempt.ticket.under_way() {
             under_way.lost(context.now);
         }
-        if context.upstream.breaker().is_away() {
+        if context.upstream.breaker().is_open() {
             return self.wait(attempt, io::ErrorKind::TimedOut.into(), context);
         }
         Verdict::Hold(attempt.arrived)

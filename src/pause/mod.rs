@@ -194,7 +194,8 @@ impl Pauses {
     /// pause goes on, and only clients that bypass it are admitted.
     pub(crate) fn wait_state(&self, request_id: u64) -> WaitState {
         let leases = self.lock();
-        let is_idle = self.gate.passes() == 0 && !self.queue.is_bypass_pending();
+        // In this order: a client that bypasses has its pass before its bypass is used up.
+        let is_idle = !self.queue.is_bypass_pending() && self.gate.passes() == 0;
         match (leases.holds(request_id), is_idle) {
             (false, _) => WaitState::Ended,
             (true, true) => WaitState::Idle,

@@ -25,6 +25,8 @@ pub(crate) struct CircuitBreaker {
     begin: Instant,
     /// The [`Cause`] as a number while the breaker is open; 0 while it is closed.
     cause: AtomicU8,
+    /// Time at which the breaker last opened, in nanoseconds after `begin`.
+    opened: AtomicU64,
     /// Time of the next probe, in nanoseconds after `begin`.
     due: AtomicU64,
     /// Time from the last failure to that probe, in nanoseconds.
@@ -60,6 +62,7 @@ impl CircuitBreaker {
         Self {
             begin: sys::now(),
             cause: AtomicU8::new(0),
+            opened: AtomicU64::new(0),
             due: AtomicU64::new(0),
             interval: AtomicU64::new(0),
             probe: Arc::new(Semaphore::new(1)),
@@ -71,17 +74,22 @@ impl CircuitBreaker {
         self.cause.load(Ordering::Acquire) > 0
     }
 
-    /// Returns true while the breaker is open because the upstream is away. The patience of clients that have made no
-    /// attempt begins, too.
-    pub(crate) fn is_away(&self) -> bool {
-        self.cause.load(Ordering::Acquire) == Cause::Away as u8
+    /// Returns the moment from which the patience of a client runs that waits for the upstream since `since`. None while
+    /// the breaker is closed: a client that then waits for others loses no patience.
+    pub(crate) fn patience_since(&self, since: Instant) -> Option<Instant> {
+        let opened = || self.begin + Duration::from_nanos(self.opened.load(Ordering::Relaxed));
+        self.is_open().then(|| since.max(opened()))
     }
 
     /// Opens the breaker after a failed attempt, or delays the next probe if the attempt `was_probe`. An attempt that began
     /// before the breaker opened, and so is no probe, changes nothing.
     pub(crate) fn failed(&self, cause: Cause, was_probe: bool, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.begin);
         let interval = match (self.is_open(), was_probe) {
-            (false, _) => *cause.intervals().start(),
+            (false, _) => {
+                self.opened.store(nanos(elapsed), Ordering::Relaxed);
+                *cause.intervals().start()
+            }
             (true, true) => {
                 let last = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
                 let (min, max) = cause.intervals().into_inner();
@@ -90,8 +98,7 @@ impl CircuitBreaker {
             (true, false) => return,
         };
         self.interval.store(nanos(interval), Ordering::Relaxed);
-        self.due
-            .store(nanos(now.saturating_duration_since(self.begin) + interval), Ordering::Relaxed);
+        self.due.store(nanos(elapsed + interval), Ordering::Relaxed);
         // The maximum: a shortage does not show that an upstream that was away is back.
         self.cause.fetch_max(cause as u8, Ordering::AcqRel);
     }
@@ -165,7 +172,7 @@ mod tests {
         for (now, interval) in [(100, 1), (101, 2), (103, 4), (107, 8), (115, 10), (125, 10)] {
             breaker.failed(Cause::Shortage, now > 100, at(now));
             assert_eq!(breaker.probe_at(), Some(at(now + interval)));
-            assert!(breaker.is_open() && !breaker.is_away());
+            assert!(breaker.is_open());
         }
         breaker.made_room(at(130));
         assert_eq!(breaker.probe_at(), Some(at(130)), "room in the backlog has become free");
@@ -177,6 +184,6 @@ mod tests {
             "room does not show that an upstream is back"
         );
         breaker.failed(Cause::Shortage, true, at(150));
-        assert!(breaker.is_away() && breaker.succeeded() && !breaker.is_away());
+        assert!(breaker.succeeded() && !breaker.is_open());
     }
 }

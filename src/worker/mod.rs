@@ -225,7 +225,8 @@ impl Worker<'_> {
         };
         let deadlines = (0..self.deadlines.len()).filter_map(|index| {
             let (deadline, length) = self.deadline(index)?;
-            self.timers.first(deadline)?.1.checked_add(length)
+            let (_key, since) = self.timers.first(deadline)?;
+            self.runs_since(deadline, since)?.checked_add(length)
         });
         let next = deadlines
             .chain(accept_again)
@@ -249,6 +250,16 @@ impl Worker<'_> {
                 Some((Deadline::Stalled, at_least.max(self.stalled_pace())))
             }
             other => Some(other),
+        }
+    }
+
+    /// Returns the moment from which a deadline runs that began at `since`; none while it does not run.
+    fn runs_since(&self, deadline: Deadline, since: Instant) -> Option<Instant> {
+        match deadline {
+            Deadline::AwaitingUpstream => {
+                self.resources.shared.upstream.breaker().patience_since(since)
+            }
+            _ => Some(since),
         }
     }
 
@@ -369,11 +380,14 @@ impl Worker<'_> {
     fn expire(&mut self, now: Instant) {
         for index in 0..self.deadlines.len() {
             let Some((deadline, length)) = self.deadline(index) else { continue };
+            let is_over = |since: Option<Instant>| {
+                since.is_some_and(|since| now.saturating_duration_since(since) >= length)
+            };
             // A connection that keeps its kind of deadline goes to the tail of the list, so the count prevents that it is
             // expired twice. The rest follow in the next turn, after its events.
             for _connection in 0..self.timers.len(deadline).min(TURN_EXPIRES_MAX) {
                 match self.timers.first(deadline) {
-                    Some((key, since)) if now.duration_since(since) >= length => {
+                    Some((key, since)) if is_over(self.runs_since(deadline, since)) => {
                         self.act(key, now, Connection::expire);
                     }
                     _ => break,
@@ -494,7 +508,7 @@ impl Worker<'_> {
             if let Some(next) = next {
                 shared.workers.wake(next);
             }
-            if queue.bypasses_in_vain() {
+            if queue.has_vain_bypass() {
                 // The last client that was to bypass the pause has left, and no pass tells of it.
                 shared.pauses.notify();
             }

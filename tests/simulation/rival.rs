@@ -95,7 +95,8 @@ impl Course {
     }
 
     fn rival_publishes(&mut self, head: Option<Duration>) {
-        let next = self.shared.admission.queue.publish_head(RIVAL, head.map(crate::instant));
+        let next =
+            self.shared.admission.queue.publish_head(RIVAL, head.map(crate::instant)).flatten();
         self.rival.head = head;
         crate::with(|kernel| kernel.is_rival_woken = false);
         if let Some(next) = next {

@@ -74,9 +74,9 @@ fn an_attempt_ends_with_the_patience_of_its_client() {
     let mut connection = bench.connection(accepted);
     let came = bench.now;
     bench.serve(&mut connection);
+    let refused = io::ErrorKind::ConnectionRefused.into();
+    bench.act(|context| connection.give_up_attempt(refused, context));
     bench.now = came + bench.upstream.patience().saturating_sub(LEFT);
-    let timeout = io::ErrorKind::TimedOut.into();
-    bench.act(|context| connection.give_up_attempt(timeout, context));
     let verdict = bench.release(&mut connection, ConnectTicket::Alone);
     // There is no time for the second address.
     let Verdict::WaitSince(Deadline::ConnectingLast, since) = verdict else {
