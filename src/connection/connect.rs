@@ -231,7 +231,7 @@ impl Connection {
         if let Some(under_way) = attempt.ticket.under_way() {
             under_way.lost(context.now);
         }
-        if context.upstream.breaker().is_open() {
+        if context.upstream.breaker().is_away() {
             return self.wait(attempt, io::ErrorKind::TimedOut.into(), context);
         }
         Verdict::Hold(attempt.arrived)

@@ -74,6 +74,12 @@ impl CircuitBreaker {
         self.cause.load(Ordering::Acquire) > 0
     }
 
+    /// Returns true while the breaker is open because the upstream is away. Then the patience of clients begins that have
+    /// made no attempt, too.
+    pub(crate) fn is_away(&self) -> bool {
+        self.cause.load(Ordering::Acquire) == Cause::Away as u8
+    }
+
     /// Returns the moment from which the patience of a client runs that waits for the upstream since `since`. None while
     /// the breaker is closed: a client that then waits for others loses no patience.
     pub(crate) fn patience_since(&self, since: Instant) -> Option<Instant> {
@@ -172,7 +178,7 @@ mod tests {
         for (now, interval) in [(100, 1), (101, 2), (103, 4), (107, 8), (115, 10), (125, 10)] {
             breaker.failed(Cause::Shortage, now > 100, at(now));
             assert_eq!(breaker.probe_at(), Some(at(now + interval)));
-            assert!(breaker.is_open());
+            assert!(breaker.is_open() && !breaker.is_away());
         }
         breaker.made_room(at(130));
         assert_eq!(breaker.probe_at(), Some(at(130)), "room in the backlog has become free");
@@ -184,6 +190,6 @@ mod tests {
             "room does not show that an upstream is back"
         );
         breaker.failed(Cause::Shortage, true, at(150));
-        assert!(breaker.succeeded() && !breaker.is_open());
+        assert!(breaker.is_away() && breaker.succeeded() && !breaker.is_away());
     }
 }

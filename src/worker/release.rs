@@ -22,7 +22,7 @@ impl Worker<'_> {
 
     /// Returns the first held client. If there is none and no pause, returns the first client that an earlier pause has
     /// rejected but that was not answered yet, as it can still be served.
-    fn first_held(&self) -> Option<(Key, Instant)> {
+    pub(super) fn first_held(&self) -> Option<(Key, Instant)> {
         let first = |deadline| self.timers.first(deadline);
         let untouched = || first(Deadline::AwaitingHandshake).or_else(|| first(Deadline::Sniffing));
         let is_open = !self.resources.shared.pauses.gate.is_paused();
@@ -48,11 +48,13 @@ impl Worker<'_> {
         self.resources.shared.pauses.gate.is_paused().then_some(key)
     }
 
-    /// Returns the first client that waits in the queue although the breaker is open: its patience is to begin.
+    /// Returns the first client that waits in the queue although the upstream is away: its patience is to begin. During a
+    /// shortage of this host, such as a full UNIX backlog, held clients keep it until their first attempt: a server that is
+    /// slow to start takes them in the end.
     fn first_to_await_upstream(&self) -> Option<(Key, Instant)> {
         let shared = &self.resources.shared;
-        let is_open = shared.upstream.breaker().is_open() && !shared.pauses.gate.is_paused();
-        self.first_held().filter(|_first| is_open)
+        let is_away = shared.upstream.breaker().is_away() && !shared.pauses.gate.is_paused();
+        self.first_held().filter(|_first| is_away)
     }
 
     /// Starts waiting clients, oldest first, as far as admission lets them. A client that has to wait for something else

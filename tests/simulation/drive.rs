@@ -165,7 +165,7 @@ fn pass_time(events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<(
 impl Course {
     fn begin_turn(&mut self) {
         let is_away =
-            self.shared.upstream.breaker().is_open() && !self.shared.pauses.gate.is_paused();
+            self.shared.upstream.breaker().is_away() && !self.shared.pauses.gate.is_paused();
         self.rests_in_outage = false;
         crate::with(|kernel| {
             kernel.turn_began = kernel.now;
@@ -400,7 +400,7 @@ impl Course {
         self.look_at_crowd(sleeps);
         if sleeps {
             self.look_at_those_who_wait(timeout);
-            let is_away = self.shared.upstream.breaker().is_open();
+            let is_away = self.shared.upstream.breaker().is_away();
             self.rests_in_outage = is_away && !self.shared.pauses.gate.is_paused();
         }
     }

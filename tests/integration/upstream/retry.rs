@@ -13,8 +13,8 @@ use std::{
 };
 
 use crate::harness::{
-    Addr, Builder, End, FIGURE, Listener, Proxy, Received, Stream, Upstream, echo, in_namespace,
-    reserve, spawn,
+    Addr, Builder, End, FIGURE, Family, Listener, Proxy, Received, Stream, Upstream, echo,
+    in_namespace, reserve, spawn,
 };
 
 /// The delay that a busy machine is allowed.
@@ -182,4 +182,44 @@ fn a_resume_may_come_before_the_server_listens() {
         client.assert_echo(b"served");
     }
     assert_eq!((upstream.accepted(), proxy.control().status().failed), (200, 0));
+}
+
+/// Runs out of patience after 300 ms, and is served by a server on a UNIX socket that takes a client each 20 ms out of a
+/// backlog of one or two.
+#[test]
+fn a_slow_server_with_a_small_backlog_serves_all_that_come_at_once() {
+    const CLIENTS: u32 = 50;
+    const PACE: Duration = Duration::from_millis(20);
+    let dir = tempfile::tempdir().unwrap();
+    let listener = Listener::bind(&Addr::free(Family::Unix, dir.path(), "upstream.sock"));
+    listener.backlog(0);
+    let proxy = proxy(&listener.addr(), "0s").start();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();
+    let begin = Instant::now();
+    spawn(move || {
+        for turn in 1..=CLIENTS {
+            let stream = listener.accept().unwrap();
+            drop(spawn(move || echo(stream)));
+            thread::sleep((begin + PACE * turn).saturating_duration_since(Instant::now()));
+        }
+    });
+    clients.iter_mut().for_each(|client| client.assert_echo(b"served"));
+    assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
+    assert_eq!(proxy.control().status().failed, 0);
+}
+
+#[test]
+fn clients_that_wait_for_the_rate_lose_no_patience_once_the_upstream_is_back() {
+    const CLIENTS: u8 = 50;
+    let vacant = reserve();
+    let proxy = proxy(&vacant.addr(), "2s").args(["--resume-rate", "20"]).start();
+    let mut clients = come(&proxy, CLIENTS);
+    let begin = Instant::now();
+    let upstream = Upstream::on(vacant.listen(), echo);
+    for (number, client) in (0..).zip(&mut clients) {
+        assert_eq!(client.receive(1), [number]);
+    }
+    assert!(begin.elapsed() > Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_eq!(proxy.control().status().failed, 0);
+    drop(upstream);
 }
