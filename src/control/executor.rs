@@ -50,6 +50,11 @@ impl Reply {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes the pause out, so that the lock is free while it is undone.
+    pub(super) fn take_pause(&self) -> Option<PendingPause> {
+        self.lock().pause.take()
+    }
+
     /// Returns true while another holder is left.
     fn is_awaited(&self) -> bool {
         Arc::strong_count(&self.0) > 1
@@ -78,33 +83,46 @@ impl Executor {
         }
     }
 
+    /// Carries out one job. A panic costs the answer and nothing else: a pause stands only behind a 201.
     fn carry_out(&mut self, job: Job) {
         let Job { caller, command, is_head, reply } = job;
+        let answer =
+            catch_unwind(AssertUnwindSafe(|| self.answer(command, &caller, is_head, &reply)))
+                .unwrap_or_else(|_| {
+                    error!("a defect: the control API panicked at a request of {}", caller.name);
+                    drop(reply.take_pause());
+                    let text = "The control API has a defect: the log says more.";
+                    Some(Response::error(500, text).to_bytes(is_head))
+                });
+        reply.lock().answer = answer;
+    }
+
+    fn answer(
+        &mut self,
+        command: Result<Command, Response>,
+        caller: &Caller,
+        is_head: bool,
+        reply: &Reply,
+    ) -> Option<Vec<u8>> {
         let response = match command {
             Ok(command) => {
                 let is_written_by_front = matches!(command.awaited(), Some(Awaited::Pause { .. }));
-                let response = self.execute(command, &caller, &reply);
+                let response = self.execute(command, caller, reply);
                 if is_written_by_front && reply.lock().pause.is_some() {
-                    reply.lock().answer = Some(Vec::new());
-                    return;
+                    return Some(Vec::new());
                 }
                 response
             }
             Err(refusal) => refusal,
         };
-        let answer = self.write(&response, is_head, &reply);
-        reply.lock().answer = answer;
+        self.write(&response, is_head, reply)
     }
 
-    /// Executes a command. A panic costs the answer and nothing else: a pause stands only behind a 201.
+    /// Executes a command.
     fn execute(&self, command: Command, caller: &Caller, reply: &Reply) -> Response {
         let is_pause = matches!(command, Command::Pause(_));
         let pause = is_pause.then(|| PendingPause::new(self.handle.clone(), caller.clone()));
-        let response = catch_unwind(AssertUnwindSafe(|| command.execute(caller, &self.handle)))
-            .unwrap_or_else(|_| {
-                error!("a defect: the control API panicked at a request of {}", caller.name);
-                Response::error(500, "The control API has a defect: the log says more.")
-            });
+        let response = command.execute(caller, &self.handle);
         match pause {
             Some(pause) if response.status == 201 => reply.lock().pause = Some(pause),
             Some(pause) => pause.undo("its request has failed"),
@@ -134,7 +152,7 @@ impl Executor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use crossbeam_channel::bounded;
     use mio::Poll;
@@ -189,9 +207,10 @@ mod tests {
     #[test]
     fn a_pause_that_panics_behind_its_lease_is_undone() {
         let handle = super::super::tests::handle();
-        let has_panicked = AtomicBool::new(false);
+        let changes = AtomicUsize::new(0);
         handle.pauses().watch(move || {
-            assert!(has_panicked.swap(true, Ordering::SeqCst), "the first change panics");
+            let change = changes.fetch_add(1, Ordering::SeqCst);
+            assert!(change >= 2, "the first pause panics, and so does its undoing");
         });
         for (expected, is_paused) in [("500", false), ("201", true)] {
             let replies = execute(&handle, &[("PUT", "/paused", true)]);

@@ -1,8 +1,11 @@
 //! `PendingPause`: a pause that its caller has asked for and that does not stand for itself yet.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
 
-use log::info;
+use log::{error, info};
 
 use super::{command::Caller, response::Response};
 use crate::{handle::Handle, pause::WaitState};
@@ -71,7 +74,18 @@ impl PendingPause {
     /// Undoes the pause.
     pub(super) fn undo(mut self, because: &str) {
         self.is_owned = false;
-        self.handle.pauses().undo(self.caller.request_id, because);
+        self.take_back(because);
+    }
+
+    /// Undoes the pause. A panic ends here: out of a drop it would end the thread, and behind another panic the process.
+    fn take_back(&self, because: &str) {
+        let undo = || self.handle.pauses().undo(self.caller.request_id, because);
+        if catch_unwind(AssertUnwindSafe(undo)).is_err() {
+            error!(
+                "a defect: the control API panicked as it undid a pause of {}",
+                self.caller.name
+            );
+        }
     }
 
     /// Returns the answer to a caller whose pause has begun.
@@ -104,7 +118,7 @@ pub(super) fn not_idle_in_time(handle: &Handle) -> Response {
 impl Drop for PendingPause {
     fn drop(&mut self) {
         if self.is_owned {
-            self.handle.pauses().undo(self.caller.request_id, "its caller has gone");
+            self.take_back("its caller has gone");
         }
     }
 }

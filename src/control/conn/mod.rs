@@ -351,7 +351,7 @@ impl ControlConn {
     /// Takes the pause that it would lose, also from the executor.
     fn take_pause(&mut self) -> Option<PendingPause> {
         match &self.state {
-            State::Executing { reply, .. } => reply.lock().pause.take(),
+            State::Executing { reply, .. } => reply.take_pause(),
             _ => self.pause.take(),
         }
     }

@@ -115,3 +115,24 @@ fn a_pause_that_waits_or_is_tied_needs_no_private_server() {
         assert!(api.handle.resume(), "{query}");
     }
 }
+
+/// Its callers go, and their pauses with them, one of which panics as it ends.
+#[test]
+fn a_panic_of_the_front_costs_no_later_caller() {
+    let api = Api::start();
+    let panics = Arc::new(AtomicBool::new(false));
+    let is_on = Arc::clone(&panics);
+    api.handle.pauses().watch(move || assert!(!is_on.load(Ordering::SeqCst), "a change panics"));
+    let callers = ["a", "b"].map(|name| {
+        let target = format!("/paused?while=connected&name={name}");
+        let mut caller = api.send(&format!("PUT {target} HTTP/1.0\r\n\r\n"));
+        caller.read_exact(&mut [0; 12]).unwrap();
+        caller
+    });
+    panics.store(true, Ordering::SeqCst);
+    let [first, mut second] = callers;
+    drop(first);
+    answer(&mut second);
+    panics.store(false, Ordering::SeqCst);
+    api.assert_answers("a panic of the front");
+}
