@@ -2,7 +2,7 @@
 //!
 //! It listens on a UNIX socket without a name, which only the executor's thread can dial. For each answer, this thread sends
 //! a request of its own making, takes it from the server, responds, and reads the written answer. So no byte of a caller's
-//! reaches `tiny_http`, and a lost answer is written anew without a second execution of its command.
+//! request reaches `tiny_http` as it was sent, and a command whose answer is lost is not executed again.
 //!
 //! `tiny_http`'s accept thread ends for good when descriptors or threads run out, sometimes without a word. Another server is
 //! started where one accepts no more.
@@ -84,7 +84,7 @@ impl Backend {
         Ok(Self(Some(Private { server, door, asked: 0 })))
     }
 
-    /// Writes an answer, replacing a server that accepts no more. After any error it may be asked again. Each step blocks for
+    /// Writes an answer, replacing a server that accepts no more. Behind an error it may be used again. Each step blocks for
     /// `silence` at most.
     pub(super) fn write(
         &mut self,

@@ -1,9 +1,8 @@
-//! `Executor`: a thread that executes commands, each once, and has the backend write their answers.
+//! `Executor`: a thread that executes commands, each once, and writes their answers, by the backend if it can.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -11,7 +10,6 @@ use crossbeam_channel::Receiver;
 use log::error;
 
 use super::{
-    RETRY_INTERVAL,
     backend::Backend,
     command::{Awaited, Caller, Command},
     listener::Notifier,
@@ -115,7 +113,7 @@ impl Executor {
             }
             Err(refusal) => refusal,
         };
-        self.write(&response, is_head, reply)
+        Some(self.write(&response, is_head))
     }
 
     /// Executes a command.
@@ -131,22 +129,16 @@ impl Executor {
         response
     }
 
-    /// Has the backend write an answer, again and again until it is whole or nobody awaits it.
-    fn write(&mut self, response: &Response, is_head: bool, reply: &Reply) -> Option<Vec<u8>> {
-        while reply.is_awaited() {
-            match self.backend.write(response, is_head, self.silence) {
-                Ok(answer) => return Some(answer),
-                Err(error) => {
-                    if let Some(more) = self.log_limit.allow(Instant::now()) {
-                        error!(
-                            "the control API cannot get an answer: {error}; it is tried again{more}"
-                        );
-                    }
-                }
+    /// Has the backend write an answer. Where it cannot, the command is not executed again, and later ones do not wait.
+    fn write(&mut self, response: &Response, is_head: bool) -> Vec<u8> {
+        self.backend.write(response, is_head, self.silence).unwrap_or_else(|error| {
+            if let Some(more) = self.log_limit.allow(Instant::now()) {
+                error!(
+                    "the control API cannot get an answer: {error}; it is written without tiny_http{more}"
+                );
             }
-            thread::park_timeout(RETRY_INTERVAL);
-        }
-        None
+            response.to_bytes(is_head)
+        })
     }
 }
 

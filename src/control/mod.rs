@@ -6,7 +6,7 @@
 //! ```
 //!
 //! - The front reads a request and parses it into a `Command`, which also tells the event that its answer waits for.
-//! - The executor carries the command out and has the backend write the answer, if need be again and again.
+//! - The executor carries the command out and has the backend write the answer, or writes it where the backend cannot.
 //! - A pause is owned by a `PendingPause` until it stands for itself. Dropped anywhere, it undoes the pause.
 //! - Job and connection share the place of the outcome. A job that nobody awaits is not carried out.
 //! - `tiny_http` alone can be aborted with one packet and frozen with two lines: no byte of a caller's reaches it.
@@ -134,7 +134,7 @@ impl Drop for Control {
 /// Longest waits of the control API.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
-    /// For the outcome of a request, whose answer is written over and over.
+    /// For the outcome of a request.
     outcome: Duration,
     /// For each step of the private server.
     silence: Duration,

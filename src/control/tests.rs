@@ -28,6 +28,13 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// As many callers as the server allows where descriptors are plenty.
 const CALLERS_MAX: usize = 128;
 
+const TIMEOUTS_SHORT: Timeouts = Timeouts {
+    outcome: Duration::from_secs(1),
+    silence: Duration::from_millis(250),
+    exchange: Duration::from_millis(500),
+    linger: Duration::from_millis(250),
+};
+
 /// A handle to a proxy that is idle.
 pub(super) fn handle() -> Handle {
     crate::tests::handle()
@@ -50,28 +57,28 @@ struct Api {
 
 impl Api {
     fn start() -> Self {
-        Self::start_before(Backend::start().unwrap())
+        Self::start_before(Backend::start().unwrap(), TIMEOUTS_SHORT)
     }
 
     /// As where no directory takes a file.
     fn start_without_a_server() -> Self {
-        Self::start_before(Backend::without())
+        Self::start_before(Backend::without(), TIMEOUTS_SHORT)
     }
 
     /// Before a private server that is played by the test, and lost with the listener.
-    fn start_before_ours() -> (Self, UnixListener) {
+    fn start_before_ours(timeouts: Timeouts) -> (Self, UnixListener) {
         let (ours, door) = UnlinkedListener::open().unwrap();
         let unused = UnlinkedListener::open().unwrap().0;
-        (Self::start_before(Backend::behind(door, unused).unwrap()), ours)
+        (Self::start_before(Backend::behind(door, unused).unwrap(), timeouts), ours)
     }
 
-    fn start_before(backend: Backend) -> Self {
+    fn start_before(backend: Backend, timeouts: Timeouts) -> Self {
         let handle = handle();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         rustix::net::listen(&listener, 4096).unwrap(); // as the server does
         let addr = listener.local_addr().unwrap();
-        let control = start(listener.into(), &handle, backend);
+        let control = start(listener.into(), &handle, backend, timeouts);
         Self { control, handle, addr }
     }
 
@@ -101,12 +108,9 @@ impl Api {
 const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-fn start(listener: OwnedFd, handle: &Handle, backend: Backend) -> Control {
+fn start(listener: OwnedFd, handle: &Handle, backend: Backend, timeouts: Timeouts) -> Control {
     let control =
         config::ControlConfig { addr: Address::tcp("localhost", 0), ..Default::default() };
-    let short = Duration::from_millis(250);
-    let timeouts =
-        Timeouts { outcome: 4 * short, silence: short, exchange: 2 * short, linger: short };
     let hosts = HostPolicy::new(&control);
     Control::start_with(vec![listener], handle.clone(), hosts, CALLERS_MAX, backend, timeouts)
         .unwrap()
@@ -468,7 +472,7 @@ fn unix_callers_and_half_closed_ones_are_answered() {
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     let handle = handle();
-    let control = start(listener.into(), &handle, Backend::start().unwrap());
+    let control = start(listener.into(), &handle, Backend::start().unwrap(), TIMEOUTS_SHORT);
     for (request, expected) in
         [("GET /paused HTTP/1.0\r\n\r\n", 200), (WAIT, 204), ("GET /paused", 400)]
     {

@@ -30,7 +30,7 @@ fn a_missing_private_server_is_noticed_by_nobody() {
 /// The private server accepts no more.
 #[test]
 fn a_lost_private_server_is_replaced() {
-    let (api, ours) = Api::start_before_ours();
+    let (api, ours) = Api::start_before_ours(TIMEOUTS_SHORT);
     let busy = Busy::new(&api.handle);
     let (waiter, first) = (api.send(WAIT), api.send(GET));
     let (private, _) = ours.accept().unwrap();
@@ -46,9 +46,9 @@ fn a_lost_private_server_is_replaced() {
 
 /// The private server takes a request and dies with it, once without a word and once in the middle of its answer.
 #[test]
-fn a_lost_answer_is_asked_for_again() {
+fn a_lost_answer_is_written_without_the_server() {
     for last_words in ["", "HTTP/1.1 201 Created\r\nContent-"] {
-        let (api, dying) = Api::start_before_ours();
+        let (api, dying) = Api::start_before_ours(TIMEOUTS_SHORT);
         let mut caller = api.send("PUT /paused HTTP/1.0\r\n\r\n");
         let (mut private, _) = dying.accept().unwrap();
         private.write_all(last_words.as_bytes()).unwrap();
@@ -63,10 +63,10 @@ fn callers(handle: &Handle) -> Vec<String> {
     handle.status().leases.into_iter().map(|lease| lease.by).collect()
 }
 
-/// Its answer is lost and written anew: by then, others have changed what it has done.
+/// Its answer is lost and written without the server: by then, others have changed what it has done.
 #[test]
 fn a_command_whose_answer_is_lost_is_carried_out_once() {
-    let (api, dying) = Api::start_before_ours();
+    let (api, dying) = Api::start_before_ours(TIMEOUTS_SHORT);
     api.handle.pause();
     let mut caller = api.send("DELETE /paused HTTP/1.0\r\n\r\n");
     let (private, _) = dying.accept().unwrap();
@@ -76,7 +76,7 @@ fn a_command_whose_answer_is_lost_is_carried_out_once() {
     assert_eq!(status(&answer(&mut caller)), 204);
     assert!(api.handle.is_paused(), "a newer pause is lifted");
 
-    let (api, dying) = Api::start_before_ours();
+    let (api, dying) = Api::start_before_ours(TIMEOUTS_SHORT);
     let mut caller = api.send("PUT /paused HTTP/1.0\r\n\r\n");
     let (private, _) = dying.accept().unwrap();
     assert!(api.handle.resume());
@@ -85,11 +85,23 @@ fn a_command_whose_answer_is_lost_is_carried_out_once() {
     assert!(!api.handle.is_paused(), "a pause that was lifted is back");
 }
 
-/// The pause has begun, and no answer ever comes: its caller is told to try again.
+/// The private server is asked and says nothing.
+#[test]
+fn a_silent_private_server_costs_no_answer() {
+    let (api, _silent) = Api::start_before_ours(TIMEOUTS_SHORT);
+    api.handle.pause();
+    for (line, expected) in [("GET /status", 200), ("DELETE /paused", 204)] {
+        assert_eq!(api.status(&format!("{line} HTTP/1.0\r\n\r\n")), expected, "{line}");
+    }
+    assert!(!api.handle.is_paused());
+}
+
+/// The pause has begun, and no answer comes in time: its caller is told to try again.
 #[test]
 fn a_pause_that_is_not_answered_does_not_stand() {
     for held_before in [false, true] {
-        let (api, ours) = Api::start_before_ours();
+        let late = Timeouts { silence: 2 * TIMEOUTS_SHORT.outcome, ..TIMEOUTS_SHORT };
+        let (api, ours) = Api::start_before_ours(late);
         if held_before {
             api.handle.pause();
         }
@@ -107,7 +119,7 @@ fn a_pause_that_is_not_answered_does_not_stand() {
 #[test]
 fn a_pause_that_waits_or_is_tied_needs_no_private_server() {
     for query in ["wait=1h", "while=connected", "while=connected&wait=1h"] {
-        let (api, _silent) = Api::start_before_ours();
+        let (api, _silent) = Api::start_before_ours(TIMEOUTS_SHORT);
         let mut caller = api.send(&format!("PUT /paused?{query} HTTP/1.0\r\n\r\n"));
         let mut begin = [0; 12];
         caller.read_exact(&mut begin).unwrap();
