@@ -39,6 +39,8 @@ use super::response::Response;
 
 /// Longest head of an answer.
 const HEAD_BYTES_MAX: usize = 4 << 10;
+/// Longest body that the server is given. An answer is read only once it is written, so that a socket's buffer has to hold it.
+const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// Writer of answers, by a private server if there is one. Dropped, it ends the server's threads.
 pub(super) struct Backend(Option<Private>);
@@ -92,6 +94,9 @@ impl Backend {
         is_head: bool,
         silence: Duration,
     ) -> io::Result<Vec<u8>> {
+        if response.body.len() > BODY_BYTES_MAX {
+            return Ok(response.to_bytes(is_head));
+        }
         let dialled = match self.dial() {
             Some(Err(Errno::CONNREFUSED)) => {
                 *self = Self::start()?;
@@ -129,7 +134,7 @@ impl Private {
         let head =
             format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         socket.write_all(format!("{head}\r\n").as_bytes())?;
-        // The socket's buffer takes the whole answer: this does not block.
+        // The socket's buffer takes the whole answer, of `BODY_BYTES_MAX`: this does not block.
         self.receive(&target, silence)?.respond(of_server(response))?;
         let mut written = String::new();
         let bytes_max = HEAD_BYTES_MAX + response.body.len();
@@ -307,6 +312,18 @@ mod tests {
                 assert_eq!(written.replace(date, ""), expected, "{length} {is_head}");
             }
         }
+    }
+
+    #[test]
+    fn an_answer_that_no_buffer_holds_is_written_without_the_server() {
+        let (sender, written) = std::sync::mpsc::channel();
+        let response = Response::json("x".repeat(1 << 20));
+        let expected = response.to_bytes(false);
+        // A thread of its own, as it may never return.
+        thread::spawn(move || {
+            sender.send(Backend::start().unwrap().write(&response, false, SILENCE).unwrap())
+        });
+        assert!(written.recv_timeout(SILENCE).unwrap() == expected);
     }
 
     #[test]
