@@ -33,7 +33,7 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tiny_http::{Header, Request, Server, StatusCode};
+use tiny_http::{HTTPVersion, Header, Request, Server, StatusCode};
 
 use super::response::Response;
 
@@ -95,7 +95,7 @@ impl Backend {
         silence: Duration,
     ) -> io::Result<Vec<u8>> {
         if response.body.len() > BODY_BYTES_MAX {
-            return Ok(response.to_bytes(is_head));
+            return Ok(unserved(response, is_head));
         }
         let dialled = match self.dial() {
             Some(Err(Errno::CONNREFUSED)) => {
@@ -111,7 +111,7 @@ impl Backend {
                 socket.set_read_timeout(Some(silence))?;
                 private.write(response, is_head, socket, silence)
             }
-            _ => Ok(response.to_bytes(is_head)),
+            _ => Ok(unserved(response, is_head)),
         }
     }
 
@@ -157,6 +157,18 @@ impl Private {
             }
         }
     }
+}
+
+/// Returns the bytes that the server would write, without it.
+pub(super) fn unserved(response: &Response, is_head: bool) -> Vec<u8> {
+    let mut written = Vec::new();
+    let body = if is_head { "" } else { &response.body };
+    of_server(response)
+        .raw_print(&mut written, HTTPVersion(1, 1), &[], is_head, None)
+        .ok()
+        .and_then(|()| String::from_utf8(written).ok())
+        .and_then(|written| relayed(&written, response.status, body))
+        .unwrap_or_else(|| response.to_bytes(is_head))
 }
 
 /// Returns the reason phrase of a status.
@@ -263,6 +275,12 @@ mod tests {
 
     const SILENCE: Duration = Duration::from_secs(10);
 
+    /// Takes away the date, which every answer has.
+    fn undated(written: &str) -> String {
+        let is_date = |line: &&str| line.starts_with("Date: ");
+        written.replace(written.split_inclusive("\r\n").find(is_date).unwrap(), "")
+    }
+
     #[test]
     fn a_private_server_leaves_nothing_behind() {
         let (listener, door) = UnlinkedListener::open().unwrap();
@@ -305,11 +323,11 @@ mod tests {
             let response = Response::json("x".repeat(length));
             for is_head in [false, true] {
                 let written = backend.write(&response, is_head, SILENCE).unwrap();
-                let written = String::from_utf8(written).unwrap();
-                let is_date = |line: &&str| line.starts_with("Date: ");
-                let date = written.split_inclusive("\r\n").find(is_date).unwrap();
-                let expected = String::from_utf8(response.to_bytes(is_head)).unwrap();
-                assert_eq!(written.replace(date, ""), expected, "{length} {is_head}");
+                for written in [written, unserved(&response, is_head)] {
+                    let written = String::from_utf8(written).unwrap();
+                    let expected = String::from_utf8(response.to_bytes(is_head)).unwrap();
+                    assert_eq!(undated(&written), expected, "{length} {is_head}");
+                }
             }
         }
     }
@@ -318,12 +336,13 @@ mod tests {
     fn an_answer_that_no_buffer_holds_is_written_without_the_server() {
         let (sender, written) = std::sync::mpsc::channel();
         let response = Response::json("x".repeat(1 << 20));
-        let expected = response.to_bytes(false);
+        let expected = String::from_utf8(response.to_bytes(false)).unwrap();
         // A thread of its own, as it may never return.
         thread::spawn(move || {
             sender.send(Backend::start().unwrap().write(&response, false, SILENCE).unwrap())
         });
-        assert!(written.recv_timeout(SILENCE).unwrap() == expected);
+        let written = String::from_utf8(written.recv_timeout(SILENCE).unwrap()).unwrap();
+        assert!(undated(&written) == expected);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crossbeam_channel::Receiver;
 use log::error;
 
 use super::{
-    backend::Backend,
-    command::{Awaited, Caller, Command},
+    backend::{Backend, unserved},
+    command::{Caller, Command},
     listener::Notifier,
     pending::PendingPause,
     response::Response,
@@ -21,8 +21,7 @@ use crate::{handle::Handle, log_limit::LogLimit};
 /// Request on its way from the front to the executor.
 pub(super) struct Job {
     pub(super) caller: Caller,
-    /// The command, or the answer that refuses it.
-    pub(super) command: Result<Command, Response>,
+    pub(super) command: Command,
     /// True if the answer is to have no body.
     pub(super) is_head: bool,
     pub(super) reply: Reply,
@@ -90,29 +89,23 @@ impl Executor {
                     error!("a defect: the control API panicked at a request of {}", caller.name);
                     drop(reply.take_pause());
                     let text = "The control API has a defect: the log says more.";
-                    Some(Response::error(500, text).to_bytes(is_head))
+                    Some(unserved(&Response::error(500, text), is_head))
                 });
         reply.lock().answer = answer;
     }
 
     fn answer(
         &mut self,
-        command: Result<Command, Response>,
+        command: Command,
         caller: &Caller,
         is_head: bool,
         reply: &Reply,
     ) -> Option<Vec<u8>> {
-        let response = match command {
-            Ok(command) => {
-                let is_written_by_front = matches!(command.awaited(), Some(Awaited::Pause { .. }));
-                let response = self.execute(command, caller, reply);
-                if is_written_by_front && reply.lock().pause.is_some() {
-                    return Some(Vec::new());
-                }
-                response
-            }
-            Err(refusal) => refusal,
-        };
+        let is_written_by_front = command.awaited().is_some();
+        let response = self.execute(command, caller, reply);
+        if is_written_by_front && reply.lock().pause.is_some() {
+            return Some(Vec::new());
+        }
         Some(self.write(&response, is_head))
     }
 
@@ -137,7 +130,7 @@ impl Executor {
                     "the control API cannot get an answer: {error}; it is written without tiny_http{more}"
                 );
             }
-            response.to_bytes(is_head)
+            unserved(response, is_head)
         })
     }
 }
@@ -158,7 +151,7 @@ mod tests {
         for (request_id, (method, target, is_awaited)) in (1..).zip(requests) {
             let request = Request { method: (*method).into(), target: (*target).into() };
             let (caller, reply) = (Caller { name: "a test".into(), request_id }, Reply::default());
-            let command = Command::parse(&request);
+            let command = Command::parse(&request).unwrap();
             replies.extend(is_awaited.then(|| reply.clone()));
             sender.send(Job { caller, command, is_head: false, reply }).ok().unwrap();
         }

@@ -15,6 +15,7 @@ use rustix::{
 
 use super::{
     RETRY_INTERVAL, Timeouts,
+    backend::unserved,
     command::{Awaited, Caller, Command},
     executor::{Job, Reply},
     listener::Notifier,
@@ -29,7 +30,8 @@ use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState};
 const LINGER_BYTES_MAX: usize = 1 << 20;
 
 const STOPPING: HttpError = (503, "tcpause is stopping.");
-const STARVED: HttpError = (503, "The control API lacks descriptors or threads: try again.");
+const STARVED: HttpError =
+    (503, "The control API is busy, or lacks descriptors or threads: try again.");
 const CROWDED: HttpError = (503, "Too many callers wait already: try again later.");
 
 /// Everything that callers share.
@@ -286,10 +288,16 @@ impl ControlConn {
         Ok(())
     }
 
-    /// Begins to wait for idle if the request asks for that alone, or hands it to the executor.
+    /// Refuses the request, begins to wait for idle if it asks for that alone, or hands it to the executor.
     fn begin(&mut self, request: &Request, context: &mut ControlContext) -> Result<(), Halt> {
-        let command = Command::parse(request);
-        let awaited = command.as_ref().ok().and_then(Command::awaited);
+        let command = match Command::parse(request) {
+            Ok(command) => command,
+            Err(refusal) => {
+                self.answer(unserved(&refusal, self.request.is_head()));
+                return Ok(());
+            }
+        };
+        let awaited = command.awaited();
         if awaited.is_some() {
             self.permit = Some(context.try_acquire()?);
         }
@@ -302,10 +310,10 @@ impl ControlConn {
         Ok(())
     }
 
-    /// Hands a request to the executor.
+    /// Hands a command to the executor.
     fn submit(
         &mut self,
-        command: Result<Command, Response>,
+        command: Command,
         awaited: Option<Awaited>,
         context: &mut ControlContext,
     ) -> Result<(), Halt> {
@@ -365,7 +373,8 @@ impl ControlConn {
         // Before the look, lest a moment between them be missed.
         context.notifier.await_idle();
         if context.handle.is_idle() || context.handle.pauses().idle_moments() != idle_moments {
-            return self.submit(Ok(Command::WaitIdle { timeout: None }), None, context);
+            self.answer(unserved(&Response::empty(204), self.request.is_head()));
+            return Ok(());
         }
         // A wait that has come to its end is answered so, in spite of a stop.
         if context.stops_at.is_some() {

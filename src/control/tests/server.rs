@@ -148,3 +148,24 @@ fn a_panic_of_the_front_costs_no_later_caller() {
     panics.store(false, Ordering::SeqCst);
     api.assert_answers("a panic of the front");
 }
+
+/// The executor is busy with an answer that its server does not give.
+#[test]
+fn a_wait_and_a_refusal_need_no_executor() {
+    let late = Timeouts { silence: 2 * TIMEOUTS_SHORT.outcome, ..TIMEOUTS_SHORT };
+    let (api, ours) = Api::start_before_ours(late);
+    let mut busy = api.send(GET);
+    let _silent = ours.accept().unwrap();
+    for (line, expected) in [
+        ("HEAD /paused/block-until-idle", 204),
+        ("GET /paused/block-until-idle?timeout=1h", 204),
+        ("PUT /paused?x=1", 400),
+        ("GET /nothing", 404),
+        ("DELETE /status", 405),
+    ] {
+        let text = answer(&mut api.send(&format!("{line} HTTP/1.0\r\n\r\n")));
+        assert_eq!(status(&text), expected, "{line}");
+        assert!(text.contains("\r\nDate: "), "as the server writes it: {text}");
+    }
+    assert_eq!(status(&answer(&mut busy)), 503);
+}
