@@ -37,6 +37,15 @@ pub(super) enum Command {
     WaitIdle { timeout: Option<Duration> },
 }
 
+/// Result of a command.
+#[derive(Debug)]
+pub(super) enum Executed {
+    /// A pause has begun, and depends on its request.
+    Paused,
+    /// The command is carried out or refused.
+    Answer(Response),
+}
+
 /// Event that an answer waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
@@ -87,26 +96,27 @@ impl Command {
 
     /// Carries the command out. This may block: a pause waits for the workers, a resume for the look-up of a name, each for
     /// a second at most.
-    pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Response {
-        match self {
-            Self::Pause(wanted) => pause(wanted, caller, handle),
+    pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Executed {
+        Executed::Answer(match self {
+            Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
             Self::GetStatus => status(handle),
+            // The front has waited for it already.
             Self::WaitIdle { .. } => Response::empty(204),
-        }
+        })
     }
 }
 
 /// Begins a pause that depends on its request until the request is settled.
-fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Response {
+fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Executed {
     let max_ttl = handle.pauses().max_ttl;
     if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
         let (ttl, max) = (format_duration(ttl), format_duration(max));
         let text = format!(
             "The parameter \"ttl\": {ttl} is more than pause.max-ttl allows; write {max} at most, and renew it."
         );
-        return Response::error(400, &text);
+        return Executed::Answer(Response::error(400, &text));
     }
     let terms = Terms {
         name: wanted.name,
@@ -121,9 +131,9 @@ fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Response {
         let text = format!(
             "There are {LEASES_MAX} pauses already, each with a name of its own: lift some, or use one of their names."
         );
-        return Response::error(409, &text);
+        return Executed::Answer(Response::error(409, &text));
     }
-    Response::empty(201)
+    Executed::Paused
 }
 
 /// Ends pauses, or releases some of the held clients.
@@ -190,8 +200,12 @@ mod tests {
             ("GET", "/paused/block-until-idle?timeout=%ff", 400, ""),
         ];
         for (method, target, status, body) in table {
-            let answer = parse(method, target)
-                .map_or_else(|refused| refused, |command| command.execute(&caller, &handle));
+            let executed = parse(method, target)
+                .map_or_else(Executed::Answer, |command| command.execute(&caller, &handle));
+            let answer = match executed {
+                Executed::Paused => Response::empty(201),
+                Executed::Answer(response) => response,
+            };
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
             assert_eq!(answer.header.is_some(), status == 405, "{method} {target}");

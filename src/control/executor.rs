@@ -11,9 +11,10 @@ use log::error;
 
 use super::{
     backend::{Backend, unserved},
-    command::{Caller, Command},
+    command::{Awaited, Caller, Command, Executed},
     listener::Notifier,
     pending::PendingPause,
+    query::Wait,
     response::Response,
 };
 use crate::{handle::Handle, log_limit::LogLimit};
@@ -35,10 +36,18 @@ pub(super) struct Reply(Arc<Mutex<Outcome>>);
 /// Results of a job so far.
 #[derive(Default)]
 pub(super) struct Outcome {
-    /// The pause that has begun.
+    /// The pause that has begun and whose answer is written here.
     pub(super) pause: Option<PendingPause>,
-    /// The answer; empty if the front writes it once the pause is idle.
-    pub(super) answer: Option<Vec<u8>>,
+    /// The answer, once it is there.
+    pub(super) answer: Option<Answer>,
+}
+
+/// Answer of the executor to the front.
+pub(super) enum Answer {
+    /// The answer to the caller.
+    Written(Vec<u8>),
+    /// A pause has begun. The front writes the answer: at once, or when the wait is over.
+    Begun { pause: PendingPause, wait: Option<Wait>, is_tied: bool },
 }
 
 impl Reply {
@@ -87,11 +96,13 @@ impl Executor {
             catch_unwind(AssertUnwindSafe(|| self.answer(command, &caller, is_head, &reply)))
                 .unwrap_or_else(|_| {
                     error!("a defect: the control API panicked at a request of {}", caller.name);
-                    drop(reply.take_pause());
+                    if let Some(pause) = reply.take_pause() {
+                        pause.undo("its request has failed");
+                    }
                     let text = "The control API has a defect: the log says more.";
-                    Some(unserved(&Response::error(500, text), is_head))
+                    Answer::Written(unserved(&Response::error(500, text), is_head))
                 });
-        reply.lock().answer = answer;
+        reply.lock().answer = Some(answer);
     }
 
     fn answer(
@@ -100,26 +111,24 @@ impl Executor {
         caller: &Caller,
         is_head: bool,
         reply: &Reply,
-    ) -> Option<Vec<u8>> {
-        let is_written_by_front = command.awaited().is_some();
-        let response = self.execute(command, caller, reply);
-        if is_written_by_front && reply.lock().pause.is_some() {
-            return Some(Vec::new());
-        }
-        Some(self.write(&response, is_head))
-    }
-
-    /// Executes a command.
-    fn execute(&self, command: Command, caller: &Caller, reply: &Reply) -> Response {
-        let is_pause = matches!(command, Command::Pause(_));
-        let pause = is_pause.then(|| PendingPause::new(self.handle.clone(), caller.clone()));
-        let response = command.execute(caller, &self.handle);
-        match pause {
-            Some(pause) if response.status == 201 => reply.lock().pause = Some(pause),
-            Some(pause) => pause.undo("its request has failed"),
-            None => {}
-        }
-        response
+    ) -> Answer {
+        let awaited = command.awaited();
+        // Made first: a pause whose command panics is undone.
+        let pause = PendingPause::new(self.handle.clone(), caller.clone());
+        let response = match (command.execute(caller, &self.handle), awaited) {
+            (Executed::Paused, Some(Awaited::Pause { wait, is_tied })) => {
+                return Answer::Begun { pause, wait, is_tied };
+            }
+            (Executed::Paused, _) => {
+                reply.lock().pause = Some(pause);
+                Response::empty(201)
+            }
+            (Executed::Answer(response), _) => {
+                pause.forget();
+                response
+            }
+        };
+        Answer::Written(self.write(&response, is_head))
     }
 
     /// Has the backend write an answer. Where it cannot, the command is not executed again, and later ones do not wait.
@@ -199,7 +208,7 @@ mod tests {
         });
         for (expected, is_paused) in [("500", false), ("201", true)] {
             let replies = execute(&handle, &[("PUT", "/paused", true)]);
-            let answer = replies[0].lock().answer.take().unwrap();
+            let Some(Answer::Written(answer)) = replies[0].lock().answer.take() else { panic!() };
             assert_eq!(&String::from_utf8(answer).unwrap()[9..12], expected);
             assert_eq!(handle.is_paused(), is_paused, "{expected}");
         }

@@ -2,6 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -118,7 +119,12 @@ pub(super) fn not_idle_in_time(handle: &Handle) -> Response {
 impl Drop for PendingPause {
     fn drop(&mut self) {
         if self.is_owned {
-            self.take_back("its caller has gone");
+            let has_failed = thread::panicking();
+            self.take_back(if has_failed {
+                "its request has failed"
+            } else {
+                "its caller has gone"
+            });
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     RETRY_INTERVAL, Timeouts,
     backend::unserved,
     command::{Awaited, Caller, Command},
-    executor::{Job, Reply},
+    executor::{Answer, Job, Reply},
     listener::Notifier,
     pending::PendingPause,
     query::OnTimeout,
@@ -113,7 +113,7 @@ enum State {
     /// The request waits until the proxy is idle.
     Waiting { idle_moments: u64, until: Option<Instant> },
     /// The executor has the request. Whether the caller has gone makes no difference.
-    Executing { reply: Reply, awaited: Option<Awaited> },
+    Executing(Reply),
     /// The pause that it has asked for waits until the proxy is idle.
     Pausing { on_timeout: OnTimeout, is_tied: bool },
     /// The answer is being written.
@@ -235,8 +235,8 @@ impl ControlConn {
         let now = Instant::now();
         Err(Halt::Refused(match self.state {
             State::Reading => (408, "The request took too long to arrive."),
-            State::Executing { ref reply, .. } if reply.lock().answer.is_some() => return Ok(()),
-            State::Executing { .. } => STARVED,
+            State::Executing(ref reply) if reply.lock().answer.is_some() => return Ok(()),
+            State::Executing(_) => STARVED,
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => (
                 504,
                 "The time is up: connections are still carried or dialled for. GET /status counts them.",
@@ -253,7 +253,7 @@ impl ControlConn {
             State::Reading if stops => Err(Halt::Refused(STOPPING)),
             State::Reading => self.read(context),
             State::Waiting { .. } => self.wait(context),
-            State::Executing { .. } => self.take_outcome(),
+            State::Executing(_) => self.take_outcome(),
             State::Pausing { .. } => self.pause(context),
             State::Answering { .. } => self.write(),
             State::Attached => self.attend(context),
@@ -302,7 +302,7 @@ impl ControlConn {
             self.permit = Some(context.try_acquire()?);
         }
         let Some(Awaited::Idle { timeout }) = awaited else {
-            return self.submit(command, awaited, context);
+            return self.submit(command, context);
         };
         let idle_moments = context.handle.pauses().idle_moments();
         self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -311,43 +311,38 @@ impl ControlConn {
     }
 
     /// Hands a command to the executor.
-    fn submit(
-        &mut self,
-        command: Command,
-        awaited: Option<Awaited>,
-        context: &mut ControlContext,
-    ) -> Result<(), Halt> {
+    fn submit(&mut self, command: Command, context: &mut ControlContext) -> Result<(), Halt> {
         context.last_request_id += 1;
         let caller = Caller { name: self.name.clone(), request_id: context.last_request_id };
         let (is_head, reply) = (self.request.is_head(), Reply::default());
         let job = Job { caller, command, is_head, reply: reply.clone() };
         // It is full only of jobs that were given up, by a stuck executor.
         context.jobs.try_send(job).map_err(|_| STARVED)?;
-        self.state = State::Executing { reply, awaited };
+        self.state = State::Executing(reply);
         self.deadline = Some(Instant::now() + self.timeouts.outcome);
         Ok(())
     }
 
     /// Takes the outcome of its request, if it is there.
     fn take_outcome(&mut self) -> Result<(), Halt> {
-        let State::Executing { reply, awaited } = &self.state else { return Ok(()) };
+        let State::Executing(reply) = &self.state else { return Ok(()) };
         let (answer, pause) = {
             let mut outcome = reply.lock();
             let answer = outcome.answer.take().ok_or(Halt::Blocked)?;
             (answer, outcome.pause.take())
         };
-        match (*awaited, pause) {
-            (Some(Awaited::Pause { wait: Some(wait), is_tied }), Some(pause)) => {
+        match answer {
+            Answer::Begun { pause, wait: Some(wait), is_tied } => {
                 self.deadline = Instant::now().checked_add(wait.time);
                 self.state = State::Pausing { on_timeout: wait.on_timeout, is_tied };
                 self.pause = Some(pause);
             }
-            (Some(Awaited::Pause { wait: None, .. }), Some(pause)) => {
+            Answer::Begun { pause, wait: None, .. } => {
                 let is_idle = pause.wait_state() == WaitState::Idle;
                 self.begin_answer(pause.success(is_idle).to_endless_bytes(), Then::Attach);
                 self.pause = Some(pause);
             }
-            (_, pause) => {
+            Answer::Written(answer) => {
                 // The caller has not asked for more, and its pause stands even if it has gone.
                 pause.into_iter().for_each(PendingPause::settle);
                 self.answer(answer);
@@ -359,7 +354,7 @@ impl ControlConn {
     /// Takes the pause that it would lose, also from the executor.
     fn take_pause(&mut self) -> Option<PendingPause> {
         match &self.state {
-            State::Executing { reply, .. } => reply.take_pause(),
+            State::Executing(reply) => reply.take_pause(),
             _ => self.pause.take(),
         }
     }
