@@ -1,4 +1,4 @@
-//! Backend: a private `tiny_http` server that writes the answers. Nothing outside this file knows of it.
+//! Backend: a private `tiny_http` server that writes the answers. Nothing outside this file knows of the server.
 //!
 //! It listens on a UNIX socket without a name, which only the executor's thread can dial. For each answer, this thread sends
 //! a request of its own making, takes it from the server, responds, and reads the written answer. So no byte of a caller's
@@ -33,7 +33,7 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tiny_http::{HTTPVersion, Header, Request, Server, StatusCode};
+use tiny_http::{HTTPVersion, Header, Request, Server};
 
 use super::response::Response;
 
@@ -61,7 +61,7 @@ impl Backend {
             Ok((listener, door)) => Self::behind(door, listener),
             Err(error) => {
                 info!(
-                    "the control API serves all requests on one thread, as none of /run, /dev/shm, /tmp and TMPDIR takes its socket file: {error}"
+                    "the control API writes its answers without tiny_http's server, as none of /run, /dev/shm, /tmp and TMPDIR takes its socket file: {error}"
                 );
                 Ok(Self::without())
             }
@@ -72,6 +72,7 @@ impl Backend {
     pub(super) fn without() -> Self {
         Self(None)
     }
+
     /// Starts a server on `listener`, which `door` leads to.
     pub(super) fn behind(door: UnlinkedListener, listener: UnixListener) -> io::Result<Self> {
         // Where the system refuses threads, this is an error, and tiny_http would panic.
@@ -169,11 +170,6 @@ pub(super) fn unserved(response: &Response, is_head: bool) -> Vec<u8> {
         .and_then(|()| String::from_utf8(written).ok())
         .and_then(|written| relayed(&written, response.status, body))
         .unwrap_or_else(|| response.to_bytes(is_head))
-}
-
-/// Returns the reason phrase of a status.
-pub(super) fn reason(status: u16) -> &'static str {
-    StatusCode(status).default_reason_phrase()
 }
 
 /// Converts an answer into the server's type. Without the threshold, the server would send a long one in chunks.

@@ -136,7 +136,7 @@ impl Executor {
         self.backend.write(response, is_head, self.silence).unwrap_or_else(|error| {
             if let Some(more) = self.log_limit.allow(Instant::now()) {
                 error!(
-                    "the control API cannot get an answer: {error}; it is written without tiny_http{more}"
+                    "the control API cannot get an answer: {error}; it is written without the server{more}"
                 );
             }
             unserved(response, is_head)

@@ -1,6 +1,6 @@
 //! `Response`: an answer to a caller of the control API, and its form on the wire.
 
-use super::backend::reason;
+use tiny_http::StatusCode;
 
 /// Answer: a status with an optional JSON body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Response {
     }
 
     fn write(&self, length: &str, body: &str) -> Vec<u8> {
-        let (status, reason) = (self.status, reason(self.status));
+        let (status, reason) = (self.status, StatusCode(self.status).default_reason_phrase());
         let lines = self.headers().map(|(name, value)| [name, ": ", value, "\r\n"].concat());
         let headers = lines.collect::<String>();
         format!("HTTP/1.1 {status} {reason}\r\n{headers}{length}Connection: close\r\n\r\n{body}")

@@ -33,7 +33,6 @@ sources! {
 /// The part of the control API that reads requests.
 #[path = "../../src/control"]
 mod control {
-    mod backend;
     mod body;
     mod command;
     mod query;

@@ -396,7 +396,7 @@ fn a_body_in_chunks_is_read_and_ignored() {
 /// As in a container with a read-only root, in an image without directories for files that come and go, and on a full disk.
 #[test]
 fn it_needs_no_directory_that_can_be_written_to() {
-    const WITHOUT: &str = "serves all requests on one thread";
+    const WITHOUT: &str = "writes its answers without tiny_http's server";
     const READ_ONLY: &str = "for place in /run /dev/shm /tmp; do mount --bind $place $place && mount -o remount,bind,ro $place || exit; done";
     in_namespace("control::api::it_needs_no_directory_that_can_be_written_to", || {
         let upstream = Upstream::tcp(echo);
