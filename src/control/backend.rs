@@ -1,8 +1,8 @@
 //! Backend: a private `tiny_http` server that writes the answers. Nothing outside this file knows of the server.
 //!
 //! It listens on a UNIX socket without a name, which only the executor's thread can dial. For each answer, this thread sends
-//! a request of its own making, takes it from the server, responds, and reads the written answer. So no byte of a caller's
-//! request reaches `tiny_http` as it was sent, and a command whose answer is lost is not executed again.
+//! a request of its own making, takes it from the server, responds, and reads the written answer. So
+//! `tiny_http` parses nothing that a caller has sent, and a command whose answer is lost is not executed again.
 //!
 //! `tiny_http`'s accept thread ends for good when descriptors or threads run out, sometimes without a word. Another server is
 //! started where one accepts no more.

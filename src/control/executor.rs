@@ -128,6 +128,10 @@ impl Executor {
                 response
             }
         };
+        // An answer that nobody awaits any more must not keep others waiting, nor its pause from being undone.
+        if !reply.is_awaited() {
+            return Answer::Written(Vec::new());
+        }
         Answer::Written(self.write(&response, is_head))
     }
 

@@ -210,7 +210,8 @@ impl ControlConn {
         }
     }
 
-    /// Returns its rank in the order in which callers make room. A caller whose request is whole is seen through to the end.
+    /// Returns its rank in the order in which callers make room. The first are callers with an answer, perhaps in its midst;
+    /// then come those whose request arrives. A caller that waits, or has a pause, or whose command is executed stays.
     pub(super) fn expendable(&self) -> Option<(u8, Instant)> {
         match self.state {
             _ if self.pause.is_some() => None,
