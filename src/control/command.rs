@@ -51,8 +51,8 @@ pub(super) enum Executed {
 pub(super) enum Awaited {
     /// The proxy is idle, within this time if there is one.
     Idle { timeout: Option<Duration> },
-    /// The pause that has begun is idle, if it waits for that. If it is tied, it ends with the caller's connection.
-    Pause { wait: Option<Wait>, is_tied: bool },
+    /// The pause that has begun is idle, if it waits for that. If connection-bound, it ends with its caller's.
+    Pause { wait: Option<Wait>, is_connection_bound: bool },
 }
 
 impl Command {
@@ -87,8 +87,10 @@ impl Command {
     pub(super) fn awaited(&self) -> Option<Awaited> {
         match *self {
             Self::WaitIdle { timeout } => Some(Awaited::Idle { timeout }),
-            Self::Pause(Pause { wait, is_tied, .. }) if is_tied || wait.is_some() => {
-                Some(Awaited::Pause { wait, is_tied })
+            Self::Pause(Pause { wait, is_connection_bound, .. })
+                if is_connection_bound || wait.is_some() =>
+            {
+                Some(Awaited::Pause { wait, is_connection_bound })
             }
             _ => None,
         }
@@ -108,7 +110,7 @@ impl Command {
     }
 }
 
-/// Begins a pause that depends on its request until the request is settled.
+/// Begins a pause that depends on its request until it is committed.
 fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Executed {
     let max_ttl = handle.pauses().max_ttl;
     if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
@@ -126,7 +128,8 @@ fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Executed {
         ttl: wanted.ttl.or(max_ttl),
         quiet: wanted.quiet,
     };
-    let lifetime = if wanted.is_tied { Lifetime::ConnectionBound } else { Lifetime::Pending };
+    let lifetime =
+        if wanted.is_connection_bound { Lifetime::ConnectionBound } else { Lifetime::Pending };
     if let Err(Full) = handle.pauses().put(terms, lifetime, caller.request_id) {
         let text = format!(
             "There are {LEASES_MAX} pauses already, each with a name of its own: lift some, or use one of their names."
@@ -228,16 +231,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_answered_at_once_unless_it_waits_or_is_tied() {
+    fn a_pause_is_answered_at_once_unless_it_waits_or_is_connection_bound() {
         let second = Duration::from_secs(1);
         let wait = Some(Wait { time: second, on_timeout: OnTimeout::Kill });
         for (query, expected) in [
             ("name=a", None),
-            ("wait=1s&on-timeout=kill", Some(Awaited::Pause { wait, is_tied: false })),
-            ("while=connected", Some(Awaited::Pause { wait: None, is_tied: true })),
+            ("wait=1s&on-timeout=kill", Some(Awaited::Pause { wait, is_connection_bound: false })),
+            ("while=connected", Some(Awaited::Pause { wait: None, is_connection_bound: true })),
             (
                 "while=connected&wait=1s&on-timeout=kill",
-                Some(Awaited::Pause { wait, is_tied: true }),
+                Some(Awaited::Pause { wait, is_connection_bound: true }),
             ),
         ] {
             let command = parse("PUT", &format!("/paused?{query}")).unwrap();

@@ -47,7 +47,7 @@ pub(super) enum Answer {
     /// The answer to the caller.
     Written(Vec<u8>),
     /// A pause has begun. The front writes the answer: at once, or when the wait is over.
-    Begun { pause: PendingPause, wait: Option<Wait>, is_tied: bool },
+    Begun { pause: PendingPause, wait: Option<Wait>, is_connection_bound: bool },
 }
 
 impl Reply {
@@ -89,7 +89,7 @@ impl Executor {
         }
     }
 
-    /// Carries out one job. A panic costs the answer and nothing else: a pause stands only behind a 201.
+    /// Carries out one job. A panic costs the answer and nothing else: a pause is committed only behind a 201.
     fn carry_out(&mut self, job: Job) {
         let Job { caller, command, is_head, reply } = job;
         let answer =
@@ -116,8 +116,8 @@ impl Executor {
         // Made first: a pause whose command panics is undone.
         let pause = PendingPause::new(self.handle.clone(), caller.clone());
         let response = match (command.execute(caller, &self.handle), awaited) {
-            (Executed::Paused, Some(Awaited::Pause { wait, is_tied })) => {
-                return Answer::Begun { pause, wait, is_tied };
+            (Executed::Paused, Some(Awaited::Pause { wait, is_connection_bound })) => {
+                return Answer::Begun { pause, wait, is_connection_bound };
             }
             (Executed::Paused, _) => {
                 reply.lock().pause = Some(pause);

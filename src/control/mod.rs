@@ -7,7 +7,7 @@
 //!
 //! - The front reads a request and parses it into a `Command`, which also tells the event that its answer waits for.
 //! - The executor carries the command out and has the backend write the answer, or writes it where the backend cannot.
-//! - A pause is owned by a `PendingPause` until it stands for itself. Dropped anywhere, it undoes the pause.
+//! - A pause is owned by a `PendingPause` until it is committed. Dropped anywhere, it undoes the pause.
 //! - Job and connection share the place of the outcome. A job that nobody awaits is not carried out.
 //! - The front may block for a second, too: where it ends the last pause, it waits for the look-up of a name.
 //! - `tiny_http` alone can be aborted with one packet and frozen with two lines: it parses nothing that a caller has sent.

@@ -1,4 +1,4 @@
-//! `PendingPause`: a pause that its caller has asked for and that does not stand for itself yet.
+//! `PendingPause`: a pause that its caller has asked for and that is not committed yet.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -46,22 +46,22 @@ impl PendingPause {
         self.reset += self.handle.pauses().kill(&self.caller.name);
     }
 
-    /// Lets the pause stand for itself.
-    pub(super) fn settle(self) {
-        self.handle.pauses().settle(self.caller.request_id);
+    /// Commits the pause.
+    pub(super) fn commit(self) {
+        self.handle.pauses().commit(self.caller.request_id);
         self.forget();
     }
 
-    /// Lets the pause stand for itself, although it is not idle.
+    /// Commits the pause, although it is not idle.
     pub(super) fn keep(self) {
         info!(
             "the pause that {} has asked for is kept, although it is not idle in time",
             self.caller.name
         );
-        self.settle();
+        self.commit();
     }
 
-    /// Lets go of a pause that has ended, or stands for itself.
+    /// Lets go of a pause that has not begun, has ended, or is committed.
     pub(super) fn forget(mut self) {
         self.is_owned = false;
     }

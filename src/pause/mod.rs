@@ -184,9 +184,9 @@ impl Pauses {
     }
 
     /// Commits the lease of a request, which then no longer depends on its caller.
-    pub(crate) fn settle(&self, request_id: u64) {
+    pub(crate) fn commit(&self, request_id: u64) {
         let mut leases = self.lock();
-        leases.settle(request_id);
+        leases.commit(request_id);
         self.apply(&leases);
     }
 

@@ -115,11 +115,11 @@ enum State {
     /// The executor has the request. Whether the caller has gone makes no difference.
     Executing(Reply),
     /// The pause that it has asked for waits until the proxy is idle.
-    Pausing { on_timeout: OnTimeout, is_tied: bool },
+    Pausing { on_timeout: OnTimeout, is_connection_bound: bool },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
     /// The answer is written; the pause lasts until the caller closes.
-    Attached,
+    ConnectionBound,
     /// The answer is written; further bytes of the caller are discarded until it closes.
     Lingering { discarded: usize },
 }
@@ -127,10 +127,10 @@ enum State {
 /// Next state behind an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
-    /// The caller closes; a pause that it has asked for stands.
+    /// The caller closes; a pause that it has asked for is committed.
     Linger,
     /// The caller stays, and its pause with it.
-    Attach,
+    ConnectionBound,
 }
 
 /// Reason why a step did not lead on.
@@ -257,7 +257,7 @@ impl ControlConn {
             State::Executing(_) => self.take_outcome(),
             State::Pausing { .. } => self.pause(context),
             State::Answering { .. } => self.write(),
-            State::Attached => self.attend(context),
+            State::ConnectionBound => self.attend(context),
             State::Lingering { discarded } => {
                 let count = read(&self.socket, &mut context.scratch)?;
                 if count == 0 || discarded > LINGER_BYTES_MAX {
@@ -333,19 +333,19 @@ impl ControlConn {
             (answer, outcome.pause.take())
         };
         match answer {
-            Answer::Begun { pause, wait: Some(wait), is_tied } => {
+            Answer::Begun { pause, wait: Some(wait), is_connection_bound } => {
                 self.deadline = Instant::now().checked_add(wait.time);
-                self.state = State::Pausing { on_timeout: wait.on_timeout, is_tied };
+                self.state = State::Pausing { on_timeout: wait.on_timeout, is_connection_bound };
                 self.pause = Some(pause);
             }
             Answer::Begun { pause, wait: None, .. } => {
                 let is_idle = pause.wait_state() == WaitState::Idle;
-                self.begin_answer(pause.success(is_idle).to_endless_bytes(), Then::Attach);
+                self.begin_answer(pause.success(is_idle).to_endless_bytes(), Then::ConnectionBound);
                 self.pause = Some(pause);
             }
             Answer::Written(answer) => {
-                // The caller has not asked for more, and its pause stands even if it has gone.
-                pause.into_iter().for_each(PendingPause::settle);
+                // The caller has not asked for more, and its pause is committed even if it has gone.
+                pause.into_iter().for_each(PendingPause::commit);
                 self.answer(answer);
             }
         }
@@ -393,11 +393,11 @@ impl ControlConn {
         }
         match then {
             Then::Linger => {
-                self.pause.take().into_iter().for_each(PendingPause::settle);
+                self.pause.take().into_iter().for_each(PendingPause::commit);
                 self.end_answer()
             }
-            Then::Attach => {
-                self.state = State::Attached;
+            Then::ConnectionBound => {
+                self.state = State::ConnectionBound;
                 self.deadline = None;
                 Ok(())
             }

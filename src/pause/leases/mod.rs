@@ -28,7 +28,7 @@ pub(crate) struct Leases {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
     pub(crate) terms: Terms,
-    pub(crate) standing: Lifetime,
+    pub(crate) lifetime: Lifetime,
     /// Number of the request that created it.
     pub(crate) request_id: u64,
     /// Time from which its name has held without a gap.
@@ -86,17 +86,17 @@ impl Leases {
     pub(crate) fn put(
         &mut self,
         terms: Terms,
-        standing: Lifetime,
+        lifetime: Lifetime,
         request_id: u64,
         now: Timestamp,
     ) -> Result<(), Full> {
-        let since = match standing {
+        let since = match lifetime {
             Lifetime::ConnectionBound => None,
             Lifetime::Committed | Lifetime::Pending => {
                 self.unbound(&terms.name).map(|old| old.since)
             }
         };
-        if standing == Lifetime::Committed {
+        if lifetime == Lifetime::Committed {
             self.remove_committed(&terms.name);
         }
         // A lease under a name that holds replaces another, now or when it is committed, so it needs no room.
@@ -104,9 +104,9 @@ impl Leases {
             return Err(Full);
         }
         let ends = terms.end(now.at);
-        let lease = Lease { terms, standing, request_id, since: since.unwrap_or(now), ends };
+        let lease = Lease { terms, lifetime, request_id, since: since.unwrap_or(now), ends };
         let place = self.list.len();
-        match standing {
+        match lifetime {
             Lifetime::Committed => self.insert_committed(place, lease),
             Lifetime::Pending | Lifetime::ConnectionBound => self.list.insert(place, lease),
         }
@@ -115,14 +115,14 @@ impl Leases {
     }
 
     /// Commits the pending lease of a request: it replaces the committed one of its name, and is not undone any more.
-    pub(crate) fn settle(&mut self, request_id: u64) {
+    pub(crate) fn commit(&mut self, request_id: u64) {
         let of_request = |lease: &&Lease| lease.request_id == request_id;
         let Some(lease) = self.list.iter().find(of_request).cloned() else { return };
-        if lease.standing == Lifetime::Pending {
+        if lease.lifetime == Lifetime::Pending {
             self.remove_committed(&lease.terms.name);
             let place = self.list.iter().position(|lease| lease.request_id == request_id);
             self.list.retain(|lease| lease.request_id != request_id);
-            let lease = Lease { standing: Lifetime::Committed, ..lease };
+            let lease = Lease { lifetime: Lifetime::Committed, ..lease };
             self.insert_committed(place.unwrap_or_default(), lease);
         }
     }
@@ -131,7 +131,7 @@ impl Leases {
     /// If those are undone, this one remains.
     fn insert_committed(&mut self, mut place: usize, lease: Lease) {
         for (index, old) in self.list.iter_mut().enumerate().take(place).rev() {
-            if old.terms.name == lease.terms.name && old.standing == Lifetime::Pending {
+            if old.terms.name == lease.terms.name && old.lifetime == Lifetime::Pending {
                 (old.terms, old.ends, place) = (lease.terms.clone(), lease.ends, index);
             }
         }
@@ -140,7 +140,7 @@ impl Leases {
 
     /// Removes the committed lease of a name.
     fn remove_committed(&mut self, name: &str) {
-        self.list.retain(|old| old.standing != Lifetime::Committed || old.terms.name != name);
+        self.list.retain(|old| old.lifetime != Lifetime::Committed || old.terms.name != name);
     }
 
     /// Removes the leases for which `is_over` returns true.
@@ -197,10 +197,10 @@ impl Leases {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.list.iter().enumerate().filter_map(|(index, lease)| {
             let is_below = |above: &Lease| {
-                above.terms.name == lease.terms.name && above.standing != Lifetime::ConnectionBound
+                above.terms.name == lease.terms.name && above.lifetime != Lifetime::ConnectionBound
             };
             let above = self.list.get(index + 1..).unwrap_or_default();
-            (lease.standing == Lifetime::ConnectionBound || !above.iter().any(is_below))
+            (lease.lifetime == Lifetime::ConnectionBound || !above.iter().any(is_below))
                 .then_some(lease)
         })
     }
@@ -209,7 +209,7 @@ impl Leases {
     fn unbound(&self, name: &str) -> Option<&Lease> {
         self.list
             .iter()
-            .find(|lease| lease.terms.name == name && lease.standing != Lifetime::ConnectionBound)
+            .find(|lease| lease.terms.name == name && lease.lifetime != Lifetime::ConnectionBound)
     }
 }
 
@@ -221,7 +221,7 @@ impl Lease {
 
     /// Returns true if it ends when this request is given up.
     pub(crate) fn is_undone_with(&self, request_id: u64) -> bool {
-        self.request_id == request_id && self.standing != Lifetime::Committed
+        self.request_id == request_id && self.lifetime != Lifetime::Committed
     }
 }
 

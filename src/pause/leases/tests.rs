@@ -27,7 +27,7 @@ fn for_seconds(name: &str, seconds: u64) -> Terms {
 
 /// Returns the leases in order: name, lifetime, request number.
 fn list(leases: &Leases) -> Vec<(&str, Lifetime, u64)> {
-    let of = |lease: &'_ Lease| (lease.standing, lease.request_id);
+    let of = |lease: &'_ Lease| (lease.lifetime, lease.request_id);
     leases.list.iter().map(|lease| (lease.terms.name.as_str(), of(lease).0, of(lease).1)).collect()
 }
 
@@ -106,21 +106,21 @@ fn what_is_undone_leaves_what_held_before() {
 }
 
 #[test]
-fn what_is_settled_replaces_what_held_before() {
+fn what_is_committed_replaces_what_held_before() {
     let mut leases = Leases::default();
     leases.put(terms("a"), Committed, 1, at(0)).unwrap();
     leases.put(terms("b"), Committed, 2, at(0)).unwrap();
     leases.put(terms("a"), ConnectionBound, 3, at(0)).unwrap();
     leases.put(terms("a"), Pending, 4, at(1)).unwrap();
     leases.put(terms("a"), Pending, 5, at(1)).unwrap();
-    leases.settle(4);
+    leases.commit(4);
     let left =
         [("b", Committed, 2), ("a", ConnectionBound, 3), ("a", Committed, 4), ("a", Pending, 5)];
     assert_eq!(list(&leases), left);
     for request_id in [2, 3, 4, 6] {
-        leases.settle(request_id);
+        leases.commit(request_id);
     }
-    assert_eq!(list(&leases), left, "only a tentative one is settled");
+    assert_eq!(list(&leases), left, "only a pending one is committed");
     assert_eq!(undo(&mut leases, 4), Ended::default());
     undo(&mut leases, 5);
     assert_eq!(list(&leases), left[..3]);
@@ -128,18 +128,18 @@ fn what_is_settled_replaces_what_held_before() {
 
 /// Several requests wait under one name, and each learns the result of its own wait.
 #[test]
-fn what_is_settled_ends_no_other_wait() {
+fn what_is_committed_ends_no_other_wait() {
     let mut leases = Leases::default();
     leases.put(for_seconds("a", 5), Committed, 1, at(0)).unwrap();
     leases.put(for_seconds("a", 6), Pending, 2, at(0)).unwrap();
     leases.put(for_seconds("a", 7), Pending, 3, at(0)).unwrap();
     leases.put(for_seconds("a", 8), Pending, 4, at(0)).unwrap();
-    leases.settle(3);
+    leases.commit(3);
     assert_eq!(list(&leases), [("a", Committed, 3), ("a", Pending, 2), ("a", Pending, 4)]);
     let ends: Vec<_> = leases.list.iter().map(|lease| lease.ends.unwrap()).collect();
     assert_eq!(ends, [at(7).at, at(7).at, at(8).at], "the older one goes on under its terms");
-    leases.settle(4);
-    leases.settle(2);
+    leases.commit(4);
+    leases.commit(2);
     assert_eq!(list(&leases), [("a", Committed, 2)]);
     assert_eq!(leases.next_end(), Some(at(8).at));
 }
@@ -159,7 +159,7 @@ fn a_renewal_by_another_reaches_those_who_wait() {
     let mut undone = Leases { list: leases.list.clone(), ..Leases::default() };
     undo(&mut undone, 1);
     assert_eq!(list(&undone), [("a", Committed, 3)]);
-    leases.settle(1);
+    leases.commit(1);
     assert_eq!(list(&leases), [("a", Committed, 1)]);
     assert_eq!(leases.next_end(), Some(at(9).at));
 }
@@ -211,8 +211,8 @@ fn there_are_only_so_many() {
     }
     let full = list(&leases).len();
     assert_eq!(full, LEASES_MAX);
-    for standing in [Committed, Pending, ConnectionBound] {
-        assert_eq!(leases.put(terms("more"), standing, 1000, at(0)), Err(Full));
+    for lifetime in [Committed, Pending, ConnectionBound] {
+        assert_eq!(leases.put(terms("more"), lifetime, 1000, at(0)), Err(Full));
     }
     assert_eq!(leases.put(terms("n1"), ConnectionBound, 1000, at(0)), Err(Full));
     assert_eq!(list(&leases).len(), full, "what is refused changes nothing");
@@ -220,7 +220,7 @@ fn there_are_only_so_many() {
     assert_eq!(list(&leases).len(), full, "a renewal needs no room");
     leases.put(terms("n1"), Pending, 1002, at(0)).unwrap();
     assert_eq!(leases.put(terms("more"), Pending, 1003, at(0)), Err(Full));
-    leases.settle(1002);
+    leases.commit(1002);
     assert_eq!(list(&leases).len(), full, "nor does one that depends on its request");
     leases.put(terms(NAME_DEFAULT), Committed, PROGRAM, at(0)).unwrap();
     assert!(leases.holds_name(NAME_DEFAULT), "the program always has room");
