@@ -334,9 +334,10 @@ mod tests {
         let response = Response::json("x".repeat(1 << 20));
         let expected = String::from_utf8(response.to_bytes(false)).unwrap();
         // A thread of its own, as it may never return.
-        thread::spawn(move || {
+        let write = move || {
             sender.send(Backend::start().unwrap().write(&response, false, SILENCE).unwrap())
-        });
+        };
+        Builder::new().spawn(write).unwrap();
         let written = String::from_utf8(written.recv_timeout(SILENCE).unwrap()).unwrap();
         assert!(undated(&written) == expected);
     }
