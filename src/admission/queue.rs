@@ -50,6 +50,13 @@ struct Rate {
     next: AtomicU64,
 }
 
+/// Change of a worker's head.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct HeadChange {
+    /// Worker that has the earliest head now, if that is another one: it must be woken.
+    pub(crate) wake: Option<usize>,
+}
+
 impl WaitQueue {
     /// Returns an empty queue for `workers` workers.
     pub(crate) fn new(workers: usize, settings: &ResumeConfig) -> Self {
@@ -67,13 +74,8 @@ impl WaitQueue {
         }
     }
 
-    /// Publishes the arrival of a worker's head. Returns none if it is the same as before; or else the worker that now has
-    /// the earliest head, if that is another one: it must be woken.
-    pub(crate) fn publish_head(
-        &self,
-        worker: usize,
-        head: Option<Instant>,
-    ) -> Option<Option<usize>> {
+    /// Publishes the arrival of a worker's head. Returns none if it is the same as before.
+    pub(crate) fn publish_head(&self, worker: usize, head: Option<Instant>) -> Option<HeadChange> {
         let head = head.map_or(NONE, |at| self.nanos(at));
         let own = self.heads.get(worker)?;
         // Only this worker writes the entry, so it cannot change between load and swap.
@@ -84,7 +86,7 @@ impl WaitQueue {
         own.swap(head, Ordering::SeqCst);
         let heads = self.heads.iter().map(|head| head.load(Ordering::SeqCst)).enumerate();
         let (next, at) = heads.min_by_key(|&(_worker, at)| at)?;
-        Some((next != worker && at != NONE).then_some(next))
+        Some(HeadChange { wake: (next != worker && at != NONE).then_some(next) })
     }
 
     /// Returns true if no other worker's head came before `at`.
@@ -200,13 +202,13 @@ mod tests {
         let (queue, begin) = queue(1, None);
         let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
         assert!(!queue.is_anyone_waiting());
-        assert_eq!(queue.publish_head(0, Some(early)), Some(None));
-        assert_eq!(queue.publish_head(1, Some(late)), Some(Some(0)));
+        assert_eq!(queue.publish_head(0, Some(early)), Some(HeadChange { wake: None }));
+        assert_eq!(queue.publish_head(1, Some(late)), Some(HeadChange { wake: Some(0) }));
         assert!(queue.is_head(0, early) && !queue.is_head(1, late));
-        assert_eq!(queue.publish_head(0, None), Some(Some(1)));
+        assert_eq!(queue.publish_head(0, None), Some(HeadChange { wake: Some(1) }));
         assert_eq!(queue.publish_head(0, None), None, "nothing has changed");
         assert!(queue.is_head(1, late) && queue.is_anyone_waiting());
-        assert_eq!(queue.publish_head(1, None), Some(None));
+        assert_eq!(queue.publish_head(1, None), Some(HeadChange { wake: None }));
         assert!(!queue.is_anyone_waiting());
     }
 

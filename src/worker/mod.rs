@@ -504,8 +504,8 @@ impl Worker<'_> {
         counters.oldest.set(self.timers.oldest().map_or(0, |at| shared.millis(at) + 1));
         let head = self.first_waiting().map(|(_key, arrived)| arrived);
         let queue = &shared.admission.queue;
-        if let Some(next) = queue.publish_head(self.resources.index, head) {
-            if let Some(next) = next {
+        if let Some(change) = queue.publish_head(self.resources.index, head) {
+            if let Some(next) = change.wake {
                 shared.workers.wake(next);
             }
             if queue.has_vain_bypass() {

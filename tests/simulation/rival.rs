@@ -95,8 +95,12 @@ impl Course {
     }
 
     fn rival_publishes(&mut self, head: Option<Duration>) {
-        let next =
-            self.shared.admission.queue.publish_head(RIVAL, head.map(crate::instant)).flatten();
+        let next = self
+            .shared
+            .admission
+            .queue
+            .publish_head(RIVAL, head.map(crate::instant))
+            .and_then(|change| change.wake);
         self.rival.head = head;
         crate::with(|kernel| kernel.is_rival_woken = false);
         if let Some(next) = next {
