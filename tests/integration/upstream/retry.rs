@@ -203,7 +203,9 @@ fn a_slow_server_with_a_small_backlog_serves_all_that_come_at_once() {
             thread::sleep((begin + PACE * turn).saturating_duration_since(Instant::now()));
         }
     });
-    clients.iter_mut().for_each(|client| client.assert_echo(b"served"));
+    for client in &mut clients {
+        client.assert_echo(b"served");
+    }
     assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
     assert_eq!(proxy.control().status().failed, 0);
 }
