@@ -37,22 +37,13 @@ pub(super) enum Command {
     WaitIdle { timeout: Option<Duration> },
 }
 
-/// Result of a command.
-#[derive(Debug)]
-pub(super) enum Executed {
-    /// A pause has begun, and depends on its request.
-    Paused,
-    /// The command is carried out or refused.
-    Answer(Response),
-}
-
 /// Event that an answer waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
     /// The proxy is idle, within this time if there is one.
     Idle { timeout: Option<Duration> },
     /// The pause that has begun is idle, if it waits for that. If connection-bound, it ends with its caller's.
-    Pause { wait: Option<Wait>, is_connection_bound: bool },
+    Pause { wait: Option<Wait>, is_bound: bool },
 }
 
 impl Command {
@@ -87,19 +78,17 @@ impl Command {
     pub(super) fn awaited(&self) -> Option<Awaited> {
         match *self {
             Self::WaitIdle { timeout } => Some(Awaited::Idle { timeout }),
-            Self::Pause(Pause { wait, is_connection_bound, .. })
-                if is_connection_bound || wait.is_some() =>
-            {
-                Some(Awaited::Pause { wait, is_connection_bound })
+            Self::Pause(Pause { wait, is_bound, .. }) if is_bound || wait.is_some() => {
+                Some(Awaited::Pause { wait, is_bound })
             }
             _ => None,
         }
     }
 
-    /// Carries the command out. This may block: a pause waits for the workers, a resume for the look-up of a name, each for
-    /// a second at most.
-    pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Executed {
-        Executed::Answer(match self {
+    /// Carries the command out. Returns the answer, or none if a pause has begun, which depends on its request. This may
+    /// block: a pause waits for the workers, a resume for the look-up of a name, each for a second at most.
+    pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Option<Response> {
+        Some(match self {
             Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
@@ -110,15 +99,15 @@ impl Command {
     }
 }
 
-/// Begins a pause that depends on its request until it is committed.
-fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Executed {
+/// Begins a pause that depends on its request until it is committed, or returns the answer that refuses it.
+fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Option<Response> {
     let max_ttl = handle.pauses().max_ttl;
     if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
         let (ttl, max) = (format_duration(ttl), format_duration(max));
         let text = format!(
             "The parameter \"ttl\": {ttl} is more than pause.max-ttl allows; write {max} at most, and renew it."
         );
-        return Executed::Answer(Response::error(400, &text));
+        return Some(Response::error(400, &text));
     }
     let terms = Terms {
         name: wanted.name,
@@ -128,15 +117,14 @@ fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Executed {
         ttl: wanted.ttl.or(max_ttl),
         quiet: wanted.quiet,
     };
-    let lifetime =
-        if wanted.is_connection_bound { Lifetime::ConnectionBound } else { Lifetime::Pending };
+    let lifetime = if wanted.is_bound { Lifetime::ConnectionBound } else { Lifetime::Pending };
     if let Err(Full) = handle.pauses().put(terms, lifetime, caller.request_id) {
         let text = format!(
             "There are {LEASES_MAX} pauses already, each with a name of its own: lift some, or use one of their names."
         );
-        return Executed::Answer(Response::error(409, &text));
+        return Some(Response::error(409, &text));
     }
-    Executed::Paused
+    None
 }
 
 /// Ends pauses, or releases some of the held clients.
@@ -204,11 +192,8 @@ mod tests {
         ];
         for (method, target, status, body) in table {
             let executed = parse(method, target)
-                .map_or_else(Executed::Answer, |command| command.execute(&caller, &handle));
-            let answer = match executed {
-                Executed::Paused => Response::empty(201),
-                Executed::Answer(response) => response,
-            };
+                .map_or_else(Some, |command| command.execute(&caller, &handle));
+            let answer = executed.unwrap_or(Response::empty(201));
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
             assert_eq!(answer.header.is_some(), status == 405, "{method} {target}");
@@ -231,16 +216,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_answered_at_once_unless_it_waits_or_is_connection_bound() {
+    fn a_pause_is_answered_at_once_unless_it_waits_or_is_bound() {
         let second = Duration::from_secs(1);
         let wait = Some(Wait { time: second, on_timeout: OnTimeout::Kill });
         for (query, expected) in [
             ("name=a", None),
-            ("wait=1s&on-timeout=kill", Some(Awaited::Pause { wait, is_connection_bound: false })),
-            ("while=connected", Some(Awaited::Pause { wait: None, is_connection_bound: true })),
+            ("wait=1s&on-timeout=kill", Some(Awaited::Pause { wait, is_bound: false })),
+            ("while=connected", Some(Awaited::Pause { wait: None, is_bound: true })),
             (
                 "while=connected&wait=1s&on-timeout=kill",
-                Some(Awaited::Pause { wait, is_connection_bound: true }),
+                Some(Awaited::Pause { wait, is_bound: true }),
             ),
         ] {
             let command = parse("PUT", &format!("/paused?{query}")).unwrap();

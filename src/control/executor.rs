@@ -11,7 +11,7 @@ use log::error;
 
 use super::{
     backend::{Backend, unserved},
-    command::{Awaited, Caller, Command, Executed},
+    command::{Awaited, Caller, Command},
     listener::Notifier,
     pending::PendingPause,
     query::Wait,
@@ -47,7 +47,7 @@ pub(super) enum Answer {
     /// The answer to the caller.
     Written(Vec<u8>),
     /// A pause has begun. The front writes the answer: at once, or when the wait is over.
-    Begun { pause: PendingPause, wait: Option<Wait>, is_connection_bound: bool },
+    Begun { pause: PendingPause, wait: Option<Wait>, is_bound: bool },
 }
 
 impl Reply {
@@ -116,14 +116,14 @@ impl Executor {
         // Made first: a pause whose command panics is undone.
         let pause = PendingPause::new(self.handle.clone(), caller.clone());
         let response = match (command.execute(caller, &self.handle), awaited) {
-            (Executed::Paused, Some(Awaited::Pause { wait, is_connection_bound })) => {
-                return Answer::Begun { pause, wait, is_connection_bound };
+            (None, Some(Awaited::Pause { wait, is_bound })) => {
+                return Answer::Begun { pause, wait, is_bound };
             }
-            (Executed::Paused, _) => {
+            (None, _) => {
                 reply.lock().pause = Some(pause);
                 Response::empty(201)
             }
-            (Executed::Answer(response), _) => {
+            (Some(response), _) => {
                 pause.forget();
                 response
             }

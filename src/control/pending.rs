@@ -82,10 +82,7 @@ impl PendingPause {
     fn take_back(&self, because: &str) {
         let undo = || self.handle.pauses().undo(self.caller.request_id, because);
         if catch_unwind(AssertUnwindSafe(undo)).is_err() {
-            error!(
-                "a defect: the control API panicked as it undid a pause of {}",
-                self.caller.name
-            );
+            error!("a defect: the control API panicked undoing a pause of {}", self.caller.name);
         }
     }
 
@@ -119,12 +116,8 @@ pub(super) fn not_idle_in_time(handle: &Handle) -> Response {
 impl Drop for PendingPause {
     fn drop(&mut self) {
         if self.is_owned {
-            let has_failed = thread::panicking();
-            self.take_back(if has_failed {
-                "its request has failed"
-            } else {
-                "its caller has gone"
-            });
+            let failed = thread::panicking();
+            self.take_back(if failed { "its request has failed" } else { "its caller has gone" });
         }
     }
 }

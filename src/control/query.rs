@@ -36,7 +36,7 @@ pub(super) struct Pause {
     pub(super) quiet: Option<Duration>,
     pub(super) wait: Option<Wait>,
     /// True if it lasts as long as the connection of its request.
-    pub(super) is_connection_bound: bool,
+    pub(super) is_bound: bool,
 }
 
 /// Wait of a pause for idle.
@@ -91,7 +91,7 @@ impl Pause {
                 let on_timeout = on_timeout.unwrap_or(OnTimeout::Resume);
                 Wait { time, on_timeout }
             }),
-            is_connection_bound: query.one_of("while", &[("connected", ())])?.is_some(),
+            is_bound: query.one_of("while", &[("connected", ())])?.is_some(),
         };
         if pause.ttl.is_some_and(|ttl| ttl.is_zero()) {
             return Err(wrong("ttl", "a pause lasts for more than 0s; write one such as 90s"));
@@ -99,7 +99,7 @@ impl Pause {
         if on_timeout.is_some() && pause.wait.is_none() {
             return Err(wrong("on-timeout", "it says how a wait ends: add one such as wait=30s"));
         }
-        if on_timeout == Some(OnTimeout::Keep) && pause.is_connection_bound {
+        if on_timeout == Some(OnTimeout::Keep) && pause.is_bound {
             let text = "keep does not go with while=connected, which ends with the answer: use resume or kill";
             return Err(wrong("on-timeout", text));
         }
@@ -274,7 +274,7 @@ mod tests {
             mode: None,
             quiet: None,
             wait: None,
-            is_connection_bound: false,
+            is_bound: false,
         };
         assert_eq!(Pause::parse("").unwrap(), bare);
         let second = Duration::from_secs(1);
@@ -287,7 +287,7 @@ mod tests {
             mode: Some(Mode::Reject),
             quiet: Some(second),
             wait: wait(OnTimeout::Kill),
-            is_connection_bound: true,
+            is_bound: true,
         };
         assert_eq!(Pause::parse(all).unwrap(), expected);
         let expected = Pause { wait: wait(OnTimeout::Resume), mode: Some(Mode::Hold), ..bare };

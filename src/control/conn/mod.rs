@@ -115,7 +115,7 @@ enum State {
     /// The executor has the request. Whether the caller has gone makes no difference.
     Executing(Reply),
     /// The pause that it has asked for waits until the proxy is idle.
-    Pausing { on_timeout: OnTimeout, is_connection_bound: bool },
+    Pausing { on_timeout: OnTimeout, is_bound: bool },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
     /// The answer is written; the pause lasts until the caller closes.
@@ -333,9 +333,9 @@ impl ControlConn {
             (answer, outcome.pause.take())
         };
         match answer {
-            Answer::Begun { pause, wait: Some(wait), is_connection_bound } => {
+            Answer::Begun { pause, wait: Some(wait), is_bound } => {
                 self.deadline = Instant::now().checked_add(wait.time);
-                self.state = State::Pausing { on_timeout: wait.on_timeout, is_connection_bound };
+                self.state = State::Pausing { on_timeout: wait.on_timeout, is_bound };
                 self.pause = Some(pause);
             }
             Answer::Begun { pause, wait: None, .. } => {

@@ -25,7 +25,7 @@ const ENDED: HttpError =
 impl ControlConn {
     /// Waits until the pause is idle.
     pub(super) fn pause(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
-        let State::Pausing { is_connection_bound, .. } = self.state else { return Ok(()) };
+        let State::Pausing { is_bound, .. } = self.state else { return Ok(()) };
         match self.peer {
             Peer::Open => {}
             // Over TCP this may be all that is ever heard of a caller that has been killed. For the log, it is gone.
@@ -35,7 +35,7 @@ impl ControlConn {
             }
             Peer::Gone => return Err(Halt::Done),
         }
-        if is_connection_bound {
+        if is_bound {
             self.hear(context)?;
         }
         // A proxy that stops is idle in the end, and nothing to begin a restart behind.
@@ -52,7 +52,7 @@ impl ControlConn {
 
     /// Answers if the wait of the pause is over.
     fn conclude(&mut self) -> bool {
-        let State::Pausing { is_connection_bound, .. } = self.state else { return false };
+        let State::Pausing { is_bound, .. } = self.state else { return false };
         let Some(pause) = &self.pause else { return false };
         match pause.wait_state() {
             WaitState::Busy => return false,
@@ -61,7 +61,7 @@ impl ControlConn {
                 let (status, text) = ENDED;
                 self.answer(Response::error(status, text).to_bytes(false));
             }
-            WaitState::Idle if is_connection_bound => {
+            WaitState::Idle if is_bound => {
                 self.begin_answer(pause.success(true).to_endless_bytes(), Then::ConnectionBound);
             }
             WaitState::Idle => self.answer(pause.success(true).to_bytes(false)),

@@ -117,7 +117,7 @@ fn a_pause_that_is_not_answered_does_not_stand() {
 
 /// Their answers are the front's own.
 #[test]
-fn a_pause_that_waits_or_is_connection_bound_needs_no_private_server() {
+fn a_pause_that_waits_or_is_bound_needs_no_private_server() {
     for query in ["wait=1h", "while=connected", "while=connected&wait=1h"] {
         let (api, _silent) = Api::start_before_ours(TIMEOUTS_SHORT);
         let mut caller = api.send(&format!("PUT /paused?{query} HTTP/1.0\r\n\r\n"));
