@@ -1,8 +1,8 @@
 //! Backend: a private `tiny_http` server that writes the answers. Nothing outside this file knows of the server.
 //!
 //! It listens on a UNIX socket without a name, which only the executor's thread can dial. For each answer, this thread sends
-//! a request of its own making, takes it from the server, responds, and reads the written answer. So
-//! `tiny_http` parses nothing that a caller has sent, and a command whose answer is lost is not executed again.
+//! a request of its own making, takes it from the server, responds, and reads the written answer. So `tiny_http`
+//! parses nothing that a caller has sent, and a command whose answer is lost is not executed again.
 //!
 //! `tiny_http`'s accept thread ends for good when descriptors or threads run out, sometimes without a word. Another server is
 //! started where one accepts no more.
@@ -39,7 +39,7 @@ use super::response::Response;
 
 /// Longest head of an answer.
 const HEAD_BYTES_MAX: usize = 4 << 10;
-/// Longest body that the server is given. An answer is read only once it is written, so that a socket's buffer has to hold it.
+/// Longest body that the server is given. An answer is read only once it is written, so a socket's buffer has to hold it.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// Writer of answers, by a private server if there is one. Dropped, it ends the server's threads.

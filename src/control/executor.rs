@@ -83,39 +83,30 @@ impl Executor {
     pub(super) fn run(mut self) {
         while let Ok(job) = self.jobs.recv() {
             if job.reply.is_awaited() {
-                self.carry_out(job);
+                self.carry_out(&job);
                 self.notifier.notify();
             }
         }
     }
 
     /// Carries out one job. A panic costs the answer and nothing else: a pause is committed only behind a 201.
-    fn carry_out(&mut self, job: Job) {
-        let Job { caller, command, is_head, reply } = job;
-        let answer =
-            catch_unwind(AssertUnwindSafe(|| self.answer(command, &caller, is_head, &reply)))
-                .unwrap_or_else(|_| {
-                    error!("a defect: the control API panicked at a request of {}", caller.name);
-                    if let Some(pause) = reply.take_pause() {
-                        pause.undo("its request has failed");
-                    }
-                    let text = "The control API has a defect: the log says more.";
-                    Answer::Written(unserved(&Response::error(500, text), is_head))
-                });
-        reply.lock().answer = Some(answer);
+    fn carry_out(&mut self, job: &Job) {
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(job))).unwrap_or_else(|_| {
+            error!("a defect: the control API panicked at a request of {}", job.caller.name);
+            if let Some(pause) = job.reply.take_pause() {
+                pause.undo("its request has failed");
+            }
+            let text = "The control API has a defect: the log says more.";
+            Answer::Written(unserved(&Response::error(500, text), job.is_head))
+        });
+        job.reply.lock().answer = Some(answer);
     }
 
-    fn answer(
-        &mut self,
-        command: Command,
-        caller: &Caller,
-        is_head: bool,
-        reply: &Reply,
-    ) -> Answer {
-        let awaited = command.awaited();
+    fn answer(&mut self, job: &Job) -> Answer {
+        let Job { caller, command, is_head, reply } = job;
         // Made first: a pause whose command panics is undone.
         let pause = PendingPause::new(self.handle.clone(), caller.clone());
-        let response = match (command.execute(caller, &self.handle), awaited) {
+        let response = match (command.clone().execute(caller, &self.handle), command.awaited()) {
             (None, Some(Awaited::Pause { wait, is_bound })) => {
                 return Answer::Begun { pause, wait, is_bound };
             }
@@ -132,7 +123,7 @@ impl Executor {
         if !reply.is_awaited() {
             return Answer::Written(Vec::new());
         }
-        Answer::Written(self.write(&response, is_head))
+        Answer::Written(self.write(&response, *is_head))
     }
 
     /// Has the backend write an answer. Where it cannot, the command is not executed again, and later ones do not wait.
