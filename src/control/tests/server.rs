@@ -1,5 +1,7 @@
 //! Losses and lack of the private server.
 
+use std::sync::atomic::AtomicUsize;
+
 use super::*;
 
 #[test]
@@ -128,25 +130,28 @@ fn a_pause_that_waits_or_is_bound_needs_no_private_server() {
     }
 }
 
-/// Its callers go, and their pauses with them, one of which panics as it ends.
+/// Its callers go, and each of their pauses panics as it ends.
 #[test]
 fn a_panic_of_the_front_costs_no_later_caller() {
     let api = Api::start();
-    let panics = Arc::new(AtomicBool::new(false));
-    let is_on = Arc::clone(&panics);
-    api.handle.pauses().watch(move || assert!(!is_on.load(Ordering::SeqCst), "a change panics"));
+    let panics = Arc::new(AtomicUsize::new(0));
+    let left = Arc::clone(&panics);
+    api.handle.pauses().watch(move || {
+        let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |it| it.checked_sub(1));
+        assert!(taken.is_err(), "a change panics");
+    });
     let callers = ["a", "b"].map(|name| {
         let target = format!("/paused?while=connected&name={name}");
         let mut caller = api.send(&format!("PUT {target} HTTP/1.0\r\n\r\n"));
         caller.read_exact(&mut [0; 12]).unwrap();
         caller
     });
-    panics.store(true, Ordering::SeqCst);
+    panics.store(callers.len(), Ordering::SeqCst);
     let [first, mut second] = callers;
     drop(first);
     answer(&mut second);
-    panics.store(false, Ordering::SeqCst);
     api.assert_answers("a panic of the front");
+    assert_eq!(panics.load(Ordering::SeqCst), 0, "panics that did not come");
 }
 
 /// The executor is busy with an answer that its server does not give.
