@@ -9,6 +9,7 @@
 
 mod accept;
 mod drain;
+mod expire;
 mod ready;
 mod release;
 pub(crate) mod table;
@@ -56,11 +57,6 @@ const EVENTS_MAX: usize = 1024;
 /// Steps of TLS handshakes in one turn, at most. A step may cost a signature, a millisecond with RSA, and must not delay
 /// relayed connections.
 const TURN_HANDSHAKE_STEPS_MAX: usize = 4;
-
-/// Connections with one kind of deadline that expire in one turn, at most.
-const TURN_EXPIRES_MAX: usize = 64;
-/// Time between the checks of any two stalled connections: of five hundred, each is checked once a second.
-const STALLED_PACE: Duration = Duration::from_millis(2);
 
 /// Resources that outlive a worker's panic: its supervisor keeps them, and starts the next worker with them.
 #[derive(Debug)]
@@ -218,58 +214,6 @@ impl Worker<'_> {
         !self.ready.is_empty() || can_accept || self.can_release(now) || self.can_start_handshake()
     }
 
-    fn next_deadline(&self, now: Instant) -> Option<Duration> {
-        let accept_again = match self.accepting {
-            Accepting::Paused(until) => Some(until),
-            Accepting::Ready | Accepting::Full => None,
-        };
-        let deadlines = (0..self.deadlines.len()).filter_map(|index| {
-            let (deadline, length) = self.deadline(index)?;
-            let (_key, since) = self.timers.first(deadline)?;
-            self.runs_since(deadline, since)?.checked_add(length)
-        });
-        let next = deadlines
-            .chain(accept_again)
-            .chain(self.may_start_at(now))
-            .chain(self.look_for_quiet)
-            .chain(self.vanished.next_at())
-            .chain(self.resources.shared.shutdown.deadline())
-            .min()?;
-        Some(next.saturating_duration_since(now))
-    }
-
-    /// Returns a kind of deadline and its length, if it is in force now. The hold timeout is in force only during a pause,
-    /// and the patience with an absent upstream only without one.
-    fn deadline(&self, index: usize) -> Option<(Deadline, Duration)> {
-        let deadline = self.deadlines.get(index).copied();
-        let is_paused = self.resources.shared.pauses.gate.is_paused();
-        match deadline? {
-            (Deadline::Held, _) if !is_paused => None,
-            (Deadline::AwaitingUpstream, _) if is_paused => None,
-            (Deadline::Stalled, at_least) => {
-                Some((Deadline::Stalled, at_least.max(self.stalled_pace())))
-            }
-            other => Some(other),
-        }
-    }
-
-    /// Returns the moment from which a deadline runs that began at `since`; none while it does not run.
-    fn runs_since(&self, deadline: Deadline, since: Instant) -> Option<Instant> {
-        match deadline {
-            Deadline::AwaitingUpstream => {
-                self.resources.shared.upstream.breaker().patience_since(since)
-            }
-            _ => Some(since),
-        }
-    }
-
-    /// Returns the interval between two checks of a stalled connection. The kernel reports no progress of these, so the
-    /// interval grows with their number, to bound the work.
-    fn stalled_pace(&self) -> Duration {
-        u32::try_from(self.timers.len(Deadline::Stalled))
-            .map_or(Duration::MAX, |n| STALLED_PACE * n)
-    }
-
     fn mark(&mut self) {
         for event in &self.events {
             match event.token() {
@@ -374,25 +318,6 @@ impl Worker<'_> {
             && let Some(permit) = self.resources.shared.reject_policy.handshakes().take()
         {
             self.act(key, now, |connection, context| connection.begin_handshake(permit, context));
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        for index in 0..self.deadlines.len() {
-            let Some((deadline, length)) = self.deadline(index) else { continue };
-            let is_over = |since: Option<Instant>| {
-                since.is_some_and(|since| now.saturating_duration_since(since) >= length)
-            };
-            // A connection that keeps its kind of deadline goes to the tail of the list, so the count prevents that it is
-            // expired twice. The rest follow in the next turn, after its events.
-            for _connection in 0..self.timers.len(deadline).min(TURN_EXPIRES_MAX) {
-                match self.timers.first(deadline) {
-                    Some((key, since)) if is_over(self.runs_since(deadline, since)) => {
-                        self.act(key, now, Connection::expire);
-                    }
-                    _ => break,
-                }
-            }
         }
     }
 
