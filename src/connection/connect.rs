@@ -41,7 +41,8 @@ pub(super) struct Attempt {
     is_short: bool,
     /// Arrival of the client.
     arrived: Instant,
-    /// Beginning of the client's first attempt, or of its wait for the upstream. Its patience counts from here.
+    /// Beginning of the client's first attempt, or of its wait for the upstream, since it was last held: a lost SYN or a
+    /// pause lets it begin anew. Its patience counts from here, but from the opening of the breaker at the earliest.
     since: Instant,
     /// Beginning of this attempt.
     begun: Instant,
@@ -110,7 +111,7 @@ impl Attempt {
 
 impl Connection {
     /// Begins an attempt for a client that came at `arrived` and has waited, unless it has left meanwhile.
-    pub(crate) fn release(
+    pub(crate) fn start_attempt(
         &mut self,
         pass: Pass,
         ticket: ConnectTicket,

@@ -85,7 +85,7 @@ impl Bench {
     /// Starts a waiting client. Its arrival is now, unless it waits for the upstream since an earlier one.
     fn release(&mut self, connection: &mut Connection, ticket: ConnectTicket) -> Verdict {
         let (pass, arrived) = (self.gate.enter().unwrap(), self.now);
-        self.act(|context| connection.release(pass, ticket, arrived, context))
+        self.act(|context| connection.start_attempt(pass, ticket, arrived, context))
     }
 
     /// Serves a client whose upstream refuses.

@@ -27,10 +27,10 @@ const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) enum Accepting {
     /// No obstacle is known.
     Ready,
-    /// No permit is free. The thread that frees one wakes the worker.
+    /// No permit is free: none for a client, or none to hold one. The thread that frees one wakes the worker.
     Full,
     /// The system is short of descriptors or memory; accepting goes on at that time.
-    Paused(Instant),
+    RetryAt(Instant),
 }
 
 impl Worker<'_> {
@@ -50,11 +50,11 @@ impl Worker<'_> {
     }
 
     pub(super) fn accept(&mut self, now: Instant) {
-        if matches!(self.accepting, Accepting::Paused(until) if until <= now) {
+        if matches!(self.accepting, Accepting::RetryAt(until) if until <= now) {
             self.accepting = Accepting::Ready;
         }
-        // `admit` puts a client back only after it has paused accepting, so a deadline brings the worker back here.
-        while !matches!(self.accepting, Accepting::Paused(_))
+        // `admit` puts a client back only after it has set a time to retry, so a deadline brings the worker back here.
+        while !matches!(self.accepting, Accepting::RetryAt(_))
             && let Some(connection) = self.unregistered.pop_front()
         {
             self.admit(connection, now);
@@ -141,7 +141,7 @@ impl Worker<'_> {
 
     /// Pauses accepting after `error`, most likely a shortage of the system, whose end no event reports.
     pub(super) fn back_off(&mut self, error: &io::Error, now: Instant) {
-        self.accepting = Accepting::Paused(now + ACCEPT_RETRY_INTERVAL);
+        self.accepting = Accepting::RetryAt(now + ACCEPT_RETRY_INTERVAL);
         if let Some(more) = self.resources.shared.admission.accept_troubles.shortage.allow(now) {
             log::warn!("cannot accept clients now{more}, they wait: {error}");
         }

@@ -1,4 +1,4 @@
-//! Closing of silent connections.
+//! Closing of silent connections, by the orders of `pause/drain.rs`.
 //!
 //! During a pause, the operator may order it, as pools and keep-alive connections never end by themselves. A stop
 //! closes connections whose server has ended its stream, while the client keeps its side for its next use.

@@ -14,7 +14,7 @@ impl Worker<'_> {
     /// Returns the time until the next deadline; none without one.
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Duration> {
         let accept_again = match self.accepting {
-            Accepting::Paused(until) => Some(until),
+            Accepting::RetryAt(until) => Some(until),
             Accepting::Ready | Accepting::Full => None,
         };
         let deadlines = (0..self.deadlines.len()).filter_map(|index| {

@@ -1,7 +1,7 @@
 //! A worker: one thread with its own poll, listeners, connections and pipes.
 //!
-//! A *turn* is one round of its loop: `wait → mark → apply_orders → size_accept_buffer → accept → release → drive →
-//! start_handshakes → close_quiet → expire → look_for_vanished → publish`, and then the acknowledgement of a pause.
+//! A *turn* is one round of its loop: `wait → mark → apply_orders → size_accept_buffer → accept → start_waiting →
+//! drive → start_handshakes → close_quiet → expire → look_for_vanished → publish`, and then the acknowledgement of a pause.
 //!
 //! Marking only remembers what events report and queues the connection. Nothing is read, written or closed by it, so no
 //! key is reused while events of the same batch still name it. The work of a turn is bounded, and the rest of it waits
@@ -161,6 +161,7 @@ impl WorkerResources {
         worker.publish();
         let end = worker.run();
         if end.is_err() {
+            // Logged for each client like a stop, as the supervisor tells the cause and starts a new worker.
             worker.close_all(&Reason::Stopped, sys::now());
         }
         end
@@ -179,7 +180,7 @@ impl Worker<'_> {
             }
             self.size_accept_buffer();
             self.accept(now);
-            self.release(now);
+            self.start_waiting(now);
             self.drive(now);
             self.start_handshakes(now);
             self.close_quiet(now);
@@ -211,7 +212,10 @@ impl Worker<'_> {
     /// Returns true if there is work to do without an event.
     fn has_work(&self, now: Instant) -> bool {
         let can_accept = self.accepting == Accepting::Ready && !self.queued.is_empty();
-        !self.ready.is_empty() || can_accept || self.can_release(now) || self.can_start_handshake()
+        !self.ready.is_empty()
+            || can_accept
+            || self.can_start_waiting(now)
+            || self.can_start_handshake()
     }
 
     fn mark(&mut self) {

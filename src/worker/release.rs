@@ -1,4 +1,5 @@
-//! Starting of waiting clients: the only way out of the waiting state, in the order of arrival.
+//! Starting of waiting clients, in the order of arrival. A newcomer starts at once while no other client waits (see
+//! `accept.rs`), and a wait also ends with its deadline or when the client leaves.
 
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use super::timers::Key;
 use crate::connection::{Connection, deadline::Deadline};
 
 /// Waiting clients that are started in one turn, at most.
-const TURN_RELEASES_MAX: usize = 64;
+const TURN_STARTS_MAX: usize = 64;
 
 impl Worker<'_> {
     /// Returns the client that has waited longest, and its arrival.
@@ -36,7 +37,7 @@ impl Worker<'_> {
     }
 
     /// Returns true if a waiting client can start now, or has to wait for something else from now on.
-    pub(super) fn can_release(&self, now: Instant) -> bool {
+    pub(super) fn can_start_waiting(&self, now: Instant) -> bool {
         self.first_to_await_upstream().is_some()
             || self.first_to_hold().is_some()
             || self.may_start_at(now).is_some_and(|at| at <= now)
@@ -59,8 +60,8 @@ impl Worker<'_> {
 
     /// Starts waiting clients, oldest first, as far as admission lets them. A client that has to wait for something else
     /// is moved before.
-    pub(super) fn release(&mut self, now: Instant) {
-        for _client in 0..TURN_RELEASES_MAX {
+    pub(super) fn start_waiting(&mut self, now: Instant) {
+        for _client in 0..TURN_STARTS_MAX {
             if let Some(key) = self.first_to_hold() {
                 self.act(key, now, |connection, _context| connection.end_patience());
             } else if let Some((key, arrived)) = self.first_to_await_upstream() {
@@ -81,7 +82,7 @@ impl Worker<'_> {
             return false;
         };
         self.act(key, now, |connection, context| {
-            connection.release(pass, ticket, arrived, context)
+            connection.start_attempt(pass, ticket, arrived, context)
         });
         true
     }

@@ -1,5 +1,5 @@
-//! Deadlines of a worker's connections: one list for each kind, in the order in which they began. A connection is in at
-//! most one list.
+//! The lists that every client of a worker stands in: one for each kind of deadline, in the order in which they began. A
+//! client is in at most one list. Held clients are kept here, too, oldest first.
 //!
 //! All deadlines of one kind have one length, so the first of a list is always the first to expire: no timer wheel and
 //! no heap. The lists are linked through one array by key, so a connection leaves in constant time from any position

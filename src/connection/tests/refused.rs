@@ -61,7 +61,7 @@ fn a_client_that_bypasses_a_pause_and_is_refused_is_held_again() {
     let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
     bench.now += Duration::from_secs(1);
     let mut verdict =
-        bench.act(|context| connection.release(pass, ConnectTicket::Alone, came, context));
+        bench.act(|context| connection.start_attempt(pass, ConnectTicket::Alone, came, context));
     if matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
@@ -117,7 +117,7 @@ fn a_bypass_of_an_earlier_pause_does_not_hold_in_another() {
     let mut connection = bench.connection(accepted);
     bench.gate.pause(Mode::Hold);
     let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
-    bench.act(|context| connection.release(pass, ConnectTicket::Alone, came, context));
+    bench.act(|context| connection.start_attempt(pass, ConnectTicket::Alone, came, context));
     bench.gate.resume();
     let refused = io::ErrorKind::ConnectionRefused.into();
     let verdict = bench.act(|context| connection.give_up_attempt(refused, context));
