@@ -45,7 +45,7 @@ pub struct Status {
     pub active: u64,
     /// Age of the oldest relayed connection, in seconds; null without one.
     pub oldest_seconds: Option<f64>,
-    /// Clients that are being rejected.
+    /// Clients that are being rejected, or closed in good order, such as quiet ones.
     pub rejecting: u64,
     /// Clients accepted since the start.
     #[serde(default)]
@@ -56,10 +56,10 @@ pub struct Status {
     /// Connections whose upstream could not be reached since the start.
     #[serde(default)]
     pub failed: u64,
-    /// Clients that left while they were held since the start.
+    /// Clients that left before they were served since the start.
     #[serde(default)]
     pub left: u64,
-    /// Connections that were closed as quiet during a pause since the start.
+    /// Connections that a pause or a stop has closed as quiet since the start.
     #[serde(default)]
     pub drained: u64,
     /// Connections that were reset as they had not ended in time for a pause since the start.
@@ -106,7 +106,8 @@ impl Handle {
 
     /// Pauses until a resume, or until `pause.max-ttl` is over. Returns true if the proxy was running before.
     ///
-    /// Once this has returned, no further client is admitted and no connection to the upstream begins. Running
+    /// Once this has returned, no further client is admitted and no connection to the upstream begins; only if a worker's
+    /// turn takes longer than a second, which is logged, it may still begin those of clients that it had admitted. Running
     /// connections go on. Connections under way to the upstream were admitted before, and are counted.
     pub fn pause(&self) -> bool {
         self.pauses().pause()

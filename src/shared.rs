@@ -1,4 +1,5 @@
-//! `Shared`: the parts of a proxy that its threads share. Workers read it without a lock.
+//! `Shared`: the parts of a proxy that its threads share. On the way of a byte, workers read it without a lock; the few
+//! moments with one are listed under the invariants of `src/README.md`.
 
 use std::{
     sync::{

@@ -19,7 +19,7 @@ pub(crate) struct Counters {
     /// Beginning of the oldest relayed connection, in milliseconds after the start of the proxy, plus one; 0 if there
     /// is none.
     pub(crate) oldest: Count,
-    /// Present number of clients that are being rejected.
+    /// Present number of clients that are being rejected, or closed in good order.
     pub(crate) rejecting: Count,
     /// Clients accepted.
     pub(crate) accepted: Count,
@@ -29,7 +29,7 @@ pub(crate) struct Counters {
     pub(crate) failed: Count,
     /// Clients that left before they were served.
     pub(crate) left: Count,
-    /// Connections closed because they were quiet during a pause.
+    /// Connections that a pause or a stop has closed as quiet.
     pub(crate) drained: Count,
     /// Connections reset because a pause was not to wait for them.
     pub(crate) killed: Count,

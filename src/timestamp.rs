@@ -1,4 +1,4 @@
-//! Points in time as text.
+//! `Rfc3339`: times of day as text, for the status and the log. No deadline depends on them.
 
 use std::{
     fmt,

@@ -1,7 +1,8 @@
 //! The queue of waiting clients over all workers, and the rate at which they start.
 //!
 //! Every worker keeps its own waiting clients, and publishes here the arrival of its head, the client that came first.
-//! Only the earliest of all heads may start, so the order does not depend on the workers that accepted the clients.
+//! Only the earliest of all heads may start, so the order does not depend on the workers that accepted the clients. No
+//! client is kept here: they stand in `worker/timers.rs`.
 
 use std::{
     num::NonZeroU32,

@@ -24,7 +24,7 @@ pub(super) const OVERFLOWS: [&str; 3] = ["reject", "close", "backlog"];
 /// The words of `proxy.reject-with`; a file may be named, too.
 pub(super) const REJECTIONS: [&str; 3] = ["http", "close", "reset"];
 
-/// Response to rejected clients: `proxy.reject-with`.
+/// Response to rejected clients, as `proxy.reject-with` names it; `RejectResponse` is the loaded answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RejectWith {
     /// A 503; clients of SSH and PostgreSQL get the end of the stream.

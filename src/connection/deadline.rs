@@ -1,4 +1,5 @@
-//! Deadlines of connections: their kinds and lengths.
+//! Deadlines of connections: their kinds and lengths. A kind also names the worker's list that a client stands in
+//! (`worker/timers.rs`), so even relayed connections without a deadline have one.
 
 use std::time::Duration;
 

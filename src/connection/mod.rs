@@ -6,7 +6,7 @@
 //! | waiting | the client is admitted, and an attempt begins | connecting |
 //! | waiting | the client is admitted, and the dial connects at once | relaying |
 //! | waiting | the upstream goes away, or a pause begins | waiting, for that to end |
-//! | waiting | a pause rejects clients, or a bound of held clients is reached | rejecting |
+//! | waiting | a pause rejects clients, or `hold.max` or `hold.timeout` is reached | rejecting |
 //! | connecting | the next address is dialled | connecting |
 //! | connecting | the upstream is connected | relaying |
 //! | connecting | the attempt has failed, or its SYN is lost | waiting |
@@ -15,7 +15,9 @@
 //! | rejecting | the same, but the upstream is away | waiting |
 //! | any | the connection ends | closed |
 //!
-//! [`State::may_become`] is this table; debug builds check each transition by it, and so does the simulation.
+//! [`State::may_become`] is this table, by which debug builds and the simulation check each change of the state. Between
+//! dials, and before the relay, the state is *waiting* for a moment, from which every change is legal. So the changes
+//! from *connecting* to *connecting* and *relaying* are not checked as such.
 //!
 //! Each state owns its resources. Only *connecting* and *relaying* own a [`Pass`], so a client that waits or is rejected
 //! *cannot* be counted as active.

@@ -5,7 +5,7 @@ use std::{io, time::Instant};
 use super::{Connection, Context, Reason, State, Verdict, deadline::Deadline};
 use crate::admission::semaphore::Permit;
 
-/// Wait of a client for an upstream that is away. It spans all of the client's attempts.
+/// Wait of a client for an upstream that is away. It spans the client's attempts until it connects or is held again.
 #[derive(Debug)]
 pub(super) struct Patience {
     pub(super) arrived: Instant,

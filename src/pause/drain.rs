@@ -1,4 +1,5 @@
-//! Orders to all workers: closing and resetting connections during a pause, and resetting loops.
+//! Orders to all workers: to close quiet connections during a pause, to reset those that are left, and to reset loops.
+//! `worker/` carries them out; `Flow::drain` of the relay is another matter.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -1,8 +1,9 @@
-//! The gate: one atomic word with a paused bit and the number of connections being served.
+//! The gate: one atomic word with a paused bit, a rejecting bit and the number of connections being served.
 //!
 //! Pausing and admission are changes of the *same* word, so they are totally ordered by it alone. A connection either
 //! entered before the pause and is counted, or sees the pause and does not enter. "Admitted but not counted" cannot
-//! happen, and no argument about two variables is needed to prove it.
+//! happen, and no argument about two variables is needed to prove it. The one exception is deliberate:
+//! [`Gate::enter_bypassing`] enters during a pause, for a client that the operator lets through, and counts it.
 
 use std::{
     sync::{Arc, PoisonError},

@@ -1,7 +1,8 @@
 //! Pauses: the gate that admits connections, the leases that keep it closed, and their one owner.
 //!
-//! [`Pauses`] changes the gate only under the lock of the leases, so that both always agree. Each change takes the same steps:
-//! leases, gate, drain orders, and then every worker is woken. Workers read gate, barrier and orders without a lock.
+//! [`Pauses`] changes the gate only under the lock of the leases, so that both always agree. Each change takes the same
+//! steps: leases, gate, drain orders, and then every worker is woken. Workers read gate and orders without a lock. They
+//! take the barrier's only to acknowledge a new pause, and the gate's when the last pass is dropped.
 
 pub(crate) mod barrier;
 pub(crate) mod drain;
@@ -126,7 +127,7 @@ impl Pauses {
     }
 
     /// Pauses, or changes the terms of a pause. Once this has returned, no further client is admitted, and no connection to
-    /// the upstream begins.
+    /// the upstream begins, unless a worker's turn takes longer than [`TURN_TIMEOUT`].
     pub(crate) fn put(
         &self,
         terms: Terms,

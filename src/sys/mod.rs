@@ -1,4 +1,5 @@
-//! The system calls that mio lacks, in one place, by rustix's safe interface.
+//! The system calls on the way of a byte that mio lacks, by the safe interfaces of rustix and nix. The control plane has
+//! a few of its own (`control/`).
 //!
 //! mio wants all I/O of its own socket types to go through them. On epoll, readiness belongs to the descriptor alone
 //! (epoll(7)), so our own descriptors, registered through `SourceFd`, serve as well.

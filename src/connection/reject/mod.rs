@@ -1,5 +1,6 @@
-//! Rejection of clients that come while the proxy is paused. The answer goes inside TLS if the client speaks TLS, and
-//! it arrives before the close.
+//! Rejection of clients that a pause does not hold: newcomers, clients whose attempt has failed since, and clients whose
+//! `hold.timeout` is over. The answer goes inside TLS if the client speaks TLS, and it arrives before the close. A quiet
+//! connection lingers here, too, after its close in good order.
 //!
 //! `Sniffing → (AwaitingHandshake → Tls →) Lingering`. Nothing is read until the first bytes show the client's
 //! protocol, or its time is up. So a resume can still serve a silent client, or a client that waits for a handshake.
@@ -98,7 +99,7 @@ pub(crate) enum Next {
 }
 
 impl Reject {
-    /// Begins to reject a client that was just accepted.
+    /// Begins to reject a client that nothing was read from.
     pub(crate) fn new(client: &mut Endpoint, reject_policy: &RejectPolicy) -> (Self, Next) {
         match reject_policy.answer() {
             RejectResponse::Http(_) | RejectResponse::File(_) => {

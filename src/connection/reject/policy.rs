@@ -34,7 +34,7 @@ pub(crate) struct RejectPolicy {
     handshakes: Arc<Semaphore>,
 }
 
-/// Answer to a rejected client.
+/// Answer to a rejected client, loaded: the setting `RejectWith` names it, and a file is read here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RejectResponse {
     /// This 503; a client of another protocol gets the end of the stream.
