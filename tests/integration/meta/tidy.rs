@@ -6,14 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The longest file, and the longest of these, which are to be split.
+/// The longest file, and the longest of those that are to be split.
 const LINES_MAX: usize = 500;
-const LINES_MAX_FOR_NOW: usize = 561;
-const LONG_FOR_NOW: [&str; 3] = [
-    "src/connection/reject/tests.rs",
-    "src/connection/relay/simulation/mod.rs",
-    "src/control/tests.rs",
-];
+const LINES_MAX_FOR_NOW: usize = 520;
+const LONG_FOR_NOW: [&str; 1] = ["src/control/tests.rs"];
 
 /// The longest function of the product, and its most blocks within each other.
 const FUNCTION_LINES_MAX: usize = 70;
