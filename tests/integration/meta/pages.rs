@@ -90,14 +90,16 @@ fn the_help_shows_every_topic() {
 }
 
 #[test]
-fn an_unknown_topic_is_an_error_with_the_nearest_and_the_list() {
+fn an_unknown_topic_is_an_error_with_the_nearest_and_the_way_to_the_list() {
     let finished = program().args(["help", "secrity"]).run();
     assert_eq!((finished.code, &*finished.stdout), (2, ""));
     let error = finished.stderr;
     assert_eq!(error.lines().count(), 1, "{error}");
     assert!(error.contains("\"secrity\"; did you mean security?"), "{error}");
+    assert!(error.len() <= 100 && error.contains("`tcpause help` lists them"), "{error}");
+    let list = printed(&["help"]);
     for (topic, _) in topics() {
-        assert!(error.contains(&topic), "no {topic} in {error}");
+        assert!(list.contains(&topic), "no {topic} in {list}");
     }
 }
 

@@ -10,6 +10,8 @@ const COLUMNS_MAX: usize = 80;
 const TABLE_COLUMNS_MAX: usize = 100;
 /// The mark before and behind each word in bold; it takes no room.
 const BOLD: char = '\u{1}';
+/// A space at which no line breaks.
+const FIXED_SPACE: char = '\u{2}';
 
 /// A part of a page.
 #[derive(Debug, PartialEq, Eq)]
@@ -171,6 +173,10 @@ pub(super) fn layout(rows: &[Vec<&str>], columns_max: usize) -> Vec<String> {
     const GAP: usize = 2;
     let mut rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| inline(cell)).collect()).collect();
+    // Where there is room, the first column is not broken within code: a path stays beside its method.
+    for cell in rows.iter_mut().filter(|row| row.len() == 2).filter_map(|row| row.first_mut()) {
+        *cell = cell.replace(&format!("{BOLD} {BOLD}"), &format!("{BOLD}{FIXED_SPACE}{BOLD}"));
+    }
     let widest = |measure: fn(&str) -> usize, column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| measure(cell)).max().unwrap_or(0)
     };
@@ -205,7 +211,7 @@ fn row_lines(row: &[String], widths: &[usize], gap: usize) -> Vec<String> {
             let text = cell.get(at).map_or("", String::as_str);
             line += &format!("{text}{:1$}", "", columns.saturating_sub(width(text)) + gap);
         }
-        line.trim_end().to_owned()
+        line.trim_end().replace(FIXED_SPACE, " ")
     };
     (0..height).map(line).collect()
 }
@@ -305,6 +311,11 @@ x y
         assert_eq!(
             layout(&rows, 14).iter().map(|line| paint(line, "", "")).collect::<Vec<_>>(),
             ["a     long", "----  --------", "word  one two", "      three"]
+        );
+        let rows = [vec!["a", "b"], vec!["`GET /x`, `GET /y`", "one two three"]];
+        assert_eq!(
+            layout(&rows, 14).iter().map(|line| paint(line, "", "")).collect::<Vec<_>>(),
+            ["a        b", "-------  -----", "GET /x,  one", "GET /y   two", "         three"]
         );
     }
 
