@@ -279,7 +279,11 @@ fn a_shortage_of_threads_passes() {
         proxy.log_so_far().contains("the control API cannot get an answer")
     });
     proxy.limit(Resource::Nofile, None);
-    proxy.wait_for_log("Resource temporarily unavailable");
+    // One line a second is logged of this kind.
+    wait_until("there is no thread for another", || {
+        assert_eq!(Response::read(&mut send(control, GET)).status, 200);
+        proxy.log_so_far().contains("Resource temporarily unavailable")
+    });
     callers.extend((0..20).map(|_| send(control, GET)));
     proxy.limit(Resource::Nproc, None);
     let counts = statuses(callers);
