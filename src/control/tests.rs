@@ -252,7 +252,7 @@ fn a_body_is_read_and_ignored() {
     api.assert_answers("a body that never comes");
 }
 
-/// What is pipelined behind a request is neither carried out nor in its way.
+/// Bytes that are pipelined behind a request are neither carried out nor in its way.
 #[test]
 fn a_pipelined_request_is_ignored() {
     let api = Api::start();

@@ -129,7 +129,8 @@ impl Worker<'_> {
         let is_first = self.first_waiting().is_none() && !queue.is_anyone_waiting();
         let start = if is_first { shared.try_start_alone() } else { None };
         // If every waiting client has made a failed attempt, this one's would have failed, too. So its patience begins now.
-        let begins_patience = shared.upstream.breaker().is_open()
+        let begins_patience = start.is_none()
+            && shared.upstream.breaker().is_open()
             && !shared.pauses.gate.is_paused()
             && self.first_held().is_none();
         self.act(key, now, |connection, context| match start {

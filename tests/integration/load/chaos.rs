@@ -76,7 +76,7 @@ fn system_calls_that_fail_delay_and_nothing_else() {
     println!("{injected} calls failed, and no client has felt one");
 }
 
-/// Where the private server loses the answer, it is written without it: the caller is told what holds. A caller that is told
+/// An answer that the private server loses is written without it: the caller is told what holds. A caller that is told
 /// to try again has paused nothing (`a_pause_that_is_not_answered_does_not_stand` in `src/control/tests/server.rs`).
 #[test]
 fn a_pause_whose_answer_is_lost_by_the_server_is_answered_without_it() {

@@ -184,8 +184,8 @@ fn a_resume_may_come_before_the_server_listens() {
     assert_eq!((upstream.accepted(), proxy.control().status().failed), (200, 0));
 }
 
-/// Runs out of patience after 300 ms, and is served by a server on a UNIX socket that takes a client each 20 ms out of a
-/// backlog of one or two.
+/// The server listens on a UNIX socket, and takes a client out of its backlog of one or two each 20 ms. All clients wait for
+/// longer than their patience of 300 ms, which begins anew whenever one has got through.
 #[test]
 fn a_slow_server_with_a_small_backlog_serves_all_that_come_at_once() {
     const CLIENTS: u32 = 50;
