@@ -18,10 +18,10 @@ use std::{
 use self::settings::Setting;
 pub use self::{
     settings::{
-        Config, ControlConfig, HoldConfig, PauseConfig, ProxyConfig, ResumeConfig, TlsConfig,
-        UpstreamConfig,
+        Config, ControlConfig, HoldConfig, LogConfig, PauseConfig, ProxyConfig, ResumeConfig,
+        TlsConfig, UpstreamConfig,
     },
-    values::{Overflow, RejectWith},
+    values::{LogFormat, Overflow, RejectWith},
 };
 use crate::error::Error;
 

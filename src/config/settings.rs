@@ -12,7 +12,9 @@ use serde_yaml::Value as Yaml;
 
 use super::{
     address::Address,
-    values::{Count, LEVELS, OVERFLOWS, Overflow, REJECTIONS, RejectWith, Value},
+    values::{
+        Count, LEVELS, LOG_FORMATS, LogFormat, OVERFLOWS, Overflow, REJECTIONS, RejectWith, Value,
+    },
 };
 
 /// One setting. The YAML file, the command line, its help, the man page, the completions, the sample file and the reference
@@ -65,8 +67,9 @@ macro_rules! field {
 }
 
 /// Sections of the file, each with its heading in the help. Keys without a dot lie in the first section.
-pub const SECTIONS: [(&str, &str); 7] = [
+pub const SECTIONS: [(&str, &str); 8] = [
     ("", "Options"),
+    ("log", "Log, the lines on standard error"),
     ("proxy", "Proxy, the side of the clients"),
     ("pause", "Pause, which holds the clients or rejects them"),
     ("hold", "Hold, the clients that wait during a pause"),
@@ -85,6 +88,10 @@ pub(super) static SETTINGS: &[Setting] = &[
         .choices(&LEVELS)
         .help("Log this level and above: off, error, warn, info, debug or trace")
         .more("The environment variable RUST_LOG beats it."),
+    setting("log.format", "FORMAT", field!(log.format))
+        .choices(&LOG_FORMATS)
+        .help("Format of the lines of the log: auto, text or json")
+        .more("With auto, a line is text, and where standard error is the journal of systemd, it has the journal's level and no time."),
     setting("proxy.addr", "ADDRESS", field!(proxy.addr)).help("Address that clients connect to"),
     setting("proxy.mode", "MODE", field!(proxy.mode))
         .help("Mode of the socket file of --proxy-addr, as in 0660; left to the umask if not set")
@@ -242,6 +249,8 @@ pub struct Config {
     pub grace_period: Duration,
     /// Most verbose level that is logged; the library itself ignores it.
     pub log_level: LevelFilter,
+    /// The lines on standard error; the library itself ignores their format.
+    pub log: LogConfig,
     /// The side of the clients.
     pub proxy: ProxyConfig,
     /// Bounds of a pause.
@@ -254,6 +263,13 @@ pub struct Config {
     pub control: ControlConfig,
     /// The server that the bytes are carried to.
     pub upstream: UpstreamConfig,
+}
+
+/// The lines on standard error: `log.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Format of a line.
+    pub format: LogFormat,
 }
 
 /// The side of the clients: `proxy.*`.
@@ -354,6 +370,7 @@ impl Default for Config {
         Self {
             grace_period: Duration::from_secs(10),
             log_level: LevelFilter::Info,
+            log: LogConfig::default(),
             proxy: ProxyConfig::default(),
             pause: PauseConfig::default(),
             hold: HoldConfig::default(),

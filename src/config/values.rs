@@ -19,6 +19,8 @@ use super::{
 
 /// The levels of the log, least verbose first.
 pub(super) const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// The words of `log.format`.
+pub(super) const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 /// The words of `hold.overflow`.
 pub(super) const OVERFLOWS: [&str; 3] = ["reject", "close", "backlog"];
 /// The words of `proxy.reject-with`; a file may be named, too.
@@ -48,6 +50,18 @@ pub enum Overflow {
     /// A client beyond `hold.max` waits in the kernel's backlog. After `hold.timeout`, a client is rejected.
     #[default]
     Backlog,
+}
+
+/// Format of the lines of the log: `log.format`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text; in the journal of systemd, with the journal's level in place of a time.
+    #[default]
+    Auto,
+    /// Text with a time.
+    Text,
+    /// An object of JSON.
+    Json,
 }
 
 /// Words for the errors of a number.
@@ -134,6 +148,28 @@ impl Value for LevelFilter {
 
     fn to_yaml(&self) -> Yaml {
         self.as_str().to_lowercase().into()
+    }
+}
+
+impl Value for LogFormat {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => {
+                let (words, hint) = (LOG_FORMATS.join(", "), did_you_mean(text, &LOG_FORMATS));
+                Err(format!("{text:?} is no format of the log; write {words}{hint}"))
+            }
+        }
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        match self {
+            Self::Auto => "auto".into(),
+            Self::Text => "text".into(),
+            Self::Json => "json".into(),
+        }
     }
 }
 

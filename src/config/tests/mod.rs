@@ -46,6 +46,8 @@ fn reads_every_key() {
     let text = "\
 grace-period: 1m30s
 log-level: off
+log:
+  format: json
 proxy:
   addr: unix:///run/a.sock
   mode: 0660
@@ -80,6 +82,7 @@ upstream:
     let expected = Config {
         grace_period: Duration::from_secs(90),
         log_level: log::LevelFilter::Off,
+        log: LogConfig { format: LogFormat::Json },
         proxy: ProxyConfig {
             addr: Address::Unix("/run/a.sock".into()),
             mode: Some(0o660),

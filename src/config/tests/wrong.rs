@@ -117,6 +117,12 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
         ),
         ("log-level: inf", "did you mean `info`?"),
         (
+            "log:\n  format: jsno",
+            "t.yml:2:11: log.format: \"jsno\" is no format of the log; write auto, text, json; did you mean `json`?",
+        ),
+        ("log:\n  format: JSON", "did you mean `json`?"),
+        ("log:\n  format: ''", "\"\" is no format of the log; write auto, text, json"),
+        (
             "control:\n  hosts: a.example",
             "t.yml:2:10: control.hosts: invalid type: string \"a.example\", expected a list, such as",
         ),

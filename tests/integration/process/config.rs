@@ -67,6 +67,8 @@ fn a_wrong_command_line_is_refused() {
         (&["--resume-rate", "0"], &["--resume-rate", "1 or more"]),
         (&["--upstream-retry-for", "30"], &["--upstream-retry-for", "30s"]),
         (&["--log-level", "loud"], &["--log-level", "loud", "info"]),
+        (&["--log-format", "jsn"], &["--log-format", "jsn", "`json`"]),
+        (&["--log-format="], &["--log-format", "auto, text, json"]),
         (&["frobnicate"], &["frobnicate"]),
         (&["hlep"], &["hlep", "help"]),
         (&["completion"], &["bash"]),
