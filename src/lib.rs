@@ -70,5 +70,7 @@ pub use config::{
 pub use config::{settings, suggest};
 pub use error::Error;
 pub use handle::{Handle, LeaseStatus, Status};
+#[doc(hidden)]
+pub use log_limit::LOG_LINES_DROPPED;
 pub use server::{Outcome, Server, Stopper};
 pub use timestamp::Rfc3339;

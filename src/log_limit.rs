@@ -1,4 +1,4 @@
-//! `LogLimit`: keeps messages that may repeat quickly from filling the log.
+//! `LogLimit`: keeps messages that may repeat quickly from filling the log. And the number of lines that were dropped.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,6 +7,10 @@ use std::{
 
 /// Least interval between two messages about one problem.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Number of lines that the program's logger has dropped since its start. The log is one for the whole process, and so is
+/// its count.
+pub static LOG_LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// A limit of one message in each [`LOG_INTERVAL`], which also counts the suppressed ones. Threads share it, so a
 /// problem that all of them have is logged once.

@@ -91,7 +91,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
         Signals::new(STOP_SIGNALS.into_iter().chain(IDLE_SIGNALS.map(|(signal, _)| signal)))
             .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
     // The logger is declared first, so that it is dropped last, when all has been logged.
-    let _logger = Logger::start(config.log_level)?;
+    let _logger = Logger::start(config.log_level, config.log.format)?;
     let server = Server::start(config.clone())?;
     // This comes after the start, so that a failing start shows its one line and nothing else.
     announce(&config, file.as_deref());

@@ -1,26 +1,26 @@
 //! Logging to standard error that never blocks: one writer thread behind a bounded queue.
 
+mod format;
+pub(crate) mod journal;
+
 use std::{
     env,
-    fmt::{self, Write as _},
     io::{self, ErrorKind, Write},
     panic,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use log::{Level, LevelFilter};
-use tcpause::{Error, Rfc3339, suggest::nearest};
+use log::{Level, LevelFilter, Record, kv::Value};
+use tcpause::{Error, LOG_LINES_DROPPED, LogFormat, suggest::nearest};
+
+use format::Format;
+pub(crate) use format::OneLine;
 
 /// Most lines that wait for the writer; further ones are dropped and counted.
 const LINES_MAX: usize = 4096;
-/// Longest message. The bound keeps long texts of a peer from growing the queue.
-const MESSAGE_BYTES_MAX: usize = 4096;
 /// Time that the end of the program waits for the last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -30,18 +30,22 @@ pub(crate) struct Logger(Queue);
 impl Logger {
     /// Starts the writer thread and installs the logger. `RUST_LOG`, if it is set, beats the level. Panics are logged too:
     /// the default hook writes several lines, and waits until standard error takes them.
-    pub(crate) fn start(level: LevelFilter) -> Result<Self, Error> {
-        let (queue, lines) = Queue::new();
-        let dropped = Arc::clone(&queue.dropped);
+    pub(crate) fn start(level: LevelFilter, format: LogFormat) -> Result<Self, Error> {
+        let format = Format::new(format, journal::is_stderr());
+        let (queue, lines) = Queue::new(&LOG_LINES_DROPPED);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || write_lines(&lines, &dropped, io::stderr()))
+            .spawn(move || write_lines(&lines, &LOG_LINES_DROPPED, format, io::stderr()))
             .map_err(|error| Error::no_thread("writes the log", &error))?;
         let variable = env::var_os("RUST_LOG").unwrap_or_default();
         let (filter, warning) = filter(level, &variable.to_string_lossy());
         env_logger::Builder::new()
             .parse_filters(&filter)
-            .format(|line, record| writeln!(line, "{}", Line(record.level(), record.args())))
+            .format(
+                move |line, record| {
+                    if is_noise(record) { Ok(()) } else { line.write_all(&format.line(record)) }
+                },
+            )
             .target(env_logger::Target::Pipe(Box::new(queue.clone())))
             .try_init()
             .map_err(|error| Error::System(format!("cannot start the log: {error}")))?;
@@ -60,7 +64,8 @@ impl Logger {
         }));
         if let Some(warning) = warning {
             // The warning bypasses the filter, which might drop it.
-            queue.push(format!("{}\n", Line(Level::Warn, &warning)).into_bytes());
+            let args = format_args!("{warning}");
+            queue.push(format.line(&Record::builder().level(Level::Warn).args(args).build()));
         }
         Ok(Self(queue))
     }
@@ -69,48 +74,6 @@ impl Logger {
 impl Drop for Logger {
     fn drop(&mut self) {
         self.0.flush(FLUSH_TIMEOUT);
-    }
-}
-
-/// Text shown on one line. Characters that turn or break a line on a terminal are escaped, and an overlong text is cut.
-pub(crate) struct OneLine<T>(pub(crate) T);
-
-impl<T: fmt::Display> fmt::Display for OneLine<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>, usize);
-        impl fmt::Write for Escape<'_, '_> {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                for letter in text.chars() {
-                    if self.1 > MESSAGE_BYTES_MAX {
-                        return Ok(());
-                    }
-                    self.1 += letter.len_utf8();
-                    if self.1 > MESSAGE_BYTES_MAX {
-                        self.0.write_str("...")?;
-                    } else if letter.is_control() || is_invisible(letter) {
-                        write!(self.0, "{}", letter.escape_default())?;
-                    } else {
-                        self.0.write_char(letter)?;
-                    }
-                }
-                Ok(())
-            }
-        }
-        write!(Escape(f, 0), "{}", self.0)
-    }
-}
-
-/// Returns true for a character that turns, breaks or hides text on a terminal although it is no control character.
-fn is_invisible(letter: char) -> bool {
-    matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
-/// A line of the log: `2026-11-23T17:14:22.123Z INFO message`.
-struct Line<T>(Level, T);
-
-impl<T: fmt::Display> fmt::Display for Line<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", Rfc3339(SystemTime::now()), self.0, OneLine(&self.1))
     }
 }
 
@@ -126,14 +89,14 @@ enum Message {
 #[derive(Clone)]
 struct Queue {
     messages: Sender<Message>,
-    /// Number of lines that were lost since the log last told it.
-    dropped: Arc<AtomicU64>,
+    /// Number of lines that were lost.
+    dropped: &'static AtomicU64,
 }
 
 impl Queue {
-    fn new() -> (Self, Receiver<Message>) {
+    fn new(dropped: &'static AtomicU64) -> (Self, Receiver<Message>) {
         let (messages, receiver) = bounded(LINES_MAX);
-        (Self { messages, dropped: Arc::default() }, receiver)
+        (Self { messages, dropped }, receiver)
     }
 
     fn push(&self, line: Vec<u8>) {
@@ -163,18 +126,26 @@ impl Write for Queue {
     }
 }
 
+/// Returns true for a line of `tiny_http` about its own threads, which tells an operator nothing.
+fn is_noise(record: &Record<'_>) -> bool {
+    record.target().starts_with("tiny_http") && record.level() > Level::Error
+}
+
 /// Runs the writer thread. It goes on if standard error is closed or full, as there is no place to report that.
-fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl Write) {
+fn write_lines(
+    messages: &Receiver<Message>,
+    dropped: &AtomicU64,
+    format: Format,
+    output: impl Write,
+) {
     let mut output = Output { inner: output, is_torn: false };
+    // Number of lost lines that the log has told.
+    let mut told = 0;
     for message in messages {
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let line =
-                format!("{}\n", Line(Level::Warn, format_args!("log lines dropped: {lost}")));
-            // If the report cannot be written now, the next one includes it.
-            if output.write_line(line.as_bytes()).is_err() {
-                dropped.fetch_add(lost, Ordering::Relaxed);
-            }
+        let lost = dropped.load(Ordering::Relaxed);
+        // If the report cannot be written now, the next one includes it.
+        if lost > told && output.write_line(&report(lost - told, format)).is_ok() {
+            told = lost;
         }
         match message {
             Message::Line(line) => {
@@ -186,6 +157,14 @@ fn write_lines(messages: &Receiver<Message>, dropped: &AtomicU64, output: impl W
             Message::Flush(done) => drop(done.try_send(())),
         }
     }
+}
+
+/// Returns the line that tells of lost lines.
+fn report(lost: u64, format: Format) -> Vec<u8> {
+    let fields = [("event", Value::from("lines-dropped")), ("lines", Value::from(lost))];
+    let mut record = Record::builder();
+    record.level(Level::Warn).key_values(&fields);
+    format.line(&record.args(format_args!("log lines dropped: {lost}")).build())
 }
 
 /// Output that remembers a torn last line. A disk that fills up, or a file at its limit, takes a part of a line and refuses
@@ -257,6 +236,8 @@ mod tests {
     /// Time that is long enough for any machine; only a defect makes a test wait for it.
     const DEADLINE: Duration = Duration::from_secs(20);
 
+    const TEXT: Format = Format::new(LogFormat::Text, false);
+
     /// Output that sends its bytes to a channel until the receiver is dropped.
     struct Reader(Sender<Vec<u8>>);
 
@@ -278,32 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn one_event_is_one_line() {
-        for (message, shown) in [
-            ("plain: ä 'b' \"c\" \\", "plain: ä 'b' \"c\" \\"),
-            ("a\r\nb\tc", "a\\r\\nb\\tc"),
-            ("\x1b[31m\0\x7f", "\\u{1b}[31m\\u{0}\\u{7f}"),
-            ("\u{85}\u{9b}\u{2028}\u{202e}\u{2066}", "\\u{85}\\u{9b}\\u{2028}\\u{202e}\\u{2066}"),
-            ("\u{200b}\u{200f}\u{61c}\u{feff}", "\\u{200b}\\u{200f}\\u{61c}\\u{feff}"),
-        ] {
-            assert_eq!(OneLine(message).to_string(), shown);
-        }
-        let long = "ä".repeat(MESSAGE_BYTES_MAX);
-        let shown = OneLine(&long).to_string();
-        assert_eq!(shown, format!("{}...", "ä".repeat(MESSAGE_BYTES_MAX / 2)));
-        assert_eq!(OneLine(format_args!("{long}{long}")).to_string(), shown);
-    }
-
-    #[test]
-    fn a_line_has_time_level_and_message() {
-        let line = Line(Level::Info, "a\nb").to_string();
-        let (time, rest) = line.split_once(' ').unwrap();
-        assert_eq!((time.len(), rest), (24, "INFO a\\nb"));
-    }
-
-    #[test]
     fn a_full_queue_drops_counts_and_never_blocks() {
-        let (queue, messages) = Queue::new();
+        static DROPPED: AtomicU64 = AtomicU64::new(0);
+        let (queue, messages) = Queue::new(&DROPPED);
         for number in 0..LINES_MAX + 3 {
             queue.push(format!("{number}\n").into_bytes());
         }
@@ -311,14 +269,14 @@ mod tests {
         // The queue has room for one line again.
         assert_eq!(text(messages.recv().unwrap()), "0\n");
         let mut output = Vec::new();
-        let dropped = Arc::clone(&queue.dropped);
         drop(queue);
-        write_lines(&messages, &dropped, &mut output);
+        write_lines(&messages, &DROPPED, TEXT, &mut output);
         let output = String::from_utf8(output).unwrap();
         let lines: Vec<&str> = output.lines().collect();
         assert!(lines[0].ends_with(" WARN log lines dropped: 3"), "{}", lines[0]);
         assert_eq!(lines.len(), LINES_MAX);
         assert_eq!(lines.last().unwrap().to_owned(), (LINES_MAX - 1).to_string());
+        assert_eq!(DROPPED.load(Ordering::Relaxed), 3, "the count goes on after it is told");
     }
 
     /// File with room for that many bytes.
@@ -363,12 +321,34 @@ mod tests {
     }
 
     #[test]
+    fn lost_lines_are_told_until_the_report_is_written() {
+        static DROPPED: AtomicU64 = AtomicU64::new(2);
+        let (queue, messages) = Queue::new(&DROPPED);
+        queue.push(b"too long\n".to_vec());
+        queue.push(b"lost\n".to_vec());
+        drop(queue);
+        let mut output = File { room: 3, bytes: Vec::new() };
+        write_lines(&messages, &DROPPED, TEXT, &mut output);
+        assert_eq!(DROPPED.load(Ordering::Relaxed), 4);
+        let (queue, messages) = Queue::new(&DROPPED);
+        queue.push(b"{}\n".to_vec());
+        drop(queue);
+        let mut output = Vec::new();
+        write_lines(&messages, &DROPPED, Format::new(LogFormat::Json, false), &mut output);
+        let lines = String::from_utf8(output).unwrap();
+        let (report, rest) = lines.split_once('\n').unwrap();
+        let fields =
+            "\"event\":\"lines-dropped\",\"message\":\"log lines dropped: 4\",\"lines\":4}";
+        assert!(report.ends_with(fields) && rest == "{}\n", "{lines}");
+    }
+
+    #[test]
     fn a_flush_waits_for_the_lines_before_it() {
-        let (queue, messages) = Queue::new();
+        static DROPPED: AtomicU64 = AtomicU64::new(0);
+        let (queue, messages) = Queue::new(&DROPPED);
         let (sender, written) = bounded(10);
-        let dropped = Arc::clone(&queue.dropped);
         let writer = thread::Builder::new()
-            .spawn(move || write_lines(&messages, &dropped, Reader(sender)))
+            .spawn(move || write_lines(&messages, &DROPPED, TEXT, Reader(sender)))
             .unwrap();
         queue.push(b"1\n".to_vec());
         queue.push(b"2\n".to_vec());
@@ -378,9 +358,22 @@ mod tests {
         drop(written);
         queue.push(b"3\n".to_vec());
         assert!(queue.flush(DEADLINE));
-        assert_eq!(queue.dropped.load(Ordering::Relaxed), 1);
+        assert_eq!(DROPPED.load(Ordering::Relaxed), 1);
         drop(queue);
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn lines_of_tiny_http_are_left_out_but_for_its_errors() {
+        for (target, level, expected) in [
+            ("tiny_http", Level::Debug, true),
+            ("tiny_http::util", Level::Trace, true),
+            ("tiny_http", Level::Error, false),
+            ("tcpause::control", Level::Debug, false),
+        ] {
+            let record = Record::builder().target(target).level(level).build();
+            assert_eq!(is_noise(&record), expected, "{target} {level}");
+        }
     }
 
     #[test]
