@@ -9,6 +9,7 @@ pub(crate) mod drain;
 pub(crate) mod expiry;
 pub(crate) mod gate;
 pub(crate) mod leases;
+mod lines;
 
 use std::{
     fmt,
@@ -19,15 +20,13 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{
-    admission::queue::WaitQueue, config::duration::format_duration, sys, timestamp::Rfc3339,
-    upstream::Upstream, worker_pool::WorkerPool,
+    admission::queue::WaitQueue, sys, timestamp::Rfc3339, upstream::Upstream,
+    worker_pool::WorkerPool,
 };
 use barrier::Barrier;
 use drain::DrainOrders;
 use gate::{Gate, Mode};
-use leases::{
-    Ended, Full, Lease, Leases, Lifetime, NAME_DEFAULT, PROGRAM, Terms, Timestamp, mode_name,
-};
+use leases::{Full, Lease, Leases, Lifetime, NAME_DEFAULT, PROGRAM, Terms, Timestamp};
 
 /// Longest wait of a pause for every worker to end its turn, which takes well below a millisecond.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -146,7 +145,7 @@ impl Pauses {
         lifetime: Lifetime,
         request_id: u64,
     ) -> Result<bool, Full> {
-        let text = terms.to_string();
+        let shown = terms.clone();
         let now = Timestamp { at: sys::now(), shown: Rfc3339::now() };
         let (is_renewed, was_open) = {
             let mut leases = self.lock();
@@ -154,8 +153,7 @@ impl Pauses {
             leases.put(terms, lifetime, request_id, now)?;
             (is_renewed, self.apply(&leases))
         };
-        let verb = if is_renewed { "pause renewed" } else { "paused" };
-        log::info!("{verb} by {text}; connections that run: {}", self.gate.passes());
+        lines::log_begin(&shown, is_renewed, self.gate.passes());
         // Only after the log line, or the log could tell of the end of the pause before its begin.
         self.notify();
         Ok(was_open)
@@ -207,7 +205,10 @@ impl Pauses {
     /// Orders the workers to reset all connections. Returns the number of connections, and does not wait.
     pub(crate) fn kill(&self, by: &str) -> u64 {
         let count = self.gate.passes();
-        log::info!("{by} has those connections reset that have not ended in time: {count}");
+        log::info!(
+            event = "killed", by = by, connections = count;
+            "{by} has those connections reset that have not ended in time: {count}"
+        );
         self.drain.reset_all();
         self.workers.wake_all();
         count
@@ -222,7 +223,10 @@ impl Pauses {
         self.queue.bypass(released, sys::now());
         self.workers.wake_all();
         drop(leases);
-        log::info!("{by} lets held clients through: {released}; it stays paused");
+        log::info!(
+            event = "released", by = by, clients = released;
+            "{by} lets held clients through: {released}; it stays paused"
+        );
         Some(released)
     }
 
@@ -298,7 +302,7 @@ impl Pauses {
         if !ended.leases.is_empty() {
             self.notify();
         }
-        log_end(&ended, reason, held);
+        lines::log_end(&ended, reason, held);
         ended.paused_since.is_some()
     }
 
@@ -314,53 +318,6 @@ impl Pauses {
 impl fmt::Debug for Pauses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pauses").field("leases", &self.leases).finish_non_exhaustive()
-    }
-}
-
-fn log_end(ended: &Ended, reason: EndReason<'_>, held: u64) {
-    let duration_since = |since: Timestamp| {
-        let seconds = sys::now().saturating_duration_since(since.at).as_secs_f64();
-        format!("since {}, for {seconds:.3} s", since.shown)
-    };
-    for lease in &ended.leases {
-        let how = match reason {
-            EndReason::Lifted { by } => format!("lifted by {by}"),
-            EndReason::Expired => "expired".to_owned(),
-            EndReason::Closed => "ended with its connection".to_owned(),
-            EndReason::Undone { because } => format!("undone: {because}"),
-        };
-        log::info!("pause {how}; it was by {}, {}", lease.terms, duration_since(lease.since));
-    }
-    match (ended.paused_since, reason) {
-        (Some(since), _) => {
-            let by = match reason {
-                EndReason::Lifted { by } => by,
-                EndReason::Expired => "expiry",
-                EndReason::Closed => "the end of a connection",
-                EndReason::Undone { .. } => "undoing the last pause",
-            };
-            log::info!("resumed by {by}, paused {}; clients held: {held}", duration_since(since));
-        }
-        (None, EndReason::Lifted { by }) if ended.leases.is_empty() => {
-            log::debug!("asked to resume by {by}: there was nothing to lift");
-        }
-        _ => {}
-    }
-}
-
-impl fmt::Display for Terms {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} as {:?}", self.by, self.name)?;
-        if let Some(reason) = &self.reason {
-            write!(f, " because {reason:?}")?;
-        }
-        if let Some(ttl) = self.ttl {
-            write!(f, " for {}", format_duration(ttl))?;
-        }
-        if let Some(quiet) = self.quiet {
-            write!(f, ", closing what is quiet for {}", format_duration(quiet))?;
-        }
-        write!(f, ", mode {}", mode_name(self.mode))
     }
 }
 

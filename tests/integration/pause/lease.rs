@@ -29,12 +29,16 @@ fn a_pause_ends_at_its_deadline() {
     client.assert_echo(b"served without a call");
     assert!(begin.elapsed().as_millis() >= 300);
     assert!(!proxy.control().is_paused());
+    // One line tells all, and is a warning: the script that was to end the pause has not.
     let line = proxy.wait_for_log("pause expired");
-    for part in ["127.0.0.1:", "\"deploy\"", "\"version 2\"", "since ", "300ms"] {
+    let (_, seconds) = line.split_once(" WARN resumed after ").expect(&line);
+    assert!(seconds.split(' ').next().unwrap().parse::<f64>().unwrap() >= 0.3, "{line}");
+    for part in
+        ["; it was by 127.0.0.1:", " as \"deploy\" because \"version 2\"", "; clients held: 1"]
+    {
         assert!(line.contains(part), "no {part} in {line}");
     }
-    let line = proxy.wait_for_log("resumed by expiry");
-    assert!(line.contains("clients held: 1"), "{line}");
+    assert_eq!(proxy.log_count("resumed"), 1, "{}", proxy.log_so_far());
 }
 
 #[test]
@@ -54,7 +58,8 @@ fn the_same_call_renews_it() {
     assert_eq!(proxy.control().status().leases[0].expires_in_seconds, None);
     put(&proxy, "name=a&ttl=100ms");
     wait_until("it ends", || !proxy.control().is_paused());
-    proxy.wait_for_log("resumed by expiry");
+    let line = proxy.wait_for_log("pause expired");
+    assert!(line.contains(" WARN resumed after "), "{line}");
     assert_eq!(proxy.log_count("pause renewed by"), 3);
 }
 
@@ -76,6 +81,11 @@ fn it_is_paused_while_any_name_holds() {
     delete(&proxy, "name=b+c");
     assert_eq!(client.receive(5), b"hello");
     assert!(!proxy.control().is_paused());
+    let line = proxy.wait_for_log(" as \"a\"; it stays paused");
+    assert!(line.contains(" INFO pause lifted by 127.0.0.1:"), "{line}");
+    let line = proxy.wait_for_log(" as \"b c\"; clients held: 1");
+    assert!(line.contains(" INFO resumed after "), "{line}");
+    assert_eq!((proxy.log_count("pause lifted by"), proxy.log_count("resumed")), (3, 1));
 }
 
 #[test]
@@ -87,8 +97,10 @@ fn a_bare_resume_lifts_all() {
     proxy.control().resume();
     let status = proxy.control().status();
     assert!(!status.paused && status.paused_since.is_none() && status.leases.is_empty());
-    proxy.wait_for_log("resumed by 127.0.0.1:");
+    let line = proxy.wait_for_log("resumed after ");
+    assert!(line.contains(" s: pause lifted by 127.0.0.1:") && line.contains("\"b\""), "{line}");
     assert_eq!(proxy.log_count("pause lifted by 127.0.0.1:"), 2);
+    assert_eq!(proxy.log_count("resumed"), 1);
 }
 
 #[test]
@@ -172,7 +184,7 @@ fn the_caller_of_another_pid_namespace_has_a_user() {
         assert_eq!(proxy.control().status().leases[0].by, "uid 0");
         proxy.wait_for_log("paused by uid 0 as \"a\"");
         delete(&proxy, "name=a");
-        proxy.wait_for_log("resumed by uid 0, paused since");
+        proxy.wait_for_log(" s: pause lifted by uid 0; it was by uid 0 as \"a\"");
     });
 }
 

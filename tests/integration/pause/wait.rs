@@ -106,7 +106,8 @@ fn at_the_deadline_it_is_undone_or_kept() {
         assert_eq!(proxy.control().is_paused(), paused, "{query}");
         client.assert_echo(b"nobody has noticed");
     }
-    proxy.wait_for_log("pause undone: it was not idle in time; it was by 127.0.0.1:");
+    let line = proxy.wait_for_log("pause undone: it was not idle in time; it was by 127.0.0.1:");
+    assert!(line.contains(" WARN resumed after "), "{line}");
     proxy.control().resume();
 }
 
@@ -254,7 +255,7 @@ fn it_is_paused_while_the_caller_is_connected() {
             assert!(!proxy.control().is_paused());
         }
         let line = proxy.wait_for_log("pause ended with its connection");
-        assert!(line.contains("\"default\""), "{line}");
+        assert!(line.contains(" INFO resumed after ") && line.contains("\"default\""), "{line}");
     }
 }
 
