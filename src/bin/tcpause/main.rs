@@ -26,7 +26,7 @@ use tcpause::{Config, Error, Outcome, Server, Stopper, format_duration};
 
 use crate::{
     cli::{Command, Invocation, Shell},
-    logger::{Logger, OneLine},
+    logger::{Logger, OneLine, journal},
 };
 
 /// Exit code if every connection had ended by itself.
@@ -186,9 +186,10 @@ fn print(text: &str) -> Result<ExitCode, Error> {
     }
 }
 
-/// Prints the failure in one line on standard error, if that is still open.
+/// Prints the failure in one line on standard error, if that is still open. In the journal it is an error.
 fn fail(code: u8, text: impl Display) -> ExitCode {
-    tell(text);
+    let level = if journal::is_stderr() { "<3>" } else { "" };
+    drop(writeln!(io::stderr(), "{level}tcpause: {}", OneLine(text)));
     code.into()
 }
 

@@ -142,7 +142,7 @@ impl Builder {
                 .split_whitespace()
                 .next()
                 .unwrap_or_default()
-                .trim_end_matches([',', ';', '.']);
+                .trim_end_matches([',', ';', '.', '"', '}']);
             Addr::parse(word).unwrap_or_else(|| panic!("no address: {line}"))
         };
         let (addr, control) = (listens("proxy"), listens("control"));

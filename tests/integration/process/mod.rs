@@ -9,5 +9,6 @@ mod exec_terminal;
 mod limits;
 mod listen;
 mod log;
+mod log_format;
 mod signals;
 pub(crate) mod stop;

@@ -14,8 +14,8 @@ use tcpause::{LogFormat, Rfc3339};
 /// Most bytes of text in a line. The bound keeps long texts of a peer from growing the queue.
 pub(super) const TEXT_BYTES_MAX: usize = 4096;
 
-/// Target of the lines about connections. In JSON their fields tell all, so that they have no message.
-const CONNECTION: &str = "tcpause::connection";
+/// Event of the lines about connections. In JSON their fields tell all, so that they have no message.
+const CONNECTION: &str = "connection";
 /// Key of a record that names its event.
 const EVENT: &str = "event";
 /// Event of a record that names none.
@@ -78,8 +78,9 @@ fn write_json(f: &mut fmt::Formatter<'_>, record: &Record<'_>) -> fmt::Result {
     write!(f, "{{\"time\":\"{}\",\"level\":\"{level}\"", Rfc3339(SystemTime::now()))?;
     let mut fields = Fields(Escape { output: f, bytes: 0, is_json: true });
     let event = record.key_values().get(Key::from(EVENT));
-    fields.field(EVENT, &event.unwrap_or_else(|| EVENT_DEFAULT.into()))?;
-    if record.target() != CONNECTION {
+    let event = event.unwrap_or_else(|| EVENT_DEFAULT.into());
+    fields.field(EVENT, &event)?;
+    if event.to_borrowed_str() != Some(CONNECTION) {
         fields.field("message", &Value::from_display(record.args()))?;
     }
     record.key_values().visit(&mut fields).map_err(|_| fmt::Error)?;
@@ -258,9 +259,9 @@ mod tests {
     #[test]
     fn the_fields_of_a_connection_replace_its_message() {
         let fields = [("event", "connection"), ("cause", "ended")];
-        let mut builder = Record::builder();
-        let record = builder.target(CONNECTION).key_values(&fields).args(format_args!("text"));
-        let line = line(JSON, &record.build());
+        let mut record = Record::builder();
+        record.key_values(&fields);
+        let line = line(JSON, &record.args(format_args!("text")).build());
         let expected = "\",\"level\":\"info\",\"event\":\"connection\",\"cause\":\"ended\"}";
         assert!(line.ends_with(expected), "{line}");
     }
