@@ -85,6 +85,11 @@ impl Command {
         }
     }
 
+    /// Returns true if it changes something, and so is logged with its caller.
+    pub(super) fn is_change(&self) -> bool {
+        matches!(self, Self::Pause(_) | Self::Resume(_))
+    }
+
     /// Carries the command out. Returns the answer, or none if a pause has begun, which depends on its request. This may
     /// block: a pause waits for the workers, a resume for the look-up of a name, each for a second at most.
     pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Option<Response> {

@@ -7,6 +7,7 @@
 mod listener;
 pub(crate) mod pacing;
 pub(crate) mod rcvbuf;
+pub(crate) mod sock_diag;
 pub(crate) mod socket_file;
 pub(crate) mod tcp_info;
 

@@ -24,7 +24,7 @@ use super::{
     request::{HEAD_BYTES_MAX, HostPolicy, HttpError, Incoming, Progress, Request},
     response::Response,
 };
-use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState};
+use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState, sys::sock_diag::peer_uid};
 
 /// Most bytes that a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -314,7 +314,11 @@ impl ControlConn {
     /// Hands a command to the executor.
     fn submit(&mut self, command: Command, context: &mut ControlContext) -> Result<(), Halt> {
         context.last_request_id += 1;
-        let caller = Caller { name: self.name.clone(), request_id: context.last_request_id };
+        // A port is gone with its caller, so the log tells the user of a change, too.
+        let uid = if command.is_change() { peer_uid(&self.socket) } else { None };
+        let user = uid.map_or_else(String::new, |uid| format!(", uid {uid}"));
+        let name = format!("{}{user}", self.name);
+        let caller = Caller { name, request_id: context.last_request_id };
         let (is_head, reply) = (self.request.is_head(), Reply::default());
         let job = Job { caller, command, is_head, reply: reply.clone() };
         // It is full only of jobs that were given up, by a stuck executor.

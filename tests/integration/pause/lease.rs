@@ -2,6 +2,8 @@
 
 use std::{process, time::Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink::SOCK_DIAG, socket_with};
+
 use crate::harness::{Family, Proxy, Response, Stream, Upstream, echo, in_namespace, wait_until};
 
 /// The names of the pauses that hold.
@@ -134,6 +136,12 @@ fn rejecting_wins_and_goes_with_its_pause() {
     }
 }
 
+/// Returns true if the system tells the users of TCP connections over the loopback.
+fn tells_users() -> bool {
+    let flags = SocketFlags::CLOEXEC;
+    socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(SOCK_DIAG)).is_ok()
+}
+
 #[test]
 fn the_status_lists_who_why_and_until_when() {
     for family in [Family::Tcp4, Family::Unix] {
@@ -163,6 +171,8 @@ fn the_status_lists_who_why_and_until_when() {
             _ => "127.0.0.1:".to_owned(),
         };
         assert!(first.by.starts_with(&by), "{} is not {by}", first.by);
+        let uid = format!("uid {}", rustix::process::getuid().as_raw());
+        assert!(first.by.contains(&uid) || !tells_users(), "no {uid} in {}", first.by);
         let line = proxy.wait_for_log("paused by");
         assert!(line.contains(&by) && line.contains("because \"it's \\\"v2\\\"\""), "{line}");
         let terms = "for 1m30s, closing what is quiet for 1s500ms, mode reject";
