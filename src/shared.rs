@@ -2,6 +2,7 @@
 //! moments with one are listed under the invariants of `src/README.md`.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
@@ -15,12 +16,15 @@ use crate::{
         hold::{Full, HoldDecision},
         semaphore::Permit,
     },
+    config::{LogConfig, address::Address},
     connection::{ConnectTicket, reject::policy::RejectPolicy},
     pause::{
         Pauses,
         gate::{Mode, Pass},
     },
+    stats::{Count, Counters, cause::CloseCause},
     sys,
+    timestamp::Rfc3339,
     upstream::Upstream,
     worker_pool::WorkerPool,
 };
@@ -33,10 +37,17 @@ pub(crate) struct Shared {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) reject_policy: RejectPolicy,
     pub(crate) workers: Arc<WorkerPool>,
+    /// Lines about ended connections.
+    pub(crate) log: LogConfig,
     pub(crate) shutdown: Shutdown,
     /// Largest number of pipes of a worker.
     pub(crate) pipes_per_worker: usize,
     pub(crate) started: Instant,
+    /// The same moment by the wall clock.
+    pub(crate) started_at: Rfc3339,
+    /// Addresses that clients connect to.
+    pub(crate) listeners: Box<[Address]>,
+    pub(crate) config_file: Option<PathBuf>,
 }
 
 /// State of a shutdown. It only ever advances.
@@ -99,7 +110,7 @@ impl Shared {
     /// Decides about a client that is not admitted now. It brings its hold permit, if it has one.
     pub(crate) fn hold_decision(&self, permit: Option<Permit>) -> HoldDecision {
         match (self.pauses.gate.mode(), permit) {
-            (Some(Mode::Reject), _) => HoldDecision::Reject,
+            (Some(Mode::Reject), _) => HoldDecision::Reject(CloseCause::Rejected),
             (Some(Mode::Hold), None) => self.admission.hold.decide(),
             // Without a pause, the client waits behind others, and `hold.max` does not apply.
             (None | Some(Mode::Hold), permit) => HoldDecision::Hold(permit),
@@ -173,6 +184,18 @@ impl Shared {
         self.admission.take_wanted()
             | self.reject_policy.handshakes().take_wanted()
             | self.upstream.breaker().take_wanted()
+    }
+
+    /// Returns the age of the oldest client that a counter of the workers tells.
+    pub(crate) fn age_of_oldest(&self, oldest: fn(&Counters) -> &Count) -> Option<Duration> {
+        let began = self.workers.oldest(oldest)?;
+        let uptime = sys::now().saturating_duration_since(self.started);
+        Some(uptime.saturating_sub(Duration::from_millis(began)))
+    }
+
+    /// Returns `at` by the wall clock as it was at the start, so that it does not change while the clock is set.
+    pub(crate) fn wall_time(&self, at: Instant) -> Rfc3339 {
+        self.started_at.after(at.saturating_duration_since(self.started))
     }
 
     /// Returns `at` in milliseconds after the start.

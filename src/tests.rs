@@ -17,7 +17,7 @@ use rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer};
 use crate::{
     admission::{Admission, queue::WaitQueue},
     config::{
-        Config, HoldConfig, ResumeConfig, UpstreamConfig,
+        Config, HoldConfig, LogConfig, ResumeConfig, UpstreamConfig,
         address::Address,
         duration::{format_duration, parse_duration},
     },
@@ -33,6 +33,7 @@ use crate::{
     pause::{Pauses, gate::Mode},
     shared::{Shared, Shutdown},
     sys::{Listener, Socket, SocketAddress},
+    timestamp::Rfc3339,
     upstream::{Upstream, loop_guard::LoopGuard},
     worker_pool::WorkerPool,
 };
@@ -138,7 +139,7 @@ fn socket_pair() -> (Socket, Socket) {
     let name = format!("tcpause-corpus-{}-{count}", std::process::id());
     let listener = Listener::abstract_unix(&name).unwrap();
     let (peer, _) = Socket::dial(&SocketAddress::Abstract(name), None).unwrap();
-    (peer, listener.accept().unwrap())
+    (peer, listener.accept().unwrap().0)
 }
 
 /// Feeds every file of a target's corpus to its function.
@@ -203,6 +204,10 @@ pub(crate) fn handle() -> Handle {
         workers: Arc::new(WorkerPool::new([].into(), 0)),
         shutdown: Shutdown::new(Duration::ZERO),
         pipes_per_worker: 0,
+        log: LogConfig::default(),
         started: Instant::now(),
+        started_at: Rfc3339::now(),
+        listeners: [].into(),
+        config_file: None,
     }))
 }

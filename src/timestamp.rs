@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// A time that is shown in RFC 3339, in UTC, to the millisecond: `2026-11-23T17:14:22.123Z`. A time before 1970 is
@@ -14,6 +14,16 @@ impl Rfc3339 {
     /// Returns the time of day.
     pub(crate) fn now() -> Self {
         Self(SystemTime::now())
+    }
+
+    /// Returns the time that is later by `elapsed`.
+    pub(crate) fn after(self, elapsed: Duration) -> Self {
+        Self(self.0 + elapsed)
+    }
+
+    /// Returns the seconds since 1970.
+    pub(crate) fn unix_seconds(self) -> f64 {
+        self.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
     }
 }
 
@@ -38,8 +48,6 @@ impl fmt::Display for Rfc3339 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -1,13 +1,16 @@
 //! The worker pool: handles by which other threads reach each worker and read its counters.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use crossbeam_channel::Sender;
 use mio::Waker;
 
 use crate::{
     admission::semaphore::Permit,
-    stats::{Count, Counters},
+    stats::{Balance, Count, Counters},
     sys::Socket,
 };
 
@@ -34,6 +37,8 @@ pub(crate) struct WorkerHandle {
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(crate) client: Socket,
+    /// Address of a TCP client.
+    pub(crate) address: Option<SocketAddr>,
     /// Permit that counts it among all clients (`proxy.max-connections`).
     pub(crate) permit: Permit,
     /// Permit that counts it among held clients, if it was accepted to be held.
@@ -74,15 +79,24 @@ impl WorkerPool {
         self.workers.iter().map(|worker| count(&worker.counters).get()).sum()
     }
 
+    /// Returns the counters of each worker.
+    pub(crate) fn each(&self) -> impl Iterator<Item = &Counters> {
+        self.workers.iter().map(|worker| &worker.counters)
+    }
+
+    /// Returns the sum of the balances of all workers, each of one moment.
+    pub(crate) fn balance(&self) -> Balance {
+        self.each().map(Counters::balance).fold(Balance::default(), Balance::plus)
+    }
+
     /// Returns the number of held clients.
     pub(crate) fn held(&self) -> u64 {
         self.sum(|counters| &counters.held)
     }
 
-    /// Returns the beginning of the oldest relayed connection, in milliseconds after the start, or `None` without one.
-    pub(crate) fn oldest_began(&self) -> Option<u64> {
-        let begins = self.workers.iter().map(|worker| worker.counters.oldest.get());
-        begins.filter_map(|begin| begin.checked_sub(1)).min()
+    /// Returns the earliest of the beginnings that a counter of each worker tells, in milliseconds after the start.
+    pub(crate) fn oldest(&self, oldest: fn(&Counters) -> &Count) -> Option<u64> {
+        self.each().filter_map(|counters| oldest(counters).get().checked_sub(1)).min()
     }
 
     /// Returns the worker with the fewest clients, other than `except`, and their number.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::semaphore::{Permit, Semaphore};
-use crate::config;
+use crate::{config, stats::cause::CloseCause};
 
 pub(crate) use crate::config::Overflow;
 
@@ -22,7 +22,7 @@ pub(crate) enum HoldDecision {
     /// and so cannot be left in the backlog.
     Hold(Option<Permit>),
     /// Answer it as a rejected client.
-    Reject,
+    Reject(CloseCause),
     /// End its stream without an answer.
     Close,
 }
@@ -46,6 +46,11 @@ impl HoldLimits {
         self.timeout
     }
 
+    /// Returns the largest number of held clients.
+    pub(crate) fn max(&self) -> usize {
+        self.permits.max()
+    }
+
     /// Returns the treatment of further clients.
     pub(crate) fn overflow(&self) -> Overflow {
         self.overflow
@@ -66,7 +71,7 @@ impl HoldLimits {
         match (self.permits.take(), self.overflow) {
             (Some(permit), _) => HoldDecision::Hold(Some(permit)),
             (None, Overflow::Backlog) => HoldDecision::Hold(None),
-            (None, Overflow::Reject) => HoldDecision::Reject,
+            (None, Overflow::Reject) => HoldDecision::Reject(CloseCause::HoldOverflow),
             (None, Overflow::Close) => HoldDecision::Close,
         }
     }

@@ -21,7 +21,7 @@ pub use self::{
         Config, ControlConfig, HoldConfig, LogConfig, PauseConfig, ProxyConfig, ResumeConfig,
         TlsConfig, UpstreamConfig,
     },
-    values::{LogFormat, Overflow, RejectWith},
+    values::{ConnectionLog, LogFormat, Overflow, RejectWith},
 };
 use crate::error::Error;
 

@@ -13,7 +13,8 @@ use serde_yaml::Value as Yaml;
 use super::{
     address::Address,
     values::{
-        Count, LEVELS, LOG_FORMATS, LogFormat, OVERFLOWS, Overflow, REJECTIONS, RejectWith, Value,
+        CONNECTION_LOGS, ConnectionLog, Count, LEVELS, LOG_FORMATS, LogFormat, OVERFLOWS, Overflow,
+        REJECTIONS, RejectWith, Value,
     },
 };
 
@@ -92,6 +93,13 @@ pub(super) static SETTINGS: &[Setting] = &[
         .choices(&LOG_FORMATS)
         .help("Format of the lines of the log: auto, text or json")
         .more("With auto, a line is text, and where standard error is the journal of systemd, it has the journal's level and no time."),
+    setting("log.connections", "WHICH", field!(log.connections))
+        .choices(&CONNECTION_LOGS)
+        .help("Ends of connections to be logged: off, failures or all")
+        .more("Failures are those that a client could complain of."),
+    setting("log.connections-rate", "N", field!(log.connections_rate))
+        .count("lines", "100; or set log.connections to off")
+        .help("Most lines about connections in a second; the others are counted"),
     setting("proxy.addr", "ADDRESS", field!(proxy.addr)).help("Address that clients connect to"),
     setting("proxy.mode", "MODE", field!(proxy.mode))
         .help("Mode of the socket file of --proxy-addr, as in 0660; left to the umask if not set")
@@ -263,13 +271,19 @@ pub struct Config {
     pub control: ControlConfig,
     /// The server that the bytes are carried to.
     pub upstream: UpstreamConfig,
+    /// File of the configuration, for the status.
+    pub file: Option<PathBuf>,
 }
 
 /// The lines on standard error: `log.*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogConfig {
     /// Format of a line.
     pub format: LogFormat,
+    /// Connections of which the end is logged.
+    pub connections: ConnectionLog,
+    /// Most lines about connections in a second, over all workers.
+    pub connections_rate: NonZeroU32,
 }
 
 /// The side of the clients: `proxy.*`.
@@ -362,6 +376,9 @@ pub struct UpstreamConfig {
     pub source_addrs: Vec<IpAddr>,
 }
 
+/// Default of `log.connections-rate`. The journal of systemd drops the lines of a service beyond some 300 in a second.
+const CONNECTION_LINES_MAX: NonZeroU32 = NonZeroU32::new(100).unwrap();
+
 /// Default of `resume.max-connecting`, a common length of a server's backlog.
 const CONNECTING_MAX: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
@@ -377,6 +394,17 @@ impl Default for Config {
             resume: ResumeConfig::default(),
             control: ControlConfig::default(),
             upstream: UpstreamConfig::default(),
+            file: None,
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::default(),
+            connections: ConnectionLog::default(),
+            connections_rate: CONNECTION_LINES_MAX,
         }
     }
 }

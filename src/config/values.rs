@@ -21,6 +21,8 @@ use super::{
 pub(super) const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// The words of `log.format`.
 pub(super) const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
+/// The words of `log.connections`.
+pub(super) const CONNECTION_LOGS: [&str; 3] = ["off", "failures", "all"];
 /// The words of `hold.overflow`.
 pub(super) const OVERFLOWS: [&str; 3] = ["reject", "close", "backlog"];
 /// The words of `proxy.reject-with`; a file may be named, too.
@@ -62,6 +64,18 @@ pub enum LogFormat {
     Text,
     /// An object of JSON.
     Json,
+}
+
+/// Connections of which the end is logged: `log.connections`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ConnectionLog {
+    /// None.
+    Off,
+    /// Those that a client could complain of.
+    #[default]
+    Failures,
+    /// All.
+    All,
 }
 
 /// Words for the errors of a number.
@@ -153,47 +167,34 @@ impl Value for LevelFilter {
 
 impl Value for LogFormat {
     fn parse(text: &str, _: Count) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => {
-                let (words, hint) = (LOG_FORMATS.join(", "), did_you_mean(text, &LOG_FORMATS));
-                Err(format!("{text:?} is no format of the log; write {words}{hint}"))
-            }
-        }
+        let values = [Self::Auto, Self::Text, Self::Json];
+        choose(text, &LOG_FORMATS, values, "is no format of the log")
     }
 
     fn to_yaml(&self) -> Yaml {
-        match self {
-            Self::Auto => "auto".into(),
-            Self::Text => "text".into(),
-            Self::Json => "json".into(),
-        }
+        word(*self as usize, &LOG_FORMATS)
+    }
+}
+
+impl Value for ConnectionLog {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        let values = [Self::Off, Self::Failures, Self::All];
+        choose(text, &CONNECTION_LOGS, values, "names no connections to be logged")
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        word(*self as usize, &CONNECTION_LOGS)
     }
 }
 
 impl Value for Overflow {
     fn parse(text: &str, _: Count) -> Result<Self, String> {
-        match text {
-            "reject" => Ok(Self::Reject),
-            "close" => Ok(Self::Close),
-            "backlog" => Ok(Self::Backlog),
-            _ => {
-                let (words, hint) = (OVERFLOWS.join(", "), did_you_mean(text, &OVERFLOWS));
-                Err(format!(
-                    "{text:?} is nothing that can be done with a client; write {words}{hint}"
-                ))
-            }
-        }
+        let values = [Self::Reject, Self::Close, Self::Backlog];
+        choose(text, &OVERFLOWS, values, "is nothing that can be done with a client")
     }
 
     fn to_yaml(&self) -> Yaml {
-        match self {
-            Self::Reject => "reject".into(),
-            Self::Close => "close".into(),
-            Self::Backlog => "backlog".into(),
-        }
+        word(*self as usize, &OVERFLOWS)
     }
 }
 
@@ -340,6 +341,24 @@ fn parse_number<T: FromStr>(text: &str, least: u8, count: Count) -> Result<T, St
     text.parse().map_err(|_| {
         format!("{text:?} is not a number of {things}; write {least} or more, or leave it away for {otherwise}")
     })
+}
+
+/// Finds the value of a word, or tells the words.
+fn choose<T, const N: usize>(
+    text: &str,
+    words: &[&'static str; N],
+    values: [T; N],
+    complaint: &str,
+) -> Result<T, String> {
+    let found = words.iter().zip(values).find(|(word, _value)| **word == text);
+    found.map(|(_word, value)| value).ok_or_else(|| {
+        let (words, hint) = (words.join(", "), did_you_mean(text, words));
+        format!("{text:?} {complaint}; write {words}{hint}")
+    })
+}
+
+fn word(index: usize, words: &[&'static str]) -> Yaml {
+    words.get(index).copied().map_or(Yaml::Null, Yaml::from)
 }
 
 fn did_you_mean(text: &str, words: &[&'static str]) -> String {

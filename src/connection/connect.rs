@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Connection, Context, Patience, Reason, Session, State, Verdict};
+use super::{Connection, Context, Patience, Session, State, Verdict};
 use super::{
     deadline::{ADDRESS_TIMEOUT, Deadline},
     endpoint::{Endpoint, Registration},
@@ -19,7 +19,8 @@ use crate::{
         semaphore::Permit,
     },
     pause::gate::Pass,
-    sys::{Dialled, is_shortage},
+    stats::cause::{CloseCause, ConnectResult},
+    sys::{Dialled, SocketAddress, is_shortage},
     upstream::{RetryPlan, Upstream, addresses::Route, breaker::Cause},
 };
 
@@ -39,8 +40,6 @@ pub(super) struct Attempt {
     route: Route,
     /// Set when an address failed because this host was short of something. The next attempt then comes soon.
     is_short: bool,
-    /// Arrival of the client.
-    arrived: Instant,
     /// Beginning of the client's first attempt, or of its wait for the upstream, since it was last held: a lost SYN or a
     /// pause lets it begin anew. Its patience counts from here, but from the opening of the breaker at the earliest.
     since: Instant,
@@ -83,6 +82,11 @@ impl Attempt {
         latest.map_or(self.begun, |latest| latest.min(self.begun))
     }
 
+    /// Returns the beginning of the client's wait for an upstream that was away; none if it has not waited.
+    pub(super) fn outage_began(&self) -> Option<Instant> {
+        (self.since < self.begun).then_some(self.since)
+    }
+
     /// Returns the rest of the attempt's connect timeout.
     fn time_left(&self, upstream: &Upstream, now: Instant) -> Duration {
         let spent = now.saturating_duration_since(self.timed_since(upstream));
@@ -102,7 +106,8 @@ impl Attempt {
     }
 
     /// Reports the failure of the attempt to the circuit breaker, which all workers share.
-    fn report_failure(&self, context: &Context<'_>) {
+    fn report_failure(&self, error: &io::Error, context: &Context<'_>) {
+        context.upstream.remember_error(error);
         let cause = if self.is_short { Cause::Shortage } else { Cause::Away };
         let was_probe = matches!(self.ticket, ConnectTicket::Probe { .. });
         context.upstream.breaker().failed(cause, was_probe, context.now);
@@ -110,37 +115,36 @@ impl Attempt {
 }
 
 impl Connection {
-    /// Begins an attempt for a client that came at `arrived` and has waited, unless it has left meanwhile.
+    /// Begins an attempt for a client that has waited, unless it has left meanwhile.
     pub(crate) fn start_attempt(
         &mut self,
         pass: Pass,
         ticket: ConnectTicket,
-        arrived: Instant,
         context: &mut Context<'_>,
     ) -> Verdict {
         if self.client.socket().has_gone() {
-            return Verdict::Close(Reason::Left);
+            return Verdict::Close(self.left());
         }
-        self.connect(pass, ticket, arrived, context)
+        self.connect(pass, ticket, context)
     }
 
-    /// Begins an attempt for a client that came at `arrived`. It may first explore an address that was dead, if that
+    /// Begins an attempt for a client. It may first explore an address that was dead, if that
     /// leaves enough time for the address that was reached last.
     pub(crate) fn connect(
         &mut self,
         pass: Pass,
         ticket: ConnectTicket,
-        arrived: Instant,
         context: &mut Context<'_>,
     ) -> Verdict {
         let now = context.now;
-        let (arrived, since) = match &self.state {
-            State::Waiting { patience: Some(it), .. } => (it.arrived, it.since),
-            _ => (arrived, now),
+        let since = if let State::Waiting { patience: Some(patience), .. } = &self.state {
+            patience.since
+        } else {
+            self.record.held_until(now);
+            now
         };
         let route = Route::default();
-        let mut attempt =
-            Attempt { ticket, route, is_short: false, arrived, since, begun: now, pass };
+        let mut attempt = Attempt { ticket, route, is_short: false, since, begun: now, pass };
         let upstream = context.upstream;
         let has_time = attempt.time_left(upstream, now) >= 2 * ADDRESS_TIMEOUT;
         let explores = has_time && context.dialer.may_explore() && !upstream.breaker().is_open();
@@ -190,9 +194,9 @@ impl Connection {
         let patience_since = attempt.patience_since(context.upstream);
         if now.saturating_duration_since(patience_since) >= context.upstream.patience() {
             if !has_time {
-                attempt.report_failure(context);
+                attempt.report_failure(&timed_out, context);
             }
-            return Verdict::Close(Reason::Unreachable(timed_out));
+            return Verdict::Close(CloseCause::Unreachable);
         }
         match syn {
             _ if !has_time => self.give_up_attempt(timed_out, context),
@@ -216,6 +220,7 @@ impl Connection {
         context: &mut Context<'_>,
     ) -> Verdict {
         let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        context.counters.dialled(ConnectResult::from(&error));
         self.attempt_failed(attempt, error, context)
     }
 
@@ -229,13 +234,14 @@ impl Connection {
     /// later, or for the upstream if that is away by now.
     fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
         let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        context.counters.dialled(ConnectResult::Timeout);
         if let Some(under_way) = attempt.ticket.under_way() {
             under_way.lost(context.now);
         }
         if context.upstream.breaker().is_away() {
             return self.wait(attempt, io::ErrorKind::TimedOut.into(), context);
         }
-        Verdict::Hold(attempt.arrived)
+        Verdict::Hold
     }
 
     /// Takes the dial out of the connection, which is in the waiting state until the caller sets another.
@@ -257,6 +263,7 @@ impl Connection {
         error: io::Error,
         context: &mut Context<'_>,
     ) -> Verdict {
+        context.counters.dialled(ConnectResult::from(&error));
         attempt.is_short |= is_shortage(&error);
         let is_news = !attempt.route.explores();
         let timed_out = error.kind() == io::ErrorKind::TimedOut;
@@ -283,22 +290,22 @@ impl Connection {
         {
             under_way.lost(context.now);
         }
-        attempt.report_failure(context);
+        attempt.report_failure(&error, context);
         self.wait(attempt, error, context)
     }
 
     /// Gives the pass back, and makes the client wait for the upstream, or for the resume if a pause has begun. A client
     /// that has left is closed now, as its event came before and does not come again.
     fn wait(&mut self, attempt: Attempt, error: io::Error, context: &mut Context<'_>) -> Verdict {
-        let Attempt { arrived, since, pass, .. } = attempt;
+        let Attempt { since, pass, .. } = attempt;
         self.replace_state(State::Waiting { hold_permit: None, patience: None });
-        if let Verdict::Close(reason) = self.look_after_waiting() {
-            return Verdict::Close(reason);
+        if let Verdict::Close(_) = self.look_after_waiting() {
+            return Verdict::Close(CloseCause::LeftConnecting);
         }
         if pass.is_paused() {
-            return Verdict::Hold(arrived);
+            return Verdict::Hold;
         }
-        self.await_upstream(Patience { arrived, since, error: Some(error) }, context)
+        self.await_upstream(Patience { since, error: Some(error) }, context)
     }
 
     /// Goes on when the dial has connected or failed.
@@ -324,6 +331,20 @@ impl Connection {
         self.take_dial().map_or(Verdict::Stay, |dial| self.begin_relay(dial, context))
     }
 
+    /// Records and counts a successful attempt.
+    fn observe_connected(&mut self, attempt: &Attempt, context: &mut Context<'_>) {
+        let Context { counters, now, .. } = *context;
+        counters.dialled(ConnectResult::Ok);
+        if let Some(began) = attempt.outage_began() {
+            counters.outage.served.observe(attempt.begun.saturating_duration_since(began));
+        }
+        let address = match context.upstream.read(context.cached).get(&attempt.route) {
+            Some(SocketAddress::Inet(address)) => Some(*address),
+            _ => None,
+        };
+        self.record.connected(address, now.saturating_duration_since(attempt.begun), counters);
+    }
+
     fn begin_relay(&mut self, dial: Dial, context: &mut Context<'_>) -> Verdict {
         let socket = dial.upstream.socket();
         context.dialer.succeeded(context.upstream);
@@ -331,6 +352,7 @@ impl Connection {
             under_way.answered(socket, context.now);
         }
         context.upstream.reached(context.cached, &dial.attempt.route, context.now);
+        self.observe_connected(&dial.attempt, context);
         let Dial { upstream, attempt: Attempt { ticket, pass, .. } } = dial;
         let under_way = ticket.into_under_way();
         let deadline = if under_way.is_some() {

@@ -26,6 +26,8 @@ pub(crate) struct Endpoint {
     read_closed: bool,
     /// Set once the connection was reset or has died. From then on an end of stream is not orderly.
     reset: bool,
+    /// Set once the peer's host counts as gone, by keepalive or by our own check.
+    vanished: bool,
     /// Set once the peer has sent urgent bytes. The kernel stops a read at each of them, so a short read does not mean
     /// that the socket is empty.
     urgent: bool,
@@ -87,6 +89,7 @@ impl Endpoint {
             writable: true,
             read_closed: false,
             reset: false,
+            vanished: false,
             urgent: false,
             interest: socket.first_interest(),
             socket,
@@ -132,13 +135,18 @@ impl Endpoint {
         self.reset
     }
 
+    /// Returns true if the peer's host counts as gone.
+    pub(crate) fn has_vanished(&self) -> bool {
+        self.vanished
+    }
+
     /// Treats a peer whose host no longer answers as one that has reset. Bytes that it sent before are still read.
     /// Returns true if the peer has vanished.
     pub(crate) fn give_up_vanished(&mut self) -> bool {
         let has_vanished = !self.reset && self.socket.has_vanished();
         if has_vanished {
             self.socket.shut_down_read();
-            (self.reset, self.readable) = (true, true);
+            (self.reset, self.readable, self.vanished) = (true, true, true);
         }
         has_vanished
     }
@@ -241,8 +249,9 @@ impl Endpoint {
                     Received::Nothing
                 }
                 io::ErrorKind::InvalidInput => Received::Unsupported,
-                _ => {
+                kind => {
                     self.reset = true;
+                    self.vanished |= is_silence(kind);
                     Received::Reset
                 }
             },
@@ -261,12 +270,20 @@ impl Endpoint {
                 // valid.
                 let in_order = self.socket.is_unix() && error.kind() == io::ErrorKind::BrokenPipe;
                 self.reset |= !in_order;
+                self.vanished |= is_silence(error.kind());
                 // Bytes that the peer sent before it went, and the end behind them, are still to be read.
                 self.readable = true;
                 Sent::Broken
             }
         }
     }
+}
+
+/// Returns true for an error by which the kernel reports that a peer's host no longer answers: keepalive and repeated
+/// segments end with `ETIMEDOUT`, or with what routers have told meanwhile.
+fn is_silence(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable)
 }
 
 #[cfg(test)]

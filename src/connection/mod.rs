@@ -26,12 +26,14 @@ mod connect;
 pub(crate) mod deadline;
 pub(crate) mod endpoint;
 pub(crate) mod pipe;
+mod record;
 pub(crate) mod reject;
 pub(crate) mod relay;
 mod waiting;
 
 use std::{
-    fmt, io,
+    io,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -46,17 +48,17 @@ use crate::{
         semaphore::Permit,
     },
     pause::gate::Pass,
-    stats::Counters,
+    stats::{Counters, cause::CloseCause},
     sys::{Socket, SocketAddress},
     upstream::{Cached, Upstream, dialer::Dialer},
 };
 use deadline::Deadline;
 use endpoint::Endpoint;
 use endpoint::Registration;
+use record::Record;
 use reject::Reject;
 use reject::policy::RejectPolicy;
-use relay::Relay;
-use relay::RelayBuffers;
+use relay::{Relay, RelayBuffers, Side};
 use waiting::Patience;
 
 /// Checks for a peer's acknowledgements in quick succession. Most peers acknowledge within a round trip. A peer that
@@ -73,8 +75,7 @@ pub(crate) struct Connection {
     // permit. So the counts fall only after the sockets are closed.
     client: Endpoint,
     state: State,
-    /// Address of the client, if the log will need it: a socket that was reset knows it no more.
-    peer: Option<Box<str>>,
+    record: Record,
     /// Permit that counts the client among all clients.
     _permit: Permit,
 }
@@ -90,7 +91,7 @@ enum State {
     /// Relay of bytes between client and upstream.
     Relaying(Session),
     /// Answer to a client that is not served, and the discarding of its bytes.
-    Rejecting(Reject),
+    Rejecting(Rejection),
 }
 
 /// A relay with its pass.
@@ -108,9 +109,20 @@ struct Session {
     _pass: Pass,
 }
 
+/// A rejection with its cause.
+#[derive(Debug)]
+struct Rejection {
+    reject: Reject,
+    cause: CloseCause,
+    /// Bytes that were carried before to the upstream and to the client.
+    delivered: (u64, u64),
+}
+
 /// Wait for the acknowledgements of one side after a reset of the other.
 #[derive(Debug, Clone, Copy)]
 struct AwaitingAcks {
+    /// Side that was the first to reset; none if neither has.
+    aborted: Option<Side>,
     /// Memory of the unacknowledged bytes at the last check.
     unacknowledged: u32,
     /// Number of checks after the first.
@@ -130,33 +142,10 @@ pub(crate) enum Verdict {
     Enter(Deadline),
     /// Wait for an event, with this deadline from that time on.
     WaitSince(Deadline, Instant),
-    /// Hold it for the resume or behind other clients, in the order of arrival: it came at that time.
-    Hold(Instant),
+    /// Hold it for the resume or behind other clients, in the order of arrival.
+    Hold,
     /// Close it.
-    Close(Reason),
-}
-
-/// Reason for the close of a connection.
-#[derive(Debug)]
-pub(crate) enum Reason {
-    /// Both streams have ended.
-    Ended,
-    /// One side was reset, and so is the other.
-    Reset,
-    /// One side was reset, and the other does not acknowledge the bytes before.
-    Stalled,
-    /// The client left before it was served.
-    Left,
-    /// The client was rejected, or left before its answer.
-    Rejected,
-    /// The upstream cannot be reached.
-    Unreachable(io::Error),
-    /// It was silent, with no answer owed, while a pause or a stop waited for it.
-    Quiet,
-    /// The operator had all connections reset that were left in a pause.
-    Killed,
-    /// The proxy stops.
-    Stopped,
+    Close(CloseCause),
 }
 
 /// Times of silence after which connections are closed as quiet; `None` closes none.
@@ -211,14 +200,23 @@ impl Connection {
     }
 
     /// Returns the connection of an accepted client, in the waiting state.
-    pub(crate) fn new(client: Socket, permit: Permit, hold_permit: Option<Permit>) -> Self {
-        let peer = log::log_enabled!(log::Level::Debug).then(|| client.peer().into());
+    pub(crate) fn new(
+        client: Socket,
+        address: Option<SocketAddr>,
+        permit: Permit,
+        hold_permit: Option<Permit>,
+    ) -> Self {
         Self {
             client: Endpoint::connected(client),
             state: State::Waiting { hold_permit, patience: None },
-            peer,
+            record: Record::new(address),
             _permit: permit,
         }
+    }
+
+    /// Records the number of the client and the time of its admission by the worker.
+    pub(crate) fn admitted(&mut self, number: u64, now: Instant) {
+        self.record.admitted(number, now);
     }
 
     /// Remembers the readiness of the client's socket that an event reports.
@@ -242,23 +240,27 @@ impl Connection {
     }
 
     /// Begins to reject a waiting client.
-    pub(crate) fn reject(&mut self, context: &mut Context<'_>) -> Verdict {
+    pub(crate) fn reject(&mut self, cause: CloseCause, context: &mut Context<'_>) -> Verdict {
         let (reject, next) = Reject::new(&mut self.client, context.reject_policy);
-        self.replace_state(State::Rejecting(reject));
+        self.replace_state(State::Rejecting(Rejection { reject, cause, delivered: (0, 0) }));
         self.rejecting(next, context)
     }
 
     /// Ends the stream to a client that is not served, without an answer, and discards what it still sends.
-    pub(crate) fn close_gracefully(&mut self, context: &mut Context<'_>) -> Verdict {
+    pub(crate) fn close_gracefully(
+        &mut self,
+        cause: CloseCause,
+        context: &mut Context<'_>,
+    ) -> Verdict {
         let (reject, next) = Reject::close_gracefully(&mut self.client);
-        self.replace_state(State::Rejecting(reject));
+        self.replace_state(State::Rejecting(Rejection { reject, cause, delivered: (0, 0) }));
         self.rejecting(next, context)
     }
 
     /// Begins the TLS handshake of a client to reject.
     pub(crate) fn begin_handshake(&mut self, permit: Permit, context: &mut Context<'_>) -> Verdict {
-        let State::Rejecting(reject) = &mut self.state else { return Verdict::Stay };
-        let next = reject.begin_handshake(permit, context.reject_policy);
+        let State::Rejecting(it) = &mut self.state else { return Verdict::Stay };
+        let next = it.reject.begin_handshake(permit, context.reject_policy);
         self.rejecting(next, context)
     }
 
@@ -267,10 +269,10 @@ impl Connection {
         match &mut self.state {
             State::Waiting { .. } => self.look_after_waiting(),
             State::Connecting(dial) if dial.upstream.is_writable() => self.connected(context),
-            State::Connecting(_) if self.client.is_reset() => Verdict::Close(Reason::Left),
+            State::Connecting(_) if self.client.is_reset() => Verdict::Close(self.left()),
             State::Connecting(_) => Verdict::Stay,
             State::Relaying(_) => self.relay(context),
-            State::Rejecting(reject) => {
+            State::Rejecting(Rejection { reject, .. }) => {
                 let scratch = &mut context.buffers.scratch;
                 let steps = &mut *context.handshake_steps;
                 let next = reject.drive(&mut self.client, context.reject_policy, scratch, steps);
@@ -282,15 +284,15 @@ impl Connection {
     /// Goes on when the connection's deadline has passed.
     pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
-            State::Waiting { patience: Some(patience), .. } => {
-                let error = patience.error.take();
-                let error = error.unwrap_or_else(|| io::ErrorKind::TimedOut.into());
-                Verdict::Close(Reason::Unreachable(error))
+            State::Waiting { patience: Some(_), .. } => Verdict::Close(CloseCause::Unreachable),
+            State::Waiting { .. } => {
+                self.record.held_until(context.now);
+                if context.hold.overflow() == Overflow::Close {
+                    self.close_gracefully(CloseCause::HoldTimeout, context)
+                } else {
+                    self.reject(CloseCause::HoldTimeout, context)
+                }
             }
-            State::Waiting { .. } if context.hold.overflow() == Overflow::Close => {
-                self.close_gracefully(context)
-            }
-            State::Waiting { .. } => self.reject(context),
             State::Connecting(_) => self.dial_expired(context),
             State::Relaying(session) if session.settling.is_none() => {
                 let upstream = session.relay.upstream().socket();
@@ -305,7 +307,7 @@ impl Connection {
                 Verdict::Wait(Deadline::NoKeepaliveYet)
             }
             State::Relaying(_) => self.relay(context),
-            State::Rejecting(reject) => {
+            State::Rejecting(Rejection { reject, .. }) => {
                 let next = reject.expire(&mut self.client, context.reject_policy);
                 self.rejecting(next, context)
             }
@@ -351,33 +353,22 @@ impl Connection {
             session.moved = context.now;
             return Verdict::Again;
         }
-        if session.relay.is_half_closed() {
-            return Verdict::Close(Reason::Quiet);
-        }
         context.counters.drained.add(1);
+        if session.relay.is_half_closed() {
+            return Verdict::Close(CloseCause::Drained);
+        }
         let delivered = session.relay.delivered();
-        log_close(self.peer.take().as_deref(), &Reason::Quiet, delivered);
         // The client gets its end before the pass is dropped, so that it is sent by the time the proxy counts as idle.
         let (reject, _next) = Reject::close_gracefully(&mut self.client);
-        self.replace_state(State::Rejecting(reject));
+        let cause = CloseCause::Drained;
+        self.replace_state(State::Rejecting(Rejection { reject, cause, delivered }));
         Verdict::Enter(Deadline::Lingering)
     }
 
-    /// Closes the connection and logs it. A close that is no orderly end is a reset, so that a cut stream never looks
-    /// whole.
-    pub(crate) fn close(self, reason: &Reason) {
-        let delivered = match &self.state {
-            State::Relaying(session) => session.relay.delivered(),
-            State::Waiting { .. } | State::Connecting(_) | State::Rejecting(_) => (0, 0),
-        };
-        log_close(self.peer.as_deref(), reason, delivered);
-        match reason {
-            Reason::Reset
-            | Reason::Stalled
-            | Reason::Unreachable(_)
-            | Reason::Killed
-            | Reason::Stopped => self.reset_on_close(),
-            Reason::Ended | Reason::Left | Reason::Rejected | Reason::Quiet => {}
+    /// Closes the connection. A close that is no orderly end is a reset, so that a cut stream never looks whole.
+    pub(crate) fn close(self, cause: CloseCause) {
+        if cause.is_reset() {
+            self.reset_on_close();
         }
     }
 
@@ -394,6 +385,8 @@ impl Connection {
             session.relay.drive(&mut self.client, context.buffers, &context.registration);
         context.counters.bytes_to_upstream.add(progress.to_upstream);
         context.counters.bytes_to_client.add(progress.to_client);
+        context.counters.spliced_to_upstream.add(progress.spliced_to_upstream);
+        context.counters.spliced_to_client.add(progress.spliced_to_client);
         if progress.to_upstream + progress.to_client > 0 {
             // If both sides have sent in this turn, the client may have been the last.
             (session.moved, session.asks) = (context.now, progress.to_upstream > 0);
@@ -411,9 +404,12 @@ impl Connection {
                 }
             }
             relay::Next::Again => Verdict::Again,
-            relay::Next::Close => Verdict::Close(Reason::Ended),
-            relay::Next::Reset => Verdict::Close(Reason::Reset),
-            relay::Next::Settle(unacknowledged) => {
+            relay::Next::Close => Verdict::Close(CloseCause::Ended),
+            relay::Next::Reset(side) => {
+                let first = session.settling.and_then(|it| it.aborted).unwrap_or(side);
+                Verdict::Close(session.relay.reset_cause(first, &self.client))
+            }
+            relay::Next::Settle { unacknowledged, aborted } => {
                 // The connection is no longer in anyone's backlog, and may stay in this state for long.
                 session.under_way = None;
                 let before = session.settling.take();
@@ -421,10 +417,11 @@ impl Connection {
                     session.moved = context.now;
                 }
                 if context.now.duration_since(session.moved) >= SETTLE_TIMEOUT {
-                    return Verdict::Close(Reason::Stalled);
+                    return Verdict::Close(CloseCause::Stalled);
                 }
                 let looks = before.map_or(0, |it| it.looks.saturating_add(1));
-                session.settling = Some(AwaitingAcks { unacknowledged, looks });
+                let aborted = before.map_or(aborted, |it| it.aborted.or(aborted));
+                session.settling = Some(AwaitingAcks { aborted, unacknowledged, looks });
                 let deadline = if looks < QUICK_LOOKS_MAX {
                     Deadline::AwaitingAcks
                 } else {
@@ -440,6 +437,7 @@ impl Connection {
             context.counters.rejected.add(1);
         }
         let Registration { registry, client: token, .. } = context.registration;
+        let State::Rejecting(Rejection { cause, .. }) = self.state else { return Verdict::Stay };
         match next {
             reject::Next::Wait if self.client.await_room(registry, token) => Verdict::Stay,
             reject::Next::Wait | reject::Next::Again => Verdict::Again,
@@ -447,19 +445,10 @@ impl Connection {
             reject::Next::Answered => Verdict::Enter(Deadline::Lingering),
             reject::Next::Reset => {
                 self.client.socket().reset_on_close();
-                Verdict::Close(Reason::Rejected)
+                Verdict::Close(cause)
             }
-            reject::Next::Close => Verdict::Close(Reason::Rejected),
+            reject::Next::Close => Verdict::Close(cause),
         }
-    }
-}
-
-/// Logs the end of a connection, if its client's address was kept for that.
-fn log_close(peer: Option<&str>, reason: &Reason, (up, down): (u64, u64)) {
-    if let Some(peer) = peer {
-        log::debug!(
-            "client {peer} closed: {reason}; bytes to the upstream: {up}, to the client: {down}"
-        );
     }
 }
 
@@ -468,24 +457,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.reset_on_close();
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ended => f.write_str("both sides have ended"),
-            Self::Reset => f.write_str("one side was reset, and so the other"),
-            Self::Stalled => {
-                f.write_str("one side was reset, and the other does not take what came before")
-            }
-            Self::Left => f.write_str("the client left before it was served"),
-            Self::Rejected => f.write_str("rejected"),
-            Self::Quiet => f.write_str("it was quiet"),
-            Self::Killed => f.write_str("it was in the way of a pause"),
-            Self::Unreachable(error) => write!(f, "the upstream cannot be reached: {error}"),
-            Self::Stopped => f.write_str("tcpause stops"),
         }
     }
 }

@@ -64,6 +64,16 @@ impl PipePool {
         Self { empty: Vec::new(), alive: Rc::new(Cell::new(0)), max }
     }
 
+    /// Returns the number of pipes with bytes in them.
+    pub(crate) fn used(&self) -> u64 {
+        (self.alive.get() - self.empty.len()) as u64
+    }
+
+    /// Returns the number of empty pipes.
+    pub(crate) fn free(&self) -> u64 {
+        self.empty.len() as u64
+    }
+
     /// Takes an empty pipe. Returns `None` if all are in use or the system refuses another one.
     pub(crate) fn take(&mut self) -> Option<Pipe> {
         self.empty.pop().or_else(|| {

@@ -74,7 +74,7 @@ impl Bench {
     /// Returns the connection of an accepted client.
     fn connection(&self, client: Socket) -> Connection {
         client.register(self.poll.registry(), CLIENT).unwrap();
-        Connection::new(client, self.clients.take().unwrap(), None)
+        Connection::new(client, None, self.clients.take().unwrap(), None)
     }
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {
@@ -82,10 +82,10 @@ impl Bench {
         self.release(connection, ticket)
     }
 
-    /// Starts a waiting client. Its arrival is now, unless it waits for the upstream since an earlier one.
+    /// Starts a waiting client.
     fn release(&mut self, connection: &mut Connection, ticket: ConnectTicket) -> Verdict {
-        let (pass, arrived) = (self.gate.enter().unwrap(), self.now);
-        self.act(|context| connection.start_attempt(pass, ticket, arrived, context))
+        let pass = self.gate.enter().unwrap();
+        self.act(|context| connection.start_attempt(pass, ticket, context))
     }
 
     /// Serves a client whose upstream refuses.
@@ -153,10 +153,10 @@ impl Bench {
         }
     }
 
-    /// Drives the connection until it is closed. Returns the reason.
-    fn reason(&mut self, connection: &mut Connection) -> Reason {
+    /// Drives the connection until it is closed. Returns the cause.
+    fn cause(&mut self, connection: &mut Connection) -> CloseCause {
         match self.until(connection, |_, verdict| matches!(verdict, Verdict::Close(_))) {
-            Verdict::Close(reason) => reason,
+            Verdict::Close(cause) => cause,
             other => unreachable!("{other:?}"),
         }
     }
@@ -166,8 +166,8 @@ impl Bench {
     }
 
     /// Closes the connection, and checks that its pass and permit are given back.
-    fn close(&self, connection: Connection, reason: &Reason) {
-        connection.close(reason);
+    fn close(&self, connection: Connection, cause: CloseCause) {
+        connection.close(cause);
         assert_eq!(self.gate.passes(), 0, "the pass is given back");
         assert!(self.clients.take().is_some(), "the permit is free");
     }
@@ -190,7 +190,7 @@ fn accept(listener: &Listener) -> Socket {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match listener.accept() {
-            Ok(socket) => return socket,
+            Ok((socket, _address)) => return socket,
             Err(error) => assert!(Instant::now() < deadline, "nobody comes: {error}"),
         }
         std::thread::yield_now();
@@ -232,9 +232,9 @@ fn a_held_client_that_ends_without_a_word_has_left() {
     let (client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     client.shut_down_write().unwrap();
-    let reason = bench.reason(&mut connection);
-    assert!(matches!(reason, Reason::Left), "{reason:?}");
-    bench.close(connection, &reason);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::LeftHeld);
+    bench.close(connection, cause);
 }
 
 #[test]
@@ -258,9 +258,9 @@ fn a_held_client_that_ends_behind_its_request_stays_and_is_served() {
     let server = accept(&listener);
     server.send(b"answer").unwrap();
     server.shut_down_write().unwrap();
-    let reason = bench.reason(&mut connection);
-    assert!(matches!(reason, Reason::Ended), "{reason:?}");
-    bench.close(connection, &reason);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::Ended);
+    bench.close(connection, cause);
     assert_eq!(read(&server).unwrap(), b"request");
     assert_eq!(read(&server).unwrap(), b"");
     assert_eq!(read(&client).unwrap(), b"answer");
@@ -277,9 +277,9 @@ fn a_held_client_that_resets_has_left_whatever_it_sent() {
     client.send(b"request").unwrap();
     client.reset_on_close();
     drop(client);
-    let reason = bench.reason(&mut connection);
-    assert!(matches!(reason, Reason::Left), "{reason:?}");
-    bench.close(connection, &reason);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::LeftHeld);
+    bench.close(connection, cause);
 }
 
 #[test]
@@ -293,9 +293,9 @@ fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
         it.client.is_read_closed()
     });
     drop(client);
-    let reason = bench.reason(&mut connection);
-    assert!(matches!(reason, Reason::Left), "{reason:?}");
-    bench.close(connection, &reason);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::LeftHeld);
+    bench.close(connection, cause);
 }
 
 /// A client may leave at the moment of the resume, before any event.
@@ -307,7 +307,7 @@ fn the_upstream_is_not_dialled_for_a_client_that_has_gone() {
     let mut connection = bench.connection(accepted);
     drop(client);
     let verdict = bench.serve(&mut connection);
-    assert!(matches!(verdict, Verdict::Close(Reason::Left)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Close(CloseCause::LeftHeld)), "{verdict:?}");
     assert_eq!(bench.gate.passes(), 0);
     let error = listener.accept().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nobody was dialled");
@@ -320,7 +320,7 @@ fn only_a_connecting_or_relaying_client_has_a_pass() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     assert_eq!(bench.gate.passes(), 0, "held");
-    bench.act(|context| connection.reject(context));
+    bench.act(|context| connection.reject(CloseCause::Rejected, context));
     assert_eq!(bench.gate.passes(), 0, "to be rejected");
     bench.serve(&mut connection);
     assert!(matches!(connection.state, State::Connecting(_)), "{connection:?}");
@@ -328,7 +328,7 @@ fn only_a_connecting_or_relaying_client_has_a_pass() {
     bench.until_relaying(&mut connection);
     assert_eq!(bench.gate.passes(), 1, "relaying");
     drop(accept(&listener));
-    bench.close(connection, &Reason::Ended);
+    bench.close(connection, CloseCause::Ended);
 }
 
 #[test]
@@ -340,9 +340,9 @@ fn a_client_that_resets_while_its_upstream_is_dialled_has_left() {
     bench.serve(&mut connection);
     client.reset_on_close();
     drop(client);
-    let reason = bench.reason(&mut connection);
-    assert!(matches!(reason, Reason::Left), "{reason:?}");
-    bench.close(connection, &reason);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::LeftConnecting);
+    bench.close(connection, cause);
 }
 
 #[test]
@@ -356,9 +356,9 @@ fn an_upstream_that_speaks_and_resets_at_once_is_heard() {
     upstream.send(b"too many connections").unwrap();
     upstream.reset_on_close();
     drop(upstream);
-    let reason = bench.reason(&mut connection);
-    assert!(matches!(reason, Reason::Reset), "{reason:?}");
-    bench.close(connection, &reason);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::UpstreamReset);
+    bench.close(connection, cause);
     assert_eq!(read(&client).unwrap(), b"too many connections");
     assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
@@ -378,10 +378,10 @@ fn a_client_that_ends_its_stream_while_its_upstream_is_dialled_is_waited_for() {
     });
 }
 
-/// Both peers see a reset for each reason that is no orderly end.
+/// Both peers see a reset for each cause that is no orderly end.
 #[test]
-fn the_reason_decides_between_a_reset_and_an_end() {
-    let aborted = |reason: Reason| {
+fn the_cause_decides_between_a_reset_and_an_end() {
+    for cause in CloseCause::ALL {
         let (listener, address) = tcp_listener();
         let mut bench = Bench::new(&address);
         let (client, accepted) = tcp_pair();
@@ -389,21 +389,19 @@ fn the_reason_decides_between_a_reset_and_an_end() {
         bench.serve(&mut connection);
         bench.until_relaying(&mut connection);
         let server = accept(&listener);
-        bench.close(connection, &reason);
-        [client, server].map(|peer| read(&peer).is_err())
-    };
-    for reason in [
-        Reason::Reset,
-        Reason::Stalled,
-        Reason::Unreachable(io::ErrorKind::TimedOut.into()),
-        Reason::Stopped,
-    ] {
-        let text = reason.to_string();
-        assert_eq!(aborted(reason), [true, true], "{text}");
-    }
-    for reason in [Reason::Ended, Reason::Left, Reason::Rejected] {
-        let text = reason.to_string();
-        assert_eq!(aborted(reason), [false, false], "{text}");
+        bench.close(connection, cause);
+        let is_orderly = matches!(
+            cause.word(),
+            "ended"
+                | "left-held"
+                | "left-connecting"
+                | "rejected"
+                | "hold-timeout"
+                | "hold-overflow"
+                | "drained"
+        );
+        let aborted = [client, server].map(|peer| read(&peer).is_err());
+        assert_eq!(aborted, [!is_orderly; 2], "{}", cause.word());
     }
 }
 
@@ -444,7 +442,7 @@ fn a_reset_waits_until_the_other_side_has_everything() {
     assert!(matches!(verdict, Verdict::Wait(Deadline::Stalled)), "{verdict:?}");
     bench.now = before + SETTLE_TIMEOUT;
     let verdict = bench.act(|context| connection.expire(context));
-    assert!(matches!(verdict, Verdict::Close(Reason::Stalled)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Close(CloseCause::Stalled)), "{verdict:?}");
     assert!(!read(&server).unwrap().is_empty());
 }
 

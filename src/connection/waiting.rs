@@ -2,13 +2,12 @@
 
 use std::{io, time::Instant};
 
-use super::{Connection, Context, Reason, State, Verdict, deadline::Deadline};
-use crate::admission::semaphore::Permit;
+use super::{Connection, Context, State, Verdict, deadline::Deadline};
+use crate::{admission::semaphore::Permit, stats::cause::CloseCause};
 
 /// Wait of a client for an upstream that is away. It spans the client's attempts until it connects or is held again.
 #[derive(Debug)]
 pub(super) struct Patience {
-    pub(super) arrived: Instant,
     /// Beginning of the wait for the upstream.
     pub(super) since: Instant,
     /// Error of the client's last attempt, if it has made one.
@@ -19,6 +18,7 @@ impl Connection {
     /// Holds the client, which also ends its wait for the upstream.
     pub(crate) fn hold(&mut self, hold_permit: Option<Permit>) {
         self.replace_state(State::Waiting { hold_permit, patience: None });
+        self.record.begin_hold();
     }
 
     /// Takes the permit to be held, if the client has one.
@@ -29,31 +29,24 @@ impl Connection {
         }
     }
 
-    /// Returns the arrival of a client that waits for the upstream.
-    pub(crate) fn arrived(&self) -> Option<Instant> {
-        match &self.state {
-            State::Waiting { patience: Some(patience), .. } => Some(patience.arrived),
-            _ => None,
-        }
-    }
-
     /// Ends a client's wait for the upstream, as a pause has begun: it is to be held.
     pub(crate) fn end_patience(&mut self) -> Verdict {
         if let Verdict::Close(reason) = self.look_after_waiting() {
             return Verdict::Close(reason);
         }
         match &self.state {
-            State::Waiting { patience: Some(patience), .. } => Verdict::Hold(patience.arrived),
+            State::Waiting { patience: Some(_), .. } => Verdict::Hold,
             _ => Verdict::Stay,
         }
     }
 
-    /// Begins the wait for the upstream, which is away, for a client that came at `arrived` and was queued behind others.
-    pub(crate) fn begin_patience(&mut self, arrived: Instant, context: &Context<'_>) -> Verdict {
+    /// Begins the wait for the upstream, which is away, for a client that was queued behind others.
+    pub(crate) fn begin_patience(&mut self, context: &Context<'_>) -> Verdict {
         if self.client.socket().has_gone() {
-            return Verdict::Close(Reason::Left);
+            return Verdict::Close(self.left());
         }
-        self.await_upstream(Patience { arrived, since: context.now, error: None }, context)
+        self.record.held_until(context.now);
+        self.await_upstream(Patience { since: context.now, error: None }, context)
     }
 
     /// Makes a client wait for the upstream, as long as its patience lasts.
@@ -68,6 +61,29 @@ impl Connection {
     /// Returns the verdict to close a client that has left while it waits, so that the upstream is not dialled for it.
     pub(super) fn look_after_waiting(&self) -> Verdict {
         let gone = self.client.is_read_closed() && self.client.socket().has_gone();
-        if gone { Verdict::Close(Reason::Left) } else { Verdict::Stay }
+        if gone { Verdict::Close(self.left()) } else { Verdict::Stay }
+    }
+
+    /// Returns the cause of the end of a connection whose client has left before it was served.
+    pub(super) fn left(&self) -> CloseCause {
+        match self.state {
+            State::Waiting { patience: None, .. } => CloseCause::LeftHeld,
+            _ => CloseCause::LeftConnecting,
+        }
+    }
+
+    /// Takes the error by which the upstream could not be reached. None if the client was connected.
+    pub(crate) fn take_error(&mut self) -> Option<io::Error> {
+        let error = match &mut self.state {
+            State::Waiting { patience: Some(patience), .. } => patience.error.take(),
+            State::Waiting { .. } | State::Connecting(_) => None,
+            State::Relaying(_) | State::Rejecting(_) => return None,
+        };
+        error.or_else(|| Some(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Returns the time at which the client was accepted, by which waiting clients are served in order.
+    pub(crate) fn accepted(&self) -> Instant {
+        self.record.accepted()
     }
 }

@@ -13,7 +13,10 @@ mod lines;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -48,12 +51,23 @@ pub(crate) struct Pauses {
     pub(crate) max_ttl: Option<Duration>,
     /// Leases, whose lock orders all changes. It is seldom contended, as operators pause rarely.
     leases: Mutex<Leases>,
+    pub(crate) counts: PauseCounts,
     /// Wakes the thread that ends expired leases.
     expiry: Sender<()>,
     watchers: Mutex<Vec<Watcher>>,
     queue: Arc<WaitQueue>,
     upstream: Arc<Upstream>,
     workers: Arc<WorkerPool>,
+}
+
+/// Numbers of pauses since the start.
+#[derive(Debug, Default)]
+pub(crate) struct PauseCounts {
+    pub(crate) begun: AtomicU64,
+    pub(crate) lifted: AtomicU64,
+    pub(crate) expired: AtomicU64,
+    pub(crate) undone: AtomicU64,
+    pub(crate) caller_gone: AtomicU64,
 }
 
 type Watcher = Box<dyn Fn() + Send + Sync>;
@@ -100,6 +114,7 @@ impl Pauses {
             default_mode,
             max_ttl,
             leases: Mutex::default(),
+            counts: PauseCounts::default(),
             expiry,
             watchers: Mutex::default(),
             queue,
@@ -153,6 +168,7 @@ impl Pauses {
             leases.put(terms, lifetime, request_id, now)?;
             (is_renewed, self.apply(&leases))
         };
+        self.counts.begun.fetch_add(u64::from(!is_renewed), Ordering::Relaxed);
         lines::log_begin(&shown, is_renewed, self.gate.passes());
         // Only after the log line, or the log could tell of the end of the pause before its begin.
         self.notify();
@@ -302,6 +318,13 @@ impl Pauses {
         if !ended.leases.is_empty() {
             self.notify();
         }
+        let count = match reason {
+            EndReason::Lifted { .. } => &self.counts.lifted,
+            EndReason::Expired => &self.counts.expired,
+            EndReason::Undone { .. } => &self.counts.undone,
+            EndReason::Closed => &self.counts.caller_gone,
+        };
+        count.fetch_add(ended.leases.len() as u64, Ordering::Relaxed);
         lines::log_end(&ended, reason, held);
         ended.paused_since.is_some()
     }

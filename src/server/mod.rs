@@ -31,6 +31,7 @@ use crate::{
     shared::{Phase, Shared, Shutdown},
     stats::Counters,
     sys::{self, Listener, socket_file::SocketFile},
+    timestamp::Rfc3339,
     upstream::{Upstream, loop_guard::LoopGuard},
     worker::{End, WAKER, WorkerResources},
     worker_pool::{Accepted, WorkerHandle, WorkerPool},
@@ -119,7 +120,11 @@ impl Server {
             workers,
             shutdown: Shutdown::new(config.grace_period),
             pipes_per_worker: limits.pipes / threads,
+            log: config.log,
             started: Instant::now(),
+            started_at: Rfc3339::now(),
+            listeners: proxy.addresses.as_slice().into(),
+            config_file: config.file,
         });
         let weak = Arc::downgrade(&shared);
         shared.upstream.start(move || weak.upgrade().iter().for_each(|it| it.reset_loops()))?;

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     error::Error,
+    stats::cause::CloseCause,
     worker::{End, WorkerResources},
 };
 
@@ -31,9 +32,10 @@ pub(super) fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<
                     thread::park_timeout(RESTART_INTERVAL);
                 }
                 Err(_panic) => {
-                    resources.shared.workers.counters(resources.index).panics.add(1);
+                    let lost = resources.shared.workers.counters(resources.index).lose_all();
                     log::error!(
-                        "worker {} has panicked and starts anew: a defect of tcpause",
+                        event = "panic", cause = CloseCause::Panic.word(), connections = lost;
+                        "worker {} has panicked and starts anew: a defect of tcpause; connections reset: {lost}",
                         resources.index
                     );
                 }

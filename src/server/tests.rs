@@ -90,7 +90,7 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
 
     let (mut failures, mut panics, mut later) = (Vec::new(), Vec::new(), 0);
     let (sender, finished) = bounded(0);
-    counters.panic_at.set(counters.accepted.get() + BETWEEN);
+    counters.panic_at.set(counters.balance().accepted + BETWEEN);
     thread::scope(|scope| {
         for _loader in 0..LOADERS {
             let sender = sender.clone();
@@ -106,7 +106,11 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
             if (panics.len() as u64) < counters.panics.get() {
                 panics.push(Instant::now());
                 let is_last = panics.len() == PANICS;
-                counters.panic_at.set(if is_last { 0 } else { counters.accepted.get() + BETWEEN });
+                counters.panic_at.set(if is_last {
+                    0
+                } else {
+                    counters.balance().accepted + BETWEEN
+                });
             }
             match result {
                 Ok(()) if panics.len() == PANICS => later += 1,

@@ -11,7 +11,7 @@ use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{
-        Shutdown, SocketAddrUnix, SocketType, accept_with, bind, listen, shutdown, socket_with,
+        Shutdown, SocketAddrUnix, SocketType, acceptfrom_with, bind, listen, shutdown, socket_with,
         sockopt,
     },
 };
@@ -84,9 +84,9 @@ impl Listener {
         Ok(Self { fd, is_unix: true, is_paced: false })
     }
 
-    /// Accepts the client that has waited longest. Returns `WouldBlock` if none waits.
-    pub(crate) fn accept(&self) -> io::Result<Socket> {
-        let fd = match retry_on_intr(|| accept_with(self, OPEN)) {
+    /// Accepts the client that has waited longest. Returns the address of a TCP client, too, or `WouldBlock` if none waits.
+    pub(crate) fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
+        let (fd, address) = match retry_on_intr(|| acceptfrom_with(self, OPEN)) {
             // EINVAL comes from a UNIX listener whose read side is shut and whose queue is empty.
             Err(Errno::INVAL) if self.is_unix => return Err(Errno::AGAIN.into()),
             result => result?,
@@ -95,7 +95,8 @@ impl Listener {
             // Unlike TCP sockets, UNIX sockets do not inherit this option.
             sockopt::set_socket_oobinline(&fd, true)?;
         }
-        Ok(Socket { fd, is_unix: self.is_unix, is_paced: self.is_paced })
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        Ok((Socket { fd, is_unix: self.is_unix, is_paced: self.is_paced }, address))
     }
 
     /// Returns true for a UNIX listener.

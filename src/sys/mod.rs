@@ -21,6 +21,7 @@ use std::{
 
 pub(crate) use listener::Listener;
 use mio::{Interest, Registry, Token, unix::SourceFd};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, retry_on_intr},
@@ -232,8 +233,9 @@ impl Socket {
     /// Returns the peer's address for the log. A peer that has reset has none.
     pub(crate) fn peer(&self) -> String {
         match getpeername(self) {
+            _ if self.is_unix => peer_process(self),
             Ok(Some(address)) => SocketAddress::try_from(address)
-                .map_or_else(|()| "unix".into(), |it| it.to_string()),
+                .map_or_else(|()| "unknown".into(), |it| it.to_string()),
             Ok(None) | Err(_) => "unknown".into(),
         }
     }
@@ -357,6 +359,16 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
                 | Errno::NOSPC
         )
     })
+}
+
+/// Names the user and the process at the other end of a UNIX socket.
+pub(crate) fn peer_process(socket: &impl AsFd) -> String {
+    match getsockopt(&socket.as_fd(), PeerCredentials).map(|it| (it.uid(), it.pid())) {
+        // A process of another PID namespace has no number here.
+        Ok((uid, 0)) => format!("uid {uid}"),
+        Ok((uid, pid)) => format!("uid {uid}, pid {pid}"),
+        Err(_) => "an unknown process".into(),
+    }
 }
 
 /// Returns true if a dial failed because no local port is free. The kernel's search for one takes long.

@@ -31,6 +31,12 @@ pub(crate) struct CircuitBreaker {
     due: AtomicU64,
     /// Time from the last failure to that probe, in nanoseconds.
     interval: AtomicU64,
+    /// Time at which the last outage ended, in nanoseconds after `begin`.
+    back_at: AtomicU64,
+    /// Length of an outage that has ended and was not told yet, in nanoseconds; 0 for none.
+    last_outage: AtomicU64,
+    /// Length of all outages that have ended, in nanoseconds.
+    outages: AtomicU64,
     /// The permit to probe, of which there is one.
     probe: Arc<Semaphore>,
 }
@@ -65,6 +71,9 @@ impl CircuitBreaker {
             opened: AtomicU64::new(0),
             due: AtomicU64::new(0),
             interval: AtomicU64::new(0),
+            back_at: AtomicU64::new(0),
+            last_outage: AtomicU64::new(0),
+            outages: AtomicU64::new(0),
             probe: Arc::new(Semaphore::new(1)),
         }
     }
@@ -112,7 +121,45 @@ impl CircuitBreaker {
     /// Closes the breaker after a successful attempt. Returns true if it was open: then all workers are to be woken, as
     /// their clients wait.
     pub(crate) fn succeeded(&self) -> bool {
-        self.is_open() && self.cause.swap(0, Ordering::AcqRel) > 0
+        if !self.is_open() {
+            return false;
+        }
+        let away_since = self.away_since();
+        let was_open = self.cause.swap(0, Ordering::AcqRel) > 0;
+        if was_open && let Some(since) = away_since {
+            let now = sys::now();
+            self.back_at.store(nanos(now.saturating_duration_since(self.begin)), Ordering::Relaxed);
+            let lasted = nanos(now.saturating_duration_since(since));
+            self.last_outage.store(lasted, Ordering::Relaxed);
+            self.outages.fetch_add(lasted, Ordering::Relaxed);
+        }
+        was_open
+    }
+
+    /// Returns the beginning of the present outage; none while the upstream is not known to be away.
+    pub(crate) fn away_since(&self) -> Option<Instant> {
+        let opened = || self.begin + Duration::from_nanos(self.opened.load(Ordering::Relaxed));
+        self.is_away().then(opened)
+    }
+
+    /// Returns the time from which the upstream is away, or the end of its last outage.
+    pub(crate) fn changed_at(&self) -> Instant {
+        let back_at = || self.begin + Duration::from_nanos(self.back_at.load(Ordering::Relaxed));
+        self.away_since().unwrap_or_else(back_at)
+    }
+
+    /// Returns the time for which the upstream was away in all.
+    pub(crate) fn time_away(&self) -> Duration {
+        let past = Duration::from_nanos(self.outages.load(Ordering::Relaxed));
+        past + self
+            .away_since()
+            .map_or(Duration::ZERO, |since| sys::now().saturating_duration_since(since))
+    }
+
+    /// Takes the length of an outage that has ended and was not told yet.
+    pub(crate) fn take_last_outage(&self) -> Option<Duration> {
+        let lasted = self.last_outage.swap(0, Ordering::Relaxed);
+        (lasted > 0).then(|| Duration::from_nanos(lasted))
     }
 
     /// Makes a probe due at once if there is a shortage, as the upstream has just taken a client out of its backlog.

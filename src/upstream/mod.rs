@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -41,6 +41,11 @@ const ASKED_INTERVAL: Duration = Duration::from_secs(1);
 /// Length of the queue of requests for a look-up. Further ones would ask for nothing new.
 const REQUESTS_MAX: usize = 16;
 
+/// Number for a dial that was given up after its time.
+const TIMED_OUT: i32 = -1;
+/// Number for an attempt that had no address to dial.
+const NO_ADDRESS: i32 = -2;
+
 /// The upstream as all workers see it: its addresses, its state, and the limits of its log lines.
 #[derive(Debug)]
 pub(crate) struct Upstream {
@@ -48,6 +53,10 @@ pub(crate) struct Upstream {
     connect_timeout: Duration,
     retry_for: Duration,
     breaker: CircuitBreaker,
+    /// Error number of the last failed attempt; [`TIMED_OUT`] or [`NO_ADDRESS`] where the system gave none.
+    last_error: AtomicI32,
+    /// Look-ups of the name that have succeeded, and that have failed.
+    pub(crate) look_ups: [AtomicU64; 2],
     sources: Sources,
     /// Limit of log lines about clients that wait for another attempt.
     delays: LogLimit,
@@ -105,6 +114,8 @@ impl Upstream {
             connect_timeout: settings.connect_timeout,
             retry_for: settings.retry_for,
             breaker: CircuitBreaker::new(),
+            last_error: AtomicI32::new(NO_ADDRESS),
+            look_ups: Default::default(),
             sources: Sources::new(&settings.source_addrs),
             delays: LogLimit::default(),
             losses: LogLimit::default(),
@@ -125,12 +136,20 @@ impl Upstream {
         let (requests, receiver) = bounded(REQUESTS_MAX);
         self.look_up.get_or_init(|| requests);
         let (address, weak) = (self.address.clone(), Arc::downgrade(self));
-        let publish = move |found| {
-            if weak.upgrade().is_some_and(|upstream| upstream.publish(found)) {
-                on_loop();
+        let report = move |result: io::Result<_>| {
+            let Some(upstream) = weak.upgrade() else { return };
+            let [found, failed] = &upstream.look_ups;
+            if result.is_ok() { found } else { failed }.fetch_add(1, Ordering::Relaxed);
+            match result.map(|found| upstream.publish(found)) {
+                Ok(true) => on_loop(),
+                Ok(false) => {}
+                Err(error) => {
+                    let address = &upstream.address;
+                    log::warn!("cannot look up {address} of upstream.addr: {error}; trying again");
+                }
             }
         };
-        let run = move || run(&receiver, &address, publish);
+        let run = move || run(&receiver, &address, report);
         thread::Builder::new()
             .name("names".into())
             .spawn(run)
@@ -168,6 +187,39 @@ impl Upstream {
         }
     }
 
+    /// Remembers the error of a failed attempt for the status.
+    pub(crate) fn remember_error(&self, error: &io::Error) {
+        let timed_out = error.kind() == io::ErrorKind::TimedOut;
+        let special = if timed_out { TIMED_OUT } else { NO_ADDRESS };
+        self.last_error.store(error.raw_os_error().unwrap_or(special), Ordering::Relaxed);
+    }
+
+    /// Returns the error of the last failed attempt in words; none while the upstream is not known to be away.
+    pub(crate) fn error(&self) -> Option<String> {
+        self.breaker.away_since()?;
+        Some(match self.last_error.load(Ordering::Relaxed) {
+            TIMED_OUT => "timed out".to_owned(),
+            NO_ADDRESS => self.known().lack().to_owned(),
+            number => io::Error::from_raw_os_error(number).to_string(),
+        })
+    }
+
+    /// Returns the addresses that are known now.
+    pub(crate) fn known(&self) -> Arc<Addresses> {
+        Arc::clone(&self.addresses.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Logs the end of an outage, once. `waiting` clients have waited for it.
+    pub(crate) fn log_return(&self, waiting: u64) {
+        if let Some(outage) = self.breaker.take_last_outage() {
+            let (address, seconds) = (&self.address, outage.as_secs_f64());
+            log::info!(
+                event = "upstream-back", seconds = seconds, waiting = waiting;
+                "upstream {address} is back after {seconds:.1} s; clients that waited: {waiting}"
+            );
+        }
+    }
+
     /// Logs a failed dial, at most one line a second for each `plan`.
     pub(crate) fn log_failure(&self, error: &io::Error, plan: RetryPlan, now: Instant) {
         let (limit, outcome) = match plan {
@@ -189,8 +241,7 @@ impl Upstream {
     pub(crate) fn read<'a>(&self, cached: &'a mut Cached) -> &'a Arc<Addresses> {
         let changes = self.changes.load(Ordering::Acquire);
         if changes != cached.changes {
-            let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-            *cached = Cached { addresses: Arc::clone(&addresses), changes };
+            *cached = Cached { addresses: self.known(), changes };
         }
         &cached.addresses
     }
@@ -292,16 +343,15 @@ fn look_up(to: &Address) -> io::Result<Box<[SocketAddress]>> {
 }
 
 /// Looks `address` up at once, on request and at intervals, until all senders are gone.
-fn run(requests: &Receiver<Request>, address: &Address, publish: impl Fn(Box<[SocketAddress]>)) {
+fn run(
+    requests: &Receiver<Request>,
+    address: &Address,
+    report: impl Fn(io::Result<Box<[SocketAddress]>>),
+) {
     let mut waiting = Vec::new();
     loop {
         let begun = Instant::now();
-        match look_up(address) {
-            Ok(found) => publish(found),
-            Err(error) => {
-                log::warn!("cannot look up {address} of upstream.addr: {error}; trying again");
-            }
-        }
+        report(look_up(address));
         // Dropping the senders wakes the waiting callers. A request that came during the look-up gets the next one.
         drop(waiting);
         match wait(requests, begun) {

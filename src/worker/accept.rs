@@ -96,13 +96,9 @@ impl Worker<'_> {
             return true;
         };
         match listener.accept() {
-            Ok(client) => {
+            Ok((client, address)) => {
                 self.queued.rotate_left(1);
-                let counters = self.resources.shared.workers.counters(self.resources.index);
-                counters.accepted.add(1);
-                #[cfg(test)]
-                counters.panic_if_due();
-                self.assign_worker(Accepted { client, permit, hold_permit }, now);
+                self.assign_worker(Accepted { client, address, permit, hold_permit }, now);
             }
             // An event reports the next client.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -116,12 +112,16 @@ impl Worker<'_> {
     }
 
     /// Serves, holds or rejects a client.
-    pub(super) fn admit(&mut self, connection: Connection, now: Instant) {
+    pub(super) fn admit(&mut self, mut connection: Connection, now: Instant) {
         let key = self.connections.vacant();
         if let Err(error) = connection.register(self.resources.poll.registry(), client_token(key)) {
             self.unregistered.push_back(connection);
             return self.back_off(&error, now);
         }
+        let counters = self.resources.shared.workers.counters(self.resources.index);
+        connection.admitted(counters.accept(), now);
+        #[cfg(test)]
+        counters.panic_if_due();
         self.connections.insert(connection);
         // Clients that came earlier go first.
         let shared = &self.resources.shared;
@@ -134,15 +134,16 @@ impl Worker<'_> {
             && !shared.pauses.gate.is_paused()
             && self.first_held().is_none();
         self.act(key, now, |connection, context| match start {
-            Some((pass, ticket)) => connection.connect(pass, ticket, now, context),
-            None if begins_patience => connection.begin_patience(now, context),
-            None => Verdict::Hold(now),
+            Some((pass, ticket)) => connection.connect(pass, ticket, context),
+            None if begins_patience => connection.begin_patience(context),
+            None => Verdict::Hold,
         });
     }
 
     /// Pauses accepting after `error`, most likely a shortage of the system, whose end no event reports.
     pub(super) fn back_off(&mut self, error: &io::Error, now: Instant) {
         self.accepting = Accepting::RetryAt(now + ACCEPT_RETRY_INTERVAL);
+        self.resources.shared.workers.counters(self.resources.index).accept_failed(error);
         if let Some(more) = self.resources.shared.admission.accept_troubles.shortage.allow(now) {
             log::warn!("cannot accept clients now{more}, they wait: {error}");
         }

@@ -10,6 +10,7 @@
 mod accept;
 mod drain;
 mod expire;
+mod log;
 mod ready;
 mod release;
 pub(crate) mod table;
@@ -29,17 +30,20 @@ use mio::{Events, Poll, Token};
 
 use crate::{
     admission::hold::HoldDecision,
+    config::duration::nanos,
     connection::{
-        Connection, Context, QuietLimits, Reason, Verdict,
+        Connection, Context, QuietLimits, Verdict,
         deadline::{Deadline, deadlines},
         endpoint::Registration,
         relay::RelayBuffers,
     },
     shared::{Phase, Shared},
+    stats::cause::{CloseCause, ConnectResult},
     sys::{self, Listener, socket_file::SocketFile},
     upstream::{Cached, RetryPlan, dialer::Dialer},
     worker_pool::Accepted,
 };
+use log::ConnectionLogLimit;
 use ready::Ready;
 use table::Table;
 use table::client_token;
@@ -109,6 +113,7 @@ struct Worker<'a> {
     /// Time of the next search for quiet connections, while they are to be closed.
     look_for_quiet: Option<Instant>,
     vanished: VanishedSweep,
+    log: ConnectionLogLimit,
     /// Number of orders to reset all connections that the worker has carried out.
     resets: u64,
     /// Number of orders to reset loops that the worker has carried out.
@@ -119,7 +124,7 @@ struct Worker<'a> {
 
 impl From<Accepted> for Connection {
     fn from(accepted: Accepted) -> Self {
-        Self::new(accepted.client, accepted.permit, accepted.hold_permit)
+        Self::new(accepted.client, accepted.address, accepted.permit, accepted.hold_permit)
     }
 }
 
@@ -154,6 +159,7 @@ impl WorkerResources {
             quiet: QuietLimits::default(),
             look_for_quiet: None,
             vanished: VanishedSweep::default(),
+            log: ConnectionLogLimit::new(shared.log, shared.workers.len()),
             resets: shared.pauses.drain.resets(),
             loop_resets: shared.pauses.drain.loop_resets(),
             epoch: 0,
@@ -162,7 +168,7 @@ impl WorkerResources {
         let end = worker.run();
         if end.is_err() {
             // Logged for each client like a stop, as the supervisor tells the cause and starts a new worker.
-            worker.close_all(&Reason::Stopped, sys::now());
+            worker.close_all(CloseCause::Stopped, sys::now());
         }
         end
     }
@@ -187,9 +193,16 @@ impl Worker<'_> {
             self.expire(now);
             self.look_for_vanished(now);
             self.publish();
+            self.log.tell(now);
             let shared = &self.resources.shared;
             shared.pauses.barrier.ack(self.resources.index, &mut self.epoch);
-            if shared.take_wanted() | self.dialer.take_end_of_outage() {
+            let is_back = self.dialer.take_end_of_outage();
+            if is_back {
+                shared
+                    .upstream
+                    .log_return(shared.workers.sum(|counters| &counters.awaiting_upstream));
+            }
+            if shared.take_wanted() | is_back {
                 shared.workers.wake_all();
             }
             if self.is_drained() {
@@ -201,6 +214,8 @@ impl Worker<'_> {
     fn wait(&mut self) -> io::Result<()> {
         // Both look at the same time, or each would miss a deadline that falls between their two times.
         let now = sys::now();
+        let counters = self.resources.shared.workers.counters(self.resources.index);
+        counters.busy_nanos.add(nanos(now.saturating_duration_since(self.buffers.now)));
         let timeout =
             if self.has_work(now) { Some(Duration::ZERO) } else { self.next_deadline(now) };
         match self.resources.poll.poll(&mut self.events, timeout) {
@@ -255,7 +270,7 @@ impl Worker<'_> {
     fn apply_orders(&mut self, now: Instant) -> Option<End> {
         let resets = self.resources.shared.pauses.drain.resets();
         if std::mem::replace(&mut self.resets, resets) != resets {
-            self.close_all(&Reason::Killed, now);
+            self.close_all(CloseCause::KilledPause, now);
         }
         let loop_resets = self.resources.shared.pauses.drain.loop_resets();
         if std::mem::replace(&mut self.loop_resets, loop_resets) != loop_resets {
@@ -272,7 +287,7 @@ impl Worker<'_> {
                 self.close_listeners();
                 self.collect(now);
                 let end = if self.is_empty() { End::Drained } else { End::Cut };
-                self.close_all(&Reason::Stopped, now);
+                self.close_all(CloseCause::Stopped, now);
                 return Some(end);
             }
         }
@@ -363,51 +378,58 @@ impl Worker<'_> {
                 Verdict::WaitSince(deadline, since) => {
                     return self.timers.enqueue(deadline, key, since);
                 }
-                Verdict::Hold(arrived) => match shared.hold_decision(connection.take_hold_permit())
-                {
+                Verdict::Hold => match shared.hold_decision(connection.take_hold_permit()) {
                     HoldDecision::Hold(permit) => {
                         connection.hold(permit);
-                        return self.timers.enqueue(Deadline::Held, key, arrived);
+                        return self.timers.enqueue(Deadline::Held, key, connection.accepted());
                     }
-                    HoldDecision::Reject => verdict = connection.reject(&mut context),
-                    HoldDecision::Close => verdict = connection.close_gracefully(&mut context),
+                    HoldDecision::Reject(cause) => verdict = connection.reject(cause, &mut context),
+                    HoldDecision::Close => {
+                        let cause = CloseCause::HoldOverflow;
+                        verdict = connection.close_gracefully(cause, &mut context);
+                    }
                 },
-                Verdict::Close(reason) => return self.close(key, &reason, now),
+                Verdict::Close(cause) => return self.close(key, cause, now),
             }
         }
     }
 
-    fn close(&mut self, key: Key, reason: &Reason, now: Instant) {
+    fn close(&mut self, key: Key, cause: CloseCause, now: Instant) {
         self.timers.remove(key);
-        let Some(connection) = self.connections.remove(key) else { return };
+        let Some(mut connection) = self.connections.remove(key) else { return };
         self.timers.forget_from(self.connections.end());
-        let counters = self.resources.shared.workers.counters(self.resources.index);
-        match reason {
-            Reason::Unreachable(error) => {
-                counters.failed.add(1);
-                self.resources.shared.upstream.log_failure(error, RetryPlan::GivenUp, now);
-            }
-            Reason::Left => counters.left.add(1),
-            Reason::Quiet => counters.drained.add(1),
-            Reason::Killed => counters.killed.add(1),
-            _ => {}
+        let shared = Arc::clone(&self.resources.shared);
+        let counters = shared.workers.counters(self.resources.index);
+        connection.observe_end(cause, counters, now);
+        let error = (cause == CloseCause::Unreachable).then(|| {
+            let lack = || io::Error::other(shared.upstream.read(&mut self.cached).lack());
+            connection.take_error().unwrap_or_else(lack)
+        });
+        if let Some(error) = &error {
+            shared.upstream.log_failure(error, RetryPlan::GivenUp, now);
         }
+        if self.log.allow(cause, now) {
+            let (worker, upstream) = (self.resources.index, shared.upstream.address());
+            let result = error.as_ref().map(ConnectResult::from);
+            connection.log_end(cause, result, worker, upstream, now);
+        }
+        counters.close(cause, || self.timers.publish(counters));
         // The close may make the proxy idle, and a caller that learns it from the gate reads the counts right away.
         self.publish();
-        connection.close(reason);
+        connection.close(cause);
     }
 
     /// Closes all connections if the proxy stops, and otherwise those with a pass.
-    fn close_all(&mut self, reason: &Reason, now: Instant) {
-        let stops = matches!(reason, Reason::Stopped);
+    fn close_all(&mut self, cause: CloseCause, now: Instant) {
+        let stops = cause == CloseCause::Stopped;
         for key in 0..self.connections.end() {
             if stops || self.connections.get_mut(key).is_some_and(|it| it.is_served()) {
-                self.close(key, reason, now);
+                self.close(key, cause, now);
             }
         }
         if stops {
             for connection in self.unregistered.drain(..) {
-                connection.close(reason);
+                connection.close(cause);
             }
         }
     }
@@ -418,8 +440,7 @@ impl Worker<'_> {
         let addresses = Arc::clone(self.resources.shared.upstream.read(&mut self.cached));
         for key in 0..self.connections.end() {
             if self.connections.get_mut(key).is_some_and(|it| it.is_loop(addresses.own())) {
-                let error = io::Error::other(addresses.lack());
-                self.close(key, &Reason::Unreachable(error), now);
+                self.close(key, CloseCause::Unreachable, now);
             }
         }
     }
@@ -429,8 +450,8 @@ impl Worker<'_> {
     fn publish(&self) {
         let shared = &self.resources.shared;
         let counters = shared.workers.counters(self.resources.index);
-        self.timers.publish(counters);
-        counters.oldest.set(self.timers.oldest().map_or(0, |at| shared.millis(at) + 1));
+        counters.change(|| self.timers.publish(counters));
+        self.publish_gauges();
         let head = self.first_waiting().map(|(_key, arrived)| arrived);
         let queue = &shared.admission.queue;
         if let Some(change) = queue.publish_head(self.resources.index, head) {
@@ -442,5 +463,23 @@ impl Worker<'_> {
                 shared.pauses.notify();
             }
         }
+    }
+
+    /// Publishes numbers that nothing but the status and the metrics show.
+    fn publish_gauges(&self) {
+        let shared = &self.resources.shared;
+        let counters = shared.workers.counters(self.resources.index);
+        let since = |at: Option<Instant>| at.map_or(0, |at| shared.millis(at) + 1);
+        counters.oldest.set(since(self.timers.oldest()));
+        let head = self.first_waiting().map(|(_key, arrived)| arrived);
+        counters.oldest_held.set(since(head));
+        let dials = [Deadline::Connecting, Deadline::ConnectingLast, Deadline::Unanswered];
+        let accepted = |deadline| self.connections.get(self.timers.first(deadline)?.0);
+        let oldest = dials.into_iter().filter_map(accepted).map(Connection::accepted).min();
+        counters.oldest_connecting.set(since(oldest));
+        let [used, free] = &counters.pipes;
+        let pipes = &self.buffers.pipes;
+        used.set(pipes.used());
+        free.set(pipes.free());
     }
 }

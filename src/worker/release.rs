@@ -15,7 +15,7 @@ impl Worker<'_> {
     pub(super) fn first_waiting(&self) -> Option<(Key, Instant)> {
         let awaiting = self.timers.first(Deadline::AwaitingUpstream).map(|(key, since)| {
             let connection = self.connections.get(key);
-            (key, connection.and_then(Connection::arrived).unwrap_or(since))
+            (key, connection.map_or(since, Connection::accepted))
         });
         let heads = [awaiting, self.first_held()];
         heads.into_iter().flatten().min_by_key(|&(_key, arrived)| arrived)
@@ -64,10 +64,8 @@ impl Worker<'_> {
         for _client in 0..TURN_STARTS_MAX {
             if let Some(key) = self.first_to_hold() {
                 self.act(key, now, |connection, _context| connection.end_patience());
-            } else if let Some((key, arrived)) = self.first_to_await_upstream() {
-                self.act(key, now, |connection, context| {
-                    connection.begin_patience(arrived, context)
-                });
+            } else if let Some((key, _since)) = self.first_to_await_upstream() {
+                self.act(key, now, |connection, context| connection.begin_patience(context));
             } else if !self.start_first(now) {
                 return;
             }
@@ -81,9 +79,7 @@ impl Worker<'_> {
         let Some((pass, ticket)) = shared.try_start(self.resources.index, arrived, now) else {
             return false;
         };
-        self.act(key, now, |connection, context| {
-            connection.start_attempt(pass, ticket, arrived, context)
-        });
+        self.act(key, now, |connection, context| connection.start_attempt(pass, ticket, context));
         true
     }
 }

@@ -14,6 +14,26 @@ use std::{
 
 use crate::config::address::Address;
 
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogConfig {
+    pub(crate) connections: ConnectionLog,
+    pub(crate) connections_rate: NonZeroU32,
+}
+
+impl Default for LogConfig {
+    /// All are logged, as far as the rate allows.
+    fn default() -> Self {
+        Self { connections: ConnectionLog::All, connections_rate: NonZeroU32::MIN }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ConnectionLog {
+    Off,
+    Failures,
+    All,
+}
+
 #[derive(Debug)]
 pub(crate) struct UpstreamConfig {
     pub(crate) addr: Address,

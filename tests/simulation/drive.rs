@@ -108,7 +108,9 @@ impl Schedule {
 
     /// A panic costs the worker's connections and nothing else.
     pub(crate) fn judge_panic(&self) {
-        assert_eq!(self.resources.shared.pauses.gate.passes(), 0, "passes are given back");
+        let Shared { pauses, workers, .. } = &*self.resources.shared;
+        assert_eq!(pauses.gate.passes(), 0, "passes are given back");
+        workers.counters(0).lose_all();
         crate::with(|kernel| {
             for link in &mut kernel.links {
                 let is_on_its_way = link.is_from_afar && link.token.is_none();
@@ -374,7 +376,7 @@ impl Course {
             self.clients_left -= 1;
             let client = crate::with(Kernel::accept_afar);
             if let Err(accepted) =
-                self.shared.workers.send(0, Accepted { client, permit, hold_permit })
+                self.shared.workers.send(0, Accepted { client, address: None, permit, hold_permit })
             {
                 crate::with(|kernel| kernel.link_mut(accepted.client.link()).was_cut = true);
             }

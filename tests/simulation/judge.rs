@@ -38,6 +38,14 @@ pub(crate) fn turn(timeout: Option<Duration>) {
     });
 }
 
+/// At each moment, clients that were accepted have ended or are there.
+pub(crate) fn balance(course: &Course) {
+    let balance = course.shared.workers.counters(0).balance();
+    let present = balance.held + balance.connecting + balance.active + balance.rejecting;
+    let ended = balance.closed.iter().sum::<u64>();
+    assert_eq!(balance.accepted, ended + present, "{balance:?}");
+}
+
 /// Whoever is told that the proxy is idle finds no connection.
 pub(crate) fn idle() {
     crate::with(|kernel| {

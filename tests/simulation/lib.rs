@@ -29,7 +29,7 @@ sources! {
     pause = "../../src/pause/mod.rs",
     real_sys = "../../src/sys/mod.rs",
     shared = "../../src/shared.rs",
-    stats = "../../src/stats.rs",
+    stats = "../../src/stats/mod.rs",
     timestamp = "../../src/timestamp.rs",
     upstream = "../../src/upstream/mod.rs",
     worker = "../../src/worker/mod.rs",
@@ -124,7 +124,10 @@ fn with<T>(act: impl FnOnce(&mut Kernel) -> T) -> T {
 
 /// A call of the kernel: anything may have happened right before it.
 fn call<T>(act: impl FnOnce(&mut Kernel) -> T) -> T {
-    drive::with_course(drive::Course::operate_in_between);
+    drive::with_course(|course| {
+        course.operate_in_between();
+        judge::balance(course);
+    });
     with(|kernel| {
         kernel.tick();
         act(kernel)

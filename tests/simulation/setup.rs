@@ -3,7 +3,7 @@
 use std::{
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use crossbeam_channel::bounded;
@@ -11,7 +11,7 @@ use mio::{Poll, Registry, Waker};
 
 use crate::{
     admission::Admission,
-    config::{self, Overflow, address::Address},
+    config::{self, LogConfig, Overflow, address::Address},
     connection::reject::policy::{RejectPolicy, RejectResponse},
     crowd::Crowd,
     drive::{Course, Schedule, Stage, set_course, with_course},
@@ -27,6 +27,7 @@ use crate::{
     stats::Counters,
     sys::{self, Listener, SocketAddress},
     tally::Tally,
+    timestamp::Rfc3339,
     upstream::{Upstream, loop_guard::LoopGuard},
     weather::{Site, Weather},
     worker::WorkerResources,
@@ -68,7 +69,11 @@ impl Schedule {
             workers,
             shutdown: Shutdown::new(grace_period),
             pipes_per_worker,
+            log: LogConfig::default(),
             started: sys::now(),
+            started_at: Rfc3339(SystemTime::UNIX_EPOCH),
+            listeners: [].into(),
+            config_file: None,
         });
         let gate = Arc::downgrade(&shared);
         shared.pauses.gate.watch_idle(move || {

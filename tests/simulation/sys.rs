@@ -5,7 +5,7 @@ pub(crate) mod rcvbuf;
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -165,14 +165,14 @@ impl Drop for Socket {
 }
 
 impl Listener {
-    pub(crate) fn accept(&self) -> io::Result<Socket> {
+    pub(crate) fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
         let holds = || with_course(|course| course.shared.pauses.gate.mode() == Some(Mode::Hold));
         let held_before = holds();
         let (link, is_unix) = ask(|kernel| kernel.accept(self.0))?;
         if held_before && holds() {
             crate::with(|kernel| kernel.is_held(link));
         }
-        Ok(Socket { link, is_unix })
+        Ok((Socket { link, is_unix }, None))
     }
 
     pub(crate) fn is_unix(&self) -> bool {

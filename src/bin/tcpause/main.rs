@@ -85,7 +85,8 @@ fn main() -> ExitCode {
 
 /// Runs the proxy until a signal ends it.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
-    let (config, file) = invocation.configure()?;
+    let (mut config, file) = invocation.configure()?;
+    config.file.clone_from(&file);
     // Signals are handled before anything opens that has to be closed in order. Until here a signal just ends the program.
     let signals =
         Signals::new(STOP_SIGNALS.into_iter().chain(IDLE_SIGNALS.map(|(signal, _)| signal)))

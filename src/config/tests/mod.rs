@@ -48,6 +48,8 @@ grace-period: 1m30s
 log-level: off
 log:
   format: json
+  connections: all
+  connections-rate: 7
 proxy:
   addr: unix:///run/a.sock
   mode: 0660
@@ -82,7 +84,11 @@ upstream:
     let expected = Config {
         grace_period: Duration::from_secs(90),
         log_level: log::LevelFilter::Off,
-        log: LogConfig { format: LogFormat::Json },
+        log: LogConfig {
+            format: LogFormat::Json,
+            connections: ConnectionLog::All,
+            connections_rate: NonZeroU32::new(7).unwrap(),
+        },
         proxy: ProxyConfig {
             addr: Address::Unix("/run/a.sock".into()),
             mode: Some(0o660),
@@ -121,6 +127,7 @@ upstream:
             retry_for: Duration::from_secs(120),
             source_addrs: ["::1", "127.0.0.2"].map(|ip| ip.parse().unwrap()).into(),
         },
+        file: None,
     };
     assert_eq!(Config::parse(text, "t.yml"), Ok(expected.clone()));
     assert_eq!(Config::parse(&text.replace('\n', "\r\n"), "t.yml"), Ok(expected.clone()));

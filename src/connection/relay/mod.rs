@@ -4,11 +4,18 @@
 //! source. So EAGAIN while filling means "source empty" and never "pipe full". An end of stream is seen only when all
 //! bytes before it are delivered, and `Buffered` is the only place where bytes live between turns.
 
+mod progress;
+
 use std::time::{Duration, Instant};
 
-use crate::connection::{
-    endpoint::{Awaited, Endpoint, Received, Registration, Sent},
-    pipe::{PIPE_BYTES, Pipe, PipePool},
+pub(crate) use progress::{Next, Progress, Side};
+
+use crate::{
+    connection::{
+        endpoint::{Awaited, Endpoint, Received, Registration, Sent},
+        pipe::{PIPE_BYTES, Pipe, PipePool},
+    },
+    stats::cause::CloseCause,
 };
 
 /// Size of the buffer that a worker's flows share.
@@ -43,6 +50,8 @@ pub(crate) struct RelayBuffers {
     pub(crate) now: Instant,
     /// Time of the last small message on any connection of the worker.
     small_at: Option<Instant>,
+    /// Bytes that the flow at work has spliced to its sink in this turn.
+    spliced: u64,
 }
 
 /// The upstream of a client, and the bytes in flight between the two.
@@ -51,33 +60,6 @@ pub(crate) struct Relay {
     upstream: Endpoint,
     to_upstream: Flow,
     to_client: Flow,
-}
-
-/// Bytes that a relay delivered in its turn, and its next step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Progress {
-    /// Bytes delivered to the upstream.
-    pub(crate) to_upstream: u64,
-    /// Bytes delivered to the client.
-    pub(crate) to_client: u64,
-    /// Next step of the relay.
-    pub(crate) next: Next,
-}
-
-/// Next step after a relay's turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// Wait for an event.
-    Wait,
-    /// Drive again: its share of this turn is used up.
-    Again,
-    /// One side was reset, and the other still has to receive the bytes that came before. The number is the memory of
-    /// its unacknowledged bytes.
-    Settle(u32),
-    /// Both streams have ended: close.
-    Close,
-    /// One side was reset, and the other has received all that came before: reset it too, and close.
-    Reset,
 }
 
 /// One direction of a relay.
@@ -122,6 +104,7 @@ impl RelayBuffers {
             pipes: PipePool::new(pipes_max),
             now: Instant::now(),
             small_at: None,
+            spliced: 0,
         }
     }
 
@@ -192,6 +175,16 @@ impl Relay {
         [client, &mut self.upstream].into_iter().any(Endpoint::give_up_vanished)
     }
 
+    /// Returns the cause of an end by a reset of `side`.
+    pub(crate) fn reset_cause(&self, side: Side, client: &Endpoint) -> CloseCause {
+        match side {
+            Side::Client if client.has_vanished() => CloseCause::ClientVanished,
+            Side::Client => CloseCause::ClientReset,
+            Side::Upstream if self.upstream.has_vanished() => CloseCause::UpstreamVanished,
+            Side::Upstream => CloseCause::UpstreamReset,
+        }
+    }
+
     /// Moves bytes in both directions until neither can move or each has used up its share. Then sets the epoll
     /// interest to what the relay waits for.
     pub(crate) fn drive(
@@ -203,8 +196,10 @@ impl Relay {
         let before = self.delivered();
         let is_last = self.to_client.stage == Stage::Ended;
         let more_up = self.to_upstream.pump(client, &mut self.upstream, buffers, is_last);
+        let spliced_to_upstream = std::mem::take(&mut buffers.spliced);
         let is_last = self.to_upstream.stage == Stage::Ended;
         let more_down = self.to_client.pump(&mut self.upstream, client, buffers, is_last);
+        let spliced_to_client = std::mem::take(&mut buffers.spliced);
         // A failed write of the second flow may have made the client readable for the first.
         let more_up = more_up || self.to_upstream.can_move(client, &self.upstream);
         // Once a side was reset, only its own bytes are worth another turn.
@@ -220,7 +215,13 @@ impl Relay {
         let is_in_vain = next == Next::Wait && delivered == before;
         let is_awaited = self.await_events(client, is_in_vain, registration);
         let next = if next == Next::Wait && !is_awaited { Next::Again } else { next };
-        Progress { to_upstream: delivered.0 - before.0, to_client: delivered.1 - before.1, next }
+        Progress {
+            to_upstream: delivered.0 - before.0,
+            to_client: delivered.1 - before.1,
+            spliced_to_upstream,
+            spliced_to_client,
+            next,
+        }
     }
 
     /// Sets the epoll interest to the events that the relay waits for. It drops interest that woke it in vain: a source
@@ -242,13 +243,19 @@ impl Relay {
     fn next(&self, client: &Endpoint) -> Next {
         // A side that was reset takes no more bytes. Its own earlier bytes are delivered first, and then the other side
         // is reset.
-        for (aborted, its_flow, other) in
-            [(client, &self.to_upstream, &self.upstream), (&self.upstream, &self.to_client, client)]
-        {
+        for (side, aborted, its_flow, other) in [
+            (Side::Client, client, &self.to_upstream, &self.upstream),
+            (Side::Upstream, &self.upstream, &self.to_client, client),
+        ] {
             if aborted.is_reset() {
-                let under_way = if other.is_reset() { 0 } else { unacknowledged(other) };
-                let settled = !its_flow.is_open() && under_way == 0;
-                return if settled { Next::Reset } else { Next::Settle(under_way) };
+                let unacknowledged = if other.is_reset() { 0 } else { unacknowledged(other) };
+                let is_settled = !its_flow.is_open() && unacknowledged == 0;
+                let aborted = Some(side);
+                return if is_settled {
+                    Next::Reset(side)
+                } else {
+                    Next::Settle { unacknowledged, aborted }
+                };
             }
         }
         if self.to_upstream.is_open() || self.to_client.is_open() {
@@ -258,9 +265,9 @@ impl Relay {
         // first has to acknowledge all that was sent to it.
         for (flow, source) in [(&self.to_upstream, client), (&self.to_client, &self.upstream)] {
             if flow.stage == Stage::Broken {
-                let under_way = unacknowledged(source);
-                if under_way > 0 {
-                    return Next::Settle(under_way);
+                let unacknowledged = unacknowledged(source);
+                if unacknowledged > 0 {
+                    return Next::Settle { unacknowledged, aborted: None };
                 }
             }
         }
@@ -378,7 +385,10 @@ impl Flow {
                 *written += bytes;
                 all.len() - *written
             }
-            Buffered::Pipe(pipe) => pipe.len(),
+            Buffered::Pipe(pipe) => {
+                buffers.spliced += bytes as u64;
+                pipe.len()
+            }
         };
         if left == 0
             && let Buffered::Pipe(pipe) = std::mem::replace(&mut self.buffered, Buffered::Nothing)

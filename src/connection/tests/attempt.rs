@@ -60,8 +60,8 @@ fn the_last_address_has_all_the_time_there_is_and_no_more() {
     assert_eq!(since, bench.now);
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
-    let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
-    bench.close(connection, &reason);
+    let Verdict::Close(cause @ CloseCause::Unreachable) = verdict else { panic!("{verdict:?}") };
+    bench.close(connection, cause);
 }
 
 #[test]

@@ -10,10 +10,10 @@ fn a_refused_client_is_reset_in_the_end_and_gives_its_pass_back() {
     bench.serve_refused(&mut connection);
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
-    let Verdict::Close(reason) = verdict else { panic!("{verdict:?}") };
-    let Reason::Unreachable(error) = &reason else { panic!("{reason:?}") };
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    bench.close(connection, &reason);
+    let Verdict::Close(cause @ CloseCause::Unreachable) = verdict else { panic!("{verdict:?}") };
+    let error = connection.take_error().map(|error| error.kind());
+    assert_eq!(error, Some(io::ErrorKind::ConnectionRefused));
+    bench.close(connection, cause);
     assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
@@ -40,16 +40,15 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
     bench.upstream.breaker().failed(Cause::Away, false, bench.now);
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
-    let came = bench.now;
     bench.now += Duration::from_secs(1);
-    let verdict = bench.act(|context| connection.begin_patience(came, context));
+    let verdict = bench.act(|context| connection.begin_patience(context));
     assert!(
         matches!(verdict, Verdict::WaitSince(Deadline::AwaitingUpstream, since) if since == bench.now),
         "{verdict:?}"
     );
     assert_eq!((bench.dialer.dials, bench.gate.passes()), (0, 0));
     let verdict = connection.end_patience();
-    assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
 }
 
 #[test]
@@ -58,14 +57,14 @@ fn a_client_that_bypasses_a_pause_and_is_refused_is_held_again() {
     bench.gate.pause(Mode::Hold);
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
-    let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
+    let pass = bench.gate.enter_bypassing();
     bench.now += Duration::from_secs(1);
     let mut verdict =
-        bench.act(|context| connection.start_attempt(pass, ConnectTicket::Alone, came, context));
+        bench.act(|context| connection.start_attempt(pass, ConnectTicket::Alone, context));
     if matches!(verdict, Verdict::WaitSince(Deadline::ConnectingLast, _)) {
         verdict = bench.until(&mut connection, |_, verdict| !matches!(verdict, Verdict::Stay));
     }
-    assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
     assert_eq!(bench.gate.passes(), 0);
 }
 
@@ -76,9 +75,9 @@ fn the_upstream_is_not_dialled_again_for_a_refused_client_that_leaves() {
     let mut connection = bench.connection(accepted);
     bench.serve_refused(&mut connection);
     drop(client);
-    let reason = bench.reason(&mut connection);
-    assert!(matches!(reason, Reason::Left), "{reason:?}");
-    bench.close(connection, &reason);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::LeftConnecting);
+    bench.close(connection, cause);
 }
 
 #[test]
@@ -89,7 +88,7 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     bench.serve_refused(&mut connection);
     assert_eq!(bench.gate.passes(), 0, "it does not delay the pause");
     let verdict = connection.end_patience();
-    assert!(matches!(verdict, Verdict::Hold(at) if at == bench.now), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
 }
 
 /// Once the client waits, no event reports again that it has left.
@@ -107,7 +106,7 @@ fn a_client_that_has_left_while_connecting_does_not_wait() {
     });
     let timeout = io::ErrorKind::TimedOut.into();
     let verdict = bench.act(|context| connection.give_up_attempt(timeout, context));
-    assert!(matches!(verdict, Verdict::Close(Reason::Left)), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Close(CloseCause::LeftConnecting)), "{verdict:?}");
 }
 
 #[test]
@@ -116,8 +115,8 @@ fn a_bypass_of_an_earlier_pause_does_not_hold_in_another() {
     let (_client, accepted) = tcp_pair();
     let mut connection = bench.connection(accepted);
     bench.gate.pause(Mode::Hold);
-    let (pass, came) = (bench.gate.enter_bypassing(), bench.now);
-    bench.act(|context| connection.start_attempt(pass, ConnectTicket::Alone, came, context));
+    let pass = bench.gate.enter_bypassing();
+    bench.act(|context| connection.start_attempt(pass, ConnectTicket::Alone, context));
     bench.gate.resume();
     let refused = io::ErrorKind::ConnectionRefused.into();
     let verdict = bench.act(|context| connection.give_up_attempt(refused, context));
@@ -126,7 +125,7 @@ fn a_bypass_of_an_earlier_pause_does_not_hold_in_another() {
     let dials = bench.dialer.dials;
     bench.gate.pause(Mode::Hold);
     let verdict = connection.end_patience();
-    assert!(matches!(verdict, Verdict::Hold(at) if at == came), "{verdict:?}");
+    assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
     assert_eq!(bench.dialer.dials, dials);
 }
 
@@ -178,7 +177,7 @@ fn a_name_that_stays_unknown_is_given_up_in_time() {
     );
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
-    let Verdict::Close(reason @ Reason::Unreachable(_)) = verdict else { panic!("{verdict:?}") };
-    bench.close(connection, &reason);
+    let Verdict::Close(cause @ CloseCause::Unreachable) = verdict else { panic!("{verdict:?}") };
+    bench.close(connection, cause);
     assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }

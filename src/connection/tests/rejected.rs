@@ -14,7 +14,7 @@ fn a_unix_client_gets_the_rest_of_an_answer_that_found_no_room() {
     sockopt::set_socket_send_buffer_size(&accepted, 1).unwrap();
     let mut connection = bench.connection(accepted);
     client.send(b"hello").unwrap();
-    let verdict = bench.act(|context| connection.reject(context));
+    let verdict = bench.act(|context| connection.reject(CloseCause::Rejected, context));
     assert!(matches!(verdict, Verdict::Enter(Deadline::Sniffing)), "{verdict:?}");
     bench.until(&mut connection, |it, _| !it.client.is_writable());
     let mut got = Vec::new();

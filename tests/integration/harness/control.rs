@@ -1,6 +1,7 @@
 //! The operator's side: a plain HTTP client of the control API that sees each byte.
 
 use std::{
+    collections::BTreeMap,
     fmt::{self, Debug},
     io::Write,
     thread,
@@ -42,6 +43,20 @@ pub(crate) struct Status {
     pub(crate) upstream: String,
     pub(crate) threads: usize,
     pub(crate) worker_panics: u64,
+    pub(crate) state: String,
+    pub(crate) oldest_held_seconds: Option<f64>,
+    pub(crate) oldest_connecting_seconds: Option<f64>,
+    pub(crate) upstream_up: bool,
+    pub(crate) upstream_since: Option<String>,
+    pub(crate) upstream_error: Option<String>,
+    pub(crate) upstream_addresses: Vec<String>,
+    pub(crate) awaiting_upstream: u64,
+    pub(crate) connections_max: u64,
+    pub(crate) hold_max: Option<u64>,
+    pub(crate) listeners: Vec<String>,
+    pub(crate) pid: u32,
+    pub(crate) config_file: Option<String>,
+    pub(crate) closed: BTreeMap<String, u64>,
 }
 
 /// Pause in the status.

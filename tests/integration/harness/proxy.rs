@@ -311,6 +311,11 @@ impl Proxy {
         self.process.log.text()
     }
 
+    /// Returns the number of the process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// Returns the number of descriptors that the process has open.
     pub(crate) fn descriptors(&self) -> usize {
         self.count_in("fd")

@@ -81,7 +81,7 @@ fn one_of_a_kind_is_told_in_the_singular() {
     let upstream = Upstream::tcp(echo);
     let proxy = Proxy::builder()
         .upstream(&upstream)
-        .args(["--proxy-threads", "1", "--proxy-max-connections", "1"])
+        .args(["--proxy-threads", "1", "--proxy-max-connections", "1", "--log-connections", "all"])
         .start();
     proxy.wait_for_log(" with 1 thread, for up to 1 client");
     let mut client = proxy.connect();
@@ -95,7 +95,7 @@ fn one_of_a_kind_is_told_in_the_singular() {
     next.assert_echo(b"b");
     drop(next);
     proxy.control().wait_idle();
-    proxy.wait_for_log("; bytes to the upstream: 1, to the client: 1");
+    proxy.wait_for_log(" to_upstream=1 to_client=1 cause=ended");
     for line in good_lines(proxy) {
         let words: Vec<&str> = line.split([' ', ',', ';', ':', '(', ')']).collect();
         let is_wrong = |pair: &[&str]| {
@@ -115,7 +115,7 @@ fn nothing_of_a_client_is_shown() {
         .listen(Family::Unix)
         .upstream(&upstream)
         .args(tls.options())
-        .arg("--proxy-reject-clients")
+        .args(["--proxy-reject-clients", "--log-connections=all", "--log-connections-rate=1000"])
         .start();
     let mut clients = 0;
     for paused in [false, true] {
@@ -146,7 +146,10 @@ fn nothing_of_a_client_is_shown() {
     proxy.control().resume();
     let lines = good_lines(proxy);
     println!("{clients} clients, {} lines", lines.len());
-    let told = lines.iter().filter(|line| line.contains("client unix closed")).count();
+    let told = lines
+        .iter()
+        .filter(|line| line.contains("INFO connection ") && line.contains(" client=\"uid "))
+        .count();
     assert_eq!(told, clients, "of {clients} clients");
     let place = files.path().to_string_lossy();
     assert!(!lines.iter().any(|line| line.contains(&*place)), "a client's path is shown");

@@ -277,7 +277,7 @@ impl Connection {
 
     /// Drives a turn, if the worker would.
     fn drive(&mut self, worker: &mut Worker) {
-        if !self.ready && !matches!(self.next, Next::Again | Next::Settle(_)) {
+        if !self.ready && !matches!(self.next, Next::Again | Next::Settle { .. }) {
             return;
         }
         self.ready = false;
@@ -294,8 +294,8 @@ impl Connection {
         self.delivered.1 += turn.to_client;
         assert_eq!(self.delivered, relay.delivered(), "the turn tells what it delivered");
         let delivered = turn.to_upstream + turn.to_client;
-        let is_closing = matches!(turn.next, Next::Close | Next::Reset);
-        if turn.next == Next::Reset {
+        let is_closing = matches!(turn.next, Next::Close | Next::Reset(_));
+        if matches!(turn.next, Next::Reset(_)) {
             client.socket().reset_on_close();
             relay.upstream().socket().reset_on_close();
         }
@@ -396,7 +396,10 @@ impl Connection {
                         let ending = Some(Ending::Orderly);
                         assert!(sink.seen == ending || sink.broken, "and so does the end: {self}");
                     }
-                    assert!(was_ended || self.next == Next::Reset, "a reset is passed on: {self}");
+                    assert!(
+                        was_ended || matches!(self.next, Next::Reset(_)),
+                        "a reset is passed on: {self}"
+                    );
                 }
             }
         }

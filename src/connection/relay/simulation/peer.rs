@@ -144,7 +144,7 @@ impl Port {
         let (dialled, _) = Socket::dial(&self.address, None).unwrap();
         loop {
             match self.listener.accept() {
-                Ok(accepted) => return (dialled, accepted),
+                Ok((accepted, _address)) => return (dialled, accepted),
                 Err(error) => assert!(Instant::now() < deadline, "nobody comes: {error}"),
             }
             std::thread::yield_now();

@@ -1,0 +1,163 @@
+//! Record of a connection: facts for its line in the log and for the histograms.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::{Connection, Rejection, State};
+use crate::{
+    config::address::Address,
+    stats::{
+        Counters,
+        cause::{CloseCause, ConnectResult},
+    },
+    sys,
+};
+
+/// Target of the lines about connections, by which a logger tells them from others.
+const TARGET: &str = "tcpause::connection";
+
+/// Facts of a connection that its state does not keep.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// Number among the clients of its worker.
+    number: u64,
+    accepted: Instant,
+    /// Address of a TCP client. A socket that was reset knows it no more.
+    client: Option<SocketAddr>,
+    /// Address at which a TCP upstream was reached.
+    upstream: Option<SocketAddr>,
+    /// Time for which the client was held, in milliseconds; none if it was not.
+    held: Option<u32>,
+    /// Time of the successful attempt to connect, in microseconds; none without one.
+    connect: Option<u32>,
+}
+
+impl Record {
+    /// Returns the record of a client that was accepted from `client`.
+    pub(super) fn new(client: Option<SocketAddr>) -> Self {
+        let accepted = sys::now();
+        Self { number: 0, accepted, client, upstream: None, held: None, connect: None }
+    }
+
+    /// Records the number of the client and the beginning of its time.
+    pub(super) fn admitted(&mut self, number: u64, now: Instant) {
+        (self.number, self.accepted) = (number, now);
+    }
+
+    /// Returns the beginning of the client's time.
+    pub(super) fn accepted(&self) -> Instant {
+        self.accepted
+    }
+
+    /// Records that the client is held.
+    pub(super) fn begin_hold(&mut self) {
+        self.held.get_or_insert(0);
+    }
+
+    /// Records the end of a hold, if the client was held.
+    pub(super) fn held_until(&mut self, now: Instant) {
+        let held = now.saturating_duration_since(self.accepted).as_millis();
+        self.held = self.held.map(|_before| u32::try_from(held).unwrap_or(u32::MAX));
+    }
+
+    /// Records the beginning of the relay to `upstream` after an attempt that took `connect`.
+    pub(super) fn connected(
+        &mut self,
+        upstream: Option<SocketAddr>,
+        connect: Duration,
+        counters: &Counters,
+    ) {
+        self.upstream = upstream;
+        self.connect = Some(u32::try_from(connect.as_micros()).unwrap_or(u32::MAX));
+        counters.connect.observe(connect);
+        if let Some(held) = self.held() {
+            counters.hold.served.observe(held);
+        }
+    }
+
+    fn held(&self) -> Option<Duration> {
+        self.held.map(|millis| Duration::from_millis(millis.into()))
+    }
+}
+
+impl Connection {
+    /// Counts the times of a connection that ends by `cause`.
+    pub(crate) fn observe_end(&mut self, cause: CloseCause, counters: &Counters, now: Instant) {
+        let since = |begin| now.saturating_duration_since(begin);
+        counters.life.observe(since(self.record.accepted));
+        let outage_began = match &self.state {
+            State::Relaying(_) | State::Rejecting(Rejection { cause: CloseCause::Drained, .. }) => {
+                // Its waits were counted when it was served.
+                return;
+            }
+            State::Waiting { patience: None, .. } => {
+                self.record.held_until(now);
+                None
+            }
+            State::Waiting { patience: Some(patience), .. } => Some(patience.since),
+            State::Connecting(dial) => dial.attempt.outage_began(),
+            State::Rejecting(_) => None,
+        };
+        if let Some(began) = outage_began {
+            counters.outage.end(cause, since(began));
+        }
+        if let Some(held) = self.record.held() {
+            counters.hold.end(cause, held);
+        }
+    }
+
+    /// Logs the end of the connection, one of the worker `worker`. `error` is the result of its last dial.
+    pub(crate) fn log_end(
+        &self,
+        cause: CloseCause,
+        error: Option<ConnectResult>,
+        worker: usize,
+        upstream: &Address,
+        now: Instant,
+    ) {
+        let record = &self.record;
+        let (to_upstream, to_client) = match &self.state {
+            State::Relaying(session) => session.relay.delivered(),
+            State::Rejecting(rejection) => rejection.delivered,
+            State::Waiting { .. } | State::Connecting(_) => (0, 0),
+        };
+        let id = format!("{worker}.{}", record.number);
+        let client = match record.client {
+            Some(address) => Tcp(address).to_string(),
+            None => self.client.socket().peer(),
+        };
+        let upstream =
+            record.upstream.map_or_else(|| upstream.to_string(), |it| Tcp(it).to_string());
+        let held = record.held().unwrap_or_default().as_secs_f64();
+        let connect = f64::from(record.connect.unwrap_or_default()) / 1e6;
+        let took = now.saturating_duration_since(record.accepted).as_secs_f64();
+        let (cause_word, error) = (cause.word(), error.map_or("", ConnectResult::word));
+        let told = if error.is_empty() { String::new() } else { format!(" error={error}") };
+        log::log!(
+            target: TARGET, cause.level(),
+            event = "connection", id = id.as_str(), client = client.as_str(), upstream = upstream.as_str(),
+            held_seconds = millis(held), connect_seconds = connect, duration_seconds = millis(took),
+            bytes_to_upstream = to_upstream, bytes_to_client = to_client, cause = cause_word, error = error;
+            "connection {id} client={client:?} upstream={upstream} held={held:.3}s connect={:.3}ms took={took:.3}s \
+             to_upstream={to_upstream} to_client={to_client} cause={cause_word}{told}",
+            connect * 1e3
+        );
+    }
+}
+
+/// TCP address as it is shown, with an IPv4 address as such.
+struct Tcp(SocketAddr);
+
+impl fmt::Display for Tcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tcp://{}", SocketAddr::new(self.0.ip().to_canonical(), self.0.port()))
+    }
+}
+
+/// Rounds seconds to milliseconds, so that JSON shows no more digits.
+fn millis(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
+}

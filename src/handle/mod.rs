@@ -1,0 +1,86 @@
+//! `Handle`: pauses, resumes and observes a running proxy.
+
+mod metrics;
+mod status;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub(crate) use metrics::Metrics;
+pub use status::{LeaseStatus, Status};
+
+use crate::{
+    pause::Pauses,
+    shared::{Phase, Shared},
+};
+
+/// Handle that pauses, resumes and observes a running proxy. Clones act on the same proxy.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// Returns a handle to a proxy.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
+    /// Pauses until a resume, or until `pause.max-ttl` is over. Returns true if the proxy was running before.
+    ///
+    /// Once this has returned, no further client is admitted and no connection to the upstream begins; only if a worker's
+    /// turn takes longer than a second, which is logged, it may still begin those of clients that it had admitted. Running
+    /// connections go on. Connections under way to the upstream were admitted before, and are counted.
+    pub fn pause(&self) -> bool {
+        self.pauses().pause()
+    }
+
+    /// Ends all pauses, whichever caller began them, and serves held clients, oldest first. Returns true if the proxy
+    /// was paused before. It first looks the upstream's name up, for a second at most.
+    pub fn resume(&self) -> bool {
+        self.pauses().lift(None, "the program")
+    }
+
+    /// Returns true while the proxy is paused.
+    pub fn is_paused(&self) -> bool {
+        self.pauses().gate.is_paused()
+    }
+
+    /// Returns true if no connection is relayed or connecting at this moment. Held and rejected clients do not count.
+    pub fn is_idle(&self) -> bool {
+        self.pauses().gate.passes() == 0
+    }
+
+    /// Waits until no connection is relayed or connecting. Returns false if `timeout` is over first.
+    pub fn wait_idle(&self, timeout: Option<Duration>) -> bool {
+        // A timeout beyond the clock's range means none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.pauses().gate.wait_idle(deadline)
+    }
+
+    /// Returns a snapshot of the proxy. The counts of each worker are those of one moment.
+    pub fn status(&self) -> Status {
+        Status::new(&self.0)
+    }
+
+    /// Returns the numbers of the proxy for its metrics.
+    #[allow(dead_code, reason = "GET /metrics follows")]
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics::new(&self.0)
+    }
+
+    /// Returns the pauses of the proxy.
+    pub(crate) fn pauses(&self) -> &Pauses {
+        &self.0.pauses
+    }
+
+    /// Returns true once a stop has begun.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.phase() != Phase::Running
+    }
+
+    /// Returns the age of the oldest relayed connection.
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        self.0.age_of_oldest(|counters| &counters.oldest)
+    }
+}

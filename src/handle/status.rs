@@ -1,0 +1,258 @@
+//! `Status`: a snapshot of the proxy for its operators.
+
+use std::{
+    collections::BTreeMap,
+    process,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::duration::format_duration,
+    pause::{
+        gate::Mode,
+        leases::{Lease, mode_name},
+    },
+    shared::{Phase, Shared},
+    stats::{Count, Counters, cause::CloseCause},
+    sys,
+};
+
+/// A snapshot of the proxy, as `GET /status` shows it.
+///
+/// Fields that an older proxy does not show are zero when they are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of tcpause.
+    pub version: String,
+    /// Seconds since the proxy started.
+    pub uptime_seconds: f64,
+    /// True while new clients are held or rejected.
+    pub paused: bool,
+    /// Time at which the pause began, in RFC 3339; null while the proxy is not paused.
+    pub paused_since: Option<String>,
+    /// Pauses that hold now.
+    #[serde(default)]
+    pub leases: Vec<LeaseStatus>,
+    /// Clients that wait for the resume, for their turn, or for an upstream that is away.
+    pub held: u64,
+    /// Clients whose upstream is being dialled.
+    pub connecting: u64,
+    /// Connections that are relayed.
+    pub active: u64,
+    /// Age of the oldest relayed connection, in seconds; null without one.
+    pub oldest_seconds: Option<f64>,
+    /// Clients that are being rejected, or closed in good order, such as quiet ones.
+    pub rejecting: u64,
+    /// Clients accepted since the start.
+    #[serde(default)]
+    pub accepted: u64,
+    /// Clients rejected since the start, with any answer.
+    #[serde(default)]
+    pub rejected: u64,
+    /// Connections whose upstream could not be reached since the start.
+    #[serde(default)]
+    pub failed: u64,
+    /// Clients that left before they were served since the start.
+    #[serde(default)]
+    pub left: u64,
+    /// Connections that a pause or a stop has closed as quiet since the start.
+    #[serde(default)]
+    pub drained: u64,
+    /// Connections that were reset as they had not ended in time for a pause since the start.
+    #[serde(default)]
+    pub killed: u64,
+    /// Bytes carried from clients to the upstream.
+    pub bytes_to_upstream: u64,
+    /// Bytes carried from the upstream to clients.
+    pub bytes_to_client: u64,
+    /// The upstream as configured.
+    pub upstream: String,
+    /// The number of worker threads.
+    #[serde(default)]
+    pub threads: usize,
+    /// Panics of workers since the start. Each one costs that worker's connections, and is a defect of tcpause.
+    #[serde(default)]
+    pub worker_panics: u64,
+    /// The state in words.
+    #[serde(default)]
+    pub state: String,
+    /// Time for which the oldest of the held clients has waited, in seconds; null without one.
+    #[serde(default)]
+    pub oldest_held_seconds: Option<f64>,
+    /// Age of the oldest client whose upstream is being dialled, in seconds; null without one.
+    #[serde(default)]
+    pub oldest_connecting_seconds: Option<f64>,
+    /// False while the upstream is away, as attempts to connect have shown.
+    #[serde(default = "up")]
+    pub upstream_up: bool,
+    /// Time since which the upstream is up or away, in RFC 3339.
+    #[serde(default)]
+    pub upstream_since: Option<String>,
+    /// Error of the last attempt while the upstream is away; null otherwise.
+    #[serde(default)]
+    pub upstream_error: Option<String>,
+    /// Addresses of the upstream that are known now.
+    #[serde(default)]
+    pub upstream_addresses: Vec<String>,
+    /// Clients that wait for an upstream that is away. They are among the held ones.
+    #[serde(default)]
+    pub awaiting_upstream: u64,
+    /// Most clients at a time.
+    #[serde(default)]
+    pub connections_max: u64,
+    /// Most held clients at a time.
+    #[serde(default)]
+    pub hold_max: Option<u64>,
+    /// Addresses that clients connect to.
+    #[serde(default)]
+    pub listeners: Vec<String>,
+    /// Number of the process.
+    #[serde(default)]
+    pub pid: u32,
+    /// Configuration file; null without one.
+    #[serde(default)]
+    pub config_file: Option<String>,
+    /// Ended connections by their cause since the start.
+    #[serde(default)]
+    pub closed: BTreeMap<String, u64>,
+}
+
+/// One of the pauses that hold, as `GET /status` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// Name of the pause.
+    pub name: String,
+    /// Reason given by the caller; null without one.
+    pub reason: Option<String>,
+    /// Caller that paused: an address, or the user and the process of a UNIX caller.
+    pub by: String,
+    /// Treatment of new clients: `hold` or `reject`.
+    pub mode: String,
+    /// Time since which a pause of this name holds, in RFC 3339.
+    pub since: String,
+    /// Seconds until it ends by itself; null for never.
+    pub expires_in_seconds: Option<f64>,
+    /// Seconds for which a connection may be silent before it is closed; null for ever.
+    pub drain_quiet_seconds: Option<f64>,
+}
+
+impl Status {
+    /// Takes a snapshot.
+    pub(super) fn new(shared: &Shared) -> Self {
+        let Shared { pauses, admission, workers, upstream, started, .. } = shared;
+        let now = sys::now();
+        let (paused_since, leases) = {
+            let leases = pauses.lock();
+            let shown = leases.iter().map(|lease| LeaseStatus::new(lease, now)).collect();
+            (leases.paused_since(), shown)
+        };
+        let sum = |count: fn(&Counters) -> &Count| workers.sum(count);
+        let age = |oldest| shared.age_of_oldest(oldest).map(seconds);
+        let balance = workers.balance();
+        let closed = |cause: CloseCause| balance.closed.get(cause as usize).copied().unwrap_or(0);
+        let connections_max = admission.clients.max() as u64;
+        let breaker = upstream.breaker();
+        let mut status = Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: seconds(started.elapsed()),
+            paused: paused_since.is_some(),
+            paused_since: paused_since.map(|since| since.shown.to_string()),
+            leases,
+            held: balance.held,
+            connecting: balance.connecting,
+            active: balance.active,
+            oldest_seconds: age(|counters| &counters.oldest),
+            rejecting: balance.rejecting,
+            accepted: balance.accepted,
+            rejected: sum(|counters| &counters.rejected),
+            failed: closed(CloseCause::Unreachable),
+            left: closed(CloseCause::LeftHeld) + closed(CloseCause::LeftConnecting),
+            drained: sum(|counters| &counters.drained),
+            killed: closed(CloseCause::KilledPause),
+            bytes_to_upstream: sum(|counters| &counters.bytes_to_upstream),
+            bytes_to_client: sum(|counters| &counters.bytes_to_client),
+            upstream: upstream.address().to_string(),
+            threads: workers.len(),
+            worker_panics: sum(|counters| &counters.panics),
+            state: String::new(),
+            oldest_held_seconds: age(|counters| &counters.oldest_held),
+            oldest_connecting_seconds: age(|counters| &counters.oldest_connecting),
+            upstream_up: !breaker.is_away(),
+            upstream_since: Some(shared.wall_time(breaker.changed_at()).to_string()),
+            upstream_error: upstream.error(),
+            upstream_addresses: upstream.known().list().iter().map(ToString::to_string).collect(),
+            awaiting_upstream: sum(|counters| &counters.awaiting_upstream),
+            connections_max,
+            hold_max: Some(connections_max.min(admission.hold.max() as u64)),
+            listeners: shared.listeners.iter().map(ToString::to_string).collect(),
+            pid: process::id(),
+            config_file: shared.config_file.as_ref().map(|file| file.display().to_string()),
+            closed: CloseCause::ALL.map(|cause| (cause.word().to_owned(), closed(cause))).into(),
+        };
+        status.state = status.describe(shared, paused_since.map(|since| since.at), now);
+        status
+    }
+
+    /// Describes the state in words.
+    fn describe(&self, shared: &Shared, paused_since: Option<Instant>, now: Instant) -> String {
+        let for_ = |since| whole_seconds(now.saturating_duration_since(since));
+        if shared.phase() != Phase::Running {
+            let left = self.held + self.connecting + self.active + self.rejecting;
+            return format!("stopping, {} left", plural(left, "connection is", "connections are"));
+        }
+        if let Some(since) = paused_since {
+            let clients = match (shared.pauses.gate.mode(), self.oldest_held_seconds) {
+                (Some(Mode::Reject), _) => "new clients are rejected".to_owned(),
+                (_, Some(oldest)) => {
+                    let oldest = whole_seconds(Duration::from_secs_f64(oldest));
+                    format!("the oldest client waits for {oldest}")
+                }
+                (_, None) => "no client waits".to_owned(),
+            };
+            return format!("paused for {}, {clients}", for_(since));
+        }
+        match (shared.upstream.breaker().away_since(), &self.upstream_error) {
+            (Some(since), Some(error)) => format!(
+                "running, but the upstream is away for {}: {error}; {}",
+                for_(since),
+                plural(self.awaiting_upstream, "client waits", "clients wait")
+            ),
+            _ => "running".to_owned(),
+        }
+    }
+}
+
+impl LeaseStatus {
+    fn new(lease: &Lease, now: Instant) -> Self {
+        let (terms, ends) = (&lease.terms, lease.ends);
+        Self {
+            name: terms.name.clone(),
+            reason: terms.reason.clone(),
+            by: terms.by.clone(),
+            mode: mode_name(terms.mode).to_owned(),
+            since: lease.since.shown.to_string(),
+            expires_in_seconds: ends.map(|end| seconds(end.saturating_duration_since(now))),
+            drain_quiet_seconds: terms.quiet.map(seconds),
+        }
+    }
+}
+
+/// Rounds a time to milliseconds, so that JSON shows no more digits.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000.0).round() / 1_000.0
+}
+
+fn plural(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+fn whole_seconds(duration: Duration) -> String {
+    format_duration(Duration::from_secs(duration.as_secs()))
+}
+
+/// Returns the state of the upstream of a proxy that is too old to tell it.
+fn up() -> bool {
+    true
+}
