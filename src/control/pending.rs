@@ -55,6 +55,7 @@ impl PendingPause {
     /// Commits the pause, although it is not idle.
     pub(super) fn keep(self) {
         info!(
+            event = "kept", by = self.caller.name;
             "the pause that {} has asked for is kept, although it is not idle in time",
             self.caller.name
         );
