@@ -267,7 +267,7 @@ fn places() -> impl Iterator<Item = PathBuf> {
 mod tests {
     use std::thread;
 
-    use super::*;
+    use super::{super::response::TEXT, *};
 
     const SILENCE: Duration = Duration::from_secs(10);
 
@@ -316,7 +316,9 @@ mod tests {
     fn an_answer_of_any_length_is_written_whole() {
         let mut backend = Backend::start().unwrap();
         for length in [0, 1, 32 << 10, 64 << 10] {
-            let response = Response::json("x".repeat(length));
+            let response = Response::new(TEXT, "x".repeat(length))
+                .with_header("X-Content-Type-Options", "nosniff")
+                .with_header("Content-Security-Policy", "default-src 'none'");
             for is_head in [false, true] {
                 let written = backend.write(&response, is_head, SILENCE).unwrap();
                 for written in [written, unserved(&response, is_head)] {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    index,
     query::{Pause, Resume, Wait, parse_none, parse_wait},
     request::Request,
     response::Response,
@@ -29,6 +30,8 @@ pub(super) enum Command {
     Pause(Pause),
     /// `DELETE /paused`.
     Resume(Resume),
+    /// `GET /`, from a browser if `html` is true.
+    GetIndex { html: bool },
     /// `GET /paused`.
     GetPaused,
     /// `GET /status`.
@@ -50,23 +53,19 @@ impl Command {
     /// Parses a request, or returns the answer that refuses it.
     pub(super) fn parse(request: &Request) -> Result<Self, Response> {
         let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
-        let allow = match path {
-            "/paused" => "GET, HEAD, PUT, DELETE",
-            "/paused/block-until-idle" | "/status" => "GET, HEAD",
-            _ => {
-                let text =
-                    "There is nothing here: try /paused, /paused/block-until-idle or /status.";
-                return Err(Response::error(404, text));
-            }
+        let Some(allow) = index::methods(path) else {
+            let text = "There is nothing here: GET / lists the requests.";
+            return Err(Response::error(404, text));
         };
         let method = request.method.as_str();
         if !allow.split(", ").any(|allowed| allowed == method) {
             let text = format!("This path does not know the method: it knows {allow}.");
-            return Err(Response::error(405, &text).with_header("Allow", allow.to_owned()));
+            return Err(Response::error(405, &text).with_header("Allow", allow));
         }
         match (method, path) {
             ("PUT", _) => Pause::parse(query).map(Self::Pause),
             ("DELETE", _) => Resume::parse(query).map(Self::Resume),
+            (_, "/") => parse_none(query).map(|()| Self::GetIndex { html: request.accepts_html }),
             (_, "/paused") => parse_none(query).map(|()| Self::GetPaused),
             (_, "/status") => parse_none(query).map(|()| Self::GetStatus),
             _ => parse_wait(query).map(|timeout| Self::WaitIdle { timeout }),
@@ -96,6 +95,7 @@ impl Command {
         Some(match self {
             Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
+            Self::GetIndex { html: true | false } => index::list(),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
             Self::GetStatus => status(handle),
             // The front has waited for it already.
@@ -163,7 +163,11 @@ mod tests {
     use super::{super::query::OnTimeout, *};
 
     fn parse(method: &str, target: &str) -> Result<Command, Response> {
-        Command::parse(&Request { method: method.to_owned(), target: target.to_owned() })
+        Command::parse(&Request {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            accepts_html: false,
+        })
     }
 
     #[test]
@@ -181,6 +185,8 @@ mod tests {
             ("DELETE", "/paused", 204, ""),
             ("DELETE", "/paused", 204, ""),
             ("GET", "/paused", 200, r#"{"paused": false}"#),
+            ("PUT", "/", 405, ""),
+            ("GET", "/?a", 400, ""),
             ("OPTIONS", "/status", 405, ""),
             ("POST", "/paused", 405, ""),
             ("PUT", "/paused/block-until-idle", 405, ""),
@@ -201,7 +207,7 @@ mod tests {
             let answer = executed.unwrap_or(Response::empty(201));
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
-            assert_eq!(answer.header.is_some(), status == 405, "{method} {target}");
+            assert_eq!(!answer.headers.is_empty(), status == 405, "{method} {target}");
         }
     }
 

@@ -153,7 +153,8 @@ mod tests {
         let (sender, jobs) = bounded(requests.len());
         let mut replies = Vec::new();
         for (request_id, (method, target, is_awaited)) in (1..).zip(requests) {
-            let request = Request { method: (*method).into(), target: (*target).into() };
+            let request =
+                Request { method: (*method).into(), target: (*target).into(), accepts_html: false };
             let (caller, reply) = (Caller { name: "a test".into(), request_id }, Reply::default());
             let command = Command::parse(&request).unwrap();
             replies.extend(is_awaited.then(|| reply.clone()));

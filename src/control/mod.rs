@@ -18,6 +18,7 @@ mod body;
 mod command;
 mod conn;
 mod executor;
+mod index;
 mod listener;
 mod pending;
 mod query;

@@ -22,6 +22,8 @@ pub(super) struct Request {
     pub(super) method: String,
     /// Path and query: printable ASCII that begins with a slash, or `*`.
     pub(super) target: String,
+    /// True if the caller names HTML among the types that it accepts, as browsers do.
+    pub(super) accepts_html: bool,
 }
 
 /// State of a request on its way in.
@@ -123,7 +125,8 @@ fn check(bytes: &[u8], hosts: &HostPolicy) -> Result<Option<Head>, HttpError> {
     check_origin(&headers, is_recent, hosts)?;
     let target = target(head.path.unwrap_or_default(), hosts)?;
     let continues = continues(&headers)? && is_recent;
-    let request = Request { method: method.to_owned(), target };
+    let accepts_html = headers.names_html();
+    let request = Request { method: method.to_owned(), target, accepts_html };
     Ok(Some(Head { request, body, continues, length }))
 }
 
@@ -246,6 +249,14 @@ impl<'a> Headers<'a> {
             return Err((400, "A header that may come once is given more than once."));
         }
         Ok(first)
+    }
+
+    /// Returns true if an `Accept` header names HTML, whatever weight it gives it.
+    fn names_html(&self) -> bool {
+        self.all("Accept").flat_map(|value| value.split(|&byte| byte == b',')).any(|part| {
+            let name = part.split(|&byte| byte == b';').next().unwrap_or_default();
+            name.trim_ascii().eq_ignore_ascii_case(b"text/html")
+        })
     }
 }
 
@@ -444,6 +455,25 @@ mod tests {
     }
 
     #[test]
+    fn browsers_are_told_from_other_callers() {
+        for (accept, expected) in [
+            ("", false),
+            ("Accept: */*\r\n", false),
+            ("Accept: text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n", false),
+            ("Accept: text/htmlx, xtext/html\r\n", false),
+            ("X: text/html\r\n", false),
+            ("Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n", true),
+            ("accept:application/json , Text/HTML;q=0.9\r\n", true),
+            ("Accept: application/json\r\nAccept: text/html\r\n", true),
+        ] {
+            let request = format!("GET / HTTP/1.0\r\n{accept}\r\n");
+            let taken = Incoming::default().take(request.as_bytes(), &hosts());
+            let Ok(Progress::Whole(request)) = taken else { panic!("{taken:?}") };
+            assert_eq!(request.accepts_html, expected, "{accept}");
+        }
+    }
+
+    #[test]
     fn a_request_may_come_in_any_pieces() {
         let head = "PUT /paused?a=b HTTP/1.1\r\nHost: localhost:3001\r\nA: b\r\n";
         for body in [
@@ -452,8 +482,11 @@ mod tests {
         ] {
             let text = format!("{head}{body}");
             let request = text.as_bytes();
-            let whole =
-                Progress::Whole(Request { method: "PUT".into(), target: "/paused?a=b".into() });
+            let whole = Progress::Whole(Request {
+                method: "PUT".into(),
+                target: "/paused?a=b".into(),
+                accepts_html: false,
+            });
             for split in 0..request.len() {
                 let (begin, end) = request.split_at(split);
                 let mut incoming = Incoming::default();

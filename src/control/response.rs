@@ -2,25 +2,37 @@
 
 use tiny_http::StatusCode;
 
-/// Answer: a status with an optional JSON body.
+/// Media type of JSON.
+const JSON: &str = "application/json";
+/// Media type of text that people read.
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Answer: a status with an optional body, and the headers that it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Response {
     pub(super) status: u16,
-    /// JSON, or empty for an answer without a body.
+    /// Text, or empty for an answer without a body.
     pub(super) body: String,
-    /// Name and value of a header that this answer needs besides the usual ones.
-    pub(super) header: Option<(&'static str, String)>,
+    /// Media type of the body.
+    pub(super) content_type: &'static str,
+    /// Names and values of the headers that this answer needs besides the usual ones.
+    pub(super) headers: Vec<(&'static str, String)>,
 }
 
 impl Response {
+    /// Makes an answer of status 200 from a body.
+    pub(super) fn new(content_type: &'static str, body: String) -> Self {
+        Self { status: 200, body, content_type, headers: Vec::new() }
+    }
+
     /// Makes an answer without a body.
     pub(super) fn empty(status: u16) -> Self {
-        Self { status, body: String::new(), header: None }
+        Self { status, ..Self::json(String::new()) }
     }
 
     /// Makes an answer of status 200 from a JSON text.
     pub(super) fn json(body: String) -> Self {
-        Self { status: 200, body, header: None }
+        Self::new(JSON, body)
     }
 
     /// Makes an error of a sentence that tells the caller what to do.
@@ -28,12 +40,13 @@ impl Response {
         let text = serde_json::Value::from(text);
         // The line ends for readers at a terminal.
         let body = format!("{{\"error\": {text}, \"status\": {status}}}\n");
-        Self { status, body, header: None }
+        Self { status, ..Self::json(body) }
     }
 
-    /// Adds the one header that an answer may have of its own.
-    pub(super) fn with_header(self, name: &'static str, value: String) -> Self {
-        Self { header: Some((name, value)), ..self }
+    /// Adds a header. The usual ones, and those that frame the answer, are not to be given.
+    pub(super) fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
     }
 
     /// Returns the bytes that the front writes when it answers by itself.
@@ -52,9 +65,9 @@ impl Response {
 
     /// Lists the headers that depend on the answer, but for its length.
     pub(super) fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let header = self.header.as_ref().map(|(name, value)| (*name, value.as_str()));
-        let kind = (!self.body.is_empty()).then_some(("Content-Type", "application/json"));
-        header.into_iter().chain(kind)
+        let headers = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
+        let kind = (!self.body.is_empty()).then_some(("Content-Type", self.content_type));
+        headers.chain(kind)
     }
 
     fn write(&self, length: &str, body: &str) -> Vec<u8> {
@@ -75,5 +88,15 @@ mod tests {
         let answer = Response::error(400, "a \"quoted\"\nline");
         assert_eq!(answer.body, concat!(r#"{"error": "a \"quoted\"\nline", "status": 400}"#, "\n"));
         assert!(answer.to_bytes(true).ends_with(b"\r\n\r\n"));
+    }
+
+    #[test]
+    fn an_answer_has_its_type_and_any_number_of_headers() {
+        let answer = Response::new(TEXT, "hi\n".to_owned())
+            .with_header("Cache-Control", "no-store")
+            .with_header("Referrer-Policy", "no-referrer".to_owned());
+        let head = "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nReferrer-Policy: no-referrer\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 3\r\nConnection: close\r\n\r\n";
+        assert_eq!(answer.to_bytes(false), [head, "hi\n"].concat().into_bytes());
+        assert_eq!(answer.to_bytes(true), head.as_bytes());
     }
 }

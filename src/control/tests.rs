@@ -191,6 +191,9 @@ fn assert_contract(api: &Api) {
     let text = answer(&mut api.send("GET /status HTTP/1.0\r\n\r\n"));
     let value: serde_json::Value = serde_json::from_str(parts(&text).1).unwrap();
     assert_eq!(value["paused"], false);
+    let text = answer(&mut api.send("GET / HTTP/1.0\r\nAccept: */*\r\n\r\n"));
+    assert!(text.contains("\r\nContent-Type: text/plain; charset=utf-8\r\n"), "{text}");
+    assert!(parts(&text).1.contains("\nGET    /status "), "{text}");
     let text = answer(&mut api.send("GET /nothing HTTP/1.0\r\n\r\n"));
     let value: serde_json::Value = serde_json::from_str(parts(&text).1).unwrap();
     assert!(value["status"] == 404 && value["error"].is_string(), "{text}");

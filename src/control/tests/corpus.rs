@@ -66,7 +66,7 @@ pub(crate) fn control_request(bytes: &[u8]) {
 
 /// Asserts that method and target fit into one line, and that no web page has sent the request.
 fn assert_harmless(bytes: &[u8], request: &Request) {
-    let Request { method, target } = request;
+    let Request { method, target, .. } = request;
     assert!(
         !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase()),
         "{method:?}"
