@@ -18,8 +18,8 @@ use std::{
 use self::settings::Setting;
 pub use self::{
     settings::{
-        Config, ControlConfig, HoldConfig, LogConfig, PauseConfig, ProxyConfig, ResumeConfig,
-        TlsConfig, UpstreamConfig,
+        Config, ControlConfig, HoldConfig, LogConfig, MonitorConfig, PauseConfig, ProxyConfig,
+        ResumeConfig, TlsConfig, UpstreamConfig,
     },
     values::{ConnectionLog, LogFormat, Overflow, RejectWith},
 };

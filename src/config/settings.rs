@@ -68,7 +68,7 @@ macro_rules! field {
 }
 
 /// Sections of the file, each with its heading in the help. Keys without a dot lie in the first section.
-pub const SECTIONS: [(&str, &str); 8] = [
+pub const SECTIONS: [(&str, &str); 9] = [
     ("", "Options"),
     ("log", "Log, the lines on standard error"),
     ("proxy", "Proxy, the side of the clients"),
@@ -76,6 +76,7 @@ pub const SECTIONS: [(&str, &str); 8] = [
     ("hold", "Hold, the clients that wait during a pause"),
     ("resume", "Resume, the pace at which waiting clients are served"),
     ("control", "Control, the HTTP API that pauses and resumes"),
+    ("monitor", "Monitor, a second listener of the API that changes nothing"),
     ("upstream", "Upstream, the server behind the proxy"),
 ];
 
@@ -172,6 +173,12 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("control.hosts", "NAMES", field!(control.hosts))
         .help("Further host names that requests to the API may carry, with commas between them")
         .more("IP addresses, localhost and this host's own name are always allowed; other names are refused, so that no web page can pause a service."),
+    setting("monitor.addr", "ADDRESS", field!(monitor.addr))
+        .help("Address that answers GET of /, /status, /metrics and /ready alone; off if not set")
+        .more("It tells neither reasons nor callers of pauses, and may listen beyond the loopback."),
+    setting("monitor.mode", "MODE", field!(monitor.mode))
+        .help("Mode of the socket file of --monitor-addr, as in 0660")
+        .more("Every user with write permission can read the status and the metrics."),
     setting("upstream.addr", "ADDRESS", field!(upstream.addr))
         .help("Address of the server")
         .more("A name is looked up again while the proxy runs; all its addresses are tried."),
@@ -269,6 +276,8 @@ pub struct Config {
     pub resume: ResumeConfig,
     /// The HTTP API of the operator.
     pub control: ControlConfig,
+    /// The part of the API that changes nothing.
+    pub monitor: MonitorConfig,
     /// The server that the bytes are carried to.
     pub upstream: UpstreamConfig,
     /// File of the configuration, for the status.
@@ -363,6 +372,15 @@ pub struct ControlConfig {
     pub hosts: Vec<String>,
 }
 
+/// The listener for those that only look: `monitor.*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MonitorConfig {
+    /// Address to listen on; nothing listens when absent.
+    pub addr: Option<Address>,
+    /// Mode of the socket file at `addr`.
+    pub mode: u32,
+}
+
 /// The server behind the proxy: `upstream.*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamConfig {
@@ -393,6 +411,7 @@ impl Default for Config {
             hold: HoldConfig::default(),
             resume: ResumeConfig::default(),
             control: ControlConfig::default(),
+            monitor: MonitorConfig::default(),
             upstream: UpstreamConfig::default(),
             file: None,
         }
@@ -436,6 +455,12 @@ impl Default for ResumeConfig {
 impl Default for ControlConfig {
     fn default() -> Self {
         Self { addr: Address::tcp("localhost", 3001), mode: 0o600, hosts: Vec::new() }
+    }
+}
+
+impl Default for MonitorConfig {
+    fn default() -> Self {
+        Self { addr: None, mode: 0o600 }
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
     address::Address,
-    settings::{Config, ControlConfig, TlsConfig, UpstreamConfig},
+    settings::{Config, ControlConfig, MonitorConfig, TlsConfig, UpstreamConfig},
 };
 
 /// Most worker threads: far more than a machine has cores, and few enough to start.
@@ -25,19 +25,8 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     if config.proxy.pipes.is_some_and(|pipes| pipes > PIPES_MAX) {
         return Err(format!("proxy.pipes: the most are {PIPES_MAX} for each thread"));
     }
-    let (proxy, control, upstream) =
-        (&config.proxy.addr, &config.control.addr, &config.upstream.addr);
-    let control_mode =
-        Some(config.control.mode).filter(|&mode| mode != ControlConfig::default().mode);
-    for (section, addr, mode) in
-        [("proxy", proxy, config.proxy.mode), ("control", control, control_mode)]
-    {
-        if mode.is_some() && !matches!(addr, Address::Unix(_)) {
-            return Err(format!(
-                "{section}.mode: {section}.addr ({addr}) has no file that could have a mode; write `unix:///absolute/path` there, or leave the mode away"
-            ));
-        }
-    }
+    check_modes(config)?;
+    let upstream = &config.upstream.addr;
     if let Address::Tcp { host, port } = upstream {
         if *port == 0 {
             return Err(format!(
@@ -51,12 +40,47 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
         }
     }
     check_dialling(&config.upstream)?;
-    if same_listener(proxy, control) {
-        return Err(format!(
-            "control.addr: {control} is taken by proxy.addr ({proxy}); give one of them another port or path"
-        ));
+    check_listeners(config)
+}
+
+/// Refuses the mode of a file that there is not.
+fn check_modes(config: &Config) -> Result<(), String> {
+    let Config { proxy, control, monitor, .. } = config;
+    let control_mode = Some(control.mode).filter(|&mode| mode != ControlConfig::default().mode);
+    let monitor_mode = Some(monitor.mode).filter(|&mode| mode != MonitorConfig::default().mode);
+    for (section, addr, mode) in [
+        ("proxy", Some(&proxy.addr), proxy.mode),
+        ("control", Some(&control.addr), control_mode),
+        ("monitor", monitor.addr.as_ref(), monitor_mode),
+    ] {
+        if mode.is_some() && !matches!(addr, Some(Address::Unix(_))) {
+            let addr = addr.map_or("not set".to_owned(), ToString::to_string);
+            return Err(format!(
+                "{section}.mode: {section}.addr ({addr}) has no file that could have a mode; write `unix:///absolute/path` there, or leave the mode away"
+            ));
+        }
     }
-    for (key, listener) in [("proxy.addr", proxy), ("control.addr", control)] {
+    Ok(())
+}
+
+/// Refuses listeners that cannot both be bound, or that the upstream leads back to.
+fn check_listeners(config: &Config) -> Result<(), String> {
+    let upstream = &config.upstream.addr;
+    let mut before: Vec<(&str, &Address)> = Vec::new();
+    for (key, listener) in [
+        ("proxy.addr", Some(&config.proxy.addr)),
+        ("control.addr", Some(&config.control.addr)),
+        ("monitor.addr", config.monitor.addr.as_ref()),
+    ] {
+        let Some(listener) = listener else { continue };
+        if let Some((other, taken)) = before.iter().find(|(_, it)| same_listener(it, listener)) {
+            return Err(format!(
+                "{key}: {listener} is taken by {other} ({taken}); give one of them another port or path"
+            ));
+        }
+        before.push((key, listener));
+    }
+    for (key, listener) in before {
         if leads_to(upstream, listener) {
             return Err(format!(
                 "upstream.addr: {upstream} leads back to {key} ({listener}); write where the server behind the proxy listens"

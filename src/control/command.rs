@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    index,
+    index::{self, Scope},
     query::{Pause, Resume, Wait, parse_none, parse_wait},
     request::Request,
     response::Response,
@@ -31,11 +31,11 @@ pub(super) enum Command {
     /// `DELETE /paused`.
     Resume(Resume),
     /// `GET /`, from a browser if `html` is true.
-    GetIndex { html: bool },
+    GetIndex { html: bool, scope: Scope },
     /// `GET /paused`.
     GetPaused,
-    /// `GET /status`.
-    GetStatus,
+    /// `GET /status`, with reasons and callers of pauses if the scope is full.
+    GetStatus { scope: Scope },
     /// `GET /paused/block-until-idle`.
     WaitIdle { timeout: Option<Duration> },
 }
@@ -50,14 +50,21 @@ pub(super) enum Awaited {
 }
 
 impl Command {
-    /// Parses a request, or returns the answer that refuses it.
-    pub(super) fn parse(request: &Request) -> Result<Self, Response> {
+    /// Parses a request to a listener of this scope, or returns the answer that refuses it.
+    pub(super) fn parse(request: &Request, scope: Scope) -> Result<Self, Response> {
         let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
-        let Some(allow) = index::methods(path) else {
-            let text = "There is nothing here: GET / lists the requests.";
-            return Err(Response::error(404, text));
-        };
         let method = request.method.as_str();
+        let allow = match index::methods(path, scope) {
+            Some(allow) => allow,
+            // That nothing can be changed here is told on every path.
+            None if scope == Scope::ReadOnly && !matches!(method, "GET" | "HEAD") => {
+                "GET, HEAD".to_owned()
+            }
+            None => {
+                let text = "There is nothing here: GET / lists the requests.";
+                return Err(Response::error(404, text));
+            }
+        };
         if !allow.split(", ").any(|allowed| allowed == method) {
             let text = format!("This path does not know the method: it knows {allow}.");
             return Err(Response::error(405, &text).with_header("Allow", allow));
@@ -65,9 +72,11 @@ impl Command {
         match (method, path) {
             ("PUT", _) => Pause::parse(query).map(Self::Pause),
             ("DELETE", _) => Resume::parse(query).map(Self::Resume),
-            (_, "/") => parse_none(query).map(|()| Self::GetIndex { html: request.accepts_html }),
+            (_, "/") => {
+                parse_none(query).map(|()| Self::GetIndex { html: request.accepts_html, scope })
+            }
             (_, "/paused") => parse_none(query).map(|()| Self::GetPaused),
-            (_, "/status") => parse_none(query).map(|()| Self::GetStatus),
+            (_, "/status") => parse_none(query).map(|()| Self::GetStatus { scope }),
             _ => parse_wait(query).map(|timeout| Self::WaitIdle { timeout }),
         }
         .map_err(|text| Response::error(400, &text))
@@ -95,9 +104,9 @@ impl Command {
         Some(match self {
             Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
-            Self::GetIndex { html: true | false } => index::list(),
+            Self::GetIndex { html: true | false, scope } => index::list(scope),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
-            Self::GetStatus => status(handle),
+            Self::GetStatus { scope } => status(handle, scope),
             // The front has waited for it already.
             Self::WaitIdle { .. } => Response::empty(204),
         })
@@ -148,8 +157,13 @@ fn resume(wanted: &Resume, caller: &Caller, handle: &Handle) -> Response {
     Response::empty(204)
 }
 
-fn status(handle: &Handle) -> Response {
-    match serde_json::to_string(&handle.status()) {
+fn status(handle: &Handle, scope: Scope) -> Response {
+    let mut status = handle.status();
+    if scope == Scope::ReadOnly {
+        // A reason may be the command line of `exec`.
+        status.leases.iter_mut().for_each(|lease| (lease.reason, lease.by) = (None, None));
+    }
+    match serde_json::to_string(&status) {
         // The line ends for readers at a terminal.
         Ok(body) => Response::json(body + "\n"),
         Err(error) => {
@@ -163,11 +177,13 @@ mod tests {
     use super::{super::query::OnTimeout, *};
 
     fn parse(method: &str, target: &str) -> Result<Command, Response> {
-        Command::parse(&Request {
-            method: method.to_owned(),
-            target: target.to_owned(),
-            accepts_html: false,
-        })
+        parse_at(Scope::Full, method, target)
+    }
+
+    fn parse_at(scope: Scope, method: &str, target: &str) -> Result<Command, Response> {
+        let request =
+            Request { method: method.to_owned(), target: target.to_owned(), accepts_html: false };
+        Command::parse(&request, scope)
     }
 
     #[test]
@@ -209,6 +225,38 @@ mod tests {
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
             assert_eq!(!answer.headers.is_empty(), status == 405, "{method} {target}");
         }
+    }
+
+    #[test]
+    fn a_monitor_changes_nothing_and_tells_no_reason() {
+        let handle = super::super::tests::handle();
+        let caller = Caller { name: "a test".to_owned(), request_id: 1 };
+        let pause = parse("PUT", "/paused?reason=secret").unwrap();
+        assert_eq!(pause.execute(&caller, &handle), None);
+        for (method, target, status) in [
+            ("GET", "/", 200),
+            ("HEAD", "/", 200),
+            ("GET", "/status", 200),
+            ("GET", "/status?a", 400),
+            ("GET", "/paused", 404),
+            ("GET", "/paused/block-until-idle", 404),
+            ("GET", "/nothing", 404),
+            ("PUT", "/paused", 405),
+            ("DELETE", "/paused?name=x", 405),
+            ("POST", "/status", 405),
+            ("DELETE", "/nothing", 405),
+        ] {
+            let executed = parse_at(Scope::ReadOnly, method, target)
+                .map_or_else(Some, |command| command.execute(&caller, &handle));
+            let answer = executed.unwrap();
+            assert_eq!(answer.status, status, "{method} {target}");
+            let allow = answer.headers.iter().find(|(name, _)| *name == "Allow");
+            let allow = allow.map(|(_, value)| value.as_str());
+            assert_eq!(allow, (status == 405).then_some("GET, HEAD"), "{method} {target}");
+            assert!(!answer.body.contains("secret") && !answer.body.contains("a test"));
+            assert!(!answer.body.contains("PUT"), "{}", answer.body);
+        }
+        assert!(status(&handle, Scope::Full).body.contains("secret"));
     }
 
     #[test]

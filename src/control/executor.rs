@@ -146,7 +146,10 @@ mod tests {
     use crossbeam_channel::bounded;
     use mio::Poll;
 
-    use super::{super::request::Request, *};
+    use super::{
+        super::{index::Scope, request::Request},
+        *,
+    };
 
     /// Has jobs executed, all of them sent before the first is. Returns the replies of those that are awaited.
     fn execute(handle: &Handle, requests: &[(&str, &str, bool)]) -> Vec<Reply> {
@@ -156,7 +159,7 @@ mod tests {
             let request =
                 Request { method: (*method).into(), target: (*target).into(), accepts_html: false };
             let (caller, reply) = (Caller { name: "a test".into(), request_id }, Reply::default());
-            let command = Command::parse(&request).unwrap();
+            let command = Command::parse(&request, Scope::Full).unwrap();
             replies.extend(is_awaited.then(|| reply.clone()));
             sender.send(Job { caller, command, is_head: false, reply }).ok().unwrap();
         }

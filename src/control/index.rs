@@ -9,21 +9,36 @@ struct Kind {
     target: &'static str,
     /// Meaning in one line.
     meaning: &'static str,
+    /// Least scope of a listener that answers it.
+    scope: Scope,
 }
 
-const fn kind(method: &'static str, target: &'static str, meaning: &'static str) -> Kind {
-    Kind { method, target, meaning }
+/// Requests that a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    /// Those that change nothing, at `monitor.addr`.
+    ReadOnly,
+    /// All, at `control.addr`.
+    Full,
+}
+
+const fn look(target: &'static str, meaning: &'static str) -> Kind {
+    Kind { method: "GET", target, meaning, scope: Scope::ReadOnly }
+}
+
+const fn act(method: &'static str, target: &'static str, meaning: &'static str) -> Kind {
+    Kind { method, target, meaning, scope: Scope::Full }
 }
 
 /// All requests, in the order in which they are listed.
 const KINDS: &[Kind] = &[
-    kind("GET", "/", "this list; in a browser, a page"),
-    kind("GET", "/status", "state, pauses and counts as JSON"),
-    kind("GET", "/paused", "paused or not, as JSON"),
-    kind("PUT", "/paused?name=deploy&wait=30s", "pause, and wait until no connection is left"),
-    kind("DELETE", "/paused?name=deploy", "end this pause; without a name, end all"),
-    kind("DELETE", "/paused?release=3", "serve the three oldest held clients while paused"),
-    kind("GET", "/paused/block-until-idle?timeout=30s", "wait until no connection is left"),
+    look("/", "this list; in a browser, a page"),
+    look("/status", "state, pauses and counts as JSON"),
+    act("GET", "/paused", "paused or not, as JSON"),
+    act("PUT", "/paused?name=deploy&wait=30s", "pause, and wait until no connection is left"),
+    act("DELETE", "/paused?name=deploy", "end this pause; without a name, end all"),
+    act("DELETE", "/paused?release=3", "serve the three oldest held clients while paused"),
+    act("GET", "/paused/block-until-idle?timeout=30s", "wait until no connection is left"),
 ];
 
 impl Kind {
@@ -33,9 +48,9 @@ impl Kind {
 }
 
 /// Returns the methods that `path` knows, as the header `Allow` lists them; none if there is nothing.
-pub(super) fn methods(path: &str) -> Option<String> {
+pub(super) fn methods(path: &str, scope: Scope) -> Option<String> {
     let mut methods = Vec::new();
-    for kind in KINDS.iter().filter(|kind| kind.path() == path) {
+    for kind in KINDS.iter().filter(|kind| kind.path() == path && kind.scope <= scope) {
         let names = if kind.method == "GET" { &["GET", "HEAD"][..] } else { &[kind.method] };
         methods.extend(names.iter().filter(|name| !methods.contains(*name)).collect::<Vec<_>>());
     }
@@ -43,14 +58,17 @@ pub(super) fn methods(path: &str) -> Option<String> {
 }
 
 /// Returns the list of requests, as text for a terminal.
-pub(super) fn list() -> Response {
+pub(super) fn list(scope: Scope) -> Response {
+    let example = match scope {
+        Scope::ReadOnly => "curl http://localhost:9100/status",
+        Scope::Full => "curl -X PUT 'http://localhost:3001/paused?name=deploy'",
+    };
     let version = env!("CARGO_PKG_VERSION");
-    let head = format!(
-        "tcpause {version} answers these requests, as in: curl -X PUT 'http://localhost:3001/paused?name=deploy'\n"
-    );
+    let head = format!("tcpause {version} answers these requests, as in: {example}\n");
     let lines = KINDS
         .iter()
-        .map(|Kind { method, target, meaning }| format!("{method:6} {target:38} {meaning}"));
+        .filter(|kind| kind.scope <= scope)
+        .map(|Kind { method, target, meaning, .. }| format!("{method:6} {target:38} {meaning}"));
     let text = [head].into_iter().chain(lines).collect::<Vec<_>>().join("\n") + "\n";
     Response::new(TEXT, text)
 }
@@ -61,21 +79,28 @@ mod tests {
 
     #[test]
     fn a_path_knows_its_methods() {
-        for (path, methods) in [
-            ("/", Some("GET, HEAD")),
-            ("/status", Some("GET, HEAD")),
-            ("/paused", Some("GET, HEAD, PUT, DELETE")),
-            ("/paused/", None),
-            ("", None),
+        let look = Some("GET, HEAD");
+        for (path, read_only, full) in [
+            ("/", look, look),
+            ("/status", look, look),
+            ("/paused", None, Some("GET, HEAD, PUT, DELETE")),
+            ("/paused/", None, None),
+            ("", None, None),
         ] {
-            assert_eq!(super::methods(path).as_deref(), methods, "{path}");
+            assert_eq!(methods(path, Scope::ReadOnly).as_deref(), read_only, "{path}");
+            assert_eq!(methods(path, Scope::Full).as_deref(), full, "{path}");
         }
     }
 
     #[test]
     fn the_list_fits_a_terminal() {
-        let text = list().body;
-        assert_eq!(text.lines().count(), 2 + KINDS.len());
-        assert!(text.lines().all(|line| line.len() <= 110 && line.trim_end() == line), "{text}");
+        for scope in [Scope::ReadOnly, Scope::Full] {
+            let text = list(scope).body;
+            assert!(
+                text.lines().all(|line| line.len() <= 110 && line.trim_end() == line),
+                "{text}"
+            );
+        }
+        assert_eq!(list(Scope::Full).body.lines().count(), 2 + KINDS.len());
     }
 }

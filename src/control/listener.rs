@@ -17,10 +17,15 @@ use rustix::{
 };
 use slab::Slab;
 
-use super::conn::{ControlConn, ControlContext};
+use super::{
+    conn::{ControlConn, ControlContext},
+    index::Scope,
+};
 
 /// Most callers accepted in one turn, so that others are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
+/// Part of the callers that may come by the read-only listeners, so that those who only look keep nobody from a resume.
+const MONITOR_SHARE: usize = 4;
 /// Most events of one turn.
 const EVENTS_MAX: usize = 256;
 
@@ -40,6 +45,7 @@ pub(super) struct ControlListener {
 /// Socket that callers come by.
 struct Listener {
     socket: OwnedFd,
+    scope: Scope,
     /// True while a caller may wait in it: an event says so only once.
     may_accept: bool,
 }
@@ -88,16 +94,18 @@ impl ControlListener {
     /// Makes a front on `listeners`, which are bound, listening and non-blocking.
     pub(super) fn new(
         poll: Poll,
-        listeners: Vec<OwnedFd>,
+        listeners: Vec<(OwnedFd, Scope)>,
         callers_max: usize,
         context: ControlContext,
     ) -> io::Result<Self> {
-        for (index, listener) in listeners.iter().enumerate() {
+        for (index, (listener, _)) in listeners.iter().enumerate() {
             let (fd, token) = (listener.as_raw_fd(), Token(NOTIFIER.0 - 1 - index));
             poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE)?;
         }
-        let listeners =
-            listeners.into_iter().map(|socket| Listener { socket, may_accept: true }).collect();
+        let listeners = listeners
+            .into_iter()
+            .map(|(socket, scope)| Listener { socket, scope, may_accept: true })
+            .collect();
         Ok(Self { poll, listeners, callers: Slab::new(), callers_max, context })
     }
 
@@ -190,17 +198,20 @@ impl ControlListener {
             return;
         };
         match accept_with(&listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(socket) => self.admit(socket),
+            Ok(socket) => {
+                let scope = listener.scope;
+                self.admit(socket, scope);
+            }
             Err(Errno::AGAIN) => listener.may_accept = false,
             Err(Errno::INTR | Errno::CONNABORTED) => {}
             Err(error) => self.context.run_short("accept a caller", &error.into()),
         }
     }
 
-    fn admit(&mut self, socket: OwnedFd) {
+    fn admit(&mut self, socket: OwnedFd, scope: Scope) {
         let timeouts = self.context.timeouts;
-        if self.callers.len() >= self.callers_max && !self.evict() {
-            return ControlConn::new(socket, timeouts).refuse();
+        if self.is_full(scope) && !self.evict(scope) {
+            return ControlConn::new(socket, scope, timeouts).refuse();
         }
         let registered = self.poll.registry().register(
             &mut SourceFd(&socket.as_raw_fd()),
@@ -210,16 +221,27 @@ impl ControlListener {
         if let Err(error) = registered {
             return self.context.run_short("serve a caller", &error);
         }
-        let mut caller = ControlConn::new(socket, timeouts);
+        let mut caller = ControlConn::new(socket, scope, timeouts);
         if caller.drive(&mut self.context) {
             self.callers.insert(caller);
         }
     }
 
-    /// Closes the least important caller, if any may go. Half a request must not keep out a whole one.
-    fn evict(&mut self) -> bool {
-        let expendable =
-            self.callers.iter().filter_map(|(key, caller)| Some((caller.expendable()?, key)));
+    /// Returns true if there is no room for a caller of a listener with this scope.
+    fn is_full(&self, scope: Scope) -> bool {
+        let read_only = || self.callers.iter().filter(|(_, it)| it.scope == Scope::ReadOnly);
+        let monitor_max = (self.callers_max / MONITOR_SHARE).max(1);
+        self.callers.len() >= self.callers_max
+            || scope == Scope::ReadOnly && read_only().count() >= monitor_max
+    }
+
+    /// Closes the least important caller, if any may go. Half a request must not keep out a whole one, and those who only
+    /// look make room for each other alone.
+    fn evict(&mut self, newcomer: Scope) -> bool {
+        let expendable = self.callers.iter().filter_map(|(key, caller)| {
+            let may_go = newcomer == Scope::Full || caller.scope == Scope::ReadOnly;
+            may_go.then(|| Some((caller.expendable()?, key))).flatten()
+        });
         let Some((_, key)) = expendable.min() else { return false };
         self.callers.remove(key).refuse();
         true

@@ -18,6 +18,7 @@ mod body;
 mod command;
 mod conn;
 mod executor;
+mod hosts;
 mod index;
 mod listener;
 mod pending;
@@ -39,10 +40,11 @@ use backend::Backend;
 use conn::ControlContext;
 use crossbeam_channel::bounded;
 use executor::Executor;
+pub(crate) use hosts::HostPolicy;
+pub(crate) use index::Scope;
 use listener::{ControlListener, Notifier};
 use log::error;
 use mio::Poll;
-pub(crate) use request::HostPolicy;
 
 use crate::{error::Error, handle::Handle, log_limit::LogLimit, pause::leases::PROGRAM};
 
@@ -62,7 +64,7 @@ pub(crate) struct Control {
 impl Control {
     /// Serves the API on `listeners`, bound, listening, non-blocking sockets, for up to `callers_max` callers at once.
     pub(crate) fn start(
-        listeners: Vec<OwnedFd>,
+        listeners: Vec<(OwnedFd, Scope)>,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
@@ -79,7 +81,7 @@ impl Control {
     }
 
     fn start_with(
-        listeners: Vec<OwnedFd>,
+        listeners: Vec<(OwnedFd, Scope)>,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,

@@ -17,11 +17,7 @@ mod corpus;
 mod server;
 
 use super::{backend::UnlinkedListener, *};
-use crate::{
-    config::{self, address::Address},
-    handle::Handle,
-    pause::gate::Pass,
-};
+use crate::{handle::Handle, pause::gate::Pass};
 
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -109,11 +105,8 @@ const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn start(listener: OwnedFd, handle: &Handle, backend: Backend, timeouts: Timeouts) -> Control {
-    let control =
-        config::ControlConfig { addr: Address::tcp("localhost", 0), ..Default::default() };
-    let hosts = HostPolicy::new(&control);
-    Control::start_with(vec![listener], handle.clone(), hosts, CALLERS_MAX, backend, timeouts)
-        .unwrap()
+    let (hosts, listeners) = (HostPolicy::new([], &[]), vec![(listener, Scope::Full)]);
+    Control::start_with(listeners, handle.clone(), hosts, CALLERS_MAX, backend, timeouts).unwrap()
 }
 
 fn connect(addr: SocketAddr) -> TcpStream {

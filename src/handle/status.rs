@@ -124,10 +124,10 @@ pub struct Status {
 pub struct LeaseStatus {
     /// Name of the pause.
     pub name: String,
-    /// Reason given by the caller; null without one.
+    /// Reason given by the caller; null without one, and at `monitor.addr`.
     pub reason: Option<String>,
-    /// Caller that paused: an address, or the user and the process of a UNIX caller.
-    pub by: String,
+    /// Caller that paused: an address, or the user and the process of a UNIX caller; null at `monitor.addr`.
+    pub by: Option<String>,
     /// Treatment of new clients: `hold` or `reject`.
     pub mode: String,
     /// Time since which a pause of this name holds, in RFC 3339.
@@ -230,7 +230,7 @@ impl LeaseStatus {
         Self {
             name: terms.name.clone(),
             reason: terms.reason.clone(),
-            by: terms.by.clone(),
+            by: Some(terms.by.clone()),
             mode: mode_name(terms.mode).to_owned(),
             since: lease.since.shown.to_string(),
             expires_in_seconds: ends.map(|end| seconds(end.saturating_duration_since(now))),

@@ -27,6 +27,31 @@ pub(super) struct Listening {
     pub(super) addresses: Vec<Address>,
 }
 
+/// Sockets of the whole server.
+pub(super) struct Listeners {
+    pub(super) proxy: Listening,
+    pub(super) control: Listening,
+    pub(super) monitor: Option<Listening>,
+}
+
+impl Listeners {
+    /// Returns the number of sockets.
+    pub(super) fn count(&self) -> usize {
+        self.named().map(|(_, it)| it.listeners.iter().flatten().count()).sum()
+    }
+
+    /// Adds each listening address to the guard, so that no upstream may lead back to it.
+    pub(super) fn add_to(&self, guard: &mut LoopGuard) {
+        self.named().for_each(|(setting, listening)| listening.add_to(guard, setting));
+    }
+
+    /// Lists them with their settings.
+    fn named(&self) -> impl Iterator<Item = (&'static str, &Listening)> {
+        let monitor = self.monitor.as_ref().map(|monitor| ("monitor.addr", monitor));
+        [("proxy.addr", &self.proxy), ("control.addr", &self.control)].into_iter().chain(monitor)
+    }
+}
+
 impl Listening {
     /// Listens at each address, with a listener for each thread.
     pub(super) fn tcp(found: &[SocketAddr], threads: usize) -> io::Result<Self> {
@@ -50,8 +75,7 @@ impl Listening {
         Self { listeners: vec![vec![listener]], file, address, addresses }
     }
 
-    /// Adds each listening address to the guard, so that no upstream may lead back to it.
-    pub(super) fn add_to(&self, guard: &mut LoopGuard, setting: &'static str) {
+    fn add_to(&self, guard: &mut LoopGuard, setting: &'static str) {
         let file = self.file.as_ref().map(SocketFile::identity);
         match &self.address {
             Address::Unix(path) => guard.add(setting, SocketAddress::Unix(path.clone()), file),

@@ -5,7 +5,7 @@ mod listen;
 mod supervisor;
 
 use std::{
-    io,
+    io, iter,
     net::IpAddr,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -17,14 +17,14 @@ use mio::{Poll, Waker};
 
 use self::{
     limits::{Limits, counted},
-    listen::{Listening, listen},
+    listen::{Listeners, Listening, listen},
     supervisor::start_worker,
 };
 use crate::{
     admission::Admission,
     config::{Config, address::Address},
     connection::reject::policy::RejectPolicy,
-    control::{Control, HostPolicy},
+    control::{Control, HostPolicy, Scope},
     error::Error,
     handle::Handle,
     pause::{Pauses, expiry, gate::Mode},
@@ -45,11 +45,12 @@ const MAILBOX_MAX: usize = 1024;
 pub struct Server {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<End>>,
-    /// Socket file of the API. It is dropped before the API's listener, as another process may take over a file without one.
-    control_file: Option<SocketFile>,
+    /// Socket files of the API. They are dropped before its listeners, as another process may take over a file without one.
+    control_files: Vec<SocketFile>,
     control: Option<Control>,
     proxy_addr: Address,
     control_addr: Address,
+    monitor_addr: Option<Address>,
 }
 
 /// Handle to stop a [`Server`] from another thread.
@@ -81,8 +82,10 @@ impl Server {
         check_sources(&config.upstream.source_addrs)?;
         let threads = threads(&config);
         let control = listen("control.addr", &config.control.addr, 1, Some(config.control.mode))?;
+        let (addr, mode) = (config.monitor.addr.as_ref(), Some(config.monitor.mode));
+        let monitor = addr.map(|addr| listen("monitor.addr", addr, 1, mode)).transpose()?;
         let proxy = listen("proxy.addr", &config.proxy.addr, threads, config.proxy.mode)?;
-        Self::serve(config, reject_policy, files, control, proxy)
+        Self::serve(config, reject_policy, files, Listeners { proxy, control, monitor })
     }
 
     /// Starts every thread behind these listeners.
@@ -90,16 +93,14 @@ impl Server {
         config: Config,
         reject_policy: RejectPolicy,
         files: u64,
-        control: Listening,
-        proxy: Listening,
+        listeners: Listeners,
     ) -> Result<Self, Error> {
         let threads = threads(&config);
-        let listeners = control.listeners.iter().chain(&proxy.listeners).flatten().count();
-        let limits = Limits::new(files, threads, listeners, &config.proxy);
+        let limits = Limits::new(files, threads, listeners.count(), &config.proxy);
         limits.warn(files, &config.proxy);
         let mut guard = LoopGuard::default();
-        proxy.add_to(&mut guard, "proxy.addr");
-        control.add_to(&mut guard, "control.addr");
+        listeners.add_to(&mut guard);
+        let Listeners { proxy, control, monitor } = listeners;
         let upstream = Arc::new(Upstream::new(config.upstream, guard)?);
         let (workers, ends) = make_workers(threads)?;
         let workers = Arc::new(WorkerPool::new(workers, proxy.listeners.len()));
@@ -131,16 +132,22 @@ impl Server {
         let mut server = Self {
             shared,
             workers: Vec::with_capacity(threads),
-            control_file: control.file,
+            control_files: Vec::new(),
             control: None,
             proxy_addr: proxy.address,
-            control_addr: control.address,
+            control_addr: control.address.clone(),
+            monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
         };
         server.start_workers(ends, proxy.listeners, proxy.file)?;
-        let policy = HostPolicy::new(&config.control);
-        let listeners = control.listeners.into_iter().flatten().map(Into::into).collect();
-        server.control = Some(Control::start(listeners, server.handle(), policy, limits.callers)?);
-        server.announce(&proxy.addresses, &control.addresses, limits.clients);
+        let control_addresses = control.addresses.clone();
+        let monitor_addresses = monitor.as_ref().map(|it| it.addresses.clone());
+        let listened_at = [&config.control.addr].into_iter().chain(&config.monitor.addr);
+        let hosts = HostPolicy::new(listened_at, &config.control.hosts);
+        server.start_control(control, monitor, hosts, limits.callers)?;
+        server.announce(&proxy.addresses, &control_addresses, limits.clients);
+        if let Some(addresses) = monitor_addresses {
+            log::info!("monitor listens on {}", list(&addresses));
+        }
         Ok(server)
     }
 
@@ -167,6 +174,25 @@ impl Server {
         Ok(())
     }
 
+    /// Starts the API on the sockets of both of its listeners.
+    fn start_control(
+        &mut self,
+        control: Listening,
+        monitor: Option<Listening>,
+        hosts: HostPolicy,
+        callers_max: usize,
+    ) -> Result<(), Error> {
+        let mut sockets = Vec::new();
+        let monitor = monitor.map(|listening| (listening, Scope::ReadOnly));
+        for (listening, scope) in iter::once((control, Scope::Full)).chain(monitor) {
+            self.control_files.extend(listening.file);
+            let listeners = listening.listeners.into_iter().flatten();
+            sockets.extend(listeners.map(|listener| (listener.into(), scope)));
+        }
+        self.control = Some(Control::start(sockets, self.handle(), hosts, callers_max)?);
+        Ok(())
+    }
+
     /// Returns a handle to pause, resume and observe the proxy.
     pub fn handle(&self) -> Handle {
         Handle::new(Arc::clone(&self.shared))
@@ -187,6 +213,11 @@ impl Server {
         &self.control_addr
     }
 
+    /// Returns the address of the monitor, with the real port; the first one, if the name has several.
+    pub fn monitor_addr(&self) -> Option<&Address> {
+        self.monitor_addr.as_ref()
+    }
+
     /// Begins a graceful stop and returns at once. Only clients that are queued already are accepted; connections have the
     /// grace period to end, and held clients are held for as long, in case of a resume.
     pub fn stop(&self) {
@@ -203,7 +234,7 @@ impl Server {
         // A worker whose thread is gone has cut its connections.
         let ends: Vec<End> =
             self.workers.drain(..).map(|worker| worker.join().unwrap_or(End::Cut)).collect();
-        drop(self.control_file.take());
+        self.control_files.clear();
         drop(self.control.take());
         if ends.iter().all(|&end| end == End::Drained) {
             Outcome::Drained
@@ -215,9 +246,6 @@ impl Server {
     }
 
     fn announce(&self, proxy: &[Address], control: &[Address], clients_max: usize) {
-        let list = |addresses: &[Address]| {
-            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
-        };
         log::info!(
             "proxy listens on {} with {}, for up to {}",
             list(proxy),
@@ -270,6 +298,11 @@ impl Stopper {
     pub fn abort(&self) {
         self.0.abort();
     }
+}
+
+/// Lists addresses for the log.
+fn list(addresses: &[Address]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 /// Checks the configuration, and loads the files of the rejection.

@@ -42,7 +42,10 @@ fn start(
     let addresses = proxy.listeners[0].iter().map(|it| it.local_inet().unwrap()).collect();
     let policy = load(&config).unwrap();
     let files = sys::raise_open_files();
-    (Server::serve(config, policy, files, control, proxy).unwrap(), addresses)
+    (
+        Server::serve(config, policy, files, Listeners { proxy, control, monitor: None }).unwrap(),
+        addresses,
+    )
 }
 
 /// Sends a few bytes and waits for their echo.

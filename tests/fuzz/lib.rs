@@ -35,6 +35,7 @@ sources! {
 mod control {
     mod body;
     mod command;
+    mod hosts;
     mod index;
     mod query;
     mod request;

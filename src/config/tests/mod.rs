@@ -75,6 +75,9 @@ control:
   addr: \":3001\"
   mode: 0o640
   hosts: [a.example, b.example]
+monitor:
+  addr: 10.0.0.1:9100
+  mode: 0o640
 upstream:
   addr: '[::1]:80'
   connect-timeout: 1s
@@ -121,6 +124,7 @@ upstream:
             mode: 0o640,
             hosts: vec!["a.example".into(), "b.example".into()],
         },
+        monitor: MonitorConfig { addr: Some(Address::tcp("10.0.0.1", 9100)), mode: 0o640 },
         upstream: UpstreamConfig {
             addr: Address::tcp("::1", 80),
             connect_timeout: Duration::from_secs(1),
@@ -152,7 +156,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {hosts: [a, b]}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1]}}";
+    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1]}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {
@@ -223,6 +227,9 @@ fn settings_must_fit_together() {
             "control: {addr: 'unix://@a', mode: 0660}",
             Some("control.mode: control.addr (unix://@a)"),
         ),
+        ("monitor: {addr: 'unix:///a', mode: 0666}", None),
+        ("monitor: {addr: ':9100', mode: 0666}", Some("monitor.mode: monitor.addr (tcp://:9100)")),
+        ("monitor: {mode: 0666}", Some("monitor.mode: monitor.addr (not set) has no file")),
         ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix:///a'}", None),
         ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix://@a'}", Some("is taken")),
         ("proxy: {addr: 'unix://@a'}\nupstream: {addr: 'unix://@a'}", Some("leads back")),
@@ -255,6 +262,19 @@ fn settings_must_fit_together() {
             "proxy: {addr: 'localhost:3001'}",
             Some("control.addr: tcp://localhost:3001 is taken by proxy.addr"),
         ),
+        ("monitor: {addr: ':9100'}", None),
+        (
+            "monitor: {addr: 'localhost:3000'}",
+            Some(
+                "monitor.addr: tcp://localhost:3000 is taken by proxy.addr (tcp://localhost:3000)",
+            ),
+        ),
+        (
+            "monitor: {addr: ':3001'}",
+            Some("monitor.addr: tcp://:3001 is taken by control.addr (tcp://localhost:3001)"),
+        ),
+        ("monitor: {addr: 'unix:///a'}\ncontrol: {addr: 'unix:///a'}", Some("is taken by control")),
+        ("monitor: {addr: 'localhost:3002'}", Some("leads back to monitor.addr")),
         ("proxy: {addr: 'LOCALHOST:3001'}", Some("is taken")),
         ("proxy: {addr: '127.0.0.1:3001'}", Some("is taken")),
         ("proxy: {addr: ':3001'}", Some("is taken")),

@@ -18,7 +18,7 @@ fn wrong_keys_are_told_with_their_place_and_the_remedy() {
         ("threads: 3", "t.yml:1:1: unknown key `threads`; did you mean `proxy.threads`?"),
         (
             "addr: :3",
-            "t.yml:1:1: unknown key `addr`; did you mean `proxy.addr`, `control.addr`, `upstream.addr`?",
+            "t.yml:1:1: unknown key `addr`; did you mean `proxy.addr`, `control.addr`, `monitor.addr`, `upstream.addr`?",
         ),
         (
             "proxy:\n  x: 3",

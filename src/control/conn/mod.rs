@@ -18,10 +18,12 @@ use super::{
     backend::unserved,
     command::{Awaited, Caller, Command},
     executor::{Answer, Job, Reply},
+    hosts::HostPolicy,
+    index::Scope,
     listener::Notifier,
     pending::PendingPause,
     query::OnTimeout,
-    request::{HEAD_BYTES_MAX, HostPolicy, HttpError, Incoming, Progress, Request},
+    request::{HEAD_BYTES_MAX, HttpError, Incoming, Progress, Request},
     response::Response,
 };
 use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState, sys::sock_diag::peer_uid};
@@ -86,6 +88,8 @@ pub(super) struct ControlConn {
     /// Name of the caller, for the log.
     name: String,
     arrived: Instant,
+    /// Requests that its listener is for.
+    pub(super) scope: Scope,
     timeouts: Timeouts,
     peer: Peer,
     /// The bytes that it has sent.
@@ -157,7 +161,7 @@ impl From<Errno> for Halt {
 
 impl ControlConn {
     /// Begins to serve a caller.
-    pub(super) fn new(socket: OwnedFd, timeouts: Timeouts) -> Self {
+    pub(super) fn new(socket: OwnedFd, scope: Scope, timeouts: Timeouts) -> Self {
         let arrived = Instant::now();
         Self {
             deadline: Some(arrived + timeouts.exchange),
@@ -165,6 +169,7 @@ impl ControlConn {
             name: name(&socket),
             socket,
             arrived,
+            scope,
             timeouts,
             peer: Peer::Open,
             request: Incoming::default(),
@@ -291,7 +296,7 @@ impl ControlConn {
 
     /// Refuses the request, begins to wait for idle if it asks for that alone, or hands it to the executor.
     fn begin(&mut self, request: &Request, context: &mut ControlContext) -> Result<(), Halt> {
-        let command = match Command::parse(request) {
+        let command = match Command::parse(request, self.scope) {
             Ok(command) => command,
             Err(refusal) => {
                 self.answer(unserved(&refusal, self.request.is_head()));

@@ -3,22 +3,20 @@
 use super::super::{
     body::BODY_BYTES_MAX,
     command::Command,
+    hosts::HostPolicy,
+    index::Scope,
     query::{Pause, Resume, parse_none, parse_wait},
-    request::{HEAD_BYTES_MAX, HostPolicy, Incoming, Progress, Request},
+    request::{HEAD_BYTES_MAX, Incoming, Progress, Request},
     response::Response,
 };
-use crate::config::{self, address::Address};
+use crate::config::address::Address;
 
 /// Longest request of which every beginning is tried; of longer ones, a few are.
 const WHOLE_BYTES_MAX: usize = 64;
 
 /// Checks one request, or other bytes in place of one, as the front reads it: piece by piece.
 pub(crate) fn control_request(bytes: &[u8]) {
-    let hosts = HostPolicy::new(&config::ControlConfig {
-        mode: 0o600,
-        addr: Address::tcp("control.example", 3001),
-        hosts: Vec::new(),
-    });
+    let hosts = HostPolicy::new(&[Address::tcp("control.example", 3001)], &[]);
     let all = Incoming::default().take(bytes, &hosts);
     let step = (bytes.len() / WHOLE_BYTES_MAX).max(1);
     for split in (0..bytes.len()).step_by(step) {
@@ -55,7 +53,10 @@ pub(crate) fn control_request(bytes: &[u8]) {
                 parse_none(query).err(),
             ];
             let answers = errors.into_iter().flatten().map(|text| Response::error(400, &text));
-            for answer in answers.chain(Command::parse(&request).err()) {
+            let refused = [Scope::Full, Scope::ReadOnly]
+                .into_iter()
+                .filter_map(|scope| Command::parse(&request, scope).err());
+            for answer in answers.chain(refused) {
                 let line = answer.body.trim_end_matches('\n');
                 assert!(line.bytes().all(|byte| byte >= b' '), "{answer:?}");
             }

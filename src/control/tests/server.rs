@@ -62,7 +62,7 @@ fn a_lost_answer_is_written_without_the_server() {
 
 /// Lists the callers whose pauses hold.
 fn callers(handle: &Handle) -> Vec<String> {
-    handle.status().leases.into_iter().map(|lease| lease.by).collect()
+    handle.status().leases.into_iter().filter_map(|lease| lease.by).collect()
 }
 
 /// Its answer is lost and written without the server: by then, others have changed what it has done.

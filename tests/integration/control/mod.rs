@@ -3,3 +3,4 @@
 mod abuse;
 mod api;
 mod flood;
+mod monitor;

@@ -142,7 +142,10 @@ impl fmt::Display for Pause<'_> {
         if let Some(reason) = &lease.reason {
             write!(f, " ({reason})")?;
         }
-        write!(f, " by {} since {}: {}", lease.by, lease.since, lease.mode)?;
+        if let Some(by) = &lease.by {
+            write!(f, " by {by}")?;
+        }
+        write!(f, " since {}: {}", lease.since, lease.mode)?;
         if let Some(seconds) = lease.expires_in_seconds {
             write!(f, ", ends in {}", age(seconds))?;
         }
