@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     index::{self, Scope},
-    query::{Pause, Resume, Wait, parse_none, parse_wait},
+    query::{Pause, Resume, Wait, parse_none, parse_ready, parse_wait},
     request::Request,
     response::Response,
 };
@@ -36,6 +36,8 @@ pub(super) enum Command {
     GetPaused,
     /// `GET /status`, with reasons and callers of pauses if the scope is full.
     GetStatus { scope: Scope },
+    /// `GET /ready`.
+    GetReady { paused_is_ready: bool },
     /// `GET /paused/block-until-idle`.
     WaitIdle { timeout: Option<Duration> },
 }
@@ -77,6 +79,9 @@ impl Command {
             }
             (_, "/paused") => parse_none(query).map(|()| Self::GetPaused),
             (_, "/status") => parse_none(query).map(|()| Self::GetStatus { scope }),
+            (_, "/ready") => {
+                parse_ready(query).map(|paused_is_ready| Self::GetReady { paused_is_ready })
+            }
             _ => parse_wait(query).map(|timeout| Self::WaitIdle { timeout }),
         }
         .map_err(|text| Response::error(400, &text))
@@ -107,6 +112,7 @@ impl Command {
             Self::GetIndex { html: true | false, scope } => index::list(scope),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
             Self::GetStatus { scope } => status(handle, scope),
+            Self::GetReady { paused_is_ready } => ready(handle, paused_is_ready),
             // The front has waited for it already.
             Self::WaitIdle { .. } => Response::empty(204),
         })
@@ -157,6 +163,19 @@ fn resume(wanted: &Resume, caller: &Caller, handle: &Handle) -> Response {
     Response::empty(204)
 }
 
+/// Tells balancers if new clients are served, or will be.
+fn ready(handle: &Handle, paused_is_ready: bool) -> Response {
+    let because = if handle.is_stopping() {
+        "It is stopping"
+    } else if handle.is_paused() && !paused_is_ready {
+        "It is paused"
+    } else {
+        return Response::json("{\"ready\": true}\n".to_owned());
+    };
+    let body = format!("{{\"ready\": false, \"error\": \"{because}.\", \"status\": 503}}\n");
+    Response { status: 503, ..Response::json(body) }
+}
+
 fn status(handle: &Handle, scope: Scope) -> Response {
     let mut status = handle.status();
     if scope == Scope::ReadOnly {
@@ -203,6 +222,9 @@ mod tests {
             ("GET", "/paused", 200, r#"{"paused": false}"#),
             ("PUT", "/", 405, ""),
             ("GET", "/?a", 400, ""),
+            ("GET", "/ready", 200, "{\"ready\": true}\n"),
+            ("PUT", "/ready", 405, ""),
+            ("GET", "/ready?paused=200", 400, ""),
             ("OPTIONS", "/status", 405, ""),
             ("POST", "/paused", 405, ""),
             ("PUT", "/paused/block-until-idle", 405, ""),

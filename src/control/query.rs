@@ -21,6 +21,9 @@ pub(super) const RESUME: &[&str] = &["name", "release"];
 /// Parameters of `GET /paused/block-until-idle`.
 pub(super) const WAIT: &[&str] = &["timeout"];
 
+/// Parameters of `GET /ready`.
+const READY: &[&str] = &["paused"];
+
 const NAME_BYTES_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 200;
 /// Shortest silence of a quiet connection: below, it may wait for its answer.
@@ -132,6 +135,12 @@ impl Resume {
 /// Parses the query of a wait, whose only parameter is its timeout.
 pub(super) fn parse_wait(query: &str) -> Result<Option<Duration>, String> {
     Query::parse(query, WAIT)?.duration("timeout")
+}
+
+/// Parses the query of `GET /ready`. Returns true if a paused proxy counts as ready.
+pub(super) fn parse_ready(query: &str) -> Result<bool, String> {
+    let unready = Query::parse(query, READY)?.one_of("paused", &[("503", ())])?;
+    Ok(unready.is_none())
 }
 
 /// Parses the query of a call without parameters.
@@ -349,6 +358,12 @@ mod tests {
         assert_eq!(parse_wait(""), Ok(None));
         assert_eq!(parse_wait("?timeout=30s").map_err(drop), Err(()));
         assert_eq!(parse_wait("&%74imeout=%33%30s&"), seconds(30));
+        assert_eq!((parse_ready(""), parse_ready("paused=503")), (Ok(true), Ok(false)));
+        for (query, part) in
+            [("paused=200", "write 503"), ("paused", "503"), ("pausd=503", "paused")]
+        {
+            assert!(parse_ready(query).unwrap_err().contains(part), "{query}");
+        }
         assert!(parse_none("").is_ok() && parse_none("a").unwrap_err().contains("none"));
     }
 }

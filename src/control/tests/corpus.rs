@@ -5,7 +5,7 @@ use super::super::{
     command::Command,
     hosts::HostPolicy,
     index::Scope,
-    query::{Pause, Resume, parse_none, parse_wait},
+    query::{Pause, Resume, parse_none, parse_ready, parse_wait},
     request::{HEAD_BYTES_MAX, Incoming, Progress, Request},
     response::Response,
 };
@@ -51,6 +51,7 @@ pub(crate) fn control_request(bytes: &[u8]) {
                 Resume::parse(query).err(),
                 parse_wait(query).err(),
                 parse_none(query).err(),
+                parse_ready(query).err(),
             ];
             let answers = errors.into_iter().flatten().map(|text| Response::error(400, &text));
             let refused = [Scope::Full, Scope::ReadOnly]

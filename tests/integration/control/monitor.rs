@@ -133,12 +133,35 @@ fn both_listeners_answer_until_the_last_connection_is_gone() {
     proxy.wait_refused();
     for api in [&monitor, proxy.control()] {
         assert_eq!(api.get("/status").status, 200);
+        assert!(api.get("/ready").assert_error(503).contains("stopping"));
     }
     client.assert_echo(b"still here");
     client.finish();
     assert_eq!(client.receive_all().end, End::Eof);
     assert_eq!(proxy.exit_code(), 0);
     assert!(!path.exists(), "the socket file is left behind");
+}
+
+#[test]
+fn a_paused_proxy_is_ready_unless_it_is_asked_otherwise() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).arg("--monitor-addr=127.0.0.1:0").start();
+    for api in [&monitor(&proxy), proxy.control()] {
+        let ready = |target: &str| {
+            let response = api.get(target);
+            let body: Value = serde_json::from_slice(&response.body).unwrap();
+            assert_eq!(body["ready"], response.status == 200, "{response}");
+            response.status
+        };
+        assert_eq!((ready("/ready"), ready("/ready?paused=503")), (200, 200));
+        proxy.control().pause();
+        assert_eq!((ready("/ready"), ready("/ready?paused=503")), (200, 503));
+        proxy.control().resume();
+        for wrong in ["/ready?paused=200", "/ready?paused", "/ready?x=1"] {
+            api.get(wrong).assert_error(400);
+        }
+        api.request("POST", "/ready", &[]).assert_error(405);
+    }
 }
 
 /// Callers of the monitor may be many and slow. They take a quarter of the seats, and the newest takes that of the oldest.
