@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     index::{self, Scope},
+    page::page,
     query::{Pause, Resume, Wait, parse_none, parse_ready, parse_wait},
     request::Request,
     response::Response,
@@ -109,7 +110,8 @@ impl Command {
         Some(match self {
             Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
-            Self::GetIndex { html: true | false, scope } => index::list(scope),
+            Self::GetIndex { html: true, .. } => page(),
+            Self::GetIndex { html: false, scope } => index::list(scope),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
             Self::GetStatus { scope } => status(handle, scope),
             Self::GetReady { paused_is_ready } => ready(handle, paused_is_ready),

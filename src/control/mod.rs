@@ -21,6 +21,7 @@ mod executor;
 mod hosts;
 mod index;
 mod listener;
+mod page;
 mod pending;
 mod query;
 mod request;
