@@ -48,8 +48,8 @@ test-pipes: ## Run the tests that move bytes without pipes, and with one for eac
 
 # That user may not see the source and the packages, which some tests look at. The rest of these takes long, and neither
 # opens files, sockets, pipes or threads up to a limit, nor asks whose they are.
-SAME_FOR_ALL := meta:: control::abuse load::chaos load::kinds load::maintenance load::soak load::stop pause::drain pause::exact \
-	pause::pace process::cli::the_demo reject:: relay::streams upstream::connect upstream::dead_addresses upstream::retry
+SAME_FOR_ALL := meta:: control::abuse control::page load::chaos load::kinds load::maintenance load::soak load::stop pause::drain \
+	pause::exact pause::pace process::cli::the_demo reject:: relay::streams upstream::connect upstream::dead_addresses upstream::retry
 
 test-unprivileged: ## Run the tests that privileges matter to as a user without any
 	$(CARGO) test --locked --test integration --config "target.'cfg(unix)'.runner = '.ci/unprivileged'" -- $(SAME_FOR_ALL:%=--skip %)

@@ -4,3 +4,4 @@ mod abuse;
 mod api;
 mod flood;
 mod monitor;
+mod page;

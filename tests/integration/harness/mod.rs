@@ -3,6 +3,7 @@
 //! Nothing here waits without a deadline: sockets have [`PATIENCE`] as their timeout, events are awaited with
 //! [`wait_until`] or on a condition variable, and a proxy dies with the test that started it.
 
+mod browser;
 mod control;
 mod namespace;
 mod net;
@@ -24,6 +25,7 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+pub(crate) use browser::Browser;
 pub(crate) use control::{Control, Response, Status};
 pub(crate) use namespace::{FIGURE, in_namespace};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, reserve};
