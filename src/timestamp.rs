@@ -12,7 +12,7 @@ pub struct Rfc3339(pub SystemTime);
 
 impl Rfc3339 {
     /// Returns the time of day.
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         Self(SystemTime::now())
     }
 

@@ -1,26 +1,19 @@
 //! The commands that ask a running proxy: what they do, print and end with.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::mpsc::channel,
-};
-
 use serde_json::json;
 
 use crate::harness::{
-    Addr, End, Family, Finished, PATIENCE, Proxy, Received, Upstream, binary, echo, program,
-    reserve, spawn, wait_until,
+    Addr, End, Family, Finished, Proxy, Received, Upstream, echo, program, reserve,
 };
 
 /// Runs a command against the API at `control`.
 #[track_caller]
-fn run(control: &Addr, arguments: &[&str]) -> Finished {
+pub(super) fn run(control: &Addr, arguments: &[&str]) -> Finished {
     program().args(arguments).arg("--control-addr").arg(control.to_string()).run()
 }
 
 #[track_caller]
-fn assert_done(control: &Addr, arguments: &[&str], printed: &str) {
+pub(super) fn assert_done(control: &Addr, arguments: &[&str], printed: &str) {
     let finished = run(control, arguments);
     assert_eq!((finished.code, &*finished.stderr), (0, ""), "{arguments:?}");
     assert_eq!(finished.stdout, printed, "{arguments:?}");
@@ -37,14 +30,14 @@ fn assert_failed(finished: &Finished, code: i32, told: &str) {
     assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
 }
 
-fn proxy() -> (Upstream, Proxy) {
+pub(super) fn proxy() -> (Upstream, Proxy) {
     let upstream = Upstream::tcp(echo);
     let proxy = Proxy::to(&upstream);
     (upstream, proxy)
 }
 
 /// An API that gives this answer to each request.
-fn answering(answer: &'static str) -> Upstream {
+pub(super) fn answering(answer: &'static str) -> Upstream {
     Upstream::tcp(move |mut stream| {
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\n") {
@@ -102,7 +95,7 @@ fn pause_hands_on_what_it_is_given() {
     );
     let shown = run(addr, &["status"]);
     for part in [
-        "state       paused since 2",
+        "state       paused ",
         "ä & b=1 (100% \"new\" +1) by 127.0.0.1:",
         ": reject, ends in 59m59s, drains what is quiet for 1h\n",
     ] {
@@ -147,11 +140,11 @@ fn a_wait_in_vain_is_75() {
     let wait = run(addr, &["wait", "--timeout=50ms"]);
     assert_failed(&wait, 75, "are still carried or dialled for; tcpause status counts them");
     let undone = run(addr, &["pause", "--wait=50ms"]);
-    assert_failed(&undone, 75, "undone; connections: 1, the oldest for ");
-    assert_failed(&undone, 75, "; wait for longer (--wait), or see --drain and --on-timeout kill");
+    assert_failed(&undone, 75, "; the pause is undone; see --wait, --drain and --on-timeout kill");
+    assert_failed(&undone, 75, "not idle in time, connections left: 1");
     assert!(!proxy.control().is_paused());
     let keep = run(addr, &["pause", "--wait=50ms", "--on-timeout=keep"]);
-    assert_failed(&keep, 75, "stays paused; connections: 1, ");
+    assert_failed(&keep, 75, "; it stays paused; see --wait");
     assert!(proxy.control().is_paused());
     client.assert_echo(b"still carried");
     let killed = run(addr, &["pause", "--wait=50ms", "--on-timeout=kill"]);
@@ -162,6 +155,23 @@ fn a_wait_in_vain_is_75() {
     );
     assert!(killed.stdout.ends_with("s, connections reset: 1\n"), "{killed:?}");
     assert_eq!(client.receive_all().end, End::Reset);
+}
+
+#[test]
+fn a_wait_in_vain_names_the_oldest_connections() {
+    const BODY: &str = r#"{"error": "The time is up: connections are still carried or dialled for. The pause is undone.", "status": 504, "active": 9, "oldest_seconds": 31.2, "paused": false, "oldest": ["tcp://10.0.0.7:51544 for 31s, idle 4s", "tcp://10.0.0.8:1 for 2s, idle 0s"]}
+"#;
+
+    let answer = format!("HTTP/1.1 504 T\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len());
+    let api = answering(answer.leak());
+    let told = "tcpause: not idle in time, connections left: 9 (tcp://10.0.0.7:51544 for 31s, idle 4s; \
+                tcp://10.0.0.8:1 for 2s, idle 0s); the pause is undone; see --wait, --drain and --on-timeout kill";
+    let pause = run(api.addr(), &["pause", "--wait=1s"]);
+    assert_eq!((pause.code, &*pause.stdout, &*pause.stderr), (75, "", told));
+    let exec = program().args(["exec", "--wait=1s", "--control-addr"]).arg(api.addr().to_string());
+    let exec = exec.args(["--", "true"]).run();
+    let told = format!("{told}; the command was not run");
+    assert_eq!((exec.code, &*exec.stdout, &*exec.stderr), (75, "", &*told));
 }
 
 #[test]
@@ -308,106 +318,6 @@ fn the_api_is_that_of_the_option_or_of_the_file() {
     assert_failed(&missing, 2, "nowhere.yml: cannot read the configuration: No such file");
     let wrong = program().args(["wait", "--control-addr=localhost"]).run();
     assert_failed(&wrong, 2, "--control-addr: \"localhost\" lacks a port");
-}
-
-#[test]
-fn status_shows_what_the_api_tells() {
-    const BODY: &str = r#"{"version":"0.1.0","uptime_seconds":90.5,"paused":true,"paused_since":"2026-11-24T11:45:35.666Z","leases":[{"name":"deploy","reason":null,"by":"uid 0, pid 12","mode":"hold","since":"2026-11-24T11:45:35.666Z","expires_in_seconds":null,"drain_quiet_seconds":null}],"held":3,"connecting":0,"active":2,"oldest_seconds":61.9,"rejecting":0,"accepted":9,"rejected":0,"failed":0,"bytes_to_upstream":1536,"bytes_to_client":12,"upstream":"tcp://localhost:3002","threads":2,"worker_panics":0,  "odd": 1}
-"#;
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len());
-    let api = answering(answer.leak());
-    assert_done(api.addr(), &["status", "--json"], BODY);
-    let request = api.received().bytes;
-    let expected = format!(
-        "GET /status HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n",
-        api.addr().port()
-    );
-    assert_eq!(String::from_utf8_lossy(&request), expected);
-    assert_done(
-        api.addr(),
-        &["status"],
-        "\
-state       paused since 2026-11-24T11:45:35.666Z
-held        3
-connecting  0
-active      2, the oldest for 1m1s
-rejecting   0
-bytes       1.5 KiB to the upstream, 12 B to clients
-upstream    tcp://localhost:3002
-tcpause     0.1.0, up for 1m30s
-pause       deploy by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold
-",
-    );
-    let (_upstream, proxy) = proxy();
-    assert!(run(proxy.control().addr(), &["status"]).stdout.starts_with("state       running\n"));
-}
-
-#[test]
-fn status_shows_what_is_seldom_and_who_is_still_to_be_let_go() {
-    const BODY: &str = r#"{"version":"0.1.0","uptime_seconds":1,"paused":false,"paused_since":null,"leases":[],"held":7,"connecting":0,"active":0,"oldest_seconds":null,"rejecting":0,"accepted":9,"rejected":1,"failed":2,"left":3,"drained":4,"killed":5,"bytes_to_upstream":0,"bytes_to_client":0,"upstream":"u","threads":2,"worker_panics":6}"#;
-
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len());
-    assert_done(
-        answering(answer.leak()).addr(),
-        &["status"],
-        "\
-state       running, 7 still to be let go
-held        7
-connecting  0
-active      0
-rejecting   0
-rejected    1
-failed      2
-left        3
-drained     4
-killed      5
-panics      6
-bytes       0 B to the upstream, 0 B to clients
-upstream    u
-tcpause     0.1.0, up for 1s
-",
-    );
-}
-
-/// A command that does not end by itself; it dies with its owner.
-struct Watch(Child);
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        // An error says that it has ended already.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-#[test]
-fn watch_shows_it_again_and_survives_the_proxy() {
-    let upstream = Upstream::tcp(echo);
-    let mut proxy = Proxy::builder().upstream(&upstream).control(Family::Unix).start();
-    let mut command = Command::new(binary());
-    command.args(["status", "--watch", "--control-addr", &proxy.control().addr().to_string()]);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut watch = Watch(child);
-    let (sender, lines) = channel();
-    let stdout = watch.0.stdout.take().unwrap();
-    drop(spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            drop(sender.send(line));
-        }
-    }));
-    let wait_line = |begin: &str| {
-        wait_until(begin, || lines.recv_timeout(PATIENCE).expect("a line").starts_with(begin));
-    };
-    wait_line("state       running");
-    proxy.control().pause();
-    wait_line("state       paused since");
-    proxy.terminate();
-    assert_eq!(proxy.exit_code(), 0);
-    wait_line("cannot reach the control API");
-    let again = proxy.sibling().upstream(&upstream).control(Family::Unix).start();
-    wait_line("state       running");
-    assert!(watch.0.try_wait().unwrap().is_none());
-    drop(again);
 }
 
 #[test]

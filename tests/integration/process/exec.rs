@@ -80,7 +80,7 @@ impl Exec {
         assert!(line.contains(text), "{line}");
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("a process of ours");
     }
 

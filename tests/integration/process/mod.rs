@@ -11,4 +11,5 @@ mod listen;
 mod log;
 mod log_format;
 mod signals;
+mod status;
 pub(crate) mod stop;

@@ -127,8 +127,9 @@ impl Exec {
         // An inherited "ignore" of SIGCHLD would discard the command's exit code; a handler replaces it.
         flag::register(SIGCHLD, Arc::default()).map_err(|error| cannot_listen(&error))?;
         let (sender, events) = unbounded();
-        let mut signals = SignalsInfo::<WithOrigin>::new(heeded_signals())
-            .map_err(|error| cannot_listen(&error))?;
+        let mut signals =
+            SignalsInfo::<WithOrigin>::new(heeded(&[SIGINT, SIGTERM, SIGHUP, SIGQUIT]))
+                .map_err(|error| cannot_listen(&error))?;
         let signalled = sender.clone();
         spawn("signals", "listens to signals", move || {
             for signal in signals.forever() {
@@ -347,7 +348,7 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
     drop(events.send(Event::Ended(if is_there { End::Lifted } else { End::ProxyGone })));
 }
 
-fn cannot_listen(error: &io::Error) -> Failure {
+pub(super) fn cannot_listen(error: &io::Error) -> Failure {
     Failure::Other(format!("cannot listen to signals: {error}"))
 }
 
@@ -382,17 +383,22 @@ fn reason_of(program: &[OsString]) -> String {
     reason
 }
 
-/// Returns the signals to listen to. An ignored signal stays ignored, here and for the command, as `nohup` requires.
-fn heeded_signals() -> Vec<i32> {
+/// Returns those of `signals` that are not ignored. An ignored signal stays ignored, here and for the command, as `nohup`
+/// requires.
+pub(super) fn heeded(signals: &[i32]) -> Vec<i32> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
     let is_heeded = |signal: &i32| ignored & (1 << (signal - 1)) == 0;
-    [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(is_heeded).collect()
+    signals.iter().copied().filter(is_heeded).collect()
 }
 
 /// Starts the thread `name`, whose purpose an error tells.
-fn spawn(name: &str, purpose: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+pub(super) fn spawn(
+    name: &str,
+    purpose: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<(), Failure> {
     let spawned = Builder::new().name(name.to_owned()).spawn(run).map(drop);
     spawned.map_err(|error| Error::no_thread(purpose, &error).into())
 }

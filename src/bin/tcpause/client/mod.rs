@@ -3,7 +3,9 @@
 mod exec;
 mod http;
 mod program;
+mod screen;
 mod status;
+mod table;
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
@@ -36,7 +38,7 @@ const EXIT_UNREACHABLE: u8 = 69;
 const EXIT_NOT_NOW: u8 = 75;
 
 /// The remedy for a pause that is not idle in time.
-const NOT_IDLE_REMEDY: &str = "wait for longer (--wait), or see --drain and --on-timeout kill";
+const NOT_IDLE_REMEDY: &str = "see --wait, --drain and --on-timeout kill";
 
 /// Failure of a command, as one line with the remedy.
 #[derive(Debug)]
@@ -71,15 +73,8 @@ impl Failure {
         let Some(sentence) = body.get("error").and_then(Value::as_str) else {
             return api.stranger(&format!("answered {}", answer.status));
         };
-        let mut sentence = for_operators(sentence);
-        let number = |name: &str| body.get(name).and_then(Value::as_f64);
-        // After a wait in vain, the answer has the number of connections that were left.
-        if let Some(active) = number("active") {
-            let oldest = number("oldest_seconds").map_or_else(String::new, |oldest| {
-                format!(", the oldest for {}", status::age(oldest))
-            });
-            sentence = format!("{sentence}; connections: {active}{oldest}; {NOT_IDLE_REMEDY}");
-        }
+        // After a wait in vain, the answer counts the connections that were left.
+        let sentence = not_idle(&body).unwrap_or_else(|| for_operators(sentence));
         match answer.status {
             409 | 503 | 504 => Self::NotNow(sentence),
             400..=499 => Self::Usage(sentence),
@@ -95,6 +90,29 @@ impl From<Error> for Failure {
             Error::System(text) => Self::Other(text),
         }
     }
+}
+
+/// Returns the line about a pause that was not idle in time; `None` if the answer is of another kind.
+fn not_idle(body: &Value) -> Option<String> {
+    let active = body.get("active")?;
+    let oldest = body.get("oldest_seconds").and_then(Value::as_f64);
+    let listed: Vec<&str> = body
+        .get("oldest")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let left = match (listed.as_slice(), oldest) {
+        ([], None) => String::new(),
+        ([], Some(oldest)) => format!(", the oldest for {}", table::age(oldest)),
+        _ => format!(" ({})", listed.join("; ")),
+    };
+    let pause = match body.get("paused") {
+        Some(Value::Bool(true)) => "it stays paused",
+        _ => "the pause is undone",
+    };
+    Some(format!("not idle in time, connections left: {active}{left}; {pause}; {NOT_IDLE_REMEDY}"))
 }
 
 /// Turns the API's sentences into the text of a command's error: its parameters are options there, no clause begins with a
