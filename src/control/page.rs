@@ -8,7 +8,7 @@ const TYPE: &str = "text/html; charset=utf-8";
 /// the file.
 const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-1drYfKNJkwmLFnxzTuzv8YOBxPtDk8IoxlDBSY0j+D4='; \
-    script-src 'sha256-psRE0iVrDG+/cM6ijUtz4m2+9iKC4H+xFLUUC9l7LWU='; \
+    script-src 'sha256-wG3tA4Y1XjYmVWEdSVb8rQKHJueJUFj9xfE6KNkA5Vs='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Returns the page.
