@@ -18,6 +18,7 @@ MAN := $(DESTDIR)$(PREFIX)/share/man/man1/tcpause.1
 BASH := $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tcpause
 ZSH := $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tcpause
 FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tcpause.fish
+UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
 
 .DEFAULT_GOAL := help
@@ -94,10 +95,13 @@ install: ## Install what `make build` has built: PREFIX=/usr/local DESTDIR=
 	$(TCPAUSE) completion bash | $(INSTALL) -D -m 644 /dev/stdin $(BASH)
 	$(TCPAUSE) completion zsh | $(INSTALL) -D -m 644 /dev/stdin $(ZSH)
 	$(TCPAUSE) completion fish | $(INSTALL) -D -m 644 /dev/stdin $(FISH)
+	$(TCPAUSE) unit service | $(INSTALL) -D -m 644 /dev/stdin $(UNITS)/tcpause.service
+	$(TCPAUSE) unit socket | $(INSTALL) -D -m 644 /dev/stdin $(UNITS)/tcpause.socket
+	$(TCPAUSE) unit template | $(INSTALL) -D -m 644 /dev/stdin $(UNITS)/tcpause@.service
 	test -e $(CONFIG) || $(INSTALL) -D -m 644 tcpause.yml $(CONFIG)
 
 uninstall: ## Remove what was installed, but for the configuration
-	rm -f $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH)
+	rm -f $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH) $(UNITS)/tcpause.service $(UNITS)/tcpause.socket $(UNITS)/tcpause@.service
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -72,6 +72,7 @@ fn main() -> ExitCode {
         Command::Help(name) => print(&cli::help(name, io::stdout().is_terminal())),
         Command::Version => print(concat!("tcpause ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Man => print(&cli::man()),
+        Command::Unit(text) => print(text),
         Command::Completion(Shell::Bash) => print(&cli::bash()),
         Command::Completion(Shell::Zsh) => print(&cli::zsh()),
         Command::Completion(Shell::Fish) => print(&cli::fish()),

@@ -26,8 +26,20 @@ pub(crate) struct Word {
 /// Shells with completions.
 pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
+/// Units of systemd, each with its text.
+pub(crate) const UNITS: [(&str, &str); 3] = [
+    ("service", include_str!("../units/tcpause.service")),
+    ("socket", include_str!("../units/tcpause.socket")),
+    ("template", include_str!("../units/tcpause@.service")),
+];
+
+/// Returns the names of the units.
+pub(crate) fn unit_names(separator: &str) -> String {
+    UNITS.map(|(name, _)| name).join(separator)
+}
+
 /// Every command, in the order of the help.
-pub(crate) static COMMANDS: [Word; 9] = [
+pub(crate) static COMMANDS: [Word; 10] = [
     Word {
         name: "pause",
         argument: "",
@@ -110,6 +122,14 @@ pub(crate) static COMMANDS: [Word; 9] = [
         name: "completion",
         argument: "SHELL",
         help: "Print the completions for bash, zsh or fish",
+        more: "",
+        client: None,
+        options: &[],
+    },
+    Word {
+        name: "unit",
+        argument: "KIND",
+        help: "Print a unit for systemd: service, which is the default, socket or template",
         more: "",
         client: None,
         options: &[],

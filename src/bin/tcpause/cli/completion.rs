@@ -7,7 +7,7 @@
 use tcpause::settings::Completion;
 
 use super::{
-    commands::{COMMANDS, SHELLS, Word},
+    commands::{COMMANDS, SHELLS, Word, unit_names},
     options::{OPTIONS, Opt},
     topics::{help_names, topic_names},
 };
@@ -21,7 +21,7 @@ pub(crate) fn bash() -> String {
     }
     let run: Vec<&Opt> = OPTIONS.iter().collect();
     cases += &bash_case("*", &run);
-    let shells = SHELLS.join(" ");
+    let (shells, units) = (SHELLS.join(" "), unit_names(" "));
     let pages = help_names().collect::<Vec<_>>().join(" ");
     format!(
         "\
@@ -86,6 +86,7 @@ _tcpause() {{
 {cases}    esac
     case $before in
         completion) words=\"{shells}\" ;;
+        unit) words=\"{units}\" ;;
         help) words=\"{pages}\" ;;
         *)
             if [[ -z $words && $word == -* ]]; then
@@ -149,11 +150,11 @@ pub(crate) fn zsh() -> String {
     for opt in OPTIONS.iter() {
         text += &format!("        {} \\\n", zsh_option(opt));
     }
-    let shells = SHELLS.join(" ");
+    let (shells, units) = (SHELLS.join(" "), unit_names(" "));
     let topics = topic_names().collect::<Vec<_>>().join(" ");
     text += "        '1:command:{_describe command commands}' \\\n";
     text += &format!(
-        "        '2:argument:{{case $line[1] in completion) compadd {shells} ;; help) _describe command commands; compadd {topics} ;; esac}}'\n}}\n\n"
+        "        '2:argument:{{case $line[1] in completion) compadd {shells} ;; unit) compadd {units} ;; help) _describe command commands; compadd {topics} ;; esac}}'\n}}\n\n"
     );
     text += "if [[ $funcstack[1] == _tcpause ]]; then _tcpause \"$@\"; else compdef _tcpause tcpause; fi\n";
     text
@@ -190,9 +191,10 @@ pub(crate) fn fish() -> String {
             fish_text(command.help)
         );
     }
-    let shells = SHELLS.join(" ");
     let pages = help_names().collect::<Vec<_>>().join(" ");
-    for (word, offer) in [("completion", shells), ("help", pages)] {
+    for (word, offer) in
+        [("completion", SHELLS.join(" ")), ("unit", unit_names(" ")), ("help", pages)]
+    {
         text +=
             &format!("complete -c tcpause -n '__fish_seen_subcommand_from {word}' -a '{offer}'\n");
     }

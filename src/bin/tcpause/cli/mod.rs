@@ -16,7 +16,7 @@ use lexopt::{Arg, Parser};
 use tcpause::{Config, Error, Server};
 
 use self::{
-    commands::{COMMANDS, SHELLS, Word},
+    commands::{COMMANDS, SHELLS, UNITS, Word, unit_names},
     options::{Action, OPTIONS, Opt},
     topics::{help_names, unknown_topic},
 };
@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Version,
     Man,
     Completion(Shell),
+    /// Unit of systemd with this text.
+    Unit(&'static str),
     Demo,
     /// Request to a running proxy.
     Client(Client),
@@ -254,6 +256,7 @@ fn command(words: &[String]) -> Result<Command, String> {
         ["completion", shell] => {
             Err(format!("completion: unknown shell {shell:?}; there are {}", SHELLS.join(", ")))
         }
+        ["unit", rest @ ..] => unit(rest),
         ["true" | "false", ..] => {
             Err("a switch takes its value behind an equals sign: --proxy-reject-clients=true"
                 .to_owned())
@@ -267,6 +270,20 @@ fn command(words: &[String]) -> Result<Command, String> {
             (None, _) => Err(unknown_command(name)),
         },
     }
+}
+
+/// Returns the command that prints a unit: the one named, or the first.
+fn unit(words: &[&str]) -> Result<Command, String> {
+    let name = match words {
+        [] => None,
+        [name] => Some(*name),
+        [_, extra, ..] => return Err(format!("unexpected argument {extra:?}; remove it")),
+    };
+    let found = UNITS.iter().find(|(unit, _)| name.is_none_or(|name| name == *unit));
+    found.map(|&(_, text)| Command::Unit(text)).ok_or_else(|| {
+        let unknown = name.unwrap_or_default();
+        format!("unit: unknown unit {unknown:?}; there are {}", unit_names(", "))
+    })
 }
 
 fn find_word(name: &str) -> Option<&'static Word> {
