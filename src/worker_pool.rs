@@ -3,9 +3,10 @@
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, TrySendError, bounded};
 use mio::Waker;
 
 use crate::{
@@ -13,6 +14,9 @@ use crate::{
     stats::{Balance, Count, Counters},
     sys::Socket,
 };
+
+/// Connections that are listed for an operator, at most.
+pub(crate) const LISTED_MAX: usize = 3;
 
 /// All workers of a proxy.
 #[derive(Debug)]
@@ -27,10 +31,25 @@ pub(crate) struct WorkerPool {
 pub(crate) struct WorkerHandle {
     /// Waker of the worker's poll.
     pub(crate) waker: Waker,
-    /// Sender of clients that another worker has accepted.
-    pub(crate) mailbox: Sender<Accepted>,
+    pub(crate) mailbox: Sender<Mail>,
     /// Counters, which only this worker writes.
     pub(crate) counters: Counters,
+}
+
+/// Message to a worker.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// A client that another worker has accepted.
+    Client(Accepted),
+    /// Question for the oldest connections with a pass.
+    ListOldest(Sender<Vec<ListedConnection>>),
+}
+
+/// Connection as it is shown to an operator.
+#[derive(Debug)]
+pub(crate) struct ListedConnection {
+    pub(crate) accepted: Instant,
+    pub(crate) text: String,
 }
 
 /// A client that was accepted, with its permits.
@@ -109,9 +128,32 @@ impl WorkerPool {
     /// Sends a client to the worker `index`. Returns it if that worker's mailbox is full.
     pub(crate) fn send(&self, index: usize, accepted: Accepted) -> Result<(), Accepted> {
         let Some(worker) = self.workers.get(index) else { return Err(accepted) };
-        worker.mailbox.try_send(accepted).map_err(crossbeam_channel::TrySendError::into_inner)?;
-        worker.wake();
-        Ok(())
+        match worker.mailbox.try_send(Mail::Client(accepted)).map_err(TrySendError::into_inner) {
+            Err(Mail::Client(accepted)) => Err(accepted),
+            _ => {
+                worker.wake();
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks all workers for the oldest connections with a pass. Leaves out workers that do not answer within `timeout`.
+    pub(crate) fn oldest_served(&self, timeout: Duration) -> Vec<String> {
+        let deadline = Instant::now() + timeout;
+        let (reply, lists) = bounded(self.workers.len());
+        for worker in &self.workers {
+            // A full mailbox belongs to a worker that will not answer in time.
+            if worker.mailbox.try_send(Mail::ListOldest(reply.clone())).is_ok() {
+                worker.wake();
+            }
+        }
+        drop(reply);
+        let mut oldest = Vec::new();
+        while let Ok(list) = lists.recv_deadline(deadline) {
+            oldest.extend(list);
+        }
+        oldest.sort_by_key(|listed| listed.accepted);
+        oldest.into_iter().take(LISTED_MAX).map(|listed| listed.text).collect()
     }
 
     /// Records that a worker has closed its listeners. After the last one it wakes all workers: no client can be sent to

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Connection, Rejection, State};
 use crate::{
-    config::address::Address,
+    config::{address::Address, duration::format_duration},
     stats::{
         Counters,
         cause::{CloseCause, ConnectResult},
@@ -109,6 +109,26 @@ impl Connection {
         }
     }
 
+    /// Describes a served connection in words: its client, its age, and the time since bytes were last delivered.
+    pub(crate) fn describe(&self, now: Instant) -> String {
+        let whole_seconds = |since| {
+            let seconds = now.saturating_duration_since(since).as_secs();
+            format_duration(Duration::from_secs(seconds))
+        };
+        let (client, age) = (self.client_name(), whole_seconds(self.record.accepted));
+        match &self.state {
+            State::Relaying(session) => {
+                format!("{client} for {age}, idle {}", whole_seconds(session.moved))
+            }
+            _ => format!("{client} for {age}, connecting"),
+        }
+    }
+
+    fn client_name(&self) -> String {
+        let tcp = self.record.client.map(|address| Tcp(address).to_string());
+        tcp.unwrap_or_else(|| self.client.socket().peer())
+    }
+
     /// Logs the end of the connection, one of the worker `worker`. `error` is the result of its last dial.
     pub(crate) fn log_end(
         &self,
@@ -125,10 +145,7 @@ impl Connection {
             State::Waiting { .. } | State::Connecting(_) => (0, 0),
         };
         let id = format!("{worker}.{}", record.number);
-        let client = match record.client {
-            Some(address) => Tcp(address).to_string(),
-            None => self.client.socket().peer(),
-        };
+        let client = self.client_name();
         let upstream =
             record.upstream.map_or_else(|| upstream.to_string(), |it| Tcp(it).to_string());
         let held = record.held().unwrap_or_default().as_secs_f64();

@@ -97,19 +97,20 @@ impl PendingPause {
     }
 }
 
-/// Returns the answer to a caller whose pause was not idle in time.
-pub(super) fn not_idle_in_time(handle: &Handle) -> Response {
+/// Returns the answer to a caller whose pause was not idle in time, with the oldest connections at that moment.
+pub(super) fn not_idle_in_time(handle: &Handle, oldest: Vec<String>) -> Response {
     let paused = handle.is_paused();
     let active = handle.pauses().connections();
-    let oldest =
+    let seconds =
         handle.oldest().map_or("null".to_owned(), |age| format!("{:.3}", age.as_secs_f64()));
+    let oldest = serde_json::Value::from(oldest);
     let text = if paused {
         "The time is up: connections are still carried or dialled for. It stays paused."
     } else {
         "The time is up: connections are still carried or dialled for. The pause is undone."
     };
     let body = format!(
-        "{{\"error\": \"{text}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {oldest}, \"paused\": {paused}}}\n"
+        "{{\"error\": \"{text}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {seconds}, \"oldest\": {oldest}, \"paused\": {paused}}}\n"
     );
     Response { status: 504, ..Response::json(body) }
 }

@@ -16,6 +16,9 @@ use crate::{
     shared::{Phase, Shared},
 };
 
+/// Longest wait for the workers' lists of connections. A turn takes well below a millisecond.
+const LIST_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// Handle that pauses, resumes and observes a running proxy. Clones act on the same proxy.
 #[derive(Debug, Clone)]
 pub struct Handle(Arc<Shared>);
@@ -77,6 +80,11 @@ impl Handle {
     /// Returns true once a stop has begun.
     pub(crate) fn is_stopping(&self) -> bool {
         self.0.phase() != Phase::Running
+    }
+
+    /// Returns the oldest connections that are relayed or connecting, in words. Waits a moment for busy workers.
+    pub(crate) fn oldest_connections(&self) -> Vec<String> {
+        self.0.workers.oldest_served(LIST_TIMEOUT)
     }
 
     /// Returns the age of the oldest relayed connection.

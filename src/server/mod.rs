@@ -34,7 +34,7 @@ use crate::{
     timestamp::Rfc3339,
     upstream::{Upstream, loop_guard::LoopGuard},
     worker::{End, WAKER, WorkerResources},
-    worker_pool::{Accepted, WorkerHandle, WorkerPool},
+    worker_pool::{Mail, WorkerHandle, WorkerPool},
 };
 
 /// Most clients on their way from the accepting worker to another one.
@@ -324,7 +324,7 @@ fn check_sources(sources: &[IpAddr]) -> Result<(), Error> {
 }
 
 /// Poll and mailbox of a worker, whose other ends are in its [`WorkerHandle`].
-type WorkerEnd = (Poll, Receiver<Accepted>);
+type WorkerEnd = (Poll, Receiver<Mail>);
 
 /// Makes the handle of each worker, and the ends for the worker itself.
 fn make_workers(threads: usize) -> Result<(Box<[WorkerHandle]>, Vec<WorkerEnd>), Error> {

@@ -10,6 +10,7 @@
 mod accept;
 mod drain;
 mod expire;
+mod list;
 mod log;
 mod ready;
 mod release;
@@ -41,7 +42,7 @@ use crate::{
     stats::cause::{CloseCause, ConnectResult},
     sys::{self, Listener, socket_file::SocketFile},
     upstream::{Cached, RetryPlan, dialer::Dialer},
-    worker_pool::Accepted,
+    worker_pool::{Accepted, Mail},
 };
 use log::ConnectionLogLimit;
 use ready::Ready;
@@ -75,7 +76,7 @@ pub(crate) struct WorkerResources {
     /// Set while clients to come get a small receive buffer.
     pub(crate) is_small: bool,
     /// Receiver of clients that another worker has accepted.
-    pub(crate) mailbox: Receiver<Accepted>,
+    pub(crate) mailbox: Receiver<Mail>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -308,10 +309,14 @@ impl Worker<'_> {
         self.connections.is_empty() && self.unregistered.is_empty()
     }
 
-    /// Admits the clients that another worker has accepted.
+    /// Admits the clients that another worker has accepted, and answers questions.
     fn collect(&mut self, now: Instant) {
-        while let Ok(accepted) = self.resources.mailbox.try_recv() {
-            self.admit(accepted.into(), now);
+        while let Ok(mail) = self.resources.mailbox.try_recv() {
+            match mail {
+                Mail::Client(accepted) => self.admit(accepted.into(), now),
+                // The caller may have waited too long already.
+                Mail::ListOldest(reply) => drop(reply.try_send(self.oldest_served(now))),
+            }
         }
     }
 

@@ -106,6 +106,15 @@ impl Timers {
         Some((key, link.since))
     }
 
+    /// Returns the keys of a list, in its order.
+    pub(crate) fn keys(&self, deadline: Deadline) -> impl Iterator<Item = Key> {
+        let first = self.first(deadline).map(|(key, _since)| key);
+        std::iter::successors(first, |&key| {
+            let behind = self.links.get(key as usize)?.as_ref()?.behind;
+            (behind != NONE).then_some(behind)
+        })
+    }
+
     /// Returns the length of a list.
     pub(crate) fn len(&self, deadline: Deadline) -> usize {
         self.ends(deadline).len as usize
@@ -182,12 +191,7 @@ mod tests {
     use crate::connection::Connection;
 
     fn order(timers: &Timers, deadline: Deadline) -> Vec<Key> {
-        let first = timers.first(deadline).map(|(key, _since)| key);
-        let behind = |&key: &Key| {
-            let behind = timers.links.get(key as usize)?.as_ref()?.behind;
-            (behind != NONE).then_some(behind)
-        };
-        let order: Vec<_> = std::iter::successors(first, behind).collect();
+        let order: Vec<_> = timers.keys(deadline).collect();
         assert_eq!(order.len(), timers.len(deadline));
         order
     }

@@ -79,6 +79,7 @@ impl ControlConn {
         }
         let State::Pausing { on_timeout, .. } = &mut self.state else { return Ok(()) };
         let Some(mut pause) = self.pause.take() else { return Err(Halt::Done) };
+        let oldest = handle.oldest_connections();
         match on_timeout {
             OnTimeout::Resume => pause.undo("it was not idle in time"),
             OnTimeout::Keep => pause.keep(),
@@ -91,7 +92,7 @@ impl ControlConn {
                 return Ok(());
             }
         }
-        self.answer(not_idle_in_time(handle).to_bytes(false));
+        self.answer(not_idle_in_time(handle, oldest).to_bytes(false));
         Ok(())
     }
 
