@@ -3,7 +3,7 @@
 use std::{io, time::Instant};
 
 use super::{Connection, Context, State, Verdict, deadline::Deadline};
-use crate::{admission::semaphore::Permit, stats::cause::CloseCause};
+use crate::{admission::semaphore::Permit, stats::cause::CloseCause, upstream::Upstream};
 
 /// Wait of a client for an upstream that is away. It spans the client's attempts until it connects or is held again.
 #[derive(Debug)]
@@ -72,14 +72,16 @@ impl Connection {
         }
     }
 
-    /// Takes the error by which the upstream could not be reached. None if the client was connected.
-    pub(crate) fn take_error(&mut self) -> Option<io::Error> {
-        let error = match &mut self.state {
-            State::Waiting { patience: Some(patience), .. } => patience.error.take(),
-            State::Waiting { .. } | State::Connecting(_) => None,
-            State::Relaying(_) | State::Rejecting(_) => return None,
-        };
-        error.or_else(|| Some(io::ErrorKind::TimedOut.into()))
+    /// Takes the error by which the upstream could not be reached. None if the client was connected. A client that has
+    /// made no attempt has the error of the last one, so that all clients of an outage tell one story.
+    pub(crate) fn take_error(&mut self, upstream: &Upstream) -> Option<io::Error> {
+        match &mut self.state {
+            State::Waiting { patience: Some(patience), .. } => {
+                Some(patience.error.take().unwrap_or_else(|| upstream.last_error()))
+            }
+            State::Waiting { .. } | State::Connecting(_) => Some(io::ErrorKind::TimedOut.into()),
+            State::Relaying(_) | State::Rejecting(_) => None,
+        }
     }
 
     /// Returns the time at which the client was accepted, by which waiting clients are served in order.

@@ -194,14 +194,19 @@ impl Upstream {
         self.last_error.store(error.raw_os_error().unwrap_or(special), Ordering::Relaxed);
     }
 
+    /// Returns the error of the last failed attempt.
+    pub(crate) fn last_error(&self) -> io::Error {
+        match self.last_error.load(Ordering::Relaxed) {
+            TIMED_OUT => io::ErrorKind::TimedOut.into(),
+            NO_ADDRESS => io::Error::other(self.known().lack()),
+            number => io::Error::from_raw_os_error(number),
+        }
+    }
+
     /// Returns the error of the last failed attempt in words; none while the upstream is not known to be away.
     pub(crate) fn error(&self) -> Option<String> {
         self.breaker.away_since()?;
-        Some(match self.last_error.load(Ordering::Relaxed) {
-            TIMED_OUT => "timed out".to_owned(),
-            NO_ADDRESS => self.known().lack().to_owned(),
-            number => io::Error::from_raw_os_error(number).to_string(),
-        })
+        Some(self.last_error().to_string())
     }
 
     /// Returns the addresses that are known now.

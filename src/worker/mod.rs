@@ -408,7 +408,7 @@ impl Worker<'_> {
         connection.observe_end(cause, counters, now);
         let error = (cause == CloseCause::Unreachable).then(|| {
             let lack = || io::Error::other(shared.upstream.read(&mut self.cached).lack());
-            connection.take_error().unwrap_or_else(lack)
+            connection.take_error(&shared.upstream).unwrap_or_else(lack)
         });
         if let Some(error) = &error {
             shared.upstream.log_failure(error, RetryPlan::GivenUp, now);

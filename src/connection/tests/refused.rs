@@ -1,5 +1,7 @@
 //! Clients whose upstream is away.
 
+use rustix::io::Errno;
+
 use super::*;
 
 #[test]
@@ -11,7 +13,7 @@ fn a_refused_client_is_reset_in_the_end_and_gives_its_pass_back() {
     bench.now += bench.upstream.connect_timeout();
     let verdict = bench.act(|context| connection.expire(context));
     let Verdict::Close(cause @ CloseCause::Unreachable) = verdict else { panic!("{verdict:?}") };
-    let error = connection.take_error().map(|error| error.kind());
+    let error = connection.take_error(&bench.upstream).map(|error| error.kind());
     assert_eq!(error, Some(io::ErrorKind::ConnectionRefused));
     bench.close(connection, cause);
     assert_eq!(read(&client).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -49,6 +51,10 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
     assert_eq!((bench.dialer.dials, bench.gate.passes()), (0, 0));
     let verdict = connection.end_patience();
     assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
+    // Its reason is that of the client that has dialled meanwhile, and not the time that it has waited.
+    bench.upstream.remember_error(&Errno::CONNREFUSED.into());
+    let error = connection.take_error(&bench.upstream).map(|error| error.kind());
+    assert_eq!(error, Some(io::ErrorKind::ConnectionRefused));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{
 
 use crate::harness::{
     Addr, Builder, End, FIGURE, Family, Listener, Proxy, Received, Stream, Upstream, echo,
-    in_namespace, reserve, spawn,
+    in_namespace, reserve, spawn, wait_until,
 };
 
 /// The delay that a busy machine is allowed.
@@ -144,6 +144,24 @@ fn a_client_waits_for_as_long_as_it_says_and_no_longer() {
         );
     }
     proxy.control().wait_counts(|status| (status.failed, status.held), (20, 0));
+}
+
+/// One of them has dialled, and the others have waited for it. All are told the same, in the log and in the status.
+#[test]
+fn the_clients_of_one_outage_have_one_cause() {
+    const CLIENTS: u8 = 5;
+    let vacant = reserve();
+    let proxy = proxy(&vacant.addr(), "500ms").start();
+    for mut client in come(&proxy, CLIENTS) {
+        assert_eq!(client.receive_all().end, End::Reset);
+    }
+    proxy.control().wait_counts(|status| status.failed, CLIENTS.into());
+    proxy.wait_for_log("cause=unreachable");
+    wait_until("each has a line", || {
+        proxy.log_count(" cause=unreachable error=refused") == usize::from(CLIENTS)
+    });
+    let log = proxy.log_so_far();
+    assert!(!log.contains("timed out") && !log.contains("error=timeout"), "{log}");
 }
 
 #[test]
