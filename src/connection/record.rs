@@ -151,8 +151,8 @@ impl Connection {
         let held = record.held().unwrap_or_default().as_secs_f64();
         let connect = f64::from(record.connect.unwrap_or_default()) / 1e6;
         let took = now.saturating_duration_since(record.accepted).as_secs_f64();
-        let (cause_word, error) = (cause.word(), error.map_or("", ConnectResult::word));
-        let told = if error.is_empty() { String::new() } else { format!(" error={error}") };
+        let (cause_word, error) = (cause.word(), error.map(ConnectResult::word));
+        let told = error.map_or_else(String::new, |error| format!(" error={error}"));
         log::log!(
             target: TARGET, cause.level(),
             event = "connection", id = id.as_str(), client = client.as_str(), upstream = upstream.as_str(),

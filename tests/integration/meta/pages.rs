@@ -147,19 +147,21 @@ fn the_log_lines_of_the_page_on_troubles_are_those_of_the_program() {
 
 /// A rule that reads the log goes by these words.
 #[test]
-fn the_events_of_the_page_on_logs_are_those_of_the_program() {
+fn the_words_of_the_page_on_logs_are_those_of_the_program() {
     let page = read("src/bin/tcpause/help/logs.md");
-    let (_, table) = page.split_once("| event |").expect("the table of events");
     let texts = sources(&["src"]);
-    let cells = table.lines().skip(2).take_while(|line| line.starts_with('|'));
-    let events: Vec<&str> = cells
-        .flat_map(|row| row.split(" | ").next().unwrap().split('`').skip(1).step_by(2))
-        .collect();
-    for event in &events {
-        let word = format!("\"{event}\"");
-        assert!(texts.iter().any(|(_, text)| text.contains(&word)), "no event is {event}");
+    for (heading, least) in [("| event |", 8), ("| cause |", 16)] {
+        let (_, table) = page.split_once(heading).expect(heading);
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let words: Vec<&str> = rows
+            .flat_map(|row| row.split(" | ").next().unwrap().split('`').skip(1).step_by(2))
+            .collect();
+        for word in &words {
+            let quoted = format!("\"{word}\"");
+            assert!(texts.iter().any(|(_, text)| text.contains(&quoted)), "nothing is {word}");
+        }
+        assert!(words.len() >= least, "{heading} {words:?}");
     }
-    assert!(events.len() > 8, "{events:?}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn each_line_of_json_is_an_object() {
         .listen(Family::Unix)
         .upstream(&upstream)
         .args(authority.write_files(files.path()).options())
-        .args(["--log-format", "json"])
+        .args(["--log-format", "json", "--log-connections", "all"])
         .start();
     let control = proxy.control();
     proxy.connect().assert_echo(b"hello");
@@ -61,6 +61,14 @@ fn each_line_of_json_is_an_object() {
 
     let objects: Vec<Value> = lines(proxy).iter().map(|line| object(line)).collect();
     let of = |event: &str| objects.iter().find(|object| object["event"] == event).unwrap().clone();
+    let first = of("connection");
+    assert!(first["id"].is_string() && first["message"].is_null(), "{first}");
+    assert!(first["client"].as_str().unwrap().starts_with("uid "), "{first}");
+    assert!(first["upstream"].as_str().unwrap().starts_with("tcp://127.0.0.1:"), "{first}");
+    let times = ["held_seconds", "connect_seconds", "duration_seconds"];
+    assert!(times.iter().all(|time| first[time].as_f64().is_some_and(|it| it >= 0.0)), "{first}");
+    assert_eq!((&first["bytes_to_upstream"], &first["bytes_to_client"]), (&5.into(), &5.into()));
+    assert_eq!((&first["cause"], &first["error"]), (&"ended".into(), &Value::Null));
     let (paused, lifted, resumed) = (of("paused"), of("lifted"), of("resumed"));
     assert_eq!((&paused["pause"], &paused["mode"]), (&"a\"".into(), &"hold".into()));
     assert_eq!((&paused["reason"], &paused["ttl_seconds"]), (&"it's \"v2\"\\".into(), &90.into()));
