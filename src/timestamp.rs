@@ -5,6 +5,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// A time that is shown in RFC 3339, in UTC, to the millisecond: `2026-11-23T17:14:22.123Z`. A time before 1970 is
 /// shown as 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,12 @@ impl Rfc3339 {
     /// Returns the seconds since 1970.
     pub(crate) fn unix_seconds(self) -> f64 {
         self.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    }
+
+    /// Returns the time of day at which this host had been up for `uptime`.
+    pub(crate) fn of_uptime(uptime: Duration) -> Self {
+        let up = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+        Self(SystemTime::now() - up.saturating_sub(uptime))
     }
 }
 
@@ -72,6 +80,17 @@ mod tests {
             Rfc3339(UNIX_EPOCH - Duration::from_secs(1)).to_string(),
             "1970-01-01T00:00:00.000Z"
         );
+    }
+
+    #[test]
+    fn unix_time_is_told_in_seconds() {
+        let at = |milliseconds| Rfc3339(UNIX_EPOCH + Duration::from_millis(milliseconds));
+        assert!((at(1_795_454_062_123).unix_seconds() - 1_795_454_062.123).abs() < 0.000_5);
+        assert!(Rfc3339(UNIX_EPOCH - Duration::from_secs(1)).unix_seconds() < f64::EPSILON);
+        let up = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap();
+        let ago = Rfc3339::now().unix_seconds()
+            - Rfc3339::of_uptime(up.saturating_sub(Duration::from_secs(100))).unix_seconds();
+        assert!(up.as_secs() < 100 || (ago - 100.0).abs() < 10.0, "{ago}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     index::{self, Scope},
+    metrics::Source,
     page::page,
     query::{Pause, Resume, Wait, parse_none, parse_ready, parse_wait},
     request::Request,
@@ -37,6 +38,8 @@ pub(super) enum Command {
     GetPaused,
     /// `GET /status`, with reasons and callers of pauses if the scope is full.
     GetStatus { scope: Scope },
+    /// `GET /metrics`.
+    GetMetrics,
     /// `GET /ready`.
     GetReady { paused_is_ready: bool },
     /// `GET /paused/block-until-idle`.
@@ -80,6 +83,7 @@ impl Command {
             }
             (_, "/paused") => parse_none(query).map(|()| Self::GetPaused),
             (_, "/status") => parse_none(query).map(|()| Self::GetStatus { scope }),
+            (_, "/metrics") => parse_none(query).map(|()| Self::GetMetrics),
             (_, "/ready") => {
                 parse_ready(query).map(|paused_is_ready| Self::GetReady { paused_is_ready })
             }
@@ -106,7 +110,12 @@ impl Command {
 
     /// Carries the command out. Returns the answer, or none if a pause has begun, which depends on its request. This may
     /// block: a pause waits for the workers, a resume for the look-up of a name, each for a second at most.
-    pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Option<Response> {
+    pub(super) fn execute(
+        self,
+        caller: &Caller,
+        handle: &Handle,
+        metrics: &Source,
+    ) -> Option<Response> {
         Some(match self {
             Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
@@ -114,6 +123,7 @@ impl Command {
             Self::GetIndex { html: false, scope } => index::list(scope),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
             Self::GetStatus { scope } => status(handle, scope),
+            Self::GetMetrics => metrics.scrape(handle),
             Self::GetReady { paused_is_ready } => ready(handle, paused_is_ready),
             // The front has waited for it already.
             Self::WaitIdle { .. } => Response::empty(204),
@@ -224,6 +234,8 @@ mod tests {
             ("GET", "/paused", 200, r#"{"paused": false}"#),
             ("PUT", "/", 405, ""),
             ("GET", "/?a", 400, ""),
+            ("PUT", "/metrics", 405, ""),
+            ("GET", "/metrics?name[]=tcpause_paused", 400, ""),
             ("GET", "/ready", 200, "{\"ready\": true}\n"),
             ("PUT", "/ready", 405, ""),
             ("GET", "/ready?paused=200", 400, ""),
@@ -243,7 +255,7 @@ mod tests {
         ];
         for (method, target, status, body) in table {
             let executed = parse(method, target)
-                .map_or_else(Some, |command| command.execute(&caller, &handle));
+                .map_or_else(Some, |command| command.execute(&caller, &handle, &Source::new()));
             let answer = executed.unwrap_or(Response::empty(201));
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
@@ -256,12 +268,13 @@ mod tests {
         let handle = super::super::tests::handle();
         let caller = Caller { name: "a test".to_owned(), request_id: 1 };
         let pause = parse("PUT", "/paused?reason=secret").unwrap();
-        assert_eq!(pause.execute(&caller, &handle), None);
+        assert_eq!(pause.execute(&caller, &handle, &Source::new()), None);
         for (method, target, status) in [
             ("GET", "/", 200),
             ("HEAD", "/", 200),
             ("GET", "/status", 200),
             ("GET", "/status?a", 400),
+            ("GET", "/metrics", 200),
             ("GET", "/paused", 404),
             ("GET", "/paused/block-until-idle", 404),
             ("GET", "/nothing", 404),
@@ -271,7 +284,7 @@ mod tests {
             ("DELETE", "/nothing", 405),
         ] {
             let executed = parse_at(Scope::ReadOnly, method, target)
-                .map_or_else(Some, |command| command.execute(&caller, &handle));
+                .map_or_else(Some, |command| command.execute(&caller, &handle, &Source::new()));
             let answer = executed.unwrap();
             assert_eq!(answer.status, status, "{method} {target}");
             let allow = answer.headers.iter().find(|(name, _)| *name == "Allow");

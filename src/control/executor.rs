@@ -13,6 +13,7 @@ use super::{
     backend::{Backend, unserved},
     command::{Awaited, Caller, Command},
     listener::Notifier,
+    metrics::Source,
     pending::PendingPause,
     query::Wait,
     response::Response,
@@ -72,6 +73,7 @@ pub(super) struct Executor {
     pub(super) jobs: Receiver<Job>,
     pub(super) handle: Handle,
     pub(super) backend: Backend,
+    pub(super) metrics: Arc<Source>,
     pub(super) notifier: Arc<Notifier>,
     /// Longest wait for the backend to do its part of one answer.
     pub(super) silence: Duration,
@@ -106,7 +108,8 @@ impl Executor {
         let Job { caller, command, is_head, reply } = job;
         // Made first: a pause whose command panics is undone.
         let pause = PendingPause::new(self.handle.clone(), caller.clone());
-        let response = match (command.clone().execute(caller, &self.handle), command.awaited()) {
+        let executed = command.clone().execute(caller, &self.handle, &self.metrics);
+        let response = match (executed, command.awaited()) {
             (None, Some(Awaited::Pause { wait, is_bound })) => {
                 return Answer::Begun { pause, wait, is_bound };
             }
@@ -168,6 +171,7 @@ mod tests {
             jobs,
             handle: handle.clone(),
             backend: Backend::without(),
+            metrics: Arc::new(Source::new()),
             notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),
             silence: Duration::ZERO,
             log_limit: LogLimit::default(),

@@ -34,6 +34,7 @@ const fn act(method: &'static str, target: &'static str, meaning: &'static str) 
 const KINDS: &[Kind] = &[
     look("/", "this list; in a browser, a page"),
     look("/status", "state, pauses and counts as JSON"),
+    look("/metrics", "metrics for Prometheus"),
     look("/ready?paused=503", "200, or 503 while it stops or is paused"),
     act("GET", "/paused", "paused or not, as JSON"),
     act("PUT", "/paused?name=deploy&wait=30s", "pause, and wait until no connection is left"),

@@ -211,7 +211,7 @@ impl ControlListener {
     fn admit(&mut self, socket: OwnedFd, scope: Scope) {
         let timeouts = self.context.timeouts;
         if self.is_full(scope) && !self.evict(scope) {
-            return ControlConn::new(socket, scope, timeouts).refuse();
+            return ControlConn::new(socket, scope, timeouts).refuse(&self.context.metrics);
         }
         let registered = self.poll.registry().register(
             &mut SourceFd(&socket.as_raw_fd()),
@@ -243,7 +243,7 @@ impl ControlListener {
             may_go.then(|| Some((caller.expendable()?, key))).flatten()
         });
         let Some((_, key)) = expendable.min() else { return false };
-        self.callers.remove(key).refuse();
+        self.callers.remove(key).refuse(&self.context.metrics);
         true
     }
 }

@@ -21,6 +21,7 @@ mod executor;
 mod hosts;
 mod index;
 mod listener;
+mod metrics;
 mod page;
 mod pending;
 mod query;
@@ -45,6 +46,7 @@ pub(crate) use hosts::HostPolicy;
 pub(crate) use index::Scope;
 use listener::{ControlListener, Notifier};
 use log::error;
+use metrics::Source;
 use mio::Poll;
 
 use crate::{error::Error, handle::Handle, log_limit::LogLimit, pause::leases::PROGRAM};
@@ -95,12 +97,14 @@ impl Control {
         handle.pauses().watch_idle(move || idle_notifier.notify_idle());
         let pause_notifier = Arc::clone(&notifier);
         handle.pauses().watch(move || pause_notifier.notify());
+        let metrics = Arc::new(Source::new());
         // A caller has one job at a time.
         let (sender, jobs) = bounded(callers_max);
         let executor = Executor {
             jobs,
             handle: handle.clone(),
             backend,
+            metrics: Arc::clone(&metrics),
             notifier: Arc::clone(&notifier),
             silence: timeouts.silence,
             log_limit: LogLimit::default(),
@@ -109,6 +113,7 @@ impl Control {
             notifier: Arc::clone(&notifier),
             handle,
             jobs: sender,
+            metrics,
             hosts,
             timeouts,
             waiters_max: callers_max / 2,

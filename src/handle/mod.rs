@@ -67,7 +67,6 @@ impl Handle {
     }
 
     /// Returns the numbers of the proxy for its metrics.
-    #[allow(dead_code, reason = "GET /metrics follows")]
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics::new(&self.0)
     }

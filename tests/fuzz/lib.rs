@@ -37,6 +37,7 @@ mod control {
     mod command;
     mod hosts;
     mod index;
+    mod metrics;
     mod query;
     mod request;
     mod response;

@@ -21,6 +21,7 @@ use super::{
     hosts::HostPolicy,
     index::Scope,
     listener::Notifier,
+    metrics::Source,
     pending::PendingPause,
     query::OnTimeout,
     request::{HEAD_BYTES_MAX, HttpError, Incoming, Progress, Request},
@@ -42,6 +43,7 @@ pub(super) struct ControlContext {
     pub(super) handle: Handle,
     /// The way to the executor.
     pub(super) jobs: Sender<Job>,
+    pub(super) metrics: Arc<Source>,
     pub(super) hosts: HostPolicy,
     pub(super) timeouts: Timeouts,
     /// Most callers that may wait at once; each has a clone of `permit`.
@@ -228,11 +230,13 @@ impl ControlConn {
 
     /// Tells the caller that there is no room for it, if it has no answer yet and its socket takes this one. Its request is
     /// read first if it is there: to close with bytes unread resets the connection, and the answer may be lost.
-    pub(super) fn refuse(self) {
+    pub(super) fn refuse(self, metrics: &Source) {
         if matches!(self.state, State::Reading) {
             let _ = read(&self.socket, &mut [0; HEAD_BYTES_MAX]);
-            let answer = Response::error(503, "Too many callers at once: try again.");
-            let _ = send(&self.socket, &answer.to_bytes(false), SendFlags::NOSIGNAL);
+            let answer =
+                Response::error(503, "Too many callers at once: try again.").to_bytes(false);
+            let _ = send(&self.socket, &answer, SendFlags::NOSIGNAL);
+            metrics.count(&answer);
             let _ = shutdown(&self.socket, Shutdown::Write);
         }
     }
@@ -261,7 +265,7 @@ impl ControlConn {
             State::Waiting { .. } => self.wait(context),
             State::Executing(_) => self.take_outcome(),
             State::Pausing { .. } => self.pause(context),
-            State::Answering { .. } => self.write(),
+            State::Answering { .. } => self.write(&context.metrics),
             State::ConnectionBound => self.attend(context),
             State::Lingering { discarded } => {
                 let count = read(&self.socket, &mut context.scratch)?;
@@ -392,7 +396,7 @@ impl ControlConn {
         Err(Halt::Blocked)
     }
 
-    fn write(&mut self) -> Result<(), Halt> {
+    fn write(&mut self, metrics: &Source) -> Result<(), Halt> {
         let State::Answering { bytes, sent, then } = &mut self.state else { return Ok(()) };
         let rest = bytes.get(*sent..).unwrap_or_default();
         let count = retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL))?;
@@ -400,6 +404,7 @@ impl ControlConn {
         if *sent < bytes.len() {
             return Ok(());
         }
+        metrics.count(bytes);
         match then {
             Then::Linger => {
                 self.pause.take().into_iter().for_each(PendingPause::commit);

@@ -3,5 +3,6 @@
 mod abuse;
 mod api;
 mod flood;
+mod metrics;
 mod monitor;
 mod page;

@@ -270,7 +270,11 @@ impl Roff {
 
 /// Escapes the characters with a meaning in roff, and the only character of the help that is not ASCII.
 fn escape(text: &str) -> String {
-    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('µ', "\\(mc")
+    text.replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq")
+        .replace('µ', "\\(mc")
+        .replace('|', "\\(ba")
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ macro_rules! topics {
 }
 
 /// Every page, in the order of the help and of the man page.
-pub(crate) static TOPICS: [Topic; 18] = topics![
+pub(crate) static TOPICS: [Topic; 19] = topics![
     "maintenance",
     "holding",
     "draining",
@@ -33,6 +33,7 @@ pub(crate) static TOPICS: [Topic; 18] = topics![
     "exit-codes",
     "api",
     "status-fields",
+    "monitoring",
     "logs",
     "streams",
     "limits",
