@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) started_at: Rfc3339,
     /// Addresses that clients connect to.
     pub(crate) listeners: Box<[Address]>,
+    /// Address of the control API.
+    pub(crate) control_addr: Address,
     pub(crate) config_file: Option<PathBuf>,
 }
 

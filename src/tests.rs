@@ -208,6 +208,7 @@ pub(crate) fn handle() -> Handle {
         started: Instant::now(),
         started_at: Rfc3339::now(),
         listeners: [].into(),
+        control_addr: Address::tcp("localhost", 3001),
         config_file: None,
     }))
 }

@@ -119,7 +119,7 @@ impl Command {
         Some(match self {
             Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
-            Self::GetIndex { html: true, .. } => page(),
+            Self::GetIndex { html: true, scope } => page(scope, handle.control_addr()),
             Self::GetIndex { html: false, scope } => index::list(scope),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
             Self::GetStatus { scope } => status(handle, scope),

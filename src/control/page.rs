@@ -1,19 +1,30 @@
 //! The status page: one file without any asset from elsewhere, for a browser that asks for `/`.
 
-use super::response::Response;
+use super::{index::Scope, response::Response};
+use crate::config::address::Address;
 
 const HTML: &str = include_str!("page.html");
 const TYPE: &str = "text/html; charset=utf-8";
 /// Policy by which the page runs its own style and script alone, and asks this proxy alone. A test compares the hashes with
 /// the file.
 const POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-1drYfKNJkwmLFnxzTuzv8YOBxPtDk8IoxlDBSY0j+D4='; \
-    script-src 'sha256-wG3tA4Y1XjYmVWEdSVb8rQKHJueJUFj9xfE6KNkA5Vs='; \
+    style-src 'sha256-aoFbvT6taKcXSbPIiqABurVyL3l5uV/x7TL8SGyqetI='; \
+    script-src 'sha256-flzDSzASv0s6jQLSlF/imMfNePwU/6wWE01f27Cx+Mc='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Returns the page.
-pub(super) fn page() -> Response {
-    Response::new(TYPE, HTML.to_owned())
+/// Place for the address of the control API, where the page was not reached by it.
+const CONTROL: &str = r#"name="control" content="""#;
+
+/// Returns the page. At a listener for those that only look, it names the control API, which lifts pauses.
+pub(super) fn page(scope: Scope, control: &Address) -> Response {
+    let html = match scope {
+        Scope::Full => HTML.to_owned(),
+        Scope::ReadOnly => {
+            let control = control.to_string().replace('&', "&amp;").replace('"', "&quot;");
+            HTML.replacen(CONTROL, &format!(r#"name="control" content="{control}""#), 1)
+        }
+    };
+    Response::new(TYPE, html)
         .with_header("Content-Security-Policy", POLICY)
         .with_header("X-Content-Type-Options", "nosniff")
         .with_header("Referrer-Policy", "no-referrer")
@@ -56,6 +67,17 @@ mod tests {
         }
         let is_event = |word: &str| word.starts_with("on") && word.contains('=');
         assert!(!HTML.split_whitespace().any(is_event));
+    }
+
+    #[test]
+    fn the_page_of_a_monitor_names_the_control_api() {
+        let control = |scope| {
+            let page = page(scope, &"unix:///run/a\"&b".parse().unwrap()).body;
+            let (_, rest) = page.split_once("<meta name=\"control\" content=\"").unwrap();
+            rest.split_once('>').unwrap().0.to_owned()
+        };
+        assert_eq!(control(Scope::ReadOnly), "unix:///run/a&quot;&amp;b\"");
+        assert_eq!(control(Scope::Full), "\"");
     }
 
     #[test]

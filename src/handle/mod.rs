@@ -12,6 +12,7 @@ pub(crate) use metrics::Metrics;
 pub use status::{LeaseStatus, Status};
 
 use crate::{
+    config::address::Address,
     pause::Pauses,
     shared::{Phase, Shared},
 };
@@ -84,6 +85,11 @@ impl Handle {
     /// Returns the oldest connections that are relayed or connecting, in words. Waits a moment for busy workers.
     pub(crate) fn oldest_connections(&self) -> Vec<String> {
         self.0.workers.oldest_served(LIST_TIMEOUT)
+    }
+
+    /// Returns the address of the control API.
+    pub(crate) fn control_addr(&self) -> &Address {
+        &self.0.control_addr
     }
 
     /// Returns the age of the oldest relayed connection.

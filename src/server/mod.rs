@@ -125,6 +125,7 @@ impl Server {
             started: Instant::now(),
             started_at: Rfc3339::now(),
             listeners: proxy.addresses.as_slice().into(),
+            control_addr: control.address.clone(),
             config_file: config.file,
         });
         let weak = Arc::downgrade(&shared);

@@ -73,6 +73,7 @@ impl Schedule {
             started: sys::now(),
             started_at: Rfc3339(SystemTime::UNIX_EPOCH),
             listeners: [].into(),
+            control_addr: Address::tcp("localhost", 3001),
             config_file: None,
         });
         let gate = Arc::downgrade(&shared);

@@ -13,7 +13,7 @@ const SEATS: usize = 32;
 
 /// Returns the monitor of a proxy that has one.
 #[track_caller]
-fn monitor(proxy: &Proxy) -> Control {
+pub(super) fn monitor(proxy: &Proxy) -> Control {
     let line = proxy.wait_for_log("monitor listens on ");
     let word = line.split_once("listens on ").unwrap().1.split_whitespace().next().unwrap();
     Control::new(Addr::parse(word).unwrap_or_else(|| panic!("no address: {line}")))

@@ -4,7 +4,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{Browser, Family, Proxy, Upstream, echo};
+use super::monitor::monitor;
+use crate::harness::{Browser, Control, Family, Proxy, Upstream, echo, reserve};
 
 const HTML: &[&str] = &["Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"];
 
@@ -13,6 +14,16 @@ fn texts(selector: &str) -> String {
     format!(
         "[...document.querySelectorAll({selector:?})].map(node => node.textContent).join('\\n')"
     )
+}
+
+/// Runs a command that the page shows, which lifts a pause; without curl, lifts all pauses.
+#[track_caller]
+fn follow(command: &str, control: &Control) {
+    match Command::new("sh").args(["-c", command]).output() {
+        Ok(output) if output.status.success() => {}
+        _ if Command::new("curl").arg("--version").output().is_err() => control.resume(),
+        output => panic!("{command}: {output:?}"),
+    }
 }
 
 #[test]
@@ -87,11 +98,7 @@ fn the_page_shows_pauses_as_text_and_how_to_lift_them() {
     for command in commands.lines() {
         let begin = format!("curl -X DELETE '{url}paused?name=");
         assert!(command.starts_with(&begin), "{command}");
-        match Command::new("sh").args(["-c", command]).output() {
-            Ok(output) if output.status.success() => {}
-            _ if Command::new("curl").arg("--version").output().is_err() => control.resume(),
-            output => panic!("{command}: {output:?}"),
-        }
+        follow(command, control);
     }
     assert!(!control.is_paused());
     browser.wait_for(&texts("h1"), |text| text == "running");
@@ -162,4 +169,46 @@ fn the_page_says_that_no_answer_comes_and_goes_on_when_one_does() {
     browser.wait_for("document.querySelector('#stale').hidden", |hidden| *hidden == true);
     assert_eq!(browser.evaluate(&texts("[aria-live]")), "Running");
     drop(again);
+}
+
+#[test]
+fn the_page_of_a_monitor_names_the_control_api_and_no_reason() {
+    let Some(mut browser) = Browser::start() else { return };
+    let upstream = Upstream::tcp(echo);
+    for family in [Family::Tcp4, Family::Unix, Family::Abstract] {
+        let builder = Proxy::builder().upstream(&upstream).control(family);
+        let proxy = builder.arg("--monitor-addr=127.0.0.1:0").start();
+        assert_eq!(proxy.control().put("/paused?name=deploy&reason=secret").status, 201);
+        browser.open(&format!("http://{}/", monitor(&proxy).host()));
+        browser.wait_for(&texts("li h3"), |text| text == "deploy");
+        let shown = browser.evaluate(&texts("body"));
+        assert!(!shown.as_str().unwrap().contains("secret"), "{shown}");
+        assert_eq!(browser.evaluate("document.querySelector('#nameless').hidden"), false);
+        let command = browser.evaluate(&texts("code"));
+        follow(command.as_str().unwrap(), proxy.control());
+        assert!(!proxy.control().is_paused(), "{command}");
+    }
+}
+
+#[test]
+fn the_page_shows_an_upstream_that_is_away_and_that_it_is_back() {
+    let Some(mut browser) = Browser::start() else { return };
+    let port = reserve();
+    let proxy =
+        Proxy::builder().upstream_at(&port.addr()).args(["--upstream-retry-for", "20s"]).start();
+    browser.open(&format!("http://{}/", proxy.control().host()));
+    browser.wait_for(&texts("[aria-live]"), |text| text == "Running");
+    let mut client = proxy.connect();
+    browser.wait_for(&texts("[aria-live]"), |text| text == "Upstream away");
+    browser.wait_for(&texts("h1"), |text| {
+        let text = text.as_str().unwrap_or_default();
+        text.starts_with("running, but the upstream is away for ")
+            && text.contains("Connection refused")
+    });
+    let shown = browser.evaluate(&texts("#upstream dd"));
+    assert!(shown.as_str().is_some_and(|text| text.contains("away since 20")), "{shown}");
+    let _upstream = Upstream::on(port.listen(), echo);
+    client.assert_echo(b"served");
+    browser.wait_for(&texts("h1"), |text| text == "running");
+    assert_eq!(browser.evaluate(&texts("[aria-live]")), "Running");
 }

@@ -83,7 +83,7 @@ fn upstream(status: &Status) -> String {
 
 fn limits(status: &Status) -> String {
     let clients = format!("{} clients", status.connections_max);
-    match status.hold_max {
+    match status.hold_max.filter(|held| *held < status.connections_max) {
         Some(held) => format!("{clients}, {held} of them held"),
         None => clients,
     }
