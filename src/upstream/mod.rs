@@ -206,7 +206,9 @@ impl Upstream {
     /// Returns the error of the last failed attempt in words; none while the upstream is not known to be away.
     pub(crate) fn error(&self) -> Option<String> {
         self.breaker.away_since()?;
-        Some(self.last_error().to_string())
+        let text = self.last_error().to_string();
+        // The number tells an operator nothing.
+        Some(text.split(" (os error").next().unwrap_or_default().to_owned())
     }
 
     /// Returns the addresses that are known now.

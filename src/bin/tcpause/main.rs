@@ -9,7 +9,7 @@ use std::{
     env,
     fmt::Display,
     io::{self, ErrorKind, IsTerminal, Write},
-    path::Path,
+    path::{self, Path},
     process::{self, ExitCode},
     sync::Arc,
     thread,
@@ -87,7 +87,8 @@ fn main() -> ExitCode {
 /// Runs the proxy until a signal ends it.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     let (mut config, file) = invocation.configure()?;
-    config.file.clone_from(&file);
+    // Absolute, as the status is read elsewhere.
+    config.file = file.as_deref().and_then(|file| path::absolute(file).ok());
     // Signals are handled before anything opens that has to be closed in order. Until here a signal just ends the program.
     let signals =
         Signals::new(STOP_SIGNALS.into_iter().chain(IDLE_SIGNALS.map(|(signal, _)| signal)))
