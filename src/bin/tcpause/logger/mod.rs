@@ -64,8 +64,9 @@ impl Logger {
         }));
         if let Some(warning) = warning {
             // The warning bypasses the filter, which might drop it.
-            let args = format_args!("{warning}");
-            queue.push(format.line(&Record::builder().level(Level::Warn).args(args).build()));
+            let mut record = Record::builder();
+            record.level(Level::Warn);
+            queue.push(format.line(&record.args(format_args!("{warning}")).build()));
         }
         Ok(Self(queue))
     }
