@@ -141,7 +141,7 @@ fn a_wait_in_vain_is_75() {
     assert_failed(&wait, 75, "are still carried or dialled for; tcpause status counts them");
     let undone = run(addr, &["pause", "--wait=50ms"]);
     assert_failed(&undone, 75, "; the pause is undone; see --wait, --drain and --on-timeout kill");
-    assert_failed(&undone, 75, "not idle in time, connections left: 1");
+    assert_failed(&undone, 75, "not idle in time, connections left: 1 (tcp://127.0.0.1:");
     assert!(!proxy.control().is_paused());
     let keep = run(addr, &["pause", "--wait=50ms", "--on-timeout=keep"]);
     assert_failed(&keep, 75, "; it stays paused; see --wait");
@@ -164,7 +164,7 @@ fn a_wait_in_vain_names_the_oldest_connections() {
 
     let answer = format!("HTTP/1.1 504 T\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len());
     let api = answering(answer.leak());
-    let told = "tcpause: not idle in time, connections left: 9 (tcp://10.0.0.7:51544 for 31s, idle 4s; \
+    let told = "tcpause: not idle in time, connections left: 9 (the oldest: tcp://10.0.0.7:51544 for 31s, idle 4s; \
                 tcp://10.0.0.8:1 for 2s, idle 0s); the pause is undone; see --wait, --drain and --on-timeout kill";
     let pause = run(api.addr(), &["pause", "--wait=1s"]);
     assert_eq!((pause.code, &*pause.stdout, &*pause.stderr), (75, "", told));

@@ -106,7 +106,11 @@ fn not_idle(body: &Value) -> Option<String> {
     let left = match (listed.as_slice(), oldest) {
         ([], None) => String::new(),
         ([], Some(oldest)) => format!(", the oldest for {}", table::age(oldest)),
-        _ => format!(" ({})", listed.join("; ")),
+        (listed, _) => {
+            let oldest =
+                if active.as_u64() > Some(listed.len() as u64) { "the oldest: " } else { "" };
+            format!(" ({oldest}{})", listed.join("; "))
+        }
     };
     let pause = match body.get("paused") {
         Some(Value::Bool(true)) => "it stays paused",
