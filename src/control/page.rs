@@ -9,7 +9,7 @@ const TYPE: &str = "text/html; charset=utf-8";
 /// the file.
 const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-aoFbvT6taKcXSbPIiqABurVyL3l5uV/x7TL8SGyqetI='; \
-    script-src 'sha256-flzDSzASv0s6jQLSlF/imMfNePwU/6wWE01f27Cx+Mc='; \
+    script-src 'sha256-KexYP94AK8YjlJCcDsZNWjt5Gao5Z0SUkq5ZzH7nk5s='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Place for the address of the control API, where the page was not reached by it.

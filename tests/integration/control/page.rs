@@ -136,6 +136,19 @@ fn the_page_fits_a_telephone_with_64_pauses_and_asks_for_the_status_alone() {
     browser.wait_for("performance.now() > 4000", |later| *later == true);
     let selected = browser.evaluate("getSelection().toString()");
     assert!(selected.as_str().is_some_and(|text| text.starts_with("curl -X DELETE")), "{selected}");
+    // A hidden page asks for nothing, and says so in its title alone.
+    browser
+        .evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})");
+    let hidden = browser.evaluate("performance.now()").as_f64().expect("a time");
+    let stale = "document.title.startsWith('STALE')";
+    browser.wait_for(stale, |is_stale| *is_stale == true);
+    assert!(
+        browser.evaluate("performance.now()").as_f64().is_some_and(|now| now > hidden + 1_900.0)
+    );
+    assert_eq!(browser.evaluate("document.querySelector('#stale').hidden"), true);
+    browser
+        .evaluate("delete document.hidden, document.dispatchEvent(new Event('visibilitychange'))");
+    browser.wait_for(stale, |is_stale| *is_stale == false);
     let requested = browser.requested();
     assert!(requested.len() > asked, "{requested:?}");
     let status = format!("{url}status");
