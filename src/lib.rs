@@ -61,8 +61,9 @@ mod worker;
 mod worker_pool;
 
 pub use config::{
-    Config, ConnectionLog, ControlConfig, HoldConfig, LogConfig, LogFormat, MonitorConfig,
-    Overflow, PauseConfig, ProxyConfig, RejectWith, ResumeConfig, TlsConfig, UpstreamConfig,
+    Config, ConnectionLog, ControlConfig, GroupName, HoldConfig, LogConfig, LogFormat,
+    MonitorConfig, Overflow, PauseConfig, ProxyConfig, RejectWith, ResumeConfig, TlsConfig,
+    UpstreamConfig,
     address::Address,
     duration::{format_duration, parse_duration},
 };

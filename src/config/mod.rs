@@ -21,7 +21,7 @@ pub use self::{
         Config, ControlConfig, HoldConfig, LogConfig, MonitorConfig, PauseConfig, ProxyConfig,
         ResumeConfig, TlsConfig, UpstreamConfig,
     },
-    values::{ConnectionLog, LogFormat, Overflow, RejectWith},
+    values::{ConnectionLog, GroupName, LogFormat, Overflow, RejectWith},
 };
 use crate::error::Error;
 

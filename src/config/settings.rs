@@ -13,8 +13,8 @@ use serde_yaml::Value as Yaml;
 use super::{
     address::Address,
     values::{
-        CONNECTION_LOGS, ConnectionLog, Count, LEVELS, LOG_FORMATS, LogFormat, OVERFLOWS, Overflow,
-        REJECTIONS, RejectWith, Value,
+        CONNECTION_LOGS, ConnectionLog, Count, GroupName, LEVELS, LOG_FORMATS, LogFormat,
+        OVERFLOWS, Overflow, REJECTIONS, RejectWith, Value,
     },
 };
 
@@ -170,6 +170,9 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("control.mode", "MODE", field!(control.mode))
         .help("Mode of the socket file of --control-addr, as in 0660")
         .more("Every user with write permission can pause the proxy."),
+    setting("control.group", "NAME", field!(control.group))
+        .help("Group of the socket file of --control-addr, whose members can pause the proxy")
+        .more("With it, a mode of 0600 becomes 0660. tcpause runs as root or as a member of the group."),
     setting("control.hosts", "NAMES", field!(control.hosts))
         .help("Further host names that requests to the API may carry, with commas between them")
         .more("IP addresses, localhost and this host's own name are always allowed; other names are refused, so that no web page can pause a service."),
@@ -366,8 +369,10 @@ pub struct ResumeConfig {
 pub struct ControlConfig {
     /// Address that the API listens on.
     pub addr: Address,
-    /// Mode of the socket file at `addr`.
+    /// Mode of the socket file at `addr`; with a `group`, its default counts as 0660.
     pub mode: u32,
+    /// Group of the socket file at `addr`; the group of the process when absent.
+    pub group: Option<GroupName>,
     /// Further names that a `Host` header may carry.
     pub hosts: Vec<String>,
 }
@@ -454,7 +459,7 @@ impl Default for ResumeConfig {
 
 impl Default for ControlConfig {
     fn default() -> Self {
-        Self { addr: Address::tcp("localhost", 3001), mode: 0o600, hosts: Vec::new() }
+        Self { addr: Address::tcp("localhost", 3001), mode: 0o600, group: None, hosts: Vec::new() }
     }
 }
 

@@ -60,6 +60,12 @@ fn check_modes(config: &Config) -> Result<(), String> {
             ));
         }
     }
+    if control.group.is_some() && !matches!(control.addr, Address::Unix(_)) {
+        return Err(format!(
+            "control.group: control.addr ({}) has no file that could have a group; write `unix:///absolute/path` there, or leave the group away",
+            control.addr
+        ));
+    }
     Ok(())
 }
 

@@ -78,6 +78,10 @@ pub enum ConnectionLog {
     All,
 }
 
+/// Name of a group of users.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupName(pub String);
+
 /// Words for the errors of a number.
 #[derive(Clone, Copy)]
 pub(super) struct Count {
@@ -317,6 +321,19 @@ impl Value for IpAddr {
 
     fn to_yaml(&self) -> Yaml {
         self.to_string().into()
+    }
+}
+
+impl Value for GroupName {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        if text.is_empty() || text.contains(|letter: char| letter.is_control() || letter == ':') {
+            return Err(format!("{text:?} is not the name of a group; write one of /etc/group"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        self.0.as_str().into()
     }
 }
 

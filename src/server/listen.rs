@@ -10,7 +10,10 @@ use rustix::io::Errno;
 use crate::{
     config::address::{self, Address},
     error::Error,
-    sys::{self, Listener, SocketAddress, socket_file::SocketFile},
+    sys::{
+        self, Listener, SocketAddress,
+        socket_file::{Access, SocketFile},
+    },
     upstream::loop_guard::LoopGuard,
 };
 
@@ -98,7 +101,7 @@ pub(super) fn listen(
     setting: &str,
     address: &Address,
     count: usize,
-    mode: Option<u32>,
+    access: Access,
 ) -> Result<Listening, Error> {
     let refuse = |error: io::Error| {
         let remedy = remedy(address, error.kind());
@@ -106,7 +109,7 @@ pub(super) fn listen(
     };
     match address {
         Address::Unix(path) => {
-            let (listener, file) = Listener::unix(path, mode).map_err(refuse)?;
+            let (listener, file) = Listener::unix(path, access).map_err(refuse)?;
             Ok(Listening::unix(listener, Some(file), address))
         }
         Address::Abstract(name) => {
@@ -128,6 +131,7 @@ pub(super) fn listen(
 fn remedy(address: &Address, error: io::ErrorKind) -> &'static str {
     use io::ErrorKind::{
         AddrInUse, AddrNotAvailable, AlreadyExists, NotFound, PermissionDenied, ResourceBusy,
+        Unsupported,
     };
     match (address, error) {
         (Address::Tcp { .. }, AddrInUse) => {
@@ -145,6 +149,9 @@ fn remedy(address: &Address, error: io::ErrorKind) -> &'static str {
         (Address::Unix(_), NotFound) => "its directory does not exist",
         (Address::Unix(_), AlreadyExists) => "remove it or choose another path",
         (Address::Unix(_), ResourceBusy) => "wait until it is done or choose another directory",
+        (Address::Unix(_), Unsupported) => {
+            "run tcpause as a member of the group (SupplementaryGroups= and SystemCallFilter=@chown in its unit) or as root"
+        }
         (Address::Unix(_), _) => "choose another path",
         (Address::Abstract(_), AddrInUse) => {
             "something listens there already (`ss -xl` shows it); stop it or choose another name"

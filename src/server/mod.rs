@@ -14,6 +14,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 use mio::{Poll, Waker};
+use nix::unistd::Group;
 
 use self::{
     limits::{Limits, counted},
@@ -22,7 +23,7 @@ use self::{
 };
 use crate::{
     admission::Admission,
-    config::{Config, address::Address},
+    config::{Config, ControlConfig, GroupName, address::Address},
     connection::reject::policy::RejectPolicy,
     control::{Control, HostPolicy, Scope},
     error::Error,
@@ -30,7 +31,10 @@ use crate::{
     pause::{Pauses, expiry, gate::Mode},
     shared::{Phase, Shared, Shutdown},
     stats::Counters,
-    sys::{self, Listener, socket_file::SocketFile},
+    sys::{
+        self, Listener,
+        socket_file::{Access, SocketFile},
+    },
     timestamp::Rfc3339,
     upstream::{Upstream, loop_guard::LoopGuard},
     worker::{End, WAKER, WorkerResources},
@@ -77,14 +81,15 @@ impl Server {
 
     /// Binds every listener and starts every thread, or leaves everything as it was.
     pub fn start(config: Config) -> Result<Self, Error> {
-        let reject_policy = load(&config)?;
+        let (reject_policy, control_access) = load(&config)?;
         let files = sys::raise_open_files();
         check_sources(&config.upstream.source_addrs)?;
         let threads = threads(&config);
-        let control = listen("control.addr", &config.control.addr, 1, Some(config.control.mode))?;
+        let access = |mode| Access { mode, group: None };
+        let control = listen("control.addr", &config.control.addr, 1, control_access)?;
         let (addr, mode) = (config.monitor.addr.as_ref(), Some(config.monitor.mode));
-        let monitor = addr.map(|addr| listen("monitor.addr", addr, 1, mode)).transpose()?;
-        let proxy = listen("proxy.addr", &config.proxy.addr, threads, config.proxy.mode)?;
+        let monitor = addr.map(|addr| listen("monitor.addr", addr, 1, access(mode))).transpose()?;
+        let proxy = listen("proxy.addr", &config.proxy.addr, threads, access(config.proxy.mode))?;
         Self::serve(config, reject_policy, files, Listeners { proxy, control, monitor })
     }
 
@@ -306,10 +311,33 @@ fn list(addresses: &[Address]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
-/// Checks the configuration, and loads the files of the rejection.
-fn load(config: &Config) -> Result<RejectPolicy, Error> {
+/// Checks the configuration, loads the files of the rejection, and looks the group of the control socket up.
+fn load(config: &Config) -> Result<(RejectPolicy, Access), Error> {
     config.validate()?;
-    RejectPolicy::load(&config.proxy)
+    Ok((RejectPolicy::load(&config.proxy)?, control_access(&config.control)?))
+}
+
+/// Returns the rights to the socket file of the API.
+fn control_access(control: &ControlConfig) -> Result<Access, Error> {
+    let Some(GroupName(name)) = &control.group else {
+        return Ok(Access { mode: Some(control.mode), group: None });
+    };
+    let group = match Group::from_name(name) {
+        Ok(Some(group)) => group.gid.as_raw(),
+        Ok(None) => {
+            return Err(Error::Config(format!(
+                "control.group: there is no group {name:?}; write one of /etc/group, or make it with groupadd"
+            )));
+        }
+        Err(error) => {
+            return Err(Error::System(format!(
+                "control.group: cannot look up the group {name:?}: {error}"
+            )));
+        }
+    };
+    // The default would keep the group out.
+    let mode = if control.mode == ControlConfig::default().mode { 0o660 } else { control.mode };
+    Ok(Access { mode: Some(mode), group: Some(group) })
 }
 
 /// Checks that this host can connect from each of `upstream.source-addrs`.

@@ -40,7 +40,7 @@ fn start(
     let control = Listening::tcp(&[any_port(&[127, 0, 0, 1])], 1).unwrap();
     let proxy = Listening::tcp(&ips.iter().map(any_port).collect::<Vec<_>>(), threads).unwrap();
     let addresses = proxy.listeners[0].iter().map(|it| it.local_inet().unwrap()).collect();
-    let policy = load(&config).unwrap();
+    let (policy, _access) = load(&config).unwrap();
     let files = sys::raise_open_files();
     (
         Server::serve(config, policy, files, Listeners { proxy, control, monitor: None }).unwrap(),

@@ -17,7 +17,8 @@ use rustix::{
 };
 
 use super::{
-    OPEN, Socket, family, keep_alive, local_inet, pacing, register, socket_file::SocketFile,
+    OPEN, Socket, family, keep_alive, local_inet, pacing, register,
+    socket_file::{Access, SocketFile},
     unix_socket,
 };
 
@@ -68,11 +69,11 @@ impl Listener {
         Ok(bound)
     }
 
-    /// Makes a UNIX listener. It replaces a socket file on which no process listens any more. `mode`, if given, holds
-    /// from the moment at which the file is visible.
-    pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Self, SocketFile)> {
+    /// Makes a UNIX listener. It replaces a socket file on which no process listens any more. `access` holds from the
+    /// moment at which the file is visible.
+    pub(crate) fn unix(path: &Path, access: Access) -> io::Result<(Self, SocketFile)> {
         let fd = unix_socket()?;
-        let file = SocketFile::listen(&fd, path, mode, BACKLOG_MAX)?;
+        let file = SocketFile::listen(&fd, path, access, BACKLOG_MAX)?;
         Ok((Self { fd, is_unix: true, is_paced: false }, file))
     }
 

@@ -9,7 +9,7 @@ use std::{
     io::{self, ErrorKind},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
     thread,
@@ -37,13 +37,21 @@ pub(crate) struct SocketFile {
     identity: (u64, u64),
 }
 
+/// Rights to a socket file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Access {
+    /// Its mode; left to the umask if absent.
+    pub(crate) mode: Option<u32>,
+    /// Number of its group; that of the process if absent.
+    pub(crate) group: Option<u32>,
+}
+
 impl SocketFile {
-    /// Makes `socket` listen at `path`, and replaces a file on which no process listens. Without `mode`, the umask
-    /// decides.
+    /// Makes `socket` listen at `path`, and replaces a file on which no process listens.
     pub(crate) fn listen(
         socket: &OwnedFd,
         path: &Path,
-        mode: Option<u32>,
+        access: Access,
         backlog: i32,
     ) -> io::Result<Self> {
         let directory = path.parent().ok_or(ErrorKind::InvalidInput)?;
@@ -52,7 +60,7 @@ impl SocketFile {
         lock(&directory)?;
         check_free(path)?;
 
-        let mut file = Self::listen_beside(socket, path, &directory, mode, backlog)?;
+        let mut file = Self::listen_beside(socket, path, &directory, access, backlog)?;
         fs::rename(&file.path, path)?;
         file.path = path.into();
         Ok(file)
@@ -63,12 +71,12 @@ impl SocketFile {
         self.identity
     }
 
-    /// Makes `socket` listen under a temporary name, with its final mode.
+    /// Makes `socket` listen under a temporary name, with its final group and mode.
     fn listen_beside(
         socket: &OwnedFd,
         path: &Path,
         directory: &OwnedFd,
-        mode: Option<u32>,
+        access: Access,
         backlog: i32,
     ) -> io::Result<Self> {
         let (beside, address) = other_name(path, directory)?;
@@ -78,7 +86,14 @@ impl SocketFile {
         }
         bind(socket, &address)?;
         let file = Self { identity: identity(&beside)?, path: beside };
-        if let Some(mode) = mode {
+        // The group comes first, so that the mode never serves another one.
+        if access.group.is_some() {
+            chown(&file.path, None, access.group).map_err(|error| {
+                let text = format!("its file cannot have the group of control.group: {error}");
+                io::Error::new(ErrorKind::Unsupported, text)
+            })?;
+        }
+        if let Some(mode) = access.mode {
             fs::set_permissions(&file.path, Permissions::from_mode(mode))?;
         }
         rustix::net::listen(socket, backlog)?;
@@ -163,7 +178,7 @@ mod tests {
     fn start(path: &Path, mode: Option<u32>) -> io::Result<(OwnedFd, SocketFile)> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        let file = SocketFile::listen(&socket, path, mode, 16)?;
+        let file = SocketFile::listen(&socket, path, Access { mode, group: None }, 16)?;
         Ok((socket, file))
     }
 
@@ -192,7 +207,8 @@ mod tests {
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
-        let file = SocketFile::listen_beside(&socket, &path, &directory, Some(0o620), 16).unwrap();
+        let access = Access { mode: Some(0o620), group: None };
+        let file = SocketFile::listen_beside(&socket, &path, &directory, access, 16).unwrap();
         assert_eq!(names(folder.path()), [".a.sock.new"]);
         assert_eq!(fs::metadata(&file.path).unwrap().permissions().mode() & 0o7777, 0o620);
         UnixStream::connect(&file.path).unwrap();

@@ -122,6 +122,7 @@ upstream:
         control: ControlConfig {
             addr: Address::tcp("", 3001),
             mode: 0o640,
+            group: None,
             hosts: vec!["a.example".into(), "b.example".into()],
         },
         monitor: MonitorConfig { addr: Some(Address::tcp("10.0.0.1", 9100)), mode: 0o640 },
@@ -156,7 +157,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1]}}";
+    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {group: a, hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1]}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {
@@ -230,6 +231,8 @@ fn settings_must_fit_together() {
         ("monitor: {addr: 'unix:///a', mode: 0666}", None),
         ("monitor: {addr: ':9100', mode: 0666}", Some("monitor.mode: monitor.addr (tcp://:9100)")),
         ("monitor: {mode: 0666}", Some("monitor.mode: monitor.addr (not set) has no file")),
+        ("control: {addr: 'unix:///a', group: deploy}", None),
+        ("control: {group: a}", Some("control.group: control.addr (tcp://localhost:3001) has no")),
         ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix:///a'}", None),
         ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix://@a'}", Some("is taken")),
         ("proxy: {addr: 'unix://@a'}\nupstream: {addr: 'unix://@a'}", Some("leads back")),

@@ -51,6 +51,37 @@ fn socket_files_have_the_modes_of_the_settings() {
 }
 
 #[test]
+fn the_control_socket_has_the_group_of_its_setting() {
+    // Only root may give a file to any group; others have one at least, their own.
+    let own = rustix::process::getgid().as_raw();
+    let is_root = rustix::process::geteuid().is_root();
+    let groups = fs::read_to_string("/etc/group").unwrap();
+    let mut groups = groups.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        Some((fields.next()?, fields.nth(1)?.parse::<u32>().ok()?))
+    });
+    let (name, number) = groups.find(|&(_, number)| (number == own) != is_root).unwrap();
+    let upstream = Upstream::tcp(echo);
+    for (args, wanted) in [(&[][..], 0o660), (&["--control-mode=0620"], 0o620)] {
+        let proxy = Proxy::builder()
+            .control(Family::Unix)
+            .upstream(&upstream)
+            .arg(format!("--control-group={name}"))
+            .args(args)
+            .start();
+        let file = proxy.control().addr().path();
+        assert_eq!((mode(file), fs::metadata(file).unwrap().gid()), (wanted, number));
+    }
+}
+
+#[test]
+fn a_group_that_does_not_exist_is_refused() {
+    let finished = program().args(["--control-addr=unix:///c", "--control-group=no-such"]).run();
+    assert_eq!(finished.code, 2, "{finished:?}");
+    assert!(finished.stderr.contains("--control-group: there is no group \"no-such\""));
+}
+
+#[test]
 fn the_file_sets_the_mode_quoted_or_not() {
     for (text, shown) in [("0660", "'0660'"), ("\"0660\"", "'0660'"), ("660", "'0660'")] {
         let file = format!(

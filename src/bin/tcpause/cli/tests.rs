@@ -123,6 +123,7 @@ fn every_option_sets_its_key() {
         ("--resume-max-connecting 16", "resume.max-connecting", "16"),
         ("--resume-rate 50", "resume.rate", "50"),
         ("--control-addr unix:///c", "control.addr", "unix:///c"),
+        ("--control-group deploy", "control.group", "deploy"),
         ("--control-hosts a,b", "control.hosts", "a,b"),
         ("--upstream-addr u:1", "upstream.addr", "tcp://u:1"),
         ("--upstream-connect-timeout 1s", "upstream.connect-timeout", "1s"),
@@ -219,6 +220,15 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("--resume-max-connecting 0", "--resume-max-connecting: \"0\" is not a number of"),
         ("--resume-rate fast", "--resume-rate: \"fast\" is not a number of clients in a second"),
         ("--upstream-retry-for=-1s", "--upstream-retry-for: \"-1s\" has a sign"),
+        ("--control-group a:b", "--control-group: \"a:b\" is not the name of a group"),
+        (
+            "--control-group root",
+            "--control-group: control.addr (tcp://localhost:3001) has no file",
+        ),
+        (
+            "--control-addr unix:///c --control-group no-such",
+            "--control-group: there is no group \"no-such\"",
+        ),
         ("--control-hosts a,,b", "--control-hosts: a host name is missing"),
         ("--upstream-source-addrs eth0", "--upstream-source-addrs: \"eth0\" is not an IP address"),
         ("--proxy-tls-cert a", "proxy.tls.key is missing"),

@@ -8,7 +8,10 @@ use std::{
 
 use rustix::net::{SendFlags, send};
 
-use crate::sys::{Listener, Socket, SocketAddress, socket_file::SocketFile};
+use crate::sys::{
+    Listener, Socket, SocketAddress,
+    socket_file::{Access, SocketFile},
+};
 
 /// Time far beyond what a schedule needs to come to its end.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
@@ -134,7 +137,7 @@ impl Port {
     pub(super) fn unix() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let (listener, file) = Listener::unix(&path, None).unwrap();
+        let (listener, file) = Listener::unix(&path, Access::default()).unwrap();
         Self { listener, address: SocketAddress::Unix(path), _file: Some((file, folder)) }
     }
 
