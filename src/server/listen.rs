@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     sys::{
         self, Listener, SocketAddress,
-        socket_file::{Access, SocketFile},
+        socket_file::{self, Access, SocketFile},
     },
     upstream::loop_guard::LoopGuard,
 };
@@ -21,6 +21,7 @@ use crate::{
 const PORTS_MAX: usize = 16;
 
 /// Sockets that listen for one setting.
+#[derive(Debug)]
 pub(super) struct Listening {
     /// Listeners of each thread, one per address.
     pub(super) listeners: Vec<Vec<Listener>>,
@@ -62,8 +63,7 @@ impl Listening {
         let mut addresses = Vec::new();
         for at_address in listen_at_all(found, threads)? {
             if let Some(listener) = at_address.first() {
-                let local = listener.local_inet()?;
-                addresses.push(Address::tcp(local.ip().to_string(), local.port()));
+                addresses.push(address_of(listener)?);
             }
             for (of_thread, listener) in listeners.iter_mut().zip(at_address) {
                 of_thread.push(listener);
@@ -73,24 +73,42 @@ impl Listening {
         Ok(Self { listeners, file: None, address, addresses })
     }
 
+    /// Returns what listens already.
+    pub(super) fn inherited(listener: Listener) -> io::Result<Self> {
+        let address = address_of(&listener)?;
+        Ok(Self::unix(listener, None, &address))
+    }
+
+    /// Adds a further listener that listens already.
+    pub(super) fn inherit(&mut self, listener: Listener) -> io::Result<()> {
+        self.addresses.push(address_of(&listener)?);
+        if let [of_first_thread] = &mut *self.listeners {
+            of_first_thread.push(listener);
+        }
+        Ok(())
+    }
+
     fn unix(listener: Listener, file: Option<SocketFile>, address: &Address) -> Self {
         let (address, addresses) = (address.clone(), vec![address.clone()]);
         Self { listeners: vec![vec![listener]], file, address, addresses }
     }
 
     fn add_to(&self, guard: &mut LoopGuard, setting: &'static str) {
-        let file = self.file.as_ref().map(SocketFile::identity);
-        match &self.address {
-            Address::Unix(path) => guard.add(setting, SocketAddress::Unix(path.clone()), file),
-            Address::Abstract(name) => {
-                guard.add(setting, SocketAddress::Abstract(name.clone()), None);
-            }
-            Address::Tcp { .. } => {
-                for address in self.listeners.iter().flatten().filter_map(|it| it.local_inet().ok())
-                {
-                    guard.add(setting, SocketAddress::Inet(address), None);
+        for address in &self.addresses {
+            match address {
+                Address::Unix(path) => {
+                    let file = socket_file::identity(path).ok();
+                    guard.add(setting, SocketAddress::Unix(path.clone()), file);
                 }
+                Address::Abstract(name) => {
+                    guard.add(setting, SocketAddress::Abstract(name.clone()), None);
+                }
+                // The name of one that is link-local lacks its zone.
+                Address::Tcp { .. } => {}
             }
+        }
+        for address in self.listeners.iter().flatten().filter_map(|it| it.local_inet().ok()) {
+            guard.add(setting, SocketAddress::Inet(address), None);
         }
     }
 }
@@ -125,6 +143,15 @@ pub(super) fn listen(
             Listening::tcp(&found, count).map_err(refuse)
         }
     }
+}
+
+/// Returns the address of a listener, with the port that the system chose.
+fn address_of(listener: &Listener) -> io::Result<Address> {
+    Ok(match listener.local_address()? {
+        SocketAddress::Inet(local) => Address::tcp(local.ip().to_string(), local.port()),
+        SocketAddress::Unix(path) => Address::Unix(path),
+        SocketAddress::Abstract(name) => Address::Abstract(name),
+    })
 }
 
 /// Returns the remedy for an address that cannot be listened on.

@@ -2,6 +2,7 @@
 
 mod limits;
 mod listen;
+mod sockets;
 mod supervisor;
 
 use std::{
@@ -16,6 +17,7 @@ use crossbeam_channel::{Receiver, bounded};
 use mio::{Poll, Waker};
 use nix::unistd::Group;
 
+pub use self::sockets::Sockets;
 use self::{
     limits::{Limits, counted},
     listen::{Listeners, Listening, listen},
@@ -81,15 +83,30 @@ impl Server {
 
     /// Binds every listener and starts every thread, or leaves everything as it was.
     pub fn start(config: Config) -> Result<Self, Error> {
+        Self::start_on(Sockets::default(), config)
+    }
+
+    /// Starts like [`Server::start`], but listens on these sockets in place of the addresses of the configuration.
+    pub fn start_on(sockets: Sockets, mut config: Config) -> Result<Self, Error> {
+        sockets.set_addresses(&mut config);
         let (reject_policy, control_access) = load(&config)?;
         let files = sys::raise_open_files();
         check_sources(&config.upstream.source_addrs)?;
         let threads = threads(&config);
+        sockets.announce();
         let access = |mode| Access { mode, group: None };
-        let control = listen("control.addr", &config.control.addr, 1, control_access)?;
-        let (addr, mode) = (config.monitor.addr.as_ref(), Some(config.monitor.mode));
-        let monitor = addr.map(|addr| listen("monitor.addr", addr, 1, access(mode))).transpose()?;
-        let proxy = listen("proxy.addr", &config.proxy.addr, threads, access(config.proxy.mode))?;
+        let Sockets { proxy, control, monitor } = sockets;
+        let control = control
+            .map_or_else(|| listen("control.addr", &config.control.addr, 1, control_access), Ok)?;
+        let monitor = match (monitor, &config.monitor.addr) {
+            (None, Some(addr)) => {
+                Some(listen("monitor.addr", addr, 1, access(Some(config.monitor.mode)))?)
+            }
+            (passed, _) => passed,
+        };
+        let listen_there =
+            || listen("proxy.addr", &config.proxy.addr, threads, access(config.proxy.mode));
+        let proxy = proxy.map_or_else(listen_there, Ok)?;
         Self::serve(config, reject_policy, files, Listeners { proxy, control, monitor })
     }
 

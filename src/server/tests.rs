@@ -173,3 +173,29 @@ fn a_panic_keeps_no_client_of_any_address_out() {
         come_and_go(address).unwrap();
     }
 }
+
+#[test]
+fn workers_share_the_clients_of_an_inherited_socket() {
+    const CLIENTS: usize = 40;
+
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = socket.local_addr().unwrap();
+    let mut config = Config::default();
+    config.upstream.addr = upstream.local_addr().unwrap().to_string().parse().unwrap();
+    config.control.addr = Address::tcp("127.0.0.1", 0);
+    config.proxy.threads = NonZeroUsize::new(2);
+    let mut sockets = Sockets::default();
+    sockets.add("proxy", socket.try_clone().unwrap().into()).unwrap();
+    let server = Server::start_on(sockets, config).unwrap();
+    assert_eq!(server.proxy_addr().to_string(), format!("tcp://{proxy}"));
+    let _clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(proxy).unwrap()).collect();
+    wait_for(&server, (CLIENTS as u64, 0, 0));
+    for worker in 0..2 {
+        let clients = server.shared.workers.counters(worker).clients();
+        assert!(clients > CLIENTS as u64 / 4, "worker {worker} has {clients} of {CLIENTS}");
+    }
+    server.abort();
+    assert_eq!(server.join(), Outcome::Aborted);
+    TcpStream::connect(proxy).unwrap();
+}

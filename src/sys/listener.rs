@@ -9,15 +9,15 @@ use std::{
 
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
-    io::{Errno, retry_on_intr},
+    io::{Errno, ioctl_fionbio, retry_on_intr},
     net::{
-        Shutdown, SocketAddrUnix, SocketType, acceptfrom_with, bind, listen, shutdown, socket_with,
-        sockopt,
+        AddressFamily, Shutdown, SocketAddrUnix, SocketType, acceptfrom_with, bind, getsockname,
+        listen, shutdown, socket_with, sockopt,
     },
 };
 
 use super::{
-    OPEN, Socket, family, keep_alive, local_inet, pacing, register,
+    OPEN, Socket, SocketAddress, family, keep_alive, local_inet, pacing, rcvbuf, register,
     socket_file::{Access, SocketFile},
     unix_socket,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Listener {
     fd: OwnedFd,
     is_unix: bool,
     is_paced: bool,
+    is_inherited: bool,
 }
 
 impl Listener {
@@ -46,7 +47,7 @@ impl Listener {
             // Accepted sockets inherit these options.
             tune(&socket)?;
             let is_paced = pacing::spare(&socket, &address);
-            Ok(Self { fd: socket, is_unix: false, is_paced })
+            Ok(Self { fd: socket, is_unix: false, is_paced, is_inherited: false })
         };
         // The first socket binds and listens without sharing the port, which fails beside any other listener. It shares
         // the port only then. Two sockets that are bound but do not listen do not exclude each other, so the port must
@@ -74,7 +75,7 @@ impl Listener {
     pub(crate) fn unix(path: &Path, access: Access) -> io::Result<(Self, SocketFile)> {
         let fd = unix_socket()?;
         let file = SocketFile::listen(&fd, path, access, BACKLOG_MAX)?;
-        Ok((Self { fd, is_unix: true, is_paced: false }, file))
+        Ok((Self { fd, is_unix: true, is_paced: false, is_inherited: false }, file))
     }
 
     /// Makes a UNIX listener without a file. Every process in the network namespace may connect.
@@ -82,7 +83,27 @@ impl Listener {
         let fd = unix_socket()?;
         bind(&fd, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
         listen(&fd, BACKLOG_MAX)?;
-        Ok(Self { fd, is_unix: true, is_paced: false })
+        Ok(Self { fd, is_unix: true, is_paced: false, is_inherited: false })
+    }
+
+    /// Takes over a socket that listens already, and gives it the options of our own ones.
+    pub(crate) fn inherit(fd: OwnedFd) -> io::Result<Self> {
+        let refuse = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        if sockopt::socket_type(&fd)? != SocketType::STREAM {
+            return refuse("it is no stream socket");
+        }
+        if !sockopt::socket_acceptconn(&fd)? {
+            return refuse("it does not listen");
+        }
+        ioctl_fionbio(&fd, true)?;
+        let is_unix = sockopt::socket_domain(&fd)? == AddressFamily::UNIX;
+        let mut is_paced = false;
+        if !is_unix {
+            tune(&fd)?;
+            is_paced = pacing::spare(&fd, &local_inet(&fd)?);
+            rcvbuf::restore(&fd)?;
+        }
+        Ok(Self { fd, is_unix, is_paced, is_inherited: true })
     }
 
     /// Accepts the client that has waited longest. Returns the address of a TCP client, too, or `WouldBlock` if none waits.
@@ -105,6 +126,16 @@ impl Listener {
         self.is_unix
     }
 
+    /// Returns true if another process keeps the socket open, and serves its queue or passes it on.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
+    /// Returns true if it is the only one at its address, so that one worker has to accept for all.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_unix || self.is_inherited
+    }
+
     /// Refuses new clients and keeps the queued ones. On TCP only a close refuses, and it resets the queue.
     pub(crate) fn refuse_more(&self) {
         if self.is_unix {
@@ -123,6 +154,20 @@ impl Listener {
     /// Returns the address with the port that the system chose.
     pub(crate) fn local_inet(&self) -> io::Result<SocketAddr> {
         local_inet(&self.fd)
+    }
+
+    /// Returns the address of any family.
+    pub(crate) fn local_address(&self) -> io::Result<SocketAddress> {
+        if !self.is_unix {
+            return Ok(SocketAddress::Inet(self.local_inet()?));
+        }
+        let local = SocketAddrUnix::try_from(getsockname(self)?)?;
+        let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+        match (local.path_bytes(), local.abstract_name()) {
+            (Some(path), _) => Ok(SocketAddress::Unix(text(path).into())),
+            (None, Some(name)) => Ok(SocketAddress::Abstract(text(name))),
+            (None, None) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
     }
 
     /// Registers for arriving clients, edge-triggered.

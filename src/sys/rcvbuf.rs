@@ -39,6 +39,13 @@ pub(crate) fn widen(listener: impl AsFd) -> io::Result<()> {
     set(listener, sockopt::socket_recv_buffer_size(fresh)? / 2)
 }
 
+/// Widens the window of a listener that another process has narrowed and left so: it may have ended during a pause.
+pub(crate) fn restore(listener: impl AsFd) -> io::Result<()> {
+    // The kernel returns the doubled size.
+    let is_narrow = sockopt::socket_recv_buffer_size(&listener)? == 2 * HELD_RECEIVE_BYTES;
+    if is_narrow { widen(listener) } else { Ok(()) }
+}
+
 fn set(listener: impl AsFd, bytes: usize) -> io::Result<()> {
     // A kernel without `SO_BUF_LOCK` fails here, before anything is changed.
     setsockopt(&listener, BufferLock, &NONE_LOCKED)?;
@@ -92,5 +99,18 @@ mod tests {
         widen(&listener).unwrap();
         let (_client, _accepted, bytes) = parked(&listener);
         assert!(bytes > 32 * 1024, "only {bytes} bytes are parked");
+    }
+
+    #[test]
+    fn a_listener_that_was_left_narrow_is_restored() {
+        let size = |listener: &TcpListener| sockopt::socket_recv_buffer_size(listener).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fresh = size(&listener);
+        restore(&listener).unwrap();
+        assert_eq!(size(&listener), fresh);
+        narrow(&listener).unwrap();
+        assert!(size(&listener) < fresh);
+        restore(&listener).unwrap();
+        assert_eq!(size(&listener), fresh);
     }
 }

@@ -66,11 +66,6 @@ impl SocketFile {
         Ok(file)
     }
 
-    /// Returns the device and inode.
-    pub(crate) fn identity(&self) -> (u64, u64) {
-        self.identity
-    }
-
     /// Makes `socket` listen under a temporary name, with its final group and mode.
     fn listen_beside(
         socket: &OwnedFd,
@@ -164,7 +159,7 @@ fn other_name(path: &Path, directory: &OwnedFd) -> io::Result<(PathBuf, SocketAd
 }
 
 /// Returns the device and inode of a file.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+pub(crate) fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = path.symlink_metadata()?;
     Ok((metadata.dev(), metadata.ino()))
 }

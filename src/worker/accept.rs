@@ -95,10 +95,12 @@ impl Worker<'_> {
             }
             return true;
         };
+        let is_shared = listener.is_shared();
         match listener.accept() {
             Ok((client, address)) => {
                 self.queued.rotate_left(1);
-                self.assign_worker(Accepted { client, address, permit, hold_permit }, now);
+                let accepted = Accepted { client, address, permit, hold_permit };
+                self.assign_worker(accepted, is_shared, now);
             }
             // An event reports the next client.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -149,12 +151,12 @@ impl Worker<'_> {
         }
     }
 
-    /// Keeps a client, or sends it to a worker with fewer clients. Only UNIX clients are sent: `SO_REUSEPORT` does not
-    /// multiply their listeners, so one worker accepts for all.
-    fn assign_worker(&mut self, accepted: Accepted, now: Instant) {
+    /// Keeps a client, or sends it to a worker with fewer clients, if its listener is shared. `SO_REUSEPORT` multiplies neither
+    /// UNIX nor inherited listeners, so one worker accepts for all.
+    fn assign_worker(&mut self, accepted: Accepted, is_shared: bool, now: Instant) {
         let shared = Arc::clone(&self.resources.shared);
         let own = self.connections.len() as u64;
-        if accepted.client.is_unix()
+        if is_shared
             && let Some((index, load)) = shared.workers.least_loaded(self.resources.index)
             && load < own
             && shared.phase() == Phase::Running
@@ -170,6 +172,10 @@ impl Worker<'_> {
     /// Accepts all queued clients and closes the listeners. Closing a listener resets the clients in its queue, so it
     /// stays open while permits or descriptors for them are missing.
     pub(super) fn stop_listening(&mut self, now: Instant) {
+        if self.resources.listeners.iter().any(Listener::is_inherited) {
+            // Its queue is not lost: a successor serves it.
+            return self.close_listeners();
+        }
         // Without its file, and refusing more, a UNIX listener gets no new clients, so its queue comes to an end.
         drop(self.resources.socket_file.take());
         self.resources.listeners.iter().for_each(Listener::refuse_more);

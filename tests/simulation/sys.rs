@@ -179,6 +179,15 @@ impl Listener {
         crate::with(|kernel| kernel.backlogs[self.0].is_unix)
     }
 
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_unix()
+    }
+
+    /// Returns false: the simulation ends with its sockets.
+    pub(crate) fn is_inherited(&self) -> bool {
+        false
+    }
+
     pub(crate) fn refuse_more(&self) {
         with_course(Course::arrive_late);
         call(|kernel| {

@@ -4,6 +4,7 @@ mod cli;
 mod client;
 mod demo;
 mod logger;
+mod systemd;
 
 use std::{
     env,
@@ -86,7 +87,10 @@ fn main() -> ExitCode {
 
 /// Runs the proxy until a signal ends it.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
-    let (mut config, file) = invocation.configure()?;
+    let sockets = systemd::sockets()?;
+    let (mut config, file) = invocation.read()?;
+    sockets.set_addresses(&mut config);
+    invocation.check(&config)?;
     // Absolute, as the status is read elsewhere.
     config.file = file.as_deref().and_then(|file| path::absolute(file).ok());
     // Signals are handled before anything opens that has to be closed in order. Until here a signal just ends the program.
@@ -95,7 +99,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
             .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
     // The logger is declared first, so that it is dropped last, when all has been logged.
     let _logger = Logger::start(config.log_level, config.log.format)?;
-    let server = Server::start(config.clone())?;
+    let server = Server::start_on(sockets, config.clone())?;
     // This comes after the start, so that a failing start shows its one line and nothing else.
     announce(&config, file.as_deref());
     let stopper = server.stopper();

@@ -5,6 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{BufRead, BufReader, Read},
+    os::fd::OwnedFd,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -31,6 +32,7 @@ pub(crate) fn program() -> Program {
         args: Vec::new(),
         envs: Vec::new(),
         dir: Arc::new(tempfile::tempdir().expect("a directory")),
+        sockets: Vec::new(),
         before: String::new(),
         under: String::new(),
     }
@@ -41,6 +43,8 @@ pub(crate) struct Program {
     pub(super) args: Vec<OsString>,
     pub(super) envs: Vec<(String, String)>,
     pub(super) dir: Arc<TempDir>,
+    /// Sockets that it begins with, at most two: the descriptors of input and output are the only ones that can be passed.
+    pub(super) sockets: Vec<OwnedFd>,
     /// Shell commands that run first in its process, each with a trailing `&&`.
     pub(super) before: String,
     /// Shell words before its name, for another program that runs it.
@@ -99,7 +103,10 @@ impl Program {
         };
         command.args(&self.args).current_dir(self.dir.path()).env_remove("RUST_LOG");
         command.envs(self.envs.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut sockets = self.sockets.iter().map(|socket| socket.try_clone().expect("a socket"));
+        command.stdin(sockets.next().map_or_else(Stdio::null, Stdio::from));
+        command.stdout(sockets.next().map_or_else(Stdio::piped, Stdio::from));
+        command.stderr(Stdio::piped());
         command
     }
 }
@@ -138,10 +145,10 @@ impl Process {
         let log = Arc::new(Log::default());
         let (stderr, lines) = (child.stderr.take().expect("a pipe"), log.clone());
         drop(spawn(move || lines.fill(stderr)));
-        let mut stdout = child.stdout.take().expect("a pipe");
+        let stdout = child.stdout.take();
         let stdout = spawn(move || {
             let mut text = Vec::new();
-            stdout.read_to_end(&mut text).expect("a pipe that can be read");
+            stdout.map(|mut pipe| pipe.read_to_end(&mut text).expect("a pipe that can be read"));
             String::from_utf8(text).expect("text on stdout")
         });
         Self { child, log, stdout: Some(stdout) }

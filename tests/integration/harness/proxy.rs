@@ -5,6 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::ErrorKind,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -100,6 +101,17 @@ impl Builder {
     /// ends with its grace period fails the test. `None` leaves the option out.
     pub(crate) fn grace_period(self, grace_period: Option<&'static str>) -> Self {
         Self { grace_period, ..self }
+    }
+
+    /// Passes sockets to the proxy as systemd does, with the names of `LISTEN_FDNAMES`.
+    pub(crate) fn pass(mut self, names: Option<&str>, sockets: &[&dyn AsFd]) -> Self {
+        let own = |socket: &&dyn AsFd| socket.as_fd().try_clone_to_owned().expect("a socket");
+        self.program.sockets = sockets.iter().map(own).collect();
+        let count = sockets.len();
+        let moved =
+            if count > 1 { "exec 3<&0 4>&1 </dev/null >/dev/null" } else { "exec 3<&0 </dev/null" };
+        let variable = names.map_or_else(String::new, |names| format!(" LISTEN_FDNAMES={names}"));
+        self.before(&format!("{moved} && export LISTEN_PID=$$ LISTEN_FDS={count}{variable}"))
     }
 
     /// Runs a shell command in the process that then becomes the proxy.

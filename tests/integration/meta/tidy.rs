@@ -16,7 +16,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
-const CODE_LINES_MAX: usize = 15_000;
+const CODE_LINES_MAX: usize = 15_500;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -76,9 +76,15 @@ fn the_control_socket_has_the_group_of_its_setting() {
 
 #[test]
 fn a_group_that_does_not_exist_is_refused() {
-    let finished = program().args(["--control-addr=unix:///c", "--control-group=no-such"]).run();
-    assert_eq!(finished.code, 2, "{finished:?}");
-    assert!(finished.stderr.contains("--control-group: there is no group \"no-such\""));
+    for (group, told) in [
+        ("no-such", "--control-group: there is no group \"no-such\""),
+        ("a:b", "--control-group: \"a:b\" is not the name of a group"),
+    ] {
+        let finished =
+            program().args(["--control-addr=unix:///c", &format!("--control-group={group}")]).run();
+        assert_eq!(finished.code, 2, "{finished:?}");
+        assert!(finished.stderr.contains(told), "{finished:?}");
+    }
 }
 
 #[test]

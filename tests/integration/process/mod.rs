@@ -1,5 +1,6 @@
 //! The program: command line, configuration, signals, start and stop.
 
+mod activation;
 mod addresses;
 mod cli;
 mod client;

@@ -196,8 +196,13 @@ impl Invocation {
     /// Returns the configuration and its file, checked as far as is possible without opening a socket.
     pub(crate) fn configure(&self) -> Result<(Config, Option<PathBuf>), Error> {
         let (config, file) = self.read()?;
-        Server::check(&config).map_err(|error| self.name_option(error))?;
+        self.check(&config)?;
         Ok((config, file))
+    }
+
+    /// Checks a configuration as far as is possible without opening a socket.
+    pub(crate) fn check(&self, config: &Config) -> Result<(), Error> {
+        Server::check(config).map_err(|error| self.name_option(error))
     }
 
     /// Reads the configuration and returns it with its file. An option beats the file, the file beats the default.

@@ -220,15 +220,6 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("--resume-max-connecting 0", "--resume-max-connecting: \"0\" is not a number of"),
         ("--resume-rate fast", "--resume-rate: \"fast\" is not a number of clients in a second"),
         ("--upstream-retry-for=-1s", "--upstream-retry-for: \"-1s\" has a sign"),
-        ("--control-group a:b", "--control-group: \"a:b\" is not the name of a group"),
-        (
-            "--control-group root",
-            "--control-group: control.addr (tcp://localhost:3001) has no file",
-        ),
-        (
-            "--control-addr unix:///c --control-group no-such",
-            "--control-group: there is no group \"no-such\"",
-        ),
         ("--control-hosts a,,b", "--control-hosts: a host name is missing"),
         ("--upstream-source-addrs eth0", "--upstream-source-addrs: \"eth0\" is not an IP address"),
         ("--proxy-tls-cert a", "proxy.tls.key is missing"),
