@@ -14,3 +14,4 @@ mod log_format;
 mod signals;
 mod status;
 pub(crate) mod stop;
+mod units;

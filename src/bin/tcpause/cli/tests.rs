@@ -200,8 +200,6 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("completion", "completion: name a shell: bash, zsh, fish"),
         ("completion tcsh", "completion: unknown shell \"tcsh\"; there are bash, zsh, fish"),
         ("completion bash x", "unexpected argument \"x\""),
-        ("unit timer", "unit: unknown unit \"timer\"; there are service, socket, template"),
-        ("unit socket x", "unexpected argument \"x\"; remove it"),
         ("-g 30", "--grace-period: \"30\" ends without a unit; did you mean `30s`?"),
         ("-g -3s", "--grace-period: \"-3s\" has a sign"),
         ("--log-level loud", "--log-level: \"loud\" is not a level"),

@@ -1,0 +1,58 @@
+//! The units for systemd: their texts. `.ci/units` has systemd verify and rate them.
+
+use crate::harness::program;
+
+/// Returns the text of a unit.
+#[track_caller]
+fn unit(name: &[&str]) -> String {
+    let finished = program().arg("unit").args(name).run();
+    assert_eq!((finished.code, &*finished.stderr), (0, ""), "{name:?}");
+    finished.stdout
+}
+
+#[test]
+fn the_template_is_the_service_with_files_of_its_instance() {
+    let service = unit(&[]);
+    assert_eq!(service, unit(&["service"]));
+    assert!(service.contains("\nType=notify\n") && service.contains("\nWatchdogSec="), "{service}");
+    let expected = service
+        .replace("Description=tcpause,", "Description=tcpause for %i,")
+        .replace("/etc/tcpause/tcpause.yml", "/etc/tcpause/%i.yml")
+        .replace("Directory=tcpause\n", "Directory=tcpause/%i\n");
+    assert_eq!(unit(&["template"]), expected);
+}
+
+#[test]
+fn the_socket_has_the_name_and_the_address_of_the_proxy() {
+    let socket = unit(&["socket"]);
+    for line in ["FileDescriptorName=proxy", "ListenStream=127.0.0.1:3000"] {
+        assert!(socket.lines().any(|it| it == line), "{socket}");
+    }
+    assert_eq!(
+        tcpause::Config::default().get("proxy.addr").as_deref(),
+        Some("tcp://localhost:3000")
+    );
+}
+
+/// A unit with an option that does not exist would not start.
+#[test]
+fn the_service_calls_the_program_as_it_can_be_called() {
+    let service = unit(&["service"]);
+    let call = service.lines().find_map(|line| line.strip_prefix("ExecStart=tcpause ")).unwrap();
+    let call = call.replace("/etc/tcpause/tcpause.yml", "tcpause.yml");
+    let finished =
+        program().file("tcpause.yml", "{}").args(call.split(' ')).arg("--check-config").run();
+    assert_eq!(finished.code, 0, "{finished:?}");
+}
+
+#[test]
+fn a_unit_that_does_not_exist_is_an_error_with_the_names() {
+    for (args, told) in [
+        (&["timer"][..], "unit: unknown unit \"timer\"; there are service, socket, template"),
+        (&["socket", "x"], "unexpected argument \"x\"; remove it"),
+    ] {
+        let finished = program().arg("unit").args(args).run();
+        assert_eq!((finished.code, &*finished.stdout), (2, ""));
+        assert!(finished.stderr.contains(told), "{finished:?}");
+    }
+}
