@@ -73,5 +73,5 @@ pub use error::Error;
 pub use handle::{Handle, LeaseStatus, Status};
 #[doc(hidden)]
 pub use log_limit::LOG_LINES_DROPPED;
-pub use server::{Outcome, Server, Sockets, Stopper};
+pub use server::{Heartbeat, Outcome, Server, Sockets, Stopper};
 pub use timestamp::Rfc3339;

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use log::error;
@@ -21,6 +21,7 @@ use super::{
     conn::{ControlConn, ControlContext},
     index::Scope,
 };
+use crate::pause::barrier::Barrier;
 
 /// Most callers accepted in one turn, so that others are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -52,8 +53,10 @@ struct Listener {
 
 /// Way of other threads to wake the front.
 #[derive(Debug)]
-pub(super) struct Notifier {
+pub(crate) struct Notifier {
     waker: Waker,
+    /// Tells when the front has ended a turn.
+    turns: Barrier,
     awaits_idle: AtomicBool,
     stops: AtomicBool,
 }
@@ -62,7 +65,19 @@ impl Notifier {
     /// Makes the notifier of a front that waits in `poll`.
     pub(super) fn new(poll: &Poll) -> io::Result<Self> {
         let waker = Waker::new(poll.registry(), NOTIFIER)?;
-        Ok(Self { waker, awaits_idle: AtomicBool::new(false), stops: AtomicBool::new(false) })
+        Ok(Self {
+            waker,
+            turns: Barrier::new(1),
+            awaits_idle: AtomicBool::new(false),
+            stops: AtomicBool::new(false),
+        })
+    }
+
+    /// Waits until the front has ended a turn, or has ended. Returns false if `timeout` is over first.
+    pub(crate) fn await_turn(&self, timeout: Duration) -> bool {
+        let epoch = self.turns.ask();
+        self.notify();
+        self.turns.wait(epoch, timeout)
     }
 
     /// Asks for a notification at the next idle moment.
@@ -112,6 +127,7 @@ impl ControlListener {
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut epoch = 0;
         while self.context.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at)
         {
             if catch_unwind(AssertUnwindSafe(|| self.turn(&mut events))).is_err() {
@@ -121,7 +137,9 @@ impl ControlListener {
                 self.callers.clear();
                 self.listeners.iter_mut().for_each(|listener| listener.may_accept = true);
             }
+            self.context.notifier.turns.ack(0, &mut epoch);
         }
+        self.context.notifier.turns.leave(0);
     }
 
     /// Waits, marks, drives and accepts. Marking closes nothing, so that no slot is reused while events still name it. Accepting
@@ -245,5 +263,23 @@ impl ControlListener {
         let Some((_, key)) = expendable.min() else { return false };
         self.callers.remove(key).refuse(&self.context.metrics);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_of_the_front_is_awaited() {
+        const MOMENT: Duration = Duration::from_millis(50);
+
+        let notifier = Notifier::new(&Poll::new().unwrap()).unwrap();
+        assert!(!notifier.await_turn(MOMENT), "there is no front");
+        let mut epoch = 0;
+        notifier.turns.ack(0, &mut epoch);
+        assert!(!notifier.await_turn(MOMENT), "that turn was before the question");
+        notifier.turns.leave(0);
+        assert!(notifier.await_turn(MOMENT));
     }
 }

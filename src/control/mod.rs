@@ -44,7 +44,8 @@ use crossbeam_channel::bounded;
 use executor::Executor;
 pub(crate) use hosts::HostPolicy;
 pub(crate) use index::Scope;
-use listener::{ControlListener, Notifier};
+use listener::ControlListener;
+pub(crate) use listener::Notifier;
 use log::error;
 use metrics::Source;
 use mio::Poll;
@@ -128,6 +129,13 @@ impl Control {
         let executor = Builder::new().name("control".into()).spawn(move || executor.run())?;
         let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
         Ok(Self { notifier, threads: vec![front, executor] })
+    }
+}
+
+impl Control {
+    /// Returns the way to wake the front.
+    pub(crate) fn notifier(&self) -> Arc<Notifier> {
+        Arc::clone(&self.notifier)
     }
 }
 

@@ -62,6 +62,12 @@ impl Handle {
         self.pauses().gate.wait_idle(deadline)
     }
 
+    /// Registers a callback for each begin and end of a pause. It runs on the thread that makes the change, so it must not
+    /// block.
+    pub fn watch(&self, watcher: impl Fn() + Send + Sync + 'static) {
+        self.pauses().watch(watcher);
+    }
+
     /// Returns a snapshot of the proxy. The counts of each worker are those of one moment.
     pub fn status(&self) -> Status {
         Status::new(&self.0)

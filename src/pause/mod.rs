@@ -281,11 +281,16 @@ impl Pauses {
     /// Waits until every worker has finished the turn in which the pause began. Needed even if it was paused already: the
     /// earlier caller may still be waiting.
     fn await_workers(&self) {
-        let epoch = self.barrier.ask();
-        self.workers.wake_all();
-        if !self.barrier.wait(epoch, TURN_TIMEOUT) {
+        if !self.await_turns(TURN_TIMEOUT) {
             log::warn!("a worker's turn takes long: what it has admitted may still be under way");
         }
+    }
+
+    /// Waits until every worker has ended a turn. Returns false if `timeout` is over first.
+    pub(crate) fn await_turns(&self, timeout: Duration) -> bool {
+        let epoch = self.barrier.ask();
+        self.workers.wake_all();
+        self.barrier.wait(epoch, timeout)
     }
 
     /// Applies the leases to the gate and the workers, under the lock of the leases. Returns true if the gate was open.

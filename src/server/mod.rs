@@ -1,5 +1,6 @@
 //! `Server`: binds everything, starts every thread, and ends them all.
 
+mod heartbeat;
 mod limits;
 mod listen;
 mod sockets;
@@ -17,7 +18,7 @@ use crossbeam_channel::{Receiver, bounded};
 use mio::{Poll, Waker};
 use nix::unistd::Group;
 
-pub use self::sockets::Sockets;
+pub use self::{heartbeat::Heartbeat, sockets::Sockets};
 use self::{
     limits::{Limits, counted},
     listen::{Listeners, Listening, listen},
@@ -224,6 +225,11 @@ impl Server {
     /// Returns the means to stop the proxy from another thread, while this one is in [`Server::join`].
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.shared))
+    }
+
+    /// Returns the proof that the threads of the proxy go on, for a watchdog.
+    pub fn heartbeat(&self) -> Heartbeat {
+        Heartbeat::new(&self.shared, self.control.as_ref().map(Control::notifier))
     }
 
     /// Returns the address that clients connect to, with the real port; the first one, if the name has several.

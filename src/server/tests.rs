@@ -199,3 +199,28 @@ fn workers_share_the_clients_of_an_inherited_socket() {
     assert_eq!(server.join(), Outcome::Aborted);
     TcpStream::connect(proxy).unwrap();
 }
+
+#[test]
+fn the_heart_beats_only_while_every_worker_ends_its_turns() {
+    const MOMENT: Duration = Duration::from_millis(100);
+
+    let (server, addresses) = start(&[[127, 0, 0, 1]], 2, None);
+    let heartbeat = server.heartbeat();
+    assert!(heartbeat.wait(DEADLINE) && heartbeat.wait(DEADLINE));
+    // The worker that closes the last connection hangs, as this callback is its own.
+    let (hang, hanging) = bounded::<()>(0);
+    server.shared.pauses.gate.watch_idle(move || {
+        hanging.recv().ok();
+    });
+    come_and_go(addresses[0]).unwrap();
+    let begin = Instant::now();
+    while heartbeat.wait(MOMENT) {
+        assert!(begin.elapsed() < DEADLINE, "none hangs");
+    }
+    assert!(!heartbeat.wait(MOMENT), "one hangs");
+    drop(hang);
+    assert!(heartbeat.wait(DEADLINE), "it goes on");
+    server.stop();
+    assert_eq!(server.join(), Outcome::Drained);
+    assert!(heartbeat.wait(DEADLINE), "ended threads do not hang");
+}

@@ -28,6 +28,7 @@ use tcpause::{Config, Error, Outcome, Server, Stopper, format_duration};
 use crate::{
     cli::{Command, Invocation, Shell},
     logger::{Logger, OneLine, journal},
+    systemd::Manager,
 };
 
 /// Exit code if every connection had ended by itself.
@@ -99,13 +100,15 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
             .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
     // The logger is declared first, so that it is dropped last, when all has been logged.
     let _logger = Logger::start(config.log_level, config.log.format)?;
+    let manager = Manager::find();
     let server = Server::start_on(sockets, config.clone())?;
     // This comes after the start, so that a failing start shows its one line and nothing else.
     announce(&config, file.as_deref());
-    let stopper = server.stopper();
+    manager.ready(&server)?;
+    let (stopper, grace_period) = (server.stopper(), config.grace_period);
     thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || obey(signals, &stopper))
+        .spawn(move || obey(signals, &stopper, || manager.stopping(grace_period)))
         .map_err(|error| Error::no_thread("listens to signals", &error))?;
     let code = match server.join() {
         Outcome::Drained => {
@@ -155,7 +158,7 @@ fn origin(file: Option<&Path>) -> String {
 }
 
 /// Stops gracefully at the first stop signal, and by force at a later one.
-fn obey(mut signals: Signals, stopper: &Stopper) {
+fn obey(mut signals: Signals, stopper: &Stopper, at_stop: impl Fn()) {
     let mut stopping_since: Option<Instant> = None;
     for signal in signals.forever() {
         let name = signal_name(signal).unwrap_or("a signal");
@@ -169,6 +172,7 @@ fn obey(mut signals: Signals, stopper: &Stopper) {
                     "{name}: stopping once connections have ended; another stop signal after a second or more closes them at once"
                 );
                 stopping_since = Some(Instant::now());
+                at_stop();
                 stopper.stop();
             }
             Some(age) if age < FORCE_AFTER => {

@@ -1,9 +1,28 @@
 //! systemd: the sockets that it passes, and what it is told.
 
-use std::{env, os::fd::OwnedFd};
+use std::{
+    env,
+    ffi::OsStr,
+    io,
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    process,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use listenfd::ListenFd;
-use tcpause::{Error, Sockets};
+use tcpause::{Error, Handle, Heartbeat, Server, Sockets, Status};
+
+use crate::logger::OneLine;
 
 /// Most sockets that are taken over. A number of sockets is foreign input, and each costs memory.
 const SOCKETS_MAX: usize = 64;
@@ -48,4 +67,171 @@ fn take(passed: &mut ListenFd, index: usize, name: &str) -> Result<OwnedFd, Erro
             "the passed socket {name:?} cannot be used: it is no stream socket, TCP or UNIX; pass one that listens for streams"
         ))),
     }
+}
+
+/// Least interval between two texts of the state.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Time that the end of the program may take beyond the grace period.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// Longest wait for room at the manager's socket.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// State in words that stays as it is until an event.
+const RUNNING: &str = "running";
+
+/// The service manager, as `sd_notify` has it; none, if nobody asks to be told.
+#[derive(Clone)]
+pub(crate) struct Manager(Option<Arc<Notifications>>);
+
+struct Notifications {
+    socket: UnixDatagram,
+    address: SocketAddr,
+    /// Wakes the thread that tells the state.
+    wake: Sender<()>,
+    events: Receiver<()>,
+}
+
+impl Manager {
+    /// Finds the manager that `NOTIFY_SOCKET` names: by a path, or by an abstract name behind an `@`.
+    pub(crate) fn find() -> Self {
+        let Some(name) = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
+            return Self(None);
+        };
+        match Notifications::to(name.as_encoded_bytes()) {
+            Ok(notifications) => Self(Some(Arc::new(notifications))),
+            Err(error) => {
+                log::warn!(
+                    "NOTIFY_SOCKET: {} cannot be reached, so systemd is told nothing: {error}",
+                    name.display()
+                );
+                Self(None)
+            }
+        }
+    }
+
+    /// Tells that the proxy serves, and from now on its state and that its threads go on.
+    pub(crate) fn ready(&self, server: &Server) -> Result<(), Error> {
+        let Some(notifications) = &self.0 else { return Ok(()) };
+        let wake = notifications.wake.clone();
+        let handle = server.handle();
+        // If the channel is full, a notification waits already.
+        handle.watch(move || {
+            wake.try_send(()).ok();
+        });
+        notifications.tell("READY=1");
+        let reporter = Reporter {
+            notifications: Arc::clone(notifications),
+            handle,
+            heartbeat: server.heartbeat(),
+            interval: watchdog_interval(),
+            told: (String::new(), None),
+        };
+        thread::Builder::new()
+            .name("systemd".to_owned())
+            .spawn(move || reporter.run())
+            .map(drop)
+            .map_err(|error| Error::no_thread("tells systemd the state", &error))
+    }
+
+    /// Tells that a stop has begun, and asks for the time that it may take.
+    pub(crate) fn stopping(&self, grace_period: Duration) {
+        if let Some(notifications) = &self.0 {
+            let time = (grace_period + STOP_MARGIN).as_micros();
+            notifications.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={time}"));
+            notifications.wake.try_send(()).ok();
+        }
+    }
+}
+
+impl Notifications {
+    fn to(name: &[u8]) -> io::Result<Self> {
+        let address = match name.strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(OsStr::from_bytes(name))?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        let (wake, events) = bounded(1);
+        Ok(Self { socket, address, wake, events })
+    }
+
+    fn tell(&self, text: &str) {
+        if let Err(error) = self.socket.send_to_addr(text.as_bytes(), &self.address) {
+            log::warn!("systemd cannot be told {text:?}: {error}");
+        }
+    }
+}
+
+/// Returns the interval of the watchdog's notifications, half of the time after which it ends the program.
+fn watchdog_interval() -> Option<Duration> {
+    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+    if number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id())) {
+        return None;
+    }
+    let interval = Duration::from_micros(number("WATCHDOG_USEC")? / 2);
+    (!interval.is_zero()).then_some(interval)
+}
+
+/// Thread that tells the state, and that the other threads go on. It sleeps until an event or a deadline.
+struct Reporter {
+    notifications: Arc<Notifications>,
+    handle: Handle,
+    heartbeat: Heartbeat,
+    /// Interval of the watchdog, if there is one.
+    interval: Option<Duration>,
+    /// State told last, and its time.
+    told: (String, Option<Instant>),
+}
+
+impl Reporter {
+    fn run(mut self) {
+        let mut beat_at = self.interval.map(|interval| Instant::now() + interval);
+        loop {
+            if let Some(interval) = self.interval
+                && beat_at.is_some_and(|at| at <= Instant::now())
+                && self.heartbeat.wait(interval)
+            {
+                self.notifications.tell("WATCHDOG=1");
+                beat_at = Some(Instant::now() + interval);
+            }
+            let status_at = self.tell_status(Instant::now());
+            let events = &self.notifications.events;
+            let woken = match beat_at.into_iter().chain(status_at).min() {
+                Some(at) => events.recv_deadline(at),
+                None => events.recv().map_err(RecvTimeoutError::from),
+            };
+            if woken == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
+    }
+
+    /// Tells the state in words if it has changed. Returns the time of the next look; none, if the state stays as it is until an
+    /// event.
+    fn tell_status(&mut self, now: Instant) -> Option<Instant> {
+        let state = words(&self.handle.status());
+        let (told, told_at) = &mut self.told;
+        let may_tell_at = told_at.map_or(now, |at| at + STATUS_INTERVAL);
+        let is_new = state != *told;
+        if is_new && may_tell_at > now {
+            return Some(may_tell_at);
+        }
+        if is_new {
+            self.notifications.tell(&format!("STATUS={}", OneLine(&state)));
+            *told_at = Some(now);
+        }
+        let next = (state != RUNNING).then(|| now + STATUS_INTERVAL);
+        *told = state;
+        next
+    }
+}
+
+/// Returns the state in words, and during a pause its name and the numbers of clients.
+fn words(status: &Status) -> String {
+    let Some(first) = status.leases.first() else { return status.state.clone() };
+    let Status { state, leases, held, active, .. } = status;
+    let more = match leases.len() {
+        1 => String::new(),
+        count => format!(" and {} more", count - 1),
+    };
+    format!("{state}; by {}{more}; {held} held, {active} active", first.name)
 }

@@ -11,6 +11,7 @@ mod limits;
 mod listen;
 mod log;
 mod log_format;
+mod notify;
 mod signals;
 mod status;
 pub(crate) mod stop;
