@@ -7,7 +7,6 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Instant};
 use crossbeam_channel::Sender;
 use log::{debug, error};
 use mio::event::Event;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{SendFlags, Shutdown, getpeername, send, shutdown},
@@ -27,7 +26,12 @@ use super::{
     request::{HEAD_BYTES_MAX, HttpError, Incoming, Progress, Request},
     response::Response,
 };
-use crate::{handle::Handle, log_limit::LogLimit, pause::WaitState, sys::sock_diag::peer_uid};
+use crate::{
+    handle::Handle,
+    log_limit::LogLimit,
+    pause::WaitState,
+    sys::{peer_process, sock_diag::peer_uid},
+};
 
 /// Most bytes that a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -445,12 +449,7 @@ fn read(socket: &OwnedFd, scratch: &mut [u8]) -> Result<usize, Errno> {
 fn name(socket: &OwnedFd) -> String {
     match getpeername(socket).map(|peer| peer.and_then(|peer| SocketAddr::try_from(peer).ok())) {
         Ok(Some(peer)) => SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string(),
-        Ok(None) => match getsockopt(socket, PeerCredentials).map(|it| (it.uid(), it.pid())) {
-            // A process of another PID namespace has no number here.
-            Ok((uid, 0)) => format!("uid {uid}"),
-            Ok((uid, pid)) => format!("uid {uid}, pid {pid}"),
-            Err(_) => "an unknown process".into(),
-        },
+        Ok(None) => peer_process(socket),
         // It has reset its connection already.
         Err(_) => "an unknown address".into(),
     }
