@@ -55,6 +55,14 @@ impl Scrape {
         self.of_family(family).map(|(_, value)| value).sum()
     }
 
+    /// Checks that each accepted client has ended for a cause, or is in a state.
+    #[track_caller]
+    fn assert_balanced(&self) {
+        let accepted = self.get("tcpause_accepted_total");
+        let (closed, open) = (self.sum("tcpause_closed_total"), self.sum("tcpause_connections"));
+        assert!(same(accepted, closed + open), "{accepted} accepted, {closed} closed, {open} open");
+    }
+
     fn of_family<'a>(&'a self, family: &str) -> impl Iterator<Item = (&'a str, f64)> {
         let begin = format!("{family}{{");
         self.0
@@ -271,6 +279,7 @@ fn counters_never_fall_under_load() {
                 control.put("/paused?ttl=5ms");
             }
             let scrape = Scrape::of(control);
+            scrape.assert_balanced();
             for (name, value) in last.counters() {
                 assert!(
                     scrape.get(name) >= value,
