@@ -18,11 +18,11 @@ sources! {
     config = "../../src/config/mod.rs",
     connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
-    handle = "../../src/handle.rs",
+    handle = "../../src/handle/mod.rs",
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",
     shared = "../../src/shared.rs",
-    stats = "../../src/stats.rs",
+    stats = "../../src/stats/mod.rs",
     sys = "../../src/sys/mod.rs",
     tests = "../../src/tests.rs",
     timestamp = "../../src/timestamp.rs",
@@ -38,6 +38,7 @@ mod control {
     mod hosts;
     mod index;
     mod metrics;
+    mod page;
     mod query;
     mod request;
     mod response;
