@@ -1,6 +1,6 @@
 //! Figures of the process, under the names that Prometheus' own clients give them.
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use rustix::{
     param::{clock_ticks_per_second, page_size},
@@ -47,13 +47,16 @@ impl Process {
 
 /// Counts the open descriptors, unless that takes too long.
 fn open_files() -> Option<u64> {
-    let size = fs::metadata(DESCRIPTORS).ok()?.len();
-    if size > 0 {
-        return Some(size);
+    match fs::metadata(DESCRIPTORS).ok()?.len() {
+        0 => listed(DESCRIPTORS),
+        size => Some(size),
     }
-    let listed = fs::read_dir(DESCRIPTORS).ok()?.take(LISTED_MAX + 2).count();
-    // One of them is the folder's own.
-    (listed <= LISTED_MAX + 1).then_some(listed as u64 - 1)
+}
+
+/// Counts the entries of a folder of descriptors, without that of the reader.
+fn listed(folder: impl AsRef<Path>) -> Option<u64> {
+    let entries = fs::read_dir(folder).ok()?.take(LISTED_MAX + 2).count();
+    (entries <= LISTED_MAX + 1).then_some((entries as u64).saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -71,5 +74,20 @@ mod tests {
         let after = Process::look().unwrap();
         assert!(after.cpu_seconds > before.cpu_seconds, "{spent}");
         assert_eq!(after.started, before.started);
+    }
+
+    #[test]
+    fn descriptors_are_listed_up_to_a_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut made = 0;
+        for (entries, expected) in
+            [(1, Some(0)), (101, Some(100)), (1_001, Some(1_000)), (1_002, None)]
+        {
+            while made < entries {
+                fs::write(folder.path().join(made.to_string()), "").unwrap();
+                made += 1;
+            }
+            assert_eq!(listed(folder.path()), expected, "{entries}");
+        }
     }
 }
