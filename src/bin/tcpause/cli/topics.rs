@@ -21,7 +21,7 @@ macro_rules! topics {
 }
 
 /// Every page, in the order of the help and of the man page.
-pub(crate) static TOPICS: [Topic; 19] = topics![
+pub(crate) static TOPICS: [Topic; 20] = topics![
     "maintenance",
     "holding",
     "draining",
@@ -30,6 +30,7 @@ pub(crate) static TOPICS: [Topic; 19] = topics![
     "settings",
     "commands",
     "signals",
+    "systemd",
     "exit-codes",
     "api",
     "status-fields",
