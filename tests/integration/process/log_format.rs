@@ -177,6 +177,9 @@ fn a_log_that_nobody_reads_costs_lines_that_are_counted() {
         assert!(!control.raw(b"\r\x1b\n\r\n").is_empty());
     }
     proxy.connect().assert_echo(b"carried all the same");
+    let metrics = control.get("/metrics");
+    let metric = |line: &str| line.strip_prefix("tcpause_log_lines_dropped_total ")?.parse().ok();
+    let counted: Option<usize> = metrics.text().lines().find_map(metric);
     let log = File::open(proxy.dir().join("log")).unwrap();
     let reader = spawn(move || io::read_to_string(log).unwrap());
     proxy.terminate();
@@ -186,5 +189,5 @@ fn a_log_that_nobody_reads_costs_lines_that_are_counted() {
     let dropped = log.lines().filter_map(|line| line.split_once("WARN log lines dropped: "));
     let dropped: usize = dropped.map(|(_, count)| count.parse::<usize>().unwrap()).sum();
     assert!(dropped > 0, "{refused} lines, and none was dropped");
-    assert_eq!(refused + dropped, REFUSED);
+    assert_eq!((refused + dropped, counted), (REFUSED, Some(dropped)));
 }
