@@ -218,6 +218,7 @@ fn the_page_shows_an_upstream_that_is_away_and_that_it_is_back() {
         text.starts_with("running, but the upstream is away for ")
             && text.contains("Connection refused")
     });
+    proxy.control().wait_counts(|status| status.awaiting_upstream, 1);
     let shown = browser.evaluate(&texts("#upstream dd"));
     assert!(shown.as_str().is_some_and(|text| text.contains("away since 20")), "{shown}");
     let _upstream = Upstream::on(port.listen(), echo);
