@@ -108,8 +108,10 @@ fn the_numbers_are_those_of_the_status() {
     proxy.connect().assert_echo(b"hello");
     let mut client = proxy.connect();
     client.assert_echo(&[7; 100]);
-    let scrape = wait_for(control, "the first client is gone", |it| {
-        it.get("tcpause_closed_total{cause=\"ended\"}") >= 1.0
+    // A worker publishes its counts a moment after the clients have seen their cause.
+    let scrape = wait_for(control, "the first client is gone, and all is counted", |it| {
+        it.is("tcpause_closed_total{cause=\"ended\"}", 1.0)
+            && it.is("tcpause_carried_bytes_total{to=\"client\"}", 105.0)
     });
     let version = concat!("tcpause_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
     assert_is(
