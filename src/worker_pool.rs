@@ -128,13 +128,12 @@ impl WorkerPool {
     /// Sends a client to the worker `index`. Returns it if that worker's mailbox is full.
     pub(crate) fn send(&self, index: usize, accepted: Accepted) -> Result<(), Accepted> {
         let Some(worker) = self.workers.get(index) else { return Err(accepted) };
-        match worker.mailbox.try_send(Mail::Client(accepted)).map_err(TrySendError::into_inner) {
-            Err(Mail::Client(accepted)) => Err(accepted),
-            _ => {
-                worker.wake();
-                Ok(())
-            }
+        let sent = worker.mailbox.try_send(Mail::Client(accepted));
+        if let Err(Mail::Client(accepted)) = sent.map_err(TrySendError::into_inner) {
+            return Err(accepted);
         }
+        worker.wake();
+        Ok(())
     }
 
     /// Asks all workers for the oldest connections with a pass. Leaves out workers that do not answer within `timeout`.

@@ -1,6 +1,7 @@
 //! Record of a connection: facts for its line in the log and for the histograms.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -158,9 +159,9 @@ impl Connection {
             event = "connection", id = id.as_str(), client = client.as_str(), upstream = upstream.as_str(),
             held_seconds = millis(held), connect_seconds = connect, duration_seconds = millis(took),
             bytes_to_upstream = to_upstream, bytes_to_client = to_client, cause = cause_word, error = error;
-            "connection {id} client={client:?} upstream={upstream} held={held:.3}s connect={:.3}ms took={took:.3}s \
+            "connection {id} client={} upstream={} held={held:.3}s connect={:.3}ms took={took:.3}s \
              to_upstream={to_upstream} to_client={to_client} cause={cause_word}{told}",
-            connect * 1e3
+            word(&client), word(&upstream), connect * 1e3
         );
     }
 }
@@ -172,6 +173,11 @@ impl fmt::Display for Tcp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tcp://{}", SocketAddr::new(self.0.ip().to_canonical(), self.0.port()))
     }
+}
+
+/// Returns a text as one word, in quotes if it has a space.
+fn word(text: &str) -> Cow<'_, str> {
+    if text.contains(' ') { format!("{text:?}").into() } else { text.into() }
 }
 
 /// Rounds seconds to milliseconds, so that JSON shows no more digits.

@@ -219,6 +219,11 @@ impl Status {
                 for_(since),
                 plural(self.awaiting_upstream, "client waits", "clients wait")
             ),
+            // Waiting clients of an upstream that is up are those of an earlier pause.
+            _ if self.held > 0 => {
+                let waiting = plural(self.held, "client waits for its", "clients wait for their");
+                format!("running, {waiting} turn")
+            }
             _ => "running".to_owned(),
         }
     }

@@ -221,7 +221,7 @@ impl Upstream {
         if let Some(outage) = self.breaker.take_last_outage() {
             let (address, seconds) = (&self.address, outage.as_secs_f64());
             log::info!(
-                event = "upstream-back", seconds = seconds, waiting = waiting;
+                event = "upstream-back", seconds = (seconds * 1e3).round() / 1e3, waiting = waiting;
                 "upstream {address} is back after {seconds:.1} s; clients that waited: {waiting}"
             );
         }

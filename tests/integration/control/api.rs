@@ -71,7 +71,7 @@ fn the_status_tells_all() {
     assert!(
         status.upstream_up && status.upstream_error.is_none() && status.upstream_since.is_some()
     );
-    assert_eq!(status.upstream_addresses, [status.upstream.clone()]);
+    assert_eq!(status.upstream_addresses, std::slice::from_ref(&status.upstream));
     assert_eq!(status.listeners, [proxy.addr().to_string()]);
     assert_eq!((status.pid, status.config_file), (proxy.pid(), None));
     assert_eq!(status.hold_max, Some(status.connections_max));

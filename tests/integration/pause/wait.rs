@@ -104,7 +104,7 @@ fn at_the_deadline_it_is_undone_or_kept() {
         assert_eq!((&answer["active"], &answer["paused"]), (&1.into(), &paused.into()));
         assert!(answer["oldest_seconds"].as_f64().is_some_and(|age| age >= 0.1), "{response}");
         let oldest: Vec<_> =
-            answer["oldest"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
+            answer["oldest"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         assert!(oldest.len() == 1 && oldest[0].starts_with("tcp://127.0.0.1:"), "{response}");
         assert!(oldest[0].contains(" for ") && oldest[0].contains(", idle 0s"), "{response}");
         assert_eq!(proxy.control().is_paused(), paused, "{query}");

@@ -60,14 +60,14 @@ pause       deploy by uid 0, pid 12 since 2026-11-24T11:45:35.666Z: hold
 }
 
 #[test]
-fn status_shows_who_is_still_to_be_let_go() {
+fn status_shows_an_older_proxy() {
     const BODY: &str = r#"{"version":"0.1.0","uptime_seconds":1,"paused":false,"paused_since":null,"leases":[],"held":7,"connecting":0,"active":0,"oldest_seconds":null,"rejecting":0,"accepted":9,"rejected":1,"failed":2,"left":3,"drained":4,"killed":5,"bytes_to_upstream":0,"bytes_to_client":0,"upstream":"u","threads":2,"worker_panics":6}"#;
 
     assert_done(
         answering(answer(BODY)).addr(),
         &["status"],
         "\
-state       running, 7 still to be let go
+state       running
 held        7
 connecting  0
 active      0

@@ -60,10 +60,6 @@ pub(super) fn table(status: &Status, before: Option<&Status>) -> String {
 
 fn state(status: &Status) -> String {
     match &status.paused_since {
-        // Held clients of an upstream that is up wait for their turn after a resume.
-        _ if !status.paused && matches!(&*status.state, "" | "running") && status.held > 0 => {
-            format!("running, {} still to be let go", status.held)
-        }
         _ if !status.state.is_empty() => status.state.clone(),
         Some(since) if status.paused => format!("paused since {since}"),
         _ if status.paused => "paused".to_owned(),
