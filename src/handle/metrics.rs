@@ -62,7 +62,7 @@ impl Metrics {
             let leases = pauses.lock();
             let ends = leases.iter().map(|lease: &Lease| lease.ends).collect::<Option<Vec<_>>>();
             let last = ends.and_then(|ends| ends.into_iter().max());
-            (leases.paused_since().map(|since| unix(since.at)), last.map(unix))
+            (leases.paused_since().map(|since| since.shown.unix_seconds()), last.map(unix))
         };
         let waits = |waits: fn(&Counters) -> &Waits| {
             let sum =

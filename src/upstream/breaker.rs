@@ -37,6 +37,8 @@ pub(crate) struct CircuitBreaker {
     last_outage: AtomicU64,
     /// Length of all outages that have ended, in nanoseconds.
     outages: AtomicU64,
+    /// Longest time that was told as the length of all outages, in nanoseconds.
+    told: AtomicU64,
     /// The permit to probe, of which there is one.
     probe: Arc<Semaphore>,
 }
@@ -74,6 +76,7 @@ impl CircuitBreaker {
             back_at: AtomicU64::new(0),
             last_outage: AtomicU64::new(0),
             outages: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             probe: Arc::new(Semaphore::new(1)),
         }
     }
@@ -148,12 +151,12 @@ impl CircuitBreaker {
         self.away_since().unwrap_or_else(back_at)
     }
 
-    /// Returns the time for which the upstream was away in all.
+    /// Returns the time for which the upstream was away in all. It never falls, as the end of an outage shows in two steps.
     pub(crate) fn time_away(&self) -> Duration {
-        let past = Duration::from_nanos(self.outages.load(Ordering::Relaxed));
-        past + self
-            .away_since()
-            .map_or(Duration::ZERO, |since| sys::now().saturating_duration_since(since))
+        let present = self.away_since().map(|since| sys::now().saturating_duration_since(since));
+        let past = self.outages.load(Ordering::Relaxed);
+        let all = past + present.map_or(0, nanos);
+        Duration::from_nanos(self.told.fetch_max(all, Ordering::Relaxed).max(all))
     }
 
     /// Takes the length of an outage that has ended and was not told yet.
