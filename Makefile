@@ -22,7 +22,7 @@ UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test test-pipes test-unprivileged fuzz soak bench bench-peers lint loom mutants doc check install uninstall clean
+.PHONY: help demo run build test test-pipes test-unprivileged fuzz soak bench bench-peers lint loom mutants doc check install uninstall deb clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ install: ## Install what `make build` has built: PREFIX=/usr/local DESTDIR=
 
 uninstall: ## Remove what was installed, but for the configuration
 	rm -f $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH) $(UNITS)/tcpause.service $(UNITS)/tcpause.socket $(UNITS)/tcpause@.service
+
+deb: build ## Build a Debian package, with cargo-deb
+	.ci/package release
 
 clean: ## Remove what was built
 	$(CARGO) clean
