@@ -24,7 +24,6 @@ use crate::{
     },
     stats::{Count, Counters, cause::CloseCause},
     sys,
-    timestamp::Rfc3339,
     upstream::Upstream,
     worker_pool::WorkerPool,
 };
@@ -43,8 +42,6 @@ pub(crate) struct Shared {
     /// Largest number of pipes of a worker.
     pub(crate) pipes_per_worker: usize,
     pub(crate) started: Instant,
-    /// The same moment by the wall clock.
-    pub(crate) started_at: Rfc3339,
     /// Addresses that clients connect to.
     pub(crate) listeners: Box<[Address]>,
     /// Address of the control API.
@@ -193,11 +190,6 @@ impl Shared {
         let began = self.workers.oldest(oldest)?;
         let uptime = sys::now().saturating_duration_since(self.started);
         Some(uptime.saturating_sub(Duration::from_millis(began)))
-    }
-
-    /// Returns `at` by the wall clock as it was at the start, so that it does not change while the clock is set.
-    pub(crate) fn wall_time(&self, at: Instant) -> Rfc3339 {
-        self.started_at.after(at.saturating_duration_since(self.started))
     }
 
     /// Returns `at` in milliseconds after the start.

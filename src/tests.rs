@@ -33,7 +33,6 @@ use crate::{
     pause::{Pauses, gate::Mode},
     shared::{Shared, Shutdown},
     sys::{Listener, Socket, SocketAddress},
-    timestamp::Rfc3339,
     upstream::{Upstream, loop_guard::LoopGuard},
     worker_pool::WorkerPool,
 };
@@ -206,7 +205,6 @@ pub(crate) fn handle() -> Handle {
         pipes_per_worker: 0,
         log: LogConfig::default(),
         started: Instant::now(),
-        started_at: Rfc3339::now(),
         listeners: [].into(),
         control_addr: Address::tcp("localhost", 3001),
         config_file: None,

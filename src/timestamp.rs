@@ -28,6 +28,17 @@ impl Rfc3339 {
         self.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
     }
 
+    /// Returns the milliseconds since 1970.
+    pub(crate) fn unix_millis(self) -> u64 {
+        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Returns the time of day at that many milliseconds after 1970.
+    pub(crate) fn of_unix_millis(millis: u64) -> Self {
+        Self(UNIX_EPOCH + Duration::from_millis(millis))
+    }
+
     /// Returns the time of day at which this host had been up for `uptime`.
     pub(crate) fn of_uptime(uptime: Duration) -> Self {
         let up = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();

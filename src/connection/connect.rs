@@ -193,6 +193,7 @@ impl Connection {
         }
         let patience_since = attempt.patience_since(context.upstream);
         if now.saturating_duration_since(patience_since) >= context.upstream.patience() {
+            context.counters.dialled(ConnectResult::Timeout);
             if !has_time {
                 attempt.report_failure(&timed_out, context);
             }

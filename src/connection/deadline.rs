@@ -42,6 +42,28 @@ pub(crate) enum Deadline {
     Lingering,
 }
 
+/// Lists of clients that wait without a pass.
+pub(crate) const WAITING: [Deadline; 2] = [Deadline::Held, Deadline::AwaitingUpstream];
+/// Lists of clients whose upstream is dialled.
+pub(crate) const DIALLED: [Deadline; 3] =
+    [Deadline::Connecting, Deadline::ConnectingLast, Deadline::Unanswered];
+/// Lists of connections that are relayed.
+pub(crate) const RELAYED: [Deadline; 5] = [
+    Deadline::AwaitingFirstByte,
+    Deadline::NoKeepaliveYet,
+    Deadline::Relaying,
+    Deadline::AwaitingAcks,
+    Deadline::Stalled,
+];
+/// Lists of clients that are rejected, or closed in good order.
+pub(crate) const REJECTED: [Deadline; 5] = [
+    Deadline::Sniffing,
+    Deadline::AwaitingHandshake,
+    Deadline::Handshaking,
+    Deadline::AwaitingRequest,
+    Deadline::Lingering,
+];
+
 /// Time that the dial of an address may take before the next address is dialled.
 pub(crate) const ADDRESS_TIMEOUT: Duration = Duration::from_millis(300);
 /// Time that a connection counts as queued in the upstream's backlog while the upstream sends nothing. It may have

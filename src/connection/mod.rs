@@ -205,16 +205,17 @@ impl Connection {
         address: Option<SocketAddr>,
         permit: Permit,
         hold_permit: Option<Permit>,
+        now: Instant,
     ) -> Self {
         Self {
             client: Endpoint::connected(client),
             state: State::Waiting { hold_permit, patience: None },
-            record: Record::new(address),
+            record: Record::new(address, now),
             _permit: permit,
         }
     }
 
-    /// Records the number of the client and the time of its admission by the worker.
+    /// Records the number of the client among those of its worker, and its arrival.
     pub(crate) fn admitted(&mut self, number: u64, now: Instant) {
         self.record.admitted(number, now);
     }

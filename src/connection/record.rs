@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,6 @@ use crate::{
         Counters,
         cause::{CloseCause, ConnectResult},
     },
-    sys,
 };
 
 /// Target of the lines about connections, by which a logger tells them from others.
@@ -27,9 +26,9 @@ pub(super) struct Record {
     number: u64,
     accepted: Instant,
     /// Address of a TCP client. A socket that was reset knows it no more.
-    client: Option<SocketAddr>,
+    client: Option<Tcp>,
     /// Address at which a TCP upstream was reached.
-    upstream: Option<SocketAddr>,
+    upstream: Option<Tcp>,
     /// Time for which the client was held, in milliseconds; none if it was not.
     held: Option<u32>,
     /// Time of the successful attempt to connect, in microseconds; none without one.
@@ -38,12 +37,12 @@ pub(super) struct Record {
 
 impl Record {
     /// Returns the record of a client that was accepted from `client`.
-    pub(super) fn new(client: Option<SocketAddr>) -> Self {
-        let accepted = sys::now();
-        Self { number: 0, accepted, client, upstream: None, held: None, connect: None }
+    pub(super) fn new(client: Option<SocketAddr>, now: Instant) -> Self {
+        let client = client.map(Tcp::from);
+        Self { number: 0, accepted: now, client, upstream: None, held: None, connect: None }
     }
 
-    /// Records the number of the client and the beginning of its time.
+    /// Records the number of the client, and its arrival.
     pub(super) fn admitted(&mut self, number: u64, now: Instant) {
         (self.number, self.accepted) = (number, now);
     }
@@ -71,7 +70,7 @@ impl Record {
         connect: Duration,
         counters: &Counters,
     ) {
-        self.upstream = upstream;
+        self.upstream = upstream.map(Tcp::from);
         self.connect = Some(u32::try_from(connect.as_micros()).unwrap_or(u32::MAX));
         counters.connect.observe(connect);
         if let Some(held) = self.held() {
@@ -126,8 +125,9 @@ impl Connection {
     }
 
     fn client_name(&self) -> String {
-        let tcp = self.record.client.map(|address| Tcp(address).to_string());
-        tcp.unwrap_or_else(|| self.client.socket().peer())
+        self.record
+            .client
+            .map_or_else(|| self.client.socket().peer(), |address| address.to_string())
     }
 
     /// Logs the end of the connection, one of the worker `worker`. `error` is the result of its last dial.
@@ -147,31 +147,46 @@ impl Connection {
         };
         let id = format!("{worker}.{}", record.number);
         let client = self.client_name();
-        let upstream =
-            record.upstream.map_or_else(|| upstream.to_string(), |it| Tcp(it).to_string());
-        let held = record.held().unwrap_or_default().as_secs_f64();
-        let connect = f64::from(record.connect.unwrap_or_default()) / 1e6;
+        let upstream = record.upstream.map_or_else(|| upstream.to_string(), |it| it.to_string());
+        let held = record.held().map(|held| millis(held.as_secs_f64()));
+        let connect = record.connect.map(|micros| f64::from(micros) / 1e6);
         let took = now.saturating_duration_since(record.accepted).as_secs_f64();
         let (cause_word, error) = (cause.word(), error.map(ConnectResult::word));
         let told = error.map_or_else(String::new, |error| format!(" error={error}"));
         log::log!(
             target: TARGET, cause.level(),
             event = "connection", id = id.as_str(), client = client.as_str(), upstream = upstream.as_str(),
-            held_seconds = millis(held), connect_seconds = connect, duration_seconds = millis(took),
+            held_seconds = held, connect_seconds = connect, duration_seconds = millis(took),
             bytes_to_upstream = to_upstream, bytes_to_client = to_client, cause = cause_word, error = error;
             "connection {id} client={} upstream={} held={held:.3}s connect={:.3}ms took={took:.3}s \
              to_upstream={to_upstream} to_client={to_client} cause={cause_word}{told}",
-            word(&client), word(&upstream), connect * 1e3
+            word(&client), word(&upstream), connect.unwrap_or_default() * 1e3, held = held.unwrap_or_default()
         );
     }
 }
 
-/// TCP address as it is shown, with an IPv4 address as such.
-struct Tcp(SocketAddr);
+/// TCP address in fewer bytes than a `SocketAddr`.
+#[derive(Debug, Clone, Copy)]
+struct Tcp {
+    /// IPv6 address, or an IPv4 address mapped to one.
+    ip: [u8; 16],
+    port: u16,
+}
+
+impl From<SocketAddr> for Tcp {
+    fn from(address: SocketAddr) -> Self {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        Self { ip: ip.octets(), port: address.port() }
+    }
+}
 
 impl fmt::Display for Tcp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tcp://{}", SocketAddr::new(self.0.ip().to_canonical(), self.0.port()))
+        let ip = Ipv6Addr::from(self.ip).to_canonical();
+        write!(f, "tcp://{}", SocketAddr::new(ip, self.port))
     }
 }
 

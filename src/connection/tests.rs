@@ -74,7 +74,7 @@ impl Bench {
     /// Returns the connection of an accepted client.
     fn connection(&self, client: Socket) -> Connection {
         client.register(self.poll.registry(), CLIENT).unwrap();
-        Connection::new(client, None, self.clients.take().unwrap(), None)
+        Connection::new(client, None, self.clients.take().unwrap(), None, self.now)
     }
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {

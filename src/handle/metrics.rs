@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::Status;
@@ -15,6 +15,8 @@ use crate::{
         cause::ConnectResult,
         histogram::{Histogram, HistogramSnapshot},
     },
+    sys,
+    timestamp::Rfc3339,
 };
 
 /// Numbers of a proxy for its metrics.
@@ -57,7 +59,10 @@ impl Metrics {
     pub(super) fn new(shared: &Shared) -> Self {
         let Shared { pauses, workers, upstream, .. } = shared;
         let sum = |count: fn(&Counters) -> &Count| workers.sum(count);
-        let unix = |at| shared.wall_time(at).unix_seconds();
+        // A clock that was set since must not move a moment to come.
+        let unix = |at: Instant| {
+            Rfc3339::now().after(at.saturating_duration_since(sys::now())).unix_seconds()
+        };
         let (paused_since, resume_expected) = {
             let leases = pauses.lock();
             let ends = leases.iter().map(|lease: &Lease| lease.ends).collect::<Option<Vec<_>>>();

@@ -62,8 +62,8 @@ impl Handle {
         self.pauses().gate.wait_idle(deadline)
     }
 
-    /// Registers a callback for each begin and end of a pause. It runs on the thread that makes the change, so it must not
-    /// block.
+    /// Registers a callback for each begin and end of a pause and of an outage of the upstream. It runs on the thread that
+    /// makes or notices the change, so it must not block.
     pub fn watch(&self, watcher: impl Fn() + Send + Sync + 'static) {
         self.pauses().watch(watcher);
     }

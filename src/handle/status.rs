@@ -180,7 +180,7 @@ impl Status {
             oldest_held_seconds: age(|counters| &counters.oldest_held),
             oldest_connecting_seconds: age(|counters| &counters.oldest_connecting),
             upstream_up: !breaker.is_away(),
-            upstream_since: Some(shared.wall_time(breaker.changed_at()).to_string()),
+            upstream_since: Some(breaker.changed_at().to_string()),
             upstream_error: upstream.error(),
             upstream_addresses: upstream.known().list().iter().map(ToString::to_string).collect(),
             awaiting_upstream: sum(|counters| &counters.awaiting_upstream),

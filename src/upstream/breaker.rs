@@ -17,6 +17,7 @@ use crate::{
     admission::semaphore::{Permit, Semaphore},
     config::duration::nanos,
     sys,
+    timestamp::Rfc3339,
 };
 
 /// State of the upstream by the results of attempts.
@@ -31,8 +32,8 @@ pub(crate) struct CircuitBreaker {
     due: AtomicU64,
     /// Time from the last failure to that probe, in nanoseconds.
     interval: AtomicU64,
-    /// Time at which the last outage ended, in nanoseconds after `begin`.
-    back_at: AtomicU64,
+    /// Time of day at which the upstream went away or came back, in milliseconds after 1970.
+    changed: AtomicU64,
     /// Length of an outage that has ended and was not told yet, in nanoseconds; 0 for none.
     last_outage: AtomicU64,
     /// Length of all outages that have ended, in nanoseconds.
@@ -73,7 +74,7 @@ impl CircuitBreaker {
             opened: AtomicU64::new(0),
             due: AtomicU64::new(0),
             interval: AtomicU64::new(0),
-            back_at: AtomicU64::new(0),
+            changed: AtomicU64::new(Rfc3339::now().unix_millis()),
             last_outage: AtomicU64::new(0),
             outages: AtomicU64::new(0),
             told: AtomicU64::new(0),
@@ -118,7 +119,10 @@ impl CircuitBreaker {
         self.interval.store(nanos(interval), Ordering::Relaxed);
         self.due.store(nanos(elapsed + interval), Ordering::Relaxed);
         // The maximum: a shortage does not show that an upstream that was away is back.
-        self.cause.fetch_max(cause as u8, Ordering::AcqRel);
+        let was = self.cause.fetch_max(cause as u8, Ordering::AcqRel);
+        if cause == Cause::Away && was != cause as u8 {
+            self.changed.store(Rfc3339::now().unix_millis(), Ordering::Relaxed);
+        }
     }
 
     /// Closes the breaker after a successful attempt. Returns true if it was open: then all workers are to be woken, as
@@ -130,11 +134,10 @@ impl CircuitBreaker {
         let away_since = self.away_since();
         let was_open = self.cause.swap(0, Ordering::AcqRel) > 0;
         if was_open && let Some(since) = away_since {
-            let now = sys::now();
-            self.back_at.store(nanos(now.saturating_duration_since(self.begin)), Ordering::Relaxed);
-            let lasted = nanos(now.saturating_duration_since(since));
+            self.changed.store(Rfc3339::now().unix_millis(), Ordering::Relaxed);
+            let lasted = nanos(sys::now().saturating_duration_since(since));
             self.last_outage.store(lasted, Ordering::Relaxed);
-            self.outages.fetch_add(lasted, Ordering::Relaxed);
+            self.outages.fetch_add(lasted, Ordering::Release);
         }
         was_open
     }
@@ -145,16 +148,16 @@ impl CircuitBreaker {
         self.is_away().then(opened)
     }
 
-    /// Returns the time from which the upstream is away, or the end of its last outage.
-    pub(crate) fn changed_at(&self) -> Instant {
-        let back_at = || self.begin + Duration::from_nanos(self.back_at.load(Ordering::Relaxed));
-        self.away_since().unwrap_or_else(back_at)
+    /// Returns the time of day at which the upstream went away or came back, or that of the start.
+    pub(crate) fn changed_at(&self) -> Rfc3339 {
+        Rfc3339::of_unix_millis(self.changed.load(Ordering::Relaxed))
     }
 
     /// Returns the time for which the upstream was away in all. It never falls, as the end of an outage shows in two steps.
     pub(crate) fn time_away(&self) -> Duration {
+        // In this order an outage that ends in between is missed for a moment. In the other it would count twice.
+        let past = self.outages.load(Ordering::Acquire);
         let present = self.away_since().map(|since| sys::now().saturating_duration_since(since));
-        let past = self.outages.load(Ordering::Relaxed);
         let all = past + present.map_or(0, nanos);
         Duration::from_nanos(self.told.fetch_max(all, Ordering::Relaxed).max(all))
     }

@@ -162,11 +162,11 @@ impl Worker<'_> {
             && shared.phase() == Phase::Running
         {
             if let Err(accepted) = shared.workers.send(index, accepted) {
-                self.admit(accepted.into(), now);
+                self.admit(accepted.into_connection(now), now);
             }
             return;
         }
-        self.admit(accepted.into(), now);
+        self.admit(accepted.into_connection(now), now);
     }
 
     /// Accepts all queued clients and closes the listeners. Closing a listener resets the clients in its queue, so it

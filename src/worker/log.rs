@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use log::Level;
+
 use crate::{
     config::{ConnectionLog, LogConfig},
     stats::cause::CloseCause,
@@ -68,20 +70,25 @@ impl ConnectionLogLimit {
 
     /// Ends the interval if its time is over, and tells of the connections that were not logged.
     pub(super) fn tell(&mut self, now: Instant) {
-        if self.until.is_none_or(|until| now < until) {
-            return;
+        if self.until.is_some_and(|until| until <= now) {
+            self.tell_all();
         }
-        let mut told = String::new();
+    }
+
+    /// Ends the interval, and tells of the connections that were not logged.
+    pub(super) fn tell_all(&mut self) {
+        let (mut told, mut level) = (String::new(), Level::Info);
         for (cause, suppressed) in CloseCause::ALL.iter().zip(std::mem::take(&mut self.suppressed))
         {
             if suppressed > 0 {
                 let comma = if told.is_empty() { "" } else { "," };
                 // Writing to a String cannot fail.
                 write!(told, "{comma} {suppressed} {}", cause.word()).ok();
+                level = level.min(cause.level());
             }
         }
         if !told.is_empty() {
-            log::info!(event = "connections-not-logged"; "connections not logged:{told}");
+            log::log!(level, event = "connections-not-logged"; "connections not logged:{told}");
         }
         (self.lines, self.until) = (0, None);
     }

@@ -12,6 +12,7 @@ mod drain;
 mod expire;
 mod list;
 mod log;
+mod publish;
 mod ready;
 mod release;
 pub(crate) mod table;
@@ -115,6 +116,8 @@ struct Worker<'a> {
     look_for_quiet: Option<Instant>,
     vanished: VanishedSweep,
     log: ConnectionLogLimit,
+    /// Set if the upstream was away in the last turn.
+    was_away: bool,
     /// Number of orders to reset all connections that the worker has carried out.
     resets: u64,
     /// Number of orders to reset loops that the worker has carried out.
@@ -123,9 +126,9 @@ struct Worker<'a> {
     epoch: u64,
 }
 
-impl From<Accepted> for Connection {
-    fn from(accepted: Accepted) -> Self {
-        Self::new(accepted.client, accepted.address, accepted.permit, accepted.hold_permit)
+impl Accepted {
+    fn into_connection(self, now: Instant) -> Connection {
+        Connection::new(self.client, self.address, self.permit, self.hold_permit, now)
     }
 }
 
@@ -161,12 +164,14 @@ impl WorkerResources {
             look_for_quiet: None,
             vanished: VanishedSweep::default(),
             log: ConnectionLogLimit::new(shared.log, shared.workers.len()),
+            was_away: false,
             resets: shared.pauses.drain.resets(),
             loop_resets: shared.pauses.drain.loop_resets(),
             epoch: 0,
         };
         worker.publish();
         let end = worker.run();
+        worker.log.tell_all();
         if end.is_err() {
             // Logged for each client like a stop, as the supervisor tells the cause and starts a new worker.
             worker.close_all(CloseCause::Stopped, sys::now());
@@ -193,15 +198,15 @@ impl Worker<'_> {
             self.close_quiet(now);
             self.expire(now);
             self.look_for_vanished(now);
+            self.log_return();
             self.publish();
             self.log.tell(now);
             let shared = &self.resources.shared;
             shared.pauses.barrier.ack(self.resources.index, &mut self.epoch);
             let is_back = self.dialer.take_end_of_outage();
-            if is_back {
-                shared
-                    .upstream
-                    .log_return(shared.workers.sum(|counters| &counters.awaiting_upstream));
+            let is_away = shared.upstream.breaker().is_away();
+            if std::mem::replace(&mut self.was_away, is_away) != is_away {
+                shared.pauses.notify();
             }
             if shared.take_wanted() | is_back {
                 shared.workers.wake_all();
@@ -295,6 +300,16 @@ impl Worker<'_> {
         None
     }
 
+    /// Logs the end of an outage that this turn's dials have shown. The counts are those of the last turn, when the clients
+    /// still waited, and the client that has probed comes on top.
+    fn log_return(&self) {
+        if self.dialer.has_ended_outage() {
+            let shared = &self.resources.shared;
+            let waited = shared.workers.sum(|counters| &counters.awaiting_upstream);
+            shared.upstream.log_return(waited + 1);
+        }
+    }
+
     /// Returns true if a stop has begun, and no client is left or can still come.
     fn is_drained(&self) -> bool {
         // The order matters: until no worker listens, another one may still send a client to the mailbox.
@@ -313,7 +328,7 @@ impl Worker<'_> {
     fn collect(&mut self, now: Instant) {
         while let Ok(mail) = self.resources.mailbox.try_recv() {
             match mail {
-                Mail::Client(accepted) => self.admit(accepted.into(), now),
+                Mail::Client(accepted) => self.admit(accepted.into_connection(now), now),
                 // The caller may have waited too long already.
                 Mail::ListOldest(reply) => drop(reply.try_send(self.oldest_served(now))),
             }
@@ -403,7 +418,7 @@ impl Worker<'_> {
         self.timers.remove(key);
         let Some(mut connection) = self.connections.remove(key) else { return };
         self.timers.forget_from(self.connections.end());
-        let shared = Arc::clone(&self.resources.shared);
+        let shared = &self.resources.shared;
         let counters = shared.workers.counters(self.resources.index);
         connection.observe_end(cause, counters, now);
         let error = (cause == CloseCause::Unreachable).then(|| {
@@ -420,7 +435,7 @@ impl Worker<'_> {
         }
         counters.close(cause, || self.timers.publish(counters));
         // The close may make the proxy idle, and a caller that learns it from the gate reads the counts right away.
-        self.publish();
+        self.publish_head();
         connection.close(cause);
     }
 
@@ -448,43 +463,5 @@ impl Worker<'_> {
                 self.close(key, CloseCause::Unreachable, now);
             }
         }
-    }
-
-    /// Publishes the counts of connections by state, and to the other workers the arrival of the client that has waited
-    /// longest. If another worker has the next client to start, this wakes it.
-    fn publish(&self) {
-        let shared = &self.resources.shared;
-        let counters = shared.workers.counters(self.resources.index);
-        counters.change(|| self.timers.publish(counters));
-        self.publish_gauges();
-        let head = self.first_waiting().map(|(_key, arrived)| arrived);
-        let queue = &shared.admission.queue;
-        if let Some(change) = queue.publish_head(self.resources.index, head) {
-            if let Some(next) = change.wake {
-                shared.workers.wake(next);
-            }
-            if queue.has_vain_bypass() {
-                // The last client that was to bypass the pause has left, and no pass tells of it.
-                shared.pauses.notify();
-            }
-        }
-    }
-
-    /// Publishes numbers that nothing but the status and the metrics show.
-    fn publish_gauges(&self) {
-        let shared = &self.resources.shared;
-        let counters = shared.workers.counters(self.resources.index);
-        let since = |at: Option<Instant>| at.map_or(0, |at| shared.millis(at) + 1);
-        counters.oldest.set(since(self.timers.oldest()));
-        let head = self.first_waiting().map(|(_key, arrived)| arrived);
-        counters.oldest_held.set(since(head));
-        let dials = [Deadline::Connecting, Deadline::ConnectingLast, Deadline::Unanswered];
-        let accepted = |deadline| self.connections.get(self.timers.first(deadline)?.0);
-        let oldest = dials.into_iter().filter_map(accepted).map(Connection::accepted).min();
-        counters.oldest_connecting.set(since(oldest));
-        let [used, free] = &counters.pipes;
-        let pipes = &self.buffers.pipes;
-        used.set(pipes.used());
-        free.set(pipes.free());
     }
 }

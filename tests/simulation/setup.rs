@@ -3,7 +3,7 @@
 use std::{
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use crossbeam_channel::bounded;
@@ -27,7 +27,6 @@ use crate::{
     stats::Counters,
     sys::{self, Listener, SocketAddress},
     tally::Tally,
-    timestamp::Rfc3339,
     upstream::{Upstream, loop_guard::LoopGuard},
     weather::{Site, Weather},
     worker::WorkerResources,
@@ -71,7 +70,6 @@ impl Schedule {
             pipes_per_worker,
             log: LogConfig::default(),
             started: sys::now(),
-            started_at: Rfc3339(SystemTime::UNIX_EPOCH),
             listeners: [].into(),
             control_addr: Address::tcp("localhost", 3001),
             config_file: None,

@@ -79,7 +79,10 @@ impl ControlConn {
         }
         let State::Pausing { on_timeout, .. } = &mut self.state else { return Ok(()) };
         let Some(mut pause) = self.pause.take() else { return Err(Halt::Done) };
-        let oldest = handle.oldest_connections();
+        let oldest = match on_timeout {
+            OnTimeout::Kill => Vec::new(),
+            OnTimeout::Resume | OnTimeout::Keep => handle.oldest_connections(),
+        };
         match on_timeout {
             OnTimeout::Resume => pause.undo("it was not idle in time"),
             OnTimeout::Keep => pause.keep(),
