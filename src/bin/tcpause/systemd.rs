@@ -31,6 +31,10 @@ const SOCKETS_MAX: usize = 64;
 /// changes the environment.
 pub(crate) fn sockets() -> Result<Sockets, Error> {
     let text = |name| env::var(name).unwrap_or_default();
+    // Variables of another process come from a parent that did not clear them.
+    if text("LISTEN_PID").parse() != Ok(process::id()) {
+        return Ok(Sockets::default());
+    }
     if text("LISTEN_FDS").parse().is_ok_and(|count: usize| count > SOCKETS_MAX) {
         return Err(Error::Config(format!("LISTEN_FDS: the most sockets are {SOCKETS_MAX}")));
     }

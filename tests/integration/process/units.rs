@@ -18,7 +18,7 @@ fn the_template_is_the_service_with_files_of_its_instance() {
     let expected = service
         .replace("Description=tcpause,", "Description=tcpause for %i,")
         .replace("/etc/tcpause/tcpause.yml", "/etc/tcpause/%i.yml")
-        .replace("Directory=tcpause\n", "Directory=tcpause/%i\n");
+        .replace("Directory=tcpause\n", "Directory=tcpause-%i\n");
     assert_eq!(unit(&["template"]), expected);
 }
 
