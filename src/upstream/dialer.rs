@@ -23,11 +23,6 @@ impl Dialer {
         self.has_ended_outage |= upstream.breaker().succeeded();
     }
 
-    /// Returns true if a dial of this turn has shown that the upstream is back.
-    pub(crate) fn has_ended_outage(&self) -> bool {
-        self.has_ended_outage
-    }
-
     /// Returns true once if the upstream is back, and the other workers are to be woken.
     pub(crate) fn take_end_of_outage(&mut self) -> bool {
         std::mem::take(&mut self.has_ended_outage)

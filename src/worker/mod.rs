@@ -190,6 +190,8 @@ impl Worker<'_> {
             if let Some(end) = self.apply_orders(now) {
                 return Ok(end);
             }
+            // Counted before any of them is served in this turn.
+            let waiting = self.waiting_for_upstream();
             self.size_accept_buffer();
             self.accept(now);
             self.start_waiting(now);
@@ -198,12 +200,14 @@ impl Worker<'_> {
             self.close_quiet(now);
             self.expire(now);
             self.look_for_vanished(now);
-            self.log_return();
             self.publish();
             self.log.tell(now);
             let shared = &self.resources.shared;
             shared.pauses.barrier.ack(self.resources.index, &mut self.epoch);
             let is_back = self.dialer.take_end_of_outage();
+            if is_back {
+                shared.upstream.log_return(waiting);
+            }
             let is_away = shared.upstream.breaker().is_away();
             if std::mem::replace(&mut self.was_away, is_away) != is_away {
                 shared.pauses.notify();
@@ -300,14 +304,14 @@ impl Worker<'_> {
         None
     }
 
-    /// Logs the end of an outage that this turn's dials have shown. The counts are those of the last turn, when the clients
-    /// still waited, and the client that has probed comes on top.
-    fn log_return(&self) {
-        if self.dialer.has_ended_outage() {
-            let shared = &self.resources.shared;
-            let waited = shared.workers.sum(|counters| &counters.awaiting_upstream);
-            shared.upstream.log_return(waited + 1);
+    /// Returns the number of clients that wait for an upstream that is away, with those that it is dialled for.
+    fn waiting_for_upstream(&self) -> u64 {
+        let shared = &self.resources.shared;
+        if !shared.upstream.breaker().is_away() {
+            return 0;
         }
+        let awaiting = shared.workers.sum(|counters| &counters.awaiting_upstream);
+        awaiting + shared.workers.sum(|counters| &counters.connecting)
     }
 
     /// Returns true if a stop has begun, and no client is left or can still come.
