@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::*;
-use crate::handle::Status;
+use crate::{handle::Status, stats::cause::CloseCause};
 
 /// Time that is long enough for any machine; only a defect makes a test wait for it.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -58,6 +58,16 @@ fn echo(client: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Checks that each accepted client is in one state or has ended by one cause, and that no count has fallen.
+#[track_caller]
+fn assert_balanced(before: &Status, now: &Status) {
+    let present = now.held + now.connecting + now.active + now.rejecting;
+    assert_eq!(now.accepted, now.closed.values().sum::<u64>() + present, "{now:?}");
+    assert!(now.accepted >= before.accepted, "{before:?} {now:?}");
+    let falls = |(cause, count): (&String, &u64)| *count < before.closed[cause];
+    assert!(!now.closed.iter().any(falls), "{before:?} {now:?}");
+}
+
 /// Makes one short connection.
 fn come_and_go(proxy: SocketAddr) -> io::Result<()> {
     echo(&mut TcpStream::connect_timeout(&proxy, DEADLINE)?)
@@ -92,6 +102,7 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
     }
 
     let (mut failures, mut panics, mut later) = (Vec::new(), Vec::new(), 0);
+    let mut before = server.handle().status();
     let (sender, finished) = bounded(0);
     counters.panic_at.set(counters.balance().accepted + BETWEEN);
     thread::scope(|scope| {
@@ -106,6 +117,9 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
         }
         while later < AFTER {
             let (begin, result, end) = finished.recv_timeout(DEADLINE).unwrap();
+            let status = server.handle().status();
+            assert_balanced(&before, &status);
+            before = status;
             if (panics.len() as u64) < counters.panics.get() {
                 panics.push(Instant::now());
                 let is_last = panics.len() == PANICS;
@@ -140,6 +154,13 @@ fn a_panic_costs_the_connections_of_its_worker_alone() {
     assert!(ends.iter().all(|(result, _)| is_reset(result)), "{ends:?}");
     assert!(!survivors.is_empty() && !ends.is_empty(), "both workers had some");
     wait_for(&server, (survivors.len() as u64, 0, PANICS as u64));
+    let status = server.handle().status();
+    assert_balanced(&before, &status);
+    // Each panic took the client that was being accepted with it, and may have taken others.
+    let lost = status.closed["panic"];
+    assert!(lost >= (ends.len() + PANICS) as u64, "{lost} of {} and more", ends.len());
+    // A loader may be at its next connection while the worker still has the one before.
+    assert!(lost <= (ends.len() + 2 * PANICS * LOADERS) as u64, "{lost}: {}", ends.len());
     server.handle().pause();
     let mut held = TcpStream::connect(proxy).unwrap();
     wait_for(&server, (survivors.len() as u64, 1, PANICS as u64));
@@ -223,4 +244,21 @@ fn the_heart_beats_only_while_every_worker_ends_its_turns() {
     server.stop();
     assert_eq!(server.join(), Outcome::Drained);
     assert!(heartbeat.wait(DEADLINE), "ended threads do not hang");
+}
+
+#[test]
+fn a_stop_counts_the_connections_that_it_cuts() {
+    let (server, addresses) = start(&[[127, 0, 0, 1]], 2, None);
+    let shared = Arc::clone(&server.shared);
+    let mut carried = TcpStream::connect(addresses[0]).unwrap();
+    echo(&mut carried).unwrap();
+    server.handle().pause();
+    let held = TcpStream::connect(addresses[0]).unwrap();
+    wait_for(&server, (1, 1, 0));
+    server.abort();
+    assert_eq!(server.join(), Outcome::Aborted);
+    let balance = shared.workers.balance();
+    assert_eq!((balance.accepted, balance.closed[CloseCause::Stopped as usize]), (2, 2));
+    assert_eq!((balance.held, balance.active), (0, 0));
+    drop(held);
 }
