@@ -85,6 +85,8 @@ fn a_name_is_listened_on_at_all_its_addresses() {
             v6.connect();
         }
         let addrs = both(proxy.addr());
+        let listeners = proxy.control().status().listeners;
+        assert_eq!(listeners, addrs.each_ref().map(ToString::to_string));
         let crowd = |count: usize| addrs.iter().cycle().take(count).map(Addr::connect);
         for mut client in crowd(CLIENTS) {
             client.assert_echo(b"carried");

@@ -5,6 +5,8 @@ mod addresses;
 mod cli;
 mod client;
 mod config;
+mod connection_lines;
+mod connections;
 pub(crate) mod exec;
 mod exec_terminal;
 mod limits;
