@@ -6,3 +6,4 @@ mod flood;
 mod metrics;
 mod monitor;
 mod page;
+mod truth;
