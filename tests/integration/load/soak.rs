@@ -3,6 +3,7 @@
 //! A quarter of a minute, multiplied by `TCPAUSE_SCALE`; `make soak` takes an hour.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{self, Read, Write},
     net::Ipv4Addr,
@@ -61,9 +62,10 @@ fn soak_leaves_nothing_behind() {
     let (descriptors, threads) = (proxy.descriptors() - standard_pipes, proxy.threads());
     let fates = Fates::default();
     let (mut rounds, mut memory) = (0, Vec::new());
+    let mut counts = Counts { last: proxy.control().status(), reads: 0 };
     while rounds < 3 || Instant::now() < end {
         rounds += 1;
-        round(&proxy, rounds, &addr, &mut upstream, &fates);
+        round(&proxy, rounds, &addr, &mut upstream, &fates, &mut counts);
         compare_gauges(&proxy, &addr);
         let counts = |status: &Status| (status.active, status.connecting, status.held);
         proxy.control().wait_counts(counts, (0, 0, 0));
@@ -79,6 +81,7 @@ fn soak_leaves_nothing_behind() {
     }
     // The first rounds find out how much is needed at a time.
     let (first, last) = (memory[1], memory[memory.len() - 1]);
+    println!("{} times, the ends added up: {:?}", counts.reads, counts.last.closed);
     println!(
         "{rounds} rounds, {fates:?}; {first} KiB after the second round, {last} after the last"
     );
@@ -86,10 +89,44 @@ fn soak_leaves_nothing_behind() {
     assert_eq!(proxy.control().status().worker_panics, 0);
 }
 
+/// Counts of the status, which are read all along.
+struct Counts {
+    last: Status,
+    reads: usize,
+}
+
+impl Counts {
+    /// Reads the status. Each accepted client is in one state or has ended by one cause, and no total falls.
+    #[track_caller]
+    fn read(&mut self, proxy: &Proxy) {
+        let status = proxy.control().status();
+        let present = status.held + status.connecting + status.active + status.rejecting;
+        let ended: u64 = status.closed.values().sum();
+        assert_eq!(status.accepted, ended + present, "{status:?}");
+        assert!(status.accepted >= self.last.accepted, "{:?} {status:?}", self.last);
+        for (cause, count) in &status.closed {
+            assert!(*count >= self.last.closed[cause], "{cause}: {:?} {status:?}", self.last);
+        }
+        (self.last, self.reads) = (status, self.reads + 1);
+    }
+}
+
 /// Random clients, with random pauses and one restart of the upstream.
-fn round(proxy: &Proxy, number: u64, addr: &Addr, upstream: &mut Option<Upstream>, fates: &Fates) {
+fn round(
+    proxy: &Proxy,
+    number: u64,
+    addr: &Addr,
+    upstream: &mut Option<Upstream>,
+    fates: &Fates,
+    counts: &mut Counts,
+) {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(SeqCst) {
+                counts.read(proxy);
+            }
+        });
         for client in 0..CLIENTS {
             let (is_over, mut random) = (&is_over, Random::new(number << 8 | client));
             scope.spawn(move || {
@@ -188,14 +225,16 @@ fn compare_gauges(proxy: &Proxy, upstream: &Addr) {
 }
 
 /// Returns the number of TCP connections with this port in this column of `/proc/net/tcp`: 1 is the local address, 2 the
-/// peer's.
+/// peer's. While others change the table, a reader may see a line twice, so that each pair of addresses counts once.
 fn established(port: u16, column: usize) -> usize {
     let table = fs::read_to_string("/proc/net/tcp").expect("a table");
-    let is_meant = |line: &&str| {
+    let end = format!(":{port:04X}");
+    let pairs = table.lines().skip(1).filter_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
-        fields[3] == "01" && fields[column].ends_with(&format!(":{port:04X}"))
-    };
-    table.lines().skip(1).filter(is_meant).count()
+        let is_meant = fields[3] == "01" && fields[column].ends_with(&end);
+        is_meant.then(|| (fields[1].to_owned(), fields[2].to_owned()))
+    });
+    pairs.collect::<HashSet<_>>().len()
 }
 
 /// Sends back what comes, and resets now and then.
