@@ -224,6 +224,19 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_all_outages_never_falls() {
+        let breaker = CircuitBreaker::new();
+        breaker.failed(Cause::Away, false, breaker.begin);
+        let present = breaker.time_away();
+        assert!(present > Duration::ZERO);
+        // As between the end of the outage and the addition of its length.
+        breaker.cause.store(0, Ordering::Relaxed);
+        assert_eq!(breaker.time_away(), present);
+        breaker.failed(Cause::Away, false, breaker.begin);
+        assert!(breaker.succeeded() && breaker.time_away() >= present);
+    }
+
+    #[test]
     fn a_shortage_of_this_host_is_probed_again_soon() {
         let breaker = CircuitBreaker::new();
         let begin = breaker.begin;
