@@ -71,6 +71,7 @@ fn system_calls_that_fail_delay_and_nothing_else() {
         proxy.control().wait_counts(counts, (0, 0, 0));
         let status = proxy.control().status();
         assert_eq!((status.accepted, status.worker_panics), (2 * CLIENTS, 0));
+        proxy.control().wait_counts(|status| status.closed["ended"], 2 * CLIENTS);
         proxy.connect().assert_echo(b"all is as before");
     }
     println!("{injected} calls failed, and no client has felt one");

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, io::Write as _, net::Ipv4Addr, thread, time::Du
 use serde_json::Value;
 
 use crate::harness::{
-    Addr, Builder, End, Family, Listener, Proxy, Received, Upstream, echo, reserve, wait_until,
+    Addr, Builder, End, Family, Listener, Proxy, Received, Upstream, echo, in_namespace, reserve,
+    wait_until,
 };
 
 const FORMATS: [&str; 2] = ["text", "json"];
@@ -304,6 +305,21 @@ fn the_upstream_was_not_reached() {
             assert_eq!(line.error.as_deref(), Some(error));
             assert_eq!((&*line.upstream, line.connect), (&*upstream.to_string(), 0.0));
             assert_eq!(proxy.control().status().failed, 1);
+        }
+    });
+}
+
+#[test]
+fn no_route_led_to_the_upstream() {
+    in_namespace("process::connections::no_route_led_to_the_upstream", || {
+        for format in FORMATS {
+            let proxy = logging(format)
+                .upstream_at(&"tcp://10.1.2.3:4")
+                .arg("--upstream-connect-timeout=100ms")
+                .start();
+            proxy.connect().receive_all();
+            let line = assert_all(&proxy, "unreachable", 1).remove(0);
+            assert_eq!(line.error.as_deref(), Some("unreachable"));
         }
     });
 }

@@ -95,6 +95,7 @@ fn clients_without_a_port_are_given_up_in_time() {
             |status| (status.active, status.held, status.failed),
             (PORTS as u64, 0, left),
         );
+        proxy.wait_for_log(" cause=unreachable error=no-port");
         println!("{FIGURE}{CLIENTS} clients, {PORTS} ports: {left} given up");
         drop(clients);
     });
