@@ -1,6 +1,7 @@
 //! Notifications for the service manager, whose part the test plays.
 
 use std::{
+    fs,
     io::ErrorKind,
     os::{
         linux::net::SocketAddrExt,
@@ -77,6 +78,12 @@ fn launch(manager: &Manager, upstream: &Upstream, envs: &[(&str, &str)]) -> Prox
     envs.iter().fold(builder, |builder, (name, value)| builder.env(name, value)).launch()
 }
 
+/// Returns the number of times that the thread has slept so far.
+fn wakes(proxy: &Proxy) -> String {
+    let status = fs::read_to_string(proxy.threads_named("systemd")[0].join("status")).unwrap();
+    status.lines().find(|line| line.starts_with("voluntary")).unwrap().to_owned()
+}
+
 #[test]
 fn the_manager_is_told_of_the_start_the_pauses_and_the_stop() {
     let upstream = Upstream::tcp(echo);
@@ -88,7 +95,11 @@ fn the_manager_is_told_of_the_start_the_pauses_and_the_stop() {
         proxy.connect().assert_echo(b"served");
         assert!(!proxy.control().is_paused());
         assert_eq!(manager.next(), "STATUS=running");
+        // Nothing ticks while nothing changes.
         manager.assert_silent();
+        let before = wakes(&proxy);
+        manager.assert_silent();
+        assert_eq!(wakes(&proxy), before);
         proxy.control().pause();
         manager.wait_for("STATUS=paused");
         let told = Instant::now();
