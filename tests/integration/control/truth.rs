@@ -75,6 +75,7 @@ fn an_upstream_that_is_away_and_back_again_is_told() {
         assert_eq!(words(&paused), "paused for TIME, the oldest client waits for TIME");
         control.resume();
         drop(second);
+        control.wait_counts(|status| (status.held, status.awaiting_upstream), (1, 1));
 
         let upstream = Upstream::on(Listener::bind(&addr), echo);
         assert_eq!(client.receive(5), b"hello");
@@ -84,6 +85,7 @@ fn an_upstream_that_is_away_and_back_again_is_told() {
         assert_eq!(back.state, "running");
         let line = proxy.wait_for_log(" is back after ");
         assert!(line.contains(&format!("INFO upstream {addr} is back after ")), "{line}");
+        assert!(line.ends_with(" s; clients that waited: 1"), "{line}");
         drop(upstream);
     }
 }

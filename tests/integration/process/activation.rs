@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use crate::harness::{Addr, Family, Proxy, Upstream, echo, wait_until};
+use crate::harness::{Addr, Control, Family, Proxy, Upstream, echo, wait_until};
 
 /// Backlog of a socket of systemd.
 const BACKLOG: i32 = 4096;
@@ -118,6 +118,16 @@ fn the_api_takes_a_passed_socket_too() {
         assert_eq!(running.exit_code(), 0);
         assert!(path.exists(), "its file is not ours");
     }
+}
+
+#[test]
+fn the_monitor_takes_a_passed_socket_too() {
+    let upstream = Upstream::tcp(echo);
+    let (socket, addr) = tcp();
+    let _proxy = Proxy::builder().upstream(&upstream).pass(Some("monitor"), &[&socket]).start();
+    let monitor = Control::new(addr);
+    assert_eq!(monitor.get("/status").status, 200);
+    monitor.put("/status").assert_error(405);
 }
 
 #[test]

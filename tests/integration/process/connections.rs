@@ -303,6 +303,10 @@ fn the_upstream_was_not_reached() {
             proxy.connect().receive_all();
             let line = assert_all(&proxy, "unreachable", 1).remove(0);
             assert_eq!(line.error.as_deref(), Some(error));
+            let metrics = proxy.control().get("/metrics");
+            let dials = format!("tcpause_connect_attempts_total{{result=\"{error}\"}} ");
+            let dials = metrics.text().lines().find_map(|line| line.strip_prefix(&dials));
+            assert!(dials.is_some_and(|dials| dials != "0"), "{error}: {dials:?}");
             assert_eq!((&*line.upstream, line.connect), (&*upstream.to_string(), 0.0));
             assert_eq!(proxy.control().status().failed, 1);
         }

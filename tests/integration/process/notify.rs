@@ -58,6 +58,11 @@ impl Manager {
         }
     }
 
+    /// Waits until the state is that of a proxy without waiting clients.
+    fn wait_for_running(&self) {
+        while self.wait_for("STATUS=running") != "STATUS=running" {}
+    }
+
     /// Checks that no message comes for a while.
     fn assert_silent(&self) {
         self.socket.set_read_timeout(Some(SILENCE)).unwrap();
@@ -94,7 +99,7 @@ fn the_manager_is_told_of_the_start_the_pauses_and_the_stop() {
         // From that moment on it serves, and so does the API.
         proxy.connect().assert_echo(b"served");
         assert!(!proxy.control().is_paused());
-        assert_eq!(manager.next(), "STATUS=running");
+        manager.wait_for_running();
         // Nothing ticks while nothing changes.
         manager.assert_silent();
         let before = wakes(&proxy);
@@ -104,7 +109,7 @@ fn the_manager_is_told_of_the_start_the_pauses_and_the_stop() {
         manager.wait_for("STATUS=paused");
         let told = Instant::now();
         proxy.control().resume();
-        manager.wait_for("STATUS=running");
+        manager.wait_for_running();
         let interval = told.elapsed();
         assert!(interval > Duration::from_millis(900), "two within {interval:?}");
         manager.assert_silent();
@@ -113,6 +118,25 @@ fn the_manager_is_told_of_the_start_the_pauses_and_the_stop() {
         assert_eq!(manager.wait_for("STOPPING=1"), "STOPPING=1\nEXTEND_TIMEOUT_USEC=12000000");
         assert_eq!(proxy.exit_code(), 0);
     }
+}
+
+#[test]
+fn the_manager_is_told_of_an_outage() {
+    let manager = Manager::new(Family::Unix);
+    let reserved = crate::harness::reserve();
+    let proxy = Proxy::builder()
+        .upstream_at(&reserved.addr())
+        .arg("--upstream-retry-for=1h")
+        .env("NOTIFY_SOCKET", &manager.name)
+        .start();
+    manager.wait_for_running();
+    let mut client = proxy.connect();
+    let told = manager.wait_for("STATUS=running, but the upstream is away for ");
+    assert!(told.contains("refused"), "{told}");
+    let _upstream = Upstream::on(reserved.listen(), echo);
+    client.assert_echo(b"served");
+    manager.wait_for_running();
+    manager.assert_silent();
 }
 
 #[test]
@@ -166,7 +190,7 @@ fn a_watchdog_of_another_process_is_not_fed() {
     ] {
         let _proxy = launch(&manager, &upstream, envs);
         assert_eq!(manager.wait_for("READY=1"), "READY=1");
-        manager.wait_for("STATUS=running");
+        manager.wait_for_running();
         manager.assert_silent();
     }
 }
