@@ -42,7 +42,10 @@ impl Line {
         }
         let text = |key: &str| object[key].as_str().map(str::to_owned);
         let word = |key: &str| text(key).unwrap_or_else(|| panic!("no {key}: {line}"));
-        let seconds = |key: &str| object[key].as_f64().expect("seconds");
+        // Text has no word for a client that was not held or not connected.
+        let seconds = |key: &str| {
+            if object[key].is_null() { 0.0 } else { object[key].as_f64().expect("seconds") }
+        };
         let bytes = |key: &str| object[key].as_u64().expect("a count");
         Some(Self {
             level: word("level"),
