@@ -178,6 +178,26 @@ fn lines_of_a_second_are_bounded_and_the_rest_is_told_though_nothing_more_ends()
     }
 }
 
+#[test]
+fn a_stop_tells_the_rest_at_once() {
+    const CLIENTS: usize = 20;
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder()
+        .upstream(&upstream)
+        .grace_period(Some("0s"))
+        .args(["--proxy-threads", "2", "--log-connections-rate", "2"])
+        .start();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.assert_echo(b"hello");
+    }
+    proxy.terminate();
+    let log = proxy.finish().stderr;
+    let (logged, told) = (lines(&log).len(), not_logged(&log));
+    assert!((1..=2).contains(&logged), "{logged} lines");
+    assert_eq!(told, [("stopped".to_owned(), CLIENTS - logged)].into());
+}
+
 /// An operator who looks at warnings alone is told of all failures.
 #[test]
 fn the_count_of_failures_is_a_warning_as_their_lines_are() {
