@@ -367,7 +367,7 @@ impl Connection {
             moved: context.now,
             asks: false,
             settling: None,
-            _pass: pass,
+            pass,
         }));
         Verdict::Enter(deadline)
     }

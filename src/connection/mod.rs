@@ -106,7 +106,7 @@ struct Session {
     asks: bool,
     /// Wait for the acknowledgements of the other side, once one side was reset.
     settling: Option<AwaitingAcks>,
-    _pass: Pass,
+    pass: Pass,
 }
 
 /// A rejection with its cause.
@@ -140,6 +140,8 @@ pub(crate) enum Verdict {
     Wait(Deadline),
     /// The same, but drive it at once: its next state may go on without an event.
     Enter(Deadline),
+    /// Linger, and drop the pass once the counts are published: the drop may make the proxy idle.
+    Linger(Pass),
     /// Wait for an event, with this deadline from that time on.
     WaitSince(Deadline, Instant),
     /// Hold it for the resume or behind other clients, in the order of arrival.
@@ -362,8 +364,11 @@ impl Connection {
         // The client gets its end before the pass is dropped, so that it is sent by the time the proxy counts as idle.
         let (reject, _next) = Reject::close_gracefully(&mut self.client);
         let cause = CloseCause::Drained;
-        self.replace_state(State::Rejecting(Rejection { reject, cause, delivered }));
-        Verdict::Enter(Deadline::Lingering)
+        match self.replace_state(State::Rejecting(Rejection { reject, cause, delivered })) {
+            // The upstream's socket is closed here.
+            State::Relaying(Session { pass, .. }) => Verdict::Linger(pass),
+            _ => Verdict::Enter(Deadline::Lingering),
+        }
     }
 
     /// Closes the connection. A close that is no orderly end is a reset, so that a cut stream never looks whole.

@@ -399,6 +399,12 @@ impl Worker<'_> {
                     self.timers.enqueue(deadline, key, now);
                     verdict = connection.drive(&mut context);
                 }
+                Verdict::Linger(pass) => {
+                    self.timers.enqueue(Deadline::Lingering, key, now);
+                    context.counters.change(|| self.timers.publish(context.counters));
+                    drop(pass);
+                    verdict = connection.drive(&mut context);
+                }
                 Verdict::WaitSince(deadline, since) => {
                     return self.timers.enqueue(deadline, key, since);
                 }
