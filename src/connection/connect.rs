@@ -82,6 +82,11 @@ impl Attempt {
         latest.map_or(self.begun, |latest| latest.min(self.begun))
     }
 
+    /// Returns the beginning of the client's first attempt, or of its wait for the upstream.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Returns the beginning of the client's wait for an upstream that was away; none if it has not waited.
     pub(super) fn outage_began(&self) -> Option<Instant> {
         (self.since < self.begun).then_some(self.since)
@@ -137,11 +142,10 @@ impl Connection {
         context: &mut Context<'_>,
     ) -> Verdict {
         let now = context.now;
-        let since = if let State::Waiting { patience: Some(patience), .. } = &self.state {
-            patience.since
-        } else {
-            self.record.held_until(now);
-            now
+        self.record.waited_until(now);
+        let since = match &self.state {
+            State::Waiting { patience: Some(patience), .. } => patience.since,
+            _ => now,
         };
         let route = Route::default();
         let mut attempt = Attempt { ticket, route, is_short: false, since, begun: now, pass };
@@ -336,6 +340,9 @@ impl Connection {
     fn observe_connected(&mut self, attempt: &Attempt, context: &mut Context<'_>) {
         let Context { counters, now, .. } = *context;
         counters.dialled(ConnectResult::Ok);
+        if let Some(held) = self.record.held_before(attempt.since) {
+            counters.hold.served.observe(held);
+        }
         if let Some(began) = attempt.outage_began() {
             counters.outage.served.observe(attempt.begun.saturating_duration_since(began));
         }

@@ -289,7 +289,7 @@ impl Connection {
         match &mut self.state {
             State::Waiting { patience: Some(_), .. } => Verdict::Close(CloseCause::Unreachable),
             State::Waiting { .. } => {
-                self.record.held_until(context.now);
+                self.record.waited_until(context.now);
                 if context.hold.overflow() == Overflow::Close {
                     self.close_gracefully(CloseCause::HoldTimeout, context)
                 } else {

@@ -29,7 +29,7 @@ pub(super) struct Record {
     client: Option<Tcp>,
     /// Address at which a TCP upstream was reached.
     upstream: Option<Tcp>,
-    /// Time for which the client was held, in milliseconds; none if it was not.
+    /// Time for which the client waited without a pass, for whatever reason, in milliseconds; none if it did not.
     held: Option<u32>,
     /// Time of the successful attempt to connect, in microseconds; none without one.
     connect: Option<u32>,
@@ -52,13 +52,13 @@ impl Record {
         self.accepted
     }
 
-    /// Records that the client is held.
-    pub(super) fn begin_hold(&mut self) {
+    /// Records that the client waits.
+    pub(super) fn begin_wait(&mut self) {
         self.held.get_or_insert(0);
     }
 
-    /// Records the end of a hold, if the client was held.
-    pub(super) fn held_until(&mut self, now: Instant) {
+    /// Records the end of a wait, if the client has waited.
+    pub(super) fn waited_until(&mut self, now: Instant) {
         let held = now.saturating_duration_since(self.accepted).as_millis();
         self.held = self.held.map(|_before| u32::try_from(held).unwrap_or(u32::MAX));
     }
@@ -73,9 +73,13 @@ impl Record {
         self.upstream = upstream.map(Tcp::from);
         self.connect = Some(u32::try_from(connect.as_micros()).unwrap_or(u32::MAX));
         counters.connect.observe(connect);
-        if let Some(held) = self.held() {
-            counters.hold.served.observe(held);
-        }
+    }
+
+    /// Returns the time for which the client was held, by a pause or behind others. It ended at `end`, when it was released
+    /// or its wait for the upstream began.
+    pub(super) fn held_before(&self, end: Instant) -> Option<Duration> {
+        let held = end.saturating_duration_since(self.accepted);
+        (!held.is_zero()).then_some(held)
     }
 
     fn held(&self) -> Option<Duration> {
@@ -88,23 +92,28 @@ impl Connection {
     pub(crate) fn observe_end(&mut self, cause: CloseCause, counters: &Counters, now: Instant) {
         let since = |begin| now.saturating_duration_since(begin);
         counters.life.observe(since(self.record.accepted));
-        let outage_began = match &self.state {
+        if let State::Waiting { .. } = self.state {
+            self.record.waited_until(now);
+        }
+        let (hold_ended, outage_began) = match &self.state {
             State::Relaying(_) | State::Rejecting(Rejection { cause: CloseCause::Drained, .. }) => {
                 // Its waits were counted when it was served.
                 return;
             }
-            State::Waiting { patience: None, .. } => {
-                self.record.held_until(now);
-                None
+            State::Waiting { patience: None, .. } => (now, None),
+            State::Waiting { patience: Some(patience), .. } => {
+                (patience.since, Some(patience.since))
             }
-            State::Waiting { patience: Some(patience), .. } => Some(patience.since),
-            State::Connecting(dial) => dial.attempt.outage_began(),
-            State::Rejecting(_) => None,
+            State::Connecting(dial) => (dial.attempt.since(), dial.attempt.outage_began()),
+            State::Rejecting(_) => {
+                let held = self.record.held().unwrap_or_default();
+                (self.record.accepted + held, None)
+            }
         };
         if let Some(began) = outage_began {
             counters.outage.end(cause, since(began));
         }
-        if let Some(held) = self.record.held() {
+        if let Some(held) = self.record.held_before(hold_ended) {
             counters.hold.end(cause, held);
         }
     }

@@ -18,7 +18,7 @@ impl Connection {
     /// Holds the client, which also ends its wait for the upstream.
     pub(crate) fn hold(&mut self, hold_permit: Option<Permit>) {
         self.replace_state(State::Waiting { hold_permit, patience: None });
-        self.record.begin_hold();
+        self.record.begin_wait();
     }
 
     /// Takes the permit to be held, if the client has one.
@@ -45,7 +45,6 @@ impl Connection {
         if self.client.socket().has_gone() {
             return Verdict::Close(self.left());
         }
-        self.record.held_until(context.now);
         self.await_upstream(Patience { since: context.now, error: None }, context)
     }
 
@@ -53,6 +52,7 @@ impl Connection {
     pub(super) fn await_upstream(&mut self, patience: Patience, context: &Context<'_>) -> Verdict {
         let since = patience.since;
         self.replace_state(State::Waiting { hold_permit: None, patience: Some(patience) });
+        self.record.begin_wait();
         // The upstream's name may have other addresses by now.
         context.upstream.ask();
         Verdict::WaitSince(Deadline::AwaitingUpstream, since)

@@ -87,7 +87,7 @@ pub struct Status {
     /// False while the upstream is away, as attempts to connect have shown.
     #[serde(default = "up")]
     pub upstream_up: bool,
-    /// Time since which the upstream is up or away, in RFC 3339.
+    /// Time since which the upstream is up or away, in RFC 3339; null until a client has needed it.
     #[serde(default)]
     pub upstream_since: Option<String>,
     /// Error of the last attempt while the upstream is away; null otherwise.
@@ -180,7 +180,7 @@ impl Status {
             oldest_held_seconds: age(|counters| &counters.oldest_held),
             oldest_connecting_seconds: age(|counters| &counters.oldest_connecting),
             upstream_up: !breaker.is_away(),
-            upstream_since: Some(breaker.changed_at().to_string()),
+            upstream_since: breaker.changed_at().map(|at| at.to_string()),
             upstream_error: upstream.error(),
             upstream_addresses: upstream.known().list().iter().map(ToString::to_string).collect(),
             awaiting_upstream: sum(|counters| &counters.awaiting_upstream),
@@ -211,13 +211,15 @@ impl Status {
                 }
                 (_, None) => "no client waits".to_owned(),
             };
-            return format!("paused for {}, {clients}", for_(since));
+            let away = if self.upstream_up { "" } else { "; the upstream is away" };
+            return format!("paused for {}, {clients}{away}", for_(since));
         }
         match (shared.upstream.breaker().away_since(), &self.upstream_error) {
             (Some(since), Some(error)) => format!(
-                "running, but the upstream is away for {}: {error}; {}",
+                "running, but the upstream is away for {}: {error}; {}{}",
                 for_(since),
-                plural(self.awaiting_upstream, "client waits", "clients wait")
+                plural(self.awaiting_upstream, "client waits", "clients wait"),
+                last_tried(shared.upstream.breaker().failed_ago())
             ),
             // Waiting clients of an upstream that is up are those of an earlier pause.
             _ if self.held > 0 => {
@@ -247,6 +249,14 @@ impl LeaseStatus {
 /// Rounds a time to milliseconds, so that JSON shows no more digits.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1_000.0).round() / 1_000.0
+}
+
+/// Tells that no attempt was made for a while: without clients nothing tries the upstream, which may be back.
+fn last_tried(ago: Duration) -> String {
+    match ago.as_secs() {
+        0..5 => String::new(),
+        _ => format!(", last tried {} ago", whole_seconds(ago)),
+    }
 }
 
 fn plural(number: u64, one: &str, many: &str) -> String {

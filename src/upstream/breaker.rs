@@ -32,7 +32,7 @@ pub(crate) struct CircuitBreaker {
     due: AtomicU64,
     /// Time from the last failure to that probe, in nanoseconds.
     interval: AtomicU64,
-    /// Time of day at which the upstream went away or came back, in milliseconds after 1970.
+    /// Time of day at which the upstream was first reached, went away or came back, in milliseconds after 1970; 0 before.
     changed: AtomicU64,
     /// Length of an outage that has ended and was not told yet, in nanoseconds; 0 for none.
     last_outage: AtomicU64,
@@ -74,7 +74,7 @@ impl CircuitBreaker {
             opened: AtomicU64::new(0),
             due: AtomicU64::new(0),
             interval: AtomicU64::new(0),
-            changed: AtomicU64::new(Rfc3339::now().unix_millis()),
+            changed: AtomicU64::new(0),
             last_outage: AtomicU64::new(0),
             outages: AtomicU64::new(0),
             told: AtomicU64::new(0),
@@ -128,6 +128,9 @@ impl CircuitBreaker {
     /// Closes the breaker after a successful attempt. Returns true if it was open: then all workers are to be woken, as
     /// their clients wait.
     pub(crate) fn succeeded(&self) -> bool {
+        if self.changed.load(Ordering::Relaxed) == 0 {
+            self.changed.store(Rfc3339::now().unix_millis(), Ordering::Relaxed);
+        }
         if !self.is_open() {
             return false;
         }
@@ -148,9 +151,18 @@ impl CircuitBreaker {
         self.is_away().then(opened)
     }
 
-    /// Returns the time of day at which the upstream went away or came back, or that of the start.
-    pub(crate) fn changed_at(&self) -> Rfc3339 {
-        Rfc3339::of_unix_millis(self.changed.load(Ordering::Relaxed))
+    /// Returns the time of day at which the upstream was first reached, went away or came back. None before the first dial has
+    /// ended.
+    pub(crate) fn changed_at(&self) -> Option<Rfc3339> {
+        let changed = self.changed.load(Ordering::Relaxed);
+        (changed > 0).then(|| Rfc3339::of_unix_millis(changed))
+    }
+
+    /// Returns the time since the last failed attempt, while the breaker is open.
+    pub(crate) fn failed_ago(&self) -> Duration {
+        let due = Duration::from_nanos(self.due.load(Ordering::Relaxed));
+        let interval = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
+        sys::now().saturating_duration_since(self.begin + due.saturating_sub(interval))
     }
 
     /// Returns the time for which the upstream was away in all. It never falls, as the end of an outage shows in two steps.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::Level;
+use log::{Level, Record, kv::Value};
 
 use crate::{
     config::{ConnectionLog, LogConfig},
@@ -20,7 +20,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct ConnectionLogLimit {
     mode: ConnectionLog,
-    /// Lines of one interval, at most.
+    /// Lines of one interval, at most. A tenth is left to failures.
     share: u32,
     /// Lines of the present interval so far.
     lines: u32,
@@ -55,9 +55,11 @@ impl ConnectionLogLimit {
         }
         self.tell(now);
         self.until.get_or_insert(now + INTERVAL);
-        self.lines += 1;
-        let is_allowed = self.lines <= self.share;
-        if !is_allowed && let Some(suppressed) = self.suppressed.get_mut(cause as usize) {
+        let share = if cause.is_failure() { self.share } else { self.share - self.share / 10 };
+        let is_allowed = self.lines < share;
+        if is_allowed {
+            self.lines += 1;
+        } else if let Some(suppressed) = self.suppressed.get_mut(cause as usize) {
             *suppressed += 1;
         }
         is_allowed
@@ -65,7 +67,7 @@ impl ConnectionLogLimit {
 
     /// Returns the time at which suppressed lines are to be told; none without any.
     pub(super) fn tell_at(&self) -> Option<Instant> {
-        self.until.filter(|_until| self.lines > self.share)
+        self.until.filter(|_until| self.suppressed.iter().any(|&suppressed| suppressed > 0))
     }
 
     /// Ends the interval if its time is over, and tells of the connections that were not logged.
@@ -78,6 +80,7 @@ impl ConnectionLogLimit {
     /// Ends the interval, and tells of the connections that were not logged.
     pub(super) fn tell_all(&mut self) {
         let (mut told, mut level) = (String::new(), Level::Info);
+        let mut fields = vec![("event", Value::from("connections-not-logged"))];
         for (cause, suppressed) in CloseCause::ALL.iter().zip(std::mem::take(&mut self.suppressed))
         {
             if suppressed > 0 {
@@ -85,10 +88,14 @@ impl ConnectionLogLimit {
                 // Writing to a String cannot fail.
                 write!(told, "{comma} {suppressed} {}", cause.word()).ok();
                 level = level.min(cause.level());
+                fields.push((cause.word(), suppressed.into()));
             }
         }
         if !told.is_empty() {
-            log::log!(level, event = "connections-not-logged"; "connections not logged:{told}");
+            let args = format_args!("connections not logged:{told}");
+            let mut record = Record::builder();
+            record.level(level).target(module_path!()).key_values(&fields);
+            log::logger().log(&record.args(args).build());
         }
         (self.lines, self.until) = (0, None);
     }

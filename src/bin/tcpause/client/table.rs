@@ -68,7 +68,11 @@ fn state(status: &Status) -> String {
 }
 
 fn upstream(status: &Status) -> String {
-    let Some(since) = &status.upstream_since else { return status.upstream.clone() };
+    let Some(since) = &status.upstream_since else {
+        // An older proxy tells no state, and so not whether it has been tried.
+        let untried = if status.state.is_empty() { "" } else { ", not tried yet" };
+        return format!("{}{untried}", status.upstream);
+    };
     if status.upstream_up {
         return format!("{}, up since {since}", status.upstream);
     }
