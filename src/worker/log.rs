@@ -92,10 +92,9 @@ impl ConnectionLogLimit {
             }
         }
         if !told.is_empty() {
-            let args = format_args!("connections not logged:{told}");
             let mut record = Record::builder();
             record.level(level).target(module_path!()).key_values(&fields);
-            log::logger().log(&record.args(args).build());
+            log::logger().log(&record.args(format_args!("connections not logged:{told}")).build());
         }
         (self.lines, self.until) = (0, None);
     }
