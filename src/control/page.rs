@@ -8,8 +8,8 @@ const TYPE: &str = "text/html; charset=utf-8";
 /// Policy by which the page runs its own style and script alone, and asks this proxy alone. A test compares the hashes with
 /// the file.
 const POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-aoFbvT6taKcXSbPIiqABurVyL3l5uV/x7TL8SGyqetI='; \
-    script-src 'sha256-KexYP94AK8YjlJCcDsZNWjt5Gao5Z0SUkq5ZzH7nk5s='; \
+    style-src 'sha256-yliztjusez4VbsJ7WIG+prHsrUhAtY2MxJB3M8E+HGw='; \
+    script-src 'sha256-0d7NpFrHcSemqtC4kBazcUR2wZcDguHRJRUVvUpy1Z8='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Place for the address of the control API, where the page was not reached by it.
