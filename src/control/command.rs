@@ -62,7 +62,6 @@ impl Command {
         let method = request.method.as_str();
         let allow = match index::methods(path, scope) {
             Some(allow) => allow,
-            // That nothing can be changed here is told on every path.
             None if scope == Scope::ReadOnly && !matches!(method, "GET" | "HEAD") => {
                 "GET, HEAD".to_owned()
             }
@@ -72,7 +71,14 @@ impl Command {
             }
         };
         if !allow.split(", ").any(|allowed| allowed == method) {
-            let text = format!("This path does not know the method: it knows {allow}.");
+            // That nothing can be changed here is told on every path, also on those of the control API.
+            let text = match scope {
+                Scope::ReadOnly => {
+                    "This listener only reads: send it to the control API (control.addr)."
+                        .to_owned()
+                }
+                Scope::Full => format!("This path does not know the method: it knows {allow}."),
+            };
             return Err(Response::error(405, &text).with_header("Allow", allow));
         }
         match (method, path) {
@@ -292,6 +298,8 @@ mod tests {
             assert_eq!(allow, (status == 405).then_some("GET, HEAD"), "{method} {target}");
             assert!(!answer.body.contains("secret") && !answer.body.contains("a test"));
             assert!(!answer.body.contains("PUT"), "{}", answer.body);
+            let sentence = "This listener only reads: send it to the control API (control.addr).";
+            assert_eq!(answer.body.contains(sentence), status == 405, "{}", answer.body);
         }
         assert!(status(&handle, Scope::Full).body.contains("secret"));
     }

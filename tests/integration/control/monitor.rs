@@ -51,7 +51,8 @@ fn it_shows_the_status_without_reasons_and_changes_nothing() {
             [("DELETE", "/paused"), ("PUT", "/paused?name=x"), ("POST", "/status"), ("PUT", "/")]
         {
             let response = monitor.request(method, target, &[]);
-            response.assert_error(405);
+            let sentence = response.assert_error(405);
+            assert!(sentence.contains("only reads") && sentence.contains("control.addr"));
             assert_eq!(response.header("Allow"), Some("GET, HEAD"), "{response}");
         }
         for target in ["/paused", "/paused/block-until-idle", "/statu"] {
