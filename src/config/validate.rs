@@ -66,6 +66,13 @@ fn check_modes(config: &Config) -> Result<(), String> {
             control.addr
         ));
     }
+    // A connect needs the right to write. With a group, the default mode counts as 0660.
+    if control.group.is_some() && control_mode.is_some_and(|mode| mode & 0o020 == 0) {
+        return Err(format!(
+            "control.group: control.mode ({:04o}) does not let the group connect; write `0660` there, or leave the mode or the group away",
+            control.mode
+        ));
+    }
     Ok(())
 }
 

@@ -232,6 +232,11 @@ fn settings_must_fit_together() {
         ("monitor: {addr: ':9100', mode: 0666}", Some("monitor.mode: monitor.addr (tcp://:9100)")),
         ("monitor: {mode: 0666}", Some("monitor.mode: monitor.addr (not set) has no file")),
         ("control: {addr: 'unix:///a', group: deploy}", None),
+        (
+            "control: {addr: 'unix:///a', group: deploy, mode: 0644}",
+            Some("control.group: control.mode (0644) does not let the group connect; write `0660`"),
+        ),
+        ("control: {addr: 'unix:///a', group: deploy, mode: 0620}", None),
         ("control: {group: a}", Some("control.group: control.addr (tcp://localhost:3001) has no")),
         ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix:///a'}", None),
         ("proxy: {addr: 'unix://@a'}\ncontrol: {addr: 'unix://@a'}", Some("is taken")),

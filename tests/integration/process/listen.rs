@@ -88,6 +88,15 @@ fn a_group_that_does_not_exist_is_refused() {
 }
 
 #[test]
+fn a_mode_that_shuts_the_group_out_is_refused() {
+    let args = ["--control-addr=unix:///c", "--control-group=root", "--control-mode=0644"];
+    let finished = program().args(args).run();
+    assert_eq!(finished.code, 2, "{finished:?}");
+    let told = "--control-group: control.mode (0644) does not let the group connect; write `0660`";
+    assert!(finished.stderr.contains(told), "{finished:?}");
+}
+
+#[test]
 fn the_file_sets_the_mode_quoted_or_not() {
     for (text, shown) in [("0660", "'0660'"), ("\"0660\"", "'0660'"), ("660", "'0660'")] {
         let file = format!(
