@@ -100,17 +100,22 @@ impl PendingPause {
 /// Returns the answer to a caller whose pause was not idle in time, with the oldest connections at that moment.
 pub(super) fn not_idle_in_time(handle: &Handle, oldest: Vec<String>) -> Response {
     let paused = handle.is_paused();
+    let fate = if paused { "It stays paused." } else { "The pause is undone." };
+    time_is_up(handle, oldest, fate, &format!(", \"paused\": {paused}"))
+}
+
+/// Returns the answer to a caller that has waited in vain, and has no pause that could be undone.
+pub(super) fn wait_in_vain(handle: &Handle, oldest: Vec<String>) -> Response {
+    time_is_up(handle, oldest, "GET /status counts them.", "")
+}
+
+fn time_is_up(handle: &Handle, oldest: Vec<String>, sentence: &str, field: &str) -> Response {
     let active = handle.pauses().connections();
     let seconds =
         handle.oldest().map_or("null".to_owned(), |age| format!("{:.3}", age.as_secs_f64()));
     let oldest = serde_json::Value::from(oldest);
-    let text = if paused {
-        "The time is up: connections are still carried or dialled for. It stays paused."
-    } else {
-        "The time is up: connections are still carried or dialled for. The pause is undone."
-    };
     let body = format!(
-        "{{\"error\": \"{text}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {seconds}, \"oldest\": {oldest}, \"paused\": {paused}}}\n"
+        "{{\"error\": \"The time is up: connections are still carried or dialled for. {sentence}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {seconds}, \"oldest\": {oldest}{field}}}\n"
     );
     Response { status: 504, ..Response::json(body) }
 }

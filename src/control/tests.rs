@@ -458,7 +458,16 @@ fn a_wait_ends_with_its_time() {
     let begin = Instant::now();
     assert_eq!(api.status("GET /paused/block-until-idle?timeout=200ms HTTP/1.0\r\n\r\n"), 504);
     assert!(begin.elapsed() >= Duration::from_millis(200));
-    assert_eq!(api.status("GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n"), 504);
+    let wait = "GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n";
+    let text = answer(&mut api.send(wait));
+    assert_eq!(status(&text), 504);
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&body["active"], body["oldest"].is_array()), (&1.into(), true), "{body}");
+    // Nothing was paused or undone.
+    assert_eq!(body.get("paused"), None);
+    let head = answer(&mut api.send(&wait.replace("GET", "HEAD")));
+    assert!(status(&head) == 504 && head.ends_with("\r\n\r\n"), "{head}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use super::{
     index::Scope,
     listener::Notifier,
     metrics::Source,
-    pending::PendingPause,
+    pending::{PendingPause, wait_in_vain},
     query::OnTimeout,
     request::{HEAD_BYTES_MAX, HttpError, Incoming, Progress, Request},
     response::Response,
@@ -251,10 +251,11 @@ impl ControlConn {
             State::Reading => (408, "The request took too long to arrive."),
             State::Executing(ref reply) if reply.lock().answer.is_some() => return Ok(()),
             State::Executing(_) => STARVED,
-            State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => (
-                504,
-                "The time is up: connections are still carried or dialled for. GET /status counts them.",
-            ),
+            State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => {
+                let answer = wait_in_vain(handle, handle.oldest_connections());
+                self.answer(answer.to_bytes(self.request.is_head()));
+                return Ok(());
+            }
             State::Pausing { .. } => return self.time_out(handle),
             _ => return Err(Halt::Done),
         }))

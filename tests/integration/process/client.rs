@@ -138,7 +138,8 @@ fn a_wait_in_vain_is_75() {
     let mut client = proxy.connect();
     client.assert_echo(b"carried");
     let wait = run(addr, &["wait", "--timeout=50ms"]);
-    assert_failed(&wait, 75, "are still carried or dialled for; tcpause status counts them");
+    assert_failed(&wait, 75, "not idle in time, connections left: 1 (tcp://127.0.0.1:");
+    assert!(wait.stderr.ends_with(')'), "{wait:?}");
     let undone = run(addr, &["pause", "--wait=50ms"]);
     assert_failed(&undone, 75, "; the pause is undone; see --wait, --drain and --on-timeout kill");
     assert_failed(&undone, 75, "not idle in time, connections left: 1 (tcp://127.0.0.1:");

@@ -92,7 +92,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Returns the line about a pause that was not idle in time; `None` if the answer is of another kind.
+/// Returns the line about a wait for idle that was in vain; `None` if the answer is of another kind.
 fn not_idle(body: &Value) -> Option<String> {
     let active = body.get("active")?;
     let oldest = body.get("oldest_seconds").and_then(Value::as_f64);
@@ -112,11 +112,13 @@ fn not_idle(body: &Value) -> Option<String> {
             format!(" ({oldest}{})", listed.join("; "))
         }
     };
-    let pause = match body.get("paused") {
-        Some(Value::Bool(true)) => "it stays paused",
-        _ => "the pause is undone",
+    let rest = match body.get("paused") {
+        Some(Value::Bool(true)) => format!("; it stays paused; {NOT_IDLE_REMEDY}"),
+        Some(_) => format!("; the pause is undone; {NOT_IDLE_REMEDY}"),
+        // It was a wait without a pause.
+        None => String::new(),
     };
-    Some(format!("not idle in time, connections left: {active}{left}; {pause}; {NOT_IDLE_REMEDY}"))
+    Some(format!("not idle in time, connections left: {active}{left}{rest}"))
 }
 
 /// Turns the API's sentences into the text of a command's error: its parameters are options there, no clause begins with a
@@ -127,7 +129,6 @@ fn for_operators(sentences: &str) -> String {
     if let Some((name, text)) = named {
         return format!("--{name}: {text}");
     }
-    let sentences = sentences.replace("GET /status", "tcpause status");
     let clauses: Vec<String> = sentences.split(". ").map(uncapitalised).collect();
     clauses.join("; ")
 }
