@@ -130,7 +130,7 @@ pub(crate) static COMMANDS: [Word; 10] = [
         name: "unit",
         argument: "KIND",
         help: "Print a unit for systemd: service, which is the default, socket or template",
-        more: "",
+        more: "The service runs one tcpause, with /etc/tcpause/tcpause.yml. The template runs several: tcpause@web reads /etc/tcpause/web.yml. The socket keeps the port of the proxy open while the service restarts. They belong into /etc/systemd/system, as tcpause.service, tcpause@.service and tcpause.socket; then run: systemctl daemon-reload.",
         client: None,
         options: &[],
     },

@@ -45,7 +45,8 @@ pub(crate) fn help(name: Option<&str>, is_terminal: bool) -> String {
 /// Returns the help of a command without options.
 fn short_help(word: &Word) -> String {
     let usage = format!("tcpause {} {}", word.name, word.argument);
-    format!("{}.\nUsage: {}\n", word.help, usage.trim_end())
+    let lines = wrapped(word.more, 0).into_iter().map(|line| line + "\n");
+    format!("{}.\n{}Usage: {}\n", word.help, lines.collect::<String>(), usage.trim_end())
 }
 
 /// Returns the help of a command that has options.
@@ -377,6 +378,12 @@ mod tests {
                 Some(expected.trim()),
                 "{topic}.md must have this between its markers:\n{expected}"
             );
+        }
+        let commands = TOPICS.iter().find(|page| page.name == "commands").unwrap().text;
+        for Word { name, .. } in &COMMANDS {
+            let is_named =
+                ["`tcpause ", "`"].iter().any(|it| commands.contains(&format!("{it}{name}")));
+            assert!(is_named, "commands.md leaves out {name}");
         }
     }
 }
