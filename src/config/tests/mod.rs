@@ -212,7 +212,7 @@ fn unreadable_files_are_told() {
 
 #[test]
 fn settings_must_fit_together() {
-    for (text, expected) in [
+    assert_fit(&[
         ("{}", None),
         ("proxy: {tls: {cert: a, key: b}}", None),
         ("proxy: {tls: {cert: a, key: b, ca-cert: c}}", None),
@@ -271,6 +271,12 @@ fn settings_must_fit_together() {
             Some("control.addr: tcp://localhost:3001 is taken by proxy.addr"),
         ),
         ("monitor: {addr: ':9100'}", None),
+    ]);
+}
+
+#[test]
+fn addresses_must_not_meet() {
+    assert_fit(&[
         (
             "monitor: {addr: 'localhost:3000'}",
             Some(
@@ -306,7 +312,13 @@ fn settings_must_fit_together() {
         ("proxy: {addr: '127.0.0.1:80'}\nupstream: {addr: '127.0.0.2:80'}", None),
         ("proxy: {addr: '[::1]:80'}\nupstream: {addr: '127.0.0.1:80'}", None),
         ("proxy: {addr: 'unix:///a'}\nupstream: {addr: 'unix:///a'}", Some("leads back")),
-    ] {
+    ]);
+}
+
+/// Asserts that each text is accepted, or refused with these words.
+#[track_caller]
+fn assert_fit(cases: &[(&str, Option<&str>)]) {
+    for &(text, expected) in cases {
         let config = Config::parse(text, "t.yml").expect(text);
         match (config.validate(), expected) {
             (Ok(()), None) => {}
