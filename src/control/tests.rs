@@ -15,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod corpus;
 mod server;
+mod waits;
 
 use super::{backend::UnlinkedListener, *};
 use crate::{handle::Handle, pause::gate::Pass};
@@ -373,103 +374,10 @@ fn callers_that_reset_leave_nothing_behind() {
         }
         api.assert_answers("resets");
     }
-    assert_house_empties(&api);
+    waits::assert_house_empties(&api);
 }
 
 /// As many as fit have waited and left, by a reset or by an ordinary close.
-#[test]
-fn waiters_that_leave_are_forgotten() {
-    let api = Api::start();
-    let _busy = Busy::new(&api.handle);
-    for _ in 0..3 {
-        drop(full_house(&api));
-        assert_house_empties(&api);
-    }
-}
-
-/// Until a whole house of other callers finds room.
-fn assert_house_empties(api: &Api) {
-    let brief = "GET /paused/block-until-idle?timeout=100ms HTTP/1.0\r\n\r\n";
-    let deadline = Instant::now() + WAIT_MAX;
-    loop {
-        let callers = (0..CALLERS_MAX / 2).map(|_| api.send(brief)).collect::<Vec<_>>();
-        // While the front is full of callers that have just left, it refuses and may reset.
-        let status_or_reset = |mut caller: TcpStream| {
-            let mut text = String::new();
-            caller.read_to_string(&mut text).map_or(503, |_| status(&text))
-        };
-        let statuses = callers.into_iter().map(status_or_reset).collect::<Vec<_>>();
-        if statuses.iter().all(|status| *status == 504) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "waiters that left are still there: {statuses:?}");
-    }
-}
-
-/// As many callers as may wait, all of them known to the front: one more is refused.
-fn full_house(api: &Api) -> Vec<TcpStream> {
-    let mut waiters = (0..CALLERS_MAX / 2).map(|_| api.send(WAIT)).collect::<Vec<_>>();
-    let deadline = Instant::now() + WAIT_MAX;
-    while api.status("GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n") != 503 {
-        assert!(Instant::now() < deadline, "there is room for more waiters than there may be");
-        // The question itself takes a place for a moment: whoever was refused for that comes again.
-        for waiter in &mut waiters {
-            waiter.set_nonblocking(true).unwrap();
-            if waiter.peek(&mut [0]).is_ok() {
-                *waiter = api.send(WAIT);
-            }
-            waiter.set_nonblocking(false).unwrap();
-        }
-    }
-    waiters
-}
-
-#[test]
-fn who_finds_no_room_to_wait_has_paused_nothing() {
-    let api = Api::start();
-    let _busy = Busy::new(&api.handle);
-    let waiters = full_house(&api);
-    for query in ["wait=1h", "while=connected"] {
-        assert_eq!(api.status(&format!("PUT /paused?{query} HTTP/1.0\r\n\r\n")), 503);
-        assert!(!api.handle.is_paused(), "{query}");
-    }
-    drop(waiters);
-}
-
-#[test]
-fn every_waiter_sees_a_short_idle_moment() {
-    let api = Api::start();
-    for _ in 0..20 {
-        let busy = Busy::new(&api.handle);
-        let waiters = full_house(&api);
-        api.assert_answers("too many waiters");
-        drop(busy);
-        let _busy_again = Busy::new(&api.handle);
-        for mut waiter in waiters {
-            assert_eq!(status(&answer(&mut waiter)), 204);
-        }
-    }
-}
-
-#[test]
-fn a_wait_ends_with_its_time() {
-    let api = Api::start();
-    let _busy = Busy::new(&api.handle);
-    let begin = Instant::now();
-    assert_eq!(api.status("GET /paused/block-until-idle?timeout=200ms HTTP/1.0\r\n\r\n"), 504);
-    assert!(begin.elapsed() >= Duration::from_millis(200));
-    let wait = "GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n";
-    let text = answer(&mut api.send(wait));
-    assert_eq!(status(&text), 504);
-    let (_, body) = text.split_once("\r\n\r\n").unwrap();
-    let body: serde_json::Value = serde_json::from_str(body).unwrap();
-    assert_eq!((&body["active"], body["oldest"].is_array()), (&1.into(), true), "{body}");
-    // Nothing was paused or undone.
-    assert_eq!(body.get("paused"), None);
-    let head = answer(&mut api.send(&wait.replace("GET", "HEAD")));
-    assert!(status(&head) == 504 && head.ends_with("\r\n\r\n"), "{head}");
-}
-
 #[test]
 fn unix_callers_and_half_closed_ones_are_answered() {
     let folder = tempfile::tempdir().unwrap();
