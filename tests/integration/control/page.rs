@@ -214,6 +214,8 @@ fn the_page_shows_an_upstream_that_is_away_and_that_it_is_back() {
         Proxy::builder().upstream_at(&port.addr()).args(["--upstream-retry-for", "20s"]).start();
     browser.open(&format!("http://{}/", proxy.control().host()));
     browser.wait_for(&texts("[aria-live]"), |text| text == "Running");
+    let shown = browser.evaluate(&texts("#upstream dd"));
+    assert!(shown.as_str().is_some_and(|text| text.ends_with("\nnot tried yet")), "{shown}");
     let mut client = proxy.connect();
     browser.wait_for(&texts("[aria-live]"), |text| text == "Upstream away");
     browser.wait_for(&texts("h1"), |text| {
