@@ -17,8 +17,8 @@ use crate::{
     shared::{Phase, Shared},
 };
 
-/// Longest wait for the workers' lists of connections. A turn takes well below a millisecond.
-const LIST_TIMEOUT: Duration = Duration::from_millis(100);
+/// Longest wait for the workers' lists of connections. A turn takes well below a millisecond, and many waits may end at once.
+const LIST_TIMEOUT: Duration = Duration::from_millis(25);
 
 /// Handle that pauses, resumes and observes a running proxy. Clones act on the same proxy.
 #[derive(Debug, Clone)]
