@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{ErrorKind, Write as _},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -334,10 +335,20 @@ fn a_scrape_is_small_among_thousands() {
 /// Debian has it in the package `prometheus`.
 #[test]
 fn promtool_accepts_metrics_and_alerts() {
+    // Copies, as a user without privileges may not see the folder of the source.
+    let folder = tempfile::tempdir().unwrap();
+    for (file, text) in [
+        ("src/bin/tcpause/alerts.yml", include_str!("../../../src/bin/tcpause/alerts.yml")),
+        ("tests/alerts.yml", include_str!("../../alerts.yml")),
+    ] {
+        let file = folder.path().join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
     let run = |args: &[&str], input: &[u8]| {
         let child = Command::new("promtool")
             .args(args)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
