@@ -14,21 +14,25 @@ impl Worker<'_> {
     pub(super) fn publish(&self) {
         let shared = &self.resources.shared;
         let counters = shared.workers.counters(self.resources.index);
-        counters.change(|| self.timers.publish(counters));
-        let head = self.publish_head();
         let since = |at: Option<Instant>| at.map_or(0, |at| shared.millis(at) + 1);
+        let head = self.publish_head();
+        counters.oldest_held.set(since(head));
+        let [used, free] = &counters.pipes;
+        let pipes = &self.buffers.pipes;
+        used.set(pipes.used());
+        free.set(pipes.free());
+        // Most turns carry bytes, and change no list.
+        if !self.timers.take_change() {
+            return;
+        }
+        counters.change(|| self.timers.publish(counters));
         let first = |&deadline: &Deadline| self.connections.get(self.timers.first(deadline)?.0);
         // In each list the oldest come first, or nearly so.
         let oldest = |deadlines: &[Deadline]| {
             since(deadlines.iter().filter_map(first).map(Connection::accepted).min())
         };
         counters.oldest.set(oldest(&RELAYED));
-        counters.oldest_held.set(since(head));
         counters.oldest_connecting.set(oldest(&DIALLED));
-        let [used, free] = &counters.pipes;
-        let pipes = &self.buffers.pipes;
-        used.set(pipes.used());
-        free.set(pipes.free());
     }
 
     /// Publishes the arrival of the client that has waited longest, and returns it. If another worker has the next client to

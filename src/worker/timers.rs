@@ -5,7 +5,7 @@
 //! no heap. The lists are linked through one array by key, so a connection leaves in constant time from any position
 //! and no stale entry remains.
 
-use std::time::Instant;
+use std::{cell::Cell, time::Instant};
 
 use crate::{
     connection::deadline::{DIALLED, Deadline, REJECTED, RELAYED, WAITING},
@@ -27,6 +27,8 @@ pub(crate) struct Timers {
     /// Links by key.
     links: Vec<Option<Link>>,
     ends: [Ends; KINDS],
+    /// Set if a list has changed since its numbers were last published.
+    has_changed: Cell<bool>,
 }
 
 /// Neighbours of a connection in the list of its deadline.
@@ -49,13 +51,15 @@ struct Ends {
 impl Timers {
     /// Returns empty lists.
     pub(crate) fn new() -> Self {
-        Self { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; KINDS] }
+        let ends = [Ends { first: NONE, last: NONE, len: 0 }; KINDS];
+        Self { links: Vec::new(), ends, has_changed: Cell::new(true) }
     }
 
     /// Moves `key` to the list of `deadline`, sorted by `since`. New entries go to the tail; a returning client gets its
     /// old position.
     pub(crate) fn enqueue(&mut self, deadline: Deadline, key: Key, since: Instant) {
         self.remove(key);
+        self.has_changed.set(true);
         if self.links.len() <= key as usize {
             self.links.resize(key as usize + 1, None);
         }
@@ -80,6 +84,7 @@ impl Timers {
     /// Removes `key` from its list, if it is in one.
     pub(crate) fn remove(&mut self, key: Key) {
         let Some(link) = self.links.get_mut(key as usize).and_then(Option::take) else { return };
+        self.has_changed.set(true);
         match self.link_mut(link.before) {
             Some(before) => before.behind = link.behind,
             None => self.ends_mut(link.deadline).first = link.behind,
@@ -121,6 +126,11 @@ impl Timers {
     /// Returns the length of a list.
     pub(crate) fn len(&self, deadline: Deadline) -> usize {
         self.ends(deadline).len as usize
+    }
+
+    /// Returns true once if a list has changed.
+    pub(crate) fn take_change(&self) -> bool {
+        self.has_changed.replace(false)
     }
 
     /// Copies the numbers of clients in each state to `counters`.

@@ -53,7 +53,10 @@ fn an_upstream_that_is_away_and_back_again_is_told() {
         let begin = Instant::now();
         let mut client = proxy.connect();
         client.send(b"hello");
-        let away = control.wait_status("it is away", |status| !status.upstream_up);
+        // The worker publishes its counts at the end of the turn in which the attempt has failed.
+        let away = control.wait_status("it is away", |status| {
+            !status.upstream_up && status.awaiting_upstream == 1
+        });
         assert!(begin.elapsed() < KNOWN_WITHIN, "after {:?}", begin.elapsed());
         let error =
             if family.is_tcp() { "Connection refused" } else { "No such file or directory" };
