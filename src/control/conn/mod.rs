@@ -122,8 +122,8 @@ enum State {
     Reading,
     /// The request waits until the proxy is idle.
     Waiting { idle_moments: u64, until: Option<Instant> },
-    /// The executor has the request. Whether the caller has gone makes no difference.
-    Executing(Reply),
+    /// The executor has the request. A caller that has gone makes no difference to a change; a question goes with it.
+    Executing { reply: Reply, is_change: bool },
     /// The pause that it has asked for waits until the proxy is idle.
     Pausing { on_timeout: OnTimeout, is_bound: bool },
     /// The answer is being written.
@@ -249,8 +249,8 @@ impl ControlConn {
         let now = Instant::now();
         Err(Halt::Refused(match self.state {
             State::Reading => (408, "The request took too long to arrive."),
-            State::Executing(ref reply) if reply.lock().answer.is_some() => return Ok(()),
-            State::Executing(_) => STARVED,
+            State::Executing { ref reply, .. } if reply.lock().answer.is_some() => return Ok(()),
+            State::Executing { .. } => STARVED,
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => {
                 let answer = wait_in_vain(handle, handle.oldest_connections());
                 self.answer(answer.to_bytes(self.request.is_head()));
@@ -268,7 +268,8 @@ impl ControlConn {
             State::Reading if stops => Err(Halt::Refused(STOPPING)),
             State::Reading => self.read(context),
             State::Waiting { .. } => self.wait(context),
-            State::Executing(_) => self.take_outcome(),
+            State::Executing { is_change: false, .. } if self.peer == Peer::Gone => Err(Halt::Done),
+            State::Executing { .. } => self.take_outcome(),
             State::Pausing { .. } => self.pause(context),
             State::Answering { .. } => self.write(&context.metrics),
             State::ConnectionBound => self.attend(context),
@@ -329,22 +330,23 @@ impl ControlConn {
     fn submit(&mut self, command: Command, context: &mut ControlContext) -> Result<(), Halt> {
         context.last_request_id += 1;
         // A port is gone with its caller, so the log tells the user of a change, too.
-        let uid = if command.is_change() { peer_uid(&self.socket) } else { None };
+        let is_change = command.is_change();
+        let uid = if is_change { peer_uid(&self.socket) } else { None };
         let user = uid.map_or_else(String::new, |uid| format!(", uid {uid}"));
         let name = format!("{}{user}", self.name);
         let caller = Caller { name, request_id: context.last_request_id };
         let (is_head, reply) = (self.request.is_head(), Reply::default());
         let job = Job { caller, command, is_head, reply: reply.clone() };
-        // It is full only of jobs that were given up, by a stuck executor.
+        // It is full only of jobs that were given up and await their turn to be skipped.
         context.jobs.try_send(job).map_err(|_| STARVED)?;
-        self.state = State::Executing(reply);
+        self.state = State::Executing { reply, is_change };
         self.deadline = Some(Instant::now() + self.timeouts.outcome);
         Ok(())
     }
 
     /// Takes the outcome of its request, if it is there.
     fn take_outcome(&mut self) -> Result<(), Halt> {
-        let State::Executing(reply) = &self.state else { return Ok(()) };
+        let State::Executing { reply, .. } = &self.state else { return Ok(()) };
         let (answer, pause) = {
             let mut outcome = reply.lock();
             let answer = outcome.answer.take().ok_or(Halt::Blocked)?;
@@ -373,7 +375,7 @@ impl ControlConn {
     /// Takes the pause that it would lose, also from the executor.
     fn take_pause(&mut self) -> Option<PendingPause> {
         match &self.state {
-            State::Executing(reply) => reply.take_pause(),
+            State::Executing { reply, .. } => reply.take_pause(),
             _ => self.pause.take(),
         }
     }
