@@ -55,10 +55,11 @@ struct Private {
 }
 
 impl Backend {
-    /// Starts a server, or goes without.
+    /// Starts a server, or goes without. A want of descriptors passes, and is an error.
     pub(super) fn start() -> io::Result<Self> {
         match UnlinkedListener::open() {
             Ok((listener, door)) => Self::behind(door, listener),
+            Err(error) if lacks_descriptors(&error) => Err(error),
             Err(error) => {
                 info!(
                     "the control API writes its answers without tiny_http's server, as none of /run, /dev/shm, /tmp and TMPDIR takes its socket file: {error}"
@@ -204,17 +205,17 @@ impl UnlinkedListener {
     pub(super) fn open() -> io::Result<(UnixListener, Self)> {
         fs::metadata(OWN_FILES)
             .map_err(|error| io::Error::new(error.kind(), format!("{OWN_FILES}: {error}")))?;
-        let mut result = Err(io::ErrorKind::NotFound.into());
+        let mut failure = io::ErrorKind::NotFound.into();
         for place in places() {
-            result = Self::open_in(&place).map_err(|error| {
-                let text = format!("no socket can be made in {}: {error}", place.display());
-                io::Error::new(error.kind(), text)
-            });
-            if result.is_ok() {
-                break;
+            match Self::open_in(&place) {
+                Err(error) if !lacks_descriptors(&error) => {
+                    let text = format!("no socket can be made in {}: {error}", place.display());
+                    failure = io::Error::new(error.kind(), text);
+                }
+                result => return result,
             }
         }
-        result
+        Err(failure)
     }
 
     fn open_in(place: &Path) -> io::Result<(UnixListener, Self)> {
@@ -252,6 +253,10 @@ impl Drop for UnlinkedListener {
 }
 
 const OWN_FILES: &str = "/proc/self/fd";
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
 
 /// Lists the directories that may take the file of a socket: the service's own by systemd, then those in which most systems
 /// let files be made. Containers that may write nothing else have one in `/dev/shm`.

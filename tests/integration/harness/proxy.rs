@@ -380,6 +380,13 @@ impl Proxy {
         prlimit(pid, resource, Rlimit { current: current.or(maximum), maximum }).expect("a limit");
     }
 
+    /// Lowers the limit of open files until so many more can be opened: the limit bounds their numbers, not their count.
+    pub(crate) fn leave_descriptors(&self, count: usize) {
+        let is_free = |number: &u64| !self.proc(&format!("fd/{number}")).exists();
+        let limit = (0..).filter(is_free).nth(count).expect("a free number");
+        self.limit(Resource::Nofile, Some(limit));
+    }
+
     fn status_kib(&self, name: &str) -> usize {
         let status = fs::read_to_string(self.proc("status")).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
