@@ -47,6 +47,7 @@ mod connection;
 mod control;
 mod error;
 mod handle;
+mod handover;
 mod log_limit;
 mod pause;
 mod server;

@@ -33,6 +33,7 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
+pub(crate) use std::os::fd::{BorrowedFd as Lent, OwnedFd as Descriptor};
 use tcp_info::TcpInfo;
 
 /// Silence after which the kernel sends a keepalive probe, and the interval between probes.
