@@ -4,7 +4,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use crate::{
         gate::{Mode, Pass},
     },
     stats::{Count, Counters, cause::CloseCause},
-    sys,
+    sys::{self, socket_file::SocketFile},
     upstream::Upstream,
     worker_pool::WorkerPool,
 };
@@ -44,9 +44,18 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     /// Addresses that clients connect to.
     pub(crate) listeners: Box<[Address]>,
+    pub(crate) socket_files: SocketFiles,
     /// Address of the control API.
     pub(crate) control_addr: Address,
     pub(crate) config_file: Option<PathBuf>,
+}
+
+/// Files of UNIX listeners. Each goes before its listener, as another process may take over a file without one.
+#[derive(Debug, Default)]
+pub(crate) struct SocketFiles {
+    pub(crate) proxy: Mutex<Option<SocketFile>>,
+    /// Those of the control API and of the monitor.
+    pub(crate) control: Mutex<Vec<SocketFile>>,
 }
 
 /// State of a shutdown. It only ever advances.
@@ -196,6 +205,18 @@ impl Shared {
     pub(crate) fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.started).as_millis())
             .unwrap_or(u64::MAX - 1)
+    }
+}
+
+impl SocketFiles {
+    /// Removes the file of the proxy's listener.
+    pub(crate) fn remove_of_proxy(&self) {
+        drop(self.proxy.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Removes the files of the control API and of the monitor.
+    pub(crate) fn remove_of_control(&self) {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

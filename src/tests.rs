@@ -31,7 +31,7 @@ use crate::{
     },
     handle::Handle,
     pause::{Pauses, gate::Mode},
-    shared::{Shared, Shutdown},
+    shared::{Shared, Shutdown, SocketFiles},
     sys::{Listener, Socket, SocketAddress},
     upstream::{Upstream, loop_guard::LoopGuard},
     worker_pool::WorkerPool,
@@ -206,6 +206,7 @@ pub(crate) fn handle() -> Handle {
         log: LogConfig::default(),
         started: Instant::now(),
         listeners: [].into(),
+        socket_files: SocketFiles::default(),
         control_addr: Address::tcp("localhost", 3001),
         config_file: None,
     }))

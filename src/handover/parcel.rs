@@ -157,10 +157,11 @@ mod tests {
     #[test]
     fn a_moment_arrives_on_both_sides_of_the_beginning() {
         let (here, there) = (Instant::now(), Instant::now() + Duration::from_secs(5));
+        let earlier = |at: Instant| at.checked_sub(Duration::from_millis(3)).unwrap();
         for (at, expected) in [
             (here, there),
             (here + Duration::from_nanos(7), there + Duration::from_nanos(7)),
-            (here - Duration::from_millis(3), there - Duration::from_millis(3)),
+            (earlier(here), earlier(there)),
         ] {
             assert_eq!(Moment::of(at, here).on(there), expected);
         }

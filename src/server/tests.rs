@@ -4,10 +4,16 @@ use std::{
     io::{self, ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     num::NonZeroUsize,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use super::*;
+use crossbeam_channel::bounded;
+
+use super::{
+    listen::{Listeners, Listening},
+    *,
+};
 use crate::{handle::Status, stats::cause::CloseCause};
 
 /// Time that is long enough for any machine; only a defect makes a test wait for it.
@@ -40,12 +46,8 @@ fn start(
     let control = Listening::tcp(&[any_port(&[127, 0, 0, 1])], 1).unwrap();
     let proxy = Listening::tcp(&ips.iter().map(any_port).collect::<Vec<_>>(), threads).unwrap();
     let addresses = proxy.listeners[0].iter().map(|it| it.local_inet().unwrap()).collect();
-    let (policy, _access) = load(&config).unwrap();
-    let files = sys::raise_open_files();
-    (
-        Server::serve(config, policy, files, Listeners { proxy, control, monitor: None }).unwrap(),
-        addresses,
-    )
+    let plan = Plan::new(config).unwrap();
+    (plan.assemble(Listeners { proxy, control, monitor: None }).unwrap(), addresses)
 }
 
 /// Sends a few bytes and waits for their echo.

@@ -177,7 +177,7 @@ impl Worker<'_> {
             return self.close_listeners();
         }
         // Without its file, and refusing more, a UNIX listener gets no new clients, so its queue comes to an end.
-        drop(self.resources.socket_file.take());
+        self.resources.shared.socket_files.remove_of_proxy();
         self.resources.listeners.iter().for_each(Listener::refuse_more);
         self.queued = (0..self.resources.listeners.len()).collect();
         for _client in 0..STOP_ACCEPTS_MAX {

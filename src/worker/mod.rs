@@ -41,7 +41,7 @@ use crate::{
     },
     shared::{Phase, Shared},
     stats::cause::{CloseCause, ConnectResult},
-    sys::{self, Listener, socket_file::SocketFile},
+    sys::{self, Listener},
     upstream::{Cached, RetryPlan, dialer::Dialer},
     worker_pool::{Accepted, Mail},
 };
@@ -72,8 +72,6 @@ pub(crate) struct WorkerResources {
     pub(crate) poll: Poll,
     /// Listeners, one for each address. There is none if another worker accepts for this one, and none after a stop.
     pub(crate) listeners: Vec<Listener>,
-    /// File of a UNIX listener.
-    pub(crate) socket_file: Option<SocketFile>,
     /// Set while clients to come get a small receive buffer.
     pub(crate) is_small: bool,
     /// Receiver of clients that another worker has accepted.

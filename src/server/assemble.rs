@@ -1,0 +1,284 @@
+//! Assembling of a server: from a checked configuration by way of its sockets to threads that run.
+
+use std::{
+    io, iter,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Instant,
+};
+
+use crossbeam_channel::{Receiver, bounded};
+use mio::{Poll, Waker};
+use nix::unistd::Group;
+
+use super::{
+    Server, Sockets,
+    limits::{Limits, counted},
+    listen::{Listeners, Listening, listen},
+    supervisor::start_worker,
+};
+use crate::{
+    admission::Admission,
+    config::{Config, ControlConfig, GroupName, address::Address},
+    connection::reject::policy::RejectPolicy,
+    control::{Control, HostPolicy, Scope},
+    error::Error,
+    pause::{Pauses, expiry, gate::Mode},
+    shared::{Shared, Shutdown, SocketFiles},
+    stats::Counters,
+    sys::{self, socket_file::Access},
+    upstream::{Upstream, loop_guard::LoopGuard},
+    worker::{WAKER, WorkerResources},
+    worker_pool::{Mail, WorkerHandle, WorkerPool},
+};
+
+/// Most clients on their way from the accepting worker to another one.
+const MAILBOX_MAX: usize = 1024;
+
+/// Checked configuration, and what it was checked by. No socket is open yet.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) config: Config,
+    reject_policy: RejectPolicy,
+    pub(super) control_access: Access,
+    /// Limit of open files.
+    pub(super) files: u64,
+    /// Number of workers.
+    pub(super) threads: usize,
+}
+
+impl Plan {
+    /// Checks a configuration, loads its files, and raises the limit of open files.
+    pub(super) fn new(config: Config) -> Result<Self, Error> {
+        let (reject_policy, control_access) = load(&config)?;
+        let files = sys::raise_open_files();
+        check_sources(&config.upstream.source_addrs)?;
+        let threads = threads(&config);
+        Ok(Self { config, reject_policy, control_access, files, threads })
+    }
+
+    /// Binds every listener, but for those that were passed.
+    pub(super) fn listen(&self, sockets: Sockets) -> Result<Listeners, Error> {
+        sockets.announce();
+        let Sockets { proxy, control, monitor } = sockets;
+        let config = &self.config;
+        let listen_for_control =
+            || listen("control.addr", &config.control.addr, 1, self.control_access);
+        let control = control.map_or_else(listen_for_control, Ok)?;
+        let monitor = match monitor {
+            None => self.listen_for_monitor()?,
+            passed => passed,
+        };
+        let access = Access { mode: config.proxy.mode, group: None };
+        let listen_there = || listen("proxy.addr", &config.proxy.addr, self.threads, access);
+        let proxy = proxy.map_or_else(listen_there, Ok)?;
+        Ok(Listeners { proxy, control, monitor })
+    }
+
+    /// Binds the listener of the monitor, if there is to be one.
+    pub(super) fn listen_for_monitor(&self) -> Result<Option<Listening>, Error> {
+        let monitor = &self.config.monitor;
+        let access = Access { mode: Some(monitor.mode), group: None };
+        monitor.addr.as_ref().map(|addr| listen("monitor.addr", addr, 1, access)).transpose()
+    }
+
+    /// Starts every thread behind these listeners.
+    pub(super) fn assemble(self, listeners: Listeners) -> Result<Server, Error> {
+        let Self { config, reject_policy, files, threads, control_access: _ } = self;
+        let limits = Limits::new(files, threads, listeners.count(), &config.proxy);
+        limits.warn(files, &config.proxy);
+        let mut guard = LoopGuard::default();
+        listeners.add_to(&mut guard);
+        let Listeners { mut proxy, control, monitor } = listeners;
+        let upstream = Arc::new(Upstream::new(config.upstream, guard)?);
+        let (workers, ends) = make_workers(threads)?;
+        let workers = Arc::new(WorkerPool::new(workers, proxy.listeners.len()));
+        let admission = Admission::new(limits.clients, threads, &config.hold, &config.resume);
+        let (pauses, notifications) = Pauses::new(
+            if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
+            config.pause.max_ttl,
+            Arc::clone(&admission.queue),
+            Arc::clone(&upstream),
+            Arc::clone(&workers),
+        );
+        let shared = Arc::new(Shared {
+            pauses,
+            admission,
+            upstream,
+            reject_policy,
+            workers,
+            shutdown: Shutdown::new(config.grace_period),
+            pipes_per_worker: limits.pipes / threads,
+            log: config.log,
+            started: Instant::now(),
+            listeners: proxy.addresses.as_slice().into(),
+            socket_files: SocketFiles {
+                proxy: Mutex::new(proxy.file.take()),
+                ..SocketFiles::default()
+            },
+            control_addr: control.address.clone(),
+            config_file: config.file,
+        });
+        expiry::start(&shared.pauses, notifications)?;
+        let weak = Arc::downgrade(&shared);
+        shared.upstream.start(move || weak.upgrade().iter().for_each(|it| it.reset_loops()))?;
+        let mut server = Server {
+            shared,
+            workers: Vec::with_capacity(threads),
+            control: None,
+            proxy_addr: proxy.address,
+            control_addr: control.address.clone(),
+            monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
+        };
+        let mut listeners = proxy.listeners.into_iter();
+        for (index, (poll, mailbox)) in ends.into_iter().enumerate() {
+            let resources = WorkerResources {
+                index,
+                poll,
+                listeners: listeners.next().unwrap_or_default(),
+                is_small: false,
+                mailbox,
+                shared: Arc::clone(&server.shared),
+            };
+            server.workers.push(start_worker(resources)?);
+        }
+        let control_addresses = control.addresses.clone();
+        let monitor_addresses = monitor.as_ref().map(|it| it.addresses.clone());
+        let listened_at = [&config.control.addr].into_iter().chain(&config.monitor.addr);
+        let hosts = HostPolicy::new(listened_at, &config.control.hosts);
+        server.start_control((control, monitor), hosts, limits.callers)?;
+        server.announce(&proxy.addresses, &control_addresses, limits.clients);
+        if let Some(addresses) = monitor_addresses {
+            log::info!("monitor listens on {}", list(&addresses));
+        }
+        Ok(server)
+    }
+}
+
+impl Server {
+    /// Starts the API on the sockets of both of its listeners.
+    fn start_control(
+        &mut self,
+        (control, monitor): (Listening, Option<Listening>),
+        hosts: HostPolicy,
+        callers_max: usize,
+    ) -> Result<(), Error> {
+        let mut sockets = Vec::new();
+        let monitor = monitor.map(|listening| (listening, Scope::ReadOnly));
+        for (listening, scope) in iter::once((control, Scope::Full)).chain(monitor) {
+            let files = self.shared.socket_files.control.lock();
+            files.unwrap_or_else(PoisonError::into_inner).extend(listening.file);
+            let listeners = listening.listeners.into_iter().flatten();
+            sockets.extend(listeners.map(|listener| (listener.into(), scope)));
+        }
+        self.control = Some(Control::start(sockets, self.handle(), hosts, callers_max)?);
+        Ok(())
+    }
+
+    fn announce(&self, proxy: &[Address], control: &[Address], clients_max: usize) {
+        log::info!(
+            "proxy listens on {} with {}, for up to {}",
+            list(proxy),
+            counted(self.workers.len(), "thread"),
+            counted(clients_max, "client")
+        );
+        log::info!("control listens on {}", list(control));
+        let while_paused = match self.shared.pauses.default_mode {
+            Mode::Hold => "held",
+            Mode::Reject => self.shared.reject_policy.describe(),
+        };
+        log::info!(
+            "upstream is {}; while paused, new clients are {while_paused}",
+            self.shared.upstream.address()
+        );
+        let is_beyond_loopback = |address: &Address| match address {
+            Address::Tcp { host, .. } => !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            Address::Unix(_) | Address::Abstract(_) => false,
+        };
+        if control.iter().any(is_beyond_loopback) {
+            log::warn!(
+                "control listens beyond loopback and has no login: whoever reaches it can pause the proxy"
+            );
+        }
+        if let Address::Abstract(_) = &self.control_addr {
+            log::warn!(
+                "control listens on a socket without a file, which has no mode, and has no login: every user of this network namespace can pause the proxy"
+            );
+        }
+    }
+}
+
+/// Lists addresses for the log.
+fn list(addresses: &[Address]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}
+
+/// Checks the configuration, loads the files of the rejection, and looks the group of the control socket up.
+pub(super) fn load(config: &Config) -> Result<(RejectPolicy, Access), Error> {
+    config.validate()?;
+    Ok((RejectPolicy::load(&config.proxy)?, control_access(&config.control)?))
+}
+
+/// Returns the rights to the socket file of the API.
+fn control_access(control: &ControlConfig) -> Result<Access, Error> {
+    let Some(GroupName(name)) = &control.group else {
+        return Ok(Access { mode: Some(control.mode), group: None });
+    };
+    let group = match Group::from_name(name) {
+        Ok(Some(group)) => group.gid.as_raw(),
+        Ok(None) => {
+            return Err(Error::Config(format!(
+                "control.group: there is no group {name:?}; write one of /etc/group, or make it with groupadd"
+            )));
+        }
+        Err(error) => {
+            return Err(Error::System(format!(
+                "control.group: cannot look up the group {name:?}: {error}"
+            )));
+        }
+    };
+    // The default would keep the group out.
+    let mode = if control.mode == ControlConfig::default().mode { 0o660 } else { control.mode };
+    Ok(Access { mode: Some(mode), group: Some(group) })
+}
+
+/// Checks that this host can connect from each of `upstream.source-addrs`.
+fn check_sources(sources: &[IpAddr]) -> Result<(), Error> {
+    for &ip in sources {
+        sys::check_source(ip.to_canonical()).map_err(|error| {
+            Error::System(format!(
+                "upstream.source-addrs: cannot connect from {ip}: {error}; write addresses of this host"
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// Poll and mailbox of a worker, whose other ends are in its [`WorkerHandle`].
+type WorkerEnd = (Poll, Receiver<Mail>);
+
+/// Makes the handle of each worker, and the ends for the worker itself.
+fn make_workers(threads: usize) -> Result<(Box<[WorkerHandle]>, Vec<WorkerEnd>), Error> {
+    let mut handles = Vec::with_capacity(threads);
+    let mut ends = Vec::with_capacity(threads);
+    for _worker in 0..threads {
+        let poll = Poll::new().map_err(|error| system("cannot make an epoll instance", &error))?;
+        let waker = Waker::new(poll.registry(), WAKER)
+            .map_err(|error| system("cannot make an eventfd", &error))?;
+        let (sender, mailbox) = bounded(MAILBOX_MAX);
+        handles.push(WorkerHandle { waker, mailbox: sender, counters: Counters::default() });
+        ends.push((poll, mailbox));
+    }
+    Ok((handles.into(), ends))
+}
+
+/// Returns the number of workers: the setting, or the number of cores.
+fn threads(config: &Config) -> usize {
+    let cores = || thread::available_parallelism().map_or(1, usize::from);
+    config.proxy.threads.map_or_else(cores, usize::from)
+}
+
+fn system(what: &str, error: &io::Error) -> Error {
+    Error::System(format!("{what}: {error}"))
+}
