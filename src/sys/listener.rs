@@ -15,9 +15,11 @@ use rustix::{
         listen, shutdown, socket_with, sockopt,
     },
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
-    OPEN, Socket, SocketAddress, family, keep_alive, local_inet, pacing, rcvbuf, register,
+    Descriptor, Lent, OPEN, Socket, SocketAddress, family, keep_alive, local_inet, pacing, rcvbuf,
+    register,
     socket_file::{Access, SocketFile},
     unix_socket,
 };
@@ -34,7 +36,36 @@ pub(crate) struct Listener {
     is_inherited: bool,
 }
 
+/// Facts of a listener that its descriptor does not tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListenerWords {
+    is_unix: bool,
+    is_paced: bool,
+    is_inherited: bool,
+}
+
 impl Listener {
+    /// Returns its words.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
+    pub(crate) fn describe(&self) -> ListenerWords {
+        let Self { fd: _, is_unix, is_paced, is_inherited } = *self;
+        ListenerWords { is_unix, is_paced, is_inherited }
+    }
+
+    /// Lends its descriptor.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
+    pub(crate) fn lend(&self) -> Lent<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Returns the listener of a descriptor that has come with `words`, with its queue. Changes nothing in it, as its giver
+    /// may go on.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
+    pub(crate) fn adopt(fd: Descriptor, words: &ListenerWords) -> Self {
+        let ListenerWords { is_unix, is_paced, is_inherited } = *words;
+        Self { fd, is_unix, is_paced, is_inherited }
+    }
+
     /// Makes `count` TCP listeners on one port, one for each worker. Another process that listens there is an error
     /// even if it shares the port (`SO_REUSEPORT`): half of the clients would miss a pause.
     pub(crate) fn tcp(address: SocketAddr, count: usize) -> io::Result<Vec<Self>> {

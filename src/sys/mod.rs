@@ -10,6 +10,7 @@ pub(crate) mod rcvbuf;
 pub(crate) mod sock_diag;
 pub(crate) mod socket_file;
 pub(crate) mod tcp_info;
+mod words;
 
 use std::{
     io::{self, IoSliceMut},
