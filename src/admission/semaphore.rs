@@ -66,6 +66,14 @@ impl Semaphore {
         })
     }
 
+    /// Takes a permit whether or not one is free, for a client that had one in another process. Beyond the maximum, no
+    /// other is given until enough are given back.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
+    pub(crate) fn take_beyond(self: &Arc<Self>) -> Permit {
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        Permit(Arc::clone(self))
+    }
+
     /// Returns true once if a worker waits for a permit and one is free. A worker that may have given permits back asks,
     /// and then wakes the others. The wish is kept while no permit is free, so that waiting workers do not wake each
     /// other in a loop.
@@ -102,6 +110,19 @@ mod tests {
         drop(permit);
         assert!(semaphore.take_wanted());
         assert!(!semaphore.take_wanted());
+        assert!(semaphore.take().is_some());
+    }
+
+    #[test]
+    fn permits_beyond_the_maximum_are_given_back_before_another_is_given() {
+        let semaphore = Arc::new(Semaphore::new(1));
+        let mut beyond: Vec<_> = (0..3).map(|_| semaphore.take_beyond()).collect();
+        assert_eq!(semaphore.taken(), 3);
+        while beyond.pop().is_some_and(|_| !beyond.is_empty()) {
+            assert!(semaphore.take().is_none(), "{} are taken", semaphore.taken());
+            assert!(!semaphore.take_wanted());
+        }
+        assert!(semaphore.take_wanted());
         assert!(semaphore.take().is_some());
     }
 }

@@ -46,6 +46,13 @@ impl Pipe {
         Ok(moved)
     }
 
+    /// Returns its ends.
+    #[expect(dead_code, reason = "its user follows")]
+    pub(super) fn ends(&self) -> &PipeEnds {
+        let Self { ends, len: _, alive: _ } = self;
+        ends
+    }
+
     /// Returns the number of bytes in the pipe.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -83,14 +90,19 @@ impl PipePool {
             let ends = sys::pipe(PIPE_BYTES)
                 .inspect_err(|error| log::debug!("no pipe, bytes are copied: {error}"))
                 .ok()?;
-            self.alive.set(self.alive.get() + 1);
-            Some(Pipe { ends, len: 0, alive: Rc::clone(&self.alive) })
+            Some(self.adopt(ends, 0))
         })
     }
 
-    /// Takes a pipe back if it is empty, and destroys it otherwise.
+    /// Returns a pipe from another process, with `len` bytes in it. It counts as one of the pool, also beyond the maximum.
+    pub(crate) fn adopt(&self, ends: PipeEnds, len: usize) -> Pipe {
+        self.alive.set(self.alive.get() + 1);
+        Pipe { ends, len, alive: Rc::clone(&self.alive) }
+    }
+
+    /// Takes a pipe back if it is empty, and destroys it otherwise, or if it is one too many.
     pub(crate) fn put(&mut self, pipe: Pipe) {
-        if pipe.len == 0 {
+        if pipe.len == 0 && self.alive.get() <= self.max {
             self.empty.push(pipe);
         }
     }
@@ -120,5 +132,25 @@ mod tests {
         let pipe = pool.take().unwrap();
         pool.put(pipe);
         assert_eq!(pool.alive.get(), 1, "kept");
+    }
+
+    #[test]
+    fn an_adopted_pipe_counts_and_goes_if_it_is_one_too_many() {
+        let (source, peer) = sys::socket_pair().unwrap();
+        let (sink, receiver) = sys::socket_pair().unwrap();
+        let mut pool = PipePool::new(1);
+        let own = pool.take().unwrap();
+        peer.send(b"bytes").unwrap();
+        let ends = sys::pipe(PIPE_BYTES).unwrap();
+        assert_eq!(ends.splice_from(&source, PIPE_BYTES).unwrap(), 5);
+        let mut adopted = pool.adopt(ends, 5);
+        assert_eq!((pool.used(), pool.alive.get()), (2, 2));
+        assert!(pool.take().is_none());
+        assert_eq!(adopted.drain(&sink).unwrap(), 5);
+        assert_eq!(receiver.recv(&mut [0; 8]).unwrap().bytes, 5);
+        pool.put(adopted);
+        assert_eq!((pool.used(), pool.free()), (1, 0), "one too many");
+        pool.put(own);
+        assert_eq!((pool.used(), pool.free()), (0, 1));
     }
 }

@@ -116,8 +116,14 @@ impl Gate {
 
     /// Gives a pass in spite of a pause, for a client that the operator lets through.
     pub(crate) fn enter_bypassing(self: &Arc<Self>) -> Pass {
+        self.restore(true)
+    }
+
+    /// Gives a pass whatever the bits are, for a connection that had one in another process. `bypasses` is what
+    /// [`Pass::bypasses`] was there.
+    pub(crate) fn restore(self: &Arc<Self>, bypasses: bool) -> Pass {
         self.word.fetch_add(1, Ordering::AcqRel);
-        Pass { gate: Arc::clone(self), bypasses: true }
+        Pass { gate: Arc::clone(self), bypasses }
     }
 
     fn change(&self, change: impl Fn(u64) -> u64) -> u64 {
@@ -195,6 +201,13 @@ impl Pass {
         self.gate.is_paused()
     }
 
+    /// Returns true if it was given in spite of a pause.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
+    pub(crate) fn bypasses(&self) -> bool {
+        let Self { gate: _, bypasses } = *self;
+        bypasses
+    }
+
     /// Returns true if a pause has begun since it was given, and it was not given in spite of a pause.
     pub(crate) fn is_void(&self) -> bool {
         self.is_paused() && !self.bypasses
@@ -242,6 +255,19 @@ mod tests {
         assert_eq!(gate.mode(), None);
         assert!(!gate.resume());
         assert!(gate.enter().is_some());
+    }
+
+    #[test]
+    fn a_restored_pass_counts_in_a_pause_and_is_what_it_was() {
+        let gate = Arc::new(Gate::new());
+        gate.pause(Mode::Reject);
+        for bypasses in [false, true] {
+            let pass = gate.restore(bypasses);
+            assert_eq!((pass.bypasses(), pass.is_void()), (bypasses, !bypasses));
+            assert_eq!((gate.passes(), gate.mode()), (1, Some(Mode::Reject)));
+            drop(pass);
+            assert_eq!((gate.passes(), gate.mode()), (0, Some(Mode::Reject)));
+        }
     }
 
     #[test]
