@@ -11,7 +11,7 @@ use crate::{
     patience::Rules,
     rival::Rival,
     shared::{Phase, Shared},
-    sys,
+    sys::{self, Socket},
     worker::{End, WAKER, WorkerResources},
     worker_pool::Accepted,
 };
@@ -374,7 +374,8 @@ impl Course {
             (self.shared.admission.clients.take(), self.shared.try_reserve())
         {
             self.clients_left -= 1;
-            let client = crate::with(Kernel::accept_afar);
+            let (link, is_unix) = crate::with(Kernel::accept_afar);
+            let client = Socket::of(link, is_unix);
             if let Err(accepted) =
                 self.shared.workers.send(0, Accepted { client, address: None, permit, hold_permit })
             {

@@ -10,13 +10,14 @@ use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
+    copies::{Processes, Watch},
     crowd::Crowd,
     dead::Probe,
     link::{Link, Side},
     patience::Rules,
     pipes::Pipe,
     random::Random,
-    sys::{Dialled, Read, Socket, SocketAddress, tcp_info::TcpInfo},
+    sys::{Dialled, SocketAddress, tcp_info::TcpInfo},
 };
 
 pub(crate) use crate::{
@@ -33,11 +34,6 @@ pub(crate) const SYN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The duration of a call.
 const CALL_TIME: Duration = Duration::from_micros(2);
-
-/// The bytes that a connection may move before others have their turn; the excess of a last call hardly counts.
-const SHARE: usize = 64 * 1024;
-/// One turn may come to a connection in three ways: it is released, driven, and its deadline expires. One more for last calls.
-const TURN_BYTES_MAX: usize = 4 * SHARE;
 
 pub(crate) type LinkId = usize;
 pub(crate) type PipeId = usize;
@@ -56,6 +52,7 @@ pub(crate) struct Kernel {
     /// The clients that the worker has taken out of them, in that order.
     pub(crate) accepted: Vec<LinkId>,
     pub(crate) pipes: Vec<Pipe>,
+    pub(crate) processes: Processes,
     pub(crate) is_woken: bool,
     pub(crate) is_rival_woken: bool,
     pub(crate) weather: Weather,
@@ -95,6 +92,8 @@ pub(crate) struct Backlog {
     pub(crate) is_unix: bool,
     pub(crate) token: Option<Token>,
     pub(crate) has_edge: bool,
+    pub(crate) copies: usize,
+    pub(crate) next: Option<Watch>,
     pub(crate) is_open: bool,
     pub(crate) takes_more: bool,
 }
@@ -155,13 +154,13 @@ impl Kernel {
     }
 
     /// Another worker accepts a client.
-    pub(crate) fn accept_afar(&mut self) -> Socket {
+    pub(crate) fn accept_afar(&mut self) -> (LinkId, bool) {
         let is_unix = self.backlogs[0].is_unix;
         let mut link = Link::new(Side::Client, is_unix, &mut self.random);
         self.tally.clients += 1;
         (link.is_open, link.is_from_afar) = (true, true);
         self.links.push(link);
-        Socket::of(self.links.len() - 1, is_unix)
+        (self.links.len() - 1, is_unix)
     }
 
     pub(crate) fn register_listener(&mut self, listener: usize, token: Token) -> Result<(), Errno> {
@@ -228,7 +227,7 @@ impl Kernel {
         Ok((self.links.len() - 1, is_unix, dialled))
     }
 
-    fn be_short_of_watches(&mut self) -> Result<(), Errno> {
+    pub(crate) fn be_short_of_watches(&mut self) -> Result<(), Errno> {
         if self.weather.shortage > 0 && self.random.below(self.weather.shortage) == 0 {
             self.tally.shortages += 1;
             return Err(Errno::NOSPC);
@@ -286,132 +285,6 @@ impl Kernel {
         let link = self.link_mut(id);
         assert!(link.read + link.written == 0, "SO_ERROR is asked for once bytes flow");
         link.error.take()
-    }
-
-    pub(crate) fn recv(
-        &mut self,
-        id: LinkId,
-        buffer: &mut [u8],
-        is_peek: bool,
-    ) -> Result<Read, Errno> {
-        let is_unix = self.links[id].is_unix;
-        // UNIX sockets stop at each message with descriptors.
-        let stop = if is_unix && self.random.below(4) == 0 {
-            self.random.below(3000) + 1
-        } else {
-            usize::MAX
-        };
-        let bytes = self.take(id, buffer.len().min(stop), is_peek)?;
-        let link = &self.links[id];
-        let start = if is_peek { link.read } else { link.read - bytes };
-        crate::pattern::fill(link.key, start, &mut buffer[..bytes]);
-        Ok(Read { bytes, was_stopped: bytes == stop })
-    }
-
-    /// Takes bytes out of the receive queue.
-    pub(crate) fn take(&mut self, id: LinkId, len: usize, is_peek: bool) -> Result<usize, Errno> {
-        let link = &mut self.links[id];
-        assert!(link.is_open && link.dials.is_none(), "a read of a socket that is not connected");
-        self.hurt(id)?;
-        let link = &mut self.links[id];
-        let bytes = len.min(link.arrived - link.read);
-        if bytes == 0 {
-            let had_edge = std::mem::take(&mut link.is_news);
-            self.progress += u64::from(had_edge);
-            return link.end_of_read();
-        }
-        if !is_peek {
-            assert!(
-                link.side == Side::Upstream || link.partner.is_some() || link.is_left(),
-                "a client is read before it is served"
-            );
-            // A rejected client has another share.
-            let share = if link.is_left() { 2 * TURN_BYTES_MAX } else { TURN_BYTES_MAX };
-            assert!(link.moved < share, "more than its share in one turn");
-            link.moved += bytes.min(SHARE);
-            link.read += bytes;
-            self.progress += 1;
-            self.tally.bytes += bytes as u64;
-        }
-        Ok(bytes)
-    }
-
-    pub(crate) fn send(&mut self, id: LinkId, bytes: &[u8]) -> Result<usize, Errno> {
-        let room = self.room(id)?;
-        let fits = room.min(bytes.len());
-        let link = &self.links[id];
-        match link.partner {
-            Some(partner) => {
-                let source = &self.links[partner];
-                assert!(link.written + bytes.len() <= source.read, "more is sent than was read");
-                assert!(
-                    crate::pattern::is(source.key, link.written, bytes),
-                    "other bytes, or in another order"
-                );
-            }
-            None => self.links[id].answered = true,
-        }
-        self.put(id, fits);
-        if fits < bytes.len() {
-            self.links[id].is_starved = true;
-        }
-        Ok(fits)
-    }
-
-    /// Returns the bytes that the send buffer takes now, at least one.
-    pub(crate) fn room(&mut self, id: LinkId) -> Result<usize, Errno> {
-        let link = &mut self.links[id];
-        assert!(link.is_open && link.dials.is_none(), "a write to a socket that is not connected");
-        assert!(!link.is_shut, "a write behind the end of the stream");
-        self.hurt(id)?;
-        let link = &mut self.links[id];
-        link.may_write()?;
-        let room = link.send_max.saturating_sub(link.unsent());
-        if room == 0 {
-            link.is_starved = true;
-            let had_edge = std::mem::take(&mut link.is_news);
-            self.progress += u64::from(had_edge);
-            return Err(Errno::AGAIN);
-        }
-        Ok(room)
-    }
-
-    pub(crate) fn put(&mut self, id: LinkId, bytes: usize) {
-        self.progress += 1;
-        self.links[id].write(bytes);
-        self.has_moved(id);
-    }
-
-    pub(crate) fn shut_down_write(&mut self, id: LinkId) -> Result<(), Errno> {
-        let link = self.link_mut(id);
-        assert!(link.is_open && !link.is_shut, "a second end of one stream");
-        link.answered |= link.partner.is_none();
-        if link.is_dead {
-            return Err(Errno::NOTCONN);
-        }
-        link.is_shut = true;
-        link.wake();
-        match (link.partner, link.side) {
-            (None, _) => {}
-            (Some(partner), Side::Client) if !self.has_all(id, partner) => {
-                self.is_drained(id, partner);
-            }
-            (Some(partner), _) => {
-                let source = &self.links[partner];
-                assert!(source.is_ended, "an end that nobody has sent");
-                let written = self.links[id].written;
-                assert_eq!(written, source.said, "an end before the last byte");
-            }
-        }
-        self.progress += 1;
-        Ok(())
-    }
-
-    /// Returns whether it is an end of the source's that the sink gets now. Where quiet connections are closed, the source
-    /// may have ended its stream just then.
-    fn has_all(&self, sink: LinkId, source: LinkId) -> bool {
-        let (sink, source) = (&self.links[sink], &self.links[source]);
-        source.is_ended && (self.may_drain.is_none() || sink.written == source.said)
     }
 
     pub(crate) fn has_gone(&mut self, id: LinkId) -> bool {

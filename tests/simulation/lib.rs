@@ -37,6 +37,7 @@ sources! {
 }
 
 mod config;
+mod copies;
 mod crowd;
 mod dead;
 mod drive;
@@ -54,6 +55,7 @@ mod pipes;
 mod random;
 mod rival;
 mod setup;
+mod stream;
 mod sys;
 mod tally;
 mod weather;

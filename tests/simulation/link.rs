@@ -6,6 +6,7 @@ use mio::{Interest, Token};
 use rustix::io::Errno;
 
 use crate::{
+    copies::Watch,
     kernel::{Kernel, LinkId, SYN_INTERVAL, Site},
     patience::Story,
     pattern::PERIOD,
@@ -80,6 +81,9 @@ pub(crate) struct Link {
     pub(crate) token: Option<Token>,
     pub(crate) interest: Interest,
     pub(crate) has_edge: bool,
+    /// The copies of its descriptor, and its registration with a process that is to take over.
+    pub(crate) copies: usize,
+    pub(crate) next: Option<Watch>,
     /// True if something has changed since a call last said "nothing now".
     pub(crate) is_news: bool,
     /// `sk_err`: told once.
@@ -154,6 +158,8 @@ impl Link {
             token: None,
             interest: EVERYTHING,
             has_edge: false,
+            copies: 0,
+            next: None,
             is_news: false,
             error: None,
             is_ended: false,
@@ -208,8 +214,13 @@ impl Link {
 
     /// The part of it that is asked for; a hang-up and an error are told to everybody.
     pub(crate) fn told(&self) -> Mask {
+        self.told_to(self.interest)
+    }
+
+    /// The part of it that `interest` asks for.
+    pub(crate) fn told_to(&self, interest: Interest) -> Mask {
         let (all, none) = (self.mask(), Mask::default());
-        let (readable, writable) = (self.interest.is_readable(), self.interest.is_writable());
+        let (readable, writable) = (interest.is_readable(), interest.is_writable());
         Mask {
             input: all.input && readable,
             output: all.output && writable,
@@ -222,20 +233,25 @@ impl Link {
 
     /// An edge, if the socket is registered: something about it has changed.
     pub(crate) fn wake(&mut self) {
-        self.is_news = true;
-        self.has_edge |= self.token.is_some();
+        self.wake_those(|_interest| true);
     }
 
     /// Bytes have come: no edge for whoever does not ask for them.
     pub(crate) fn wake_reader(&mut self) {
-        self.is_news = true;
-        self.has_edge |= self.token.is_some() && self.interest.is_readable();
+        self.wake_those(Interest::is_readable);
     }
 
     /// There is room: no edge for whoever does not ask for it.
     pub(crate) fn wake_writer(&mut self) {
+        self.wake_those(Interest::is_writable);
+    }
+
+    fn wake_those(&mut self, ask: impl Fn(Interest) -> bool) {
         self.is_news = true;
-        self.has_edge |= self.token.is_some() && self.interest.is_writable();
+        self.has_edge |= self.token.is_some() && ask(self.interest);
+        if let Some(next) = &mut self.next {
+            next.has_edge |= ask(next.interest);
+        }
     }
 
     /// Returns the bytes that occupy the send buffer: until the peer's kernel has it, or on UNIX until the peer has read it.

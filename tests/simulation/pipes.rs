@@ -8,7 +8,9 @@ use crate::kernel::{Kernel, LinkId, PipeId};
 
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    is_open: bool,
+    /// The copies of its reading end, and of its writing end.
+    pub(crate) sources: usize,
+    pub(crate) sinks: usize,
     bytes_max: usize,
     /// Bytes of a stream: the stream, their place in it, and their number.
     parts: VecDeque<(LinkId, usize, usize)>,
@@ -18,17 +20,13 @@ impl Kernel {
     pub(crate) fn pipe(&mut self) -> Result<PipeId, Errno> {
         self.be_short()?;
         let bytes_max = 1 << (12 + self.random.below(9));
-        self.pipes.push(Pipe { is_open: true, bytes_max, parts: VecDeque::new() });
+        self.pipes.push(Pipe { sources: 0, sinks: 0, bytes_max, parts: VecDeque::new() });
         Ok(self.pipes.len() - 1)
-    }
-
-    pub(crate) fn close_pipe(&mut self, id: PipeId) {
-        self.pipes[id].is_open = false;
     }
 
     /// Returns the number of open pipes.
     pub(crate) fn open_pipes(&self) -> usize {
-        self.pipes.iter().filter(|pipe| pipe.is_open).count()
+        self.pipes.iter().filter(|pipe| pipe.sources + pipe.sinks > 0).count()
     }
 
     pub(crate) fn splice_from(

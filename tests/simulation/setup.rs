@@ -13,6 +13,7 @@ use crate::{
     admission::Admission,
     config::{self, LogConfig, Overflow, address::Address},
     connection::reject::policy::{RejectPolicy, RejectResponse},
+    copies::Processes,
     crowd::Crowd,
     drive::{Course, Schedule, Stage, set_course, with_course},
     judge,
@@ -109,7 +110,7 @@ impl Schedule {
         let resources = WorkerResources {
             index: 0,
             poll: Poll(Registry),
-            listeners: (0..listeners).map(Listener).collect(),
+            listeners: (0..listeners).map(Listener::new).collect(),
             is_small: false,
             mailbox,
             shared,
@@ -182,6 +183,8 @@ fn kernel(
         is_unix,
         token: None,
         has_edge: false,
+        copies: 0,
+        next: None,
         is_open: true,
         takes_more: true,
     };
@@ -192,6 +195,7 @@ fn kernel(
         backlogs: (0..listeners).map(backlog).collect(),
         accepted: Vec::new(),
         pipes: Vec::new(),
+        processes: Processes::default(),
         is_woken: false,
         is_rival_woken: false,
         weather: Weather {

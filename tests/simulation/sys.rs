@@ -11,9 +11,11 @@ use std::{
 
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     call,
+    copies::Object,
     drive::{Course, with_course},
     kernel::{Kernel, LinkId, PipeId},
     patience::with_both,
@@ -21,6 +23,7 @@ use crate::{
     sys::tcp_info::TcpInfo,
 };
 
+pub(crate) use crate::copies::Descriptor;
 pub(crate) use crate::real_sys::{
     Dialled, EVERYTHING, KEEPALIVE_INTERVAL, READABLE, Read, SocketAddress, is_port_shortage,
     is_shortage, socket_file, tcp_info,
@@ -29,33 +32,77 @@ pub(crate) use crate::real_sys::{
 /// Longer than any schedule: no host of the simulation vanishes.
 pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
+pub(crate) type Lent<'a> = &'a Descriptor;
+
+/// The words of a socket, which are checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SocketWords {
+    is_unix: bool,
+}
+
+/// The words of a listener, which are checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListenerWords {
+    index: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Socket {
+    descriptor: Descriptor,
     link: LinkId,
     is_unix: bool,
 }
 
 /// One of the worker's listeners.
 #[derive(Debug)]
-pub(crate) struct Listener(pub(crate) usize);
+pub(crate) struct Listener {
+    descriptor: Descriptor,
+    index: usize,
+}
 
+/// The two ends of a pipe.
 #[derive(Debug)]
-pub(crate) struct PipeEnds(PipeId);
+pub(crate) struct PipeEnds {
+    source: Descriptor,
+    sink: Descriptor,
+    pipe: PipeId,
+}
 
 pub(crate) fn now() -> Instant {
     crate::instant(crate::with(|kernel| kernel.now))
 }
 
 pub(crate) fn pipe(_bytes: usize) -> io::Result<PipeEnds> {
-    ask(Kernel::pipe).map(PipeEnds)
+    ask(Kernel::pipe).map(PipeEnds::of)
 }
 
 impl Socket {
     pub(crate) fn of(link: LinkId, is_unix: bool) -> Self {
-        Self { link, is_unix }
+        Self { descriptor: Descriptor::new(Object::Socket(link)), link, is_unix }
+    }
+
+    pub(crate) fn describe(&self) -> SocketWords {
+        SocketWords { is_unix: self.is_unix }
+    }
+
+    pub(crate) fn lend(&self) -> Lent<'_> {
+        &self.descriptor
+    }
+
+    pub(crate) fn adopt(descriptor: Descriptor, words: &SocketWords) -> Self {
+        let Object::Socket(link) = descriptor.object() else { panic!("no socket: {descriptor:?}") };
+        let is_unix = crate::with(|kernel| kernel.links[link].is_unix);
+        assert_eq!(words.is_unix, is_unix, "another socket's words");
+        Self { descriptor, link, is_unix }
     }
 
     pub(crate) fn link(&self) -> LinkId {
+        self.link
+    }
+
+    /// The link for a call that others notice.
+    fn acts(&self) -> LinkId {
+        self.descriptor.may_act();
         self.link
     }
 
@@ -64,11 +111,12 @@ impl Socket {
         _source: Option<IpAddr>,
     ) -> io::Result<(Self, Dialled)> {
         let (link, is_unix, dialled) = ask(|kernel| kernel.dial(address))?;
-        Ok((Self { link, is_unix }, dialled))
+        Ok((Self::of(link, is_unix), dialled))
     }
 
     pub(crate) fn take_dial_error(&self) -> Option<io::Error> {
-        call(|kernel| kernel.take_dial_error(self.link)).map(io::Error::from)
+        let link = self.acts();
+        call(|kernel| kernel.take_dial_error(link)).map(io::Error::from)
     }
 
     pub(crate) fn keep_alive(&self) {}
@@ -78,13 +126,24 @@ impl Socket {
     }
 
     pub(crate) fn register(&self, _registry: &Registry, token: Token) -> io::Result<()> {
-        ask(|kernel| kernel.register(self.link, token, self.first_interest()))?;
+        let link = self.acts();
+        ask(|kernel| kernel.register(link, token, self.first_interest()))?;
         with_both(|course, kernel| {
-            if let Some(client) = kernel.links[self.link].partner {
-                kernel.is_dialled(self.link, client, course);
+            if let Some(client) = kernel.links[link].partner {
+                kernel.is_dialled(link, client, course);
             }
         });
         Ok(())
+    }
+
+    pub(crate) fn register_for(
+        &self,
+        _registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        assert!(self.descriptor.is_parked(), "only a taker registers what it did not make");
+        Ok(crate::with(|kernel| kernel.watch(self.link, token, interest))?)
     }
 
     pub(crate) fn reregister(
@@ -93,33 +152,40 @@ impl Socket {
         token: Token,
         interest: Interest,
     ) -> io::Result<()> {
-        call(|kernel| kernel.reregister(self.link, token, interest));
+        let link = self.acts();
+        call(|kernel| kernel.reregister(link, token, interest));
         Ok(())
     }
 
     pub(crate) fn recv(&self, buffer: &mut [u8]) -> io::Result<Read> {
-        ask(|kernel| kernel.recv(self.link, buffer, false))
+        let link = self.acts();
+        ask(|kernel| kernel.recv(link, buffer, false))
     }
 
     pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(ask(|kernel| kernel.recv(self.link, buffer, true))?.bytes)
+        let link = self.acts();
+        Ok(ask(|kernel| kernel.recv(link, buffer, true))?.bytes)
     }
 
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        ask(|kernel| kernel.send(self.link, bytes))
+        let link = self.acts();
+        ask(|kernel| kernel.send(link, bytes))
     }
 
     pub(crate) fn shut_down_write(&self) -> io::Result<()> {
-        ask(|kernel| kernel.shut_down_write(self.link))
+        let link = self.acts();
+        ask(|kernel| kernel.shut_down_write(link))
     }
 
     pub(crate) fn reset_on_close(&self) {
-        call(|kernel| kernel.link_mut(self.link).resets_on_close = true);
+        let link = self.acts();
+        call(|kernel| kernel.link_mut(link).resets_on_close = true);
     }
 
     pub(crate) fn has_gone(&self) -> bool {
-        with_course(|course| course.look_at_entrant(self.link));
-        call(|kernel| kernel.has_gone(self.link))
+        let link = self.acts();
+        with_course(|course| course.look_at_entrant(link));
+        call(|kernel| kernel.has_gone(link))
     }
 
     pub(crate) fn peer(&self) -> String {
@@ -144,11 +210,13 @@ impl Socket {
     }
 
     pub(crate) fn tcp_info(&self) -> Option<TcpInfo> {
-        call(|kernel| kernel.tcp_info(self.link))
+        let link = self.acts();
+        call(|kernel| kernel.tcp_info(link))
     }
 
     pub(crate) fn unacknowledged(&self) -> io::Result<u32> {
-        ask(|kernel| kernel.unacknowledged(self.link))
+        let link = self.acts();
+        ask(|kernel| kernel.unacknowledged(link))
     }
 
     pub(crate) fn has_vanished(&self) -> bool {
@@ -158,25 +226,43 @@ impl Socket {
     pub(crate) fn shut_down_read(&self) {}
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        crate::with(|kernel| kernel.close(self.link));
-    }
-}
-
 impl Listener {
+    pub(crate) fn new(index: usize) -> Self {
+        Self { descriptor: Descriptor::new(Object::Listener(index)), index }
+    }
+
+    pub(crate) fn describe(&self) -> ListenerWords {
+        ListenerWords { index: self.index }
+    }
+
+    pub(crate) fn lend(&self) -> Lent<'_> {
+        &self.descriptor
+    }
+
+    pub(crate) fn adopt(descriptor: Descriptor, words: &ListenerWords) -> Self {
+        assert_eq!(descriptor.object(), Object::Listener(words.index), "another one's words");
+        Self { descriptor, index: words.index }
+    }
+
+    /// Its index for a call that others notice.
+    fn acts(&self) -> usize {
+        self.descriptor.may_act();
+        self.index
+    }
+
     pub(crate) fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
         let holds = || with_course(|course| course.shared.pauses.gate.mode() == Some(Mode::Hold));
+        let index = self.acts();
         let held_before = holds();
-        let (link, is_unix) = ask(|kernel| kernel.accept(self.0))?;
+        let (link, is_unix) = ask(|kernel| kernel.accept(index))?;
         if held_before && holds() {
             crate::with(|kernel| kernel.is_held(link));
         }
-        Ok((Socket { link, is_unix }, None))
+        Ok((Socket::of(link, is_unix), None))
     }
 
     pub(crate) fn is_unix(&self) -> bool {
-        crate::with(|kernel| kernel.backlogs[self.0].is_unix)
+        crate::with(|kernel| kernel.backlogs[self.index].is_unix)
     }
 
     pub(crate) fn is_shared(&self) -> bool {
@@ -189,45 +275,62 @@ impl Listener {
     }
 
     pub(crate) fn refuse_more(&self) {
+        let index = self.acts();
         with_course(Course::arrive_late);
         call(|kernel| {
-            let backlog = &mut kernel.backlogs[self.0];
+            let backlog = &mut kernel.backlogs[index];
             backlog.takes_more &= !backlog.is_unix;
         });
     }
 
     pub(crate) fn cut_backlog(&self) {
-        call(|kernel| kernel.backlogs[self.0].takes_more = false);
+        let index = self.acts();
+        call(|kernel| kernel.backlogs[index].takes_more = false);
     }
 
     pub(crate) fn register(&self, _registry: &Registry, token: Token) -> io::Result<()> {
-        ask(|kernel| kernel.register_listener(self.0, token))
+        if self.descriptor.is_parked() {
+            return Ok(crate::with(|kernel| kernel.watch_listener(self.index, token))?);
+        }
+        let index = self.acts();
+        ask(|kernel| kernel.register_listener(index, token))
     }
 
     pub(crate) fn deregister(&self, _registry: &Registry) {
-        call(|kernel| kernel.backlogs[self.0].token = None);
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        crate::with(|kernel| kernel.close_listener(self.0));
+        // A taker's has not been registered before.
+        if !self.descriptor.is_parked() {
+            let index = self.acts();
+            call(|kernel| kernel.backlogs[index].token = None);
+        }
     }
 }
 
 impl PipeEnds {
+    fn of(pipe: PipeId) -> Self {
+        let (source, sink) = (Object::Source(pipe), Object::Sink(pipe));
+        Self { source: Descriptor::new(source), sink: Descriptor::new(sink), pipe }
+    }
+
+    pub(crate) fn lend(&self) -> [Lent<'_>; 2] {
+        [&self.source, &self.sink]
+    }
+
+    pub(crate) fn adopt([source, sink]: [Descriptor; 2]) -> Self {
+        let Object::Source(pipe) = source.object() else { panic!("no source: {source:?}") };
+        assert_eq!(sink.object(), Object::Sink(pipe), "the ends of two pipes");
+        Self { source, sink, pipe }
+    }
+
     pub(crate) fn splice_from(&self, source: &Socket, len: usize) -> io::Result<usize> {
-        ask(|kernel| kernel.splice_from(self.0, source.link, len))
+        self.sink.may_act();
+        let link = source.acts();
+        ask(|kernel| kernel.splice_from(self.pipe, link, len))
     }
 
     pub(crate) fn splice_to(&self, sink: &Socket, len: usize) -> io::Result<usize> {
-        ask(|kernel| kernel.splice_to(self.0, sink.link, len))
-    }
-}
-
-impl Drop for PipeEnds {
-    fn drop(&mut self) {
-        crate::with(|kernel| kernel.close_pipe(self.0));
+        self.source.may_act();
+        let link = sink.acts();
+        ask(|kernel| kernel.splice_to(self.pipe, link, len))
     }
 }
 
