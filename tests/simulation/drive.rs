@@ -62,6 +62,8 @@ pub(crate) struct Course {
     pub(crate) clients_left: usize,
     pub(crate) is_bulk: bool,
     pub(crate) may_abort: bool,
+    /// Some bytes may be urgent.
+    pub(crate) may_be_urgent: bool,
     /// The side whose peers may insist on writing before they read: if both did, none would ever read.
     pub(crate) insists: Option<Side>,
     /// Since when it is known that the upstream is away, without a pause.
@@ -318,7 +320,10 @@ impl Course {
                 let id = kernel.random.below(kernel.links.len());
                 let (link, random) = (&mut kernel.links[id], &mut kernel.random);
                 match choice {
-                    14..29 => link.peer_writes(random, self.is_bulk),
+                    14..29 => {
+                        let is_urgent = self.may_be_urgent && random.below(4) == 0;
+                        link.peer_writes(random, self.is_bulk, is_urgent);
+                    }
                     29 if self.insists == Some(link.side) => link.insists = 1 << random.below(21),
                     30..50 => drop(link.peer_reads(random, false)),
                     50..53 => link.peer_shuts(),
@@ -327,7 +332,7 @@ impl Course {
                     // One that is new speaks and aborts.
                     57 if self.may_abort => {
                         if let Some(link) = kernel.links.last_mut() {
-                            link.peer_writes(random, self.is_bulk);
+                            link.peer_writes(random, self.is_bulk, false);
                             link.peer_resets();
                         }
                     }
@@ -471,7 +476,7 @@ impl Kernel {
     /// Upstreams say something more.
     fn answer(&mut self) {
         for link in self.links.iter_mut().filter(|link| link.side == Side::Upstream) {
-            link.peer_writes(&mut self.random, false);
+            link.peer_writes(&mut self.random, false, false);
         }
     }
 

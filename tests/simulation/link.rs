@@ -117,6 +117,8 @@ pub(crate) struct Link {
 
     // The peer's stream: written ≥ arrived ≥ read.
     pub(crate) said: usize,
+    /// The place of its last urgent byte.
+    pub(crate) urgent: Option<usize>,
     pub(crate) arrived: usize,
     pub(crate) read: usize,
     // Ours: written ≥ acknowledged ≥ heard.
@@ -178,6 +180,7 @@ impl Link {
             was_reset: false,
             owed: 0,
             said: 0,
+            urgent: None,
             arrived: 0,
             read: 0,
             written: 0,
@@ -208,7 +211,7 @@ impl Link {
             hung_up: self.is_dead
                 || self.is_ended && (self.is_shut || self.is_unix && self.peer_closed),
             error: self.error.is_some(),
-            urgent: false,
+            urgent: self.until_urgent().is_some(),
         }
     }
 
@@ -219,7 +222,7 @@ impl Link {
 
     /// The part of it that `interest` asks for.
     pub(crate) fn told_to(&self, interest: Interest) -> Mask {
-        let (all, none) = (self.mask(), Mask::default());
+        let all = self.mask();
         let (readable, writable) = (interest.is_readable(), interest.is_writable());
         Mask {
             input: all.input && readable,
@@ -227,7 +230,7 @@ impl Link {
             input_ended: all.input_ended && readable,
             hung_up: all.hung_up,
             error: all.error,
-            ..none
+            urgent: all.urgent && interest.is_priority(),
         }
     }
 
@@ -257,6 +260,11 @@ impl Link {
     /// Returns the bytes that occupy the send buffer: until the peer's kernel has it, or on UNIX until the peer has read it.
     pub(crate) fn unsent(&self) -> usize {
         self.written - if self.is_unix { self.heard } else { self.acked }
+    }
+
+    /// Returns the number of bytes that can be read before an urgent one, if that has come and was not read.
+    pub(crate) fn until_urgent(&self) -> Option<usize> {
+        self.urgent.filter(|&at| at < self.arrived)?.checked_sub(self.read)
     }
 
     /// Returns the result of a read from an empty queue. A reset is told once, to whichever call comes first.

@@ -126,6 +126,10 @@ impl Interest {
     pub(crate) const fn is_writable(self) -> bool {
         self.0 & Self::WRITABLE.0 > 0
     }
+
+    pub(crate) const fn is_priority(self) -> bool {
+        self.0 & Self::PRIORITY.0 > 0
+    }
 }
 
 impl Registry {

@@ -20,12 +20,15 @@ impl Link {
         !self.peer_is_gone() && self.is_connected && !self.is_queued
     }
 
-    pub(crate) fn peer_writes(&mut self, random: &mut Random, is_bulk: bool) {
+    pub(crate) fn peer_writes(&mut self, random: &mut Random, is_bulk: bool, is_urgent: bool) {
         if !self.has_peer() || self.peer_shut || self.peer_is_dead {
             return;
         }
         let magnitude = if is_bulk { random.below(2) } else { random.below(17) };
-        self.peer_says(1 + random.below(WRITE_BYTES_MAX >> magnitude));
+        let said = self.peer_says(1 + random.below(WRITE_BYTES_MAX >> magnitude));
+        if is_urgent && said > 0 && !self.is_unix {
+            self.urgent = Some(self.said - 1);
+        }
     }
 
     /// A peer that insists on writing first goes on. False when there is none, or no room.

@@ -45,7 +45,9 @@ impl Kernel {
         // Its slots may be used up sooner than its bytes.
         let len = if self.random.below(4) == 0 { 1 + self.random.below(len) } else { len };
         let start = self.links[id].read;
-        let bytes = self.take(id, len.min(room), false)?;
+        // It never gets past an urgent byte, and returns what is due behind the last one.
+        let len = len.min(room).min(self.links[id].until_urgent().unwrap_or(usize::MAX));
+        let bytes = self.take(id, len, false)?;
         if bytes > 0 {
             self.tally.spliced += bytes as u64;
             self.pipes[pipe].parts.push_back((id, start, bytes));

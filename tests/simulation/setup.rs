@@ -88,6 +88,7 @@ impl Schedule {
             clients_left: 1 + random.below(2 * clients_max),
             is_bulk: random.below(3) == 0,
             may_abort: random.below(2) == 0,
+            may_be_urgent: random.below(8) == 0,
             insists: random.one_of([None, Some(Side::Client), Some(Side::Upstream)]),
             operator: Operator::new(&mut random),
             grace_period,

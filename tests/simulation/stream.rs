@@ -27,7 +27,10 @@ impl Kernel {
         } else {
             usize::MAX
         };
-        let bytes = self.take(id, buffer.len().min(stop), is_peek)?;
+        // A TCP read stops before an urgent byte, unless it begins with that.
+        let urgent = self.links[id].until_urgent().filter(|&bytes| bytes > 0);
+        let len = buffer.len().min(stop).min(urgent.unwrap_or(usize::MAX));
+        let bytes = self.take(id, len, is_peek)?;
         let link = &self.links[id];
         let start = if is_peek { link.read } else { link.read - bytes };
         crate::pattern::fill(link.key, start, &mut buffer[..bytes]);
