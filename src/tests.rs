@@ -183,13 +183,13 @@ pub(crate) fn certificate() -> Arc<ServerConfig> {
 /// Returns an upstream that nothing dials.
 pub(crate) fn upstream() -> Arc<Upstream> {
     let settings = UpstreamConfig { addr: Address::tcp("127.0.0.1", 9), ..Default::default() };
-    Arc::new(Upstream::new(settings, LoopGuard::default()).unwrap())
+    Arc::new(Upstream::new(settings, LoopGuard::default(), Instant::now()).unwrap())
 }
 
 /// Returns the pauses of a proxy without workers.
 pub(crate) fn pauses() -> Arc<Pauses> {
     let workers = Arc::new(WorkerPool::new([].into(), 0));
-    let queue = Arc::new(WaitQueue::new(0, &ResumeConfig::default()));
+    let queue = Arc::new(WaitQueue::new(0, &ResumeConfig::default(), Instant::now()));
     Pauses::new(Mode::Hold, None, queue, upstream(), workers).0
 }
 
@@ -197,7 +197,10 @@ pub(crate) fn pauses() -> Arc<Pauses> {
 pub(crate) fn handle() -> Handle {
     Handle::new(Arc::new(Shared {
         pauses: pauses(),
-        admission: Admission::new(1, 0, &HoldConfig::default(), &ResumeConfig::default()),
+        admission: {
+            let (hold, resume) = (HoldConfig::default(), ResumeConfig::default());
+            Admission::new(1, 0, &hold, &resume, Instant::now())
+        },
         upstream: upstream(),
         reject_policy: RejectPolicy::new(RejectResponse::Close, None),
         workers: Arc::new(WorkerPool::new([].into(), 0)),

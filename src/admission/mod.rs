@@ -5,7 +5,7 @@ pub(crate) mod pace;
 pub(crate) mod queue;
 pub(crate) mod semaphore;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     config::{HoldConfig, ResumeConfig},
@@ -34,17 +34,18 @@ pub(crate) struct AcceptTroubles {
 }
 
 impl Admission {
-    /// Returns bounds for `clients_max` clients, and an empty queue for `workers` workers.
+    /// Returns bounds for `clients_max` clients, and an empty queue for `workers` workers of a proxy that started at `begin`.
     pub(crate) fn new(
         clients_max: usize,
         workers: usize,
         hold: &HoldConfig,
         resume: &ResumeConfig,
+        begin: Instant,
     ) -> Self {
         Self {
             clients: Arc::new(Semaphore::new(clients_max)),
             hold: HoldLimits::new(hold),
-            queue: Arc::new(WaitQueue::new(workers, resume)),
+            queue: Arc::new(WaitQueue::new(workers, resume, begin)),
             accept_troubles: AcceptTroubles::default(),
         }
     }

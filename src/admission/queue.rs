@@ -13,13 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     pace::{Pace, UnderWay},
     semaphore::Semaphore,
 };
 use crate::{
     config::{ResumeConfig, duration::nanos},
-    sys,
+    handover::parcel::{Incoming, Moment, Outgoing},
 };
 
 /// Published by a worker without waiting clients.
@@ -31,6 +33,7 @@ const LATENESS_MAX: Duration = Duration::from_millis(20);
 /// Heads of the workers' queues, and the bounds of clients that start.
 #[derive(Debug)]
 pub(crate) struct WaitQueue {
+    /// Start of the proxy, before which no client came.
     begin: Instant,
     /// Arrival of each worker's head, in nanoseconds after `begin`.
     heads: Box<[AtomicU64]>,
@@ -51,6 +54,15 @@ struct Rate {
     next: AtomicU64,
 }
 
+/// State of the queue in a hand-over. The heads follow from the clients that wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QueueWords {
+    bypasses_left: u64,
+    bypass_until: Moment,
+    /// Time of the next start; none without a rate.
+    next: Option<Moment>,
+}
+
 /// Change of a worker's head.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct HeadChange {
@@ -59,14 +71,14 @@ pub(crate) struct HeadChange {
 }
 
 impl WaitQueue {
-    /// Returns an empty queue for `workers` workers.
-    pub(crate) fn new(workers: usize, settings: &ResumeConfig) -> Self {
+    /// Returns an empty queue for `workers` workers of a proxy that started at `begin`.
+    pub(crate) fn new(workers: usize, settings: &ResumeConfig, begin: Instant) -> Self {
         let rate = |per_second: NonZeroU32| Rate {
             interval: Duration::from_secs(1) / per_second.get(),
             next: AtomicU64::new(0),
         };
         Self {
-            begin: sys::now(),
+            begin,
             heads: (0..workers).map(|_| AtomicU64::new(NONE)).collect(),
             pace: Pace::new(settings.max_connecting.get()),
             rate: settings.rate.map(rate),
@@ -166,6 +178,30 @@ impl WaitQueue {
             && self.bypasses_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
     }
 
+    /// Describes the queue for a hand-over.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
+    pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> QueueWords {
+        let Self { begin: _, heads: _, pace: _, rate: _, bypasses_left, bypass_until } = self;
+        let until = Duration::from_nanos(bypass_until.load(Ordering::SeqCst));
+        QueueWords {
+            bypasses_left: bypasses_left.load(Ordering::SeqCst),
+            bypass_until: parcel.moment(self.begin + until),
+            next: self.next_at().map(|next| parcel.moment(next)),
+        }
+    }
+
+    /// Takes over a queue that was described. A rate that the present configuration lacks is dropped.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
+    pub(crate) fn restore(&self, words: &QueueWords, parcel: &Incoming) {
+        let QueueWords { bypasses_left, bypass_until, next } = *words;
+        let nanos = |moment| self.nanos(parcel.instant(moment));
+        self.bypass_until.store(nanos(bypass_until), Ordering::SeqCst);
+        self.bypasses_left.store(bypasses_left, Ordering::SeqCst);
+        if let (Some(rate), Some(next)) = (&self.rate, next) {
+            rate.next.store(nanos(next), Ordering::Relaxed);
+        }
+    }
+
     fn nanos(&self, at: Instant) -> u64 {
         nanos(at.saturating_duration_since(self.begin)).min(NONE - 1)
     }
@@ -193,6 +229,7 @@ mod tests {
                 max_connecting: max_connecting.try_into().unwrap(),
                 rate: rate.map(|rate| rate.try_into().unwrap()),
             },
+            Instant::now(),
         );
         let begin = queue.begin;
         (queue, begin)
@@ -245,6 +282,27 @@ mod tests {
         queue.bypass(2, late);
         queue.end_bypass();
         assert!(!queue.take_bypass(early));
+    }
+
+    #[test]
+    fn bypasses_and_rate_are_handed_over() {
+        let (giver, begin) = queue(1, Some(10));
+        let [early, late] = [1, 2].map(|second| begin + Duration::from_secs(second));
+        giver.bypass(3, early);
+        assert!(giver.take_bypass(early) && giver.try_acquire(early).is_some());
+        let words = giver.describe(&Outgoing::new(late));
+        // The taker's clock is another one.
+        let shift = Duration::from_secs(1_000);
+        let incoming = Incoming::new(late + shift, Vec::new(), Vec::new());
+        let settings = ResumeConfig { rate: NonZeroU32::new(10), ..ResumeConfig::default() };
+        let taker = WaitQueue::new(3, &settings, begin + shift);
+        let text = serde_json::to_string(&words).unwrap();
+        taker.restore(&serde_json::from_str(&text).unwrap(), &incoming);
+        assert_eq!(taker.describe(&Outgoing::new(late + shift)), words);
+        let [early, late] = [early, late].map(|at| at + shift);
+        assert_eq!(taker.next_at(), giver.next_at().map(|next| next + shift));
+        assert!(!taker.take_bypass(late) && taker.take_bypass(early) && taker.take_bypass(early));
+        assert!(!taker.take_bypass(early));
     }
 
     #[test]

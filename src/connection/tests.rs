@@ -56,7 +56,7 @@ impl Bench {
             upstream: {
                 let addr = upstream.to_string().parse().unwrap();
                 let settings = config::UpstreamConfig { addr, ..config::UpstreamConfig::default() };
-                Upstream::new(settings, LoopGuard::default()).unwrap()
+                Upstream::new(settings, LoopGuard::default(), Instant::now()).unwrap()
             },
             cached: Cached::default(),
             dialer: Dialer::default(),

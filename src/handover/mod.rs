@@ -4,5 +4,5 @@
 //! that it goes on itself. Each struct says next to its definition what of it travels: its *words*, which serde writes,
 //! and the descriptors and raw bytes that go along in a *parcel*.
 
-#[expect(dead_code, reason = "its users follow")]
+#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 pub(crate) mod parcel;

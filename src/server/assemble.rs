@@ -91,10 +91,12 @@ impl Plan {
         let mut guard = LoopGuard::default();
         listeners.add_to(&mut guard);
         let Listeners { mut proxy, control, monitor } = listeners;
-        let upstream = Arc::new(Upstream::new(config.upstream, guard)?);
+        let started = Instant::now();
+        let upstream = Arc::new(Upstream::new(config.upstream, guard, started)?);
         let (workers, ends) = make_workers(threads)?;
         let workers = Arc::new(WorkerPool::new(workers, proxy.listeners.len()));
-        let admission = Admission::new(limits.clients, threads, &config.hold, &config.resume);
+        let admission =
+            Admission::new(limits.clients, threads, &config.hold, &config.resume, started);
         let (pauses, notifications) = Pauses::new(
             if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
             config.pause.max_ttl,
@@ -111,7 +113,7 @@ impl Plan {
             shutdown: Shutdown::new(config.grace_period),
             pipes_per_worker: limits.pipes / threads,
             log: config.log,
-            started: Instant::now(),
+            started,
             listeners: proxy.addresses.as_slice().into(),
             socket_files: SocketFiles {
                 proxy: Mutex::new(proxy.file.take()),

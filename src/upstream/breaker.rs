@@ -13,9 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     admission::semaphore::{Permit, Semaphore},
     config::duration::nanos,
+    handover::parcel::{Incoming, Moment, Outgoing},
     sys,
     timestamp::Rfc3339,
 };
@@ -23,6 +26,7 @@ use crate::{
 /// State of the upstream by the results of attempts.
 #[derive(Debug)]
 pub(crate) struct CircuitBreaker {
+    /// Start of the proxy.
     begin: Instant,
     /// The [`Cause`] as a number while the breaker is open; 0 while it is closed.
     cause: AtomicU8,
@@ -45,12 +49,28 @@ pub(crate) struct CircuitBreaker {
 }
 
 /// Reason for the failure of an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Cause {
     /// This host was short of something that may be free again at any moment, such as room in a UNIX backlog.
     Shortage = 1,
     /// The upstream was not reached at any address.
     Away = 2,
+}
+
+/// State of the breaker in a hand-over. A probe that is under way travels with its client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BreakerWords {
+    /// None while the breaker is closed.
+    cause: Option<Cause>,
+    opened: Moment,
+    due: Moment,
+    interval: Duration,
+    /// In milliseconds after 1970.
+    changed: u64,
+    last_outage: Duration,
+    outages: Duration,
+    told: Duration,
 }
 
 impl Cause {
@@ -66,10 +86,10 @@ impl Cause {
 }
 
 impl CircuitBreaker {
-    /// Returns a closed breaker.
-    pub(crate) fn new() -> Self {
+    /// Returns a closed breaker of a proxy that started at `begin`.
+    pub(crate) fn new(begin: Instant) -> Self {
         Self {
-            begin: sys::now(),
+            begin,
             cause: AtomicU8::new(0),
             opened: AtomicU64::new(0),
             due: AtomicU64::new(0),
@@ -194,6 +214,56 @@ impl CircuitBreaker {
         (self.is_open() && self.probe.is_any_free_or_wish()).then(at)
     }
 
+    /// Describes the breaker for a hand-over.
+    pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> BreakerWords {
+        let Self {
+            begin: _,
+            cause: _,
+            opened,
+            due,
+            interval,
+            changed,
+            last_outage,
+            outages,
+            told,
+            probe: _,
+        } = self;
+        let span = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
+        let moment = |nanos: &AtomicU64| parcel.moment(self.begin + span(nanos));
+        BreakerWords {
+            cause: self
+                .is_open()
+                .then(|| if self.is_away() { Cause::Away } else { Cause::Shortage }),
+            opened: moment(opened),
+            due: moment(due),
+            interval: span(interval),
+            changed: changed.load(Ordering::Relaxed),
+            last_outage: span(last_outage),
+            outages: span(outages),
+            told: span(told),
+        }
+    }
+
+    /// Takes over a breaker that was described.
+    pub(crate) fn restore(&self, words: &BreakerWords, parcel: &Incoming) {
+        let BreakerWords { cause, opened, due, interval, changed, last_outage, outages, told } =
+            words;
+        let after_begin =
+            |moment: &Moment| nanos(parcel.instant(*moment).saturating_duration_since(self.begin));
+        for (number, value) in [
+            (&self.opened, after_begin(opened)),
+            (&self.due, after_begin(due)),
+            (&self.interval, nanos(*interval)),
+            (&self.changed, *changed),
+            (&self.last_outage, nanos(*last_outage)),
+            (&self.outages, nanos(*outages)),
+            (&self.told, nanos(*told)),
+        ] {
+            number.store(value, Ordering::Relaxed);
+        }
+        self.cause.store(cause.map_or(0, |cause| cause as u8), Ordering::Release);
+    }
+
     /// Takes the permit to probe, if it is free.
     pub(crate) fn take_probe(&self) -> Option<Permit> {
         self.probe.take()
@@ -211,7 +281,7 @@ mod tests {
 
     #[test]
     fn one_probe_at_a_time_is_made_ever_less_often_until_one_succeeds() {
-        let breaker = CircuitBreaker::new();
+        let breaker = CircuitBreaker::new(Instant::now());
         let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
         assert!(!breaker.is_open() && breaker.probe_at().is_none() && !breaker.succeeded());
@@ -237,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_time_of_all_outages_never_falls() {
-        let breaker = CircuitBreaker::new();
+        let breaker = CircuitBreaker::new(Instant::now());
         breaker.failed(Cause::Away, false, breaker.begin);
         let present = breaker.time_away();
         assert!(present > Duration::ZERO);
@@ -249,8 +319,40 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_is_handed_over_with_its_length_and_the_time_of_the_next_probe() {
+        let giver = CircuitBreaker::new(Instant::now());
+        let at = |millis| giver.begin + Duration::from_millis(millis);
+        giver.failed(Cause::Away, false, giver.begin);
+        assert!(giver.succeeded() && giver.time_away() > Duration::ZERO);
+        giver.failed(Cause::Away, false, at(100));
+        giver.failed(Cause::Away, true, at(110));
+        // The taker's clock is another one.
+        let shift = Duration::from_secs(1_000);
+        let taker = CircuitBreaker::new(giver.begin + shift);
+        let hand_over = || {
+            let words = giver.describe(&Outgoing::new(at(115)));
+            let incoming = Incoming::new(at(115) + shift, Vec::new(), Vec::new());
+            let text = serde_json::to_string(&words).unwrap();
+            taker.restore(&serde_json::from_str(&text).unwrap(), &incoming);
+            assert_eq!(taker.describe(&Outgoing::new(at(115) + shift)), words);
+        };
+        hand_over();
+        assert!(taker.is_away() && taker.changed_at() == giver.changed_at());
+        assert_eq!(taker.probe_at(), Some(at(130) + shift));
+        assert_eq!(taker.patience_since(giver.begin), Some(at(100) + shift));
+        assert!(taker.time_away() >= giver.time_away());
+        assert!(taker.take_last_outage().is_some());
+        giver.succeeded();
+        hand_over();
+        assert!(!taker.is_open() && taker.time_away() >= giver.time_away());
+        giver.failed(Cause::Shortage, false, at(200));
+        hand_over();
+        assert!(taker.is_open() && !taker.is_away());
+    }
+
+    #[test]
     fn a_shortage_of_this_host_is_probed_again_soon() {
-        let breaker = CircuitBreaker::new();
+        let breaker = CircuitBreaker::new(Instant::now());
         let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
         for (now, interval) in [(100, 1), (101, 2), (103, 4), (107, 8), (115, 10), (125, 10)] {

@@ -4,6 +4,7 @@ pub(crate) mod addresses;
 pub(crate) mod breaker;
 pub(crate) mod dialer;
 pub(crate) mod loop_guard;
+pub(crate) mod words;
 
 use std::{
     io,
@@ -99,8 +100,13 @@ pub(crate) enum RetryPlan {
 type Request = Option<Sender<()>>;
 
 impl Upstream {
-    /// Returns an upstream. A name has no addresses yet, as nothing is looked up before [`Upstream::start`].
-    pub(crate) fn new(settings: config::UpstreamConfig, guard: LoopGuard) -> Result<Self, Error> {
+    /// Returns an upstream of a proxy that started at `begin`. A name has no addresses yet, as nothing is looked up before
+    /// [`Upstream::start`].
+    pub(crate) fn new(
+        settings: config::UpstreamConfig,
+        guard: LoopGuard,
+        begin: Instant,
+    ) -> Result<Self, Error> {
         let address = settings.addr;
         let known = if is_name(&address) { Ok([].into()) } else { look_up(&address) };
         let known: Box<[SocketAddress]> = known.unwrap_or_default();
@@ -113,7 +119,7 @@ impl Upstream {
             address,
             connect_timeout: settings.connect_timeout,
             retry_for: settings.retry_for,
-            breaker: CircuitBreaker::new(),
+            breaker: CircuitBreaker::new(begin),
             last_error: AtomicI32::new(NO_ADDRESS),
             look_ups: Default::default(),
             sources: Sources::new(&settings.source_addrs),
@@ -398,7 +404,7 @@ mod tests {
 
     fn upstream(addr: Address) -> Upstream {
         let settings = config::UpstreamConfig { addr, ..config::UpstreamConfig::default() };
-        Upstream::new(settings, LoopGuard::default()).unwrap()
+        Upstream::new(settings, LoopGuard::default(), Instant::now()).unwrap()
     }
 
     #[test]
@@ -449,6 +455,7 @@ mod tests {
             Upstream::new(
                 config::UpstreamConfig { addr, ..config::UpstreamConfig::default() },
                 guard,
+                Instant::now(),
             )
         };
         let error = start("127.0.0.1:80").unwrap_err().to_string();

@@ -130,7 +130,7 @@ fn admission(rules: &Rules, clients_max: usize) -> Admission {
         max_connecting: rules.max_connecting.try_into().expect("not 0"),
         rate: rules.rate,
     };
-    Admission::new(clients_max, 2, &hold, &resume)
+    Admission::new(clients_max, 2, &hold, &resume, sys::now())
 }
 
 fn rules(random: &mut Random, is_upstream_unix: bool, has_crowd: bool) -> Rules {
@@ -234,7 +234,8 @@ fn upstream(rules: &Rules) -> Arc<Upstream> {
         retry_for: rules.retry_for,
         source_addrs: Vec::new(),
     };
-    let upstream = Upstream::new(settings, LoopGuard::default()).expect("another address");
+    let upstream =
+        Upstream::new(settings, LoopGuard::default(), sys::now()).expect("another address");
     upstream.publish(if rules.is_upstream_unix {
         [SocketAddress::Unix("/upstream".into())].into()
     } else {
