@@ -18,6 +18,7 @@ use crate::{
     },
     config::{LogConfig, address::Address},
     connection::{ConnectTicket, reject::policy::RejectPolicy},
+    handover::request::UpgradeRequests,
     pause::{
         Pauses,
         gate::{Mode, Pass},
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     /// Address of the control API.
     pub(crate) control_addr: Address,
     pub(crate) config_file: Option<PathBuf>,
+    pub(crate) upgrade_requests: UpgradeRequests,
 }
 
 /// Files of UNIX listeners. Each goes before its listener, as another process may take over a file without one.

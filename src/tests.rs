@@ -30,6 +30,7 @@ use crate::{
         },
     },
     handle::Handle,
+    handover::request::UpgradeRequests,
     pause::{Pauses, gate::Mode},
     shared::{Shared, Shutdown, SocketFiles},
     sys::{Listener, Socket, SocketAddress},
@@ -212,5 +213,6 @@ pub(crate) fn handle() -> Handle {
         socket_files: SocketFiles::default(),
         control_addr: Address::tcp("localhost", 3001),
         config_file: None,
+        upgrade_requests: UpgradeRequests::default(),
     }))
 }

@@ -44,6 +44,8 @@ pub(super) enum Command {
     GetReady { paused_is_ready: bool },
     /// `GET /paused/block-until-idle`.
     WaitIdle { timeout: Option<Duration> },
+    /// `POST /upgrade`.
+    Upgrade,
 }
 
 /// Event that an answer waits for.
@@ -53,6 +55,8 @@ pub(super) enum Awaited {
     Idle { timeout: Option<Duration> },
     /// The pause that has begun is idle, if it waits for that. If connection-bound, it ends with its caller's.
     Pause { wait: Option<Wait>, is_bound: bool },
+    /// The upgrade has succeeded or failed.
+    Upgrade,
 }
 
 impl Command {
@@ -87,6 +91,7 @@ impl Command {
             (_, "/") => {
                 parse_none(query).map(|()| Self::GetIndex { html: request.accepts_html, scope })
             }
+            ("POST", _) => parse_none(query).map(|()| Self::Upgrade),
             (_, "/paused") => parse_none(query).map(|()| Self::GetPaused),
             (_, "/status") => parse_none(query).map(|()| Self::GetStatus { scope }),
             (_, "/metrics") => parse_none(query).map(|()| Self::GetMetrics),
@@ -105,13 +110,14 @@ impl Command {
             Self::Pause(Pause { wait, is_bound, .. }) if is_bound || wait.is_some() => {
                 Some(Awaited::Pause { wait, is_bound })
             }
+            Self::Upgrade => Some(Awaited::Upgrade),
             _ => None,
         }
     }
 
     /// Returns true if it changes something, and so is logged with its caller.
     pub(super) fn is_change(&self) -> bool {
-        matches!(self, Self::Pause(_) | Self::Resume(_))
+        matches!(self, Self::Pause(_) | Self::Resume(_) | Self::Upgrade)
     }
 
     /// Carries the command out. Returns the answer, or none if a pause has begun, which depends on its request. This may
@@ -131,8 +137,8 @@ impl Command {
             Self::GetStatus { scope } => status(handle, scope),
             Self::GetMetrics => metrics.scrape(handle),
             Self::GetReady { paused_is_ready } => ready(handle, paused_is_ready),
-            // The front has waited for it already.
-            Self::WaitIdle { .. } => Response::empty(204),
+            // The front waits for these itself.
+            Self::WaitIdle { .. } | Self::Upgrade => Response::empty(204),
         })
     }
 }
@@ -249,6 +255,9 @@ mod tests {
             ("POST", "/paused", 405, ""),
             ("PUT", "/paused/block-until-idle", 405, ""),
             ("DELETE", "/status", 405, ""),
+            ("GET", "/upgrade", 405, ""),
+            ("PUT", "/upgrade", 405, ""),
+            ("POST", "/upgrade?path=x", 400, ""),
             ("GET", "/paused/", 404, ""),
             ("POST", "*", 404, ""),
             ("GET", "/status?a", 400, ""),
@@ -287,6 +296,8 @@ mod tests {
             ("PUT", "/paused", 405),
             ("DELETE", "/paused?name=x", 405),
             ("POST", "/status", 405),
+            ("POST", "/upgrade", 405),
+            ("GET", "/upgrade", 404),
             ("DELETE", "/nothing", 405),
         ] {
             let executed = parse_at(Scope::ReadOnly, method, target)

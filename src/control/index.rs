@@ -41,6 +41,7 @@ const KINDS: &[Kind] = &[
     act("DELETE", "/paused?name=deploy", "end this pause; without a name, end all"),
     act("DELETE", "/paused?release=3", "serve the three oldest held clients while paused"),
     act("GET", "/paused/block-until-idle?timeout=30s", "wait until no connection is left"),
+    act("POST", "/upgrade", "start the program anew, which goes on with all connections"),
 ];
 
 impl Kind {
@@ -86,6 +87,7 @@ mod tests {
             ("/", look, look),
             ("/status", look, look),
             ("/paused", None, Some("GET, HEAD, PUT, DELETE")),
+            ("/upgrade", None, Some("POST")),
             ("/paused/", None, None),
             ("", None, None),
         ] {

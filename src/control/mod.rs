@@ -98,6 +98,8 @@ impl Control {
         handle.pauses().watch_idle(move || idle_notifier.notify_idle());
         let pause_notifier = Arc::clone(&notifier);
         handle.pauses().watch(move || pause_notifier.notify());
+        let upgrade_notifier = Arc::clone(&notifier);
+        handle.upgrade_requests().watch(move || upgrade_notifier.notify());
         let metrics = Arc::new(Source::new());
         // A caller has one job at a time.
         let (sender, jobs) = bounded(callers_max);
@@ -160,8 +162,8 @@ struct Timeouts {
     /// For a caller's whole request, and for it to take the whole answer. With `linger`, a bad caller is gone after 5 s.
     exchange: Duration,
     /// For callers that should have gone: for one to close after its answer (closing first could reset it, and the answer
-    /// would be lost); for idle where the caller has closed its sending side (over TCP nobody can tell whether it still
-    /// listens); and for all of them together when the API stops.
+    /// would be lost); for an event where the caller has closed its sending side (over TCP nobody can tell whether it
+    /// still listens); and for all of them together when the API stops.
     linger: Duration,
 }
 

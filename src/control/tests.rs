@@ -15,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod corpus;
 mod server;
+mod upgrade;
 mod waits;
 
 use super::{backend::UnlinkedListener, *};

@@ -13,6 +13,7 @@ pub use status::{LeaseStatus, Status};
 
 use crate::{
     config::address::Address,
+    handover::request::UpgradeRequests,
     pause::Pauses,
     shared::{Phase, Shared},
 };
@@ -68,6 +69,12 @@ impl Handle {
         self.pauses().watch(watcher);
     }
 
+    /// Asks the program that runs the proxy for an upgrade, unless it is about to do one. Returns false if the program does not
+    /// upgrade itself.
+    pub fn upgrade(&self) -> bool {
+        self.upgrade_requests().ask().is_some()
+    }
+
     /// Returns a snapshot of the proxy. The counts of each worker are those of one moment.
     pub fn status(&self) -> Status {
         Status::new(&self.0)
@@ -76,6 +83,11 @@ impl Handle {
     /// Returns the numbers of the proxy for its metrics.
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics::new(&self.0)
+    }
+
+    /// Returns the requests for an upgrade.
+    pub(crate) fn upgrade_requests(&self) -> &UpgradeRequests {
+        &self.0.upgrade_requests
     }
 
     /// Returns the pauses of the proxy.

@@ -6,3 +6,4 @@
 
 #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 pub(crate) mod parcel;
+pub(crate) mod request;

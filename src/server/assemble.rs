@@ -24,6 +24,7 @@ use crate::{
     connection::reject::policy::RejectPolicy,
     control::{Control, HostPolicy, Scope},
     error::Error,
+    handover::request::UpgradeRequests,
     pause::{Pauses, expiry, gate::Mode},
     shared::{Shared, Shutdown, SocketFiles},
     stats::Counters,
@@ -121,6 +122,7 @@ impl Plan {
             },
             control_addr: control.address.clone(),
             config_file: config.file,
+            upgrade_requests: UpgradeRequests::default(),
         });
         expiry::start(&shared.pauses, notifications)?;
         let weak = Arc::downgrade(&shared);

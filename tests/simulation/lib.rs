@@ -32,6 +32,7 @@ sources! {
     shared = "../../src/shared.rs",
     stats = "../../src/stats/mod.rs",
     timestamp = "../../src/timestamp.rs",
+    upgrade_request = "../../src/handover/request.rs",
     upstream = "../../src/upstream/mod.rs",
     worker = "../../src/worker/mod.rs",
     worker_pool = "../../src/worker_pool.rs",
@@ -69,6 +70,11 @@ use std::{
 };
 
 pub(crate) use mio_shim::{Events, Interest, Poll, Registry, Token, Waker, unix};
+
+/// The part of the room that `Shared` needs.
+mod handover {
+    pub(crate) use crate::upgrade_request as request;
+}
 
 /// The module of mio with the type of events.
 pub(crate) mod event {

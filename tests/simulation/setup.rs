@@ -16,6 +16,7 @@ use crate::{
     copies::Processes,
     crowd::Crowd,
     drive::{Course, Schedule, Stage, set_course, with_course},
+    handover::request::UpgradeRequests,
     judge,
     kernel::{Backlog, Kernel},
     link::Side,
@@ -75,6 +76,7 @@ impl Schedule {
             socket_files: SocketFiles::default(),
             control_addr: Address::tcp("localhost", 3001),
             config_file: None,
+            upgrade_requests: UpgradeRequests::default(),
         });
         let gate = Arc::downgrade(&shared);
         shared.pauses.gate.watch_idle(move || {

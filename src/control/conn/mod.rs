@@ -1,6 +1,7 @@
 //! Caller of the control API: a small state machine from its first byte to its close.
 
 mod pausing;
+mod upgrading;
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Instant};
 
@@ -28,6 +29,7 @@ use super::{
 };
 use crate::{
     handle::Handle,
+    handover::request::Attempt,
     log_limit::LogLimit,
     pause::WaitState,
     sys::{peer_process, sock_diag::peer_uid},
@@ -126,6 +128,8 @@ enum State {
     Executing { reply: Reply, is_change: bool },
     /// The pause that it has asked for waits until the proxy is idle.
     Pausing { on_timeout: OnTimeout, is_bound: bool },
+    /// The upgrade that it has asked for is under way.
+    Upgrading { attempt: Attempt },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
     /// The answer is written; the pause lasts until the caller closes.
@@ -257,6 +261,7 @@ impl ControlConn {
                 return Ok(());
             }
             State::Pausing { .. } => return self.time_out(handle),
+            State::Upgrading { .. } if self.peer == Peer::Open => upgrading::NO_OUTCOME,
             _ => return Err(Halt::Done),
         }))
     }
@@ -271,6 +276,7 @@ impl ControlConn {
             State::Executing { is_change: false, .. } if self.peer == Peer::Gone => Err(Halt::Done),
             State::Executing { .. } => self.take_outcome(),
             State::Pausing { .. } => self.pause(context),
+            State::Upgrading { .. } => self.await_upgrade(context),
             State::Answering { .. } => self.write(&context.metrics),
             State::ConnectionBound => self.attend(context),
             State::Lingering { discarded } => {
@@ -304,7 +310,7 @@ impl ControlConn {
         Ok(())
     }
 
-    /// Refuses the request, begins to wait for idle if it asks for that alone, or hands it to the executor.
+    /// Refuses the request, begins to wait for the event that it asks for alone, or hands it to the executor.
     fn begin(&mut self, request: &Request, context: &mut ControlContext) -> Result<(), Halt> {
         let command = match Command::parse(request, self.scope) {
             Ok(command) => command,
@@ -317,8 +323,10 @@ impl ControlConn {
         if awaited.is_some() {
             self.permit = Some(context.try_acquire()?);
         }
-        let Some(Awaited::Idle { timeout }) = awaited else {
-            return self.submit(command, context);
+        let timeout = match awaited {
+            Some(Awaited::Idle { timeout }) => timeout,
+            Some(Awaited::Upgrade) => return self.begin_upgrade(context),
+            Some(Awaited::Pause { .. }) | None => return self.submit(command, context),
         };
         let idle_moments = context.handle.pauses().idle_moments();
         self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -329,11 +337,8 @@ impl ControlConn {
     /// Hands a command to the executor.
     fn submit(&mut self, command: Command, context: &mut ControlContext) -> Result<(), Halt> {
         context.last_request_id += 1;
-        // A port is gone with its caller, so the log tells the user of a change, too.
         let is_change = command.is_change();
-        let uid = if is_change { peer_uid(&self.socket) } else { None };
-        let user = uid.map_or_else(String::new, |uid| format!(", uid {uid}"));
-        let name = format!("{}{user}", self.name);
+        let name = if is_change { self.name_with_user() } else { self.name.clone() };
         let caller = Caller { name, request_id: context.last_request_id };
         let (is_head, reply) = (self.request.is_head(), Reply::default());
         let job = Job { caller, command, is_head, reply: reply.clone() };
@@ -342,6 +347,12 @@ impl ControlConn {
         self.state = State::Executing { reply, is_change };
         self.deadline = Some(Instant::now() + self.timeouts.outcome);
         Ok(())
+    }
+
+    /// Names the caller of a change for the log: a port is gone with its caller, and a user stays.
+    fn name_with_user(&self) -> String {
+        let user = peer_uid(&self.socket).map_or_else(String::new, |uid| format!(", uid {uid}"));
+        format!("{}{user}", self.name)
     }
 
     /// Takes the outcome of its request, if it is there.
@@ -396,11 +407,16 @@ impl ControlConn {
         if context.stops_at.is_some() {
             return Err(Halt::Refused(STOPPING));
         }
+        Err(self.block())
+    }
+
+    /// Waits for the next event, and not for long if the caller may have gone.
+    fn block(&mut self) -> Halt {
         if self.peer == Peer::HalfClosed {
             let soon = Instant::now() + self.timeouts.linger;
             self.deadline = Some(self.deadline.map_or(soon, |deadline| deadline.min(soon)));
         }
-        Err(Halt::Blocked)
+        Halt::Blocked
     }
 
     fn write(&mut self, metrics: &Source) -> Result<(), Halt> {

@@ -176,6 +176,25 @@ fn a_wait_in_vain_names_the_oldest_connections() {
 }
 
 #[test]
+fn an_upgrade_is_told_in_one_line() {
+    const DONE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 79\r\n\r\n{\"version\": \"0.1.0\", \"pid\": 1234, \"connections\": 9000, \"stall_seconds\": 0.035}\n";
+    const FAILED: &str = "HTTP/1.1 409 Conflict\r\n\r\n{\"error\": \"The new process has died: see its log.\", \"status\": 409}\n";
+    const STOPPING: &str =
+        "HTTP/1.1 503 No\r\n\r\n{\"error\": \"tcpause is stopping.\", \"status\": 503}\n";
+
+    for command in ["upgrade", "reload"] {
+        let done = answering(DONE);
+        let told = "upgraded to 0.1.0, pid 1234: 9000 connections moved, stalled for 35ms\n";
+        assert_done(done.addr(), &[command], told);
+        assert!(done.received().bytes.starts_with(b"POST /upgrade HTTP/1.1\r\n"));
+        let (failed, stopping) = (answering(FAILED), answering(STOPPING));
+        let told = "the new process has died: see its log";
+        assert_failed(&run(failed.addr(), &[command]), 1, told);
+        assert_failed(&run(stopping.addr(), &[command]), 75, "tcpause is stopping");
+    }
+}
+
+#[test]
 fn resume_releases_so_many() {
     let (_upstream, proxy) = proxy();
     let addr = proxy.control().addr();
@@ -329,7 +348,7 @@ fn each_command_has_a_help_of_its_own() {
         assert!(help.stdout.ends_with(&format!("Usage: tcpause {usage}\n")), "{help:?}");
         assert_eq!(program().args([command, "--help"]).run().stdout, help.stdout);
     }
-    for command in ["pause", "resume", "status", "wait", "exec"] {
+    for command in ["pause", "resume", "status", "wait", "exec", "upgrade", "reload"] {
         let help = program().args(["help", command]).run();
         assert_eq!((help.code, &*help.stderr), (0, ""));
         assert!(help.stdout.contains(&format!("Usage: tcpause {command} [OPTIONS]")), "{help:?}");

@@ -38,8 +38,11 @@ pub(crate) fn unit_names(separator: &str) -> String {
     UNITS.map(|(name, _)| name).join(separator)
 }
 
+/// Explanation of `upgrade` and of `reload`.
+const UPGRADE_MORE: &str = "The running proxy starts the program at its place, with the same options. The new process reads the configuration, takes over listeners, connections and pauses, and the old one ends. All settings may change but proxy.addr and control.addr. If the new process cannot take over, the old one goes on, the line on standard error tells the reason, and the exit code is 1.";
+
 /// Every command, in the order of the help.
-pub(crate) static COMMANDS: [Word; 10] = [
+pub(crate) static COMMANDS: [Word; 12] = [
     Word {
         name: "pause",
         argument: "",
@@ -101,6 +104,22 @@ pub(crate) static COMMANDS: [Word; 10] = [
             &CONFIG,
             &HELP,
         ],
+    },
+    Word {
+        name: "upgrade",
+        argument: "",
+        help: "Start the program anew, with its configuration; it goes on with all connections",
+        more: UPGRADE_MORE,
+        client: Some(Client::Upgrade),
+        options: &[&CONTROL, &CONFIG, &HELP],
+    },
+    Word {
+        name: "reload",
+        argument: "",
+        help: "The same as upgrade",
+        more: UPGRADE_MORE,
+        client: Some(Client::Upgrade),
+        options: &[&CONTROL, &CONFIG, &HELP],
     },
     Word {
         name: "demo",

@@ -72,6 +72,7 @@ pub(crate) enum Client {
     Wait,
     /// Pause, wait, command and resume in one.
     Exec,
+    Upgrade,
 }
 
 /// Shell with completions.

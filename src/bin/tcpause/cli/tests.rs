@@ -73,6 +73,8 @@ fn reads_commands() {
         ("--json status", Command::Client(Client::Status)),
         ("wait --timeout 1s", Command::Client(Client::Wait)),
         ("exec --ttl 1s -- ls --help", Command::Client(Client::Exec)),
+        ("upgrade --control-addr :1", Command::Client(Client::Upgrade)),
+        ("reload", Command::Client(Client::Upgrade)),
         ("exec ls --proxy-addr", Command::Client(Client::Exec)),
         ("--proxy-addr nonsense --help --unknown", Command::Help(None)),
         ("-V", Command::Version),
@@ -165,7 +167,7 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("--check-config=x", "unexpected argument for option '--check-config': \"x\""),
         (
             "start",
-            "unknown command \"start\"; the commands are pause, resume, status, wait, exec, demo, help, completion, unit, man",
+            "unknown command \"start\"; the commands are pause, resume, status, wait, exec, upgrade, reload, demo, help, completion, unit, man",
         ),
         ("dmo", "unknown command \"dmo\"; did you mean demo?"),
         ("pause --tll 1s", "unknown option --tll; did you mean --ttl?"),

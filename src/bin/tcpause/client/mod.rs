@@ -6,6 +6,7 @@ mod program;
 mod screen;
 mod status;
 mod table;
+mod upgrade;
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
@@ -28,6 +29,7 @@ pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, F
         Client::Status => status::show(&api, invocation),
         Client::Wait => wait(&api, invocation),
         Client::Exec => exec::run(api, invocation),
+        Client::Upgrade => upgrade::run(&api),
     }
 }
 

@@ -1,0 +1,59 @@
+//! `tcpause upgrade`, also as `tcpause reload`: has a running proxy start its program anew.
+
+use std::{process::ExitCode, time::Duration};
+
+use serde_json::Value;
+use tcpause::format_duration;
+
+use super::{Api, Failure};
+use crate::{logger::OneLine, print};
+
+/// Longest time that the API takes for an upgrade.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Asks for an upgrade, and prints its outcome.
+pub(super) fn run(api: &Api) -> Result<ExitCode, Failure> {
+    let answer = api.ask("POST", "/upgrade", Some(UPGRADE_TIMEOUT))?;
+    match answer.status {
+        200 => Ok(print(&line(&answer.json()))?),
+        // The proxy goes on, and the same request again would fail alike.
+        409 => Err(Failure::Other(Failure::refused(api, &answer).told().1.to_owned())),
+        _ => Err(Failure::refused(api, &answer)),
+    }
+}
+
+/// Returns the outcome in one line.
+fn line(body: &Value) -> String {
+    let version = body.get("version").and_then(Value::as_str).unwrap_or("an unknown version");
+    let number = |name| body.get(name).and_then(Value::as_u64).unwrap_or_default();
+    let stall = body.get("stall_seconds").and_then(Value::as_f64).unwrap_or_default();
+    let stall = Duration::try_from_secs_f64(stall).unwrap_or_default();
+    let (pid, moved) = (number("pid"), number("connections"));
+    let connections = if moved == 1 { "connection" } else { "connections" };
+    format!(
+        "upgraded to {}, pid {pid}: {moved} {connections} moved, stalled for {}\n",
+        OneLine(version),
+        format_duration(stall)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outcome_is_one_line() {
+        for (body, expected) in [
+            (
+                r#"{"version": "0.1.0", "pid": 1234, "connections": 9000, "stall_seconds": 0.035}"#,
+                "upgraded to 0.1.0, pid 1234: 9000 connections moved, stalled for 35ms\n",
+            ),
+            (
+                r#"{"version": "0.2.0\n", "pid": 7, "connections": 1, "stall_seconds": 1.25}"#,
+                "upgraded to 0.2.0\\n, pid 7: 1 connection moved, stalled for 1s250ms\n",
+            ),
+        ] {
+            assert_eq!(line(&serde_json::from_str(body).unwrap()), expected);
+        }
+    }
+}
