@@ -3,12 +3,14 @@
 use std::io;
 
 use log::Level;
+use serde::{Deserialize, Serialize};
 
 /// Makes an enum whose values have words, in the order of their numbers.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$meaning:meta])* $value:ident = $word:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
         pub(crate) enum $name {
             $($(#[$meaning])* $value,)*
         }

@@ -1,6 +1,8 @@
 //! Histogram of durations with one writer.
 
-use std::{marker::PhantomData, time::Duration};
+use std::{collections::BTreeMap, marker::PhantomData, time::Duration};
+
+use serde::{Deserialize, Serialize};
 
 use super::Count;
 
@@ -71,6 +73,15 @@ pub(crate) struct Histogram<B> {
     bounds: PhantomData<B>,
 }
 
+/// Numbers of a histogram in a hand-over.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct HistogramWords {
+    /// Durations by the bound of their bucket in microseconds, without empty buckets.
+    counts: BTreeMap<u64, u64>,
+    sum: u64,
+}
+
 /// Numbers of histograms with the same bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HistogramSnapshot {
@@ -88,11 +99,32 @@ impl<B: Bounds> Histogram<B> {
     /// Counts a duration. Only the one writer may call it.
     pub(crate) fn observe(&self, duration: Duration) {
         let micros = micros(duration);
+        self.count(micros, 1);
+        self.sum.add(micros);
+    }
+
+    fn count(&self, micros: u64, more: u64) {
         let bucket = B::MICROS.partition_point(|&bound| bound < micros);
         if let Some(count) = self.counts.get(bucket) {
-            count.add(1);
+            count.add(more);
         }
-        self.sum.add(micros);
+    }
+
+    /// Describes the histogram for a hand-over.
+    pub(super) fn describe(&self) -> HistogramWords {
+        let Self { counts, sum, bounds: PhantomData } = self;
+        let bounds = B::MICROS.iter().copied().chain([u64::MAX]);
+        let counts = bounds.zip(counts.iter().map(Count::get));
+        HistogramWords { counts: counts.filter(|(_, count)| *count > 0).collect(), sum: sum.get() }
+    }
+
+    /// Adds the numbers of a histogram that was described, perhaps with other bounds. Only the one writer may call it.
+    pub(super) fn adopt(&self, words: &HistogramWords) {
+        let HistogramWords { counts, sum } = words;
+        for (&bound, &more) in counts {
+            self.count(bound, more);
+        }
+        self.sum.add(*sum);
     }
 
     /// Returns the sum of `histograms`.

@@ -2,6 +2,7 @@
 
 pub(crate) mod cause;
 pub(crate) mod histogram;
+pub(crate) mod words;
 
 use std::{
     io,
@@ -28,6 +29,8 @@ pub(crate) struct Count(AtomicU64);
 pub(crate) struct Counters {
     /// Version of the balance: odd while it is changed (a sequence lock).
     version: AtomicU64,
+    /// Number of the last accepted client. It goes on over hand-overs to another number of workers, so that none repeats.
+    number: Count,
     /// Clients accepted.
     accepted: Count,
     /// Ended connections by cause.
@@ -144,7 +147,8 @@ impl Counters {
             self.accepted.add(1);
             self.held.add(1);
         });
-        self.accepted.get()
+        self.number.add(1);
+        self.number.get()
     }
 
     /// Counts the end of a connection, together with a change of the present numbers.
