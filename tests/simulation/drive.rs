@@ -5,14 +5,14 @@ use std::{cell::RefCell, io, sync::Arc, time::Duration};
 use crate::{
     event::Event,
     judge,
-    kernel::{Kernel, Mask, Site, Tally, Weather},
+    kernel::{Kernel, Site, Tally, Weather},
     link::{Link, Side},
     operator::Operator,
     patience::Rules,
     rival::Rival,
     shared::{Phase, Shared},
     sys::{self, Socket},
-    worker::{End, WAKER, WorkerResources},
+    worker::{End, WorkerResources},
     worker_pool::Accepted,
 };
 
@@ -58,6 +58,8 @@ pub(crate) struct Course {
     pub(crate) rules: Rules,
     pub(crate) operator: Operator,
     pub(crate) rival: Rival,
+    /// The most pipes that there may be: more than the worker may make, as long as it has some of its predecessor's.
+    pub(crate) pipes_max: usize,
     pub(crate) stage: Stage,
     pub(crate) clients_left: usize,
     pub(crate) is_bulk: bool,
@@ -90,6 +92,14 @@ pub(crate) fn set_course(new: Course) {
 /// The course of this thread's schedule, never while the kernel is at work.
 pub(crate) fn with_course<T>(act: impl FnOnce(&mut Course) -> T) -> T {
     COURSE.with(|course| act(course.borrow_mut().as_mut().expect("a schedule runs")))
+}
+
+/// Returns whether these are the parts of the process that works.
+pub(crate) fn is_at_work(shared: &Shared) -> bool {
+    COURSE.with(|course| {
+        // The worker closes connections while the course looks at none.
+        course.borrow().as_ref().is_some_and(|course| std::ptr::eq(&*course.shared, shared))
+    })
 }
 
 impl Schedule {
@@ -411,79 +421,6 @@ impl Course {
             let is_away = self.shared.upstream.breaker().is_away();
             self.rests_in_outage = is_away && !self.shared.pauses.gate.is_paused();
         }
-    }
-}
-
-impl Kernel {
-    /// The events that are due, or a part of them.
-    fn gather(&mut self, events: &mut Vec<Event>) {
-        let takes_all = self.random.below(2) == 0;
-        if std::mem::take(&mut self.is_woken) {
-            events.push(Event { token: WAKER, mask: Mask { input: true, ..Mask::default() } });
-        }
-        for backlog in &mut self.backlogs {
-            if let Some(token) = backlog.token.filter(|_| std::mem::take(&mut backlog.has_edge)) {
-                events.push(Event { token, mask: Mask { input: true, ..Mask::default() } });
-            }
-        }
-        for link in &mut self.links {
-            if link.has_edge && (takes_all || self.random.below(2) == 0) {
-                link.has_edge = false;
-                let mask = link.told();
-                if let Some(token) = link.token.filter(|_| mask != Mask::default()) {
-                    if !link.is_known {
-                        link.story.known = self.now;
-                    }
-                    link.is_known = true;
-                    events.push(Event { token, mask });
-                }
-            }
-        }
-    }
-
-    /// Whatever is on its way arrives, and everybody reads. False when nothing is left to do.
-    fn settle(&mut self, stage: Stage) -> bool {
-        let is_eager = self.random.below(2) == 0;
-        let mut is_done = true;
-        for id in 0..self.links.len() {
-            let has_room = self.has_room();
-            let link = &mut self.links[id];
-            if matches!(stage, Stage::Closing | Stage::Stopping) {
-                link.peer_shuts();
-            }
-            let moved = link.answer_dial(&self.sites, has_room, self.now)
-                | std::mem::take(&mut link.is_queued)
-                | link.peer_insists()
-                | link.travel(&mut self.random, is_eager)
-                | link.peer_reads(&mut self.random, is_eager);
-            is_done &= !moved;
-        }
-        // What is left of the edges comes too.
-        !is_done || self.links.iter().any(|link| link.has_edge)
-    }
-
-    /// Whatever the worker has left behind arrives. False when nothing is left to do.
-    pub(crate) fn flush(&mut self) -> bool {
-        let mut moved = false;
-        for link in &mut self.links {
-            moved |= link.peer_insists()
-                | link.travel(&mut self.random, true)
-                | link.peer_reads(&mut self.random, true);
-        }
-        moved
-    }
-
-    /// Upstreams say something more.
-    fn answer(&mut self) {
-        for link in self.links.iter_mut().filter(|link| link.side == Side::Upstream) {
-            link.peer_writes(&mut self.random, false, false);
-        }
-    }
-
-    /// One side of each connection ends its stream, the same of all.
-    fn half_close(&mut self) {
-        let side = self.random.one_of([Side::Client, Side::Upstream]);
-        self.links.iter_mut().filter(|link| link.side == side).for_each(Link::peer_shuts);
     }
 }
 

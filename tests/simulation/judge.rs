@@ -31,7 +31,7 @@ pub(crate) fn turn(timeout: Option<Duration>) {
             };
             assert_eq!(open(Side::Client), counters.clients(), "the gauges tell what there is");
             assert!(open(Side::Upstream) <= served, "an upstream without a pass");
-            assert!(kernel.open_pipes() <= shared.pipes_per_worker, "too many pipes");
+            assert!(kernel.open_pipes() <= course.pipes_max, "too many pipes");
             let doomed = kernel.links.iter().find(|link| link.story.is_doomed && link.is_open);
             assert!(doomed.is_none(), "one is not reset that was to be: {doomed:#?}");
         });

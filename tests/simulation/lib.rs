@@ -56,6 +56,7 @@ mod pipes;
 #[path = "../common/random.rs"]
 mod random;
 mod rival;
+mod settle;
 mod setup;
 mod stream;
 mod sys;

@@ -46,10 +46,10 @@ impl Poll {
 impl Waker {
     #[expect(clippy::unnecessary_wraps, reason = "as mio's")]
     pub(crate) fn wake(&self) -> io::Result<()> {
-        crate::with(|kernel| {
-            let is_woken =
-                if self.0 == RIVAL { &mut kernel.is_rival_woken } else { &mut kernel.is_woken };
-            *is_woken = true;
+        crate::with(|kernel| match self.0 {
+            0 => kernel.is_woken = true,
+            RIVAL => kernel.is_rival_woken = true,
+            _ => {}
         });
         Ok(())
     }

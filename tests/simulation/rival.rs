@@ -34,10 +34,11 @@ pub(crate) struct Rival {
 }
 
 impl Rival {
-    pub(crate) fn worker() -> WorkerHandle {
+    /// Returns the handle of another worker than the one that is simulated.
+    pub(crate) fn worker(index: usize) -> WorkerHandle {
         let counters = Counters::default();
         counters.active.set(CLIENTS);
-        WorkerHandle { waker: Waker(RIVAL), mailbox: bounded(1).0, counters }
+        WorkerHandle { waker: Waker(index), mailbox: bounded(1).0, counters }
     }
 
     /// Returns the arrival of its head, if that was the same all through this turn.

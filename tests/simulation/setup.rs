@@ -3,19 +3,20 @@
 use std::{
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 use mio::{Poll, Registry, Waker};
 
 use crate::{
+    BEGIN,
     admission::Admission,
     config::{self, LogConfig, Overflow, address::Address},
     connection::reject::policy::{RejectPolicy, RejectResponse},
     copies::Processes,
     crowd::Crowd,
-    drive::{Course, Schedule, Stage, set_course, with_course},
+    drive::{self, Course, Schedule, Stage, set_course, with_course},
     handover::request::UpgradeRequests,
     judge,
     kernel::{Backlog, Kernel},
@@ -32,8 +33,17 @@ use crate::{
     upstream::{Upstream, loop_guard::LoopGuard},
     weather::{Site, Weather},
     worker::WorkerResources,
-    worker_pool::{WorkerHandle, WorkerPool},
+    worker_pool::{Mail, WorkerHandle, WorkerPool},
 };
+
+/// The bounds of a process besides its rules, which another one may have lower.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) clients: usize,
+    pub(crate) pipes: usize,
+    /// The workers with a place in the queue, of which one is simulated, and one is the rival.
+    pub(crate) workers: usize,
+}
 
 impl Schedule {
     pub(crate) fn new(seed: u64) -> Self {
@@ -47,43 +57,9 @@ impl Schedule {
         let kernel = kernel(&rules, is_unix, listeners, &mut random, seed);
         crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
 
-        let upstream = upstream(&rules);
-        let (sender, mailbox) = bounded(4);
-        let worker =
-            WorkerHandle { waker: Waker(0), mailbox: sender, counters: Counters::default() };
-        let workers = Arc::new(WorkerPool::new([worker, Rival::worker()].into(), 1));
-        let admission = admission(&rules, clients_max);
-        let (pauses, _notifications) = Pauses::new(
-            if rules.rejects { Mode::Reject } else { Mode::Hold },
-            None,
-            Arc::clone(&admission.queue),
-            Arc::clone(&upstream),
-            Arc::clone(&workers),
-        );
-        let pipes_per_worker = random.one_of([0, 1, 2, 100]);
+        let bounds = Bounds::draw(&mut random, clients_max);
         let grace_period = Duration::from_secs(random.one_of([1, 3600]));
-        let shared = Arc::new(Shared {
-            pauses,
-            admission,
-            upstream,
-            reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
-            workers,
-            shutdown: Shutdown::new(grace_period),
-            pipes_per_worker,
-            log: LogConfig::default(),
-            started: sys::now(),
-            listeners: [].into(),
-            socket_files: SocketFiles::default(),
-            control_addr: Address::tcp("localhost", 3001),
-            config_file: None,
-            upgrade_requests: UpgradeRequests::default(),
-        });
-        let gate = Arc::downgrade(&shared);
-        shared.pauses.gate.watch_idle(move || {
-            if gate.upgrade().is_some() {
-                judge::idle();
-            }
-        });
+        let (shared, mailbox) = shared(&rules, bounds, grace_period);
         set_course(Course {
             shared: Arc::clone(&shared),
             stage: Stage::Chaos(20 + random.below(200)),
@@ -95,6 +71,7 @@ impl Schedule {
             operator: Operator::new(&mut random),
             grace_period,
             rival: Rival::default(),
+            pipes_max: bounds.pipes,
             rules,
             rejecting: 0,
             progress: 0,
@@ -122,7 +99,60 @@ impl Schedule {
     }
 }
 
-fn admission(rules: &Rules, clients_max: usize) -> Admission {
+impl Bounds {
+    pub(crate) fn draw(random: &mut Random, clients_max: usize) -> Self {
+        Self { clients: clients_max, pipes: random.one_of([0, 1, 2, 100]), workers: 2 }
+    }
+}
+
+/// Returns what the threads of a process share, and the worker's mailbox.
+pub(crate) fn shared(
+    rules: &Rules,
+    bounds: Bounds,
+    grace_period: Duration,
+) -> (Arc<Shared>, Receiver<Mail>) {
+    let started = *BEGIN;
+    let upstream = upstream(rules, started);
+    let (sender, mailbox) = bounded(4);
+    let worker = WorkerHandle { waker: Waker(0), mailbox: sender, counters: Counters::default() };
+    let others = (1..bounds.workers).map(Rival::worker);
+    let workers = [worker].into_iter().chain(others).collect();
+    let workers = Arc::new(WorkerPool::new(workers, 1));
+    let admission = admission(rules, bounds, started);
+    let (pauses, _notifications) = Pauses::new(
+        if rules.rejects { Mode::Reject } else { Mode::Hold },
+        None,
+        Arc::clone(&admission.queue),
+        Arc::clone(&upstream),
+        Arc::clone(&workers),
+    );
+    let shared = Arc::new(Shared {
+        pauses,
+        admission,
+        upstream,
+        reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
+        workers,
+        shutdown: Shutdown::new(grace_period),
+        pipes_per_worker: bounds.pipes,
+        log: LogConfig::default(),
+        started,
+        listeners: [].into(),
+        socket_files: SocketFiles::default(),
+        control_addr: Address::tcp("localhost", 3001),
+        config_file: None,
+        upgrade_requests: UpgradeRequests::default(),
+    });
+    let gate = Arc::downgrade(&shared);
+    shared.pauses.gate.watch_idle(move || {
+        // The end of a process that is gone is nobody's concern.
+        if gate.upgrade().is_some_and(|shared| drive::is_at_work(&shared)) {
+            judge::idle();
+        }
+    });
+    (shared, mailbox)
+}
+
+fn admission(rules: &Rules, bounds: Bounds, begin: Instant) -> Admission {
     let hold = config::HoldConfig {
         timeout: rules.hold_timeout,
         max: rules.hold_max.and_then(NonZeroUsize::new),
@@ -132,7 +162,7 @@ fn admission(rules: &Rules, clients_max: usize) -> Admission {
         max_connecting: rules.max_connecting.try_into().expect("not 0"),
         rate: rules.rate,
     };
-    Admission::new(clients_max, 2, &hold, &resume, sys::now())
+    Admission::new(bounds.clients, bounds.workers, &hold, &resume, begin)
 }
 
 fn rules(random: &mut Random, is_upstream_unix: bool, has_crowd: bool) -> Rules {
@@ -229,15 +259,14 @@ fn kernel(
     }
 }
 
-fn upstream(rules: &Rules) -> Arc<Upstream> {
+fn upstream(rules: &Rules, begin: Instant) -> Arc<Upstream> {
     let settings = config::UpstreamConfig {
         addr: Address::tcp("127.0.0.1", 0),
         connect_timeout: rules.connect_timeout,
         retry_for: rules.retry_for,
         source_addrs: Vec::new(),
     };
-    let upstream =
-        Upstream::new(settings, LoopGuard::default(), sys::now()).expect("another address");
+    let upstream = Upstream::new(settings, LoopGuard::default(), begin).expect("another address");
     upstream.publish(if rules.is_upstream_unix {
         [SocketAddress::Unix("/upstream".into())].into()
     } else {

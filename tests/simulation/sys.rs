@@ -25,8 +25,8 @@ use crate::{
 
 pub(crate) use crate::copies::Descriptor;
 pub(crate) use crate::real_sys::{
-    Descriptor, Dialled, EVERYTHING, KEEPALIVE_INTERVAL, Lent, READABLE, Read, SocketAddress,
-    is_port_shortage, is_shortage, socket_file, tcp_info,
+    Dialled, EVERYTHING, KEEPALIVE_INTERVAL, READABLE, Read, SocketAddress, is_port_shortage,
+    is_shortage, socket_file, tcp_info,
 };
 
 /// Longer than any schedule: no host of the simulation vanishes.
