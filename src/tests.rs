@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::Receiver;
 use mio::{Events, Poll, Token};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer};
 
@@ -189,9 +190,14 @@ pub(crate) fn upstream() -> Arc<Upstream> {
 
 /// Returns the pauses of a proxy without workers.
 pub(crate) fn pauses() -> Arc<Pauses> {
+    new_pauses().0
+}
+
+/// Returns such pauses with the notifications for the thread that ends expired leases.
+pub(crate) fn new_pauses() -> (Arc<Pauses>, Receiver<()>) {
     let workers = Arc::new(WorkerPool::new([].into(), 0));
     let queue = Arc::new(WaitQueue::new(0, &ResumeConfig::default(), Instant::now()));
-    Pauses::new(Mode::Hold, None, queue, upstream(), workers).0
+    Pauses::new(Mode::Hold, None, queue, upstream(), workers)
 }
 
 /// Returns a handle to a proxy without workers.

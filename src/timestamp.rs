@@ -25,18 +25,27 @@ impl Rfc3339 {
 
     /// Returns the seconds since 1970.
     pub(crate) fn unix_seconds(self) -> f64 {
-        self.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+        self.unix_time().as_secs_f64()
     }
 
     /// Returns the milliseconds since 1970.
     pub(crate) fn unix_millis(self) -> u64 {
-        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.unix_time().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Returns the time of day at that many milliseconds after 1970.
     pub(crate) fn of_unix_millis(millis: u64) -> Self {
-        Self(UNIX_EPOCH + Duration::from_millis(millis))
+        Self::of_unix_time(Duration::from_millis(millis))
+    }
+
+    /// Returns the time since 1970.
+    pub(crate) fn unix_time(self) -> Duration {
+        self.0.duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// Returns the time of day at that time after 1970. A time beyond the range of the clock is 1970.
+    pub(crate) fn of_unix_time(since: Duration) -> Self {
+        Self(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH))
     }
 
     /// Returns the time of day at which this host had been up for `uptime`.
@@ -48,7 +57,7 @@ impl Rfc3339 {
 
 impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = self.unix_time();
         let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
         // Years are counted from the 1st of March of the year 0, so that a leap day is the last day of its year; 400
         // years always have 146,097 days.

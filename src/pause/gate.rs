@@ -166,6 +166,11 @@ impl Gate {
         self.lock().moments
     }
 
+    /// Makes the number of idle moments go on after `moments`, those of the process before.
+    pub(crate) fn restore_idle_moments(&self, moments: u64) {
+        self.lock().moments = moments;
+    }
+
     /// Registers a callback for each idle moment. It runs on the leaving thread and under a lock of the gate, so it
     /// must neither block nor call the gate.
     pub(crate) fn watch_idle(&self, watcher: impl Fn() + Send + Sync + 'static) {

@@ -10,6 +10,7 @@ pub(crate) mod expiry;
 pub(crate) mod gate;
 pub(crate) mod leases;
 mod lines;
+pub(crate) mod words;
 
 use std::{
     fmt,
@@ -166,9 +167,9 @@ impl Pauses {
             let mut leases = self.lock();
             let is_renewed = leases.holds_name(&terms.name);
             leases.put(terms, lifetime, request_id, now)?;
+            self.counts.begun.fetch_add(u64::from(!is_renewed), Ordering::Relaxed);
             (is_renewed, self.apply(&leases))
         };
-        self.counts.begun.fetch_add(u64::from(!is_renewed), Ordering::Relaxed);
         lines::log_begin(&shown, is_renewed, self.gate.passes());
         // Only after the log line, or the log could tell of the end of the pause before its begin.
         self.notify();
@@ -312,9 +313,16 @@ impl Pauses {
             self.upstream.refresh(REFRESH_TIMEOUT);
         }
         let held = self.workers.held();
+        let count = match reason {
+            EndReason::Lifted { .. } => &self.counts.lifted,
+            EndReason::Expired => &self.counts.expired,
+            EndReason::Undone { .. } => &self.counts.undone,
+            EndReason::Closed => &self.counts.caller_gone,
+        };
         let ended = {
             let mut leases = self.lock();
             let ended = leases.remove(is_over);
+            count.fetch_add(ended.leases.len() as u64, Ordering::Relaxed);
             if !ended.leases.is_empty() {
                 self.apply(&leases);
             }
@@ -323,13 +331,6 @@ impl Pauses {
         if !ended.leases.is_empty() {
             self.notify();
         }
-        let count = match reason {
-            EndReason::Lifted { .. } => &self.counts.lifted,
-            EndReason::Expired => &self.counts.expired,
-            EndReason::Undone { .. } => &self.counts.undone,
-            EndReason::Closed => &self.counts.caller_gone,
-        };
-        count.fetch_add(ended.leases.len() as u64, Ordering::Relaxed);
         lines::log_end(&ended, reason, held);
         ended.paused_since.is_some()
     }

@@ -2,8 +2,13 @@
 //!
 //! This is plain data behind the lock of [`Pauses`](super::Pauses): nothing here waits, and the caller passes in the time.
 
+pub(crate) mod words;
+
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use self::words::ModeWords;
 use crate::{pause::gate::Mode, timestamp::Rfc3339};
 
 /// Name of a pause that is requested without one.
@@ -38,12 +43,13 @@ pub(crate) struct Lease {
 }
 
 /// Terms that a pause was requested with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Terms {
     pub(crate) name: String,
     pub(crate) reason: Option<String>,
     /// Caller: its address, or its user and process.
     pub(crate) by: String,
+    #[serde(with = "ModeWords")]
     pub(crate) mode: Mode,
     /// Time to live without a renewal.
     pub(crate) ttl: Option<Duration>,
@@ -52,7 +58,8 @@ pub(crate) struct Terms {
 }
 
 /// Condition for a lease to hold on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Lifetime {
     /// None. A name has one committed lease at most.
     Committed,
