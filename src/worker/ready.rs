@@ -34,6 +34,12 @@ impl Ready {
         Some(key)
     }
 
+    /// Returns true if `key` is in the queue.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
+    pub(crate) fn contains(&self, key: Key) -> bool {
+        self.is_ready.get(key as usize).is_some_and(|&is_ready| is_ready)
+    }
+
     /// Returns the number of connections in the queue.
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
@@ -55,7 +61,9 @@ mod tests {
         for key in [7, 3, 7] {
             ready.push(key);
         }
+        assert_eq!([7, 3, 2, 9].map(|key| ready.contains(key)), [true, true, false, false]);
         assert_eq!((ready.pop(), ready.len()), (Some(7), 1));
+        assert!(!ready.contains(7));
         ready.push(7);
         assert_eq!([ready.pop(), ready.pop(), ready.pop()], [Some(3), Some(7), None]);
         assert!(ready.is_empty());

@@ -114,6 +114,13 @@ impl Timers {
         Some((key, link.since))
     }
 
+    /// Returns the list that `key` is in, and the beginning of its deadline's time.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
+    pub(crate) fn position(&self, key: Key) -> Option<(Deadline, Instant)> {
+        let link = self.links.get(key as usize)?.as_ref()?;
+        Some((link.deadline, link.since))
+    }
+
     /// Returns the keys of a list, in its order.
     pub(crate) fn keys(&self, deadline: Deadline) -> impl Iterator<Item = Key> {
         let first = self.first(deadline).map(|(key, _since)| key);
@@ -221,6 +228,8 @@ mod tests {
         timers.enqueue(Deadline::Connecting, 1, now);
         assert!(order(&timers, Deadline::Held).is_empty());
         assert_eq!(order(&timers, Deadline::Connecting), [2, 1]);
+        assert_eq!(timers.position(2), Some((Deadline::Connecting, now)));
+        assert_eq!((timers.position(0), timers.position(9)), (None, None));
     }
 
     /// Holds the memory of a connection, which src/README.md's table of costs states.
