@@ -111,7 +111,7 @@ pub(crate) fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
             match next {
                 Next::WaitIn(Deadline::AwaitingHandshake) => {
                     let permit = reject_policy.handshakes().take().unwrap();
-                    next = reject.begin_handshake(permit, &reject_policy);
+                    next = reject.begin_handshake(&mut client, permit, &reject_policy);
                 }
                 Next::Wait | Next::WaitIn(_) => break,
                 _ => {}

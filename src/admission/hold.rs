@@ -76,6 +76,11 @@ impl HoldLimits {
         }
     }
 
+    /// Returns a permit for a client that had one in another process, also beyond the maximum.
+    pub(crate) fn restore(&self) -> Permit {
+        self.permits.take_beyond()
+    }
+
     /// Returns true once if a worker waits for a permit and one is free.
     pub(crate) fn take_wanted(&self) -> bool {
         self.permits.take_wanted()

@@ -14,9 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::semaphore::{Permit, Semaphore};
 use crate::{
     config::duration::nanos,
+    handover::parcel::{Incoming, Moment, Outgoing},
     sys::{self, Socket},
 };
 
@@ -63,6 +66,13 @@ pub(crate) struct UnderWay {
     _permit: Permit,
 }
 
+/// Words of a share of the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnderWayWords {
+    dialled: Moment,
+    syn_timeout: Option<Duration>,
+}
+
 /// State of an unanswered SYN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syn {
@@ -104,14 +114,24 @@ impl Pace {
             self.window.resize(|_window| Some(WINDOW_INITIAL.min(self.max)));
         }
         let permit = self.window.take()?;
-        self.used.fetch_max(self.window.taken(), Ordering::Relaxed);
         // Boxed, as it would be the largest part of a connection, and most never have one.
-        Some(Box::new(UnderWay {
-            pace: Arc::clone(self),
-            dialled: now,
-            syn_timeout: None,
-            _permit: permit,
-        }))
+        Some(Box::new(self.under_way(now, None, permit)))
+    }
+
+    /// Returns the share of the window of `words`, which counts also beyond the window.
+    pub(crate) fn restore(self: &Arc<Self>, words: UnderWayWords, parcel: &Incoming) -> UnderWay {
+        let UnderWayWords { dialled, syn_timeout } = words;
+        self.under_way(parcel.instant(dialled), syn_timeout, self.window.take_beyond())
+    }
+
+    fn under_way(
+        self: &Arc<Self>,
+        dialled: Instant,
+        syn_timeout: Option<Duration>,
+        permit: Permit,
+    ) -> UnderWay {
+        self.used.fetch_max(self.window.taken(), Ordering::Relaxed);
+        UnderWay { pace: Arc::clone(self), dialled, syn_timeout, _permit: permit }
     }
 
     /// Grows the window after a success. It grows up to twice its largest use, as a window that was never used tells
@@ -168,6 +188,12 @@ impl Pace {
 }
 
 impl UnderWay {
+    /// Returns its words.
+    pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> UnderWayWords {
+        let Self { pace: _, dialled, syn_timeout, _permit: _ } = *self;
+        UnderWayWords { dialled: parcel.moment(dialled), syn_timeout }
+    }
+
     /// Notes the dial of an address. Returns true if its SYN may count as lost before the kernel repeats it.
     pub(crate) fn dialled(&mut self, now: Instant) -> bool {
         (self.dialled, self.syn_timeout) = (now, self.pace.syn_timeout());

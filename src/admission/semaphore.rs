@@ -68,7 +68,6 @@ impl Semaphore {
 
     /// Takes a permit whether or not one is free, for a client that had one in another process. Beyond the maximum, no
     /// other is given until enough are given back.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn take_beyond(self: &Arc<Self>) -> Permit {
         self.taken.fetch_add(1, Ordering::SeqCst);
         Permit(Arc::clone(self))

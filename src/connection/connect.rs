@@ -2,6 +2,8 @@
 //!
 //! An attempt holds the client's pass. A failed one gives it back, and the client waits again.
 
+mod words;
+
 use std::{
     io,
     time::{Duration, Instant},
@@ -23,6 +25,7 @@ use crate::{
     sys::{Dialled, SocketAddress, is_shortage},
     upstream::{RetryPlan, Upstream, addresses::Route, breaker::Cause},
 };
+pub(super) use words::DialWords;
 
 /// A dial that is under way.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ pub(super) struct Dial {
 /// An attempt to reach the upstream for a client, at one address after the other.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    ticket: ConnectTicket,
+    pub(super) ticket: ConnectTicket,
     /// Order in which the attempt tries the upstream's addresses.
     route: Route,
     /// Set when an address failed because this host was short of something. The next attempt then comes soon.

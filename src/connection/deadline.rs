@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{admission::pace::SYN_TIMEOUT_MIN, sys::KEEPALIVE_INTERVAL};
 
 /// Kind of a connection's deadline, and so the worker's list that it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Deadline {
     /// Wait for the resume, or in the queue behind other clients. During a pause it is bounded by `hold.timeout`, after
     /// which the client is rejected or closed.

@@ -3,9 +3,13 @@
 use std::io;
 
 use mio::{Interest, Registry, Token, event::Event};
+use serde::{Deserialize, Serialize};
 
 use super::pipe::Pipe;
-use crate::sys::{EVERYTHING, READABLE, Socket};
+use crate::{
+    handover::parcel::{Incoming, Misfit, Outgoing},
+    sys::{EVERYTHING, READABLE, Socket, SocketWords},
+};
 
 /// A socket with its remembered readiness.
 ///
@@ -33,6 +37,26 @@ pub(crate) struct Endpoint {
     urgent: bool,
     /// Events that the kernel reports. It always reports resets.
     interest: Interest,
+}
+
+/// Words of an endpoint. A fact that they do not name is false.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "as in the endpoint")]
+pub(crate) struct EndpointWords {
+    socket: SocketWords,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    readable: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    writable: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    read_closed: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reset: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    vanished: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    urgent: bool,
 }
 
 /// Registry and tokens of a connection's two sockets.
@@ -99,6 +123,44 @@ impl Endpoint {
     /// Returns the endpoint of an upstream that is being dialled. It becomes writable by an event.
     pub(crate) fn connecting(socket: Socket) -> Self {
         Self { writable: false, ..Self::connected(socket) }
+    }
+
+    /// Returns its words. The interest follows from the state of the connection.
+    pub(super) fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> EndpointWords {
+        let Self {
+            ref socket,
+            readable,
+            writable,
+            read_closed,
+            reset,
+            vanished,
+            urgent,
+            interest: _,
+        } = *self;
+        parcel.lend(socket.lend());
+        let socket = socket.describe();
+        EndpointWords { socket, readable, writable, read_closed, reset, vanished, urgent }
+    }
+
+    /// Returns the endpoint of `words`, which is not registered yet.
+    pub(super) fn rebuild(words: EndpointWords, parcel: &mut Incoming) -> Result<Self, Misfit> {
+        let EndpointWords { socket, readable, writable, read_closed, reset, vanished, urgent } =
+            words;
+        let socket = Socket::adopt(parcel.descriptor()?, socket);
+        let interest = EVERYTHING;
+        Ok(Self { socket, readable, writable, read_closed, reset, vanished, urgent, interest })
+    }
+
+    /// Registers an endpoint from another process. Room is not asked for while there is some and nothing is to be written
+    /// (`has_output`), as each connection would cause an event. The registration reports all that is ready once more.
+    pub(super) fn adopt_registration(
+        &mut self,
+        has_output: bool,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<()> {
+        self.interest = if self.writable && !has_output { READABLE } else { EVERYTHING };
+        self.socket.register_for(registry, token, self.interest)
     }
 
     /// Remembers the readiness that `event` reports.

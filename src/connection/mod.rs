@@ -30,6 +30,7 @@ mod record;
 pub(crate) mod reject;
 pub(crate) mod relay;
 mod waiting;
+pub(crate) mod words;
 
 use std::{
     io,
@@ -263,7 +264,7 @@ impl Connection {
     /// Begins the TLS handshake of a client to reject.
     pub(crate) fn begin_handshake(&mut self, permit: Permit, context: &mut Context<'_>) -> Verdict {
         let State::Rejecting(it) = &mut self.state else { return Verdict::Stay };
-        let next = it.reject.begin_handshake(permit, context.reject_policy);
+        let next = it.reject.begin_handshake(&mut self.client, permit, context.reject_policy);
         self.rejecting(next, context)
     }
 

@@ -47,7 +47,6 @@ impl Pipe {
     }
 
     /// Returns its ends.
-    #[expect(dead_code, reason = "its user follows")]
     pub(super) fn ends(&self) -> &PipeEnds {
         let Self { ends, len: _, alive: _ } = self;
         ends

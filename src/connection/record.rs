@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Connection, Rejection, State};
 use crate::{
     config::{address::Address, duration::format_duration},
+    handover::parcel::{Incoming, Moment, Outgoing},
     stats::{
         Counters,
         cause::{CloseCause, ConnectResult},
@@ -35,7 +38,37 @@ pub(super) struct Record {
     connect: Option<u32>,
 }
 
+/// Words of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RecordWords {
+    number: u64,
+    accepted: Moment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect: Option<u32>,
+}
+
 impl Record {
+    /// Returns its words.
+    pub(super) fn describe(&self, parcel: &Outgoing<'_>) -> RecordWords {
+        let Self { number, accepted, client, upstream, held, connect } = *self;
+        let (client, upstream) = (client.map(Into::into), upstream.map(Into::into));
+        let accepted = parcel.moment(accepted);
+        RecordWords { number, accepted, client, upstream, held, connect }
+    }
+
+    /// Returns the record of `words`.
+    pub(super) fn rebuild(words: RecordWords, parcel: &Incoming) -> Self {
+        let RecordWords { number, accepted, client, upstream, held, connect } = words;
+        let (client, upstream) = (client.map(Tcp::from), upstream.map(Tcp::from));
+        Self { number, accepted: parcel.instant(accepted), client, upstream, held, connect }
+    }
+
     /// Returns the record of a client that was accepted from `client`.
     pub(super) fn new(client: Option<SocketAddr>, now: Instant) -> Self {
         let client = client.map(Tcp::from);
@@ -118,8 +151,8 @@ impl Connection {
         }
     }
 
-    /// Describes a served connection in words: its client, its age, and the time since bytes were last delivered.
-    pub(crate) fn describe(&self, now: Instant) -> String {
+    /// Returns a text about a served connection: its client, its age, and the time since bytes were last delivered.
+    pub(crate) fn summary(&self, now: Instant) -> String {
         let whole_seconds = |since| {
             let seconds = now.saturating_duration_since(since).as_secs();
             format_duration(Duration::from_secs(seconds))
@@ -192,10 +225,15 @@ impl From<SocketAddr> for Tcp {
     }
 }
 
+impl From<Tcp> for SocketAddr {
+    fn from(address: Tcp) -> Self {
+        Self::new(Ipv6Addr::from(address.ip).to_canonical(), address.port)
+    }
+}
+
 impl fmt::Display for Tcp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = Ipv6Addr::from(self.ip).to_canonical();
-        write!(f, "tcp://{}", SocketAddr::new(ip, self.port))
+        write!(f, "tcp://{}", SocketAddr::from(*self))
     }
 }
 

@@ -4,6 +4,7 @@ mod attempt;
 mod crowd;
 mod refused;
 mod rejected;
+mod words;
 
 use std::{
     net::SocketAddr,

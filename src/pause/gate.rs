@@ -207,7 +207,6 @@ impl Pass {
     }
 
     /// Returns true if it was given in spite of a pause.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn bypasses(&self) -> bool {
         let Self { gate: _, bypasses } = *self;
         bypasses

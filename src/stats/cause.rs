@@ -10,9 +10,8 @@ macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$meaning:meta])* $value:ident = $word:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(rename_all = "kebab-case")]
         pub(crate) enum $name {
-            $($(#[$meaning])* $value,)*
+            $($(#[$meaning])* #[serde(rename = $word)] $value,)*
         }
 
         impl $name {
@@ -125,6 +124,20 @@ impl CloseCause {
             | Self::Stalled
             | Self::Stopped => Level::Warn,
             _ => Level::Info,
+        }
+    }
+}
+
+impl ConnectResult {
+    /// Returns the kind of an error with this result.
+    pub(crate) fn kind(self) -> io::ErrorKind {
+        match self {
+            Self::NoPort => io::ErrorKind::AddrNotAvailable,
+            Self::Refused => io::ErrorKind::ConnectionRefused,
+            Self::Timeout => io::ErrorKind::TimedOut,
+            Self::Unreachable => io::ErrorKind::HostUnreachable,
+            Self::Missing => io::ErrorKind::NotFound,
+            Self::Ok | Self::Other => io::ErrorKind::Other,
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) struct Listener {
 }
 
 /// Facts of a listener that its descriptor does not tell.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ListenerWords {
     is_unix: bool,
     is_paced: bool,
@@ -61,8 +61,8 @@ impl Listener {
     /// Returns the listener of a descriptor that has come with `words`, with its queue. Changes nothing in it, as its giver
     /// may go on.
     #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
-    pub(crate) fn adopt(fd: Descriptor, words: &ListenerWords) -> Self {
-        let ListenerWords { is_unix, is_paced, is_inherited } = *words;
+    pub(crate) fn adopt(fd: Descriptor, words: ListenerWords) -> Self {
+        let ListenerWords { is_unix, is_paced, is_inherited } = words;
         Self { fd, is_unix, is_paced, is_inherited }
     }
 

@@ -36,6 +36,7 @@ use rustix::{
 };
 pub(crate) use std::os::fd::{BorrowedFd as Lent, OwnedFd as Descriptor};
 use tcp_info::TcpInfo;
+pub(crate) use words::SocketWords;
 
 /// Silence after which the kernel sends a keepalive probe, and the interval between probes.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);

@@ -1,21 +1,22 @@
 //! Sockets and pipes that go to another process, and those that come from one.
 
-use std::os::fd::AsFd;
+use std::{io, os::fd::AsFd};
 
+use mio::{Interest, Registry, Token};
 use serde::{Deserialize, Serialize};
 
-use super::{Descriptor, Lent, PipeEnds, Socket};
+use super::{Descriptor, Lent, PipeEnds, Socket, register};
 
 /// Facts of a socket that its descriptor does not tell.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct SocketWords {
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_unix: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_paced: bool,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 impl Socket {
     /// Returns its words.
     pub(crate) fn describe(&self) -> SocketWords {
@@ -29,13 +30,22 @@ impl Socket {
     }
 
     /// Returns the socket of a descriptor that has come with `words`. Changes nothing in it, as its giver may go on.
-    pub(crate) fn adopt(fd: Descriptor, words: &SocketWords) -> Self {
-        let SocketWords { is_unix, is_paced } = *words;
+    pub(crate) fn adopt(fd: Descriptor, words: SocketWords) -> Self {
+        let SocketWords { is_unix, is_paced } = words;
         Self { fd, is_unix, is_paced }
+    }
+
+    /// Registers for `interest`, edge-triggered. Present readiness is reported at the next poll.
+    pub(crate) fn register_for(
+        &self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        register(self, registry, token, interest)
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 impl PipeEnds {
     /// Lends the descriptors of its two ends.
     pub(crate) fn lend(&self) -> [Lent<'_>; 2] {
@@ -58,14 +68,14 @@ mod tests {
         lent.try_clone_to_owned().unwrap()
     }
 
-    fn over_json<T: Serialize + for<'de> Deserialize<'de>>(words: &T) -> T {
-        serde_json::from_str(&serde_json::to_string(words).unwrap()).unwrap()
+    fn over_json<T: Serialize + for<'de> Deserialize<'de>>(words: T) -> T {
+        serde_json::from_str(&serde_json::to_string(&words).unwrap()).unwrap()
     }
 
     #[test]
     fn an_adopted_socket_is_the_same_connection() {
         let (lent, peer) = socket_pair().unwrap();
-        let adopted = Socket::adopt(copy(lent.lend()), &over_json(&lent.describe()));
+        let adopted = Socket::adopt(copy(lent.lend()), over_json(lent.describe()));
         assert_eq!(adopted.describe(), lent.describe());
         assert!(adopted.is_unix());
         drop(lent);
@@ -94,7 +104,7 @@ mod tests {
         let lent = Listener::tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap().pop().unwrap();
         let address = SocketAddress::Inet(lent.local_inet().unwrap());
         let (client, _) = Socket::dial(&address, None).unwrap();
-        let adopted = Listener::adopt(copy(lent.lend()), &over_json(&lent.describe()));
+        let adopted = Listener::adopt(copy(lent.lend()), over_json(lent.describe()));
         assert_eq!(adopted.describe(), lent.describe());
         drop(lent);
         let deadline = super::super::now() + std::time::Duration::from_secs(10);

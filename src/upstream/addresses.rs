@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     config::duration::nanos,
     sys::{self, SocketAddress},
@@ -54,6 +56,19 @@ pub(crate) struct Route {
     /// Set if the origin did not answer in time and is tried once more at the end.
     returns: bool,
 }
+
+/// Words of a route. The number of its list means nothing in another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RouteWords {
+    origin: usize,
+    at: usize,
+    left: usize,
+    explores: bool,
+    returns: bool,
+}
+
+/// Number that no list has.
+const FOREIGN: usize = usize::MAX;
 
 impl Addresses {
     /// Returns a list whose attempts begin at its first address.
@@ -197,6 +212,18 @@ impl Default for Addresses {
 }
 
 impl Route {
+    /// Returns its words.
+    pub(crate) fn describe(&self) -> RouteWords {
+        let Self { number: _, origin, at, left, explores, returns } = *self;
+        RouteWords { origin, at, left, explores, returns }
+    }
+
+    /// Returns the route of `words`. It continues in the present list, and moves no start there.
+    pub(crate) fn rebuild(words: RouteWords) -> Self {
+        let RouteWords { origin, at, left, explores, returns } = words;
+        Self { number: FOREIGN, origin, at, left, explores, returns }
+    }
+
     /// Returns true if no other address follows.
     pub(crate) fn is_last(&self) -> bool {
         self.left == 0
@@ -288,6 +315,16 @@ mod tests {
         assert!(addresses.advance(&mut route, false));
         assert!(addresses.advance(&mut route, true));
         assert!(route.is_last());
+    }
+
+    #[test]
+    fn a_route_from_another_process_goes_on_and_moves_no_start() {
+        let addresses = addresses(3);
+        let route = Route::rebuild(go(&addresses, 1).describe());
+        assert_eq!(order(&addresses, route), [1, 2]);
+        assert!(!addresses.reached(&route, addresses.begin));
+        addresses.ran_out(&route, addresses.begin);
+        assert_eq!(addresses.route(None).at, 0);
     }
 
     #[test]

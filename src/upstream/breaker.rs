@@ -269,6 +269,11 @@ impl CircuitBreaker {
         self.probe.take()
     }
 
+    /// Returns a permit for a probe that was under way in another process.
+    pub(crate) fn restore_probe(&self) -> Permit {
+        self.probe.take_beyond()
+    }
+
     /// Returns true once if a worker waits for the permit to probe and it is free.
     pub(crate) fn take_wanted(&self) -> bool {
         self.probe.take_wanted()

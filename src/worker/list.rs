@@ -16,7 +16,7 @@ impl Worker<'_> {
         keys.filter_map(|key| self.connections.get(key))
             .map(|connection| ListedConnection {
                 accepted: connection.accepted(),
-                text: connection.describe(now),
+                text: connection.summary(now),
             })
             .collect()
     }

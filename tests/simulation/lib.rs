@@ -25,14 +25,12 @@ sources! {
     admission = "../../src/admission/mod.rs",
     connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
-    handover = "../../src/handover/mod.rs",
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",
     real_sys = "../../src/sys/mod.rs",
     shared = "../../src/shared.rs",
     stats = "../../src/stats/mod.rs",
     timestamp = "../../src/timestamp.rs",
-    upgrade_request = "../../src/handover/request.rs",
     upstream = "../../src/upstream/mod.rs",
     worker = "../../src/worker/mod.rs",
     worker_pool = "../../src/worker_pool.rs",
@@ -43,6 +41,7 @@ mod copies;
 mod crowd;
 mod dead;
 mod drive;
+mod handover;
 mod judge;
 mod kernel;
 mod link;
@@ -71,11 +70,6 @@ use std::{
 };
 
 pub(crate) use mio_shim::{Events, Interest, Poll, Registry, Token, Waker, unix};
-
-/// The part of the room that `Shared` needs.
-mod handover {
-    pub(crate) use crate::upgrade_request as request;
-}
 
 /// The module of mio with the type of events.
 pub(crate) mod event {

@@ -35,13 +35,13 @@ pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) type Lent<'a> = &'a Descriptor;
 
 /// The words of a socket, which are checked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketWords {
     is_unix: bool,
 }
 
 /// The words of a listener, which are checked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ListenerWords {
     index: usize,
 }
@@ -89,7 +89,7 @@ impl Socket {
         &self.descriptor
     }
 
-    pub(crate) fn adopt(descriptor: Descriptor, words: &SocketWords) -> Self {
+    pub(crate) fn adopt(descriptor: Descriptor, words: SocketWords) -> Self {
         let Object::Socket(link) = descriptor.object() else { panic!("no socket: {descriptor:?}") };
         let is_unix = crate::with(|kernel| kernel.links[link].is_unix);
         assert_eq!(words.is_unix, is_unix, "another socket's words");
@@ -239,7 +239,7 @@ impl Listener {
         &self.descriptor
     }
 
-    pub(crate) fn adopt(descriptor: Descriptor, words: &ListenerWords) -> Self {
+    pub(crate) fn adopt(descriptor: Descriptor, words: ListenerWords) -> Self {
         assert_eq!(descriptor.object(), Object::Listener(words.index), "another one's words");
         Self { descriptor, index: words.index }
     }

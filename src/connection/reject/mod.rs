@@ -10,6 +10,7 @@
 pub(crate) mod policy;
 pub(crate) mod protocol;
 pub(crate) mod tls;
+mod words;
 
 use std::{
     io::{self, Read, Write},
@@ -30,6 +31,7 @@ use policy::RejectResponse;
 use protocol::OPENING_BYTES_MAX;
 use protocol::Protocol;
 use protocol::detect;
+pub(super) use words::RejectWords;
 
 /// Answer to a TLS client where no certificate is configured or no handshake permit is free: a fatal
 /// `handshake_failure` alert (RFC 8446, 6.2).
@@ -135,13 +137,20 @@ impl Reject {
     }
 
     /// Begins the handshake of a client that waited for `permit`.
-    pub(crate) fn begin_handshake(&mut self, permit: Permit, reject_policy: &RejectPolicy) -> Next {
+    pub(crate) fn begin_handshake(
+        &mut self,
+        client: &mut Endpoint,
+        permit: Permit,
+        reject_policy: &RejectPolicy,
+    ) -> Next {
         match reject_policy.tls().cloned().map(ServerConnection::new) {
             Some(Ok(session)) => {
                 *self = Self::Tls { session: session.into(), received: 0, permit };
                 Next::WaitIn(Deadline::Handshaking)
             }
-            Some(Err(_)) | None => Next::Close,
+            Some(Err(_)) => Next::Close,
+            // Another process, whose certificate is no longer configured, has let it wait.
+            None => self.answer(client, TLS_REFUSAL),
         }
     }
 

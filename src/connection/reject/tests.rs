@@ -86,7 +86,7 @@ impl Scene {
     fn begin_handshake(&mut self) {
         assert_eq!(self.drive(), Next::WaitIn(Deadline::AwaitingHandshake));
         let permit = self.reject_policy.handshakes().take().unwrap();
-        let next = self.reject.begin_handshake(permit, &self.reject_policy);
+        let next = self.reject.begin_handshake(&mut self.client, permit, &self.reject_policy);
         assert_eq!(next, Next::WaitIn(Deadline::Handshaking));
     }
 

@@ -5,10 +5,13 @@
 //! bytes before it are delivered, and `Buffered` is the only place where bytes live between turns.
 
 mod progress;
+mod words;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use progress::{Next, Progress, Side};
+use serde::{Deserialize, Serialize};
+pub(super) use words::RelayWords;
 
 use crate::{
     connection::{
@@ -74,7 +77,8 @@ struct Flow {
 }
 
 /// Progress of a flow. Only an open flow has buffered bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Stage {
     /// More bytes may come.
     Open,

@@ -1,5 +1,7 @@
 //! Result of a relay's turn.
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes that a relay delivered in its turn, and its next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Progress {
@@ -36,7 +38,8 @@ pub(crate) enum Next {
 }
 
 /// Side of a relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Side {
     Client,
     Upstream,

@@ -147,7 +147,11 @@ fn a_handshake_is_free_again_when_its_client_has_gone() {
     let mut scene = Scene::new(Some(server_config(&Authority::new())));
     scene.send(&[TLS_HANDSHAKE]);
     assert_eq!(scene.drive(), Next::WaitIn(Deadline::AwaitingHandshake));
-    scene.reject.begin_handshake(semaphore.take().unwrap(), &scene.reject_policy);
+    scene.reject.begin_handshake(
+        &mut scene.client,
+        semaphore.take().unwrap(),
+        &scene.reject_policy,
+    );
     assert!(semaphore.take().is_none());
     scene.send(b"rubbish that ends the handshake");
     assert_eq!(scene.drive_on(), Next::Answered);

@@ -1,0 +1,111 @@
+//! Words of a relay: its upstream, and the bytes in flight in both directions.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Buffered, Flow, Relay, Stage};
+use crate::{
+    connection::{
+        endpoint::{Endpoint, EndpointWords, Registration},
+        pipe::PipePool,
+    },
+    handover::parcel::{Incoming, Misfit, Outgoing},
+    sys::PipeEnds,
+};
+
+/// Words of a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::connection) struct RelayWords {
+    upstream: EndpointWords,
+    to_upstream: FlowWords,
+    to_client: FlowWords,
+}
+
+/// Words of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct FlowWords {
+    stage: Stage,
+    buffered: BufferedWords,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    bulk: bool,
+    delivered: u64,
+}
+
+/// Place of the buffered bytes, and their number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum BufferedWords {
+    Nothing,
+    /// Among the raw bytes of the parcel.
+    Bytes(usize),
+    /// In a pipe, whose two ends are in the parcel.
+    Pipe(usize),
+}
+
+impl Relay {
+    /// Returns its words.
+    pub(in crate::connection) fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> RelayWords {
+        let Self { upstream, to_upstream, to_client } = self;
+        RelayWords {
+            upstream: upstream.describe(parcel),
+            to_upstream: to_upstream.describe(parcel),
+            to_client: to_client.describe(parcel),
+        }
+    }
+
+    /// Returns the relay of `words`.
+    pub(in crate::connection) fn rebuild(
+        words: RelayWords,
+        parcel: &mut Incoming,
+        pipes: &PipePool,
+    ) -> Result<Self, Misfit> {
+        let RelayWords { upstream, to_upstream, to_client } = words;
+        Ok(Self {
+            upstream: Endpoint::rebuild(upstream, parcel)?,
+            to_upstream: Flow::rebuild(to_upstream, parcel, pipes)?,
+            to_client: Flow::rebuild(to_client, parcel, pipes)?,
+        })
+    }
+
+    /// Registers both sides of a relay from another process.
+    pub(in crate::connection) fn adopt_registration(
+        &mut self,
+        client: &mut Endpoint,
+        registration: &Registration<'_>,
+    ) -> io::Result<()> {
+        let Registration { registry, client: token, upstream } = *registration;
+        client.adopt_registration(self.to_client.has_buffered(), registry, token)?;
+        self.upstream.adopt_registration(self.to_upstream.has_buffered(), registry, upstream)
+    }
+}
+
+impl Flow {
+    fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> FlowWords {
+        let Self { stage, ref buffered, bulk, delivered } = *self;
+        let buffered = match buffered {
+            Buffered::Nothing => BufferedWords::Nothing,
+            Buffered::Bytes(bytes, written) => {
+                BufferedWords::Bytes(parcel.append(bytes.get(*written..).unwrap_or_default()))
+            }
+            Buffered::Pipe(pipe) => {
+                pipe.ends().lend().into_iter().for_each(|end| parcel.lend(end));
+                BufferedWords::Pipe(pipe.len())
+            }
+        };
+        FlowWords { stage, buffered, bulk, delivered }
+    }
+
+    fn rebuild(words: FlowWords, parcel: &mut Incoming, pipes: &PipePool) -> Result<Self, Misfit> {
+        let FlowWords { stage, buffered, bulk, delivered } = words;
+        let buffered = match buffered {
+            BufferedWords::Nothing => Buffered::Nothing,
+            BufferedWords::Bytes(count) => Buffered::Bytes(parcel.bytes(count)?.into(), 0),
+            BufferedWords::Pipe(len) => {
+                let ends = PipeEnds::adopt([parcel.descriptor()?, parcel.descriptor()?]);
+                Buffered::Pipe(pipes.adopt(ends, len))
+            }
+        };
+        Ok(Self { stage, buffered, bulk, delivered })
+    }
+}
