@@ -72,7 +72,8 @@ pub use config::{
 pub use config::{settings, suggest};
 pub use error::Error;
 pub use handle::{Handle, LeaseStatus, Status};
+pub use handover::upgrades::LastUpgrade;
 #[doc(hidden)]
 pub use log_limit::LOG_LINES_DROPPED;
-pub use server::{Heartbeat, Outcome, Server, Sockets, Stopper};
+pub use server::{Given, Giver, Heartbeat, Outcome, Server, Sockets, Stopper, refuse};
 pub use timestamp::Rfc3339;

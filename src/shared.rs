@@ -2,6 +2,7 @@
 //! moments with one are listed under the invariants of `src/README.md`.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -18,7 +19,7 @@ use crate::{
     },
     config::{LogConfig, address::Address},
     connection::{ConnectTicket, reject::policy::RejectPolicy},
-    handover::request::UpgradeRequests,
+    handover::{freeze::Freeze, request::UpgradeRequests, upgrades::Upgrades},
     pause::{
         Pauses,
         gate::{Mode, Pass},
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     /// Lines about ended connections.
     pub(crate) log: LogConfig,
     pub(crate) shutdown: Shutdown,
+    /// Standstill of the threads during a hand-over.
+    pub(crate) freeze: Freeze,
     /// Largest number of pipes of a worker.
     pub(crate) pipes_per_worker: usize,
     pub(crate) started: Instant,
@@ -50,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) control_addr: Address,
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) upgrade_requests: UpgradeRequests,
+    pub(crate) upgrades: Upgrades,
 }
 
 /// Files of UNIX listeners. Each goes before its listener, as another process may take over a file without one.
@@ -203,6 +207,19 @@ impl Shared {
         Some(uptime.saturating_sub(Duration::from_millis(began)))
     }
 
+    /// Returns the number of clients in whatever state.
+    pub(crate) fn clients(&self) -> u64 {
+        self.workers.each().map(Counters::clients).sum()
+    }
+
+    /// Returns the addresses at which each worker can have a listener.
+    pub(crate) fn joinable(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listeners.iter().filter_map(|address| match address {
+            Address::Tcp { host, port } => Some(SocketAddr::new(host.parse().ok()?, *port)),
+            Address::Unix(_) | Address::Abstract(_) => None,
+        })
+    }
+
     /// Returns `at` in milliseconds after the start.
     pub(crate) fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.started).as_millis())
@@ -211,6 +228,16 @@ impl Shared {
 }
 
 impl SocketFiles {
+    /// Adds the file of the proxy's listener.
+    pub(crate) fn add_of_proxy(&self, file: Option<SocketFile>) {
+        *self.proxy.lock().unwrap_or_else(PoisonError::into_inner) = file;
+    }
+
+    /// Adds a file of the control API or of the monitor.
+    pub(crate) fn add_of_control(&self, file: SocketFile) {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    }
+
     /// Removes the file of the proxy's listener.
     pub(crate) fn remove_of_proxy(&self) {
         drop(self.proxy.lock().unwrap_or_else(PoisonError::into_inner).take());

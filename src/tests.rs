@@ -31,7 +31,7 @@ use crate::{
         },
     },
     handle::Handle,
-    handover::request::UpgradeRequests,
+    handover::{freeze::Freeze, request::UpgradeRequests, upgrades::Upgrades},
     pause::{Pauses, gate::Mode},
     shared::{Shared, Shutdown, SocketFiles},
     sys::{Listener, Socket, SocketAddress},
@@ -212,6 +212,7 @@ pub(crate) fn handle() -> Handle {
         reject_policy: RejectPolicy::new(RejectResponse::Close, None),
         workers: Arc::new(WorkerPool::new([].into(), 0)),
         shutdown: Shutdown::new(Duration::ZERO),
+        freeze: Freeze::new(0),
         pipes_per_worker: 0,
         log: LogConfig::default(),
         started: Instant::now(),
@@ -220,5 +221,6 @@ pub(crate) fn handle() -> Handle {
         control_addr: Address::tcp("localhost", 3001),
         config_file: None,
         upgrade_requests: UpgradeRequests::default(),
+        upgrades: Upgrades::default(),
     }))
 }

@@ -12,7 +12,7 @@ use mio::Waker;
 use crate::{
     admission::semaphore::Permit,
     stats::{Balance, Count, Counters},
-    sys::Socket,
+    sys::{Listener, Socket},
 };
 
 /// Connections that are listed for an operator, at most.
@@ -41,6 +41,8 @@ pub(crate) struct WorkerHandle {
 pub(crate) enum Mail {
     /// A client that another worker has accepted.
     Client(Accepted),
+    /// A further listener.
+    Listen(Listener),
     /// Question for the oldest connections with a pass.
     ListOldest(Sender<Vec<ListedConnection>>),
 }
@@ -153,6 +155,21 @@ impl WorkerPool {
         }
         oldest.sort_by_key(|listed| listed.accepted);
         oldest.into_iter().take(LISTED_MAX).map(|listed| listed.text).collect()
+    }
+
+    /// Returns the number of workers that listen.
+    pub(crate) fn listening(&self) -> usize {
+        self.listening.load(Ordering::Acquire)
+    }
+
+    /// Has the worker `index`, which has no listener so far, listen.
+    pub(crate) fn listen(&self, index: usize, listener: Listener) {
+        let Some(worker) = self.workers.get(index) else { return };
+        self.listening.fetch_add(1, Ordering::AcqRel);
+        match worker.mailbox.try_send(Mail::Listen(listener)) {
+            Ok(()) => worker.wake(),
+            Err(_full) => self.stopped_listening(),
+        }
     }
 
     /// Records that a worker has closed its listeners. After the last one it wakes all workers: no client can be sent to

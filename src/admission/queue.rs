@@ -179,7 +179,6 @@ impl WaitQueue {
     }
 
     /// Describes the queue for a hand-over.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
     pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> QueueWords {
         let Self { begin: _, heads: _, pace: _, rate: _, bypasses_left, bypass_until } = self;
         let until = Duration::from_nanos(bypass_until.load(Ordering::SeqCst));
@@ -191,7 +190,6 @@ impl WaitQueue {
     }
 
     /// Takes over a queue that was described. A rate that the present configuration lacks is dropped.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
     pub(crate) fn restore(&self, words: &QueueWords, parcel: &Incoming) {
         let QueueWords { bypasses_left, bypass_until, next } = *words;
         let nanos = |moment| self.nanos(parcel.instant(moment));

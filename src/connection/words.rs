@@ -94,7 +94,6 @@ pub(crate) struct RebuildContext<'a> {
 
 impl Connection {
     /// Returns true unless it is in a TLS session, which cannot travel.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn is_movable(&self) -> bool {
         match &self.state {
             State::Waiting { .. } | State::Connecting(_) | State::Relaying(_) => true,
@@ -104,7 +103,6 @@ impl Connection {
 
     /// Returns its words, and puts its descriptors and bytes into `parcel`. Nothing changes: the connection may go on. It must
     /// be movable.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> ConnectionWords {
         let Self { client, state, record, _permit: _ } = self;
         ConnectionWords {
@@ -116,7 +114,6 @@ impl Connection {
 
     /// Returns the connection of `words`, with a permit and a pass as it had, beyond all bounds. No peer notices. It is not
     /// registered yet.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn rebuild(
         words: ConnectionWords,
         parcel: &mut Incoming,
@@ -132,7 +129,6 @@ impl Connection {
     }
 
     /// Registers the sockets of a connection from another process. All that is ready is reported once more.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn adopt_registration(
         &mut self,
         registry: &Registry,

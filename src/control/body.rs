@@ -1,5 +1,7 @@
 //! Body of a control request: checked and counted as it comes, and thrown away. No request of the API needs one.
 
+use serde::{Deserialize, Serialize};
+
 use super::request::HttpError;
 
 /// Longest body, including the framing of its chunks.
@@ -8,7 +10,8 @@ pub(super) const BODY_BYTES_MAX: usize = 16 << 10;
 const TOO_LONG: HttpError = (413, "The body is too long: no request of this API needs one.");
 
 /// Body on its way in.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Body {
     /// `Content-Length`: this number of bytes is still to come.
     Sized(usize),
@@ -53,7 +56,7 @@ impl Body {
 }
 
 /// Body in chunks, read to the letter of RFC 9112 (7.1): two readings of one body would be a way in.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Chunks {
     place: Place,
     /// Bytes of this chunk that are still to come.
@@ -63,7 +66,8 @@ pub(super) struct Chunks {
 }
 
 /// Place of the next byte in the chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Place {
     /// The first digit of a size.
     Size,

@@ -1,5 +1,7 @@
 //! Table of the requests that the API answers, by which they are routed and listed.
 
+use serde::{Deserialize, Serialize};
+
 use super::response::{Response, TEXT};
 
 /// Kind of request that the API answers.
@@ -14,7 +16,8 @@ struct Kind {
 }
 
 /// Requests that a listener is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Scope {
     /// Those that change nothing, at `monitor.addr`.
     ReadOnly,

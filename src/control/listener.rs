@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -15,13 +15,20 @@ use rustix::{
     io::Errno,
     net::{SocketFlags, accept_with},
 };
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 
 use super::{
-    conn::{ControlConn, ControlContext},
+    conn::{CallerWords, ControlConn, ControlContext},
     index::Scope,
 };
-use crate::pause::barrier::Barrier;
+use crate::{
+    handover::{
+        fault,
+        parcel::{Incoming, Outgoing},
+    },
+    pause::barrier::Barrier,
+};
 
 /// Most callers accepted in one turn, so that others are not starved.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -41,6 +48,29 @@ pub(super) struct ControlListener {
     /// Most callers served at once, waiting ones included. For one more, the least important has to go.
     callers_max: usize,
     context: ControlContext,
+}
+
+/// Front in a hand-over. Its listeners travel with those of the proxy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ControlWords {
+    last_request_id: u64,
+    /// Numbers of answers so far, by class.
+    answers: Vec<u64>,
+    callers: Vec<CallerWords>,
+}
+
+/// Listeners in a hand-over, whose descriptors go along in this order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ControlListenersWords {
+    pub(crate) scopes: Vec<Scope>,
+}
+
+/// Message of the front, as the taker reads it among others.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum ControlMessage {
+    ControlListeners(ControlListenersWords),
+    Control(ControlWords),
 }
 
 /// Socket that callers come by.
@@ -99,7 +129,7 @@ impl Notifier {
     }
 
     /// Makes the front look at all its callers.
-    pub(super) fn notify(&self) {
+    pub(crate) fn notify(&self) {
         // Writing to an eventfd fails only when it is full, and then the front is awake.
         self.waker.wake().ok();
     }
@@ -124,8 +154,76 @@ impl ControlListener {
         Ok(Self { poll, listeners, callers: Slab::new(), callers_max, context })
     }
 
+    /// Returns true while it is to stand still as soon as it can.
+    fn is_freezing(&self) -> bool {
+        self.context.handle.freeze().asks_front()
+    }
+
+    /// Stands still for a hand-over, once no request is executed, and describes itself.
+    fn stand_still(&self) {
+        if self.callers.iter().any(|(_, caller)| caller.is_executing()) {
+            return;
+        }
+        let freeze = self.context.handle.freeze();
+        freeze.stand_still(self.context.handle.front_index(), |outbox| {
+            let mut parcel = outbox.parcel();
+            let scopes = self.listeners.iter().map(|listener| {
+                parcel.lend(listener.socket.as_fd());
+                listener.scope
+            });
+            let scopes = scopes.collect();
+            fault::happen("giver", "control-listeners");
+            let words = ControlMessage::ControlListeners(ControlListenersWords { scopes });
+            outbox.send(&words, parcel)?;
+            let mut parcel = outbox.parcel();
+            let words = self.describe(&mut parcel);
+            fault::happen("giver", "control");
+            outbox.send(&ControlMessage::Control(words), parcel)
+        });
+    }
+
+    /// Describes its callers for a hand-over. None of them may be [executing](ControlConn::is_executing), or it is left out.
+    pub(super) fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> ControlWords {
+        let Self { poll: _, listeners: _, callers, callers_max: _, context } = self;
+        let ControlContext {
+            notifier: _,
+            handle: _,
+            jobs: _,
+            metrics,
+            hosts: _,
+            timeouts: _,
+            waiters_max: _,
+            permit: _,
+            last_request_id,
+            scratch: _,
+            short_until: _,
+            stops_at: _,
+            log_limit: _,
+        } = context;
+        ControlWords {
+            last_request_id: *last_request_id,
+            answers: metrics.answers(),
+            callers: callers.iter().filter_map(|(_, caller)| caller.describe(parcel)).collect(),
+        }
+    }
+
+    /// Takes over the callers of another front, also beyond the bound.
+    pub(super) fn inherit(&mut self, words: ControlWords, mut parcel: Incoming) -> io::Result<()> {
+        let ControlWords { last_request_id, answers, callers } = words;
+        self.context.last_request_id = last_request_id;
+        self.context.metrics.add_answers(&answers);
+        for words in callers {
+            let caller = ControlConn::rebuild(words, &mut parcel, &self.context)
+                .map_err(io::Error::other)?;
+            caller.register(self.poll.registry(), Token(self.callers.vacant_key()))?;
+            self.callers.insert(caller);
+        }
+        parcel.finish().map_err(io::Error::other)
+    }
+
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
     pub(super) fn run(mut self) {
+        self.callers.iter_mut().for_each(|(_, caller)| caller.own_pause());
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut epoch = 0;
         while self.context.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at)
@@ -138,13 +236,16 @@ impl ControlListener {
                 self.listeners.iter_mut().for_each(|listener| listener.may_accept = true);
             }
             self.context.notifier.turns.ack(0, &mut epoch);
+            if self.is_freezing() {
+                self.stand_still();
+            }
         }
         self.context.notifier.turns.leave(0);
     }
 
     /// Waits, marks, drives and accepts. Marking closes nothing, so that no slot is reused while events still name it. Accepting
     /// comes last: where descriptors are short, a newcomer would take the one that an answer needs.
-    fn turn(&mut self, events: &mut Events) {
+    pub(super) fn turn(&mut self, events: &mut Events) {
         if let Err(error) = self.wait(events) {
             self.context.log_failure(&format!("the control API cannot wait for callers: {error}"));
         }
@@ -152,7 +253,11 @@ impl ControlListener {
         if self.context.short_until.is_some_and(|until| until <= Instant::now()) {
             self.context.short_until = None;
         }
-        self.callers.retain(|_, caller| caller.drive(&mut self.context));
+        // While it is to stand still, only what is executed goes on.
+        let is_freezing = self.is_freezing();
+        self.callers.retain(|_, caller| {
+            is_freezing && !caller.is_executing() || caller.drive(&mut self.context)
+        });
         self.accept();
     }
 
@@ -160,7 +265,7 @@ impl ControlListener {
         let mut next: Vec<Instant> =
             self.callers.iter().filter_map(|(_, caller)| caller.deadline).collect();
         next.extend(self.context.short_until.into_iter().chain(self.context.stops_at));
-        let is_busy = self.callers.iter().any(|(_, caller)| caller.ready);
+        let is_busy = !self.is_freezing() && self.callers.iter().any(|(_, caller)| caller.ready);
         next.extend((is_busy || self.can_accept()).then(Instant::now));
         let timeout = next.iter().min().map(|at| at.saturating_duration_since(Instant::now()));
         match self.poll.poll(events, timeout) {
@@ -196,7 +301,8 @@ impl ControlListener {
     }
 
     fn can_accept(&self) -> bool {
-        self.listeners.iter().any(|listener| listener.may_accept)
+        !self.is_freezing()
+            && self.listeners.iter().any(|listener| listener.may_accept)
             && self.context.short_until.is_none()
             && self.context.stops_at.is_none()
     }
@@ -227,19 +333,14 @@ impl ControlListener {
     }
 
     fn admit(&mut self, socket: OwnedFd, scope: Scope) {
-        let timeouts = self.context.timeouts;
+        let mut caller = ControlConn::new(socket, scope, self.context.timeouts);
         if self.is_full(scope) && !self.evict(scope) {
-            return ControlConn::new(socket, scope, timeouts).refuse(&self.context.metrics);
+            return caller.refuse(&self.context.metrics);
         }
-        let registered = self.poll.registry().register(
-            &mut SourceFd(&socket.as_raw_fd()),
-            Token(self.callers.vacant_key()),
-            Interest::READABLE | Interest::WRITABLE,
-        );
-        if let Err(error) = registered {
+        let token = Token(self.callers.vacant_key());
+        if let Err(error) = caller.register(self.poll.registry(), token) {
             return self.context.run_short("serve a caller", &error);
         }
-        let mut caller = ControlConn::new(socket, scope, timeouts);
         if caller.drive(&mut self.context) {
             self.callers.insert(caller);
         }

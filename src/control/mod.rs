@@ -45,12 +45,15 @@ use executor::Executor;
 pub(crate) use hosts::HostPolicy;
 pub(crate) use index::Scope;
 use listener::ControlListener;
-pub(crate) use listener::Notifier;
+pub(crate) use listener::{ControlListenersWords, ControlWords, Notifier};
 use log::error;
 use metrics::Source;
 use mio::Poll;
 
-use crate::{error::Error, handle::Handle, log_limit::LogLimit, pause::leases::PROGRAM};
+use crate::{
+    error::Error, handle::Handle, handover::parcel::Incoming, log_limit::LogLimit,
+    pause::leases::PROGRAM,
+};
 
 /// Most bytes of one read.
 const READ_BYTES: usize = 16 << 10;
@@ -66,15 +69,18 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Serves the API on `listeners`, bound, listening, non-blocking sockets, for up to `callers_max` callers at once.
+    /// Serves the API on `listeners`, bound, listening, non-blocking sockets, for up to `callers_max` callers at once. It goes on
+    /// with the callers of another process, if there are any.
     pub(crate) fn start(
         listeners: Vec<(OwnedFd, Scope)>,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
+        inherited: Option<(ControlWords, Incoming)>,
     ) -> Result<Self, Error> {
         Backend::start()
             .and_then(|backend| {
+                let listeners = (listeners, inherited);
                 Self::start_with(listeners, handle, hosts, callers_max, backend, TIMEOUTS)
             })
             .map_err(|error| match error.kind() {
@@ -85,53 +91,70 @@ impl Control {
     }
 
     fn start_with(
-        listeners: Vec<(OwnedFd, Scope)>,
+        (listeners, inherited): (Vec<(OwnedFd, Scope)>, Option<(ControlWords, Incoming)>),
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
         backend: Backend,
         timeouts: Timeouts,
     ) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let notifier = Arc::new(Notifier::new(&poll)?);
-        let idle_notifier = Arc::clone(&notifier);
-        handle.pauses().watch_idle(move || idle_notifier.notify_idle());
-        let pause_notifier = Arc::clone(&notifier);
-        handle.pauses().watch(move || pause_notifier.notify());
-        let upgrade_notifier = Arc::clone(&notifier);
-        handle.upgrade_requests().watch(move || upgrade_notifier.notify());
-        let metrics = Arc::new(Source::new());
-        // A caller has one job at a time.
-        let (sender, jobs) = bounded(callers_max);
-        let executor = Executor {
-            jobs,
-            handle: handle.clone(),
-            backend,
-            metrics: Arc::clone(&metrics),
-            notifier: Arc::clone(&notifier),
-            silence: timeouts.silence,
-            log_limit: LogLimit::default(),
-        };
-        let context = ControlContext {
-            notifier: Arc::clone(&notifier),
-            handle,
-            jobs: sender,
-            metrics,
-            hosts,
-            timeouts,
-            waiters_max: callers_max / 2,
-            permit: Arc::new(()),
-            last_request_id: PROGRAM,
-            scratch: vec![0; READ_BYTES],
-            short_until: None,
-            stops_at: None,
-            log_limit: LogLimit::default(),
-        };
-        let front = ControlListener::new(poll, listeners, callers_max, context)?;
+        let parts = assemble(listeners, handle, hosts, callers_max, backend, timeouts)?;
+        let (notifier, mut front, executor) = parts;
+        if let Some((words, parcel)) = inherited {
+            front.inherit(words, parcel)?;
+        }
         let executor = Builder::new().name("control".into()).spawn(move || executor.run())?;
         let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
         Ok(Self { notifier, threads: vec![front, executor] })
     }
+}
+
+/// Makes the parts of an API whose threads do not run yet.
+fn assemble(
+    listeners: Vec<(OwnedFd, Scope)>,
+    handle: Handle,
+    hosts: HostPolicy,
+    callers_max: usize,
+    backend: Backend,
+    timeouts: Timeouts,
+) -> io::Result<(Arc<Notifier>, ControlListener, Executor)> {
+    let poll = Poll::new()?;
+    let notifier = Arc::new(Notifier::new(&poll)?);
+    let idle_notifier = Arc::clone(&notifier);
+    handle.pauses().watch_idle(move || idle_notifier.notify_idle());
+    let pause_notifier = Arc::clone(&notifier);
+    handle.pauses().watch(move || pause_notifier.notify());
+    let upgrade_notifier = Arc::clone(&notifier);
+    handle.upgrade_requests().watch(move || upgrade_notifier.notify());
+    let metrics = Arc::new(Source::new());
+    // A caller has one job at a time.
+    let (sender, jobs) = bounded(callers_max);
+    let executor = Executor {
+        jobs,
+        handle: handle.clone(),
+        backend,
+        metrics: Arc::clone(&metrics),
+        notifier: Arc::clone(&notifier),
+        silence: timeouts.silence,
+        log_limit: LogLimit::default(),
+    };
+    let context = ControlContext {
+        notifier: Arc::clone(&notifier),
+        handle,
+        jobs: sender,
+        metrics,
+        hosts,
+        timeouts,
+        waiters_max: callers_max / 2,
+        permit: Arc::new(()),
+        last_request_id: PROGRAM,
+        scratch: vec![0; READ_BYTES],
+        short_until: None,
+        stops_at: None,
+        log_limit: LogLimit::default(),
+    };
+    let front = ControlListener::new(poll, listeners, callers_max, context)?;
+    Ok((notifier, front, executor))
 }
 
 impl Control {

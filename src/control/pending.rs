@@ -7,9 +7,14 @@ use std::{
 };
 
 use log::{error, info};
+use serde::{Deserialize, Serialize};
 
 use super::{command::Caller, response::Response};
-use crate::{handle::Handle, pause::WaitState};
+use crate::{
+    handle::Handle,
+    handover::parcel::{Incoming, Moment, Outgoing},
+    pause::WaitState,
+};
 
 /// Longest time that reset connections may take to be gone. A worker closes them in its next turn.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,11 +26,40 @@ pub(super) struct PendingPause {
     begun: Instant,
     /// Number of connections that were reset for it.
     reset: u64,
-    /// False once the pause is not to be undone any more.
+    /// False while or once the pause is not to be undone.
     is_owned: bool,
 }
 
+/// Pause that is not committed yet, in a hand-over. Its lease travels with the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct PendingWords {
+    name: String,
+    request_id: u64,
+    begun: Moment,
+    reset: u64,
+}
+
 impl PendingPause {
+    /// Describes it for a hand-over.
+    pub(super) fn describe(&self, parcel: &Outgoing<'_>) -> PendingWords {
+        // It is owned wherever it can be described: what lets go of it consumes it.
+        let Self { handle: _, caller, begun, reset, is_owned: _ } = self;
+        let Caller { name, request_id } = caller.clone();
+        PendingWords { name, request_id, begun: parcel.moment(*begun), reset: *reset }
+    }
+
+    /// Makes the owner of the pause of these words. It undoes nothing before it [owns](Self::own) the pause.
+    pub(super) fn rebuild(words: PendingWords, parcel: &Incoming, handle: Handle) -> Self {
+        let PendingWords { name, request_id, begun, reset } = words;
+        let caller = Caller { name, request_id };
+        Self { handle, caller, begun: parcel.instant(begun), reset, is_owned: false }
+    }
+
+    /// Owns the pause from now on, as its hand-over is over: until then, the other process owns it.
+    pub(super) fn own(&mut self) {
+        self.is_owned = true;
+    }
+
     /// Owns the pause that the request of `caller` begins from now on.
     pub(super) fn new(handle: Handle, caller: Caller) -> Self {
         Self { handle, caller, begun: Instant::now(), reset: 0, is_owned: true }

@@ -2,6 +2,8 @@
 
 use std::{num::NonZeroU64, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     config::{
         duration::parse_duration,
@@ -50,7 +52,8 @@ pub(super) struct Wait {
 }
 
 /// Fate of a pause that is not idle in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum OnTimeout {
     /// It is undone.
     Resume,

@@ -3,14 +3,17 @@
 //! `tiny_http` trusts what it reads: a wrong length aborts the process, an endless line fills the memory. Nothing of a caller's
 //! bytes but the method and the target passes this file.
 
+use serde::{Deserialize, Serialize};
+
 use super::{body::Body, hosts::HostPolicy};
+use crate::handover::parcel::{self, Misfit, Outgoing};
 
 /// Longest head of a request.
 pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;
 const HEADERS_MAX: usize = 64;
 
 /// Request that is in order as HTTP.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
     /// In capitals; `Command` knows the methods of each path.
     pub(super) method: String,
@@ -43,7 +46,29 @@ pub(super) struct Incoming {
     parts: Option<(Request, Body)>,
 }
 
+/// Request on its way in, in a hand-over: the number of the bytes of its head in the parcel, or the parts of a whole one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct IncomingWords {
+    bytes: usize,
+    parts: Option<(Request, Body)>,
+}
+
 impl Incoming {
+    /// Describes it for a hand-over.
+    pub(super) fn describe(&self, parcel: &mut Outgoing<'_>) -> IncomingWords {
+        let Self { bytes, parts } = self;
+        IncomingWords { bytes: parcel.append(bytes), parts: parts.clone() }
+    }
+
+    /// Makes it of its words.
+    pub(super) fn rebuild(
+        words: IncomingWords,
+        parcel: &mut parcel::Incoming,
+    ) -> Result<Self, Misfit> {
+        let IncomingWords { bytes, parts } = words;
+        Ok(Self { bytes: parcel.bytes(bytes)?.to_vec(), parts })
+    }
+
     /// Takes the next bytes that a caller has sent.
     pub(super) fn take(&mut self, bytes: &[u8], hosts: &HostPolicy) -> Result<Progress, HttpError> {
         let (request, body, continues) = match &mut self.parts {

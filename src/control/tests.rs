@@ -14,12 +14,20 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod corpus;
+mod handover;
 mod server;
 mod upgrade;
 mod waits;
 
 use super::{backend::UnlinkedListener, *};
-use crate::{handle::Handle, pause::gate::Pass};
+use crate::{
+    handle::Handle,
+    handover::parcel::Outgoing,
+    pause::{
+        gate::{Mode, Pass},
+        leases::{Lifetime, Terms},
+    },
+};
 
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -36,6 +44,39 @@ const TIMEOUTS_SHORT: Timeouts = Timeouts {
 /// A handle to a proxy that is idle.
 pub(super) fn handle() -> Handle {
     crate::tests::handle()
+}
+
+/// What callers share, before an executor that executes nothing.
+pub(super) fn context() -> ControlContext {
+    ControlContext {
+        notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),
+        handle: handle(),
+        jobs: bounded(1).0,
+        metrics: Arc::new(Source::new()),
+        hosts: HostPolicy::new([], &[]),
+        timeouts: TIMEOUTS_SHORT,
+        waiters_max: CALLERS_MAX / 2,
+        permit: Arc::new(()),
+        last_request_id: PROGRAM,
+        scratch: vec![0; READ_BYTES],
+        short_until: None,
+        stops_at: None,
+        log_limit: LogLimit::default(),
+    }
+}
+
+/// Begins a pause of a request that is not committed.
+pub(super) fn put_pending(handle: &Handle, request_id: u64) {
+    let (name, by) = ("a".to_owned(), "a test".to_owned());
+    let terms = Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None };
+    handle.pauses().put(terms, Lifetime::Pending, request_id).unwrap();
+}
+
+/// A parcel as it arrives: with copies of the descriptors.
+pub(super) fn parcel_of(parcel: Outgoing<'_>, begin: Instant) -> Incoming {
+    let (lent, bytes) = parcel.into_parts();
+    let copies = lent.iter().map(|it| it.try_clone_to_owned().unwrap()).collect();
+    Incoming::new(begin, copies, bytes)
 }
 
 /// One connection that is carried until it is dropped.
@@ -107,7 +148,7 @@ const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn start(listener: OwnedFd, handle: &Handle, backend: Backend, timeouts: Timeouts) -> Control {
-    let (hosts, listeners) = (HostPolicy::new([], &[]), vec![(listener, Scope::Full)]);
+    let (hosts, listeners) = (HostPolicy::new([], &[]), (vec![(listener, Scope::Full)], None));
     Control::start_with(listeners, handle.clone(), hosts, CALLERS_MAX, backend, timeouts).unwrap()
 }
 

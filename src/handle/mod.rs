@@ -13,7 +13,7 @@ pub use status::{LeaseStatus, Status};
 
 use crate::{
     config::address::Address,
-    handover::request::UpgradeRequests,
+    handover::{freeze::Freeze, request::UpgradeRequests},
     pause::Pauses,
     shared::{Phase, Shared},
 };
@@ -88,6 +88,16 @@ impl Handle {
     /// Returns the requests for an upgrade.
     pub(crate) fn upgrade_requests(&self) -> &UpgradeRequests {
         &self.0.upgrade_requests
+    }
+
+    /// Returns the standstill of a hand-over.
+    pub(crate) fn freeze(&self) -> &Freeze {
+        &self.0.freeze
+    }
+
+    /// Returns the index of the control API's front in a standstill, which is behind the workers.
+    pub(crate) fn front_index(&self) -> usize {
+        self.0.workers.len()
     }
 
     /// Returns the pauses of the proxy.

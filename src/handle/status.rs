@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::duration::format_duration,
+    handover::upgrades::{LastUpgrade, UpgradesWords},
     pause::{
         gate::Mode,
         leases::{Lease, mode_name},
@@ -117,6 +118,12 @@ pub struct Status {
     /// Ended connections by their cause since the start.
     #[serde(default)]
     pub closed: BTreeMap<String, u64>,
+    /// Upgrades since the start: the processes that have gone on where another one stopped.
+    #[serde(default)]
+    pub upgrades: u64,
+    /// Last upgrade, or last attempt at one; null before.
+    #[serde(default)]
+    pub last_upgrade: Option<LastUpgrade>,
 }
 
 /// One of the pauses that hold, as `GET /status` shows it.
@@ -154,6 +161,7 @@ impl Status {
         let closed = |cause: CloseCause| balance.closed.get(cause as usize).copied().unwrap_or(0);
         let connections_max = admission.clients.max() as u64;
         let breaker = upstream.breaker();
+        let UpgradesWords { count: upgrades, last: last_upgrade } = shared.upgrades.describe();
         let mut status = Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: seconds(started.elapsed()),
@@ -190,6 +198,8 @@ impl Status {
             pid: process::id(),
             config_file: shared.config_file.as_ref().map(|file| file.display().to_string()),
             closed: CloseCause::ALL.map(|cause| (cause.word().to_owned(), closed(cause))).into(),
+            upgrades,
+            last_upgrade,
         };
         status.state = status.describe(shared, paused_since.map(|since| since.at), now);
         status

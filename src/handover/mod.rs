@@ -4,6 +4,9 @@
 //! that it goes on itself. Each struct says next to its definition what of it travels: its *words*, which serde writes,
 //! and the descriptors and raw bytes that go along in a *parcel*.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
+pub(crate) mod channel;
+pub(crate) mod fault;
+pub(crate) mod freeze;
 pub(crate) mod parcel;
 pub(crate) mod request;
+pub(crate) mod upgrades;

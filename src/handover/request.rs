@@ -45,7 +45,6 @@ pub(crate) struct Upgraded {
 
 impl UpgradeRequests {
     /// Returns the way on which the program hears of requests. Only with it an upgrade can be asked for.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
     pub(crate) fn receiver(&self) -> Receiver<()> {
         let (sender, receiver) = bounded(1);
         self.lock().program = Some(sender);
@@ -69,7 +68,6 @@ impl UpgradeRequests {
     }
 
     /// Ends the pending attempt: this process goes on, for this reason.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
     pub(crate) fn fail(&self, why: &str) {
         let mut attempts = self.lock();
         attempts.is_pending = false;
@@ -79,7 +77,6 @@ impl UpgradeRequests {
     }
 
     /// Tells that this process has taken over.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
     pub(crate) fn succeed(&self, upgraded: Upgraded) {
         self.lock().success = Some(upgraded);
         self.notify();

@@ -38,7 +38,6 @@ pub(crate) struct FrozenPauses<'a> {
     leases: MutexGuard<'a, Leases>,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 impl Pauses {
     /// Freezes the pauses, so that nothing changes behind their description.
     pub(crate) fn freeze(&self) -> FrozenPauses<'_> {
@@ -61,7 +60,6 @@ impl Pauses {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 impl FrozenPauses<'_> {
     /// Describes the pauses for a hand-over.
     pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> PausesWords {

@@ -1,9 +1,10 @@
-//! Assembling of a server: from a checked configuration by way of its sockets to threads that run.
+//! Assembling of a server: from a checked configuration by way of its sockets to threads that run, or that wait for the word
+//! to go on where another process stopped.
 
 use std::{
     io, iter,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::Instant,
 };
@@ -17,19 +18,20 @@ use super::{
     limits::{Limits, counted},
     listen::{Listeners, Listening, listen},
     supervisor::start_worker,
+    take::Rebuilding,
 };
 use crate::{
     admission::Admission,
     config::{Config, ControlConfig, GroupName, address::Address},
     connection::reject::policy::RejectPolicy,
-    control::{Control, HostPolicy, Scope},
+    control::{Control, ControlWords, HostPolicy, Scope},
     error::Error,
-    handover::request::UpgradeRequests,
+    handover::{freeze::Freeze, parcel::Incoming, request::UpgradeRequests, upgrades::Upgrades},
     pause::{Pauses, expiry, gate::Mode},
     shared::{Shared, Shutdown, SocketFiles},
     stats::Counters,
-    sys::{self, socket_file::Access},
-    upstream::{Upstream, loop_guard::LoopGuard},
+    sys::{self, SocketAddress, socket_file::Access},
+    upstream::{self, Upstream, loop_guard::LoopGuard},
     worker::{WAKER, WorkerResources},
     worker_pool::{Mail, WorkerHandle, WorkerPool},
 };
@@ -47,6 +49,20 @@ pub(super) struct Plan {
     pub(super) files: u64,
     /// Number of workers.
     pub(super) threads: usize,
+    /// Addresses of the upstream, if its name was looked up already.
+    found: Option<Box<[SocketAddress]>>,
+    /// Addresses as they are written in the configuration; none for sockets that were passed.
+    pub(super) written: Written,
+    /// True if the giver's listener of the monitor is the one that this configuration wants.
+    pub(super) keeps_monitor: bool,
+}
+
+/// Addresses of a configuration that a successor must have too.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Written {
+    pub(super) proxy: Option<String>,
+    pub(super) control: Option<String>,
+    pub(super) monitor: Option<String>,
 }
 
 impl Plan {
@@ -56,13 +72,41 @@ impl Plan {
         let files = sys::raise_open_files();
         check_sources(&config.upstream.source_addrs)?;
         let threads = threads(&config);
-        Ok(Self { config, reject_policy, control_access, files, threads })
+        let written = Written {
+            proxy: Some(config.proxy.addr.to_string()),
+            control: Some(config.control.addr.to_string()),
+            monitor: config.monitor.addr.as_ref().map(ToString::to_string),
+        };
+        Ok(Self {
+            config,
+            reject_policy,
+            control_access,
+            files,
+            threads,
+            found: None,
+            written,
+            keeps_monitor: false,
+        })
+    }
+
+    /// Looks the upstream's name up. A failure is left to the thread that looks names up all the time.
+    pub(super) fn look_up_upstream(&mut self) {
+        self.found = upstream::look_up(&self.config.upstream.addr).ok();
     }
 
     /// Binds every listener, but for those that were passed.
-    pub(super) fn listen(&self, sockets: Sockets) -> Result<Listeners, Error> {
+    pub(super) fn listen(&mut self, sockets: Sockets) -> Result<Listeners, Error> {
         sockets.announce();
         let Sockets { proxy, control, monitor } = sockets;
+        if proxy.is_some() {
+            self.written.proxy = None;
+        }
+        if control.is_some() {
+            self.written.control = None;
+        }
+        if monitor.is_some() {
+            self.written.monitor = None;
+        }
         let config = &self.config;
         let listen_for_control =
             || listen("control.addr", &config.control.addr, 1, self.control_access);
@@ -84,16 +128,23 @@ impl Plan {
         monitor.addr.as_ref().map(|addr| listen("monitor.addr", addr, 1, access)).transpose()
     }
 
-    /// Starts every thread behind these listeners.
-    pub(super) fn assemble(self, listeners: Listeners) -> Result<Server, Error> {
-        let Self { config, reject_policy, files, threads, control_access: _ } = self;
+    /// Starts every thread behind these listeners. With a state that is to be rebuilt, they rebuild it and stand still.
+    pub(super) fn assemble(
+        self,
+        listeners: Listeners,
+        mut rebuilding: Option<Rebuilding>,
+    ) -> Result<Server, Error> {
+        let Self { config, reject_policy, files, threads, written, found, .. } = self;
         let limits = Limits::new(files, threads, listeners.count(), &config.proxy);
         limits.warn(files, &config.proxy);
         let mut guard = LoopGuard::default();
         listeners.add_to(&mut guard);
         let Listeners { mut proxy, control, monitor } = listeners;
-        let started = Instant::now();
+        let started = rebuilding.as_ref().map_or_else(Instant::now, Rebuilding::started);
         let upstream = Arc::new(Upstream::new(config.upstream, guard, started)?);
+        if let Some(found) = found {
+            upstream.publish(found);
+        }
         let (workers, ends) = make_workers(threads)?;
         let workers = Arc::new(WorkerPool::new(workers, proxy.listeners.len()));
         let admission =
@@ -112,6 +163,10 @@ impl Plan {
             reject_policy,
             workers,
             shutdown: Shutdown::new(config.grace_period),
+            freeze: match rebuilding {
+                Some(_) => Freeze::from_start(threads),
+                None => Freeze::new(threads),
+            },
             pipes_per_worker: limits.pipes / threads,
             log: config.log,
             started,
@@ -123,7 +178,12 @@ impl Plan {
             control_addr: control.address.clone(),
             config_file: config.file,
             upgrade_requests: UpgradeRequests::default(),
+            upgrades: Upgrades::default(),
         });
+        // Before any connection is built, and before any thread could change a pause.
+        if let Some(rebuilding) = &rebuilding {
+            rebuilding.restore(&shared);
+        }
         expiry::start(&shared.pauses, notifications)?;
         let weak = Arc::downgrade(&shared);
         shared.upstream.start(move || weak.upgrade().iter().for_each(|it| it.reset_loops()))?;
@@ -134,15 +194,18 @@ impl Plan {
             proxy_addr: proxy.address,
             control_addr: control.address.clone(),
             monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
+            written,
         };
         let mut listeners = proxy.listeners.into_iter();
         for (index, (poll, mailbox)) in ends.into_iter().enumerate() {
+            let inherited = rebuilding.as_mut().map(|it| it.take_worker(index, threads));
             let resources = WorkerResources {
                 index,
                 poll,
                 listeners: listeners.next().unwrap_or_default(),
-                is_small: false,
+                is_small: rebuilding.as_ref().is_some_and(Rebuilding::is_small),
                 mailbox,
+                inherited: inherited.unwrap_or_default(),
                 shared: Arc::clone(&server.shared),
             };
             server.workers.push(start_worker(resources)?);
@@ -151,7 +214,8 @@ impl Plan {
         let monitor_addresses = monitor.as_ref().map(|it| it.addresses.clone());
         let listened_at = [&config.control.addr].into_iter().chain(&config.monitor.addr);
         let hosts = HostPolicy::new(listened_at, &config.control.hosts);
-        server.start_control((control, monitor), hosts, limits.callers)?;
+        let callers = rebuilding.map(Rebuilding::into_control);
+        server.start_control((control, monitor), hosts, limits.callers, callers)?;
         server.announce(&proxy.addresses, &control_addresses, limits.clients);
         if let Some(addresses) = monitor_addresses {
             log::info!("monitor listens on {}", list(&addresses));
@@ -167,16 +231,16 @@ impl Server {
         (control, monitor): (Listening, Option<Listening>),
         hosts: HostPolicy,
         callers_max: usize,
+        inherited: Option<(ControlWords, Incoming)>,
     ) -> Result<(), Error> {
         let mut sockets = Vec::new();
         let monitor = monitor.map(|listening| (listening, Scope::ReadOnly));
         for (listening, scope) in iter::once((control, Scope::Full)).chain(monitor) {
-            let files = self.shared.socket_files.control.lock();
-            files.unwrap_or_else(PoisonError::into_inner).extend(listening.file);
+            listening.file.into_iter().for_each(|it| self.shared.socket_files.add_of_control(it));
             let listeners = listening.listeners.into_iter().flatten();
             sockets.extend(listeners.map(|listener| (listener.into(), scope)));
         }
-        self.control = Some(Control::start(sockets, self.handle(), hosts, callers_max)?);
+        self.control = Some(Control::start(sockets, self.handle(), hosts, callers_max, inherited)?);
         Ok(())
     }
 

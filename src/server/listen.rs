@@ -79,6 +79,19 @@ impl Listening {
         Ok(Self::unix(listener, None, &address))
     }
 
+    /// Returns the listeners that another process has had, of each worker that has some.
+    pub(super) fn adopted(listeners: Vec<Vec<Listener>>) -> io::Result<Self> {
+        let mut addresses = Vec::new();
+        for listener in listeners.iter().flatten() {
+            let address = address_of(listener)?;
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        let address = addresses.first().cloned().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { listeners, file: None, address, addresses })
+    }
+
     /// Adds a further listener that listens already.
     pub(super) fn inherit(&mut self, listener: Listener) -> io::Result<()> {
         self.addresses.push(address_of(&listener)?);

@@ -1,15 +1,24 @@
 //! `Server`: binds everything, starts every thread, and ends them all.
 
 mod assemble;
+mod give;
 mod heartbeat;
 mod limits;
 mod listen;
+mod messages;
+mod rest;
 mod sockets;
 mod supervisor;
+mod take;
 
 use std::{sync::Arc, thread::JoinHandle};
 
-pub use self::{heartbeat::Heartbeat, sockets::Sockets};
+pub use self::{
+    give::{Given, Giver},
+    heartbeat::Heartbeat,
+    sockets::Sockets,
+    take::refuse,
+};
 use crate::{
     config::{Config, address::Address},
     control::Control,
@@ -18,7 +27,7 @@ use crate::{
     shared::{Phase, Shared},
     worker::End,
 };
-use assemble::Plan;
+use assemble::{Plan, Written};
 
 /// A running proxy: its listeners are bound and its threads run. Dropping it closes everything at once.
 #[derive(Debug)]
@@ -29,6 +38,7 @@ pub struct Server {
     proxy_addr: Address,
     control_addr: Address,
     monitor_addr: Option<Address>,
+    written: Written,
 }
 
 /// Handle to stop a [`Server`] from another thread.
@@ -61,9 +71,9 @@ impl Server {
     /// Starts like [`Server::start`], but listens on these sockets in place of the addresses of the configuration.
     pub fn start_on(sockets: Sockets, mut config: Config) -> Result<Self, Error> {
         sockets.set_addresses(&mut config);
-        let plan = Plan::new(config)?;
+        let mut plan = Plan::new(config)?;
         let listeners = plan.listen(sockets)?;
-        plan.assemble(listeners)
+        plan.assemble(listeners, None)
     }
 
     /// Returns a handle to pause, resume and observe the proxy.
@@ -79,6 +89,12 @@ impl Server {
     /// Returns the proof that the threads of the proxy go on, for a watchdog.
     pub fn heartbeat(&self) -> Heartbeat {
         Heartbeat::new(&self.shared, self.control.as_ref().map(Control::notifier))
+    }
+
+    /// Returns the means to hand everything over to another process.
+    pub fn giver(&self) -> Giver {
+        let notifier = self.control.as_ref().map(Control::notifier);
+        Giver::new(Arc::clone(&self.shared), notifier, self.written.clone())
     }
 
     /// Returns the address that clients connect to, with the real port; the first one, if the name has several.

@@ -42,7 +42,6 @@ struct WaitsWords {
     refused: HistogramWords,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 impl Counters {
     /// Describes the counters for a hand-over.
     pub(crate) fn describe(&self) -> CountersWords {

@@ -46,21 +46,18 @@ pub(crate) struct ListenerWords {
 
 impl Listener {
     /// Returns its words.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn describe(&self) -> ListenerWords {
         let Self { fd: _, is_unix, is_paced, is_inherited } = *self;
         ListenerWords { is_unix, is_paced, is_inherited }
     }
 
     /// Lends its descriptor.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn lend(&self) -> Lent<'_> {
         self.fd.as_fd()
     }
 
     /// Returns the listener of a descriptor that has come with `words`, with its queue. Changes nothing in it, as its giver
     /// may go on.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn adopt(fd: Descriptor, words: ListenerWords) -> Self {
         let ListenerWords { is_unix, is_paced, is_inherited } = words;
         Self { fd, is_unix, is_paced, is_inherited }
@@ -69,21 +66,10 @@ impl Listener {
     /// Makes `count` TCP listeners on one port, one for each worker. Another process that listens there is an error
     /// even if it shares the port (`SO_REUSEPORT`): half of the clients would miss a pause.
     pub(crate) fn tcp(address: SocketAddr, count: usize) -> io::Result<Vec<Self>> {
-        let open = || -> io::Result<Self> {
-            let socket = socket_with(family(&address), SocketType::STREAM, OPEN, None)?;
-            if address.is_ipv6() {
-                sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
-            }
-            sockopt::set_socket_reuseaddr(&socket, true)?;
-            // Accepted sockets inherit these options.
-            tune(&socket)?;
-            let is_paced = pacing::spare(&socket, &address);
-            Ok(Self { fd: socket, is_unix: false, is_paced, is_inherited: false })
-        };
         // The first socket binds and listens without sharing the port, which fails beside any other listener. It shares
         // the port only then. Two sockets that are bound but do not listen do not exclude each other, so the port must
         // not be shared before one listens.
-        let first = open()?;
+        let first = Self::open(&address)?;
         bind(&first, &address)?;
         listen(&first, BACKLOG_MAX)?;
         let address = first.local_inet()?;
@@ -92,13 +78,36 @@ impl Listener {
         }
         let mut bound = vec![first];
         for _more in 1..count {
-            let socket = open()?;
-            sockopt::set_socket_reuseport(&socket, true)?;
-            bind(&socket, &address)?;
-            listen(&socket, BACKLOG_MAX)?;
-            bound.push(socket);
+            bound.push(Self::join(address)?);
         }
         Ok(bound)
+    }
+
+    /// Makes a TCP socket that is to listen.
+    fn open(address: &SocketAddr) -> io::Result<Self> {
+        let socket = socket_with(family(address), SocketType::STREAM, OPEN, None)?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+        }
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        // Accepted sockets inherit these options.
+        tune(&socket)?;
+        let is_paced = pacing::spare(&socket, address);
+        Ok(Self { fd: socket, is_unix: false, is_paced, is_inherited: false })
+    }
+
+    /// Makes a TCP listener beside those of this process that listen at `address` already.
+    pub(crate) fn join(address: SocketAddr) -> io::Result<Self> {
+        let listener = Self::open(&address)?;
+        sockopt::set_socket_reuseport(&listener, true)?;
+        bind(&listener, &address)?;
+        listen(&listener, BACKLOG_MAX)?;
+        Ok(listener)
+    }
+
+    /// Lets others of this user listen at its address too. Where that cannot be, they fail.
+    pub(crate) fn let_others_join(&self) {
+        sockopt::set_socket_reuseport(&self.fd, true).ok();
     }
 
     /// Makes a UNIX listener. It replaces a socket file on which no process listens any more. `access` holds from the

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use listener::Listener;
+pub(crate) use listener::{Listener, ListenerWords};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{

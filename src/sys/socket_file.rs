@@ -21,6 +21,7 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with},
 };
+use serde::{Deserialize, Serialize};
 
 /// Interval and number of the attempts to lock the directory: 2 s in all, where an owner needs less than a millisecond.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -34,6 +35,13 @@ const SHORT_NAME: &str = ".tcpause.new";
 pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode, which are not reused while the socket is open.
+    identity: (u64, u64),
+}
+
+/// File of a UNIX listener in a hand-over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SocketFileWords {
+    path: PathBuf,
     identity: (u64, u64),
 }
 
@@ -93,6 +101,35 @@ impl SocketFile {
         }
         rustix::net::listen(socket, backlog)?;
         Ok(file)
+    }
+}
+
+impl SocketFile {
+    /// Describes the file for a hand-over.
+    pub(crate) fn describe(&self) -> SocketFileWords {
+        let Self { path, identity } = self;
+        SocketFileWords { path: path.clone(), identity: *identity }
+    }
+
+    /// Returns a file that another process has made, if it is still that one.
+    pub(crate) fn adopt(words: &SocketFileWords) -> Option<Self> {
+        let SocketFileWords { path, identity: expected } = words;
+        let is_same = identity(path).is_ok_and(|now| now == *expected);
+        is_same.then(|| Self { path: path.clone(), identity: *expected })
+    }
+
+    /// Returns its path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sets its group and mode. The group comes first, so that the mode never serves another one.
+    pub(crate) fn set_access(&self, access: Access) -> io::Result<()> {
+        if access.group.is_some() {
+            chown(&self.path, None, access.group)?;
+        }
+        let set = |mode| fs::set_permissions(&self.path, Permissions::from_mode(mode));
+        access.mode.map_or(Ok(()), set)
     }
 }
 

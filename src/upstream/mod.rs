@@ -345,7 +345,7 @@ fn is_name(address: &Address) -> bool {
     matches!(address, Address::Tcp { host, .. } if host.parse::<IpAddr>().is_err())
 }
 
-fn look_up(to: &Address) -> io::Result<Box<[SocketAddress]>> {
+pub(crate) fn look_up(to: &Address) -> io::Result<Box<[SocketAddress]>> {
     Ok(match to {
         Address::Tcp { host, port } => {
             address::look_up(host, *port)?.into_iter().map(SocketAddress::Inet).collect()

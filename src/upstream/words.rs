@@ -24,7 +24,6 @@ enum LastError {
     Number(i32),
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "its users follow"))]
 impl Upstream {
     /// Describes the state of the upstream for a hand-over.
     pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> UpstreamWords {

@@ -10,6 +10,7 @@
 mod accept;
 mod drain;
 mod expire;
+pub(crate) mod handover;
 mod list;
 mod log;
 mod publish;
@@ -28,6 +29,7 @@ use std::{
 
 use accept::Accepting;
 use crossbeam_channel::Receiver;
+use handover::Inherited;
 use mio::{Events, Poll, Token};
 
 use crate::{
@@ -76,6 +78,8 @@ pub(crate) struct WorkerResources {
     pub(crate) is_small: bool,
     /// Receiver of clients that another worker has accepted.
     pub(crate) mailbox: Receiver<Mail>,
+    /// Connections of the process before this one, until the worker has begun.
+    pub(crate) inherited: Inherited,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -167,7 +171,7 @@ impl WorkerResources {
             loop_resets: shared.pauses.drain.loop_resets(),
             epoch: 0,
         };
-        worker.publish();
+        worker.begin();
         let end = worker.run();
         worker.log.tell_all();
         if end.is_err() {
@@ -215,6 +219,9 @@ impl Worker<'_> {
             }
             if self.is_drained() {
                 return Ok(End::Drained);
+            }
+            if shared.freeze.asks_workers() {
+                self.stand_still(now);
             }
         }
     }
@@ -331,6 +338,7 @@ impl Worker<'_> {
         while let Ok(mail) = self.resources.mailbox.try_recv() {
             match mail {
                 Mail::Client(accepted) => self.admit(accepted.into_connection(now), now),
+                Mail::Listen(listener) => self.listen(listener),
                 // The caller may have waited too long already.
                 Mail::ListOldest(reply) => drop(reply.try_send(self.oldest_served(now))),
             }
@@ -341,6 +349,10 @@ impl Worker<'_> {
     fn drive(&mut self, now: Instant) {
         self.handshake_steps = TURN_HANDSHAKE_STEPS_MAX;
         for _connection in 0..self.ready.len() {
+            if self.resources.shared.freeze.asks_workers() {
+                // A turn with thousands of busy connections must not delay it.
+                return;
+            }
             let Some(key) = self.ready.pop() else { return };
             self.act(key, now, Connection::drive);
         }

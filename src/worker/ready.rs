@@ -35,7 +35,6 @@ impl Ready {
     }
 
     /// Returns true if `key` is in the queue.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn contains(&self, key: Key) -> bool {
         self.is_ready.get(key as usize).is_some_and(|&is_ready| is_ready)
     }

@@ -115,7 +115,6 @@ impl Timers {
     }
 
     /// Returns the list that `key` is in, and the beginning of its deadline's time.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its user follows"))]
     pub(crate) fn position(&self, key: Key) -> Option<(Deadline, Instant)> {
         let link = self.links.get(key as usize)?.as_ref()?;
         Some((link.deadline, link.since))

@@ -17,7 +17,7 @@ use crate::{
     copies::Processes,
     crowd::Crowd,
     drive::{self, Course, Schedule, Stage, set_course, with_course},
-    handover::request::UpgradeRequests,
+    handover::{freeze::Freeze, request::UpgradeRequests, upgrades::Upgrades},
     judge,
     kernel::{Backlog, Kernel},
     link::Side,
@@ -93,6 +93,7 @@ impl Schedule {
             listeners: (0..listeners).map(Listener::new).collect(),
             is_small: false,
             mailbox,
+            inherited: Vec::new(),
             shared,
         };
         Self { resources }
@@ -133,6 +134,7 @@ pub(crate) fn shared(
         reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
         workers,
         shutdown: Shutdown::new(grace_period),
+        freeze: Freeze::new(1),
         pipes_per_worker: bounds.pipes,
         log: LogConfig::default(),
         started,
@@ -141,6 +143,7 @@ pub(crate) fn shared(
         control_addr: Address::tcp("localhost", 3001),
         config_file: None,
         upgrade_requests: UpgradeRequests::default(),
+        upgrades: Upgrades::default(),
     });
     let gate = Arc::downgrade(&shared);
     shared.pauses.gate.watch_idle(move || {

@@ -4,34 +4,37 @@ mod cli;
 mod client;
 mod demo;
 mod logger;
+mod signals;
 mod systemd;
+mod upgrade;
 
 use std::{
     env,
+    ffi::OsString,
     fmt::Display,
     io::{self, ErrorKind, IsTerminal, Write},
-    path::{self, Path},
+    mem,
+    os::fd::OwnedFd,
+    path::{self, Path, PathBuf},
     process::{self, ExitCode},
     sync::Arc,
     thread,
-    time::{Duration, Instant},
 };
 
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ},
-    flag,
-    iterator::Signals,
-    low_level::signal_name,
-};
-use tcpause::{Config, Error, Outcome, Server, Stopper, format_duration};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::process::Pid;
+use signal_hook::{consts::SIGXFSZ, flag};
+use tcpause::{Config, Error, Outcome, Server, Sockets, format_duration};
 
 use crate::{
     cli::{Command, Invocation, Shell},
     logger::{Logger, OneLine, journal},
+    signals::{Running, Signals},
     systemd::Manager,
+    upgrade::{Inheritance, Program, TAKE_OVER, Upgrades},
 };
 
-/// Exit code if every connection had ended by itself.
+/// Exit code if every connection had ended by itself, or if another process has taken over.
 const EXIT_DRAINED: u8 = 0;
 /// Exit code if the system refused something, or if a second signal forced the end.
 const EXIT_FAILURE: u8 = 1;
@@ -39,25 +42,19 @@ const EXIT_FAILURE: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 /// Exit code if the grace period was over and the remaining connections were closed.
 const EXIT_DEADLINE_HIT: u8 = 3;
-
-/// The signals that stop the proxy.
-const STOP_SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
-/// Signals without effect, each with the reason. They are handled because by default each would end the program.
-const IDLE_SIGNALS: [(i32, &str); 3] = [
-    (SIGHUP, "the configuration is read at start only"),
-    (SIGUSR1, "the log goes to standard error, and there is no file to reopen"),
-    (SIGUSR2, "it has no meaning"),
-];
-/// Age of a stop from which a further stop signal forces the end. A signal right after the first does not count, as
-/// supervisors often signal both a process and its group.
-const FORCE_AFTER: Duration = Duration::from_secs(1);
+/// Exit code of a process that cannot take over, and has told the giver why.
+const EXIT_REFUSED: u8 = 4;
 
 fn main() -> ExitCode {
     // With a handler, writing to a file at RLIMIT_FSIZE fails like any other write, and does not end the process.
     if let Err(error) = flag::register(SIGXFSZ, Arc::default()) {
         return fail(EXIT_FAILURE, format_args!("cannot handle SIGXFSZ: {error}"));
     }
-    let invocation = match cli::parse(env::args_os().skip(1)) {
+    let mut arguments = env::args_os().skip(1).peekable();
+    if arguments.next_if(|argument| argument == TAKE_OVER).is_some() {
+        return take_over(arguments);
+    }
+    let invocation = match cli::parse(arguments) {
         Ok(invocation) => invocation,
         Err(error) => return fail(EXIT_USAGE, error),
     };
@@ -86,31 +83,117 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the proxy until a signal ends it.
+/// Runs the proxy until a signal ends it, or until another process has taken over.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
-    let sockets = systemd::sockets()?;
-    let (mut config, file) = invocation.read()?;
-    sockets.set_addresses(&mut config);
-    invocation.check(&config)?;
-    // Absolute, as the status is read elsewhere.
-    config.file = file.as_deref().and_then(|file| path::absolute(file).ok());
-    // Signals are handled before anything opens that has to be closed in order. Until here a signal just ends the program.
-    let signals =
-        Signals::new(STOP_SIGNALS.into_iter().chain(IDLE_SIGNALS.map(|(signal, _)| signal)))
-            .map_err(|error| Error::System(format!("cannot listen to signals: {error}")))?;
-    // The logger is declared first, so that it is dropped last, when all has been logged.
-    let _logger = Logger::start(config.log_level, config.log.format)?;
-    let manager = Manager::find();
-    let server = Server::start_on(sockets, config.clone())?;
-    // This comes after the start, so that a failing start shows its one line and nothing else.
-    announce(&config, file.as_deref());
-    manager.ready(&server)?;
-    let (stopper, grace_period) = (server.stopper(), config.grace_period);
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || obey(signals, &stopper, || manager.stopping(grace_period)))
-        .map_err(|error| Error::no_thread("listens to signals", &error))?;
-    let code = match server.join() {
+    let mut setup = Setup::new(invocation, None)?;
+    let sockets = mem::take(&mut setup.sockets);
+    let server = Server::start_on(sockets, setup.config.clone())?;
+    setup.serve(server, None)
+}
+
+/// Takes over from the running proxy that has started this process, and goes on as that did.
+fn take_over(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let Inheritance { channel, giver, end_of_giver } = match Inheritance::take() {
+        Ok(inheritance) => inheritance,
+        Err(error) => return fail(EXIT_USAGE, error),
+    };
+    let setup =
+        cli::parse(arguments).map_err(Error::Config).and_then(|invocation| {
+            match invocation.command {
+                Command::Run => Setup::new(&invocation, giver),
+                _ => Err(Error::Config(format!("{TAKE_OVER} takes no command"))),
+            }
+        });
+    let setup = match setup {
+        Ok(setup) => setup,
+        Err(error) => {
+            tcpause::refuse(channel, &error.to_string());
+            return EXIT_REFUSED.into();
+        }
+    };
+    // The giver is told an error, and logs it.
+    let Ok(server) = Server::take_over(channel, setup.config.clone()) else {
+        return EXIT_REFUSED.into();
+    };
+    setup.serve(server, Some(end_of_giver)).unwrap_or_else(|error| fail(EXIT_FAILURE, error))
+}
+
+/// Everything around the server, ready before it.
+struct Setup {
+    config: Config,
+    file: Option<PathBuf>,
+    sockets: Sockets,
+    program: Result<Program, String>,
+    /// Signals that ask for an upgrade.
+    upgrades: Receiver<()>,
+    /// Way to tell the thread "signals" of the server.
+    started: Sender<Running>,
+    manager: Manager,
+    /// Logger, which is dropped last, when all has been logged.
+    logger: Logger,
+}
+
+impl Setup {
+    /// Reads the configuration, and starts the log and the thread that obeys signals.
+    fn new(invocation: &Invocation, giver: Option<Pid>) -> Result<Self, Error> {
+        // By default, each of these would end the program.
+        let signals = Signals::catch()?;
+        let program = Program::remember();
+        let sockets = systemd::sockets()?;
+        let (mut config, file) = invocation.read()?;
+        // A process that takes over gets listeners in place of the addresses, so its configuration is checked with them.
+        if giver.is_none() {
+            let mut config = config.clone();
+            sockets.set_addresses(&mut config);
+            invocation.check(&config)?;
+        }
+        // Absolute, as the status is read elsewhere.
+        config.file = file.as_deref().and_then(|file| path::absolute(file).ok());
+        // Before anything opens that has to be closed in order.
+        signals.catch_stops()?;
+        let logger = Logger::start(config.log_level, config.log.format)?;
+        let (signalled, upgrades) = bounded(1);
+        let (started, running) = bounded(1);
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || signals.obey(&signalled, &running, giver))
+            .map_err(|error| Error::no_thread("listens to signals", &error))?;
+        let manager = Manager::find();
+        Ok(Self { config, file, sockets, program, upgrades, started, manager, logger })
+    }
+
+    /// Runs the threads around a server that has started, and waits for its end.
+    fn serve(self, server: Server, end_of_giver: Option<OwnedFd>) -> Result<ExitCode, Error> {
+        let Self { config, manager, .. } = self;
+        let running = Running {
+            stopper: server.stopper(),
+            manager: manager.clone(),
+            grace_period: config.grace_period,
+        };
+        // An error means that a stop signal ends this process already.
+        self.started.send(running).ok();
+        // A failing start shows its one line and nothing else.
+        let is_heir = end_of_giver.is_some();
+        let deed = if is_heir { "has taken over" } else { "started" };
+        announce(&config, self.file.as_deref(), deed);
+        let upgrades = Upgrades {
+            program: self.program,
+            giver: server.giver(),
+            manager: manager.clone(),
+            flush_log: self.logger.flusher(),
+        };
+        match manager.ready(&server, end_of_giver).and(upgrades.start(self.upgrades)) {
+            // The connections that were taken over are worth more than a thread.
+            Err(error) if is_heir => log::error!("{error}"),
+            result => result?,
+        }
+        Ok(told(server.join(), &config).into())
+    }
+}
+
+/// Logs the end of the proxy, and returns its exit code.
+fn told(outcome: Outcome, config: &Config) -> u8 {
+    match outcome {
         Outcome::Drained => {
             log::info!("stopped: every connection had ended, exit code {EXIT_DRAINED}");
             EXIT_DRAINED
@@ -128,8 +211,7 @@ fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
             );
             EXIT_FAILURE
         }
-    };
-    Ok(code.into())
+    }
 }
 
 /// Checks the configuration and prints it with the options applied.
@@ -139,9 +221,9 @@ fn check_config(invocation: &Invocation) -> Result<ExitCode, Error> {
 }
 
 /// Logs the version and the configuration file, and the settings without effect.
-fn announce(config: &Config, file: Option<&Path>) {
+fn announce(config: &Config, file: Option<&Path>, deed: &str) {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), process::id());
-    log::info!("tcpause {version} started, pid {pid}, {}", origin(file));
+    log::info!("tcpause {version} {deed}, pid {pid}, {}", origin(file));
     let default = Config::default();
     let mut idle = vec!["proxy.block-poll-interval", "proxy.close-poll-interval"];
     idle.retain(|key| config.get(key) != default.get(key));
@@ -155,35 +237,6 @@ fn origin(file: Option<&Path>) -> String {
         || "no configuration file".to_owned(),
         |file| format!("configuration file {}", file.display()),
     )
-}
-
-/// Stops gracefully at the first stop signal, and by force at a later one.
-fn obey(mut signals: Signals, stopper: &Stopper, at_stop: impl Fn()) {
-    let mut stopping_since: Option<Instant> = None;
-    for signal in signals.forever() {
-        let name = signal_name(signal).unwrap_or("a signal");
-        if let Some((_, reason)) = IDLE_SIGNALS.iter().find(|(idle, _)| *idle == signal) {
-            log::info!("{name} is ignored: {reason}");
-            continue;
-        }
-        match stopping_since.map(|since| since.elapsed()) {
-            None => {
-                log::info!(
-                    "{name}: stopping once connections have ended; another stop signal after a second or more closes them at once"
-                );
-                stopping_since = Some(Instant::now());
-                at_stop();
-                stopper.stop();
-            }
-            Some(age) if age < FORCE_AFTER => {
-                log::info!("{name} is ignored: it came less than a second after the first");
-            }
-            Some(_) => {
-                log::warn!("{name}: closing all connections now");
-                stopper.abort();
-            }
-        }
-    }
 }
 
 /// Writes to standard output. A reader that leaves early is no failure.

@@ -3,9 +3,10 @@
 use std::{
     env,
     ffi::OsStr,
-    io,
+    io::{self, ErrorKind, IoSlice},
+    mem::MaybeUninit,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
@@ -20,6 +21,13 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use listenfd::ListenFd;
+use rustix::{
+    cmsg_space,
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::retry_on_intr,
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    process::Pid,
+};
 use tcpause::{Error, Handle, Heartbeat, Server, Sockets, Status};
 
 use crate::logger::OneLine;
@@ -79,6 +87,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// Longest wait for room at the manager's socket.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait until the manager has read what it was told.
+const HEARD_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for the end of a process that everything was taken over from. It may wait for the manager and for its log.
+const GIVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// State in words that stays as it is until an event.
 const RUNNING: &str = "running";
 
@@ -112,8 +124,18 @@ impl Manager {
         }
     }
 
-    /// Tells that the proxy serves, and from now on its state and that its threads go on.
-    pub(crate) fn ready(&self, server: &Server) -> Result<(), Error> {
+    /// Returns true if there is one that can be told.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Tells that the proxy serves, and from now on its state and that its threads go on. A process that has taken over tells
+    /// nothing before `end_of_giver`, as the manager still follows the giver and would ignore it.
+    pub(crate) fn ready(
+        &self,
+        server: &Server,
+        end_of_giver: Option<OwnedFd>,
+    ) -> Result<(), Error> {
         let Some(notifications) = &self.0 else { return Ok(()) };
         let wake = notifications.wake.clone();
         let handle = server.handle();
@@ -121,12 +143,15 @@ impl Manager {
         handle.watch(move || {
             wake.try_send(()).ok();
         });
-        notifications.tell("READY=1");
+        if end_of_giver.is_none() {
+            notifications.tell("READY=1");
+        }
         let reporter = Reporter {
             notifications: Arc::clone(notifications),
             handle,
             heartbeat: server.heartbeat(),
             interval: watchdog_interval(),
+            end_of_giver,
             told: (String::new(), None),
         };
         thread::Builder::new()
@@ -134,6 +159,20 @@ impl Manager {
             .spawn(move || reporter.run())
             .map(drop)
             .map_err(|error| Error::no_thread("tells systemd the state", &error))
+    }
+
+    /// Tells that another process is the main one from here on, and waits until the manager has heard it: the end of this
+    /// process would be that of the service before.
+    pub(crate) fn follow(&self, pid: Pid) {
+        let Some(notifications) = &self.0 else { return };
+        if watchdog_interval().is_some() {
+            // The other process has the whole time from here on.
+            notifications.tell("WATCHDOG=1");
+        }
+        notifications.tell(&format!("MAINPID={pid}"));
+        if let Err(error) = notifications.await_heard() {
+            log::warn!("systemd may not have heard that it is to follow pid {pid}: {error}");
+        }
     }
 
     /// Tells that a stop has begun, and asks for the time that it may take.
@@ -158,11 +197,46 @@ impl Notifications {
         Ok(Self { socket, address, wake, events })
     }
 
+    /// Waits until the manager has read all messages so far: it closes the descriptor behind them, as `sd_notify_barrier` has
+    /// it.
+    fn await_heard(&self) -> io::Result<()> {
+        let (ours, theirs) = io::pipe()?;
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        socket.connect_addr(&self.address)?;
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [theirs.as_fd()];
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let text = [IoSlice::new(b"BARRIER=1")];
+        sendmsg(&socket, &text, &mut control, SendFlags::empty())?;
+        drop(theirs);
+        await_event(&ours, PollFlags::empty(), HEARD_TIMEOUT)
+    }
+
     fn tell(&self, text: &str) {
         if let Err(error) = self.socket.send_to_addr(text.as_bytes(), &self.address) {
             log::warn!("systemd cannot be told {text:?}: {error}");
         }
     }
+}
+
+/// Waits for an event of a descriptor; its end is always one.
+fn await_event(descriptor: impl AsFd, event: PollFlags, timeout: Duration) -> io::Result<()> {
+    let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
+    let mut polled = [PollFd::new(&descriptor, event)];
+    match retry_on_intr(|| poll(&mut polled, Some(&timeout)))? {
+        0 => Err(ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the variables that are meant for this process alone. One that takes over gets its listeners otherwise, and it is
+/// its own that the watchdog looks at.
+pub(crate) fn own_variables() -> impl Iterator<Item = &'static str> {
+    let watchdog = env::var("WATCHDOG_PID").is_ok_and(|pid| pid == process::id().to_string());
+    let watchdog = watchdog.then_some("WATCHDOG_PID");
+    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].into_iter().chain(watchdog)
 }
 
 /// Returns the interval of the watchdog's notifications, half of the time after which it ends the program.
@@ -182,12 +256,19 @@ struct Reporter {
     heartbeat: Heartbeat,
     /// Interval of the watchdog, if there is one.
     interval: Option<Duration>,
+    /// Descriptor that can be read once the giver has ended, if this process has taken over.
+    end_of_giver: Option<OwnedFd>,
     /// State told last, and its time.
     told: (String, Option<Instant>),
 }
 
 impl Reporter {
     fn run(mut self) {
+        if let Some(giver) = self.end_of_giver.take() {
+            // A giver that does not end has told the manager all the same.
+            await_event(&giver, PollFlags::IN, GIVER_TIMEOUT).ok();
+            self.notifications.tell("READY=1");
+        }
         let mut beat_at = self.interval.map(|interval| Instant::now() + interval);
         loop {
             if let Some(interval) = self.interval
@@ -238,4 +319,69 @@ fn words(status: &Status) -> String {
         count => format!(" and {} more", count - 1),
     };
     format!("{state}; by {}{more}; {held} held, {active} active", first.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Time that is long enough for any machine; only a defect makes a test wait for it.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Socket of a manager, whose part the test plays, and the way to it.
+    fn manager() -> (UnixDatagram, Manager, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        let notifications = Notifications::to(path.as_os_str().as_bytes()).unwrap();
+        (socket, Manager(Some(Arc::new(notifications))), folder)
+    }
+
+    /// Returns the next message with its descriptors.
+    fn receive(socket: &UnixDatagram) -> (String, Vec<OwnedFd>) {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut text = [0; 256];
+        let mut parts = [io::IoSliceMut::new(&mut text)];
+        let length = recvmsg(socket, &mut parts, &mut control, RecvFlags::empty()).unwrap().bytes;
+        let descriptors = control.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+            _ => Vec::new(),
+        });
+        let descriptors = descriptors.collect();
+        (String::from_utf8(text[..length].to_vec()).unwrap(), descriptors)
+    }
+
+    #[test]
+    fn the_manager_is_told_of_the_new_process_and_has_heard_it() {
+        let (socket, manager, _folder) = manager();
+        let pid = rustix::process::getpid();
+        let following = thread::Builder::new().spawn(move || manager.follow(pid)).unwrap();
+        assert_eq!(receive(&socket).0, format!("MAINPID={pid}"));
+        let (text, descriptors) = receive(&socket);
+        assert_eq!((text.as_str(), descriptors.len()), ("BARRIER=1", 1));
+        assert!(!following.is_finished(), "it waits until the manager has read that far");
+        let closed = Instant::now();
+        drop(descriptors);
+        following.join().unwrap();
+        assert!(closed.elapsed() < HEARD_TIMEOUT, "the wait ends with the descriptor");
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_keeps_nobody_for_long() {
+        let (socket, manager, folder) = manager();
+        let notifications = manager.0.as_ref().unwrap();
+        let begun = Instant::now();
+        let error = notifications.await_heard().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= HEARD_TIMEOUT);
+        drop((socket, folder));
+        assert_ne!(notifications.await_heard().unwrap_err().kind(), ErrorKind::TimedOut);
+        // Without a manager there is nobody to wait for.
+        Manager(None).follow(rustix::process::getpid());
+    }
 }

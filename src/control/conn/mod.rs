@@ -1,23 +1,32 @@
 //! Caller of the control API: a small state machine from its first byte to its close.
 
+mod executing;
 mod pausing;
 mod upgrading;
+mod words;
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
 
 use crossbeam_channel::Sender;
 use log::{debug, error};
-use mio::event::Event;
+use mio::{Interest, Registry, Token, event::Event, unix::SourceFd};
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{SendFlags, Shutdown, getpeername, send, shutdown},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     RETRY_INTERVAL, Timeouts,
     backend::unserved,
-    command::{Awaited, Caller, Command},
-    executor::{Answer, Job, Reply},
+    command::{Awaited, Command},
+    executor::{Job, Reply},
     hosts::HostPolicy,
     index::Scope,
     listener::Notifier,
@@ -27,13 +36,9 @@ use super::{
     request::{HEAD_BYTES_MAX, HttpError, Incoming, Progress, Request},
     response::Response,
 };
-use crate::{
-    handle::Handle,
-    handover::request::Attempt,
-    log_limit::LogLimit,
-    pause::WaitState,
-    sys::{peer_process, sock_diag::peer_uid},
-};
+use crate::{handle::Handle, handover::request::Attempt, log_limit::LogLimit, sys::peer_process};
+
+pub(super) use words::CallerWords;
 
 /// Most bytes that a caller may send behind its request before it is cut off.
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -110,7 +115,8 @@ pub(super) struct ControlConn {
 }
 
 /// Known condition of the caller's side of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Peer {
     Open,
     /// It has closed its sending side, and over TCP perhaps all.
@@ -139,7 +145,8 @@ enum State {
 }
 
 /// Next state behind an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Then {
     /// The caller closes; a pause that it has asked for is committed.
     Linger,
@@ -187,6 +194,12 @@ impl ControlConn {
             permit: None,
             state: State::Reading,
         }
+    }
+
+    /// Registers its socket.
+    pub(super) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        registry.register(&mut SourceFd(&self.socket.as_raw_fd()), token, interest)
     }
 
     /// Remembers an event; everything else is found out by trying.
@@ -332,63 +345,6 @@ impl ControlConn {
         self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.state = State::Waiting { idle_moments, until: self.deadline };
         Ok(())
-    }
-
-    /// Hands a command to the executor.
-    fn submit(&mut self, command: Command, context: &mut ControlContext) -> Result<(), Halt> {
-        context.last_request_id += 1;
-        let is_change = command.is_change();
-        let name = if is_change { self.name_with_user() } else { self.name.clone() };
-        let caller = Caller { name, request_id: context.last_request_id };
-        let (is_head, reply) = (self.request.is_head(), Reply::default());
-        let job = Job { caller, command, is_head, reply: reply.clone() };
-        // It is full only of jobs that were given up and await their turn to be skipped.
-        context.jobs.try_send(job).map_err(|_| STARVED)?;
-        self.state = State::Executing { reply, is_change };
-        self.deadline = Some(Instant::now() + self.timeouts.outcome);
-        Ok(())
-    }
-
-    /// Names the caller of a change for the log: a port is gone with its caller, and a user stays.
-    fn name_with_user(&self) -> String {
-        let user = peer_uid(&self.socket).map_or_else(String::new, |uid| format!(", uid {uid}"));
-        format!("{}{user}", self.name)
-    }
-
-    /// Takes the outcome of its request, if it is there.
-    fn take_outcome(&mut self) -> Result<(), Halt> {
-        let State::Executing { reply, .. } = &self.state else { return Ok(()) };
-        let (answer, pause) = {
-            let mut outcome = reply.lock();
-            let answer = outcome.answer.take().ok_or(Halt::Blocked)?;
-            (answer, outcome.pause.take())
-        };
-        match answer {
-            Answer::Begun { pause, wait: Some(wait), is_bound } => {
-                self.deadline = Instant::now().checked_add(wait.time);
-                self.state = State::Pausing { on_timeout: wait.on_timeout, is_bound };
-                self.pause = Some(pause);
-            }
-            Answer::Begun { pause, wait: None, .. } => {
-                let is_idle = pause.wait_state() == WaitState::Idle;
-                self.begin_answer(pause.success(is_idle).to_endless_bytes(), Then::ConnectionBound);
-                self.pause = Some(pause);
-            }
-            Answer::Written(answer) => {
-                // The caller has not asked for more, and its pause is committed even if it has gone.
-                pause.into_iter().for_each(PendingPause::commit);
-                self.answer(answer);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the pause that it would lose, also from the executor.
-    fn take_pause(&mut self) -> Option<PendingPause> {
-        match &self.state {
-            State::Executing { reply, .. } => reply.take_pause(),
-            _ => self.pause.take(),
-        }
     }
 
     /// Waits until the proxy is idle, or was since the request came.

@@ -68,6 +68,16 @@ impl Source {
         place.and_then(|place| self.answers.get(place)).into_iter().for_each(|count| count.add(1));
     }
 
+    /// Returns the numbers of answers, in the order of their classes.
+    pub(super) fn answers(&self) -> Vec<u64> {
+        self.answers.iter().map(Count::get).collect()
+    }
+
+    /// Adds numbers of answers that another process has given.
+    pub(super) fn add_answers(&self, answers: &[u64]) {
+        self.answers.iter().zip(answers).for_each(|(count, more)| count.add(*more));
+    }
+
     /// Returns the answer to `GET /metrics`.
     pub(super) fn scrape(&self, handle: &Handle) -> Response {
         let snapshot = self.look(handle);

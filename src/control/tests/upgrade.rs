@@ -2,7 +2,7 @@
 
 use super::*;
 
-const UPGRADE: &str = "POST /upgrade HTTP/1.1\r\nHost: localhost\r\n\r\n";
+pub(super) const UPGRADE: &str = "POST /upgrade HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn body(text: &str) -> serde_json::Value {
     serde_json::from_str(parts(text).1).unwrap()

@@ -88,7 +88,7 @@ tcpause     0.1.0, up for 1s
 
 #[test]
 fn status_shows_an_upstream_that_is_away_and_who_waits_for_it() {
-    const BODY: &str = r#"{"version":"0.1.0","uptime_seconds":1,"paused":false,"paused_since":null,"leases":[],"held":7,"connecting":1,"active":0,"oldest_seconds":null,"rejecting":0,"accepted":9,"rejected":0,"failed":1,"left":0,"drained":0,"killed":0,"bytes_to_upstream":0,"bytes_to_client":0,"upstream":"tcp://db:1","threads":2,"worker_panics":0,"state":"running, but the upstream is away for 12s: Connection refused; 7 clients wait","oldest_held_seconds":11.5,"oldest_connecting_seconds":0.012,"upstream_up":false,"upstream_since":"2026-11-24T11:45:35.666Z","upstream_error":"Connection refused","upstream_addresses":["10.0.0.1:1","10.0.0.2:1"],"awaiting_upstream":7,"connections_max":9000,"hold_max":500,"listeners":["tcp://0.0.0.0:80"],"pid":12,"config_file":"/etc/tcpause/tcpause.yml","closed":{"ended":0,"left-held":2,"unreachable":1}}"#;
+    const BODY: &str = r#"{"version":"0.1.0","uptime_seconds":1,"paused":false,"paused_since":null,"leases":[],"held":7,"connecting":1,"active":0,"oldest_seconds":null,"rejecting":0,"accepted":9,"rejected":0,"failed":1,"left":0,"drained":0,"killed":0,"bytes_to_upstream":0,"bytes_to_client":0,"upstream":"tcp://db:1","threads":2,"worker_panics":0,"state":"running, but the upstream is away for 12s: Connection refused; 7 clients wait","oldest_held_seconds":11.5,"oldest_connecting_seconds":0.012,"upstream_up":false,"upstream_since":"2026-11-24T11:45:35.666Z","upstream_error":"Connection refused","upstream_addresses":["10.0.0.1:1","10.0.0.2:1"],"awaiting_upstream":7,"connections_max":9000,"hold_max":500,"listeners":["tcp://0.0.0.0:80"],"pid":12,"config_file":"/etc/tcpause/tcpause.yml","closed":{"ended":0,"left-held":2,"unreachable":1},"upgrades":1,"last_upgrade":{"at":"2026-11-24T11:45:35.666Z","stall_seconds":0.0354,"connections":7,"error":null}}"#;
 
     let shown = "\
 state       running, but the upstream is away for 12s: Connection refused; 7 clients wait
@@ -110,6 +110,7 @@ closed      3: 2 left-held, 1 unreachable
 limits      9000 clients, 500 of them held
 listens     tcp://0.0.0.0:80
 process     12, /etc/tcpause/tcpause.yml
+upgrades    1, the last at 2026-11-24T11:45:35.666Z: 7 connections, stalled for 35ms
 tcpause     0.1.0, up for 1s
 ";
     assert_done(answering(answer(BODY)).addr(), &["status"], shown);

@@ -385,7 +385,7 @@ fn reason_of(program: &[OsString]) -> String {
 
 /// Returns those of `signals` that are not ignored. An ignored signal stays ignored, here and for the command, as `nohup`
 /// requires.
-pub(super) fn heeded(signals: &[i32]) -> Vec<i32> {
+pub(crate) fn heeded(signals: &[i32]) -> Vec<i32> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

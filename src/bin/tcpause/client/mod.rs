@@ -13,7 +13,11 @@ use std::{fs, path::Path, process::ExitCode, time::Duration};
 use serde_json::Value;
 use tcpause::{Address, Config, Error, parse_duration};
 
-pub(crate) use self::http::{Answer, Api};
+pub(crate) use self::{
+    exec::heeded,
+    http::{Answer, Api},
+    program::look_up,
+};
 use crate::{
     cli::{Client, Invocation},
     logger::OneLine,

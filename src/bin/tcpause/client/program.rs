@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     io::{self, ErrorKind},
-    path::Path,
+    path::PathBuf,
 };
 
 use rustix::{
@@ -25,7 +25,8 @@ const EXIT_NOT_FOUND: u8 = 127;
 pub(super) fn find(program: &[OsString]) -> Result<(), Failure> {
     let Some(name) = program.first() else { return Ok(()) };
     let path = env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
-    look(name, &path).map_err(|error| cannot_run(name, &error, "nothing was paused"))
+    let found = look_up(name, &path).map(drop);
+    found.map_err(|error| cannot_run(name, &error, "nothing was paused"))
 }
 
 /// Returns the failure of a program that cannot be run, with its `result`.
@@ -35,22 +36,23 @@ pub(super) fn cannot_run(name: &OsStr, error: &io::Error, result: &str) -> Failu
     Failure::Program(code, format!("cannot run {name:?}: {error}; {result}"))
 }
 
-fn look(name: &OsStr, path: &OsStr) -> io::Result<()> {
+/// Looks for a program as a shell would, and returns its path.
+pub(crate) fn look_up(name: &OsStr, path: &OsStr) -> io::Result<PathBuf> {
     if name.as_encoded_bytes().contains(&b'/') {
-        return check(Path::new(name));
+        return check(name.into());
     }
     let not_found = Err(io::Error::new(ErrorKind::NotFound, "it is not in PATH"));
     // A folder that this user may not search counts as empty, and the search goes on with the next folder.
     env::split_paths(path)
         .map(|folder| folder.join(name))
         .filter(|file| !name.is_empty() && file.exists())
-        .fold(not_found, |found, file| found.or_else(|_error| check(&file)))
+        .fold(not_found, |found, file| found.or_else(|_error| check(file)))
 }
 
-fn check(file: &Path) -> io::Result<()> {
-    access(file, Access::EXEC_OK)?;
+fn check(file: PathBuf) -> io::Result<PathBuf> {
+    access(&file, Access::EXEC_OK)?;
     // The permission to execute a folder means to enter it, so a folder is no program.
-    if file.is_dir() { Err(Errno::ACCESS.into()) } else { Ok(()) }
+    if file.is_dir() { Err(Errno::ACCESS.into()) } else { Ok(file) }
 }
 
 #[cfg(test)]
@@ -67,7 +69,7 @@ mod tests {
         fs::write(place("text"), "").unwrap();
         let path =
             OsString::from(format!("/nonexistent:{}:/bin:/usr/bin", folder.path().display()));
-        let kind = |name: &OsStr| look(name, &path).map_err(|error| error.kind());
+        let kind = |name: &OsStr| look_up(name, &path).map(drop).map_err(|error| error.kind());
         for (name, expected) in [
             ("sh", Ok(())),
             ("/bin/sh", Ok(())),
@@ -84,6 +86,6 @@ mod tests {
         // A file that cannot be run does not hide a program in a later folder.
         fs::write(place("sh"), "").unwrap();
         assert_eq!(kind("sh".as_ref()), Ok(()));
-        assert!(look("sh".as_ref(), "".as_ref()).is_err());
+        assert!(look_up("sh".as_ref(), "".as_ref()).is_err());
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn table(status: &Status, before: Option<&Status>) -> String {
             ("limits", limits(status)),
             ("listens", status.listeners.join(", ")),
             ("process", format!("{}, {file}", status.pid)),
+            ("upgrades", upgrades(status)),
         ]);
     }
     rows.push(("tcpause", format!("{}, up for {}", status.version, age(status.uptime_seconds))));
@@ -89,6 +90,20 @@ fn limits(status: &Status) -> String {
     }
 }
 
+fn upgrades(status: &Status) -> String {
+    let count = status.upgrades;
+    let Some(last) = &status.last_upgrade else { return count.to_string() };
+    match &last.error {
+        Some(error) => format!("{count}; one has failed at {}: {error}", last.at),
+        None => format!(
+            "{count}, the last at {}: {} connections, stalled for {}",
+            last.at,
+            last.connections.unwrap_or_default(),
+            age(last.stall_seconds.unwrap_or_default())
+        ),
+    }
+}
+
 /// Rates a second between two statuses.
 #[derive(Clone, Copy)]
 struct Rates<'a> {
@@ -98,9 +113,10 @@ struct Rates<'a> {
 
 impl<'a> Rates<'a> {
     fn new(status: &'a Status, before: Option<&'a Status>) -> Self {
-        // Another process counts from zero.
+        // Another process counts from zero, unless it has taken over.
         let is_same = |before: &&Status| {
-            before.pid == status.pid && before.uptime_seconds < status.uptime_seconds
+            (before.pid == status.pid || before.upgrades < status.upgrades)
+                && before.uptime_seconds < status.uptime_seconds
         };
         Self { status, before: before.filter(is_same) }
     }
@@ -242,10 +258,33 @@ mod tests {
         assert!(
             text.contains("\nbytes       8.0 KiB to the upstream (3.9 KiB/s), 0 B to clients\n")
         );
+        // The totals go on in a process that has taken over.
+        let other = |upgrades| Status { pid: 2, upgrades, ..second.clone() };
+        assert!(table(&other(1), Some(&first)).contains("\naccepted    205 (100/s)\n"));
+        assert!(table(&other(0), Some(&first)).contains("\naccepted    205\n"));
         // The first look has no rate, and neither has one at a proxy that was started anew.
         for before in [None, Some(&second)] {
             assert!(table(&first, before).contains("\naccepted    5\n"));
         }
+    }
+
+    #[test]
+    fn the_last_upgrade_is_told_with_its_outcome() {
+        let row = |last: serde_json::Value| {
+            let last_upgrade = serde_json::from_value(last).unwrap();
+            let status = Status { pid: 1, upgrades: 2, last_upgrade, ..status(1.0, 0, 0) };
+            let text = table(&status, None);
+            text.lines().find_map(|line| line.strip_prefix("upgrades    ")).unwrap().to_owned()
+        };
+        assert_eq!(row(serde_json::Value::Null), "2");
+        assert_eq!(
+            row(serde_json::json!({"at": "then", "stall_seconds": 0.035_4, "connections": 9_000})),
+            "2, the last at then: 9000 connections, stalled for 35ms"
+        );
+        assert_eq!(
+            row(serde_json::json!({"at": "then", "error": "it is too old"})),
+            "2; one has failed at then: it is too old"
+        );
     }
 
     #[test]
@@ -263,6 +302,7 @@ mod tests {
             upstream_since: Some("then".to_owned()),
             upstream_error: Some("two\nlines".to_owned()),
             closed: [("ended".to_owned(), 4)].into(),
+            upgrades: 5,
             ..quiet.clone()
         };
         assert_eq!(names(&quiet), names(&busy));

@@ -70,6 +70,14 @@ impl Logger {
         }
         Ok(Self(queue))
     }
+
+    /// Returns a function that waits, for a bounded time, until the lines so far are written.
+    pub(crate) fn flusher(&self) -> impl Fn() + Send + 'static {
+        let queue = self.0.clone();
+        move || {
+            queue.flush(FLUSH_TIMEOUT);
+        }
+    }
 }
 
 impl Drop for Logger {

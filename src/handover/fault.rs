@@ -1,0 +1,31 @@
+//! Faults that tests of a debug build ask for: `TCPAUSE_HANDOVER_AT=taker:ready:kill` ends the taker right before it says that
+//! it is ready. The third word is `kill`, `stop`, `exit` or `panic`.
+
+#[cfg(debug_assertions)]
+use std::env;
+
+/// Environment variable that names a fault.
+#[cfg(debug_assertions)]
+const VARIABLE: &str = "TCPAUSE_HANDOVER_AT";
+
+/// Has the fault happen that was asked for at this message of this side.
+#[cfg(debug_assertions)]
+pub(crate) fn happen(side: &str, message: &str) {
+    if let Ok(fault) = env::var(VARIABLE)
+        && let Some(action) = fault.strip_prefix(&format!("{side}:{message}:"))
+    {
+        use rustix::process::{Signal, getpid, kill_process};
+
+        match action {
+            "kill" => drop(kill_process(getpid(), Signal::KILL)),
+            "stop" => drop(kill_process(getpid(), Signal::STOP)),
+            "exit" => std::process::exit(3),
+            "panic" => panic!("{fault}"),
+            _ => log::error!("{VARIABLE}: {action} is no fault"),
+        }
+    }
+}
+
+/// Does nothing: a release build has no faults.
+#[cfg(not(debug_assertions))]
+pub(crate) fn happen(_side: &str, _message: &str) {}

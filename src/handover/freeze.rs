@@ -1,0 +1,204 @@
+//! The standstill of a hand-over: each thread that moves bytes or answers callers stops at the end of a turn and describes
+//! itself. It goes on once the hand-over is given up, or ends with its process.
+//!
+//! In the taker, the same threads stand still from their start until the taker has said that it goes on.
+
+use std::{
+    fmt::Display,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Instant,
+};
+
+use super::channel::Outbox;
+
+// Levels of `Freeze`; each asks more threads to stand still.
+const NOBODY: u8 = 0;
+const FRONT: u8 = 1;
+const EVERYBODY: u8 = 2;
+
+/// Standstill of the workers and of the control API's front, which is behind them by index.
+#[derive(Debug)]
+pub(crate) struct Freeze {
+    /// Level, which threads read in each turn.
+    level: AtomicU8,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    threads: Box<[Progress]>,
+    /// Way for the descriptions, once all threads stand still.
+    outbox: Option<Arc<Outbox>>,
+}
+
+/// Progress of one thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Progress {
+    Running,
+    Standing,
+    Described,
+    /// It cannot be described, or not be rebuilt.
+    Failed(String),
+}
+
+impl Freeze {
+    /// Returns the standstill of a proxy with so many workers, in which all threads run.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            level: AtomicU8::new(NOBODY),
+            state: Mutex::new(State {
+                threads: vec![Progress::Running; workers + 1].into(),
+                outbox: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Returns the standstill of a taker: all threads are to stand still from the start.
+    pub(crate) fn from_start(workers: usize) -> Self {
+        Self { level: AtomicU8::new(EVERYBODY), ..Self::new(workers) }
+    }
+
+    /// Returns true while the workers are to stand still.
+    pub(crate) fn asks_workers(&self) -> bool {
+        self.level.load(Ordering::Acquire) == EVERYBODY
+    }
+
+    /// Returns true while the control API's front is to stand still.
+    pub(crate) fn asks_front(&self) -> bool {
+        self.level.load(Ordering::Acquire) >= FRONT
+    }
+
+    /// Stands still as the thread `index`, for as long as it is asked. Once all threads stand still, it calls `describe`.
+    pub(crate) fn stand_still<E: Display>(
+        &self,
+        index: usize,
+        describe: impl FnOnce(&Outbox) -> Result<(), E>,
+    ) {
+        let mut describe = Some(describe);
+        let mut state = self.lock();
+        // A failure to rebuild stays known.
+        if state.threads.get(index) == Some(&Progress::Running) {
+            self.note(&mut state, index, Progress::Standing);
+        }
+        while self.asks(&state, index) {
+            match (state.outbox.clone(), describe.take()) {
+                (Some(outbox), Some(describe)) => {
+                    drop(state);
+                    // A panic must not cost the connections: nothing of them was changed.
+                    let result = catch_unwind(AssertUnwindSafe(|| describe(&outbox)));
+                    state = self.lock();
+                    let progress = match result {
+                        Ok(Ok(())) => Progress::Described,
+                        Ok(Err(error)) => Progress::Failed(error.to_string()),
+                        Err(_panic) => {
+                            Progress::Failed("a defect: the description panicked".into())
+                        }
+                    };
+                    self.note(&mut state, index, progress);
+                }
+                (_, untaken) => {
+                    describe = untaken;
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+        self.note(&mut state, index, Progress::Running);
+    }
+
+    /// Records that the thread `index` cannot go on where another process stopped.
+    pub(crate) fn fail(&self, index: usize, why: String) {
+        self.note(&mut self.lock(), index, Progress::Failed(why));
+    }
+
+    /// Asks the control API's front to stand still. The caller has to wake it.
+    pub(crate) fn ask_front(&self) {
+        self.level.store(FRONT, Ordering::Release);
+    }
+
+    /// Asks all threads to stand still. The caller has to wake them.
+    pub(crate) fn ask_all(&self) {
+        self.level.store(EVERYBODY, Ordering::Release);
+    }
+
+    /// Waits until all threads that are asked stand still. Returns false if `deadline` comes first.
+    pub(crate) fn await_standing(&self, deadline: Instant) -> bool {
+        self.await_all(deadline, |progress| *progress != Progress::Running).is_some()
+    }
+
+    /// Has all threads describe themselves. Returns the reason if one cannot, or not before `deadline`.
+    pub(crate) fn describe(&self, outbox: Arc<Outbox>, deadline: Instant) -> Result<(), String> {
+        self.lock().outbox = Some(outbox);
+        self.changed.notify_all();
+        let is_done =
+            |progress: &Progress| matches!(progress, Progress::Described | Progress::Failed(_));
+        let state = self.await_all(deadline, is_done).ok_or("it takes too long")?;
+        Self::result(&state)
+    }
+
+    /// Waits until all threads stand still that another process had begun. Returns the reason if one cannot.
+    pub(crate) fn await_rebuilt(&self, deadline: Instant) -> Result<(), String> {
+        let is_done = |progress: &Progress| *progress != Progress::Running;
+        let state = self.await_all(deadline, is_done).ok_or("it takes too long")?;
+        Self::result(&state)
+    }
+
+    /// Lets all threads go on. The caller has to wake them.
+    pub(crate) fn thaw(&self) {
+        let mut state = self.lock();
+        state.outbox = None;
+        self.level.store(NOBODY, Ordering::Release);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn result(state: &State) -> Result<(), String> {
+        let failure = state.threads.iter().find_map(|progress| match progress {
+            Progress::Failed(why) => Some(why.clone()),
+            Progress::Running | Progress::Standing | Progress::Described => None,
+        });
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn await_all(
+        &self,
+        deadline: Instant,
+        is_done: impl Fn(&Progress) -> bool,
+    ) -> Option<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        loop {
+            let mut asked = (0..state.threads.len()).filter(|&index| self.asks(&state, index));
+            if asked.all(|index| state.threads.get(index).is_some_and(&is_done)) {
+                return Some(state);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Returns true if the thread `index` is to stand still.
+    fn asks(&self, state: &State, index: usize) -> bool {
+        if index + 1 == state.threads.len() { self.asks_front() } else { self.asks_workers() }
+    }
+
+    fn note(&self, state: &mut State, index: usize, progress: Progress) {
+        if let Some(thread) = state.threads.get_mut(index) {
+            *thread = progress;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Locks the state. It ignores poison, as no panic can leave it half-changed.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

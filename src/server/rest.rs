@@ -1,0 +1,112 @@
+//! Words of what a process has once: its start, counters, pauses, queue, upstream, upgrades and socket files.
+
+use std::{sync::PoisonError, time::Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    admission::queue::QueueWords,
+    handover::{
+        parcel::{Incoming, Moment, Outgoing},
+        upgrades::UpgradesWords,
+    },
+    pause::words::{FrozenPauses, PausesWords},
+    shared::Shared,
+    stats::{Counters, words::CountersWords},
+    sys::socket_file::{SocketFile, SocketFileWords},
+    upstream::words::UpstreamWords,
+};
+
+/// Everything that a process has once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct RestWords {
+    /// Start of the first process.
+    started: Moment,
+    /// Counters of each worker.
+    counters: Vec<CountersWords>,
+    pauses: PausesWords,
+    queue: QueueWords,
+    upstream: UpstreamWords,
+    upgrades: UpgradesWords,
+    pub(super) files: FilesWords,
+}
+
+/// Files of UNIX listeners.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct FilesWords {
+    proxy: Option<SocketFileWords>,
+    /// Those of the control API and of the monitor.
+    control: Vec<SocketFileWords>,
+}
+
+impl RestWords {
+    /// Describes it while all stands still.
+    pub(super) fn describe(
+        shared: &Shared,
+        pauses: &FrozenPauses<'_>,
+        parcel: &Outgoing<'_>,
+    ) -> Self {
+        // Without `..`, so that nothing new is forgotten.
+        let Shared {
+            pauses: _,
+            admission,
+            upstream,
+            reject_policy: _,
+            workers,
+            log: _,
+            shutdown: _,
+            freeze: _,
+            pipes_per_worker: _,
+            started,
+            listeners: _,
+            socket_files,
+            control_addr: _,
+            config_file: _,
+            upgrade_requests: _,
+            upgrades,
+        } = shared;
+        let proxy = socket_files.proxy.lock().unwrap_or_else(PoisonError::into_inner);
+        let control = socket_files.control.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            started: parcel.moment(*started),
+            counters: workers.each().map(Counters::describe).collect(),
+            pauses: pauses.describe(parcel),
+            queue: admission.queue.describe(parcel),
+            upstream: upstream.describe(parcel),
+            upgrades: upgrades.describe(),
+            files: FilesWords {
+                proxy: proxy.as_ref().map(SocketFile::describe),
+                control: control.iter().map(SocketFile::describe).collect(),
+            },
+        }
+    }
+
+    /// Returns the start of the first process.
+    pub(super) fn started(&self, parcel: &Incoming) -> Instant {
+        parcel.instant(self.started)
+    }
+
+    /// Restores all but the start and the files, before any worker runs.
+    pub(super) fn restore(&self, shared: &Shared, parcel: &Incoming) {
+        let Self { started: _, counters, pauses, queue, upstream, upgrades, files: _ } = self;
+        let workers = &shared.workers;
+        for (index, words) in counters.iter().enumerate() {
+            workers.counters(index % workers.len()).adopt(words);
+        }
+        let last = workers.each().map(Counters::last_number).max().unwrap_or_default();
+        workers.each().for_each(|counters| counters.number_after(last));
+        drop(shared.pauses.restore(pauses.clone(), parcel));
+        shared.admission.queue.restore(queue, parcel);
+        shared.upstream.restore(upstream, parcel);
+        shared.upgrades.restore(upgrades.clone());
+    }
+}
+
+impl FilesWords {
+    /// Adopts the files of the proxy, and of the control API and the monitor. They go with this process from now on.
+    pub(super) fn adopt(&self) -> (Option<SocketFile>, impl Iterator<Item = SocketFile>) {
+        let proxy = self.proxy.as_ref().and_then(SocketFile::adopt);
+        (proxy, self.control.iter().filter_map(SocketFile::adopt))
+    }
+}

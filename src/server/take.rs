@@ -1,0 +1,411 @@
+//! The taker: prepares itself, receives everything from the giver, and goes on where that one stopped.
+//!
+//! Until it has said `Taken`, it reads, writes, dials, accepts and closes nothing that it has received.
+
+use std::{
+    os::unix::net::UnixStream,
+    process, thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Signal, getppid, kill_process};
+
+use super::{
+    Server,
+    assemble::Plan,
+    listen::{Listeners, Listening},
+    messages::{Begin, FORMAT, FORMATS, GiverHello, Message, TakerHello},
+    rest::{FilesWords, RestWords},
+};
+use crate::{
+    config::{Config, address::Address, duration::format_duration},
+    control::{ControlListenersWords, ControlWords, Scope},
+    error::Error,
+    handover::{
+        channel::{Channel, ChannelError},
+        fault,
+        parcel::{Incoming, Misfit, Outgoing},
+        request::Upgraded,
+    },
+    shared::Shared,
+    sys::{
+        self, Listener,
+        socket_file::{Access, SocketFile},
+    },
+    timestamp::Rfc3339,
+    worker::handover::{BatchWords, Inherited, ListenersWords},
+};
+
+/// Longest wait for the demands of the giver.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the giver to stand still: longer than all of its own limits together.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for each of its messages from then on.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the end of the giver, whose copies of the sockets keep their ends from the peers.
+const GIVER_END_TIMEOUT: Duration = Duration::from_secs(1);
+/// Descriptors that the taker needs beside those that it receives, until the giver has ended.
+const SPARE_DESCRIPTORS: u64 = 32;
+
+/// Everything that was received and is to be rebuilt.
+#[derive(Debug)]
+pub(super) struct Rebuilding {
+    rest: RestWords,
+    rest_parcel: Incoming,
+    listeners: Vec<(ListenersWords, Incoming)>,
+    connections: Vec<(BatchWords, Incoming)>,
+    control_listeners: (ControlListenersWords, Incoming),
+    control: (ControlWords, Incoming),
+    stall: Stall,
+}
+
+/// Standstill so far: its length when the giver began to describe itself, and the moment at which this arrived.
+#[derive(Debug, Clone, Copy)]
+struct Stall(Duration, Instant);
+
+/// Work for the time when this process goes on. None of it can stop it any more.
+struct Later {
+    stall: Stall,
+    files: FilesWords,
+    proxy_access: Access,
+    control_access: Access,
+    monitor_access: Access,
+}
+
+impl Later {
+    /// Adopts the socket files, with the rights that the configuration gives. Those that nobody listens at any more go.
+    fn adopt_files(&self, server: &Server) {
+        let Self { stall: _, files, proxy_access, control_access, monitor_access } = self;
+        let set = |file: &SocketFile, access: &Access| {
+            if let Err(error) = file.set_access(*access) {
+                let path = file.path().display();
+                log::warn!("{path} keeps its rights, as they cannot be changed: {error}");
+            }
+        };
+        let is_at = |file: &SocketFile, address: &Address| match address {
+            Address::Unix(path) => path == file.path(),
+            Address::Tcp { .. } | Address::Abstract(_) => false,
+        };
+        let (proxy, control) = files.adopt();
+        proxy.iter().for_each(|file| set(file, proxy_access));
+        server.shared.socket_files.add_of_proxy(proxy);
+        for file in control {
+            if is_at(&file, &server.control_addr) {
+                set(&file, control_access);
+            } else if server.monitor_addr.as_ref().is_some_and(|address| is_at(&file, address)) {
+                set(&file, monitor_access);
+            } else {
+                continue;
+            }
+            server.shared.socket_files.add_of_control(file);
+        }
+    }
+}
+
+impl Stall {
+    fn elapsed(self) -> Duration {
+        self.0 + sys::now().saturating_duration_since(self.1)
+    }
+}
+
+impl Rebuilding {
+    /// Returns the start of the first process.
+    pub(super) fn started(&self) -> Instant {
+        self.rest.started(&self.rest_parcel)
+    }
+
+    /// Restores what a process has once.
+    pub(super) fn restore(&self, shared: &Shared) {
+        self.rest.restore(shared, &self.rest_parcel);
+    }
+
+    /// Takes the connections of the worker `index` of so many.
+    pub(super) fn take_worker(&mut self, index: usize, workers: usize) -> Inherited {
+        self.connections
+            .extract_if(.., |(batch, _parcel)| batch.worker % workers == index)
+            .collect()
+    }
+
+    /// Returns true if clients to come get a small receive buffer.
+    pub(super) fn is_small(&self) -> bool {
+        self.listeners.iter().any(|(words, _parcel)| words.is_small)
+    }
+
+    /// Returns the callers of the control API.
+    pub(super) fn into_control(self) -> (ControlWords, Incoming) {
+        self.control
+    }
+
+    /// Takes the proxy's listeners, for so many workers. Those that lack one get it once this process goes on.
+    fn take_listeners(&mut self, workers: usize) -> Result<Listening, Misfit> {
+        let mut taken: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+        for (words, mut parcel) in std::mem::take(&mut self.listeners) {
+            for listener in &words.listeners {
+                let listener = Listener::adopt(parcel.descriptor()?, *listener);
+                if let Some(of_worker) = taken.get_mut(words.worker % workers) {
+                    of_worker.push(listener);
+                }
+            }
+            parcel.finish()?;
+        }
+        taken.retain(|listeners| !listeners.is_empty());
+        if taken.len() < workers {
+            // Nobody notices it before one joins.
+            taken.iter().flatten().for_each(Listener::let_others_join);
+        }
+        Listening::adopted(taken).map_err(|error| Misfit::new(format!("proxy.addr: {error}")))
+    }
+}
+
+impl Rebuilding {
+    /// Takes the listeners of the control API and of the monitor.
+    fn take_control_listeners(&mut self) -> Result<(Listening, Option<Listening>), Misfit> {
+        let (words, parcel) = &mut self.control_listeners;
+        let (mut control, mut monitor) = (None::<Listening>, None::<Listening>);
+        for scope in &words.scopes {
+            let place = match scope {
+                Scope::Full => &mut control,
+                Scope::ReadOnly => &mut monitor,
+            };
+            let listener = Listener::inherit(parcel.descriptor()?);
+            let added = listener.and_then(|listener| match place {
+                Some(listening) => listening.inherit(listener),
+                None => Listening::inherited(listener).map(|listening| *place = Some(listening)),
+            });
+            added.map_err(|error| Misfit::new(format!("control.addr: {error}")))?;
+        }
+        Ok((control.ok_or_else(|| Misfit::new("there is no control.addr"))?, monitor))
+    }
+}
+
+/// Tells the giver at the other end of `channel` that this process cannot take over, for the reason `why`.
+pub fn refuse(channel: UnixStream, why: &str) {
+    let mut channel = Channel::new(channel);
+    channel.set_deadline(Instant::now() + HELLO_TIMEOUT);
+    let refusal = Message::Refuse { why: why.to_owned() };
+    // A giver that does not listen any more has noticed the end itself.
+    channel.send(&refusal, Outgoing::new(sys::now())).ok();
+}
+
+impl Server {
+    /// Takes everything over from the process at the other end of `channel`, with this configuration. Returns once this
+    /// process has gone on in its place. On an error the other process knows the reason and goes on, and this one has to
+    /// end without running destructors.
+    pub fn take_over(channel: UnixStream, config: Config) -> Result<Self, Error> {
+        let mut channel = Channel::new(channel);
+        let result = receive_all(&mut channel, config);
+        if let Err(error) = &result {
+            channel.set_deadline(Instant::now() + MESSAGE_TIMEOUT);
+            let refusal = Message::Refuse { why: error.to_string() };
+            channel.send(&refusal, Outgoing::new(sys::now())).ok();
+        }
+        let (server, giver) = result?;
+        await_end(channel, giver);
+        Ok(server)
+    }
+}
+
+/// Does all of it. Returns the server and the process that has handed it over.
+fn receive_all(channel: &mut Channel, config: Config) -> Result<(Server, u32), Error> {
+    channel.set_deadline(Instant::now() + HELLO_TIMEOUT);
+    let mut plan = Plan::new(config)?;
+    plan.look_up_upstream();
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let hello = Message::TakerHello(TakerHello { formats: FORMATS.to_vec(), version });
+    send(channel, &hello)?;
+    let Message::GiverHello(giver) = receive(channel, HELLO_TIMEOUT)? else {
+        return Err(unexpected());
+    };
+    check(&giver, &mut plan)?;
+    send(channel, &Message::Warm)?;
+    let Message::Begin(begin) = receive(channel, BEGIN_TIMEOUT)? else { return Err(unexpected()) };
+    let rebuilding = receive_description(channel, &begin)?;
+    let later = Later {
+        stall: rebuilding.stall,
+        files: rebuilding.rest.files.clone(),
+        proxy_access: Access { mode: plan.config.proxy.mode, group: None },
+        control_access: plan.control_access,
+        monitor_access: Access { mode: Some(plan.config.monitor.mode), group: None },
+    };
+    let server = plan.rebuild(rebuilding)?;
+    let goes_on = server.shared.freeze.await_rebuilt(Instant::now() + MESSAGE_TIMEOUT);
+    let goes_on = goes_on.map_err(Error::System).and_then(|()| await_word(channel));
+    if let Err(error) = goes_on {
+        // Its threads stand still for ever, and nothing that they have may be closed in order.
+        std::mem::forget(server);
+        return Err(error);
+    }
+    server.go_on(&later);
+    Ok((server, giver.pid))
+}
+
+/// Says that all is rebuilt, and waits for the word to go on.
+fn await_word(channel: &mut Channel) -> Result<(), Error> {
+    send(channel, &Message::Ready)?;
+    match channel.receive(sys::now(), Instant::now() + MESSAGE_TIMEOUT) {
+        Ok((Message::Go, _)) => send(channel, &Message::Taken),
+        // The giver has died, and nobody else has its connections.
+        Err(ChannelError::Ended) => Ok(()),
+        Ok(_) | Err(_) => Err(unexpected()),
+    }
+}
+
+impl Plan {
+    /// Starts every thread with what was received. They stand still.
+    fn rebuild(self, mut rebuilding: Rebuilding) -> Result<Server, Error> {
+        let misfit = |misfit: Misfit| Error::System(misfit.to_string());
+        let proxy = rebuilding.take_listeners(self.threads).map_err(misfit)?;
+        let (control, monitor) = rebuilding.take_control_listeners().map_err(misfit)?;
+        let monitor = match monitor {
+            Some(monitor) if self.keeps_monitor => Some(monitor),
+            _ => self.listen_for_monitor()?,
+        };
+        self.assemble(Listeners { proxy, control, monitor }, Some(rebuilding))
+    }
+
+    /// Checks that the addresses are those of the giver. Sockets that were passed to it have none in a configuration.
+    fn match_addresses(&mut self, giver: &GiverHello) -> Result<(), Error> {
+        let own = &mut self.written;
+        self.keeps_monitor = giver.monitor_addr.is_none() || giver.monitor_addr == own.monitor;
+        for (name, given, own) in [
+            ("proxy.addr", &giver.proxy_addr, &mut own.proxy),
+            ("control.addr", &giver.control_addr, &mut own.control),
+        ] {
+            match given {
+                Some(given) if own.as_ref() != Some(given) => {
+                    return Err(Error::Config(format!(
+                        "{name} is {} in the new configuration and {given} in the running one: it cannot change in an upgrade; write {given}, or stop and start",
+                        own.as_deref().unwrap_or_default()
+                    )));
+                }
+                Some(_) => {}
+                None => *own = None,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that this process can be what the giver demands.
+fn check(giver: &GiverHello, plan: &mut Plan) -> Result<(), Error> {
+    if giver.format != FORMAT {
+        let text = format!("format {} of a hand-over is not known here", giver.format);
+        return Err(Error::System(text));
+    }
+    if let Some(need) = giver.needs.first() {
+        return Err(Error::System(format!("this program cannot {need}, which is needed")));
+    }
+    plan.match_addresses(giver)?;
+    let needed = giver.descriptors + SPARE_DESCRIPTORS;
+    if plan.files < needed {
+        return Err(Error::System(format!(
+            "the new program may open {} files and needs {needed}; raise the limit of open files (ulimit -n, LimitNOFILE)",
+            plan.files
+        )));
+    }
+    Ok(())
+}
+
+fn receive_description(channel: &mut Channel, begin: &Begin) -> Result<Rebuilding, Error> {
+    let arrived = sys::now();
+    let deadline = arrived + MESSAGE_TIMEOUT;
+    let (mut listeners, mut connections) = (Vec::new(), Vec::new());
+    let (mut rest, mut control, mut control_listeners) = (None, None, None);
+    let mut count = 0;
+    loop {
+        channel.set_deadline(deadline);
+        let (message, parcel) = channel.receive(arrived, deadline).map_err(told)?;
+        match message {
+            Message::Listeners(words) => listeners.push((words, parcel)),
+            Message::Connections(words) => connections.push((words, parcel)),
+            Message::ControlListeners(words) => control_listeners = Some((words, parcel)),
+            Message::Control(words) => control = Some((words, parcel)),
+            Message::Rest(words) => rest = Some((*words, parcel)),
+            Message::End(end) if end.messages == count => break,
+            _ => return Err(unexpected()),
+        }
+        count += 1;
+    }
+    let (Some((rest, rest_parcel)), Some(control), Some(control_listeners)) =
+        (rest, control, control_listeners)
+    else {
+        return Err(unexpected());
+    };
+    let stall = Stall(Duration::from_nanos(begin.frozen_nanos), arrived);
+    Ok(Rebuilding { rest, rest_parcel, listeners, connections, control_listeners, control, stall })
+}
+
+impl Server {
+    /// Lets all threads go on. What may fail comes behind that, and is logged.
+    fn go_on(&self, later: &Later) {
+        let shared = &self.shared;
+        shared.freeze.thaw();
+        shared.workers.wake_all();
+        let (stall, connections) = (later.stall.elapsed(), shared.clients());
+        shared.upgrades.succeeded(Rfc3339::now(), stall, connections);
+        shared.upgrade_requests.succeed(Upgraded {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: process::id(),
+            connections,
+            stall_seconds: stall.as_secs_f64(),
+        });
+        log::info!(
+            event = "upgraded", connections = connections, stall_seconds = stall.as_secs_f64();
+            "took over from the running process: connections {connections}, nothing moved for {}",
+            format_duration(stall)
+        );
+        later.adopt_files(self);
+        self.listen_on_all_workers();
+    }
+
+    /// Makes listeners for workers that have none, as a TCP port may have one for each.
+    fn listen_on_all_workers(&self) {
+        let shared = &self.shared;
+        for worker in shared.workers.listening()..shared.workers.len() {
+            for address in shared.joinable() {
+                match Listener::join(address) {
+                    Ok(listener) => shared.workers.listen(worker, listener),
+                    Err(error) => log::warn!(
+                        "proxy.addr: no listener at {address} for a further thread, which gets no clients there: {error}"
+                    ),
+                }
+            }
+        }
+    }
+}
+
+/// Waits for the end of the giver, on a thread of its own, and ends it if it hangs.
+fn await_end(mut channel: Channel, giver: u32) {
+    let wait = move || {
+        let deadline = Instant::now() + GIVER_END_TIMEOUT;
+        let ended = channel.receive::<Message>(sys::now(), deadline);
+        let parent =
+            getppid().filter(|parent| parent.as_raw_nonzero().get().unsigned_abs() == giver);
+        if let (Err(ChannelError::TimedOut), Some(parent)) = (ended, parent) {
+            log::warn!("the process {giver}, which has handed over, does not end and is killed");
+            kill_process(parent, Signal::KILL).ok();
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("giver".into()).spawn(wait) {
+        log::warn!("nobody looks whether process {giver} ends, as no thread can be had: {error}");
+    }
+}
+
+fn send(channel: &mut Channel, message: &Message) -> Result<(), Error> {
+    fault::happen("taker", message.word());
+    channel.send(message, Outgoing::new(sys::now())).map_err(told)
+}
+
+/// Receives a message without descriptors.
+fn receive(channel: &mut Channel, timeout: Duration) -> Result<Message, Error> {
+    let received = channel.receive(sys::now(), Instant::now() + timeout);
+    received.map(|(message, _parcel)| message).map_err(told)
+}
+
+fn told(error: ChannelError) -> Error {
+    Error::System(format!("the hand-over has failed: {error}"))
+}
+
+fn unexpected() -> Error {
+    Error::System("the old program says something unexpected, or goes on itself".into())
+}
