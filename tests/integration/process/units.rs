@@ -15,7 +15,14 @@ fn the_template_is_the_service_with_files_of_its_instance() {
     let service = unit(&[]);
     assert_eq!(service, unit(&["service"]));
     // A stop whose grace period was over, by its exit code, is no failure of the unit.
-    for line in ["\nType=notify\n", "\nWatchdogSec=", "\nSuccessExitStatus=3\n"] {
+    for line in [
+        "\nType=notify\n",
+        // The process that is to end says which one takes over; another one could not.
+        "\nNotifyAccess=main\n",
+        "\nExecReload=tcpause upgrade --config ",
+        "\nWatchdogSec=",
+        "\nSuccessExitStatus=3\n",
+    ] {
         assert!(service.contains(line), "{service}");
     }
     let expected = service
@@ -41,11 +48,17 @@ fn the_socket_has_the_name_and_the_address_of_the_proxy() {
 #[test]
 fn the_service_calls_the_program_as_it_can_be_called() {
     let service = unit(&["service"]);
-    let call = service.lines().find_map(|line| line.strip_prefix("ExecStart=tcpause ")).unwrap();
-    let call = call.replace("/etc/tcpause/tcpause.yml", "tcpause.yml");
-    let finished =
-        program().file("tcpause.yml", "{}").args(call.split(' ')).arg("--check-config").run();
+    let run = |key: &str, last| {
+        let start = format!("{key}=tcpause ");
+        let call = service.lines().find_map(|line| line.strip_prefix(&start)).unwrap();
+        let call = call.replace("/etc/tcpause/tcpause.yml", "tcpause.yml");
+        program().file("tcpause.yml", "{}").args(call.split(' ')).arg(last).run()
+    };
+    let finished = run("ExecStart", "--check-config");
     assert_eq!(finished.code, 0, "{finished:?}");
+    // This is the last that it looks at before it asks.
+    let finished = run("ExecReload", "--control-addr=localhost:0");
+    assert!(finished.stderr.contains("has port 0"), "{finished:?}");
 }
 
 #[test]
