@@ -111,9 +111,9 @@ fn take_over(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return EXIT_REFUSED.into();
         }
     };
-    // The giver is told an error, and logs it.
     let Ok(server) = Server::take_over(channel, setup.config.clone()) else {
-        return EXIT_REFUSED.into();
+        // The giver is told the error, and logs it. No destructor closes what belongs to it.
+        process::exit(EXIT_REFUSED.into());
     };
     setup.serve(server, Some(end_of_giver)).unwrap_or_else(|error| fail(EXIT_FAILURE, error))
 }

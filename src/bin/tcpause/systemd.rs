@@ -234,18 +234,27 @@ fn await_event(descriptor: impl AsFd, event: PollFlags, timeout: Duration) -> io
 /// Returns the variables that are meant for this process alone. One that takes over gets its listeners otherwise, and it is
 /// its own that the watchdog looks at.
 pub(crate) fn own_variables() -> impl Iterator<Item = &'static str> {
-    let watchdog = env::var("WATCHDOG_PID").is_ok_and(|pid| pid == process::id().to_string());
-    let watchdog = watchdog.then_some("WATCHDOG_PID");
-    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].into_iter().chain(watchdog)
+    let of_number = ["WATCHDOG_PID", "SYSTEMD_EXEC_PID"].into_iter();
+    let own = of_number.filter(|name| number_in(name) == Some(process::id().into()));
+    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].into_iter().chain(own)
+}
+
+/// Returns true if systemd has started another process, of which this one is a child.
+pub(crate) fn is_wrapped() -> bool {
+    number_in("SYSTEMD_EXEC_PID").is_some_and(|pid| pid != u64::from(process::id()))
+}
+
+/// Returns the number in a variable.
+fn number_in(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
 }
 
 /// Returns the interval of the watchdog's notifications, half of the time after which it ends the program.
 fn watchdog_interval() -> Option<Duration> {
-    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-    if number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id())) {
+    if number_in("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id())) {
         return None;
     }
-    let interval = Duration::from_micros(number("WATCHDOG_USEC")? / 2);
+    let interval = Duration::from_micros(number_in("WATCHDOG_USEC")? / 2);
     (!interval.is_zero()).then_some(interval)
 }
 

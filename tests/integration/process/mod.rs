@@ -18,3 +18,4 @@ mod signals;
 mod status;
 pub(crate) mod stop;
 mod units;
+mod upgrade;

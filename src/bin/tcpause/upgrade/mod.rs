@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, getppid, kill_process};
 use tcpause::{Error, Given, Giver};
 
 pub(crate) use self::{inheritance::Inheritance, program::Program};
-use crate::systemd::Manager;
+use crate::systemd::{self, Manager};
 
 /// First argument of a process that takes over. It stands before all others, as there may be a `--` among them.
 pub(crate) const TAKE_OVER: &str = "--take-over";
@@ -58,7 +58,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             // Nobody is left who could ask.
             let Ok(()) = request else { return };
             let Err(why) = self.upgrade(signals);
-            log::error!("not upgraded: {why}");
+            log::error!(event = "not-upgraded", why = why.as_str(); "not upgraded: {why}");
             // A request that came meanwhile has this outcome, too.
             requests.try_recv().ok();
             self.giver.failed(&why);
@@ -87,12 +87,14 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
     /// Ends this process, from which everything has been taken over. No destructor runs, as that would close and reset what
     /// the taker carries.
     fn leave(&self, taker: Pid, given: Given, signals: &Receiver<()>) -> ! {
-        self.manager.follow(taker);
         let Given { connections, stall, .. } = given;
+        let seconds = (stall.as_secs_f64() * 1e6).round() / 1e6;
         log::info!(
+            event = "handed-over", pid = taker.as_raw_pid(), connections = connections, stall_seconds = seconds;
             "upgraded: pid {taker} has taken over, connections: {connections}, standstill: {:.1} ms",
-            stall.as_secs_f64() * 1000.0
+            seconds * 1e3
         );
+        self.manager.follow(taker);
         (self.flush_log)();
         // These came too late for this process. An error means that the taker has ended.
         if self.giver.is_stopping() {
@@ -112,6 +114,8 @@ struct Surroundings {
     parent: String,
     /// Set if systemd has started this process, or an ancestor of it.
     is_unit: bool,
+    /// Set if systemd has started another process, which has started this one.
+    is_wrapped: bool,
     /// Set if a service manager can be told which process it is to follow.
     has_manager: bool,
 }
@@ -123,25 +127,17 @@ impl Surroundings {
             pid: process::id(),
             parent: parent.and_then(Result::ok).unwrap_or_default().trim_end().to_owned(),
             is_unit: env::var_os("INVOCATION_ID").is_some(),
+            is_wrapped: systemd::is_wrapped(),
             has_manager: manager.is_there(),
         }
     }
 
     /// Refuses an upgrade if the end of this process would end or restart the service.
     fn check(&self) -> Result<(), String> {
-        let Self { pid, parent, is_unit, has_manager } = self;
+        let Self { pid, parent, is_unit, is_wrapped, has_manager } = self;
         if *pid == 1 {
             return Err(
                 "tcpause is process 1, and its container would end with it; start a new container, or run tcpause by systemd"
-                    .to_owned(),
-            );
-        }
-        if *has_manager {
-            return Ok(());
-        }
-        if *is_unit {
-            return Err(
-                "systemd would restart the service, as it cannot be told of the new process; write Type=notify and NotifyAccess=main into the unit, as tcpause unit does, and restart the service once"
                     .to_owned(),
             );
         }
@@ -149,6 +145,18 @@ impl Surroundings {
             return Err(format!(
                 "{parent} follows the process that it has started, and would take the upgrade for the end of tcpause; restart the service instead, or run tcpause by systemd"
             ));
+        }
+        if *is_unit && *is_wrapped {
+            return Err(
+                "systemd follows another process, which has started this one, and would take its end for that of the service; let the unit start tcpause itself, or write exec before it in the script"
+                    .to_owned(),
+            );
+        }
+        if *is_unit && !has_manager {
+            return Err(
+                "systemd would restart the service, as it cannot be told of the new process; write Type=notify and NotifyAccess=main into the unit, as tcpause unit does, and restart the service once"
+                    .to_owned(),
+            );
         }
         Ok(())
     }
@@ -160,20 +168,23 @@ mod tests {
 
     #[test]
     fn an_upgrade_is_refused_where_the_end_of_the_process_ends_the_service() {
-        for (pid, parent, is_unit, has_manager, refusal) in [
-            (2, "bash", false, false, None),
-            (2, "systemd", true, true, None),
-            (2, "systemd", false, true, None),
-            (2, "", false, false, None),
-            (2, "tini", false, true, None),
-            (1, "", false, false, Some("is process 1")),
-            (1, "", true, true, Some("is process 1")),
-            (2, "systemd", true, false, Some("Type=notify")),
-            (2, "runsv", false, false, Some("runsv follows")),
-            (2, "supervise-daemo", false, false, Some("supervise-daemo follows")),
+        for (pid, parent, is_unit, is_wrapped, has_manager, refusal) in [
+            (2, "bash", false, false, false, None),
+            (2, "systemd", true, false, true, None),
+            (2, "systemd", false, false, true, None),
+            (2, "", false, false, false, None),
+            // Variables of systemd without a service are those of a shell's ancestor.
+            (2, "bash", false, true, false, None),
+            (1, "", false, false, false, Some("is process 1")),
+            (1, "", true, false, true, Some("is process 1")),
+            (2, "systemd", true, false, false, Some("Type=notify")),
+            (2, "sh", true, true, true, Some("write exec before")),
+            (2, "tini", false, false, true, Some("tini follows")),
+            (2, "runsv", false, false, false, Some("runsv follows")),
+            (2, "supervise-daemo", false, false, false, Some("supervise-daemo follows")),
         ] {
             let parent = parent.to_owned();
-            let result = Surroundings { pid, parent, is_unit, has_manager }.check();
+            let result = Surroundings { pid, parent, is_unit, is_wrapped, has_manager }.check();
             match (result, refusal) {
                 (Ok(()), None) => {}
                 (Err(told), Some(part)) => {

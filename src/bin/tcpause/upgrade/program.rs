@@ -60,7 +60,9 @@ impl Program {
             })?
         };
         let arguments = words.filter(|word| word != TAKE_OVER).collect();
-        Ok(Self { file: folder.join(found), arguments, folder })
+        // As components, the path is without a dot.
+        let file = folder.join(found).components().collect();
+        Ok(Self { file, arguments, folder })
     }
 
     /// Starts the program as it was called before, with `channel` as standard input.
@@ -199,7 +201,7 @@ mod tests {
         for (name, file) in [
             (place("tcpause").as_str(), place("tcpause")),
             // A file that is not there may be there later.
-            ("./bin/tcpause", "/work/./bin/tcpause".to_owned()),
+            ("./bin/tcpause", "/work/bin/tcpause".to_owned()),
             ("../tcpause", "/work/../tcpause".to_owned()),
             ("/opt/tcpause", "/opt/tcpause".to_owned()),
             // A symlink stays one.

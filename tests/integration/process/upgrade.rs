@@ -1,0 +1,126 @@
+//! Upgrades that are refused: nothing changes, and the log has one sentence that says why.
+
+use std::{
+    fs,
+    io::Read,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::symlink,
+            net::{UnixDatagram, UnixStream},
+        },
+    },
+    process::{Command, Stdio},
+};
+
+use rustix::process::Signal;
+
+use crate::harness::{Proxy, Upstream, binary, echo, program, wait_until};
+
+/// Starts a proxy by the name `./tcpause`, a symlink in its working directory.
+fn start_by_symlink(upstream: &Upstream) -> Proxy {
+    let by_symlink = r#"ln -s "$0" tcpause && exec ./tcpause "$@""#;
+    Proxy::builder().upstream(upstream).before(by_symlink).start()
+}
+
+/// Asks for an upgrade by a signal, and returns the line that tells why there is none.
+fn refused(proxy: &Proxy, signal: Signal) -> String {
+    let before = proxy.log_count("not upgraded: ");
+    proxy.signal(signal);
+    wait_until("it is refused", || proxy.log_count("not upgraded: ") > before);
+    let log = proxy.log_so_far();
+    log.lines().rfind(|line| line.contains("not upgraded: ")).unwrap().to_owned()
+}
+
+#[test]
+fn a_program_that_cannot_take_over_is_refused_and_nothing_changes() {
+    let upstream = Upstream::tcp(echo);
+    let mut proxy = start_by_symlink(&upstream);
+    let mut client = proxy.connect();
+    let place = proxy.dir().join("tcpause");
+    let text = proxy.dir().join("text");
+    fs::write(&text, "no program").unwrap();
+    for (target, told) in [
+        ("/nonexistent", "cannot be run: No such file or directory"),
+        (text.to_str().unwrap(), "cannot be run: Permission denied"),
+        ("/", "cannot be run: Permission denied"),
+        ("/bin/false", "ended with exit code 1 before it took over"),
+        ("/bin/true", "ended with exit code 0 before it took over"),
+    ] {
+        fs::remove_file(&place).unwrap();
+        symlink(target, &place).unwrap();
+        for signal in [Signal::HUP, Signal::USR2] {
+            let line = refused(&proxy, signal);
+            let expected = format!("not upgraded: the new program {} {told}", place.display());
+            assert!(line.contains(" ERROR ") && line.contains(&expected), "{line}");
+            client.assert_echo(b"still carried");
+            proxy.connect().assert_echo(b"and so are new ones");
+        }
+    }
+    drop(client);
+    proxy.terminate();
+    assert_eq!(proxy.exit_code(), 0);
+}
+
+#[test]
+fn an_upgrade_that_its_supervisor_would_answer_by_a_restart_is_refused() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).env("INVOCATION_ID", "5").start();
+    let line = refused(&proxy, Signal::HUP);
+    assert!(line.contains("Type=notify"), "{line}");
+    let answer = proxy.control().request("POST", "/upgrade", &[]);
+    assert_eq!(answer.status, 409);
+    assert!(String::from_utf8_lossy(&answer.body).contains("Type=notify"), "{answer:?}");
+    wait_until("the log tells it, too", || proxy.log_count("not upgraded: ") == 2);
+    proxy.connect().assert_echo(b"still carried");
+}
+
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).before("trap '' HUP").start();
+    proxy.signal(Signal::HUP);
+    proxy.signal(Signal::USR1);
+    proxy.wait_for_log("SIGUSR1 is ignored");
+    assert_eq!(proxy.log_count("SIGHUP"), 0);
+    proxy.connect().assert_echo(b"still carried");
+}
+
+#[test]
+fn a_new_process_needs_a_channel() {
+    let finished = program().arg("--take-over").run();
+    assert_eq!(finished.code, 2, "{finished:?}");
+    assert!(finished.stderr.contains("standard input is no UNIX stream socket"), "{finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+    let (datagram, _other) = UnixDatagram::pair().unwrap();
+    let stdin = Stdio::from(OwnedFd::from(datagram));
+    let output = Command::new(binary()).arg("--take-over").stdin(stdin).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    // It is no option of its own: nobody is to write it.
+    for args in [&["--proxy-addr=:1", "--take-over"][..], &["status", "--take-over"]] {
+        let finished = program().args(args).run();
+        assert!(finished.stderr.contains("unknown option --take-over"), "{finished:?}");
+    }
+}
+
+/// A command line that the new program does not know is told through the channel, and printed nowhere.
+#[test]
+fn a_new_process_tells_the_giver_why_it_cannot_start() {
+    for (args, told) in [
+        (&["--nonsense"][..], "unknown option --nonsense"),
+        (&["--config=/nonexistent"], "/nonexistent"),
+        (&["status"], "--take-over takes no command"),
+    ] {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let stdin = Stdio::from(OwnedFd::from(theirs));
+        let mut command = Command::new(binary());
+        command.arg("--take-over").args(args).stdin(stdin);
+        let output = command.output().unwrap();
+        drop(command);
+        assert_eq!((output.status.code(), &*output.stderr), (Some(4), &b""[..]), "{args:?}");
+        let mut heard = Vec::new();
+        ours.read_to_end(&mut heard).unwrap();
+        let heard = String::from_utf8_lossy(&heard);
+        assert!(heard.contains(told), "{args:?}: {heard}");
+    }
+}
