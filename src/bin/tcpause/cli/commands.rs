@@ -164,7 +164,7 @@ pub(crate) static COMMANDS: [Word; 12] = [
 ];
 
 /// The signals that the proxy heeds or ignores, for the help and the page on signals.
-pub(crate) const SIGNALS: [(&str, &str); 6] = [
+pub(crate) const SIGNALS: [(&str, &str); 5] = [
     (
         "SIGTERM, SIGINT, SIGQUIT",
         "Refuse new clients, serve the clients in the queue, and let connections end within the grace period. Held clients are held for as long, and a resume serves them.",
@@ -173,12 +173,14 @@ pub(crate) const SIGNALS: [(&str, &str); 6] = [
         "a second stop signal",
         "Closes everything at once if it comes a second or more after the first. Sooner, it is ignored, as supervisors often signal both a process and its group.",
     ),
-    ("SIGHUP", "Is ignored: the configuration is read at start only. The log says so."),
+    (
+        "SIGUSR2, SIGHUP",
+        "Start the program at its place anew; the new process reads the configuration, takes over everything, and this one ends. If it cannot, the log says why, and nothing changes. A SIGHUP that is ignored at start, as by nohup, stays ignored.",
+    ),
     (
         "SIGUSR1",
         "Is ignored: the log goes to standard error, and no file is reopened. The log says so.",
     ),
-    ("SIGUSR2", "Is ignored, and the log says so."),
     (
         "SIGXFSZ, SIGPIPE",
         "Are ignored: a log that takes no more lines loses them, and tells later how many.",

@@ -21,7 +21,7 @@ macro_rules! topics {
 }
 
 /// Every page, in the order of the help and of the man page.
-pub(crate) static TOPICS: [Topic; 20] = topics![
+pub(crate) static TOPICS: [Topic; 21] = topics![
     "maintenance",
     "holding",
     "draining",
@@ -30,6 +30,7 @@ pub(crate) static TOPICS: [Topic; 20] = topics![
     "settings",
     "commands",
     "signals",
+    "upgrading",
     "systemd",
     "exit-codes",
     "api",
