@@ -151,15 +151,15 @@ impl Endpoint {
         Ok(Self { socket, readable, writable, read_closed, reset, vanished, urgent, interest })
     }
 
-    /// Registers an endpoint from another process. Room is not asked for while there is some and nothing is to be written
-    /// (`has_output`), as each connection would cause an event. The registration reports all that is ready once more.
+    /// Registers an endpoint from another process, which reports all that is ready once more. While there is room, a relay
+    /// does not ask for it, as each connection would cause an event. It asks once a write finds none, other states do not.
     pub(super) fn adopt_registration(
         &mut self,
-        has_output: bool,
+        is_relayed: bool,
         registry: &Registry,
         token: Token,
     ) -> io::Result<()> {
-        self.interest = if self.writable && !has_output { READABLE } else { EVERYTHING };
+        self.interest = if self.writable && is_relayed { READABLE } else { EVERYTHING };
         self.socket.register_for(registry, token, self.interest)
     }
 

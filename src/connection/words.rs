@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     AwaitingAcks, Connection, Patience, Rejection, Session, State,
     connect::{Dial, DialWords},
-    endpoint::{Endpoint, EndpointWords, Registration},
+    endpoint::{Endpoint, EndpointWords},
     pipe::PipePool,
     record::{Record, RecordWords},
     reject::{Reject, RejectWords},
@@ -138,16 +138,15 @@ impl Connection {
         let Self { client: endpoint, state, .. } = self;
         match state {
             State::Relaying(session) => {
-                let registration = Registration { registry, client, upstream };
-                session.relay.adopt_registration(endpoint, &registration)
-            }
-            // Only relays go on to manage what is reported to them.
-            State::Connecting(dial) => {
                 endpoint.adopt_registration(true, registry, client)?;
-                dial.upstream.adopt_registration(true, registry, upstream)
+                session.relay.upstream_mut().adopt_registration(true, registry, upstream)
+            }
+            State::Connecting(dial) => {
+                endpoint.adopt_registration(false, registry, client)?;
+                dial.upstream.adopt_registration(false, registry, upstream)
             }
             State::Waiting { .. } | State::Rejecting(_) => {
-                endpoint.adopt_registration(true, registry, client)
+                endpoint.adopt_registration(false, registry, client)
             }
         }
     }

@@ -85,6 +85,16 @@ mod tests {
     }
 
     #[test]
+    fn each_fact_of_a_socket_arrives_by_itself() {
+        let (lent, _peer) = socket_pair().unwrap();
+        for (is_unix, is_paced) in [(false, false), (false, true), (true, false)] {
+            let words = SocketWords { is_unix, is_paced };
+            let adopted = Socket::adopt(copy(lent.lend()), over_json(words));
+            assert_eq!((adopted.describe(), adopted.is_paced()), (words, is_paced));
+        }
+    }
+
+    #[test]
     fn an_adopted_pipe_has_the_bytes_in_it() {
         let (source, from) = socket_pair().unwrap();
         let (sink, to) = socket_pair().unwrap();

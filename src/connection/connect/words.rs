@@ -25,10 +25,12 @@ pub(in crate::connection) struct DialWords {
 struct AttemptWords {
     ticket: TicketWords,
     route: RouteWords,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_short: bool,
     since: Moment,
     begun: Moment,
     /// Set if its pass was given in spite of a pause.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     bypasses: bool,
 }
 

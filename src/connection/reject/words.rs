@@ -64,3 +64,28 @@ impl Reject {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn of_an_answer_the_part_travels_that_is_not_written_yet() {
+        let now = Instant::now();
+        let rest = Rest { bytes: (*b"written, left").into(), written: 9, _permit: None };
+        let mut parcel = Outgoing::new(now);
+        let words = Reject::Lingering { rest: Some(rest), discarded: 5 }.describe(&mut parcel);
+        let mut parcel = Incoming::new(now, Vec::new(), parcel.into_parts().1);
+        match Reject::rebuild(words, &mut parcel).unwrap() {
+            Reject::Lingering {
+                rest: Some(Rest { bytes, written: 0, _permit: None }),
+                discarded,
+            } => {
+                assert_eq!((&*bytes, discarded), (&b"left"[..], 5));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,13 +1,11 @@
 //! Words of a relay: its upstream, and the bytes in flight in both directions.
 
-use std::io;
-
 use serde::{Deserialize, Serialize};
 
 use super::{Buffered, Flow, Relay, Stage};
 use crate::{
     connection::{
-        endpoint::{Endpoint, EndpointWords, Registration},
+        endpoint::{Endpoint, EndpointWords},
         pipe::PipePool,
     },
     handover::parcel::{Incoming, Misfit, Outgoing},
@@ -67,17 +65,6 @@ impl Relay {
             to_client: Flow::rebuild(to_client, parcel, pipes)?,
         })
     }
-
-    /// Registers both sides of a relay from another process.
-    pub(in crate::connection) fn adopt_registration(
-        &mut self,
-        client: &mut Endpoint,
-        registration: &Registration<'_>,
-    ) -> io::Result<()> {
-        let Registration { registry, client: token, upstream } = *registration;
-        client.adopt_registration(self.to_client.has_buffered(), registry, token)?;
-        self.upstream.adopt_registration(self.to_upstream.has_buffered(), registry, upstream)
-    }
 }
 
 impl Flow {
@@ -107,5 +94,24 @@ impl Flow {
             }
         };
         Ok(Self { stage, buffered, bulk, delivered })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn of_copied_bytes_those_travel_that_are_not_written_yet() {
+        let now = Instant::now();
+        let flow = Flow { buffered: Buffered::Bytes((*b"written, left").into(), 9), ..Flow::new() };
+        let mut parcel = Outgoing::new(now);
+        let words = flow.describe(&mut parcel);
+        let mut parcel = Incoming::new(now, Vec::new(), parcel.into_parts().1);
+        let flow = Flow::rebuild(words, &mut parcel, &PipePool::new(0)).unwrap();
+        let Buffered::Bytes(bytes, written) = flow.buffered else { panic!("{flow:?}") };
+        assert_eq!((&*bytes, written), (&b"left"[..], 0));
     }
 }

@@ -1,5 +1,7 @@
 //! Connections that go to another process: each state over real sockets, described, rebuilt and described again.
 
+mod altered;
+
 use rustls::{ServerConfig, server::ResolvesServerCertUsingSni};
 
 use super::*;
@@ -132,17 +134,29 @@ impl Taker {
     fn take(&self, connection: &Connection) -> (Connection, ConnectionWords, Vec<u8>) {
         let (words, descriptors, bytes) = parcel(connection, self.bench.now);
         let json = serde_json::to_string(&words).unwrap();
-        let mut parcel = Incoming::new(self.begin, descriptors, bytes.clone());
+        (
+            self.rebuild(serde_json::from_str(&json).unwrap(), descriptors, bytes.clone()),
+            words,
+            bytes,
+        )
+    }
+
+    fn rebuild(
+        &self,
+        words: ConnectionWords,
+        descriptors: Vec<Descriptor>,
+        bytes: Vec<u8>,
+    ) -> Connection {
+        let mut parcel = Incoming::new(self.begin, descriptors, bytes);
         let context = RebuildContext {
             admission: &self.admission,
             gate: &self.bench.gate,
             pipes: &self.bench.buffers.pipes,
             upstream: &self.bench.upstream,
         };
-        let arrived = serde_json::from_str(&json).unwrap();
-        let rebuilt = Connection::rebuild(arrived, &mut parcel, &context);
+        let rebuilt = Connection::rebuild(words, &mut parcel, &context);
         parcel.finish().unwrap();
-        (rebuilt.unwrap(), words, bytes)
+        rebuilt.unwrap()
     }
 
     /// Returns the numbers of permits of clients, of held ones, of the window and of probes, of passes and of pipes.
@@ -199,6 +213,11 @@ fn kind(connection: &Connection) -> &'static str {
             Reject::Lingering { rest: None, .. } => "lingering",
         },
     }
+}
+
+fn scenes() -> impl Iterator<Item = Scene> {
+    let scenes = [held_scenes(), connecting_scenes(), relaying_scenes(), rejecting_scenes()];
+    scenes.into_iter().flatten()
 }
 
 fn held_scenes() -> Vec<Scene> {
@@ -276,8 +295,7 @@ fn awaiting_handshake() -> Scene {
 #[test]
 fn each_state_arrives_as_it_was_and_counts_beyond_all_bounds() {
     let mut seen = Vec::new();
-    let scenes = [held_scenes(), connecting_scenes(), relaying_scenes(), rejecting_scenes()];
-    for mut scene in scenes.into_iter().flatten() {
+    for mut scene in scenes() {
         let (kind, json) = (kind(&scene.connection), scene.json());
         seen.push(kind);
         assert!(scene.connection.is_movable());
