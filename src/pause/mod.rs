@@ -16,7 +16,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -55,6 +55,8 @@ pub(crate) struct Pauses {
     pub(crate) counts: PauseCounts,
     /// Wakes the thread that ends expired leases.
     expiry: Sender<()>,
+    /// True in a taker until it goes on: its leases do not expire before.
+    awaits_word: AtomicBool,
     watchers: Mutex<Vec<Watcher>>,
     queue: Arc<WaitQueue>,
     upstream: Arc<Upstream>,
@@ -117,6 +119,7 @@ impl Pauses {
             leases: Mutex::default(),
             counts: PauseCounts::default(),
             expiry,
+            awaits_word: AtomicBool::new(false),
             watchers: Mutex::default(),
             queue,
             upstream,
@@ -272,8 +275,11 @@ impl Pauses {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(watcher));
     }
 
-    /// Ends expired leases. Returns the moment at which the next one expires.
+    /// Ends expired leases. Returns the moment at which the next one expires, of which [`Pauses::go_on`] tells in a taker.
     fn expire(&self) -> Option<Instant> {
+        if self.awaits_word.load(Ordering::Acquire) {
+            return None;
+        }
         let now = sys::now();
         self.end(EndReason::Expired, |lease| lease.has_expired(now));
         self.lock().next_end()

@@ -1,4 +1,4 @@
-//! Pauses in a hand-over: frozen while they are described, and until their taker goes on.
+//! Pauses in a hand-over: frozen while they are described.
 
 use std::sync::{MutexGuard, atomic::Ordering};
 
@@ -44,19 +44,22 @@ impl Pauses {
         FrozenPauses { pauses: self, leases: self.lock() }
     }
 
-    /// Takes over pauses that were described: closes the gate and gives the workers their orders, as the leases say. They
-    /// stay frozen, so that none expires here before this process has gone on. Neither the log nor a watcher hears of it, as
-    /// no pause begins.
-    pub(crate) fn restore(&self, words: PausesWords, parcel: &Incoming) -> FrozenPauses<'_> {
+    /// Takes over pauses that were described: closes the gate and gives the workers their orders, as the leases say. Neither
+    /// the log nor a watcher hears of it, as no pause begins. No lease expires before [`Pauses::go_on`].
+    pub(crate) fn restore(&self, words: &PausesWords, parcel: &Incoming) {
         let PausesWords { leases, counts, idle_moments } = words;
+        self.awaits_word.store(true, Ordering::Release);
         let mut frozen = self.freeze();
         *frozen.leases = Leases::rebuild(leases, parcel);
         self.apply(&frozen.leases);
-        self.counts.restore(&counts);
-        self.gate.restore_idle_moments(idle_moments);
-        // The thread waits for the leases, and then learns when the next one ends.
+        self.counts.restore(counts);
+        self.gate.restore_idle_moments(*idle_moments);
+    }
+
+    /// Lets leases that were taken over expire.
+    pub(crate) fn go_on(&self) {
+        self.awaits_word.store(false, Ordering::Release);
         self.expiry.try_send(()).ok();
-        frozen
     }
 }
 
@@ -72,6 +75,7 @@ impl FrozenPauses<'_> {
             leases: _,
             counts,
             expiry: _,
+            awaits_word: _,
             watchers: _,
             queue: _,
             upstream: _,
@@ -145,8 +149,8 @@ mod tests {
         let words = giver.freeze().describe(&Outgoing::new(begin));
         let text = serde_json::to_string(&words).unwrap();
         let incoming = Incoming::new(begin + shift, Vec::new(), Vec::new());
-        let frozen = taker.restore(serde_json::from_str(&text).unwrap(), &incoming);
-        [words, frozen.describe(&Outgoing::new(begin + shift))]
+        taker.restore(&serde_json::from_str(&text).unwrap(), &incoming);
+        [words, taker.freeze().describe(&Outgoing::new(begin + shift))]
     }
 
     #[test]
@@ -215,11 +219,13 @@ mod tests {
             sender.send(()).ok();
         });
         let incoming = Incoming::new(Instant::now(), Vec::new(), Vec::new());
-        let frozen = taker.restore(words, &incoming);
+        taker.restore(&words, &incoming);
+        // As a worker does that publishes what it has adopted.
+        taker.expiry.send(()).unwrap();
         let moment = Duration::from_millis(20);
         assert_eq!(changes.recv_timeout(moment), Err(RecvTimeoutError::Timeout));
         assert!(taker.gate.is_paused());
-        drop(frozen);
+        taker.go_on();
         changes.recv_timeout(DEADLINE).unwrap();
         assert!(!taker.gate.is_paused());
     }

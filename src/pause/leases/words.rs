@@ -54,11 +54,11 @@ impl Leases {
     }
 
     /// Returns leases that were described. Their ends have not moved.
-    pub(crate) fn rebuild(words: LeasesWords, parcel: &Incoming) -> Self {
+    pub(crate) fn rebuild(words: &LeasesWords, parcel: &Incoming) -> Self {
         let LeasesWords { list, paused_since } = words;
         Self {
-            list: list.into_iter().map(|lease| Lease::rebuild(lease, parcel)).collect(),
-            paused_since: paused_since.map(|since| Timestamp::rebuild(&since, parcel)),
+            list: list.iter().map(|lease| Lease::rebuild(lease, parcel)).collect(),
+            paused_since: paused_since.as_ref().map(|since| Timestamp::rebuild(since, parcel)),
         }
     }
 }
@@ -75,11 +75,15 @@ impl Lease {
         }
     }
 
-    fn rebuild(words: LeaseWords, parcel: &Incoming) -> Self {
+    fn rebuild(words: &LeaseWords, parcel: &Incoming) -> Self {
         let LeaseWords { terms, lifetime, request_id, since, ends } = words;
-        let since = Timestamp::rebuild(&since, parcel);
-        let ends = ends.map(|end| parcel.instant(end));
-        Self { terms, lifetime, request_id, since, ends }
+        Self {
+            terms: terms.clone(),
+            lifetime: *lifetime,
+            request_id: *request_id,
+            since: Timestamp::rebuild(since, parcel),
+            ends: ends.map(|end| parcel.instant(end)),
+        }
     }
 }
 
