@@ -3,6 +3,11 @@
 
 use std::{
     fs,
+    io::{IoSlice, Read, Write},
+    iter,
+    mem::MaybeUninit,
+    net,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
     sync::{
         Arc,
@@ -13,6 +18,7 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use mio::{Events, Poll, Token};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer};
 
 use crate::{
@@ -31,7 +37,12 @@ use crate::{
         },
     },
     handle::Handle,
-    handover::{freeze::Freeze, request::UpgradeRequests, upgrades::Upgrades},
+    handover::{
+        channel::{Channel, ChannelError},
+        freeze::Freeze,
+        request::UpgradeRequests,
+        upgrades::Upgrades,
+    },
     pause::{Pauses, gate::Mode},
     shared::{Shared, Shutdown, SocketFiles},
     sys::{Listener, Socket, SocketAddress},
@@ -45,6 +56,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 10;
 const TURN_STEPS_MAX: usize = 4;
 /// The most turns that a client of the targets can need.
 const TURNS_MAX: usize = 1_000;
+/// The number of places at which the bytes of a hand-over are cut.
+const CUTS: usize = 16;
 
 /// Checks that a configuration is written so that it reads the same, and validated without a panic.
 pub(crate) fn configuration(bytes: &[u8]) {
@@ -128,6 +141,65 @@ pub(crate) fn rejected_client(bytes: &[u8], tls: Option<Arc<ServerConfig>>) {
     assert!(received < ANSWER_BYTES_MAX, "{received} bytes of answer");
 }
 
+/// Checks that the bytes of a hand-over give the same messages and the same failure wherever they are cut.
+pub(crate) fn handover(bytes: &[u8]) {
+    let all = messages(bytes, &[]);
+    for cut in (1..bytes.len()).step_by(bytes.len() / CUTS + 1) {
+        let (first, rest) = bytes.split_at(cut);
+        assert_eq!(messages(first, rest), all, "{cut}");
+    }
+}
+
+/// Message with its raw bytes and the number of its descriptors.
+type Message = (serde_json::Value, Vec<u8>, usize);
+
+/// Returns what a channel reads from bytes that come in two pieces: the messages, and the failure behind them. The first
+/// byte has a descriptor along if the header tells of one.
+fn messages(first: &[u8], rest: &[u8]) -> (Vec<Message>, String) {
+    let (here, mut there) = UnixStream::pair().unwrap();
+    there.set_nonblocking(true).unwrap();
+    let (mut channel, mut found) = (Channel::new(here), Vec::new());
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let lent = [there.as_fd()];
+    if first.iter().chain(rest).nth(8) == Some(&1) {
+        assert!(control.push(SendAncillaryMessage::ScmRights(&lent)));
+    }
+    // The socket's buffer takes as many bytes as a fuzzer sends at once.
+    sendmsg(&there, &[IoSlice::new(first)], &mut control, SendFlags::empty()).unwrap();
+    let begun = drain(&mut channel, &mut found);
+    there.write_all(rest).unwrap();
+    there.shutdown(net::Shutdown::Write).unwrap();
+    let failure = match begun {
+        ChannelError::TimedOut => drain(&mut channel, &mut found),
+        failure => failure,
+    };
+    assert_one_line(&failure.to_string());
+    let mut acknowledgements = Vec::new();
+    there.read_to_end(&mut acknowledgements).ok();
+    let is_acknowledged = |message: &&Message| !message.1.is_empty() || message.2 > 0;
+    let count = found.iter().filter(is_acknowledged).count();
+    // A frame is acknowledged before its JSON is read, which may fail.
+    assert!((count..=count + 1).contains(&acknowledgements.len()), "{acknowledgements:?}");
+    assert!(acknowledgements.iter().all(|&byte| byte == 0));
+    (found, failure.to_string())
+}
+
+/// Receives all messages that have come whole.
+fn drain(channel: &mut Channel, found: &mut Vec<Message>) -> ChannelError {
+    let now = Instant::now();
+    loop {
+        match channel.receive(now, now) {
+            Ok((message, mut incoming)) => {
+                let raw = iter::from_fn(|| Some(incoming.bytes(1).ok()?[0])).collect();
+                let descriptors = iter::from_fn(|| incoming.descriptor().ok()).count();
+                found.push((message, raw, descriptors));
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
 #[track_caller]
 fn assert_one_line(error: &str) {
     assert!(!error.is_empty() && !error.contains(['\n', '\r', '\0']), "{error:?}");
@@ -162,6 +234,7 @@ fn the_corpus_of_each_fuzz_target_is_replayed() {
     replay("configuration", configuration);
     replay("address", address);
     replay("duration", duration);
+    replay("handover", handover);
     let tls = certificate();
     replay("rejected_client", |bytes| {
         rejected_client(bytes, None);

@@ -96,7 +96,7 @@ impl RestWords {
         }
         let last = workers.each().map(Counters::last_number).max().unwrap_or_default();
         workers.each().for_each(|counters| counters.number_after(last));
-        drop(shared.pauses.restore(pauses.clone(), parcel));
+        shared.pauses.restore(pauses, parcel);
         shared.admission.queue.restore(queue, parcel);
         shared.upstream.restore(upstream, parcel);
         shared.upgrades.restore(upgrades.clone());

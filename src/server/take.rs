@@ -339,6 +339,7 @@ impl Server {
     /// Lets all threads go on. What may fail comes behind that, and is logged.
     fn go_on(&self, later: &Later) {
         let shared = &self.shared;
+        shared.pauses.go_on();
         shared.freeze.thaw();
         shared.workers.wake_all();
         let (stall, connections) = (later.stall.elapsed(), shared.clients());

@@ -19,6 +19,7 @@ sources! {
     connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
     handle = "../../src/handle/mod.rs",
+    handover = "../../src/handover/mod.rs",
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",
     shared = "../../src/shared.rs",
@@ -73,6 +74,11 @@ pub fn control_request(bytes: &[u8]) {
 /// Fuzzes durations as operators write them.
 pub fn duration(bytes: &[u8]) {
     tests::duration(bytes);
+}
+
+/// Fuzzes the messages of a hand-over.
+pub fn handover(bytes: &[u8]) {
+    tests::handover(bytes);
 }
 
 /// Fuzzes the first bytes of a client that is rejected, without a certificate and with one.

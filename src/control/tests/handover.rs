@@ -76,14 +76,14 @@ impl Giver {
         let parcel = parcel_of(parcel, there);
         drop(self.front);
         let empty = Incoming::new(there, Vec::new(), Vec::new());
-        let frozen = handle.pauses().restore(pauses, &empty);
+        handle.pauses().restore(&pauses, &empty);
         let inherited = Some((serde_json::from_str(&text).unwrap(), parcel));
         let (backend, hosts) = (Backend::start().unwrap(), HostPolicy::new([], &[]));
         let listeners = (sockets(&self.listeners), inherited);
         let timeouts = TIMEOUTS_LONG;
         let control =
             Control::start_with(listeners, handle.clone(), hosts, CALLERS_MAX, backend, timeouts);
-        drop(frozen);
+        handle.pauses().go_on();
         let addr = self.listeners[0].local_addr().unwrap();
         (Api { control: control.unwrap(), handle, addr }, busy)
     }
