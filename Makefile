@@ -22,7 +22,7 @@ UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 CONFIG := $(DESTDIR)$(SYSCONFDIR)/tcpause/tcpause.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test test-pipes test-unprivileged fuzz soak bench bench-peers lint loom mutants doc check install uninstall deb clean
+.PHONY: help demo run build test test-pipes test-unprivileged fuzz soak bench bench-peers bench-upgrade lint loom mutants doc check install uninstall deb clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench: ## Compare the relay with a direct connection, time a resume and the gate
 
 bench-peers: ## Compare the CPU time with other proxies on this machine (ten minutes)
 	$(CARGO) bench --locked --bench peers
+
+bench-upgrade: ## Time the stall of an upgrade with 9,000 pairs of connections (two minutes)
+	$(CARGO) bench --locked --bench upgrade
 
 lint: ## Check the format and the lints
 	$(CARGO) fmt --all --check

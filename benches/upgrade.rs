@@ -1,0 +1,212 @@
+//! An upgrade of the running program: for how long no byte moves, with many idle pairs of connections, and with some busy ones.
+//!
+//! `make bench-upgrade`, or `cargo bench --bench upgrade -- [number of pairs]`. Each row shows two figures: the stall that the
+//! program tells, and the longest 64-byte round trip of the clients meanwhile. Beside it stands their longest one without an
+//! upgrade, as clients and upstream share the processors with the program. At the end each pair makes a round trip, as none may
+//! have broken.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a bench prints, and may fail loudly"
+)]
+
+#[allow(dead_code, reason = "the rest of the load is for the comparison with other programs")]
+mod peers {
+    pub(crate) mod load;
+    #[path = "../../tests/common/stream.rs"]
+    pub(crate) mod stream;
+}
+
+use std::{
+    env, fs,
+    io::{self, Read, Write},
+    net::TcpListener,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use peers::load::{self, Address, RoundTrips};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, test_kill_process,
+};
+use serde_json::Value;
+
+/// Number of pairs, unless the limit of open files allows fewer.
+const PAIRS: usize = 9000;
+/// Descriptors of this process that are no connections. It has both ends, the clients' and the upstream's.
+const OTHER_FILES: usize = 200;
+
+const UPGRADES: usize = 5;
+const MESSAGE_BYTES: usize = 64;
+/// Number of busy connections of each series. With a single one the rest is idle.
+const BUSY: [usize; 2] = [1, 64];
+
+/// Time of round trips without an upgrade, and after each.
+const CALM: Duration = Duration::from_millis(500);
+/// Longest time that the program may take for its start or for its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time that the API may take for an upgrade.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(60);
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// The running program, whichever process that is; it ends when this is dropped.
+struct Proxy {
+    child: Child,
+    /// Process that has taken over last.
+    successor: Option<Pid>,
+    front: Address,
+    control: PathBuf,
+}
+
+fn main() -> io::Result<()> {
+    let files = raise_open_files();
+    let wanted = env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(PAIRS);
+    let busiest = BUSY.into_iter().max().unwrap_or_default();
+    let pairs = wanted.min(files.saturating_sub(OTHER_FILES) / 2).max(busiest);
+    let dir = tempfile::tempdir()?;
+    let (upstream, _) = load::serve(&dir.path().join("upstream.sock"))?;
+    let mut proxy = Proxy::start(&upstream, dir.path())?;
+    let mut trips = RoundTrips::open(&proxy.front, pairs, MESSAGE_BYTES)?;
+    println!("{pairs} pairs of connections, limit of open files {files}; milliseconds");
+    println!("{:>6} {:>8} {:>12} {:>12} {:>12}", "busy", "upgrade", "told", "seen", "without");
+    for busy in BUSY {
+        let mut all = Vec::new();
+        for upgrade in 1..=UPGRADES {
+            let (told, seen, without) = measure(&mut proxy, &mut trips, busy)?;
+            println!(
+                "{busy:>6} {upgrade:>8} {:>12.1} {:>12.1} {:>12.1}",
+                1e3 * told,
+                milliseconds(seen),
+                milliseconds(without)
+            );
+            all.push((told, seen));
+        }
+        let longest = all.iter().map(|(told, _)| *told).fold(0.0, f64::max);
+        let seen = all.iter().map(|(_, seen)| *seen).max().unwrap_or_default();
+        println!(
+            "{busy:>6} {:>8} {:>12.1} {:>12.1}\n",
+            "longest",
+            1e3 * longest,
+            milliseconds(seen)
+        );
+        let made = trips.run(pairs, pairs)?.len();
+        assert_eq!(made, pairs, "each pair makes a round trip");
+    }
+    println!("none of {pairs} pairs has broken");
+    Ok(())
+}
+
+/// Upgrades once while `busy` connections make round trips. Returns the stall in seconds that the program tells, and the longest
+/// round trip meanwhile and before.
+fn measure(
+    proxy: &mut Proxy,
+    trips: &mut RoundTrips,
+    busy: usize,
+) -> io::Result<(f64, Duration, Duration)> {
+    let calm = |begin: Instant| move || begin.elapsed() >= CALM;
+    let without = longest_trip(trips, busy, calm(Instant::now()))?;
+    let control = proxy.control.clone();
+    let asking = thread::Builder::new().spawn(move || ask_for_upgrade(&control))?;
+    let meanwhile = longest_trip(trips, busy, || asking.is_finished())?;
+    let answer = asking.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
+    let number = |name| answer.get(name).and_then(Value::as_i64);
+    let pid = number("pid").and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    proxy.successor = Some(pid.ok_or_else(|| io::Error::other(format!("no pid in {answer}")))?);
+    proxy.child.wait()?;
+    let told = answer.get("stall_seconds").and_then(Value::as_f64);
+    let told = told.ok_or_else(|| io::Error::other(format!("no stall in {answer}")))?;
+    let after = longest_trip(trips, busy, calm(Instant::now()))?;
+    Ok((told, meanwhile.max(after), without))
+}
+
+/// Makes round trips until `is_over`. Returns the time of the longest.
+fn longest_trip(
+    trips: &mut RoundTrips,
+    busy: usize,
+    is_over: impl Fn() -> bool,
+) -> io::Result<Duration> {
+    let mut longest = Duration::ZERO;
+    while !is_over() {
+        let times = trips.run(busy, busy * 10)?;
+        longest = times.last().copied().unwrap_or_default().max(longest);
+    }
+    Ok(longest)
+}
+
+/// Asks the API for an upgrade. Returns the answer of the process that has taken over.
+fn ask_for_upgrade(control: &Path) -> io::Result<Value> {
+    let mut stream = UnixStream::connect(control)?;
+    stream.set_read_timeout(Some(UPGRADE_TIMEOUT))?;
+    stream.write_all(
+        b"POST /upgrade HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.starts_with("HTTP/1.1 200 ") => Ok(serde_json::from_str(body)?),
+        _ => Err(io::Error::other(format!("POST /upgrade: {answer:?}"))),
+    }
+}
+
+impl Proxy {
+    /// Starts the program in front of `upstream`, with its files in `dir`.
+    fn start(upstream: &Address, dir: &Path) -> io::Result<Self> {
+        let Address::Tcp(upstream) = upstream else { unreachable!("the upstream is TCP") };
+        let config = dir.join("tcpause.yml");
+        fs::write(&config, "")?;
+        let control = dir.join("control.sock");
+        let front = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let child = Command::new(env!("CARGO_BIN_EXE_tcpause"))
+            .arg("--config")
+            .arg(&config)
+            .args(["--proxy-addr", &front.to_string(), "--upstream-addr", &upstream.to_string()])
+            .arg("--control-addr")
+            .arg(format!("unix://{}", control.display()))
+            .args(["--log-level", "warn"])
+            .stdin(Stdio::null())
+            .spawn()?;
+        let proxy = Self { child, successor: None, front: Address::Tcp(front), control };
+        let deadline = Instant::now() + PATIENCE;
+        while load::idle(&proxy.front, 1).is_err() {
+            if Instant::now() > deadline {
+                return Err(io::Error::other("tcpause does not start"));
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(proxy)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        match self.successor {
+            Some(pid) => {
+                kill_process(pid, Signal::KILL).ok();
+                let deadline = Instant::now() + PATIENCE;
+                while test_kill_process(pid).is_ok() && Instant::now() < deadline {
+                    thread::sleep(GLANCE);
+                }
+            }
+            None => {
+                self.child.kill().ok();
+            }
+        }
+        self.child.wait().ok();
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    1e3 * time.as_secs_f64()
+}
+
+/// Raises the limit of open files as far as it goes, and returns it.
+fn raise_open_files() -> usize {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).ok();
+    let current = getrlimit(Resource::Nofile).current;
+    current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}
