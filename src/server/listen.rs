@@ -92,6 +92,17 @@ impl Listening {
         Ok(Self { listeners, file: None, address, addresses })
     }
 
+    /// Returns the same at `address`, if that is a path: the kernel tells the name that a UNIX listener had before its file
+    /// got its path.
+    pub(super) fn named(self, address: &Address) -> Self {
+        match address {
+            Address::Unix(_) => {
+                Self { address: address.clone(), addresses: vec![address.clone()], ..self }
+            }
+            Address::Tcp { .. } | Address::Abstract(_) => self,
+        }
+    }
+
     /// Adds a further listener that listens already.
     pub(super) fn inherit(&mut self, listener: Listener) -> io::Result<()> {
         self.addresses.push(address_of(&listener)?);

@@ -1,6 +1,9 @@
 //! Words of what a process has once: its start, counters, pauses, queue, upstream, upgrades and socket files.
 
-use std::{sync::PoisonError, time::Instant};
+use std::{
+    sync::{PoisonError, atomic::Ordering},
+    time::Instant,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +13,7 @@ use crate::{
         parcel::{Incoming, Moment, Outgoing},
         upgrades::UpgradesWords,
     },
+    log_limit::LOG_LINES_DROPPED,
     pause::words::{FrozenPauses, PausesWords},
     shared::Shared,
     stats::{Counters, words::CountersWords},
@@ -24,6 +28,9 @@ pub(super) struct RestWords {
     started: Moment,
     /// Counters of each worker.
     counters: Vec<CountersWords>,
+    /// Largest number of a client, after which the numbers go on.
+    last_number: u64,
+    log_lines_dropped: u64,
     pauses: PausesWords,
     queue: QueueWords,
     upstream: UpstreamWords,
@@ -71,6 +78,8 @@ impl RestWords {
         Self {
             started: parcel.moment(*started),
             counters: workers.each().map(Counters::describe).collect(),
+            last_number: workers.each().map(Counters::last_number).max().unwrap_or_default(),
+            log_lines_dropped: LOG_LINES_DROPPED.load(Ordering::Relaxed),
             pauses: pauses.describe(parcel),
             queue: admission.queue.describe(parcel),
             upstream: upstream.describe(parcel),
@@ -87,16 +96,27 @@ impl RestWords {
         parcel.instant(self.started)
     }
 
-    /// Restores all but the start and the files, before any worker runs.
+    /// Restores all but the start and the files, before any worker runs. No pause expires before `Pauses::go_on`.
     pub(super) fn restore(&self, shared: &Shared, parcel: &Incoming) {
-        let Self { started: _, counters, pauses, queue, upstream, upgrades, files: _ } = self;
+        let Self {
+            started: _,
+            counters,
+            last_number,
+            log_lines_dropped,
+            pauses,
+            queue,
+            upstream,
+            upgrades,
+            files: _,
+        } = self;
         let workers = &shared.workers;
         for (index, words) in counters.iter().enumerate() {
             workers.counters(index % workers.len()).adopt(words);
         }
-        let last = workers.each().map(Counters::last_number).max().unwrap_or_default();
-        workers.each().for_each(|counters| counters.number_after(last));
+        workers.each().for_each(|counters| counters.number_after(*last_number));
+        LOG_LINES_DROPPED.fetch_add(*log_lines_dropped, Ordering::Relaxed);
         shared.pauses.restore(pauses, parcel);
+        // Behind the pauses: without one, these withdraw all bypasses.
         shared.admission.queue.restore(queue, parcel);
         shared.upstream.restore(upstream, parcel);
         shared.upgrades.restore(upgrades.clone());

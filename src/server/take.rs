@@ -256,8 +256,19 @@ impl Plan {
         let misfit = |misfit: Misfit| Error::System(misfit.to_string());
         let proxy = rebuilding.take_listeners(self.threads).map_err(misfit)?;
         let (control, monitor) = rebuilding.take_control_listeners().map_err(misfit)?;
-        let monitor = match monitor {
-            Some(monitor) if self.keeps_monitor => Some(monitor),
+        let Config {
+            proxy: proxy_config, control: control_config, monitor: monitor_config, ..
+        } = &self.config;
+        let named = |listening: Listening, written: &Option<String>, address: &Address| {
+            if written.is_some() { listening.named(address) } else { listening }
+        };
+        let proxy = named(proxy, &self.written.proxy, &proxy_config.addr);
+        let control = named(control, &self.written.control, &control_config.addr);
+        let monitor = match (monitor, &monitor_config.addr) {
+            (Some(monitor), Some(address)) if self.keeps_monitor => {
+                Some(named(monitor, &self.written.monitor, address))
+            }
+            (Some(monitor), None) if self.keeps_monitor => Some(monitor),
             _ => self.listen_for_monitor()?,
         };
         self.assemble(Listeners { proxy, control, monitor }, Some(rebuilding))
