@@ -1,5 +1,7 @@
 //! A worker's panic in a whole proxy: it costs the connections of that worker, and nothing else.
 
+mod handover;
+
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},

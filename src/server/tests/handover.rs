@@ -1,0 +1,141 @@
+//! A whole hand-over within one process: what a process has once goes on in the other.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use super::*;
+use crate::{
+    config::MonitorConfig,
+    pause::{
+        gate::Mode,
+        leases::{Lifetime, Terms},
+    },
+    stats::Counters,
+};
+
+/// Returns a configuration before an upstream that echoes, with the addresses `proxy` and sockets of the API in `folder`.
+fn config(proxy: Address, threads: usize, folder: &std::path::Path) -> Config {
+    let at = |name: &str| Address::Unix(folder.join(name));
+    let upstream = UnixListener::bind(folder.join("upstream.sock")).unwrap();
+    let echo = move || {
+        for client in upstream.incoming().map_while(Result::ok) {
+            let echo = move || io::copy(&mut &client, &mut &client);
+            thread::Builder::new().spawn(echo).unwrap();
+        }
+    };
+    thread::Builder::new().spawn(echo).unwrap();
+    let mut config = Config::default();
+    config.proxy.addr = proxy;
+    config.proxy.threads = NonZeroUsize::new(threads);
+    config.upstream.addr = at("upstream.sock");
+    config.control.addr = at("control.sock");
+    config.monitor = MonitorConfig { addr: Some(at("monitor.sock")), ..config.monitor };
+    config
+}
+
+/// Hands everything over to a server with this configuration. The giver stands still for ever, as if its process had ended.
+fn hand_over(giver: Server, config: Config) -> Server {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let taker = thread::Builder::new().spawn(move || Server::take_over(theirs, config)).unwrap();
+    let given = giver.giver().give(ours, &mut || {});
+    let taken = taker.join().unwrap();
+    Box::leak(Box::new(giver));
+    assert!(given.is_ok(), "{given:?}, {taken:?}");
+    taken.unwrap()
+}
+
+fn names(folder: &std::path::Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn totals_pauses_and_files_go_on_with_another_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = folder.path().join("proxy.sock");
+    let mut config = config(Address::Unix(proxy.clone()), 3, folder.path());
+    let server = Server::start(config.clone()).unwrap();
+    let mut lasting: Vec<_> = (0..7).map(|_| UnixStream::connect(&proxy).unwrap()).collect();
+    let mut answer = [0; 5];
+    for client in &mut lasting {
+        client.write_all(b"hello").unwrap();
+        client.read_exact(&mut answer).unwrap();
+    }
+    lasting.truncate(4);
+    wait_for(&server, (4, 0, 0));
+    let terms = Terms {
+        name: "deploy".to_owned(),
+        reason: None,
+        by: "a test".to_owned(),
+        mode: Mode::Hold,
+        ttl: Some(Duration::from_secs(3_600)),
+        quiet: None,
+    };
+    server.shared.pauses.put(terms, Lifetime::Committed, 1).unwrap();
+    let mut held = UnixStream::connect(&proxy).unwrap();
+    wait_for(&server, (4, 1, 0));
+    let last_number = server.shared.workers.each().map(Counters::last_number).max().unwrap();
+    let before = server.handle().status();
+    let addresses = (server.proxy_addr().clone(), server.control_addr().clone());
+    let ends = server.shared.pauses.lock().next_end();
+
+    config.proxy.threads = NonZeroUsize::new(2);
+    let server = hand_over(server, config.clone());
+    let now = server.handle().status();
+    assert_balanced(&before, &now);
+    assert!(now.uptime_seconds >= before.uptime_seconds, "{} falls", now.uptime_seconds);
+    assert_eq!((now.active, now.held, now.accepted), (4, 1, before.accepted));
+    assert_eq!((now.bytes_to_client, now.closed), (before.bytes_to_client, before.closed));
+    assert_eq!((now.paused_since, now.leases[0].name.as_str()), (before.paused_since, "deploy"));
+    assert_eq!((now.upgrades, now.last_upgrade.unwrap().connections), (1, Some(5)));
+    assert_eq!((server.proxy_addr().clone(), server.control_addr().clone()), addresses);
+    assert_eq!(now.listeners, before.listeners);
+    // It has come over the channel, and a moment may pass until its begin is noted.
+    let moved = server.shared.pauses.lock().next_end().unwrap().duration_since(ends.unwrap());
+    assert!(moved < Duration::from_secs(1), "the lease is longer by {moved:?}");
+    let expected = ["control.sock", "monitor.sock", "proxy.sock", "upstream.sock"];
+    assert_eq!(names(folder.path()), expected);
+
+    // Once more, as an upgrade is no exception.
+    let server = hand_over(server, config);
+    assert_eq!(server.handle().status().upgrades, 2);
+    let counters = server.shared.workers.each();
+    assert!(counters.into_iter().all(|counters| counters.last_number() == last_number));
+    assert!(server.handle().resume());
+    for client in lasting.iter_mut().chain([&mut held]) {
+        client.write_all(b"world").unwrap();
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"world");
+    }
+    drop((lasting, held));
+    server.stop();
+    assert_eq!(server.join(), Outcome::Drained);
+    assert_eq!(names(folder.path()), ["upstream.sock"]);
+}
+
+#[test]
+fn a_lease_that_ends_meanwhile_ends_in_the_taker() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(Address::tcp("127.0.0.1", 0), 1, folder.path());
+    let server = Server::start(config.clone()).unwrap();
+    let terms = Terms {
+        name: "short".to_owned(),
+        reason: None,
+        by: "a test".to_owned(),
+        mode: Mode::Hold,
+        ttl: Some(Duration::from_secs(1)),
+        quiet: None,
+    };
+    server.shared.pauses.put(terms, Lifetime::Committed, 1).unwrap();
+    let (sender, resumed) = bounded(1);
+    let server = hand_over(server, config);
+    server.handle().watch(move || {
+        sender.try_send(()).ok();
+    });
+    if server.handle().is_paused() {
+        resumed.recv_timeout(DEADLINE).unwrap();
+    }
+    assert!(!server.handle().is_paused());
+}
