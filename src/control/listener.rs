@@ -224,6 +224,10 @@ impl ControlListener {
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
     pub(super) fn run(mut self) {
         self.callers.iter_mut().for_each(|(_, caller)| caller.own_pause());
+        // In a taker it stands still from the start, and no event comes before.
+        if self.is_freezing() {
+            self.stand_still();
+        }
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut epoch = 0;
         while self.context.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at)
