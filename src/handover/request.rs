@@ -24,6 +24,8 @@ pub(crate) const INHERITED: Attempt = 0;
 struct Attempts {
     /// The way to the program, if it carries upgrades out.
     program: Option<Sender<()>>,
+    /// Its end for a program that is about to ask for it.
+    unclaimed: Option<Receiver<()>>,
     last: Attempt,
     /// True while the last one has no outcome.
     is_pending: bool,
@@ -46,9 +48,20 @@ pub(crate) struct Upgraded {
 impl UpgradeRequests {
     /// Returns the way on which the program hears of requests. Only with it an upgrade can be asked for.
     pub(crate) fn receiver(&self) -> Receiver<()> {
+        let mut attempts = self.lock();
+        if let Some(receiver) = attempts.unclaimed.take() {
+            return receiver;
+        }
         let (sender, receiver) = bounded(1);
-        self.lock().program = Some(sender);
+        attempts.program = Some(sender);
         receiver
+    }
+
+    /// Keeps requests for a program that is about to ask for their [receiver](Self::receiver): callers of a process that has
+    /// taken over do not wait for that.
+    pub(crate) fn expect_program(&self) {
+        let receiver = self.receiver();
+        self.lock().unclaimed = Some(receiver);
     }
 
     /// Asks the program for an upgrade, unless one is pending. Returns the attempt whose outcome is to be awaited; `None` if
@@ -120,6 +133,11 @@ mod tests {
     fn requests_before_an_outcome_share_it_and_later_ones_begin_anew() {
         let requests = UpgradeRequests::default();
         assert_eq!(requests.ask(), None);
+        requests.expect_program();
+        assert_eq!(requests.ask(), Some(1));
+        requests.fail("not yet");
+        assert_eq!(requests.receiver().try_recv(), Ok(()));
+        let requests = UpgradeRequests::default();
         let program = requests.receiver();
         assert_eq!([requests.ask(), requests.ask()], [Some(1); 2]);
         assert_eq!((program.try_recv(), program.try_recv().is_err()), (Ok(()), true));

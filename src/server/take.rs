@@ -117,6 +117,7 @@ impl Rebuilding {
     /// Restores what a process has once.
     pub(super) fn restore(&self, shared: &Shared) {
         self.rest.restore(shared, &self.rest_parcel);
+        shared.upgrade_requests.expect_program();
     }
 
     /// Takes the connections of the worker `index` of so many.
