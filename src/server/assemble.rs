@@ -135,6 +135,7 @@ impl Plan {
         mut rebuilding: Option<Rebuilding>,
     ) -> Result<Server, Error> {
         let Self { config, reject_policy, files, threads, written, found, .. } = self;
+        let is_taker = rebuilding.is_some();
         let limits = Limits::new(files, threads, listeners.count(), &config.proxy);
         limits.warn(files, &config.proxy);
         let mut guard = LoopGuard::default();
@@ -216,9 +217,12 @@ impl Plan {
         let hosts = HostPolicy::new(listened_at, &config.control.hosts);
         let callers = rebuilding.map(Rebuilding::into_control);
         server.start_control((control, monitor), hosts, limits.callers, callers)?;
-        server.announce(&proxy.addresses, &control_addresses, limits.clients);
-        if let Some(addresses) = monitor_addresses {
-            log::info!("monitor listens on {}", list(&addresses));
+        // A taker tells what has changed, once it goes on.
+        if !is_taker {
+            server.announce(&proxy.addresses, &control_addresses, limits.clients);
+            if let Some(addresses) = monitor_addresses {
+                log::info!("monitor listens on {}", list(&addresses));
+            }
         }
         Ok(server)
     }

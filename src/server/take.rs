@@ -18,7 +18,7 @@ use super::{
     rest::{FilesWords, RestWords},
 };
 use crate::{
-    config::{Config, address::Address, duration::format_duration},
+    config::{Config, address::Address},
     control::{ControlListenersWords, ControlWords, Scope},
     error::Error,
     handover::{
@@ -65,6 +65,7 @@ struct Stall(Duration, Instant);
 
 /// Work for the time when this process goes on. None of it can stop it any more.
 struct Later {
+    giver: u32,
     stall: Stall,
     files: FilesWords,
     proxy_access: Access,
@@ -75,7 +76,7 @@ struct Later {
 impl Later {
     /// Adopts the socket files, with the rights that the configuration gives. Those that nobody listens at any more go.
     fn adopt_files(&self, server: &Server) {
-        let Self { stall: _, files, proxy_access, control_access, monitor_access } = self;
+        let Self { giver: _, stall: _, files, proxy_access, control_access, monitor_access } = self;
         let set = |file: &SocketFile, access: &Access| {
             if let Err(error) = file.set_access(*access) {
                 let path = file.path().display();
@@ -222,6 +223,7 @@ fn receive_all(channel: &mut Channel, config: Config) -> Result<(Server, u32), E
     let Message::Begin(begin) = receive(channel, BEGIN_TIMEOUT)? else { return Err(unexpected()) };
     let rebuilding = receive_description(channel, &begin)?;
     let later = Later {
+        giver: giver.pid,
         stall: rebuilding.stall,
         files: rebuilding.rest.files.clone(),
         proxy_access: Access { mode: plan.config.proxy.mode, group: None },
@@ -364,11 +366,15 @@ impl Server {
         });
         log::info!(
             event = "upgraded", connections = connections, stall_seconds = stall.as_secs_f64();
-            "took over from the running process: connections {connections}, nothing moved for {}",
-            format_duration(stall)
+            "took over from process {}: connections {connections}, nothing moved for {:.1} ms",
+            later.giver,
+            stall.as_secs_f64() * 1e3
         );
         later.adopt_files(self);
-        self.listen_on_all_workers();
+        // The manager's sockets are its own.
+        if self.written.proxy.is_some() {
+            self.listen_on_all_workers();
+        }
     }
 
     /// Makes listeners for workers that have none, as a TCP port may have one for each.

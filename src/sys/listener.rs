@@ -105,9 +105,12 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Lets others of this user listen at its address too. Where that cannot be, they fail.
+    /// Lets further listeners of this user join at its address, if it is TCP and was not passed. Where that cannot be, they
+    /// fail.
     pub(crate) fn let_others_join(&self) {
-        sockopt::set_socket_reuseport(&self.fd, true).ok();
+        if !self.is_shared() {
+            sockopt::set_socket_reuseport(&self.fd, true).ok();
+        }
     }
 
     /// Makes a UNIX listener. It replaces a socket file on which no process listens any more. `access` holds from the
