@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::harness::{Family, PATIENCE, Proxy, Upstream, echo};
@@ -204,4 +205,56 @@ fn a_manager_that_is_not_there_is_a_warning() {
         assert!(line.contains(" WARN "), "{line}");
         proxy.connect().assert_echo(b"served all the same");
     }
+}
+
+/// Process that has taken over, and is no child of this one. It is killed when this is dropped.
+struct Heir(Pid);
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        kill_process(self.0, Signal::KILL).ok();
+    }
+}
+
+#[test]
+fn the_manager_is_told_of_a_new_process_which_then_tells_it_all() {
+    let manager = Manager::new(Family::Unix);
+    let upstream = Upstream::tcp(echo);
+    let mut proxy = Proxy::builder()
+        .upstream(&upstream)
+        .env("NOTIFY_SOCKET", &manager.name)
+        .env("INVOCATION_ID", "5")
+        .env("WATCHDOG_USEC", "2000000")
+        .before("export WATCHDOG_PID=$$ SYSTEMD_EXEC_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=x")
+        .start();
+    manager.wait_for_running();
+    let mut client = proxy.connect();
+    client.assert_echo(b"before");
+    proxy.signal(Signal::HUP);
+    let mut heirs = Vec::new();
+    for round in 0..3 {
+        // The new process has the whole time of the watchdog before it.
+        manager.wait_for("WATCHDOG=1");
+        let told = manager.wait_for("MAINPID=");
+        let pid = told.strip_prefix("MAINPID=").unwrap().parse().unwrap();
+        let heir = Heir(Pid::from_raw(pid).unwrap());
+        assert_eq!(manager.next(), "BARRIER=1");
+        assert_eq!(manager.next(), "READY=1", "once systemd follows it, and not before");
+        manager.wait_for_running();
+        // It is watched, and feeds the watchdog.
+        manager.wait_for("WATCHDOG=1");
+        client.assert_echo(b"still carried");
+        let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+        for variable in ["LISTEN_", "WATCHDOG_PID", "SYSTEMD_EXEC_PID"] {
+            assert!(!environment.contains(variable), "{environment:?}");
+        }
+        // A process that has taken over can be taken over from.
+        kill_process(heir.0, if round < 2 { Signal::USR2 } else { Signal::TERM }).unwrap();
+        heirs.push(heir);
+    }
+    assert_eq!(proxy.exit_code(), 0, "the first");
+    manager.wait_for("STOPPING=1");
+    drop(client);
+    proxy.wait_for_log("stopped: every connection had ended, exit code 0");
 }
