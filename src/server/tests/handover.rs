@@ -33,14 +33,14 @@ fn config(proxy: Address, threads: usize, folder: &std::path::Path) -> Config {
 }
 
 /// Hands everything over to a server with this configuration. The giver stands still for ever, as if its process had ended.
-fn hand_over(giver: Server, config: Config) -> Server {
+fn hand_over(before: Server, config: Config) -> Server {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let taker = thread::Builder::new().spawn(move || Server::take_over(theirs, config)).unwrap();
-    let given = giver.giver().give(ours, &mut || {});
-    let taken = taker.join().unwrap();
-    Box::leak(Box::new(giver));
-    assert!(given.is_ok(), "{given:?}, {taken:?}");
-    taken.unwrap()
+    let after = thread::Builder::new().spawn(move || Server::take_over(theirs, config));
+    let outcome = before.giver().give(ours, &mut || {});
+    let after = after.unwrap().join().unwrap();
+    Box::leak(Box::new(before));
+    assert!(outcome.is_ok(), "{outcome:?}, {after:?}");
+    after.unwrap()
 }
 
 fn names(folder: &std::path::Path) -> Vec<String> {
