@@ -88,7 +88,7 @@ impl ControlConn {
     ) -> Result<Self, Misfit> {
         let CallerWords { state, name, arrived, deadline, scope, peer, request, pause, has_permit } =
             words;
-        let state = State::rebuild(state, parcel)?;
+        let state = State::rebuild(&state, parcel)?;
         Ok(Self {
             deadline: deadline.map(|deadline| parcel.instant(deadline)),
             ready: true,
@@ -133,8 +133,8 @@ impl State {
         })
     }
 
-    fn rebuild(words: StateWords, parcel: &mut Incoming) -> Result<Self, Misfit> {
-        Ok(match words {
+    fn rebuild(words: &StateWords, parcel: &mut Incoming) -> Result<Self, Misfit> {
+        Ok(match *words {
             StateWords::Reading => Self::Reading,
             StateWords::Waiting { idle_moments, until } => {
                 Self::Waiting { idle_moments, until: until.map(|until| parcel.instant(until)) }
@@ -213,7 +213,7 @@ mod tests {
             caller.permit = (index % 2 == 1).then(|| Arc::clone(&giver.permit));
             let heads: [&[u8]; 3] = [
                 b"PUT /pau",
-                b"PUT /paused HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc",
+                b"PUT /paused HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc",
                 b"PUT / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: chunked\r\n\r\n12;x",
             ];
             caller.request.take(heads[index % 3], &giver.hosts).unwrap();

@@ -30,7 +30,7 @@ impl Giver {
         let parts =
             assemble(sockets, handle.clone(), hosts, CALLERS_MAX, backend, TIMEOUTS_LONG).unwrap();
         let (notifier, front, executor) = parts;
-        thread::spawn(move || executor.run());
+        Builder::new().spawn(move || executor.run()).unwrap();
         Self { front, notifier, handle, listeners, events: Events::with_capacity(16) }
     }
 
