@@ -162,6 +162,15 @@ impl Channel {
         Ok((message, Incoming::new(begin, descriptors, raw)))
     }
 
+    /// Waits for the end of the other process, for as long as `span`. It is an error if that one ends or says anything.
+    pub(crate) fn await_end(&mut self, span: Duration) -> Result<(), ChannelError> {
+        match self.read(1, now() + span) {
+            Err(ChannelError::TimedOut) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => Err(ChannelError::Malformed("it speaks out of turn".into())),
+        }
+    }
+
     /// Writes a frame.
     fn write(
         &mut self,

@@ -87,25 +87,15 @@ impl Freeze {
             self.note(&mut state, index, Progress::Standing);
         }
         while self.asks(&state, index) {
-            match (state.outbox.clone(), describe.take()) {
-                (Some(outbox), Some(describe)) => {
-                    drop(state);
-                    // A panic must not cost the connections: nothing of them was changed.
-                    let result = catch_unwind(AssertUnwindSafe(|| describe(&outbox)));
-                    state = self.lock();
-                    let progress = match result {
-                        Ok(Ok(())) => Progress::Described,
-                        Ok(Err(error)) => Progress::Failed(error.to_string()),
-                        Err(_panic) => {
-                            Progress::Failed("a defect: the description panicked".into())
-                        }
-                    };
-                    self.note(&mut state, index, progress);
-                }
-                (_, untaken) => {
-                    describe = untaken;
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
+            if let Some(outbox) = state.outbox.clone()
+                && let Some(describe) = describe.take()
+            {
+                drop(state);
+                let progress = progress_of(|| describe(&outbox));
+                state = self.lock();
+                self.note(&mut state, index, progress);
+            } else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
         self.note(&mut state, index, Progress::Running);
@@ -200,5 +190,14 @@ impl Freeze {
     /// Locks the state. It ignores poison, as no panic can leave it half-changed.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Describes a thread. A panic must not cost its connections, as nothing of them was changed.
+fn progress_of<E: Display>(describe: impl FnOnce() -> Result<(), E>) -> Progress {
+    match catch_unwind(AssertUnwindSafe(describe)) {
+        Ok(Ok(())) => Progress::Described,
+        Ok(Err(error)) => Progress::Failed(error.to_string()),
+        Err(_panic) => Progress::Failed("a defect: the description panicked".into()),
     }
 }

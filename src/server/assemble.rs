@@ -30,7 +30,7 @@ use crate::{
     pause::{Pauses, expiry, gate::Mode},
     shared::{Shared, Shutdown, SocketFiles},
     stats::Counters,
-    sys::{self, SocketAddress, socket_file::Access},
+    sys::{self, Listener, SocketAddress, socket_file::Access},
     upstream::{self, Upstream, loop_guard::LoopGuard},
     worker::{WAKER, WorkerResources},
     worker_pool::{Mail, WorkerHandle, WorkerPool},
@@ -131,90 +131,29 @@ impl Plan {
     /// Starts every thread behind these listeners. With a state that is to be rebuilt, they rebuild it and stand still.
     pub(super) fn assemble(
         self,
-        listeners: Listeners,
+        mut listeners: Listeners,
         mut rebuilding: Option<Rebuilding>,
     ) -> Result<Server, Error> {
-        let Self { config, reject_policy, files, threads, written, found, .. } = self;
         let is_taker = rebuilding.is_some();
-        let limits = Limits::new(files, threads, listeners.count(), &config.proxy);
-        limits.warn(files, &config.proxy);
-        let mut guard = LoopGuard::default();
-        listeners.add_to(&mut guard);
-        let Listeners { mut proxy, control, monitor } = listeners;
-        let started = rebuilding.as_ref().map_or_else(Instant::now, Rebuilding::started);
-        let upstream = Arc::new(Upstream::new(config.upstream, guard, started)?);
-        if let Some(found) = found {
-            upstream.publish(found);
-        }
-        let (workers, ends) = make_workers(threads)?;
-        let workers = Arc::new(WorkerPool::new(workers, proxy.listeners.len()));
-        let admission =
-            Admission::new(limits.clients, threads, &config.hold, &config.resume, started);
-        let (pauses, notifications) = Pauses::new(
-            if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
-            config.pause.max_ttl,
-            Arc::clone(&admission.queue),
-            Arc::clone(&upstream),
-            Arc::clone(&workers),
-        );
-        let shared = Arc::new(Shared {
-            pauses,
-            admission,
-            upstream,
-            reject_policy,
-            workers,
-            shutdown: Shutdown::new(config.grace_period),
-            freeze: match rebuilding {
-                Some(_) => Freeze::from_start(threads),
-                None => Freeze::new(threads),
-            },
-            pipes_per_worker: limits.pipes / threads,
-            log: config.log,
-            started,
-            listeners: proxy.addresses.as_slice().into(),
-            socket_files: SocketFiles {
-                proxy: Mutex::new(proxy.file.take()),
-                ..SocketFiles::default()
-            },
-            control_addr: control.address.clone(),
-            config_file: config.file,
-            upgrade_requests: UpgradeRequests::default(),
-            upgrades: Upgrades::default(),
-        });
-        // Before any connection is built, and before any thread could change a pause.
-        if let Some(rebuilding) = &rebuilding {
-            rebuilding.restore(&shared);
-        }
-        expiry::start(&shared.pauses, notifications)?;
-        let weak = Arc::downgrade(&shared);
-        shared.upstream.start(move || weak.upgrade().iter().for_each(|it| it.reset_loops()))?;
+        let limits = Limits::new(self.files, self.threads, listeners.count(), &self.config.proxy);
+        limits.warn(self.files, &self.config.proxy);
+        let listened_at = [&self.config.control.addr].into_iter().chain(&self.config.monitor.addr);
+        let hosts = HostPolicy::new(listened_at, &self.config.control.hosts);
+        let written = self.written.clone();
+        let (shared, ends) = self.share(&mut listeners, limits, rebuilding.as_ref())?;
+        let Listeners { proxy, control, monitor } = listeners;
         let mut server = Server {
             shared,
-            workers: Vec::with_capacity(threads),
+            workers: Vec::with_capacity(ends.len()),
             control: None,
             proxy_addr: proxy.address,
             control_addr: control.address.clone(),
             monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
             written,
         };
-        let mut listeners = proxy.listeners.into_iter();
-        for (index, (poll, mailbox)) in ends.into_iter().enumerate() {
-            let inherited = rebuilding.as_mut().map(|it| it.take_worker(index, threads));
-            let resources = WorkerResources {
-                index,
-                poll,
-                listeners: listeners.next().unwrap_or_default(),
-                is_small: rebuilding.as_ref().is_some_and(Rebuilding::is_small),
-                mailbox,
-                inherited: inherited.unwrap_or_default(),
-                shared: Arc::clone(&server.shared),
-            };
-            server.workers.push(start_worker(resources)?);
-        }
+        server.start_workers(ends, proxy.listeners, rebuilding.as_mut())?;
         let control_addresses = control.addresses.clone();
         let monitor_addresses = monitor.as_ref().map(|it| it.addresses.clone());
-        let listened_at = [&config.control.addr].into_iter().chain(&config.monitor.addr);
-        let hosts = HostPolicy::new(listened_at, &config.control.hosts);
         let callers = rebuilding.map(Rebuilding::into_control);
         server.start_control((control, monitor), hosts, limits.callers, callers)?;
         // A taker tells what has changed, once it goes on.
@@ -226,9 +165,92 @@ impl Plan {
         }
         Ok(server)
     }
+
+    /// Makes what all threads share, and starts those that look names up and end pauses. Returns it with the workers' ends.
+    fn share(
+        self,
+        listeners: &mut Listeners,
+        limits: Limits,
+        rebuilding: Option<&Rebuilding>,
+    ) -> Result<(Arc<Shared>, Vec<WorkerEnd>), Error> {
+        let Self { config, reject_policy, threads, found, .. } = self;
+        let mut guard = LoopGuard::default();
+        listeners.add_to(&mut guard);
+        let started = rebuilding.map_or_else(Instant::now, Rebuilding::started);
+        let upstream = Arc::new(Upstream::new(config.upstream, guard, started)?);
+        if let Some(found) = found {
+            upstream.publish(found);
+        }
+        let (workers, ends) = make_workers(threads)?;
+        let workers = Arc::new(WorkerPool::new(workers, listeners.proxy.listeners.len()));
+        let admission =
+            Admission::new(limits.clients, threads, &config.hold, &config.resume, started);
+        let (pauses, notifications) = Pauses::new(
+            if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
+            config.pause.max_ttl,
+            Arc::clone(&admission.queue),
+            Arc::clone(&upstream),
+            Arc::clone(&workers),
+        );
+        let stands_still = rebuilding.is_some();
+        let shared = Arc::new(Shared {
+            pauses,
+            admission,
+            upstream,
+            reject_policy,
+            workers,
+            shutdown: Shutdown::new(config.grace_period),
+            freeze: if stands_still { Freeze::from_start(threads) } else { Freeze::new(threads) },
+            pipes_per_worker: limits.pipes / threads,
+            log: config.log,
+            started,
+            listeners: listeners.proxy.addresses.as_slice().into(),
+            socket_files: SocketFiles {
+                proxy: Mutex::new(listeners.proxy.file.take()),
+                ..SocketFiles::default()
+            },
+            control_addr: listeners.control.address.clone(),
+            config_file: config.file,
+            upgrade_requests: UpgradeRequests::default(),
+            upgrades: Upgrades::default(),
+        });
+        // Before any connection is built, and before any thread could change a pause.
+        if let Some(rebuilding) = rebuilding {
+            rebuilding.restore(&shared);
+        }
+        expiry::start(&shared.pauses, notifications)?;
+        let weak = Arc::downgrade(&shared);
+        shared.upstream.start(move || weak.upgrade().iter().for_each(|it| it.reset_loops()))?;
+        Ok((shared, ends))
+    }
 }
 
 impl Server {
+    /// Starts the thread of each worker with its listeners, if it has any, and with the connections that it is to rebuild.
+    fn start_workers(
+        &mut self,
+        ends: Vec<WorkerEnd>,
+        listeners: Vec<Vec<Listener>>,
+        mut rebuilding: Option<&mut Rebuilding>,
+    ) -> Result<(), Error> {
+        let (workers, mut listeners) = (ends.len(), listeners.into_iter());
+        for (index, (poll, mailbox)) in ends.into_iter().enumerate() {
+            let is_small = rebuilding.as_ref().is_some_and(|it| it.is_small());
+            let inherited = rebuilding.as_mut().map(|it| it.take_worker(index, workers));
+            let resources = WorkerResources {
+                index,
+                poll,
+                listeners: listeners.next().unwrap_or_default(),
+                is_small,
+                mailbox,
+                inherited: inherited.unwrap_or_default(),
+                shared: Arc::clone(&self.shared),
+            };
+            self.workers.push(start_worker(resources)?);
+        }
+        Ok(())
+    }
+
     /// Starts the API on the sockets of both of its listeners.
     fn start_control(
         &mut self,

@@ -8,7 +8,6 @@ use std::{
     os::unix::net::UnixStream,
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -104,7 +103,7 @@ impl Giver {
             handshakes.resize(|_| Some(0));
             let deadline = Instant::now() + HANDSHAKES_TIMEOUT;
             while handshakes.taken() > 0 && Instant::now() < deadline {
-                thread::sleep(HANDSHAKES_LOOK_INTERVAL);
+                channel.await_end(HANDSHAKES_LOOK_INTERVAL).map_err(told)?;
             }
             self.freeze_and_give(channel, kill)
         });
@@ -192,6 +191,7 @@ impl Giver {
         let connections = shared.clients();
         self.say_go(&mut channel, kill)?;
         let (stall, is_stopping) = (began.elapsed(), self.is_stopping());
+        fault::happen("giver", "left");
         Ok(Given { connections, stall, is_stopping })
     }
 

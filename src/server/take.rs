@@ -4,7 +4,10 @@
 
 use std::{
     os::unix::net::UnixStream,
-    process, thread,
+    panic::{self, PanicHookInfo},
+    process,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -222,6 +225,7 @@ fn receive_all(channel: &mut Channel, config: Config) -> Result<(Server, u32), E
     send(channel, &Message::Warm)?;
     let Message::Begin(begin) = receive(channel, BEGIN_TIMEOUT)? else { return Err(unexpected()) };
     let rebuilding = receive_description(channel, &begin)?;
+    let hook = exit_at_panic();
     let later = Later {
         giver: giver.pid,
         stall: rebuilding.stall,
@@ -238,8 +242,24 @@ fn receive_all(channel: &mut Channel, config: Config) -> Result<(Server, u32), E
         std::mem::forget(server);
         return Err(error);
     }
+    panic::set_hook(Box::new(move |info| hook(info)));
     server.go_on(&later);
     Ok((server, giver.pid))
+}
+
+/// Hook for panics, which several places may call.
+type PanicHook = Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
+
+/// Has a panic of any thread end this process: unwinding would reset connections, which the giver may still have. Returns the
+/// hook that was there, which still comes first.
+fn exit_at_panic() -> PanicHook {
+    let hook: PanicHook = Arc::from(panic::take_hook());
+    let first = Arc::clone(&hook);
+    panic::set_hook(Box::new(move |info| {
+        first(info);
+        process::exit(1);
+    }));
+    hook
 }
 
 /// Says that all is rebuilt, and waits for the word to go on.

@@ -105,6 +105,14 @@ impl Listener {
         Ok(listener)
     }
 
+    /// Has the kernel tell this process as the owner of a UNIX listener that another one has made, by which a loop is known
+    /// (`SO_PEERCRED` of its clients). Its queue stays.
+    pub(crate) fn own(&self) {
+        if self.is_unix {
+            listen(&self.fd, BACKLOG_MAX).ok();
+        }
+    }
+
     /// Lets further listeners of this user join at its address, if it is TCP and was not passed. Where that cannot be, they
     /// fail.
     pub(crate) fn let_others_join(&self) {

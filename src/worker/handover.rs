@@ -15,7 +15,7 @@ use super::{
 use crate::{
     connection::{
         Connection,
-        deadline::Deadline,
+        deadline::{DIALLED, Deadline, REJECTED, RELAYED, WAITING},
         words::{ConnectionWords, RebuildContext},
     },
     handover::{
@@ -81,6 +81,8 @@ impl Worker<'_> {
         self.publish();
         if self.resources.shared.freeze.asks_workers() {
             self.stand_still(sys::now());
+            // From here on the listeners are this process's.
+            self.resources.listeners.iter().for_each(Listener::own);
         }
     }
 
@@ -142,7 +144,10 @@ impl Worker<'_> {
         mut send: impl FnMut(BatchWords, Outgoing<'_>) -> Result<(), Misfit>,
     ) -> Result<(), Misfit> {
         let worker = self.resources.index;
-        let registered = (0..self.connections.end()).filter_map(|key| {
+        // In the order of the lists, where many have begun at the same moment.
+        let lists = WAITING.iter().chain(&DIALLED).chain(&RELAYED).chain(&REJECTED);
+        let keys = lists.flat_map(|&deadline| self.timers.keys(deadline));
+        let registered = keys.filter_map(|key| {
             let deadline = self.timers.position(key);
             Some((self.connections.get(key)?, deadline, self.ready.contains(key)))
         });
@@ -175,18 +180,16 @@ impl Worker<'_> {
     pub(super) fn adopt(&mut self, inherited: Inherited) -> Result<(), Misfit> {
         let mut listed = Vec::new();
         for (batch, mut parcel) in inherited {
-            for entry in batch.connections {
-                let deadline = entry.deadline.map(|(it, since)| (it, parcel.instant(since)));
-                let connection = self.rebuild(entry.connection, &mut parcel)?;
-                match deadline {
-                    Some((deadline, since)) => {
-                        let key = self.insert(connection)?;
-                        listed.push((since, deadline, key));
-                        if entry.is_ready {
-                            self.ready.push(key);
-                        }
-                    }
-                    None => self.unregistered.push_back(connection),
+            for EntryWords { connection, deadline, is_ready } in batch.connections {
+                let connection = self.rebuild(connection, &mut parcel)?;
+                let Some((deadline, since)) = deadline else {
+                    self.unregistered.push_back(connection);
+                    continue;
+                };
+                let key = self.insert(connection)?;
+                listed.push((parcel.instant(since), deadline, key));
+                if is_ready {
+                    self.ready.push(key);
                 }
             }
             parcel.finish()?;

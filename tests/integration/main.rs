@@ -20,4 +20,5 @@ mod process;
 mod regression;
 mod reject;
 mod relay;
+mod upgrade;
 mod upstream;

@@ -239,6 +239,9 @@ impl Listener {
         &self.descriptor
     }
 
+    /// Which process a listener belongs to is told of UNIX listeners only, and no schedule asks.
+    pub(crate) fn own(&self) {}
+
     pub(crate) fn adopt(descriptor: Descriptor, words: ListenerWords) -> Self {
         assert_eq!(descriptor.object(), Object::Listener(words.index), "another one's words");
         Self { descriptor, index: words.index }

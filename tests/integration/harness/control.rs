@@ -57,6 +57,14 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) config_file: Option<String>,
     pub(crate) closed: BTreeMap<String, u64>,
+    pub(crate) upgrades: u64,
+    pub(crate) last_upgrade: Option<LastUpgrade>,
+}
+
+/// Last upgrade in the status.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct LastUpgrade {
+    pub(crate) error: Option<String>,
 }
 
 /// Pause in the status.

@@ -256,6 +256,13 @@ pub(crate) struct Received {
     pub(crate) end: End,
 }
 
+impl Received {
+    /// Returns these bytes and the orderly end behind them.
+    pub(crate) fn ended(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.to_vec(), end: End::Eof }
+    }
+}
+
 impl Stream {
     pub(crate) fn try_clone(&self) -> Self {
         match self {

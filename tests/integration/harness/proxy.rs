@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
 use super::{
-    Addr, Control, Family, Finished, Program, Stream, Upstream,
+    Addr, Control, Family, Finished, Program, Response, Stream, Upstream,
     program::{Process, program},
 };
 
@@ -323,9 +323,27 @@ impl Proxy {
         self.process.log.text()
     }
 
-    /// Returns the number of the process.
+    /// Returns the number of the process: the first one, or the last that has taken over.
     pub(crate) fn pid(&self) -> u32 {
-        self.process.child.id()
+        self.heirs().pop().unwrap_or_else(|| self.process.child.id())
+    }
+
+    /// Has a new process take over. Returns the answer.
+    #[track_caller]
+    pub(crate) fn upgrade(&self) -> Response {
+        let before = self.heirs().len();
+        let answer = self.control.request("POST", "/upgrade", &[]);
+        assert_eq!(answer.status, 200, "{answer:?}\n{}", self.log_so_far());
+        super::wait_until("the log tells who goes on", || self.heirs().len() > before);
+        answer
+    }
+
+    /// Lists the processes that have taken over.
+    pub(crate) fn heirs(&self) -> Vec<u32> {
+        let log = self.log_so_far();
+        let told = log.lines().filter_map(|line| line.split_once(" has taken over, pid "));
+        let pids = told.filter_map(|(_, rest)| rest.split([',', ' ']).next()?.parse().ok());
+        pids.collect()
     }
 
     /// Returns the number of descriptors that the process has open.
@@ -411,12 +429,28 @@ impl Proxy {
         used.as_nanos() * 100 / begin.elapsed().as_nanos()
     }
 
+    /// Returns the letter of its state (proc(5)): `T` for one that is stopped.
+    pub(crate) fn state(&self) -> char {
+        state_of(self.pid())
+    }
+
+    /// Returns the states of the processes that it has started.
+    pub(crate) fn children(&self) -> Vec<char> {
+        let tasks = fs::read_dir(self.proc("task")).expect("a running process");
+        let lists =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+        let pids: Vec<u32> = lists
+            .flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        pids.into_iter().map(state_of).collect()
+    }
+
     fn count_in(&self, name: &str) -> usize {
         fs::read_dir(self.proc(name)).expect("a running process").count()
     }
 
     fn proc(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{name}", self.process.child.id()))
+        PathBuf::from(format!("/proc/{}/{name}", self.pid()))
     }
 }
 
@@ -425,5 +459,15 @@ impl Drop for Proxy {
         if thread::panicking() {
             println!("the log of tcpause {}:\n{}", self.process.child.id(), self.log_so_far());
         }
+        // They are children of nobody here. An error means that one has ended already.
+        for heir in self.heirs().into_iter().filter_map(|pid| Pid::from_raw(pid.cast_signed())) {
+            kill_process(heir, Signal::KILL).ok();
+        }
     }
+}
+
+/// Returns the letter of a process's state, `Z` for one that is gone.
+fn state_of(pid: u32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('Z')
 }

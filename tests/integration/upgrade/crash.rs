@@ -1,0 +1,109 @@
+//! Either process dies, stops or panics at each message: exactly one goes on, and as long as one is left, no byte is lost.
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Scene;
+use crate::harness::{Proxy, Response, Upstream, echo, wait_until};
+
+/// Variable by which a debug build is told of a fault.
+const FAULT: &str = "TCPAUSE_HANDOVER_AT";
+
+/// Starts a proxy with a fault in its hand-over.
+fn scene(upstream: &Upstream, fault: &str) -> Scene {
+    Scene::set(Proxy::builder().upstream(upstream).env(FAULT, fault).start())
+}
+
+/// Has the taker fail, and checks that the giver goes on and says why.
+#[track_caller]
+fn the_giver_goes_on(message: &str, action: &str) {
+    let upstream = Upstream::tcp(echo);
+    let scene = scene(&upstream, &format!("taker:{message}:{action}"));
+    let pid = scene.proxy.pid();
+    let answer = scene.proxy.control().request("POST", "/upgrade", &[]);
+    assert_eq!(answer.status, 409, "{answer:?}");
+    let status = scene.proxy.control().status();
+    assert_eq!((status.pid, status.upgrades), (pid, 0));
+    let why = status.last_upgrade.unwrap().error.unwrap();
+    assert!(!why.is_empty() && scene.proxy.log_count(&why) == 1, "{why}");
+    let mut proxy = scene.finish();
+    assert!(proxy.heirs().is_empty());
+    proxy.terminate();
+    assert_eq!(proxy.exit_code(), 0);
+}
+
+macro_rules! the_giver_goes_on {
+    ($($name:ident: $message:literal, $action:literal;)*) => {
+        $(#[test] fn $name() { the_giver_goes_on($message, $action); })*
+    };
+}
+
+the_giver_goes_on! {
+    a_taker_killed_before_its_first_word: "hello", "kill";
+    a_taker_that_exits_before_its_first_word: "hello", "exit";
+    a_taker_that_hangs_before_its_first_word: "hello", "stop";
+    a_taker_that_panics_before_its_first_word: "hello", "panic";
+    a_taker_killed_before_it_is_warm: "warm", "kill";
+    a_taker_that_hangs_before_it_is_warm: "warm", "stop";
+    a_taker_killed_before_it_is_ready: "ready", "kill";
+    a_taker_that_exits_before_it_is_ready: "ready", "exit";
+    a_taker_that_hangs_before_it_is_ready: "ready", "stop";
+    a_taker_that_panics_before_it_is_ready: "ready", "panic";
+    a_taker_killed_before_it_has_taken_over: "taken", "kill";
+    a_taker_that_exits_before_it_has_taken_over: "taken", "exit";
+    a_taker_that_hangs_before_it_has_taken_over: "taken", "stop";
+    a_taker_that_panics_before_it_has_taken_over: "taken", "panic";
+}
+
+/// Kills the giver once the taker has everything: the taker goes on alone.
+#[test]
+fn a_giver_killed_before_its_last_word_leaves_all_to_the_taker() {
+    let upstream = Upstream::tcp(echo);
+    let scene = scene(&upstream, "giver:go:kill");
+    let before = scene.proxy.pid();
+    scene.proxy.signal(Signal::HUP);
+    wait_until("the taker goes on", || scene.proxy.heirs().len() == 1);
+    assert_ne!(scene.proxy.pid(), before);
+    let mut proxy = scene.finish();
+    assert_eq!(proxy.exit_code(), 128 + 9);
+    proxy.connect().assert_echo(b"served");
+}
+
+/// Kills the giver while it still describes itself: all is lost, as by any kill, and no process is left.
+#[test]
+fn a_giver_killed_in_the_midst_takes_the_taker_with_it() {
+    for message in ["hello", "begin", "listeners", "connections", "control", "rest", "end"] {
+        let upstream = Upstream::tcp(echo);
+        let mut scene = scene(&upstream, &format!("giver:{message}:kill"));
+        scene.proxy.signal(Signal::HUP);
+        assert_eq!(scene.proxy.exit_code(), 128 + 9, "{message}");
+        assert!(scene.relayed.receive_all().bytes.is_empty(), "{message}");
+        scene.proxy.wait_refused();
+        assert!(scene.proxy.heirs().is_empty(), "{message}");
+    }
+}
+
+/// A giver that hangs behind the end keeps the ends of connections from the peers, so the taker ends it.
+#[test]
+fn a_giver_that_does_not_end_is_killed() {
+    let upstream = Upstream::tcp(echo);
+    let scene = scene(&upstream, "giver:left:stop");
+    scene.proxy.signal(Signal::HUP);
+    wait_until("the taker goes on", || scene.proxy.heirs().len() == 1);
+    let mut proxy = scene.finish();
+    assert_eq!(proxy.exit_code(), 128 + 9);
+    proxy.wait_for_log("does not end and is killed");
+}
+
+/// A giver that was stopped before its last word finds the taker gone, and goes on.
+#[test]
+fn a_giver_that_was_stopped_for_long_goes_on() {
+    let upstream = Upstream::tcp(echo);
+    let scene = scene(&upstream, "giver:go:stop");
+    let pid = Pid::from_raw(scene.proxy.pid().cast_signed()).unwrap();
+    let mut caller = scene.proxy.control().send("POST", "/upgrade", &[]);
+    wait_until("it is stopped", || scene.proxy.state() == 'T');
+    wait_until("the taker has given up", || scene.proxy.children() == ['Z']);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(Response::read(&mut caller).status, 409);
+    assert!(scene.finish().heirs().is_empty());
+}

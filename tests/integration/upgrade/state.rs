@@ -1,0 +1,113 @@
+//! All that a process keeps is there after an upgrade.
+
+use std::time::Duration;
+
+use super::Scene;
+use crate::harness::{Family, Proxy, Received, Upstream, echo, wait_until};
+
+#[test]
+fn every_state_goes_on_over_three_upgrades() {
+    for (listen, control) in [(Family::Tcp4, Family::Unix), (Family::Unix, Family::Tcp4)] {
+        let upstream = Upstream::tcp(echo);
+        let proxy = Proxy::builder().listen(listen).control(control).upstream(&upstream).start();
+        let scene = Scene::set(proxy);
+        let before = scene.proxy.control().status();
+        for count in 1..=3 {
+            let pid = scene.proxy.pid();
+            scene.proxy.upgrade();
+            let now = scene.proxy.control().status();
+            assert_ne!(now.pid, pid);
+            assert_eq!((now.upgrades, now.accepted), (count, before.accepted));
+            assert_eq!(now.bytes_to_client, before.bytes_to_client);
+            assert_eq!(now.paused_since, before.paused_since);
+            assert_eq!(now.leases.len(), 1);
+            assert!(now.uptime_seconds >= before.uptime_seconds);
+        }
+        let proxy = scene.finish();
+        proxy.connect().assert_echo(b"and new ones");
+        let accepted = proxy.control().status().accepted;
+        assert_eq!(accepted, before.accepted + 1);
+    }
+}
+
+#[test]
+fn the_socket_files_go_with_the_last_process() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().listen(Family::Unix).control(Family::Unix).upstream(&upstream);
+    let proxy = proxy.start();
+    let paths = [proxy.addr().path().to_owned(), proxy.control().addr().path().to_owned()];
+    let identities = || {
+        paths.each_ref().map(|path| std::fs::metadata(path).unwrap()).map(|it| {
+            use std::os::unix::fs::MetadataExt;
+            (it.ino(), it.mode())
+        })
+    };
+    let before = identities();
+    proxy.upgrade();
+    proxy.upgrade();
+    assert_eq!(identities(), before);
+    proxy.connect().assert_echo(b"by the same file");
+    proxy.terminate();
+    wait_until("the files have gone", || paths.iter().all(|path| !path.exists()));
+}
+
+#[test]
+fn held_clients_are_served_in_their_order_and_a_deadline_does_not_move() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    assert_eq!(proxy.control().put("/paused?name=a&ttl=1h&reason=because").status, 201);
+    let mut held: Vec<_> = (0..20).map(|_| proxy.connect_held()).collect();
+    let before = proxy.control().get("/paused").text().to_owned();
+    proxy.upgrade();
+    let seconds = |text: &str| text.to_owned();
+    assert_eq!(seconds(proxy.control().get("/paused").text()), seconds(&before));
+    assert_eq!(proxy.control().put("/paused?release=3").status, 201);
+    for client in &mut held[..3] {
+        client.assert_echo(b"released");
+    }
+    held[3].read_timeout(Duration::from_millis(200));
+    held[3].send(b"waits");
+    proxy.upgrade();
+    proxy.control().resume();
+    for client in &mut held[4..] {
+        client.assert_echo(b"resumed");
+    }
+    assert_eq!(held[3].receive(5), b"waits");
+}
+
+#[test]
+fn settings_change_and_both_addresses_stay() {
+    let upstream = Upstream::tcp(echo);
+    let other = Upstream::tcp(|mut stream| {
+        stream.send(b"the other");
+        stream.receive_all()
+    });
+    let builder = Proxy::builder();
+    let file = builder.path("tcpause.yml");
+    let text = |upstream: &Upstream, threads: usize, addr: &str| {
+        format!("upstream:\n  addr: {}\nproxy:\n  threads: {threads}\n{addr}", upstream.addr())
+    };
+    std::fs::write(&file, text(&upstream, 1, "")).unwrap();
+    let proxy = builder.arg("--config").arg(&file).start();
+    let mut old = proxy.connect();
+    old.assert_echo(b"by one thread");
+    for threads in [4, 2, 3] {
+        std::fs::write(&file, text(&other, threads, "")).unwrap();
+        proxy.upgrade();
+        assert_eq!(proxy.control().status().threads, threads);
+        old.assert_echo(b"goes on");
+        for _client in 0..20 {
+            let mut client = proxy.connect();
+            assert_eq!(client.receive(9), b"the other");
+            client.finish();
+            assert_eq!(client.receive_all(), Received::ended(b""));
+        }
+    }
+    let pid = proxy.pid();
+    std::fs::write(&file, "upstream: [").unwrap();
+    let answer = proxy.control().request("POST", "/upgrade", &[]);
+    assert_eq!(answer.status, 409);
+    assert!(answer.text().contains("tcpause.yml"), "{}", answer.text());
+    assert_eq!(proxy.pid(), pid);
+    old.assert_echo(b"goes on");
+}

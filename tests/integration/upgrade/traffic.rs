@@ -1,0 +1,66 @@
+//! Traffic of all kinds over several upgrades: not one failure.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use crate::harness::{Proxy, Received, Upstream, amount, echo, pattern};
+
+/// Bytes of each transfer.
+const TRANSFER_BYTES: usize = 4 << 20;
+
+#[test]
+fn requests_and_transfers_go_through_twenty_upgrades() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let stops = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let requests: Vec<_> = (0..4)
+            .map(|seed| {
+                let (proxy, stops) = (&proxy, &stops);
+                scope.spawn(move || {
+                    let mut count = 0;
+                    while !stops.load(Ordering::Relaxed) {
+                        let bytes = pattern(seed + count, 700);
+                        let mut client = proxy.connect();
+                        client.assert_echo(&bytes);
+                        client.finish();
+                        assert_eq!(client.receive_all(), Received::ended(b""));
+                        count += 1;
+                    }
+                    count
+                })
+            })
+            .collect();
+        for seed in 0..6 {
+            let (proxy, stops) = (&proxy, &stops);
+            scope.spawn(move || {
+                let mut round = 0;
+                while round < 2 || !stops.load(Ordering::Relaxed) {
+                    let bytes = pattern(100 * seed + round, TRANSFER_BYTES);
+                    let mut client = proxy.connect();
+                    let mut sender = client.try_clone();
+                    let received = thread::scope(|scope| {
+                        scope.spawn(|| {
+                            sender.send(&bytes);
+                            sender.finish();
+                        });
+                        client.receive_all()
+                    });
+                    assert!(received == Received::ended(&bytes), "a transfer differs");
+                    round += 1;
+                }
+            });
+        }
+        for _upgrade in 0..amount(20, 200) {
+            proxy.upgrade();
+        }
+        stops.store(true, Ordering::Relaxed);
+        let count: u64 = requests.into_iter().map(|thread| thread.join().unwrap()).sum();
+        println!("{count} requests over {} upgrades", proxy.heirs().len());
+    });
+    let status = proxy.control().status();
+    assert_eq!(status.failed, 0);
+    assert_eq!(status.upgrades, amount(20, 200) as u64);
+}
