@@ -154,32 +154,37 @@ impl ControlListener {
         Ok(Self { poll, listeners, callers: Slab::new(), callers_max, context })
     }
 
-    /// Returns true while it is to stand still as soon as it can.
+    /// Returns true while it is to stand still as soon as it can: only requests that are executed go on, as they cannot move.
     fn is_freezing(&self) -> bool {
         self.context.handle.freeze().asks_front()
     }
 
-    /// Stands still for a hand-over, once no request is executed, and describes itself.
+    /// Stands still if a hand-over asks for it and no request is executed. It describes itself meanwhile.
     fn stand_still(&self) {
-        if self.callers.iter().any(|(_, caller)| caller.is_executing()) {
+        if !self.is_freezing() || self.callers.iter().any(|(_, caller)| caller.is_executing()) {
             return;
         }
         let freeze = self.context.handle.freeze();
         freeze.stand_still(self.context.handle.front_index(), |outbox| {
             let mut parcel = outbox.parcel();
-            let scopes = self.listeners.iter().map(|listener| {
-                parcel.lend(listener.socket.as_fd());
-                listener.scope
-            });
-            let scopes = scopes.collect();
+            let words = self.describe_listeners(&mut parcel);
             fault::happen("giver", "control-listeners");
-            let words = ControlMessage::ControlListeners(ControlListenersWords { scopes });
-            outbox.send(&words, parcel)?;
+            outbox.send(&ControlMessage::ControlListeners(words), parcel)?;
             let mut parcel = outbox.parcel();
             let words = self.describe(&mut parcel);
             fault::happen("giver", "control");
             outbox.send(&ControlMessage::Control(words), parcel)
         });
+    }
+
+    fn describe_listeners<'a>(&'a self, parcel: &mut Outgoing<'a>) -> ControlListenersWords {
+        let scopes = self.listeners.iter().map(|listener| {
+            // An event that it has told of is told again by another epoll instance.
+            let Listener { socket, scope, may_accept: _ } = listener;
+            parcel.lend(socket.as_fd());
+            *scope
+        });
+        ControlListenersWords { scopes: scopes.collect() }
     }
 
     /// Describes its callers for a hand-over. None of them may be [executing](ControlConn::is_executing), or it is left out.
@@ -223,11 +228,9 @@ impl ControlListener {
 
     /// Serves callers until it is stopped. A panic costs the callers of the moment, and no later ones.
     pub(super) fn run(mut self) {
+        // Where it takes over, the other process goes on until this returns.
+        self.stand_still();
         self.callers.iter_mut().for_each(|(_, caller)| caller.own_pause());
-        // In a taker it stands still from the start, and no event comes before.
-        if self.is_freezing() {
-            self.stand_still();
-        }
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut epoch = 0;
         while self.context.stops_at.is_none_or(|at| !self.callers.is_empty() && Instant::now() < at)
@@ -240,9 +243,7 @@ impl ControlListener {
                 self.listeners.iter_mut().for_each(|listener| listener.may_accept = true);
             }
             self.context.notifier.turns.ack(0, &mut epoch);
-            if self.is_freezing() {
-                self.stand_still();
-            }
+            self.stand_still();
         }
         self.context.notifier.turns.leave(0);
     }
@@ -257,7 +258,6 @@ impl ControlListener {
         if self.context.short_until.is_some_and(|until| until <= Instant::now()) {
             self.context.short_until = None;
         }
-        // While it is to stand still, only what is executed goes on.
         let is_freezing = self.is_freezing();
         self.callers.retain(|_, caller| {
             is_freezing && !caller.is_executing() || caller.drive(&mut self.context)
@@ -266,10 +266,12 @@ impl ControlListener {
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let mut next: Vec<Instant> =
-            self.callers.iter().filter_map(|(_, caller)| caller.deadline).collect();
+        let is_freezing = self.is_freezing();
+        let goes_on = |caller: &&ControlConn| !is_freezing || caller.is_executing();
+        let callers = || self.callers.iter().map(|(_, caller)| caller).filter(goes_on);
+        let mut next: Vec<Instant> = callers().filter_map(|caller| caller.deadline).collect();
         next.extend(self.context.short_until.into_iter().chain(self.context.stops_at));
-        let is_busy = !self.is_freezing() && self.callers.iter().any(|(_, caller)| caller.ready);
+        let is_busy = callers().any(|caller| caller.ready);
         next.extend((is_busy || self.can_accept()).then(Instant::now));
         let timeout = next.iter().min().map(|at| at.saturating_duration_since(Instant::now()));
         match self.poll.poll(events, timeout) {

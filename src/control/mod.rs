@@ -60,6 +60,9 @@ const READ_BYTES: usize = 16 << 10;
 /// Rest after a failure for want of descriptors or threads.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Callers of another process, with their parcel.
+pub(crate) type Inherited = (ControlWords, Incoming);
+
 /// Running control API. Dropped, it answers or closes open connections and ends its threads.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -76,12 +79,20 @@ impl Control {
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,
-        inherited: Option<(ControlWords, Incoming)>,
+        inherited: Option<Inherited>,
     ) -> Result<Self, Error> {
         Backend::start()
             .and_then(|backend| {
-                let listeners = (listeners, inherited);
-                Self::start_with(listeners, handle, hosts, callers_max, backend, TIMEOUTS)
+                let timeouts = TIMEOUTS;
+                Self::start_with(
+                    listeners,
+                    inherited,
+                    handle,
+                    hosts,
+                    callers_max,
+                    backend,
+                    timeouts,
+                )
             })
             .map_err(|error| match error.kind() {
                 // Sockets that are made and bound give it to no one; a thread that is refused does.
@@ -91,7 +102,8 @@ impl Control {
     }
 
     fn start_with(
-        (listeners, inherited): (Vec<(OwnedFd, Scope)>, Option<(ControlWords, Incoming)>),
+        listeners: Vec<(OwnedFd, Scope)>,
+        inherited: Option<Inherited>,
         handle: Handle,
         hosts: HostPolicy,
         callers_max: usize,

@@ -148,8 +148,9 @@ const GET: &str = "GET /paused HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn start(listener: OwnedFd, handle: &Handle, backend: Backend, timeouts: Timeouts) -> Control {
-    let (hosts, listeners) = (HostPolicy::new([], &[]), (vec![(listener, Scope::Full)], None));
-    Control::start_with(listeners, handle.clone(), hosts, CALLERS_MAX, backend, timeouts).unwrap()
+    let (hosts, listeners) = (HostPolicy::new([], &[]), vec![(listener, Scope::Full)]);
+    Control::start_with(listeners, None, handle.clone(), hosts, CALLERS_MAX, backend, timeouts)
+        .unwrap()
 }
 
 fn connect(addr: SocketAddr) -> TcpStream {

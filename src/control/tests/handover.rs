@@ -1,9 +1,14 @@
 //! Callers of one front that go on at another one.
 
+use std::sync::Mutex;
+
 use mio::Events;
 
 use super::{upgrade::UPGRADE, *};
-use crate::handover::request::Upgraded;
+use crate::handover::{
+    channel::{Channel, Outbox},
+    request::Upgraded,
+};
 
 const TIMEOUTS_LONG: Timeouts =
     Timeouts { outcome: WAIT_MAX, exchange: WAIT_MAX, ..TIMEOUTS_SHORT };
@@ -78,14 +83,32 @@ impl Giver {
         let empty = Incoming::new(there, Vec::new(), Vec::new());
         handle.pauses().restore(&pauses, &empty);
         let inherited = Some((serde_json::from_str(&text).unwrap(), parcel));
-        let (backend, hosts) = (Backend::start().unwrap(), HostPolicy::new([], &[]));
-        let listeners = (sockets(&self.listeners), inherited);
-        let timeouts = TIMEOUTS_LONG;
-        let control =
-            Control::start_with(listeners, handle.clone(), hosts, CALLERS_MAX, backend, timeouts);
+        handle.freeze().ask_all();
+        let control = start_with(sockets(&self.listeners), inherited, &handle);
+        handle.freeze().await_rebuilt(Instant::now() + WAIT_MAX).unwrap();
+        handle.freeze().thaw();
         handle.pauses().go_on();
         let addr = self.listeners[0].local_addr().unwrap();
         (Api { control: control.unwrap(), handle, addr }, busy)
+    }
+}
+
+fn start_with(
+    listeners: Vec<(OwnedFd, Scope)>,
+    inherited: Option<Inherited>,
+    handle: &Handle,
+) -> io::Result<Control> {
+    let (backend, hosts) = (Backend::start().unwrap(), HostPolicy::new([], &[]));
+    let (callers_max, timeouts) = (CALLERS_MAX, TIMEOUTS_LONG);
+    Control::start_with(listeners, inherited, handle.clone(), hosts, callers_max, backend, timeouts)
+}
+
+/// Lets a front go on at the end of a test, also of one that fails.
+struct Thaw(Handle);
+
+impl Drop for Thaw {
+    fn drop(&mut self) {
+        self.0.freeze().thaw();
     }
 }
 
@@ -187,12 +210,85 @@ fn words_that_do_not_fit_are_refused_and_undo_nothing() {
     for descriptors in [Vec::new(), Vec::from(two)] {
         let parcel = Incoming::new(now, descriptors, Vec::new());
         let words = serde_json::from_value(words.clone()).unwrap();
-        let (backend, hosts) = (Backend::without(), HostPolicy::new([], &[]));
-        let (listeners, timeouts) = (sockets(&giver.listeners), TIMEOUTS_SHORT);
-        let listeners = (listeners, Some((words, parcel)));
-        let refused =
-            Control::start_with(listeners, handle.clone(), hosts, CALLERS_MAX, backend, timeouts);
+        let refused = start_with(sockets(&giver.listeners), Some((words, parcel)), &handle);
         assert!(refused.unwrap_err().to_string().contains("descriptor"));
         assert!(handle.is_paused());
     }
+}
+
+#[test]
+fn a_front_stands_still_once_no_request_is_executed() {
+    let late = Timeouts { silence: Duration::from_secs(3), ..TIMEOUTS_LONG };
+    let (api, ours) = Api::start_before_ours(late);
+    let _thaw = Thaw(api.handle.clone());
+    let mut half = api.send("GET /paused HTTP/1.1\r\nHo");
+    let mut executed = api.send(GET);
+    let (private, _) = ours.accept().unwrap();
+    let freeze = api.handle.freeze();
+    freeze.ask_front();
+    api.control.notifier().notify();
+    half.write_all(b"st: localhost\r\n\r\n").unwrap();
+    let mut newcomer = api.send(GET);
+    assert!(!freeze.await_standing(Instant::now() + Duration::from_millis(50)));
+    drop((private, ours));
+    assert!(freeze.await_standing(Instant::now() + WAIT_MAX));
+    assert_eq!(status(&answer(&mut executed)), 200);
+    for caller in [&half, &newcomer] {
+        caller.set_nonblocking(true).unwrap();
+        let error = caller.peek(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "it is answered");
+        caller.set_nonblocking(false).unwrap();
+    }
+    freeze.thaw();
+    for caller in [&mut half, &mut newcomer] {
+        assert_eq!(status(&answer(caller)), 200);
+    }
+}
+
+#[test]
+fn a_front_that_is_described_and_goes_on_has_changed_nothing() {
+    let api = Api::start();
+    let _thaw = Thaw(api.handle.clone());
+    let busy = Busy::new(&api.handle);
+    let mut waiter = api.send(WAIT);
+    let mut paused = api.send("PUT /paused?wait=1h HTTP/1.0\r\n\r\n");
+    let deadline = Instant::now() + WAIT_MAX;
+    while !api.handle.is_paused() {
+        assert!(Instant::now() < deadline);
+        thread::yield_now();
+    }
+    let freeze = api.handle.freeze();
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        freeze.ask_all();
+        api.control.notifier().notify();
+        assert!(freeze.await_standing(deadline));
+        let (here, there) = UnixStream::pair().unwrap();
+        let outbox = Outbox { begin: Instant::now(), channel: Mutex::new(Channel::new(here)) };
+        let words = thread::scope(|scope| {
+            let read = || {
+                let mut channel = Channel::new(there);
+                [(); 2].map(|()| {
+                    let (words, mut parcel) =
+                        channel.receive::<serde_json::Value>(Instant::now(), deadline).unwrap();
+                    let count = std::iter::from_fn(|| parcel.descriptor().ok()).count();
+                    (words, count)
+                })
+            };
+            let words = Builder::new().spawn_scoped(scope, read).unwrap();
+            freeze.describe(Arc::new(outbox), deadline).unwrap();
+            words.join().unwrap()
+        });
+        freeze.thaw();
+        assert!(api.control.notifier().await_turn(WAIT_MAX));
+        let [(listeners, listening), (control, callers)] = words;
+        assert_eq!(listeners["control-listeners"]["scopes"], serde_json::json!(["full"]));
+        assert_eq!((listening, callers), (1, 2), "{control:#}");
+        let callers = control["control"]["callers"].as_array().unwrap().clone();
+        told.push(callers.into_iter().map(|caller| caller["state"].clone()).collect::<Vec<_>>());
+    }
+    assert_eq!(told[0], told[1]);
+    drop(busy);
+    assert_eq!(status(&answer(&mut waiter)), 204);
+    assert_eq!(status(&answer(&mut paused)), 201);
 }
