@@ -31,6 +31,8 @@ pub(crate) struct Freeze {
 
 #[derive(Debug)]
 struct State {
+    /// Number of standstills that are over. A thread that wakes late must not take the next one for the one that it was in.
+    over: u64,
     threads: Box<[Progress]>,
     /// Way for the descriptions, once all threads stand still.
     outbox: Option<Arc<Outbox>>,
@@ -52,6 +54,7 @@ impl Freeze {
         Self {
             level: AtomicU8::new(NOBODY),
             state: Mutex::new(State {
+                over: 0,
                 threads: vec![Progress::Running; workers + 1].into(),
                 outbox: None,
             }),
@@ -82,23 +85,25 @@ impl Freeze {
     ) {
         let mut describe = Some(describe);
         let mut state = self.lock();
+        let over = state.over;
         // A failure to rebuild stays known.
         if state.threads.get(index) == Some(&Progress::Running) {
             self.note(&mut state, index, Progress::Standing);
         }
-        while self.asks(&state, index) {
+        while state.over == over && self.asks(&state, index) {
             if let Some(outbox) = state.outbox.clone()
                 && let Some(describe) = describe.take()
             {
                 drop(state);
                 let progress = progress_of(|| describe(&outbox));
                 state = self.lock();
-                self.note(&mut state, index, progress);
+                if state.over == over {
+                    self.note(&mut state, index, progress);
+                }
             } else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        self.note(&mut state, index, Progress::Running);
     }
 
     /// Records that the thread `index` cannot go on where another process stopped.
@@ -142,6 +147,8 @@ impl Freeze {
     pub(crate) fn thaw(&self) {
         let mut state = self.lock();
         state.outbox = None;
+        state.over += 1;
+        state.threads.fill(Progress::Running);
         self.level.store(NOBODY, Ordering::Release);
         drop(state);
         self.changed.notify_all();
@@ -199,5 +206,49 @@ fn progress_of<E: Display>(describe: impl FnOnce() -> Result<(), E>) -> Progress
         Ok(Ok(())) => Progress::Described,
         Ok(Err(error)) => Progress::Failed(error.to_string()),
         Err(_panic) => Progress::Failed("a defect: the description panicked".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::net::UnixStream,
+        sync::atomic::{AtomicBool, AtomicUsize},
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::handover::channel::Channel;
+
+    /// The thread may not have woken from the first one yet, and must not count as described.
+    #[test]
+    fn a_standstill_right_behind_another_is_described_too() {
+        let freeze = Freeze::new(0);
+        let (described, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) && Instant::now() < deadline {
+                    if freeze.asks_front() {
+                        freeze.stand_still(0, |_| {
+                            described.fetch_add(1, Ordering::SeqCst);
+                            Ok::<(), String>(())
+                        });
+                    }
+                }
+            });
+            for count in 1..=100 {
+                freeze.ask_all();
+                let is_standing = freeze.await_standing(deadline);
+                let channel = Mutex::new(Channel::new(UnixStream::pair().unwrap().0));
+                let outbox = Outbox { begin: Instant::now(), channel };
+                let result = freeze.describe(Arc::new(outbox), deadline);
+                let found = described.load(Ordering::SeqCst);
+                is_over.store(count == 100 || found != count, Ordering::SeqCst);
+                freeze.thaw();
+                assert_eq!((is_standing, result, found), (true, Ok(()), count));
+            }
+        });
     }
 }
