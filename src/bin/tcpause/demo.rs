@@ -1,13 +1,15 @@
-//! `tcpause demo`: a server is restarted behind the proxy, under load, and no client notices.
+//! `tcpause demo`: a server is restarted behind the proxy, and the proxy upgrades itself, under load, and no client notices.
 //!
-//! The upstream, the proxy and the clients run in this one process, on free ports of the loopback.
+//! The upstream and the clients run in this process, on free ports of the loopback. The proxy has a process of its own, as it
+//! ends by an upgrade.
 
 use std::{
+    env,
     error::Error,
     fmt::Display,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    process::ExitCode,
+    process::{Child, Command, ExitCode, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,7 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tcpause::{Address, Config, Outcome, Server};
+use crossbeam_channel::{Receiver, bounded};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::client::Api;
 
 /// Number of clients, each of which makes one connection after the other.
 const CLIENTS: usize = 32;
@@ -27,8 +33,8 @@ const CLIENT_REST: Duration = Duration::from_millis(30);
 /// Time that the upstream takes for a slow request.
 const SLOW_ANSWER: Duration = Duration::from_millis(600);
 
-/// Time of load before the pause, and again after the resume.
-const RUNNING: Duration = Duration::from_secs(3);
+/// Time of load before the pause, after the resume, and after the upgrade.
+const RUNNING: Duration = Duration::from_secs(2);
 /// Time for which the upstream is stopped.
 const STOPPED: Duration = Duration::from_secs(3);
 
@@ -36,6 +42,10 @@ const STOPPED: Duration = Duration::from_secs(3);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for running connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Variables of a service or a shell that would change the proxy.
+const FOREIGN_VARIABLES: [&str; 4] = ["RUST_LOG", "NOTIFY_SOCKET", "INVOCATION_ID", "LISTEN_PID"];
+/// Beginnings of the lines of the log that the story needs.
+const LINES_HEEDED: [&str; 3] = ["proxy listens on ", "control listens on ", "stopped: "];
 
 /// Longest line that the upstream echoes.
 const LINE_BYTES_MAX: u64 = 128;
@@ -62,25 +72,22 @@ impl Story {
         let upstream = Upstream::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         let address = upstream.address;
         self.tell("upstream", format_args!("a server that echoes lines, on {address}"));
-        let server = start_proxy(address)?;
-        let (proxy, control) = (server.proxy_addr(), server.control_addr());
-        self.tell("tcpause", format_args!("proxy on {proxy}, control API on {control}"));
-        let load = Load::start(proxy.to_string().trim_start_matches("tcp://").parse()?)?;
+        let mut proxy = Proxy::start(address)?;
+        let Proxy { address: at, control, pid, .. } = &proxy;
+        self.tell("tcpause", format_args!("proxy on {at}, control API on {control}, pid {pid}"));
+        let load = Load::start(*at)?;
         self.tell(
             "load",
             format_args!("{CLIENTS} clients: connect, send a line, check its echo, close, again"),
         );
         thread::sleep(RUNNING);
 
-        let handle = server.handle();
-        handle.pause();
+        proxy.ask("PUT", "/paused")?;
         self.tell(
             "pause",
             "new clients are held from now on, as by tcpause exec; running connections go on",
         );
-        if !handle.wait_idle(Some(IDLE_TIMEOUT)) {
-            return Err(format!("connections go on after {IDLE_TIMEOUT:?}").into());
-        }
+        proxy.ask("GET", &format!("/paused/block-until-idle?timeout={IDLE_TIMEOUT:?}"))?;
         upstream.stop();
         match echo(address, "anyone there?\n") {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -90,29 +97,30 @@ impl Story {
         }
         thread::sleep(STOPPED);
 
-        let held = handle.status().held;
-        let before = load.progress.answered.load(Ordering::Relaxed);
+        let held = proxy.ask("GET", "/status")?["held"].clone();
+        let before = load.answered();
         let upstream = Upstream::start(address)?;
         self.tell("upstream", format_args!("started again on {address}; clients held: {held}"));
-        handle.resume();
+        proxy.ask("DELETE", "/paused")?;
         self.tell("resume", "held clients are served, oldest first");
         thread::sleep(RUNNING);
 
+        let resumed = load.answered() - before;
+        let upgrade = proxy.upgrade()?;
+        self.tell("upgrade", format_args!("tcpause has started itself anew: {upgrade}"));
+        thread::sleep(RUNNING);
+
         let (answered, longest) = load.end()?;
-        server.stop();
-        let outcome = server.join();
+        proxy.stop()?;
         upstream.stop();
-        if outcome != Outcome::Drained {
-            return Err(format!("the proxy did not drain: {outcome:?}").into());
-        }
-        let after = answered - before;
-        if after == 0 {
-            return Err("no request was answered after the resume".into());
+        let upgraded = answered - before - resumed;
+        if resumed == 0 || upgraded == 0 {
+            return Err("no request was answered after the resume, or after the upgrade".into());
         }
         self.tell(
             "result",
             format_args!(
-                "requests answered: {before} before the restart, {after} after it; failed: 0"
+                "requests answered: {before} before the restart, {resumed} after it, {upgraded} after the upgrade; failed: 0"
             ),
         );
         self.tell(
@@ -133,12 +141,94 @@ impl Story {
     }
 }
 
-fn start_proxy(upstream: SocketAddr) -> Result<Server> {
-    let mut config = Config::default();
-    config.proxy.addr = Address::tcp("127.0.0.1", 0);
-    config.control.addr = Address::tcp("127.0.0.1", 0);
-    config.upstream.addr = upstream.to_string().parse()?;
-    Ok(Server::start(config)?)
+/// Proxy in a process of its own.
+struct Proxy {
+    /// The process that was started. An upgrade ends it.
+    child: Child,
+    /// The process that runs.
+    pid: Pid,
+    address: SocketAddr,
+    control: SocketAddr,
+    /// Lines of the log that are heeded. It ends with the last process.
+    lines: Receiver<String>,
+}
+
+impl Proxy {
+    fn start(upstream: SocketAddr) -> Result<Self> {
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .args(["--config=/dev/null", "--log-level=info", "--log-format=text"])
+            .args(["--proxy-addr=127.0.0.1:0", "--control-addr=127.0.0.1:0"])
+            .arg(format!("--upstream-addr={upstream}"));
+        for variable in FOREIGN_VARIABLES {
+            command.env_remove(variable);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        let log = child.stderr.take().ok_or("the proxy has no standard error")?;
+        // There are five of them at most.
+        let (sender, lines) = bounded(16);
+        Builder::new().spawn(move || {
+            for line in BufReader::new(log).lines().map_while(io::Result::ok) {
+                if LINES_HEEDED.iter().any(|heeded| line.contains(heeded)) {
+                    drop(sender.try_send(line));
+                }
+            }
+        })?;
+        let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        // From here on, an error ends the process.
+        let mut proxy = Self { child, pid, address: unknown, control: unknown, lines };
+        proxy.address = proxy.listening("proxy")?;
+        proxy.control = proxy.listening("control")?;
+        Ok(proxy)
+    }
+
+    /// Reads from the log where a part of the proxy listens.
+    fn listening(&self, part: &str) -> Result<SocketAddr> {
+        let line = self.lines.recv_timeout(OPERATION_TIMEOUT)?;
+        let (_, rest) = line.split_once(" listens on tcp://").ok_or("the proxy does not listen")?;
+        let address = rest.split(' ').next().unwrap_or_default();
+        address.parse().map_err(|error| format!("{part} at {address:?}: {error}").into())
+    }
+
+    /// Asks the control API. An answer of an error is one.
+    fn ask(&self, method: &str, target: &str) -> Result<Value> {
+        let api = Api::new(self.control.to_string().parse()?);
+        let answer = api.ask(method, target, Some(OPERATION_TIMEOUT));
+        let answer = answer.map_err(|failure| failure.told().1.to_owned())?;
+        match answer.status {
+            200..300 => Ok(answer.json()),
+            status => Err(format!("{method} {target}: {status} {}", answer.json()).into()),
+        }
+    }
+
+    /// Has the proxy start itself anew, and tells what came of it.
+    fn upgrade(&mut self) -> Result<String> {
+        let told = self.ask("POST", "/upgrade")?;
+        let pid = told["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        self.pid = pid.ok_or("the new process has no number")?;
+        let stall = told["stall_seconds"].as_f64().unwrap_or_default() * 1000.0;
+        Ok(format!("pid {}, {} connections moved in {stall:.1} ms", self.pid, told["connections"]))
+    }
+
+    /// Stops the proxy in good order, and waits for its end.
+    fn stop(&self) -> Result<()> {
+        kill_process(self.pid, Signal::TERM)?;
+        let line = self.lines.iter().find(|line| line.contains("stopped: "));
+        match line {
+            Some(line) if line.contains("every connection had ended") => Ok(()),
+            other => Err(format!("the proxy did not drain: {other:?}").into()),
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        kill_process(self.pid, Signal::KILL).ok();
+        self.child.wait().ok();
+    }
 }
 
 /// Connects, sends `line`, and checks that this very line comes back.
@@ -178,6 +268,11 @@ impl Load {
         };
         let clients = (0..CLIENTS).map(start).collect::<io::Result<_>>()?;
         Ok(Self { progress, clients })
+    }
+
+    /// Returns the number of requests that were answered so far.
+    fn answered(&self) -> u64 {
+        self.progress.answered.load(Ordering::Relaxed)
     }
 
     /// Ends the clients after their present requests. Returns the number of answered requests, and the longest wait for an

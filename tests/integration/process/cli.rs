@@ -242,7 +242,7 @@ fn the_demo_shows_the_main_job_and_nothing_fails() {
     assert_eq!(finished.code, 0, "{finished:?}");
     let told = format!("{}\n{}", finished.stdout, finished.stderr);
     let summary = told.to_lowercase();
-    for word in ["pause", "resume", "longest", "failed"] {
+    for word in ["pause", "resume", "upgrade", "longest", "failed: 0"] {
         assert!(summary.contains(word), "no {word:?} in:\n{told}");
     }
 }

@@ -124,7 +124,7 @@ pub(crate) static COMMANDS: [Word; 12] = [
     Word {
         name: "demo",
         argument: "",
-        help: "Show a restart behind the proxy, with an embedded server; takes about 10 s",
+        help: "Show a restart behind the proxy and its own upgrade, under load; takes 10 s",
         more: "",
         client: None,
         options: &[],
