@@ -13,6 +13,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::upgrade::Heir;
 use crate::harness::{Family, PATIENCE, Proxy, Upstream, echo};
 
 /// A manager that was told nothing for so long will not be told more.
@@ -204,16 +205,6 @@ fn a_manager_that_is_not_there_is_a_warning() {
         let line = proxy.wait_for_log("systemd");
         assert!(line.contains(" WARN "), "{line}");
         proxy.connect().assert_echo(b"served all the same");
-    }
-}
-
-/// Process that has taken over, and is no child of this one. It is killed when this is dropped.
-struct Heir(Pid);
-
-impl Drop for Heir {
-    fn drop(&mut self) {
-        // An error means that it has ended.
-        kill_process(self.0, Signal::KILL).ok();
     }
 }
 

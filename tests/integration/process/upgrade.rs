@@ -1,4 +1,4 @@
-//! Upgrades that are refused: nothing changes, and the log has one sentence that says why.
+//! Upgrades as the program carries them out: refusals, which change nothing, and signals that come in between.
 
 use std::{
     fs,
@@ -13,9 +13,25 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Proxy, Upstream, binary, echo, program, wait_until};
+
+/// Process that takes over, and is no child of this one. It is killed when this is dropped.
+pub(super) struct Heir(pub(super) Pid);
+
+impl Heir {
+    pub(super) fn signal(&self, signal: Signal) {
+        kill_process(self.0, signal).expect("a process of ours");
+    }
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        kill_process(self.0, Signal::KILL).ok();
+    }
+}
 
 /// Starts a proxy by the name `./tcpause`, a symlink in its working directory.
 fn start_by_symlink(upstream: &Upstream) -> Proxy {
@@ -60,6 +76,26 @@ fn a_program_that_cannot_take_over_is_refused_and_nothing_changes() {
     drop(client);
     proxy.terminate();
     assert_eq!(proxy.exit_code(), 0);
+}
+
+#[test]
+fn a_configuration_that_is_broken_is_told_once_and_nothing_changes() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).file("tcpause.yml", "{}").start();
+    let mut client = proxy.connect();
+    for (text, told) in [
+        ("prox: 1", "not upgraded: tcpause.yml:1:1: unknown key `prox`"),
+        ("grace-period: 5", "not upgraded: tcpause.yml:1:15: "),
+        ("control: {group: nosuchgroup}", "not upgraded: control.group: "),
+        ("proxy: {reject-with: 'file:/nosuch'}", "not upgraded: proxy.reject-with: "),
+    ] {
+        fs::write(proxy.dir().join("tcpause.yml"), text).unwrap();
+        let line = refused(&proxy, Signal::HUP);
+        assert!(line.contains(told), "{line}");
+        let (_, sentence) = line.split_once("not upgraded: ").unwrap();
+        assert_eq!(proxy.log_count(sentence), 1, "{sentence}");
+        client.assert_echo(b"still carried");
+    }
 }
 
 #[test]
@@ -123,4 +159,60 @@ fn a_new_process_tells_the_giver_why_it_cannot_start() {
         let heard = String::from_utf8_lossy(&heard);
         assert!(heard.contains(told), "{args:?}: {heard}");
     }
+}
+
+/// Begins an upgrade whose new process stops at a fault, and returns that process.
+#[cfg(debug_assertions)]
+fn stop_at_fault(proxy: &Proxy) -> Heir {
+    proxy.signal(Signal::HUP);
+    let mut found = None;
+    wait_until("the new process stands still", || {
+        found = fs::read_dir("/proc").unwrap().find_map(|entry| {
+            let entry = entry.ok()?;
+            let status = fs::read_to_string(entry.path().join("status")).ok()?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+            let is_child = field("PPid:")?.trim() == proxy.pid().to_string();
+            (is_child && field("State:")?.trim().starts_with('T'))
+                .then(|| entry.file_name().to_str()?.parse().ok())?
+        });
+        found.is_some()
+    });
+    Heir(found.and_then(Pid::from_raw).unwrap())
+}
+
+/// The faults are those of debug builds.
+#[cfg(debug_assertions)]
+#[test]
+fn a_stop_reaches_the_process_that_goes_on() {
+    let upstream = Upstream::tcp(echo);
+    let start = |fault: &str| {
+        Proxy::builder().upstream(&upstream).env("TCPAUSE_HANDOVER_AT", fault).start()
+    };
+    // The new process has not taken over: the old one stops, and the new one is killed.
+    let mut proxy = start("taker:ready:stop");
+    let heir = stop_at_fault(&proxy);
+    proxy.terminate();
+    proxy.wait_for_log("SIGTERM: stopping");
+    heir.signal(Signal::CONT);
+    assert_eq!(proxy.exit_code(), 0);
+    assert_eq!(proxy.log_count("not upgraded: it is stopping"), 1);
+
+    // The new process alone is to stop: the old one goes on.
+    let proxy = start("taker:ready:stop");
+    let mut client = proxy.connect();
+    let heir = stop_at_fault(&proxy);
+    heir.signal(Signal::TERM);
+    heir.signal(Signal::CONT);
+    proxy.wait_for_log("was ended by SIGTERM before it took over");
+    client.assert_echo(b"still carried");
+
+    // The old process has given its word: it passes the stop on.
+    let mut proxy = start("taker:taken:stop");
+    let heir = stop_at_fault(&proxy);
+    proxy.terminate();
+    proxy.wait_for_log("SIGTERM: stopping");
+    heir.signal(Signal::CONT);
+    assert_eq!(proxy.exit_code(), 0);
+    proxy.wait_for_log("stopped: every connection had ended");
+    assert_eq!((proxy.log_count("SIGTERM: stopping"), proxy.log_count(" stopped: ")), (2, 1));
 }
