@@ -91,7 +91,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         let seconds = (stall.as_secs_f64() * 1e6).round() / 1e6;
         log::info!(
             event = "handed-over", pid = taker.as_raw_pid(), connections = connections, stall_seconds = seconds;
-            "upgraded: pid {taker} has taken over, connections: {connections}, standstill: {:.1} ms",
+            "upgraded: pid {taker} has taken over, connections: {connections}, nothing moved for {:.1} ms",
             seconds * 1e3
         );
         self.manager.follow(taker);
