@@ -8,8 +8,13 @@ use std::env;
 #[cfg(debug_assertions)]
 const VARIABLE: &str = "TCPAUSE_HANDOVER_AT";
 
+/// Longest time until a signal has reached all threads.
+#[cfg(debug_assertions)]
+const DELIVERY_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Has the fault happen that was asked for at this message of this side.
 #[cfg(debug_assertions)]
+#[expect(clippy::panic, reason = "a test asks for it")]
 pub(crate) fn happen(side: &str, message: &str) {
     if let Ok(fault) = env::var(VARIABLE)
         && let Some(action) = fault.strip_prefix(&format!("{side}:{message}:"))
@@ -17,8 +22,12 @@ pub(crate) fn happen(side: &str, message: &str) {
         use rustix::process::{Signal, getpid, kill_process};
 
         match action {
-            "kill" => drop(kill_process(getpid(), Signal::KILL)),
-            "stop" => drop(kill_process(getpid(), Signal::STOP)),
+            "kill" | "stop" => {
+                let signal = if action == "kill" { Signal::KILL } else { Signal::STOP };
+                kill_process(getpid(), signal).ok();
+                // It reaches the first thread at once, and this one a moment later.
+                std::thread::park_timeout(DELIVERY_MAX);
+            }
             "exit" => std::process::exit(3),
             "panic" => panic!("{fault}"),
             _ => log::error!("{VARIABLE}: {action} is no fault"),

@@ -189,27 +189,10 @@ impl Giver {
             return Err("it is stopping".into());
         }
         let connections = shared.clients();
-        self.say_go(&mut channel, kill)?;
+        say_go(&mut channel, kill)?;
         let (stall, is_stopping) = (began.elapsed(), self.is_stopping());
         fault::happen("giver", "left");
         Ok(Given { connections, stall, is_stopping })
-    }
-
-    /// Gives the word to go on, behind which only the taker knows whether it has.
-    fn say_go(&self, channel: &mut Channel, kill: &mut dyn FnMut()) -> Result<(), Failure> {
-        let deadline = Instant::now() + TAKEN_TIMEOUT;
-        channel.set_deadline(deadline);
-        // A taker that has died has not gone on, and one that hangs is killed before the channel tells.
-        let sent = send(channel, &Message::Go);
-        let mut answer = sent.and_then(|()| receive(channel, deadline));
-        if answer.is_err() {
-            kill();
-            answer = receive(channel, Instant::now() + TAKEN_TIMEOUT);
-        }
-        match answer? {
-            Message::Taken => Ok(()),
-            other => Err(unexpected(&other)),
-        }
     }
 
     /// Lets everything go on.
@@ -221,6 +204,23 @@ impl Giver {
 
     fn wake_front(&self) {
         self.notifier.iter().for_each(|notifier| notifier.notify());
+    }
+}
+
+/// Gives the word to go on, behind which only the taker knows whether it has.
+fn say_go(channel: &mut Channel, kill: &mut dyn FnMut()) -> Result<(), Failure> {
+    let deadline = Instant::now() + TAKEN_TIMEOUT;
+    channel.set_deadline(deadline);
+    // A taker that has died has not gone on, and one that hangs is killed before the channel tells.
+    let sent = send(channel, &Message::Go);
+    let mut answer = sent.and_then(|()| receive(channel, deadline));
+    if answer.is_err() {
+        kill();
+        answer = receive(channel, Instant::now() + TAKEN_TIMEOUT);
+    }
+    match answer? {
+        Message::Taken => Ok(()),
+        other => Err(unexpected(&other)),
     }
 }
 

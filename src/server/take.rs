@@ -3,6 +3,7 @@
 //! Until it has said `Taken`, it reads, writes, dials, accepts and closes nothing that it has received.
 
 use std::{
+    mem::ManuallyDrop,
     os::unix::net::UnixStream,
     panic::{self, PanicHookInfo},
     process,
@@ -91,7 +92,9 @@ impl Later {
             Address::Tcp { .. } | Address::Abstract(_) => false,
         };
         let (proxy, control) = files.adopt();
-        proxy.iter().for_each(|file| set(file, proxy_access));
+        if let Some(file) = &proxy {
+            set(file, proxy_access);
+        }
         server.shared.socket_files.add_of_proxy(proxy);
         for file in control {
             if is_at(&file, &server.control_addr) {
@@ -239,7 +242,7 @@ fn receive_all(channel: &mut Channel, config: Config) -> Result<(Server, u32), E
     let goes_on = goes_on.map_err(Error::System).and_then(|()| await_word(channel));
     if let Err(error) = goes_on {
         // Its threads stand still for ever, and nothing that they have may be closed in order.
-        std::mem::forget(server);
+        let _server = ManuallyDrop::new(server);
         return Err(error);
     }
     panic::set_hook(Box::new(move |info| hook(info)));
@@ -301,14 +304,14 @@ impl Plan {
     fn match_addresses(&mut self, giver: &GiverHello) -> Result<(), Error> {
         let own = &mut self.written;
         self.keeps_monitor = giver.monitor_addr.is_none() || giver.monitor_addr == own.monitor;
-        for (name, given, own) in [
+        for (name, theirs, own) in [
             ("proxy.addr", &giver.proxy_addr, &mut own.proxy),
             ("control.addr", &giver.control_addr, &mut own.control),
         ] {
-            match given {
-                Some(given) if own.as_ref() != Some(given) => {
+            match theirs {
+                Some(theirs) if own.as_ref() != Some(theirs) => {
                     return Err(Error::Config(format!(
-                        "{name} is {} in the new configuration and {given} in the running one: it cannot change in an upgrade; write {given}, or stop and start",
+                        "{name} is {} in the new configuration and {theirs} in the running one: it cannot change in an upgrade; write {theirs}, or stop and start",
                         own.as_deref().unwrap_or_default()
                     )));
                 }
@@ -441,6 +444,7 @@ fn receive(channel: &mut Channel, timeout: Duration) -> Result<Message, Error> {
     received.map(|(message, _parcel)| message).map_err(told)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes it so")]
 fn told(error: ChannelError) -> Error {
     Error::System(format!("the hand-over has failed: {error}"))
 }

@@ -97,7 +97,7 @@ impl Story {
         }
         thread::sleep(STOPPED);
 
-        let held = proxy.ask("GET", "/status")?["held"].clone();
+        let held = number(&proxy.ask("GET", "/status")?, "held");
         let before = load.answered();
         let upstream = Upstream::start(address)?;
         self.tell("upstream", format_args!("started again on {address}; clients held: {held}"));
@@ -206,10 +206,12 @@ impl Proxy {
     /// Has the proxy start itself anew, and tells what came of it.
     fn upgrade(&mut self) -> Result<String> {
         let told = self.ask("POST", "/upgrade")?;
-        let pid = told["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        let pid = told.get("pid").and_then(Value::as_i64);
+        let pid = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
         self.pid = pid.ok_or("the new process has no number")?;
-        let stall = told["stall_seconds"].as_f64().unwrap_or_default() * 1000.0;
-        Ok(format!("pid {}, {} connections moved in {stall:.1} ms", self.pid, told["connections"]))
+        let (connections, stall) = (number(&told, "connections"), number(&told, "stall_seconds"));
+        let stall = stall * 1e3;
+        Ok(format!("pid {}, {connections} connections moved in {stall:.1} ms", self.pid))
     }
 
     /// Stops the proxy in good order, and waits for its end.
@@ -367,4 +369,8 @@ fn answer_lines(mut client: &TcpStream) -> io::Result<()> {
         line.clear();
     }
     Ok(())
+}
+/// Returns a number of an answer of the API; 0 without one.
+fn number(answer: &Value, name: &str) -> f64 {
+    answer.get(name).and_then(Value::as_f64).unwrap_or_default()
 }

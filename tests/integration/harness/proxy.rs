@@ -260,11 +260,14 @@ impl Proxy {
     }
 
     pub(crate) fn terminate(&self) {
-        self.process.signal(Signal::TERM);
+        self.signal(Signal::TERM);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        self.process.signal(signal);
+        match self.heirs().pop().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            Some(heir) => kill_process(heir, signal).expect("a running process"),
+            None => self.process.signal(signal),
+        }
     }
 
     /// Signals it a second after a stop has begun. A further stop signal counts only then.

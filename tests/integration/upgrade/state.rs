@@ -61,7 +61,7 @@ fn held_clients_are_served_in_their_order_and_a_deadline_does_not_move() {
     proxy.upgrade();
     let seconds = |text: &str| text.to_owned();
     assert_eq!(seconds(proxy.control().get("/paused").text()), seconds(&before));
-    assert_eq!(proxy.control().put("/paused?release=3").status, 201);
+    assert_eq!(proxy.control().delete("/paused?release=3").status, 200);
     for client in &mut held[..3] {
         client.assert_echo(b"released");
     }
