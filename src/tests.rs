@@ -20,6 +20,7 @@ use crossbeam_channel::Receiver;
 use mio::{Events, Poll, Token};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer};
+use serde::Deserialize;
 
 use crate::{
     admission::{Admission, queue::WaitQueue},
@@ -29,21 +30,28 @@ use crate::{
         duration::{format_duration, parse_duration},
     },
     connection::{
+        Connection,
         deadline::Deadline,
         endpoint::Endpoint,
+        pipe::PipePool,
         reject::{
             Next, Reject,
             policy::{RejectPolicy, RejectResponse},
         },
+        words::{ConnectionWords, RebuildContext},
     },
     handle::Handle,
     handover::{
         channel::{Channel, ChannelError},
         freeze::Freeze,
+        parcel::{Incoming, Outgoing},
         request::UpgradeRequests,
         upgrades::Upgrades,
     },
-    pause::{Pauses, gate::Mode},
+    pause::{
+        Pauses,
+        gate::{Gate, Mode},
+    },
     shared::{Shared, Shutdown, SocketFiles},
     sys::{Listener, Socket, SocketAddress},
     upstream::{Upstream, loop_guard::LoopGuard},
@@ -58,6 +66,8 @@ const TURN_STEPS_MAX: usize = 4;
 const TURNS_MAX: usize = 1_000;
 /// The number of places at which the bytes of a hand-over are cut.
 const CUTS: usize = 16;
+/// The most descriptors of a connection: both ends, and a pipe in each direction.
+const DESCRIPTORS: usize = 6;
 
 /// Checks that a configuration is written so that it reads the same, and validated without a panic.
 pub(crate) fn configuration(bytes: &[u8]) {
@@ -154,15 +164,16 @@ pub(crate) fn handover(bytes: &[u8]) {
 type Message = (serde_json::Value, Vec<u8>, usize);
 
 /// Returns what a channel reads from bytes that come in two pieces: the messages, and the failure behind them. The first
-/// byte has a descriptor along if the header tells of one.
+/// byte has as many descriptors along as the header tells, up to a few.
 fn messages(first: &[u8], rest: &[u8]) -> (Vec<Message>, String) {
     let (here, mut there) = UnixStream::pair().unwrap();
     there.set_nonblocking(true).unwrap();
     let (mut channel, mut found) = (Channel::new(here), Vec::new());
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let lent = [there.as_fd()];
-    if first.iter().chain(rest).nth(8) == Some(&1) {
+    let count = first.iter().chain(rest).nth(8).map_or(0, |&count| usize::from(count));
+    let lent = vec![there.as_fd(); count.min(DESCRIPTORS)];
+    if !lent.is_empty() {
         assert!(control.push(SendAncillaryMessage::ScmRights(&lent)));
     }
     // The socket's buffer takes as many bytes as a fuzzer sends at once.
@@ -185,15 +196,33 @@ fn messages(first: &[u8], rest: &[u8]) -> (Vec<Message>, String) {
     (found, failure.to_string())
 }
 
+/// Rebuilds the connection that was received last, if the message is one.
+fn rebuild(found: &[Message], mut parcel: Incoming) {
+    let words = found.last().map(|(message, ..)| ConnectionWords::deserialize(message));
+    let Some(Ok(words)) = words else { return };
+    let (hold, resume) = (HoldConfig::default(), ResumeConfig::default());
+    let context = RebuildContext {
+        admission: &Admission::new(0, 1, &hold, &resume, Instant::now()),
+        gate: &Arc::new(Gate::new()),
+        pipes: &PipePool::new(0),
+        upstream: &upstream(),
+    };
+    if let Ok(connection) = Connection::rebuild(words, &mut parcel, &context) {
+        assert!(connection.is_movable());
+        connection.describe(&mut Outgoing::new(Instant::now()));
+    }
+}
+
 /// Receives all messages that have come whole.
 fn drain(channel: &mut Channel, found: &mut Vec<Message>) -> ChannelError {
     let now = Instant::now();
     loop {
         match channel.receive(now, now) {
             Ok((message, mut incoming)) => {
-                let raw = iter::from_fn(|| Some(incoming.bytes(1).ok()?[0])).collect();
-                let descriptors = iter::from_fn(|| incoming.descriptor().ok()).count();
-                found.push((message, raw, descriptors));
+                let raw: Vec<u8> = iter::from_fn(|| Some(incoming.bytes(1).ok()?[0])).collect();
+                let descriptors: Vec<_> = iter::from_fn(|| incoming.descriptor().ok()).collect();
+                found.push((message, raw.clone(), descriptors.len()));
+                rebuild(found, Incoming::new(now, descriptors, raw));
             }
             Err(error) => return error,
         }
