@@ -3,7 +3,7 @@
 //! `make bench-upgrade`, or `cargo bench --bench upgrade -- [number of pairs]`. Each row shows two figures: the stall that the
 //! program tells, and the longest 64-byte round trip of the clients meanwhile. Beside it stands their longest one without an
 //! upgrade, as clients and upstream share the processors with the program. At the end each pair makes a round trip, as none may
-//! have broken.
+//! have broken. Other load on the machine multiplies all figures; `chrt -r 1` before the command keeps it away.
 
 #![allow(
     clippy::print_stdout,
