@@ -8,9 +8,9 @@ use std::env;
 #[cfg(debug_assertions)]
 const VARIABLE: &str = "TCPAUSE_HANDOVER_AT";
 
-/// Longest time until a signal has reached all threads.
+/// Milliseconds of this thread's own time until a signal has reached it. Those while the process is stopped do not count.
 #[cfg(debug_assertions)]
-const DELIVERY_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const DELIVERY_MILLIS: usize = 50;
 
 /// Has the fault happen that was asked for at this message of this side.
 #[cfg(debug_assertions)]
@@ -26,7 +26,9 @@ pub(crate) fn happen(side: &str, message: &str) {
                 let signal = if action == "kill" { Signal::KILL } else { Signal::STOP };
                 kill_process(getpid(), signal).ok();
                 // It reaches the first thread at once, and this one a moment later.
-                std::thread::park_timeout(DELIVERY_MAX);
+                for _millisecond in 0..DELIVERY_MILLIS {
+                    std::thread::park_timeout(std::time::Duration::from_millis(1));
+                }
             }
             "exit" => std::process::exit(3),
             "panic" => panic!("{fault}"),
