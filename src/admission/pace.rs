@@ -20,7 +20,7 @@ use super::semaphore::{Permit, Semaphore};
 use crate::{
     config::duration::nanos,
     handover::parcel::{Incoming, Moment, Outgoing},
-    sys::{self, Socket},
+    sys::Socket,
 };
 
 /// First size of the window. A backlog of 5, the smallest in wide use, takes 6 connections.
@@ -37,6 +37,7 @@ const ROUND_TRIPS_MAX: u32 = 4;
 /// The window, and the observations that set its size. All workers share it.
 #[derive(Debug)]
 pub(crate) struct Pace {
+    /// Start of the proxy, before which nothing was dialled.
     begin: Instant,
     max: usize,
     /// One permit for each client that may be under way now.
@@ -85,10 +86,10 @@ pub(crate) enum Syn {
 }
 
 impl Pace {
-    /// Returns a pace whose window grows up to `max`.
-    pub(crate) fn new(max: usize) -> Arc<Self> {
+    /// Returns a pace whose window grows up to `max`, of a proxy that started at `begin`.
+    pub(crate) fn new(max: usize, begin: Instant) -> Arc<Self> {
         Arc::new(Self {
-            begin: sys::now(),
+            begin,
             max,
             window: Arc::new(Semaphore::new(WINDOW_INITIAL.min(max))),
             threshold: AtomicUsize::new(max),
@@ -277,7 +278,7 @@ mod tests {
         for (max, windows) in
             [(MAX, &[4, 8, 16, 32, 64, 128, 128][..]), (20, &[4, 8, 16, 20, 20]), (1, &[1, 1])]
         {
-            let pace = Pace::new(max);
+            let pace = Pace::new(max, Instant::now());
             for &window in windows {
                 assert_eq!(pass(&pace, after(&pace, 5)), window, "of {max}");
             }
@@ -286,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_loss_halves_the_window_once_and_from_there_on_it_grows_by_one_at_a_time() {
-        let pace = Pace::new(MAX);
+        let pace = Pace::new(MAX, Instant::now());
         pass(&pace, after(&pace, 5));
         let under_way = fill(&pace, after(&pace, 10));
         assert_eq!(under_way.len(), 8);
@@ -309,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_window_that_is_not_used_does_not_grow() {
-        let pace = Pace::new(MAX);
+        let pace = Pace::new(MAX, Instant::now());
         let now = after(&pace, 5);
         for _one in 0..100 {
             pace.take(now).unwrap().heard(now);
@@ -319,7 +320,7 @@ mod tests {
 
     #[test]
     fn after_a_while_without_news_it_begins_anew() {
-        let pace = Pace::new(MAX);
+        let pace = Pace::new(MAX, Instant::now());
         for window in [4, 8, 16] {
             assert_eq!(pass(&pace, after(&pace, 5)), window);
         }
@@ -354,7 +355,7 @@ mod tests {
     #[test]
     fn a_syn_is_lost_once_an_answer_is_known_to_come_sooner_and_ever_later() {
         let (_listener, answered, lost) = full();
-        let pace = Pace::new(MAX);
+        let pace = Pace::new(MAX, Instant::now());
         let mut one = pace.take(after(&pace, 0)).unwrap();
         assert!(!one.dialled(after(&pace, 0)));
         assert_eq!(one.unanswered(&lost, after(&pace, 299)), Syn::Left, "nothing is known");
@@ -376,7 +377,7 @@ mod tests {
 
     #[test]
     fn where_an_answer_takes_long_the_kernel_decides() {
-        let pace = Pace::new(MAX);
+        let pace = Pace::new(MAX, Instant::now());
         let timeouts = [(1, Some(20)), (50, Some(200)), (74, Some(296)), (75, None), (500, None)];
         for (round_trip, timeout) in timeouts {
             pace.learn(Duration::from_millis(round_trip));
@@ -387,7 +388,7 @@ mod tests {
     #[test]
     fn a_unix_upstream_is_heard_and_never_asked() {
         let (socket, _peer) = crate::sys::socket_pair().unwrap();
-        let pace = Pace::new(MAX);
+        let pace = Pace::new(MAX, Instant::now());
         let now = after(&pace, 5);
         let under_way = fill(&pace, now);
         for one in under_way {

@@ -80,7 +80,7 @@ impl WaitQueue {
         Self {
             begin,
             heads: (0..workers).map(|_| AtomicU64::new(NONE)).collect(),
-            pace: Pace::new(settings.max_connecting.get()),
+            pace: Pace::new(settings.max_connecting.get(), begin),
             rate: settings.rate.map(rate),
             bypasses_left: AtomicU64::new(0),
             bypass_until: AtomicU64::new(0),

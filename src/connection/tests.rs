@@ -51,7 +51,7 @@ impl Bench {
             poll: Poll::new().unwrap(),
             gate: Arc::new(Gate::new()),
             clients: Arc::new(Semaphore::new(1)),
-            pace: Pace::new(2),
+            pace: Pace::new(2, Instant::now()),
             hold: HoldLimits::new(&config::HoldConfig::default()),
             buffers: RelayBuffers::new(2),
             upstream: {
