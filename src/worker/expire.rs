@@ -67,6 +67,10 @@ impl Worker<'_> {
 
     /// Expires connections whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
+        if self.resources.shared.freeze.asks_workers() {
+            // Not all may have been driven whose events have come, such as the answer to a dial.
+            return;
+        }
         for index in 0..self.deadlines.len() {
             let Some((deadline, length)) = self.deadline(index) else { continue };
             let is_over = |since: Option<Instant>| {

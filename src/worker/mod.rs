@@ -220,7 +220,7 @@ impl Worker<'_> {
             if self.is_drained() {
                 return Ok(End::Drained);
             }
-            if shared.freeze.asks_workers() {
+            if shared.freeze.asks_workers() && self.has_obeyed() {
                 self.stand_still(now);
             }
         }
@@ -307,6 +307,12 @@ impl Worker<'_> {
             }
         }
         None
+    }
+
+    /// Returns true if no order has come during this turn. The next one obeys it, as orders do not travel.
+    fn has_obeyed(&self) -> bool {
+        let drain = &self.resources.shared.pauses.drain;
+        (drain.resets(), drain.loop_resets()) == (self.resets, self.loop_resets)
     }
 
     /// Returns the number of clients that wait for an upstream that is away, with those that it is dialled for.
