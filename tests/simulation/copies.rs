@@ -3,6 +3,8 @@
 //! The giver calls nothing on what it has lent from the beginning on, nor does the taker on what it got but to register
 //! it, until one of them goes on. A process that is gone leaves without a word: a socket ends with its last copy.
 
+use std::time::Duration;
+
 use mio::{Interest, Token};
 use rustix::io::Errno;
 
@@ -28,11 +30,16 @@ pub(crate) enum Object {
     Listener(usize),
 }
 
+/// The number of no process.
+const NOBODY: usize = usize::MAX;
+
 /// The processes of a schedule, one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
-    /// The process that works, or has worked last.
+    /// The process that works, or is to give everything to the taker.
     worker: usize,
+    /// The time from which it works.
+    pub(crate) began: Duration,
     /// The process that is to take over, from the beginning of a hand-over until one of the two goes on.
     taker: Option<usize>,
     /// The number of processes so far, apart from the first.
@@ -67,6 +74,14 @@ impl Descriptor {
         })
     }
 
+    /// Returns the copy of an object that is there, in the process that is to take over.
+    pub(crate) fn sent(object: Object) -> Self {
+        crate::with(|kernel| {
+            *kernel.copies(object) += 1;
+            Self { object, process: kernel.processes.taker.expect("a hand-over") }
+        })
+    }
+
     pub(crate) fn object(&self) -> Object {
         self.object
     }
@@ -78,6 +93,11 @@ impl Descriptor {
             assert!(taker.is_none(), "a call during the hand-over: {self:?}");
             assert_eq!(self.process, worker, "a call of a process that is gone: {self:?}");
         });
+    }
+
+    /// Returns whether its process works.
+    pub(crate) fn is_at_work(&self) -> bool {
+        crate::with(|kernel| self.process == kernel.processes.worker)
     }
 
     /// Returns whether it is the taker's, and that is not at work yet.
@@ -93,11 +113,26 @@ impl Drop for Descriptor {
 }
 
 impl Kernel {
+    /// A turn begins. What the last one has left is only learnt now.
+    pub(crate) fn begin_turn(&mut self) {
+        let (before, now) = (self.turn_began, self.now);
+        if std::mem::take(&mut self.is_cut_short) {
+            for link in self.links.iter_mut().filter(|link| link.story.learnt >= before) {
+                link.story.learnt = now;
+            }
+        }
+        self.turn_began = now;
+    }
+
     /// A hand-over begins.
     pub(crate) fn begin_hand_over(&mut self) {
         assert!(self.processes.taker.is_none(), "two hand-overs at once");
         self.processes.last += 1;
         self.processes.taker = Some(self.processes.last);
+    }
+
+    pub(crate) fn is_handed_over(&self) -> bool {
+        self.processes.taker.is_some()
     }
 
     /// The taker is dead, and its epoll instance with it; the giver goes on.
@@ -107,9 +142,15 @@ impl Kernel {
         self.backlogs.iter_mut().for_each(|backlog| backlog.next = None);
     }
 
+    /// The giver ends without a word, as the taker has everything.
+    pub(crate) fn end_giver(&mut self) {
+        self.processes.worker = NOBODY;
+    }
+
     /// The taker goes on. The giver's epoll instance tells nobody anything any more.
     pub(crate) fn take_over(&mut self) {
         self.processes.worker = self.processes.taker.take().expect("a hand-over");
+        self.processes.began = self.now;
         for link in &mut self.links {
             let next = link.next.take();
             link.token = next.map(|watch| watch.token);
@@ -130,7 +171,7 @@ impl Kernel {
         token: Token,
         interest: Interest,
     ) -> Result<(), Errno> {
-        self.be_short().and_then(|()| self.be_short_of_watches())?;
+        self.be_short_before_end()?;
         let clashes = |link: &Link| link.next.is_some_and(|watch| watch.token == token);
         assert!(!self.links.iter().any(clashes), "two sockets have the token {token:?}");
         let link = self.link_mut(id);
@@ -142,13 +183,21 @@ impl Kernel {
 
     /// The taker registers a listener.
     pub(crate) fn watch_listener(&mut self, listener: usize, token: Token) -> Result<(), Errno> {
-        self.be_short()?;
+        self.be_short_before_end()?;
         let clashes = |other: &Backlog| other.next.is_some_and(|watch| watch.token == token);
         assert!(!self.backlogs.iter().any(clashes), "two listeners have the token {token:?}");
         let backlog = &mut self.backlogs[listener];
         let has_edge = !backlog.queue.is_empty();
         backlog.next = Some(Watch { token, interest: Interest::READABLE, has_edge });
         Ok(())
+    }
+
+    /// Is short now and then, while the giver could still go on instead.
+    fn be_short_before_end(&mut self) -> Result<(), Errno> {
+        if self.processes.worker == NOBODY {
+            return Ok(());
+        }
+        self.be_short().and_then(|()| self.be_short_of_watches())
     }
 
     fn copies(&mut self, object: Object) -> &mut usize {
@@ -170,7 +219,7 @@ impl Kernel {
         let is_gone = descriptor.process != worker && taker != Some(descriptor.process);
         // A process that ends takes with it what it has not given: empty pipes.
         let is_pipe = matches!(object, Object::Source(_) | Object::Sink(_));
-        let may_end = std::thread::panicking() || is_pipe || !is_gone;
+        let may_end = is_pipe || !is_gone;
         assert!(!is_last || may_end, "{object:?} ends with its process, as nobody has taken it");
         assert!(
             is_gone || is_last || taker.is_some() || std::thread::panicking(),

@@ -72,7 +72,7 @@ impl Course {
             let is_sure = self.rules.is_simple() && !kernel.was_paused;
             assert!(!timed_out || !is_sure || is_away, "a dial had its time, and all go on");
             kernel.look_at_losses(window);
-            if sleeps {
+            if sleeps && !kernel.is_cut_short {
                 kernel.look_at_those_through(window);
             }
         });
@@ -126,6 +126,18 @@ impl Crowd {
 }
 
 impl Kernel {
+    /// A new process knows nothing of the upstream's addresses and pace, and attempts from before do not teach it any.
+    pub(crate) fn forget_upstream(&mut self) {
+        self.crowd = Crowd::default();
+        (self.probe, self.missed) = (None, self.now);
+        let now = self.now;
+        for link in &mut self.links {
+            link.story.attempt_probes = false;
+            // A SYN that was repeated is a loss to it, too.
+            link.story.way.is_over &= link.round_trip(now) < SYN_INTERVAL;
+        }
+    }
+
     /// One that has waited is dialled for.
     pub(crate) fn crowd_goes(&mut self, id: LinkId) {
         let count = self.under_way(true);
@@ -163,7 +175,9 @@ impl Kernel {
         let turn_began = self.turn_began;
         let is_sure = self.rules.is_simple() && !self.was_paused;
         let mut halves = false;
-        for link in self.links.iter_mut().filter(|link| link.side == Side::Upstream) {
+        let is_learnt = |link: &Link| !self.is_cut_short || link.story.learnt < turn_began;
+        let upstreams = self.links.iter_mut().filter(|link| link.side == Side::Upstream);
+        for link in upstreams.filter(|link| !link.is_open || is_learnt(link)) {
             self.crowd.looks_after(link, self.now, turn_began);
         }
         // Deadlines come last in a turn.
@@ -179,7 +193,7 @@ impl Kernel {
             let patience = link.story.way.patience.filter(|_| is_sure);
             link.story.way.patience = patience;
             let until = patience.map(|it| link.story.dialled + it + SYN_TIMEOUT_MIN);
-            let is_noticed = until.is_none_or(|until| turn_began < until);
+            let is_noticed = until.is_none_or(|until| turn_began < until) || self.is_cut_short;
             assert!(is_noticed, "a SYN is lost, and nobody notices: {link:#?}");
         }
     }
@@ -199,7 +213,7 @@ impl Kernel {
                 && !link.is_unix
                 && is_whole(link)
                 && is_whole(client)
-                && !self.is_unheard(link, client);
+                && !self.is_unheard(link, client, true);
             if is_through {
                 self.links[id].story.way.is_through = true;
                 let crowd = &mut self.crowd;

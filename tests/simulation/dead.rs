@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     drive::Course,
     kernel::{Kernel, LinkId, Site},
-    link::Side,
+    link::{Link, Side},
 };
 
 /// The time for which an address before the one that was reached is left alone.
@@ -34,6 +34,9 @@ impl Kernel {
         if self.sites[site] == Site::Silent {
             let carried = self.links.iter().filter(|link| link.side == Side::Upstream);
             let carried = carried.filter(|link| link.read + link.written > 0);
+            // An attempt of the process before does not tell this one.
+            let client = |link: &Link| link.partner.map(|client| self.links[client].story.attempt);
+            let carried = carried.filter(|link| client(link) >= Some(self.processes.began));
             let known = carried.map(|link| link.story.known);
             let reached = known.filter(|&at| at > self.missed).min();
             let moment = Duration::from_millis(1);

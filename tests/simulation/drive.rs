@@ -8,6 +8,7 @@ use crate::{
     kernel::{Kernel, Site, Tally, Weather},
     link::{Link, Side},
     operator::Operator,
+    passage::Passage,
     patience::Rules,
     rival::Rival,
     shared::{Phase, Shared},
@@ -60,6 +61,9 @@ pub(crate) struct Course {
     pub(crate) rival: Rival,
     /// The most pipes that there may be: more than the worker may make, as long as it has some of its predecessor's.
     pub(crate) pipes_max: usize,
+    /// The same of held clients.
+    pub(crate) held_bound: u64,
+    pub(crate) passage: Passage,
     pub(crate) stage: Stage,
     pub(crate) clients_left: usize,
     pub(crate) is_bulk: bool,
@@ -96,10 +100,11 @@ pub(crate) fn with_course<T>(act: impl FnOnce(&mut Course) -> T) -> T {
 
 /// Returns whether these are the parts of the process that works.
 pub(crate) fn is_at_work(shared: &Shared) -> bool {
-    COURSE.with(|course| {
-        // The worker closes connections while the course looks at none.
-        course.borrow().as_ref().is_some_and(|course| std::ptr::eq(&*course.shared, shared))
-    })
+    !crate::with(|kernel| kernel.is_handed_over())
+        && COURSE.with(|course| {
+            // The worker closes connections while the course looks at none.
+            course.borrow().as_ref().is_some_and(|course| std::ptr::eq(&*course.shared, shared))
+        })
 }
 
 impl Schedule {
@@ -182,7 +187,7 @@ impl Course {
             self.shared.upstream.breaker().is_away() && !self.shared.pauses.gate.is_paused();
         self.rests_in_outage = false;
         crate::with(|kernel| {
-            kernel.turn_began = kernel.now;
+            kernel.begin_turn();
             for link in &mut kernel.links {
                 link.story.arrived_before = link.arrived;
             }
@@ -323,35 +328,47 @@ impl Course {
                 kernel.up_since = is_up.then(|| kernel.up_since.unwrap_or(kernel.now));
             }),
             58..60 => self.rival_acts(),
-            _ => crate::with(|kernel| {
-                if kernel.links.is_empty() {
-                    return;
-                }
-                let id = kernel.random.below(kernel.links.len());
-                let (link, random) = (&mut kernel.links[id], &mut kernel.random);
-                match choice {
-                    14..29 => {
-                        let is_urgent = self.may_be_urgent && random.below(4) == 0;
-                        link.peer_writes(random, self.is_bulk, is_urgent);
-                    }
-                    29 if self.insists == Some(link.side) => link.insists = 1 << random.below(21),
-                    30..50 => drop(link.peer_reads(random, false)),
-                    50..53 => link.peer_shuts(),
-                    53 if self.may_abort => link.peer_closes(),
-                    54 if self.may_abort => link.peer_resets(),
-                    // One that is new speaks and aborts.
-                    57 if self.may_abort => {
-                        if let Some(link) = kernel.links.last_mut() {
-                            link.peer_writes(random, self.is_bulk, false);
-                            link.peer_resets();
-                        }
-                    }
-                    // An event that tells nothing new.
-                    55..57 => link.has_edge |= link.token.is_some(),
-                    _ => kernel.happen(id),
-                }
-            }),
+            _ => self.stir_peer(choice),
         }
+    }
+
+    /// Something happens that needs no process of the proxy.
+    pub(crate) fn stir_outside(&mut self) {
+        match crate::with(|kernel| kernel.random.below(100)) {
+            0..12 => self.arrive(),
+            choice => self.stir_peer(choice),
+        }
+    }
+
+    fn stir_peer(&mut self, choice: usize) {
+        crate::with(|kernel| {
+            if kernel.links.is_empty() {
+                return;
+            }
+            let id = kernel.random.below(kernel.links.len());
+            let (link, random) = (&mut kernel.links[id], &mut kernel.random);
+            match choice {
+                14..29 => {
+                    let is_urgent = self.may_be_urgent && random.below(4) == 0;
+                    link.peer_writes(random, self.is_bulk, is_urgent);
+                }
+                29 if self.insists == Some(link.side) => link.insists = 1 << random.below(21),
+                30..50 => drop(link.peer_reads(random, false)),
+                50..53 => link.peer_shuts(),
+                53 if self.may_abort => link.peer_closes(),
+                54 if self.may_abort => link.peer_resets(),
+                // One that is new speaks and aborts.
+                57 if self.may_abort => {
+                    if let Some(link) = kernel.links.last_mut() {
+                        link.peer_writes(random, self.is_bulk, false);
+                        link.peer_resets();
+                    }
+                }
+                // An event that tells nothing new.
+                55..57 => link.has_edge |= link.token.is_some(),
+                _ => kernel.happen(id),
+            }
+        });
     }
 
     /// A client comes.
@@ -421,6 +438,7 @@ impl Course {
             let is_away = self.shared.upstream.breaker().is_away();
             self.rests_in_outage = is_away && !self.shared.pauses.gate.is_paused();
         }
+        self.bounds_are_met();
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Kernel {
     pub(crate) now: Duration,
     /// The beginning of the worker's turn.
     pub(crate) turn_began: Duration,
+    /// True if the worker may have left some of what it was told of in this turn to the next one.
+    pub(crate) is_cut_short: bool,
     pub(crate) links: Vec<Link>,
     /// One for each listener of the worker.
     pub(crate) backlogs: Vec<Backlog>,

@@ -28,6 +28,7 @@ sources! {
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",
     real_sys = "../../src/sys/mod.rs",
+    rest = "../../src/server/rest.rs",
     shared = "../../src/shared.rs",
     stats = "../../src/stats/mod.rs",
     timestamp = "../../src/timestamp.rs",
@@ -48,6 +49,7 @@ mod link;
 #[path = "mio.rs"]
 mod mio_shim;
 mod operator;
+mod passage;
 mod patience;
 mod pattern;
 mod peer;
@@ -111,6 +113,7 @@ pub fn run(seed: u64) -> Tally {
             Ok(true) => break,
             Ok(false) => {}
             Err(payload) if payload.is::<Injected>() => schedule.judge_panic(),
+            Err(payload) if payload.is::<passage::Exit>() => schedule.change_process(),
             Err(payload) => resume_unwind(payload),
         }
     }

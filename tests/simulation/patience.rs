@@ -72,6 +72,8 @@ pub(crate) struct Story {
     is_probe: bool,
     /// The beginning of the turn in which the worker learnt that it is connected.
     pub(crate) known: Duration,
+    /// The same of the turn in which it did so at the latest, if that was cut short.
+    pub(crate) learnt: Duration,
     /// The beginning of the turn in which the worker last learnt that none of its bytes is acknowledged.
     pub(crate) unacknowledged: Duration,
     /// The time at which the last dial for it was given up.
@@ -172,7 +174,10 @@ impl Course {
                 assert!(is_soon, "a client waits that may start");
             }
             let is_tried = self.rival.probes() || dialled > 0;
-            let is_back = |link: &Link| link.is_carried() && link.story.known > kernel.failed;
+            let is_back = |link: &Link| {
+                let is_learnt = !kernel.is_cut_short || link.story.learnt < kernel.turn_began;
+                link.is_carried() && link.story.known > kernel.failed && is_learnt
+            };
             assert!(!is_away || !kernel.links.iter().any(is_back), "an outage does not end");
             if held > 0 && is_away && !is_paused && !is_tried && self.is_ahead_of_rival() {
                 let is_soon = timeout.is_some_and(|timeout| timeout <= PROBE_INTERVAL_MAX);
@@ -181,7 +186,10 @@ impl Course {
             let taken_in =
                 kernel.waiting().filter(|link| link.story.has_hold_permit).count() as u64;
             let rejected = kernel.waiting().count() as u64 - held;
-            let max = self.rules.hold_max.map_or(u64::MAX, |max| max as u64 + rejected);
+            let max = self
+                .rules
+                .hold_max
+                .map_or(u64::MAX, |max| self.held_bound.max(max as u64) + rejected);
             assert!(!is_paused || taken_in <= max, "more are held than may be");
             self.look_at_backlog(kernel, held);
             self.look_at_patience(kernel);
@@ -194,7 +202,9 @@ impl Course {
         match (self.operator.pause_in_outage, self.rules.overflow, self.rules.hold_max) {
             (None, _, _) => u64::MAX,
             (Some(Mode::Reject), _, _) => 0,
-            (Some(Mode::Hold), Overflow::Reject | Overflow::Close, Some(max)) => max as u64,
+            (Some(Mode::Hold), Overflow::Reject | Overflow::Close, Some(max)) => {
+                self.held_bound.max(max as u64)
+            }
             (Some(Mode::Hold), _, _) => u64::MAX,
         }
     }
@@ -225,6 +235,10 @@ impl Course {
 
     /// Checks that no client waits for longer than the settings say.
     fn look_at_patience(&self, kernel: &Kernel) {
+        if kernel.is_cut_short {
+            // The next turn looks at deadlines.
+            return;
+        }
         for link in kernel.waiting() {
             let came = link.story.came.unwrap_or_default();
             if let (Some(timeout), Some(paused)) = (self.rules.hold_timeout, self.operator.paused)
@@ -281,14 +295,16 @@ impl Kernel {
             };
             link.side == Side::Upstream
                 && (!of_crowd || link.story.is_of_crowd && !is_broken(link) && !is_broken(client))
-                && (!link.is_known || self.is_unheard(link, client))
+                && (!link.is_known || self.is_unheard(link, client, !of_crowd))
         };
         self.links.iter().filter(is_under_way).count()
     }
 
-    /// Returns true if the upstream has sent nothing, and has no need to.
-    pub(crate) fn is_unheard(&self, upstream: &Link, client: &Link) -> bool {
-        let since = upstream.story.known.max(upstream.story.unacknowledged);
+    /// Returns true if the upstream has sent nothing, and has no need to. `is_late` says that the worker may have learnt late
+    /// that it is connected.
+    pub(crate) fn is_unheard(&self, upstream: &Link, client: &Link, is_late: bool) -> bool {
+        let Story { known, learnt, unacknowledged, .. } = upstream.story;
+        let since = if is_late { learnt } else { known }.max(unacknowledged);
         client.written == 0 && self.turn_began < since + HEARING_TIMEOUT
     }
 
@@ -298,8 +314,8 @@ impl Kernel {
         self.links.iter().filter(probes).count()
     }
 
-    /// Checks the bound of held clients, as one was accepted to be held.
-    pub(crate) fn is_held(&mut self, id: LinkId) {
+    /// Checks the number of held clients, as one was accepted to be held. It may be `bound` already.
+    pub(crate) fn is_held(&mut self, id: LinkId, bound: usize) {
         self.links[id].story.has_hold_permit = true;
         let is_untimed =
             self.rules.hold_timeout.is_none() || self.rules.overflow == Overflow::Close;
@@ -313,7 +329,7 @@ impl Kernel {
             // A rejected client may look the same for a while.
             Overflow::Reject => 0,
         };
-        assert!(count <= max, "more are held than may be");
+        assert!(count <= max.max(bound), "more are held than may be");
     }
 
     /// Checks a dial, as an upstream's socket is registered for a client.
@@ -332,7 +348,7 @@ impl Kernel {
         assert!(!was_paused || is_let, "a client is dialled for during a pause");
         self.links[client].story.moved = now;
         let story = &mut self.links[id].story;
-        (story.known, story.dialled) = (now, now);
+        (story.known, story.learnt, story.dialled) = (now, now, now);
         story.is_of_crowd = is_sure && has_waited && !is_away;
         story.is_probe = is_sure && is_away && !is_paused;
         let is_queued = story.is_of_crowd || story.is_probe && has_waited;

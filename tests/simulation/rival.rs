@@ -128,6 +128,16 @@ impl Course {
         assert!(!is_left, "the end of a probe wakes nobody");
     }
 
+    /// Moves the rival to the parts of another process, where it has the same.
+    pub(crate) fn rival_moves(&mut self) {
+        let shared = &self.shared;
+        let rival = &mut self.rival;
+        rival.share =
+            rival.share.take().map(|_share| shared.admission.queue.under_way().take_beyond());
+        rival.probe = rival.probe.take().map(|_probe| shared.upstream.breaker().restore_probe());
+        self.rival_publishes(self.rival.head);
+    }
+
     /// Checks after a turn of this worker that the rival was woken, if it waited and its head is the next.
     pub(crate) fn look_at_rival(&mut self) {
         if let Some(at) = self.rival.head {

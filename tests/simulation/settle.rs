@@ -26,7 +26,7 @@ impl Kernel {
                 let mask = link.told();
                 if let Some(token) = link.token.filter(|_| mask != Mask::default()) {
                     if !link.is_known {
-                        link.story.known = self.now;
+                        (link.story.known, link.story.learnt) = (self.now, self.now);
                     }
                     link.is_known = true;
                     events.push(Event { token, mask });

@@ -22,6 +22,7 @@ use crate::{
     kernel::{Backlog, Kernel},
     link::Side,
     operator::Operator,
+    passage::Passage,
     patience::Rules,
     pause::{Pauses, gate::Mode},
     random::Random,
@@ -59,7 +60,7 @@ impl Schedule {
 
         let bounds = Bounds::draw(&mut random, clients_max);
         let grace_period = Duration::from_secs(random.one_of([1, 3600]));
-        let (shared, mailbox) = shared(&rules, bounds, grace_period);
+        let (shared, mailbox) = shared(&rules, bounds, grace_period, *BEGIN);
         set_course(Course {
             shared: Arc::clone(&shared),
             stage: Stage::Chaos(20 + random.below(200)),
@@ -72,6 +73,8 @@ impl Schedule {
             grace_period,
             rival: Rival::default(),
             pipes_max: bounds.pipes,
+            held_bound: 0,
+            passage: Passage::new(&mut random),
             rules,
             rejecting: 0,
             progress: 0,
@@ -102,7 +105,8 @@ impl Schedule {
 
 impl Bounds {
     pub(crate) fn draw(random: &mut Random, clients_max: usize) -> Self {
-        Self { clients: clients_max, pipes: random.one_of([0, 1, 2, 100]), workers: 2 }
+        let workers = 2 + random.below(3);
+        Self { clients: clients_max, pipes: random.one_of([0, 1, 2, 100]), workers }
     }
 }
 
@@ -111,8 +115,8 @@ pub(crate) fn shared(
     rules: &Rules,
     bounds: Bounds,
     grace_period: Duration,
+    started: Instant,
 ) -> (Arc<Shared>, Receiver<Mail>) {
-    let started = *BEGIN;
     let upstream = upstream(rules, started);
     let (sender, mailbox) = bounded(4);
     let worker = WorkerHandle { waker: Waker(0), mailbox: sender, counters: Counters::default() };
@@ -227,6 +231,7 @@ fn kernel(
     Kernel {
         now: Duration::ZERO,
         turn_began: Duration::ZERO,
+        is_cut_short: false,
         links: Vec::new(),
         backlogs: (0..listeners).map(backlog).collect(),
         accepted: Vec::new(),

@@ -178,6 +178,10 @@ impl Socket {
     }
 
     pub(crate) fn reset_on_close(&self) {
+        // A process that ends runs no destructor.
+        if std::thread::panicking() && !self.descriptor.is_at_work() {
+            return;
+        }
         let link = self.acts();
         call(|kernel| kernel.link_mut(link).resets_on_close = true);
     }
@@ -231,6 +235,11 @@ impl Listener {
         Self { descriptor: Descriptor::new(Object::Listener(index)), index }
     }
 
+    /// Returns the listener in a process that is to take over.
+    pub(crate) fn sent(index: usize) -> Self {
+        Self { descriptor: Descriptor::sent(Object::Listener(index)), index }
+    }
+
     pub(crate) fn describe(&self) -> ListenerWords {
         ListenerWords { index: self.index }
     }
@@ -259,7 +268,8 @@ impl Listener {
         let held_before = holds();
         let (link, is_unix) = ask(|kernel| kernel.accept(index))?;
         if held_before && holds() {
-            crate::with(|kernel| kernel.is_held(link));
+            let bound = with_course(|course| course.held_bound) as usize;
+            crate::with(|kernel| kernel.is_held(link, bound));
         }
         Ok((Socket::of(link, is_unix), None))
     }

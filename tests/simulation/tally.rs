@@ -10,6 +10,7 @@ pub struct Tally {
     pub resets: u64,
     pub shortages: u64,
     pub panics: u64,
+    pub hand_overs: u64,
     pub turns: u64,
 }
 
@@ -22,6 +23,7 @@ impl std::ops::AddAssign for Tally {
         self.resets += more.resets;
         self.shortages += more.shortages;
         self.panics += more.panics;
+        self.hand_overs += more.hand_overs;
         self.turns += more.turns;
     }
 }
