@@ -3,10 +3,11 @@
 
 use std::{
     io, iter,
+    mem::ManuallyDrop,
     net::IpAddr,
     sync::{Arc, Mutex},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, bounded};
@@ -38,6 +39,9 @@ use crate::{
 
 /// Most clients on their way from the accepting worker to another one.
 const MAILBOX_MAX: usize = 1024;
+
+/// Longest wait of a taker for the upstream's addresses; then those go on that are known.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Checked configuration, and what it was checked by. No socket is open yet.
 #[derive(Debug)]
@@ -89,9 +93,13 @@ impl Plan {
         })
     }
 
-    /// Looks the upstream's name up. A failure is left to the thread that looks names up all the time.
+    /// Looks the upstream's name up. A failure, or a look-up that takes long, is left to the thread that does so all the time.
     pub(super) fn look_up_upstream(&mut self) {
-        self.found = upstream::look_up(&self.config.upstream.addr).ok();
+        let (found, wait) = bounded(1);
+        let address = self.config.upstream.addr.clone();
+        let look_up = move || drop(found.send(upstream::look_up(&address)));
+        let _look_up = thread::Builder::new().name("look-up".into()).spawn(look_up);
+        self.found = wait.recv_timeout(LOOK_UP_TIMEOUT).ok().and_then(Result::ok);
     }
 
     /// Binds every listener, but for those that were passed.
@@ -151,11 +159,19 @@ impl Plan {
             monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
             written,
         };
-        server.start_workers(ends, proxy.listeners, rebuilding.as_mut())?;
         let control_addresses = control.addresses.clone();
         let monitor_addresses = monitor.as_ref().map(|it| it.addresses.clone());
-        let callers = rebuilding.map(Rebuilding::into_control);
-        server.start_control((control, monitor), hosts, limits.callers, callers)?;
+        let started = server.start_workers(ends, proxy.listeners, rebuilding.as_mut());
+        let started = started.and_then(|()| {
+            let callers = rebuilding.map(Rebuilding::into_control);
+            server.start_control((control, monitor), hosts, limits.callers, callers)
+        });
+        if let Err(error) = started {
+            if is_taker {
+                server.leave_as_it_is();
+            }
+            return Err(error);
+        }
         // A taker tells what has changed, once it goes on.
         if !is_taker {
             server.announce(&proxy.addresses, &control_addresses, limits.clients);
@@ -226,6 +242,13 @@ impl Plan {
 }
 
 impl Server {
+    /// Drops nothing of a taker that fails: its threads stand still for ever, and what they have is the giver's. Only a socket
+    /// file of its own goes.
+    pub(super) fn leave_as_it_is(self) {
+        self.shared.socket_files.remove_of_control();
+        let _server = ManuallyDrop::new(self);
+    }
+
     /// Starts the thread of each worker with its listeners, if it has any, and with the connections that it is to rebuild.
     fn start_workers(
         &mut self,

@@ -6,6 +6,7 @@
 use std::{
     fs, io,
     os::unix::net::UnixStream,
+    panic::{AssertUnwindSafe, catch_unwind},
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -25,6 +26,7 @@ use crate::{
         fault,
         parcel::Outgoing,
     },
+    pause::words::FrozenPauses,
     shared::{Phase, Shared},
     sys,
 };
@@ -41,6 +43,8 @@ const FRONT_TIMEOUT: Duration = Duration::from_secs(5);
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest standstill until the taker has to go on.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for the reason of a taker that takes no more.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(100);
 /// Longest wait for the taker to say that it goes on.
 const TAKEN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -95,24 +99,37 @@ impl Giver {
     /// Hands everything over to the process at the other end of `channel`. On failure it calls `kill`, which has to end that
     /// process and to wait for its end, and everything goes on.
     pub fn give(&self, channel: UnixStream, kill: &mut dyn FnMut()) -> Result<Given, String> {
-        let mut channel = Channel::new(channel);
         let handshakes = self.shared.reject_policy.handshakes();
         let permits = handshakes.max();
-        let result = self.prepare(&mut channel).and_then(|()| {
-            // Clients whose handshake has not begun wait untouched.
-            handshakes.resize(|_| Some(0));
-            let deadline = Instant::now() + HANDSHAKES_TIMEOUT;
-            while handshakes.taken() > 0 && Instant::now() < deadline {
-                channel.await_end(HANDSHAKES_LOOK_INTERVAL).map_err(told)?;
-            }
-            self.freeze_and_give(channel, kill)
-        });
+        // A panic must not leave everything frozen.
+        let hand_over = AssertUnwindSafe(|| self.hand_over(Channel::new(channel), &mut *kill));
+        let result = catch_unwind(hand_over)
+            .unwrap_or_else(|_panic| Err("a defect: the hand-over panicked, see the log".into()));
         if result.is_err() {
             kill();
             handshakes.resize(|_| Some(permits));
             self.thaw();
         }
         result
+    }
+
+    /// Goes all the way. On failure everything stands still that has been asked to.
+    fn hand_over(&self, mut channel: Channel, kill: &mut dyn FnMut()) -> Result<Given, Failure> {
+        self.prepare(&mut channel)?;
+        // Clients whose handshake has not begun wait untouched.
+        let handshakes = self.shared.reject_policy.handshakes();
+        handshakes.resize(|_| Some(0));
+        let deadline = Instant::now() + HANDSHAKES_TIMEOUT;
+        while handshakes.taken() > 0 && Instant::now() < deadline {
+            channel.await_end(HANDSHAKES_LOOK_INTERVAL).map_err(told)?;
+            self.check_running()?;
+        }
+        self.freeze_and_give(channel, kill)
+    }
+
+    /// Refuses once a stop has begun.
+    fn check_running(&self) -> Result<(), Failure> {
+        if self.is_stopping() { Err("it is stopping".into()) } else { Ok(()) }
     }
 
     /// Agrees with the taker on what will be said. Nothing stands still yet.
@@ -152,6 +169,7 @@ impl Giver {
     /// Stops everything, describes it, and gives the word. On failure everything still stands still.
     fn freeze_and_give(&self, channel: Channel, kill: &mut dyn FnMut()) -> Result<Given, Failure> {
         let shared = &self.shared;
+        self.check_running()?;
         shared.freeze.ask_front();
         self.wake_front();
         if !shared.freeze.await_standing(Instant::now() + FRONT_TIMEOUT) {
@@ -159,6 +177,7 @@ impl Giver {
         }
         // From here on nothing changes the pauses: expiries and calls of the library wait for this lock.
         let pauses = shared.pauses.freeze();
+        self.check_running()?;
         let began = Instant::now();
         shared.freeze.ask_all();
         shared.workers.wake_all();
@@ -171,11 +190,11 @@ impl Giver {
         let frozen_nanos = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         send(&mut lock(&outbox), &Message::Begin(Begin { frozen_nanos }))?;
         let before = lock(&outbox).sent;
-        shared.freeze.describe(Arc::clone(&outbox), deadline)?;
-        let parcel = outbox.parcel();
-        let rest = RestWords::describe(shared, &pauses, &parcel);
-        fault::happen("giver", "rest");
-        outbox.send(&Message::Rest(Box::new(rest)), parcel).map_err(told)?;
+        if let Err(why) = self.describe(&outbox, &pauses, deadline) {
+            // A taker that refuses has said why.
+            let refusal = receive(&mut lock(&outbox), Instant::now() + REFUSAL_TIMEOUT);
+            return Err(if let Ok(Message::Refuse { why }) = refusal { why } else { why });
+        }
         let mut channel = lock(&outbox);
         let end = End { messages: channel.sent - before };
         send(&mut channel, &Message::End(end))?;
@@ -184,15 +203,29 @@ impl Giver {
             Message::Refuse { why } => return Err(why),
             other => return Err(unexpected(&other)),
         }
-        if self.is_stopping() {
+        if let Err(why) = self.check_running() {
             send(&mut channel, &Message::Abort).ok();
-            return Err("it is stopping".into());
+            return Err(why);
         }
         let connections = shared.clients();
         say_go(&mut channel, kill)?;
         let (stall, is_stopping) = (began.elapsed(), self.is_stopping());
         fault::happen("giver", "left");
         Ok(Given { connections, stall, is_stopping })
+    }
+
+    /// Has all threads describe themselves, and describes the rest.
+    fn describe(
+        &self,
+        outbox: &Arc<Outbox>,
+        pauses: &FrozenPauses<'_>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        self.shared.freeze.describe(Arc::clone(outbox), deadline)?;
+        let parcel = outbox.parcel();
+        let rest = RestWords::describe(&self.shared, pauses, &parcel);
+        fault::happen("giver", "rest");
+        outbox.send(&Message::Rest(Box::new(rest)), parcel).map_err(told)
     }
 
     /// Lets everything go on.

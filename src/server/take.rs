@@ -3,11 +3,13 @@
 //! Until it has said `Taken`, it reads, writes, dials, accepts and closes nothing that it has received.
 
 use std::{
-    mem::ManuallyDrop,
     os::unix::net::UnixStream,
     panic::{self, PanicHookInfo},
     process,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -47,7 +49,8 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for each of its messages from then on.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the end of the giver, whose copies of the sockets keep their ends from the peers.
-const GIVER_END_TIMEOUT: Duration = Duration::from_secs(1);
+/// It may wait for the service manager and for its log.
+const GIVER_END_TIMEOUT: Duration = Duration::from_secs(7);
 /// Descriptors that the taker needs beside those that it receives, until the giver has ended.
 const SPARE_DESCRIPTORS: u64 = 32;
 
@@ -197,11 +200,15 @@ pub fn refuse(channel: UnixStream, why: &str) {
 
 impl Server {
     /// Takes everything over from the process at the other end of `channel`, with this configuration. Returns once this
-    /// process has gone on in its place. On an error the other process knows the reason and goes on, and this one has to
-    /// end without running destructors.
-    pub fn take_over(channel: UnixStream, config: Config) -> Result<Self, Error> {
+    /// process has gone on in its place; right before that it sets `goes_on`, and from then on it must not end for a signal. On
+    /// an error the other process knows the reason and goes on, and this one has to end without running destructors.
+    pub fn take_over(
+        channel: UnixStream,
+        config: Config,
+        goes_on: &AtomicBool,
+    ) -> Result<Self, Error> {
         let mut channel = Channel::new(channel);
-        let result = receive_all(&mut channel, config);
+        let result = receive_all(&mut channel, config, goes_on);
         if let Err(error) = &result {
             channel.set_deadline(Instant::now() + MESSAGE_TIMEOUT);
             let refusal = Message::Refuse { why: error.to_string() };
@@ -214,7 +221,11 @@ impl Server {
 }
 
 /// Does all of it. Returns the server and the process that has handed it over.
-fn receive_all(channel: &mut Channel, config: Config) -> Result<(Server, u32), Error> {
+fn receive_all(
+    channel: &mut Channel,
+    config: Config,
+    goes_on: &AtomicBool,
+) -> Result<(Server, u32), Error> {
     channel.set_deadline(Instant::now() + HELLO_TIMEOUT);
     let mut plan = Plan::new(config)?;
     plan.look_up_upstream();
@@ -238,11 +249,10 @@ fn receive_all(channel: &mut Channel, config: Config) -> Result<(Server, u32), E
         monitor_access: Access { mode: Some(plan.config.monitor.mode), group: None },
     };
     let server = plan.rebuild(rebuilding)?;
-    let goes_on = server.shared.freeze.await_rebuilt(Instant::now() + MESSAGE_TIMEOUT);
-    let goes_on = goes_on.map_err(Error::System).and_then(|()| await_word(channel));
-    if let Err(error) = goes_on {
-        // Its threads stand still for ever, and nothing that they have may be closed in order.
-        let _server = ManuallyDrop::new(server);
+    let rebuilt = server.shared.freeze.await_rebuilt(Instant::now() + MESSAGE_TIMEOUT);
+    let word = rebuilt.map_err(Error::System).and_then(|()| await_word(channel, goes_on));
+    if let Err(error) = word {
+        server.leave_as_it_is();
         return Err(error);
     }
     panic::set_hook(Box::new(move |info| hook(info)));
@@ -266,13 +276,21 @@ fn exit_at_panic() -> PanicHook {
 }
 
 /// Says that all is rebuilt, and waits for the word to go on.
-fn await_word(channel: &mut Channel) -> Result<(), Error> {
-    send(channel, &Message::Ready)?;
-    match channel.receive(sys::now(), Instant::now() + MESSAGE_TIMEOUT) {
-        Ok((Message::Go, _)) => send(channel, &Message::Taken),
-        // The giver has died, and nobody else has its connections.
-        Err(ChannelError::Ended) => Ok(()),
-        Ok(_) | Err(_) => Err(unexpected()),
+fn await_word(channel: &mut Channel, goes_on: &AtomicBool) -> Result<(), Error> {
+    let word = say(channel, &Message::Ready)
+        .and_then(|()| channel.receive(sys::now(), Instant::now() + MESSAGE_TIMEOUT))
+        .and_then(|(word, _)| match word {
+            Message::Go => {
+                goes_on.store(true, Ordering::SeqCst);
+                say(channel, &Message::Taken).map(|()| true)
+            }
+            _ => Ok(false),
+        });
+    match word {
+        // A giver that has ended without a word has died, and nobody else has its connections.
+        Ok(true) | Err(ChannelError::Ended) => Ok(()),
+        Ok(false) => Err(unexpected()),
+        Err(error) => Err(told(error)),
     }
 }
 
@@ -434,8 +452,12 @@ fn await_end(mut channel: Channel, giver: u32) {
 }
 
 fn send(channel: &mut Channel, message: &Message) -> Result<(), Error> {
+    say(channel, message).map_err(told)
+}
+
+fn say(channel: &mut Channel, message: &Message) -> Result<(), ChannelError> {
     fault::happen("taker", message.word());
-    channel.send(message, Outgoing::new(sys::now())).map_err(told)
+    channel.send(message, Outgoing::new(sys::now()))
 }
 
 /// Receives a message without descriptors.

@@ -34,6 +34,7 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
+use serde::{Deserialize, Serialize};
 pub(crate) use std::os::fd::{BorrowedFd as Lent, OwnedFd as Descriptor};
 use tcp_info::TcpInfo;
 pub(crate) use words::SocketWords;
@@ -63,7 +64,8 @@ pub(crate) struct Socket {
 }
 
 /// An address that can be dialled or bound without a name lookup.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum SocketAddress {
     /// IPv4 or IPv6.
     Inet(SocketAddr),

@@ -1,11 +1,15 @@
-//! The state of the upstream as it travels in a hand-over. Its addresses do not: they are looked up anew.
+//! The state of the upstream as it travels in a hand-over. Its addresses are looked up anew; those known so far go along in
+//! case that this fails.
 
-use std::sync::atomic::Ordering;
+use std::sync::{PoisonError, atomic::Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::{NO_ADDRESS, TIMED_OUT, Upstream, breaker::BreakerWords};
-use crate::handover::parcel::{Incoming, Outgoing};
+use crate::{
+    handover::parcel::{Incoming, Outgoing},
+    sys::SocketAddress,
+};
 
 /// State of the upstream in a hand-over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +17,10 @@ pub(crate) struct UpstreamWords {
     breaker: BreakerWords,
     last_error: LastError,
     look_ups: [u64; 2],
+    #[serde(default)]
+    address: String,
+    #[serde(default)]
+    addresses: Vec<SocketAddress>,
 }
 
 /// Error of the last failed attempt, in a hand-over.
@@ -28,7 +36,7 @@ impl Upstream {
     /// Describes the state of the upstream for a hand-over.
     pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> UpstreamWords {
         let Self {
-            address: _,
+            address,
             connect_timeout: _,
             retry_for: _,
             breaker,
@@ -38,7 +46,7 @@ impl Upstream {
             delays: _,
             losses: _,
             moves: _,
-            addresses: _,
+            addresses,
             changes: _,
             guard: _,
             look_up: _,
@@ -51,12 +59,17 @@ impl Upstream {
                 number => LastError::Number(number),
             },
             look_ups: look_ups.each_ref().map(|count| count.load(Ordering::Relaxed)),
+            address: address.to_string(),
+            addresses: addresses.lock().unwrap_or_else(PoisonError::into_inner).list().to_vec(),
         }
     }
 
     /// Takes over the state of an upstream that was described.
     pub(crate) fn restore(&self, words: &UpstreamWords, parcel: &Incoming) {
-        let UpstreamWords { breaker, last_error, look_ups } = words;
+        let UpstreamWords { breaker, last_error, look_ups, address, addresses } = words;
+        if self.known().list().is_empty() && self.address.to_string() == *address {
+            self.publish(addresses.as_slice().into());
+        }
         let number = match *last_error {
             LastError::TimedOut => TIMED_OUT,
             LastError::NoAddress => NO_ADDRESS,

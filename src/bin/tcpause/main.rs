@@ -17,7 +17,7 @@ use std::{
     os::fd::OwnedFd,
     path::{self, Path, PathBuf},
     process::{self, ExitCode},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     thread,
 };
 
@@ -111,7 +111,7 @@ fn take_over(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return EXIT_REFUSED.into();
         }
     };
-    let Ok(server) = Server::take_over(channel, setup.config.clone()) else {
+    let Ok(server) = Server::take_over(channel, setup.config.clone(), &setup.goes_on) else {
         // The giver is told the error, and logs it. No destructor closes what belongs to it.
         process::exit(EXIT_REFUSED.into());
     };
@@ -124,6 +124,8 @@ struct Setup {
     file: Option<PathBuf>,
     sockets: Sockets,
     program: Result<Program, String>,
+    /// True once a process that takes over goes on, and stops like any other.
+    goes_on: Arc<AtomicBool>,
     /// Signals that ask for an upgrade.
     upgrades: Receiver<()>,
     /// Way to tell the thread "signals" of the server.
@@ -152,14 +154,18 @@ impl Setup {
         // Before anything opens that has to be closed in order.
         signals.catch_stops()?;
         let logger = Logger::start(config.log_level, config.log.format)?;
+        let goes_on = Arc::new(AtomicBool::new(false));
         let (signalled, upgrades) = bounded(1);
         let (started, running) = bounded(1);
         thread::Builder::new()
             .name("signals".to_owned())
-            .spawn(move || signals.obey(&signalled, &running, giver))
+            .spawn({
+                let goes_on = Arc::clone(&goes_on);
+                move || signals.obey(&signalled, &running, giver, &goes_on)
+            })
             .map_err(|error| Error::no_thread("listens to signals", &error))?;
         let manager = Manager::find();
-        Ok(Self { config, file, sockets, program, upgrades, started, manager, logger })
+        Ok(Self { config, file, sockets, program, goes_on, upgrades, started, manager, logger })
     }
 
     /// Runs the threads around a server that has started, and waits for its end.

@@ -1,6 +1,9 @@
 //! Signals of the proxy: a stop in good order, a stop by force, and an upgrade.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, Sender};
 use rustix::process::Pid;
@@ -54,6 +57,7 @@ impl Signals {
         upgrades: &Sender<()>,
         started: &Receiver<Running>,
         giver: Option<Pid>,
+        goes_on: &AtomicBool,
     ) {
         let mut stop: Option<(Running, Instant)> = None;
         for origin in self.0.forever() {
@@ -67,7 +71,7 @@ impl Signals {
                     // If the channel is full, an upgrade waits already.
                     upgrades.try_send(()).ok();
                 }
-                (signal, None) => match await_start(started, giver, &origin) {
+                (signal, None) => match await_start(started, giver, goes_on, &origin) {
                     Some(running) => {
                         begin_stop(name, &running);
                         stop = Some((running, Instant::now()));
@@ -87,18 +91,19 @@ impl Signals {
     }
 }
 
-/// Returns the running proxy. A process that is about to take over has none; it waits for it if the signal is the giver's,
-/// which passes a stop on once it has heard that this process goes on.
+/// Returns the running proxy. A process that is about to take over has none; it waits for it once it goes
+/// on, or if the signal is the giver's, which passes a stop on once it has heard of that.
 fn await_start(
     started: &Receiver<Running>,
     giver: Option<Pid>,
+    goes_on: &AtomicBool,
     origin: &Origin,
 ) -> Option<Running> {
     let sender = origin.process.map(|process| process.pid);
     match giver {
         // A start that fails ends the process by itself.
         None => started.recv().ok(),
-        Some(giver) if sender == Some(giver.as_raw_pid()) => {
+        Some(giver) if goes_on.load(Ordering::SeqCst) || sender == Some(giver.as_raw_pid()) => {
             started.recv_timeout(PASSED_ON_TIMEOUT).ok()
         }
         Some(_) => started.try_recv().ok(),

@@ -90,7 +90,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait until the manager has read what it was told.
 const HEARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for the end of a process that everything was taken over from. It may wait for the manager and for its log.
-const GIVER_TIMEOUT: Duration = Duration::from_secs(3);
+const GIVER_TIMEOUT: Duration = Duration::from_secs(8);
 /// State in words that stays as it is until an event.
 const RUNNING: &str = "running";
 

@@ -1,6 +1,9 @@
 //! A whole hand-over within one process: what a process has once goes on in the other.
 
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::{
+    os::unix::net::{UnixListener, UnixStream},
+    sync::atomic::AtomicBool,
+};
 
 use super::*;
 use crate::{
@@ -35,7 +38,8 @@ fn config(proxy: Address, threads: usize, folder: &std::path::Path) -> Config {
 /// Hands everything over to a server with this configuration. The giver stands still for ever, as if its process had ended.
 fn hand_over(before: Server, config: Config) -> Server {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let after = thread::Builder::new().spawn(move || Server::take_over(theirs, config));
+    let after = thread::Builder::new()
+        .spawn(move || Server::take_over(theirs, config, &AtomicBool::new(false)));
     let outcome = before.giver().give(ours, &mut || {});
     let after = after.unwrap().join().unwrap();
     Box::leak(Box::new(before));

@@ -439,13 +439,15 @@ impl Proxy {
 
     /// Returns the states of the processes that it has started.
     pub(crate) fn children(&self) -> Vec<char> {
+        self.child_pids().into_iter().map(state_of).collect()
+    }
+
+    /// Returns the processes that it has started.
+    pub(crate) fn child_pids(&self) -> Vec<u32> {
         let tasks = fs::read_dir(self.proc("task")).expect("a running process");
-        let lists =
-            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
-        let pids: Vec<u32> = lists
-            .flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
-            .collect();
-        pids.into_iter().map(state_of).collect()
+        let list = |task: PathBuf| fs::read_to_string(task.join("children")).unwrap_or_default();
+        let lists: String = tasks.flatten().map(|task| list(task.path())).collect();
+        lists.split(' ').filter_map(|pid| pid.parse().ok()).collect()
     }
 
     fn count_in(&self, name: &str) -> usize {

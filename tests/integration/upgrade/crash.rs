@@ -68,6 +68,34 @@ fn a_giver_killed_before_its_last_word_leaves_all_to_the_taker() {
     proxy.connect().assert_echo(b"served");
 }
 
+/// Kills the giver once it has sent everything, while the taker rebuilds it or is about to say that it goes on.
+#[test]
+fn a_giver_killed_behind_the_end_leaves_all_to_the_taker() {
+    for message in ["ready", "taken"] {
+        let upstream = Upstream::tcp(echo);
+        let scene = scene(&upstream, &format!("taker:{message}:stop"));
+        let giver = Pid::from_raw(scene.proxy.pid().cast_signed()).unwrap();
+        scene.proxy.signal(Signal::HUP);
+        wait_until("the taker is stopped", || scene.proxy.children() == ['T']);
+        let taker = scene.proxy.child_pids().pop().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        kill_process(giver, Signal::KILL).unwrap();
+        kill_process(taker.unwrap(), Signal::CONT).unwrap();
+        wait_until("the taker goes on", || scene.proxy.heirs().len() == 1);
+        scene.finish().connect().assert_echo(b"served");
+    }
+}
+
+/// A defect of the giver costs the upgrade, and nothing else.
+#[test]
+fn a_giver_that_panics_goes_on() {
+    for message in ["hello", "begin", "connections", "control", "rest", "end", "go"] {
+        let upstream = Upstream::tcp(echo);
+        let scene = scene(&upstream, &format!("giver:{message}:panic"));
+        assert_eq!(scene.proxy.control().request("POST", "/upgrade", &[]).status, 409, "{message}");
+        assert!(scene.finish().heirs().is_empty(), "{message}");
+    }
+}
+
 /// Kills the giver while it still describes itself: all is lost, as by any kill, and no process is left.
 #[test]
 fn a_giver_killed_in_the_midst_takes_the_taker_with_it() {

@@ -87,6 +87,9 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
     /// Ends this process, from which everything has been taken over. No destructor runs, as that would close and reset what
     /// the taker carries.
     fn leave(&self, taker: Pid, given: Given, signals: &Receiver<()>) -> ! {
+        // Whatever happens from here on, this process has nothing left that it could go on with.
+        let _end = ExitAtDrop;
+        let has_stopped = self.pass_on(taker, signals, false);
         let Given { connections, stall, .. } = given;
         let seconds = (stall.as_secs_f64() * 1e6).round() / 1e6;
         log::info!(
@@ -96,14 +99,30 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         );
         self.manager.follow(taker);
         (self.flush_log)();
-        // These came too late for this process. An error means that the taker has ended.
-        if self.giver.is_stopping() {
-            kill_process(taker, Signal::TERM).ok();
-        }
+        self.pass_on(taker, signals, has_stopped);
+        process::exit(0)
+    }
+
+    /// Passes signals on to the taker that came too late for this process. Returns true if a stop was among them.
+    fn pass_on(&self, taker: Pid, signals: &Receiver<()>, has_stopped: bool) -> bool {
+        // An error means that the taker has ended.
         if signals.try_recv().is_ok() {
             kill_process(taker, Signal::USR2).ok();
         }
-        process::exit(0)
+        let stops = self.giver.is_stopping() && !has_stopped;
+        if stops {
+            kill_process(taker, Signal::TERM).ok();
+        }
+        stops
+    }
+}
+
+/// End of the process, also by a panic.
+struct ExitAtDrop;
+
+impl Drop for ExitAtDrop {
+    fn drop(&mut self) {
+        process::exit(0);
     }
 }
 
