@@ -1,6 +1,7 @@
 //! A worker's panic in a whole proxy: it costs the connections of that worker, and nothing else.
 
 mod handover;
+mod recorded;
 
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
