@@ -20,6 +20,8 @@ fn the_template_is_the_service_with_files_of_its_instance() {
         // The process that is to end says which one takes over; another one could not.
         "\nNotifyAccess=main\n",
         "\nExecReload=tcpause upgrade --config ",
+        // It waits: systemd does not, at the end of a process that an upgrade has started.
+        "\nExecStop=-sh -c 'kill $MAINPID && exec tail ",
         "\nWatchdogSec=",
         "\nSuccessExitStatus=3\n",
     ] {
