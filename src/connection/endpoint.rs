@@ -147,7 +147,8 @@ impl Endpoint {
         let EndpointWords { socket, readable, writable, read_closed, reset, vanished, urgent } =
             words;
         let socket = Socket::adopt(parcel.descriptor()?, socket);
-        let interest = EVERYTHING;
+        // A client that waits to be registered gets its first interest then.
+        let interest = socket.first_interest();
         Ok(Self { socket, readable, writable, read_closed, reset, vanished, urgent, interest })
     }
 
