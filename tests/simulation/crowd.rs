@@ -95,7 +95,13 @@ impl Link {
 
 impl Crowd {
     /// The dial of an upstream may have come to an end in this turn, or its SYN been repeated.
-    fn looks_after(&mut self, link: &mut Link, now: Duration, turn_began: Duration) {
+    fn looks_after(
+        &mut self,
+        link: &mut Link,
+        now: Duration,
+        turn_began: Duration,
+        began: Duration,
+    ) {
         if link.story.way.is_over {
             return;
         }
@@ -107,7 +113,10 @@ impl Crowd {
         } else if link.is_known {
             // Whoever has no place asks nothing, nor does one that is closed at once; of several it is not sure who asked last.
             let timeout = (ROUND_TRIPS_MAX * taken).max(SYN_TIMEOUT_MIN);
-            let asks = link.story.is_of_crowd && link.is_open && self.asked != turn_began;
+            // What was told to the process before may have been learnt by that one.
+            let is_told = link.story.known >= began;
+            let asks =
+                link.story.is_of_crowd && link.is_open && is_told && self.asked != turn_began;
             self.syn_timeout = asks.then_some(timeout);
             self.asked = turn_began;
         }
@@ -178,7 +187,7 @@ impl Kernel {
         let is_learnt = |link: &Link| !self.is_cut_short || link.story.learnt < turn_began;
         let upstreams = self.links.iter_mut().filter(|link| link.side == Side::Upstream);
         for link in upstreams.filter(|link| !link.is_open || is_learnt(link)) {
-            self.crowd.looks_after(link, self.now, turn_began);
+            self.crowd.looks_after(link, self.now, turn_began, self.processes.began);
         }
         // Deadlines come last in a turn.
         for (dialled, is_of_crowd) in std::mem::take(&mut self.crowd.lost) {

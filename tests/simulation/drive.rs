@@ -3,6 +3,7 @@
 use std::{cell::RefCell, io, sync::Arc, time::Duration};
 
 use crate::{
+    admission::hold::HoldDecision,
     event::Event,
     judge,
     kernel::{Kernel, Site, Tally, Weather},
@@ -148,7 +149,18 @@ impl Schedule {
         let taken: Vec<_> = std::iter::from_fn(|| shared.admission.clients.take()).collect();
         assert_eq!(taken.len(), shared.admission.clients.max(), "a permit is lost");
         assert_eq!(shared.pauses.gate.passes(), 0, "a pass is lost");
-        let course = COURSE.with(|it| it.borrow_mut().take()).expect("a schedule runs");
+        let mut course = COURSE.with(|it| it.borrow_mut().take()).expect("a schedule runs");
+        course.rival = Rival::default();
+        assert_eq!(shared.admission.queue.under_way().taken(), 0, "a share is lost");
+        assert!(shared.upstream.breaker().take_probe().is_some(), "the probe is lost");
+        if let Some(max) = course.rules.hold_max {
+            let decide = || match shared.admission.hold.decide() {
+                HoldDecision::Hold(permit) => permit,
+                HoldDecision::Reject(_) | HoldDecision::Close => None,
+            };
+            let permits: Vec<_> = std::iter::from_fn(decide).collect();
+            assert_eq!(permits.len(), max, "a permit to be held is lost");
+        }
         crate::with(|kernel| judge::judge(kernel, &course))
     }
 }

@@ -30,6 +30,12 @@ pub(crate) fn turn(timeout: Option<Duration>) {
                 links.filter(|link| link.token.is_some() && link.side == side).count() as u64
             };
             assert_eq!(open(Side::Client), counters.clients(), "the gauges tell what there is");
+            let places = shared.admission.clients.taken();
+            assert_eq!(
+                kernel.clients_counted(),
+                places,
+                "each client has a place, and nobody else"
+            );
             assert!(open(Side::Upstream) <= served, "an upstream without a pass");
             assert!(kernel.open_pipes() <= course.pipes_max, "too many pipes");
             let doomed = kernel.links.iter().find(|link| link.story.is_doomed && link.is_open);

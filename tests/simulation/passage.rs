@@ -81,6 +81,8 @@ enum Fate {
 /// A process that is to take over.
 #[derive(Debug)]
 struct Taker {
+    /// What it was given beside its worker.
+    rest: RestWords,
     shared: Arc<Shared>,
     resources: Option<WorkerResources>,
     rules: Rules,
@@ -97,7 +99,7 @@ enum WorkerMessage {
 
 impl Passage {
     pub(crate) fn new(random: &mut Random) -> Self {
-        let chance = if random.below(3) == 0 { random.one_of([3, 10, 40]) } else { 0 };
+        let chance = if random.below(3) == 0 { random.one_of([4, 15, 50]) } else { 0 };
         Self { chance, ..Self::default() }
     }
 
@@ -158,11 +160,26 @@ fn go_on(begin: Instant, describe: impl FnOnce(&Outbox)) {
     let outbox = Outbox::new(begin, false);
     describe(&outbox);
     let words: Vec<_> = outbox.frames.borrow().iter().map(Frame::words).collect();
-    with_course(|course| assert_eq!(course.passage.words, words, "the taker has something else"));
+    with_course(|course| {
+        assert_eq!(course.passage.words, words, "the taker has something else");
+        let taker = course.passage.taker.as_ref().expect("a taker");
+        let balance = |shared: &Shared| shared.workers.counters(0).balance();
+        let (given, taken) = (balance(&course.shared), balance(&taker.shared));
+        assert_eq!(given, taken, "the taker counts something else");
+        // There are counters of each worker.
+        if course.shared.workers.len() == taker.shared.workers.len() {
+            assert_eq!(taker.rest, rest_of(&taker.shared, begin), "the taker has something else");
+        }
+    });
     if with_course(|course| course.passage.fate == Fate::Vain) {
         resume_unwind(Box::new(Exit));
     }
     with_course(Course::take_over);
+}
+
+/// Returns the words of what a process has once.
+fn rest_of(shared: &Shared, begin: Instant) -> RestWords {
+    RestWords::describe(shared, &shared.pauses.freeze(), &Outgoing::new(begin))
 }
 
 /// The taker cannot go on.
@@ -246,9 +263,8 @@ impl Course {
     /// Makes another process, and moves all into it.
     fn spawn(&mut self, frames: Vec<Frame>, begin: Instant) -> Taker {
         let giver = &self.shared;
-        let parcel = Outgoing::new(begin);
-        let rest = RestWords::describe(giver, &giver.pauses.freeze(), &parcel);
-        let (rest, parcel) = Frame::new(&rest, parcel).open::<RestWords>(begin);
+        let frame = Frame::new(&rest_of(giver, begin), Outgoing::new(begin));
+        let (rest, parcel) = frame.open::<RestWords>(begin);
         let (rules, bounds) = crate::with(|kernel| {
             let rules = self.rules.drawn_anew(&mut kernel.random);
             let clients = 1 + kernel.random.below(8);
@@ -279,7 +295,7 @@ impl Course {
             inherited,
             shared: Arc::clone(&shared),
         };
-        Taker { shared, resources: Some(resources), rules, bounds }
+        Taker { rest, shared, resources: Some(resources), rules, bounds }
     }
 
     /// The giver goes on.

@@ -279,7 +279,7 @@ impl Kernel {
             && (link.waits() || link.partner.is_some_and(|upstream| !self.links[upstream].is_known))
     }
 
-    fn clients_counted(&self) -> usize {
+    pub(crate) fn clients_counted(&self) -> usize {
         let taken = |link: &&Link| link.side == Side::Client && link.is_open;
         self.links.iter().filter(taken).count()
     }
