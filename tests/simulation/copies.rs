@@ -44,6 +44,8 @@ pub(crate) struct Processes {
     taker: Option<usize>,
     /// The number of processes so far, apart from the first.
     last: usize,
+    /// True while the giver ends, as the taker has everything.
+    is_ending: bool,
 }
 
 /// The registration of a socket or a listener with the taker's epoll instance.
@@ -144,13 +146,13 @@ impl Kernel {
 
     /// The giver ends without a word, as the taker has everything.
     pub(crate) fn end_giver(&mut self) {
-        self.processes.worker = NOBODY;
+        (self.processes.worker, self.processes.is_ending) = (NOBODY, true);
     }
 
     /// The taker goes on. The giver's epoll instance tells nobody anything any more.
     pub(crate) fn take_over(&mut self) {
         self.processes.worker = self.processes.taker.take().expect("a hand-over");
-        self.processes.began = self.now;
+        (self.processes.began, self.processes.is_ending) = (self.now, false);
         for link in &mut self.links {
             let next = link.next.take();
             link.token = next.map(|watch| watch.token);
@@ -219,7 +221,7 @@ impl Kernel {
         let is_gone = descriptor.process != worker && taker != Some(descriptor.process);
         // A process that ends takes with it what it has not given: empty pipes.
         let is_pipe = matches!(object, Object::Source(_) | Object::Sink(_));
-        let may_end = is_pipe || !is_gone;
+        let may_end = is_pipe || !is_gone || !self.processes.is_ending;
         assert!(!is_last || may_end, "{object:?} ends with its process, as nobody has taken it");
         assert!(
             is_gone || is_last || taker.is_some() || std::thread::panicking(),

@@ -410,7 +410,7 @@ impl Course {
     }
 
     /// A client comes that another worker has accepted.
-    fn arrive_from_afar(&mut self) {
+    pub(crate) fn arrive_from_afar(&mut self) {
         if self.clients_left == 0 || self.shared.phase() != Phase::Running {
             return;
         }

@@ -234,6 +234,11 @@ impl Course {
     }
 
     fn begin_hand_over(&mut self) -> Instant {
+        let is_chaos = matches!(self.stage, Stage::Chaos(_));
+        if is_chaos && crate::with(|kernel| kernel.random.below(4)) == 0 {
+            // The last that another worker sends before it stands still, too.
+            self.arrive_from_afar();
+        }
         let begin = sys::now();
         self.passage.stand = Stand::Still(begin);
         // What the giver has learnt in this turn is not the taker's.
