@@ -99,7 +99,9 @@ impl Descriptor {
 
     /// Returns whether its process works.
     pub(crate) fn is_at_work(&self) -> bool {
-        crate::with(|kernel| self.process == kernel.processes.worker)
+        crate::with(|kernel| {
+            self.process == kernel.processes.worker && kernel.processes.taker.is_none()
+        })
     }
 
     /// Returns whether it is the taker's, and that is not at work yet.
