@@ -21,7 +21,11 @@ pub(crate) struct Probe {
 impl Kernel {
     /// An upstream is registered for a client.
     pub(crate) fn look_at_route(&mut self, id: LinkId, client: LinkId, course: &Course) {
-        let Some(site) = self.links[id].dials.filter(|_| self.rules.dead > 0) else { return };
+        let Some(site) = self.links[id].dials.filter(|_| self.rules.dead > 0) else {
+            // Its answer has come before the socket was watched, and the address is not known here.
+            self.probe = None;
+            return;
+        };
         let now = self.turn_began;
         let is_paused = course.shared.pauses.gate.is_paused() || self.was_paused;
         let is_away = course.shared.upstream.breaker().is_open() && !is_paused;
