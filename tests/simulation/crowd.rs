@@ -227,7 +227,9 @@ impl Kernel {
                 self.links[id].story.way.is_through = true;
                 let crowd = &mut self.crowd;
                 crowd.told = self.turn_began;
-                if crowd.window_min < self.rules.max_connecting.min(2 * crowd.used) {
+                // One that the process before has dialled widens only a window that is in use.
+                let is_own = self.links[id].story.dialled >= self.processes.began;
+                if is_own && crowd.window_min < self.rules.max_connecting.min(2 * crowd.used) {
                     crowd.window_min += 1;
                 }
             }

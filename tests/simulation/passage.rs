@@ -215,7 +215,7 @@ impl Course {
     pub(crate) fn bounds_are_met(&mut self) {
         let pipes = crate::with(|kernel| kernel.open_pipes());
         self.pipes_max = self.shared.pipes_per_worker.max(self.pipes_max.min(pipes));
-        self.held_bound = self.held_bound.min(self.shared.workers.counters(0).held.get());
+        self.held_bound = self.held_bound.min(crate::with(|kernel| kernel.waiting_at_most()));
     }
 
     fn asks_for_hand_over(&mut self) -> bool {
@@ -318,7 +318,7 @@ impl Course {
         let Taker { shared, rules, bounds, .. } = self.passage.taker.take().expect("a taker");
         self.shared = shared;
         self.passage.stand = Stand::None;
-        self.held_bound = held.min(self.shared.workers.counters(0).held.get());
+        self.held_bound = held.min(crate::with(|kernel| kernel.waiting_at_most()));
         (self.rules, self.idle_turns) = (rules, 0);
         crate::with(|kernel| {
             kernel.take_over();

@@ -272,6 +272,11 @@ impl Kernel {
         self.links.iter().filter(|link| link.token.is_some() && link.waits())
     }
 
+    /// Returns their number, with those that are not registered yet.
+    pub(crate) fn waiting_at_most(&self) -> u64 {
+        self.links.iter().filter(|link| link.waits()).count() as u64
+    }
+
     /// Returns true if a client waits, or the upstream is dialled for it.
     fn is_unserved(&self, link: &Link) -> bool {
         link.side == Side::Client
