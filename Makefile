@@ -41,7 +41,7 @@ test: ## Run the tests
 
 # These have bytes that may go through a pipe, and do not say themselves how many pipes there are.
 PIPED := relay::carry relay::pacing relay::stalled regression:: control::api pause::drain pause::exact pause::hold reject::plain \
-	load::deploy load::kinds load::maintenance load::stop::a_stop load::volume
+	load::deploy load::kinds load::maintenance load::stop::a_stop load::volume upgrade::traffic
 
 test-pipes: ## Run the tests that move bytes without pipes, and with one for each worker
 	TCPAUSE_PIPES=0 $(CARGO) test --locked --test integration -- $(PIPED)
@@ -50,7 +50,8 @@ test-pipes: ## Run the tests that move bytes without pipes, and with one for eac
 # That user may not see the source and the packages, which some tests look at. The rest of these takes long, and neither
 # opens files, sockets, pipes or threads up to a limit, nor asks whose they are.
 SAME_FOR_ALL := meta:: control::abuse control::page load::chaos load::kinds load::maintenance load::soak load::stop pause::drain \
-	pause::exact pause::pace process::cli::the_demo reject:: relay::streams upstream::connect upstream::dead_addresses upstream::retry
+	pause::exact pause::pace process::cli::the_demo reject:: relay::streams upgrade::crash upstream::connect upstream::dead_addresses \
+	upstream::retry
 
 test-unprivileged: ## Run the tests that privileges matter to as a user without any
 	$(CARGO) test --locked --test integration --config "target.'cfg(unix)'.runner = '.ci/unprivileged'" -- $(SAME_FOR_ALL:%=--skip %)
@@ -81,7 +82,7 @@ lint: ## Check the format and the lints
 loom: ## Try every interleaving of the gate and of the barrier
 	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- pause::gate pause::barrier
 
-mutants: ## Demand that the tests of gate, barrier and worker kill their mutants (four minutes)
+mutants: ## Demand that the tests of gate, barrier and worker kill their mutants (ten minutes)
 	.ci/loom-mutants
 	.ci/worker-mutants
 
