@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mio::Registry;
+
 use super::{Connection, Context, Patience, Session, State, Verdict};
 use super::{
     deadline::{ADDRESS_TIMEOUT, Deadline},
@@ -65,7 +67,8 @@ pub(crate) enum ConnectTicket {
 
 impl Dial {
     /// Closes the socket. Returns the attempt, which may go on to another address.
-    fn close(self) -> Attempt {
+    fn close(self, registry: &Registry) -> Attempt {
+        self.upstream.deregister(registry);
         self.attempt
     }
 }
@@ -227,21 +230,24 @@ impl Connection {
         error: io::Error,
         context: &mut Context<'_>,
     ) -> Verdict {
-        let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        let Some(dial) = self.take_dial() else { return Verdict::Stay };
+        let attempt = dial.close(context.registration.registry);
         context.counters.dialled(ConnectResult::from(&error));
         self.attempt_failed(attempt, error, context)
     }
 
     /// Closes the socket, and goes on to the next address, as this one has failed with `error`.
     fn give_up_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
-        let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        let Some(dial) = self.take_dial() else { return Verdict::Stay };
+        let attempt = dial.close(context.registration.registry);
         self.next_address(attempt, error, context)
     }
 
     /// Ends an attempt whose SYN was lost. The client waits for a share of the window again, ahead of all clients that came
     /// later, or for the upstream if that is away by now.
     fn lost(&mut self, context: &mut Context<'_>) -> Verdict {
-        let Some(attempt) = self.take_dial().map(Dial::close) else { return Verdict::Stay };
+        let Some(dial) = self.take_dial() else { return Verdict::Stay };
+        let attempt = dial.close(context.registration.registry);
         context.counters.dialled(ConnectResult::Timeout);
         if let Some(under_way) = attempt.ticket.under_way() {
             under_way.lost(context.now);

@@ -37,6 +37,8 @@ pub(crate) struct Endpoint {
     urgent: bool,
     /// Events that the kernel reports. It always reports resets.
     interest: Interest,
+    /// Set if another process may have a copy of the socket, as it has handed it over.
+    is_adopted: bool,
 }
 
 /// Words of an endpoint. A fact that they do not name is false.
@@ -116,6 +118,7 @@ impl Endpoint {
             vanished: false,
             urgent: false,
             interest: socket.first_interest(),
+            is_adopted: false,
             socket,
         }
     }
@@ -136,6 +139,7 @@ impl Endpoint {
             vanished,
             urgent,
             interest: _,
+            is_adopted: _,
         } = *self;
         parcel.lend(socket.lend());
         let socket = socket.describe();
@@ -149,7 +153,17 @@ impl Endpoint {
         let socket = Socket::adopt(parcel.descriptor()?, socket);
         // A client that waits to be registered gets its first interest then.
         let interest = socket.first_interest();
-        Ok(Self { socket, readable, writable, read_closed, reset, vanished, urgent, interest })
+        Ok(Self {
+            socket,
+            readable,
+            writable,
+            read_closed,
+            reset,
+            vanished,
+            urgent,
+            interest,
+            is_adopted: true,
+        })
     }
 
     /// Registers an endpoint from another process, which reports all that is ready once more. While there is room, a relay
@@ -162,6 +176,14 @@ impl Endpoint {
     ) -> io::Result<()> {
         self.interest = if self.writable && is_relayed { READABLE } else { EVERYTHING };
         self.socket.register_for(registry, token, self.interest)
+    }
+
+    /// Ends the registration of a socket that is about to be closed, if another process may have a copy: a close would not
+    /// end it then, and its events would be taken for those of the next socket with its token.
+    pub(crate) fn deregister(&self, registry: &Registry) {
+        if self.is_adopted {
+            self.socket.deregister(registry);
+        }
     }
 
     /// Remembers the readiness that `event` reports.

@@ -362,6 +362,7 @@ impl Connection {
             return Verdict::Close(CloseCause::Drained);
         }
         let delivered = session.relay.delivered();
+        session.relay.upstream().deregister(context.registration.registry);
         // The client gets its end before the pass is dropped, so that it is sent by the time the proxy counts as idle.
         let (reject, _next) = Reject::close_gracefully(&mut self.client);
         let cause = CloseCause::Drained;
@@ -369,6 +370,16 @@ impl Connection {
             // The upstream's socket is closed here.
             State::Relaying(Session { pass, .. }) => Verdict::Linger(pass),
             _ => Verdict::Enter(Deadline::Lingering),
+        }
+    }
+
+    /// Ends the registrations of sockets that another process may have, too. The connection is closed next.
+    pub(crate) fn deregister(&self, registry: &Registry) {
+        self.client.deregister(registry);
+        match &self.state {
+            State::Connecting(dial) => dial.upstream.deregister(registry),
+            State::Relaying(session) => session.relay.upstream().deregister(registry),
+            State::Waiting { .. } | State::Rejecting(_) => {}
         }
     }
 

@@ -259,8 +259,13 @@ impl ControlListener {
             self.context.short_until = None;
         }
         let is_freezing = self.is_freezing();
+        let registry = self.poll.registry();
         self.callers.retain(|_, caller| {
-            is_freezing && !caller.is_executing() || caller.drive(&mut self.context)
+            let stays = is_freezing && !caller.is_executing() || caller.drive(&mut self.context);
+            if !stays {
+                caller.deregister(registry);
+            }
+            stays
         });
         self.accept();
     }
@@ -368,7 +373,9 @@ impl ControlListener {
             may_go.then(|| Some((caller.expendable()?, key))).flatten()
         });
         let Some((_, key)) = expendable.min() else { return false };
-        self.callers.remove(key).refuse(&self.context.metrics);
+        let caller = self.callers.remove(key);
+        caller.deregister(self.poll.registry());
+        caller.refuse(&self.context.metrics);
         true
     }
 }

@@ -1,8 +1,11 @@
 //! Sockets and pipes that go to another process, and those that come from one.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
 
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry, Token, unix::SourceFd};
 use serde::{Deserialize, Serialize};
 
 use super::{Descriptor, Lent, PipeEnds, Socket, register};
@@ -33,6 +36,12 @@ impl Socket {
     pub(crate) fn adopt(fd: Descriptor, words: SocketWords) -> Self {
         let SocketWords { is_unix, is_paced } = words;
         Self { fd, is_unix, is_paced }
+    }
+
+    /// Ends its registration.
+    pub(crate) fn deregister(&self, registry: &Registry) {
+        // An error means that it has none.
+        registry.deregister(&mut SourceFd(&self.fd.as_raw_fd())).ok();
     }
 
     /// Registers for `interest`, edge-triggered. Present readiness is reported at the next poll.

@@ -444,6 +444,7 @@ impl Worker<'_> {
         self.timers.remove(key);
         let Some(mut connection) = self.connections.remove(key) else { return };
         self.timers.forget_from(self.connections.end());
+        connection.deregister(self.resources.poll.registry());
         let shared = &self.resources.shared;
         let counters = shared.workers.counters(self.resources.index);
         connection.observe_end(cause, counters, now);

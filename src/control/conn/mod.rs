@@ -202,6 +202,12 @@ impl ControlConn {
         registry.register(&mut SourceFd(&self.socket.as_raw_fd()), token, interest)
     }
 
+    /// Ends the registration before a close, which does not end it while another process has a copy of the socket.
+    pub(super) fn deregister(&self, registry: &Registry) {
+        // An error means that it has none.
+        registry.deregister(&mut SourceFd(&self.socket.as_raw_fd())).ok();
+    }
+
     /// Remembers an event; everything else is found out by trying.
     pub(super) fn mark(&mut self, event: &Event) {
         self.ready = true;

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 pub(crate) use browser::Browser;
 pub(crate) use control::{Control, Response, Status};
@@ -54,6 +54,14 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "in vain: waited {PATIENCE:?} until {what}");
         thread::sleep(GLANCE);
     }
+}
+
+/// Returns the signal that asks for an upgrade: `SIGHUP`, unless it is ignored here, as below `nohup`, and so in each program.
+pub(crate) fn hangup() -> Signal {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a process");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a line");
+    let ignored = u64::from_str_radix(ignored.trim(), 16).expect("a mask");
+    if ignored & 1 == 0 { Signal::HUP } else { Signal::USR2 }
 }
 
 /// Starts a helper thread.

@@ -12,10 +12,10 @@ use std::{
     time::Instant,
 };
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 
 use super::upgrade::Heir;
-use crate::harness::{Addr, Control, Family, Proxy, Upstream, echo, wait_until};
+use crate::harness::{Addr, Control, Family, Proxy, Upstream, echo, hangup, wait_until};
 
 /// Backlog of a socket of systemd.
 const BACKLOG: i32 = 4096;
@@ -100,7 +100,7 @@ fn a_passed_socket_moves_in_an_upgrade() {
     let mut proxy = Proxy::builder().upstream(&upstream).pass(None, &[&listener]).start();
     let mut client = proxy.connect();
     client.assert_echo(b"before");
-    proxy.signal(Signal::HUP);
+    proxy.signal(hangup());
     assert_eq!(proxy.exit_code(), 0, "{}", proxy.log_so_far());
     let pid = proxy.control().status().pid.try_into().unwrap();
     let _heir = Heir(Pid::from_raw(pid).unwrap());

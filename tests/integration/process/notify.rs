@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::upgrade::Heir;
-use crate::harness::{Family, PATIENCE, Proxy, Upstream, echo};
+use crate::harness::{Family, PATIENCE, Proxy, Upstream, echo, hangup};
 
 /// A manager that was told nothing for so long will not be told more.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -222,7 +222,7 @@ fn the_manager_is_told_of_a_new_process_which_then_tells_it_all() {
     manager.wait_for_running();
     let mut client = proxy.connect();
     client.assert_echo(b"before");
-    proxy.signal(Signal::HUP);
+    proxy.signal(hangup());
     let mut heirs = Vec::new();
     for round in 0..3 {
         // The new process has the whole time of the watchdog before it.

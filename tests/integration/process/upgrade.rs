@@ -15,7 +15,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Proxy, Upstream, binary, echo, program, wait_until};
+use crate::harness::{Proxy, Upstream, binary, echo, hangup, program, wait_until};
 
 /// Process that takes over, and is no child of this one. It is killed when this is dropped.
 pub(super) struct Heir(pub(super) Pid);
@@ -65,7 +65,7 @@ fn a_program_that_cannot_take_over_is_refused_and_nothing_changes() {
     ] {
         fs::remove_file(&place).unwrap();
         symlink(target, &place).unwrap();
-        for signal in [Signal::HUP, Signal::USR2] {
+        for signal in [hangup(), Signal::USR2] {
             let line = refused(&proxy, signal);
             let expected = format!("not upgraded: the new program {} {told}", place.display());
             assert!(line.contains(" ERROR ") && line.contains(&expected), "{line}");
@@ -90,7 +90,7 @@ fn a_configuration_that_is_broken_is_told_once_and_nothing_changes() {
         ("proxy: {reject-with: 'file:/nosuch'}", "not upgraded: proxy.reject-with: "),
     ] {
         fs::write(proxy.dir().join("tcpause.yml"), text).unwrap();
-        let line = refused(&proxy, Signal::HUP);
+        let line = refused(&proxy, hangup());
         assert!(line.contains(told), "{line}");
         let (_, sentence) = line.split_once("not upgraded: ").unwrap();
         assert_eq!(proxy.log_count(sentence), 1, "{sentence}");
@@ -102,7 +102,7 @@ fn a_configuration_that_is_broken_is_told_once_and_nothing_changes() {
 fn an_upgrade_that_its_supervisor_would_answer_by_a_restart_is_refused() {
     let upstream = Upstream::tcp(echo);
     let proxy = Proxy::builder().upstream(&upstream).env("INVOCATION_ID", "5").start();
-    let line = refused(&proxy, Signal::HUP);
+    let line = refused(&proxy, hangup());
     assert!(line.contains("Type=notify"), "{line}");
     let answer = proxy.control().request("POST", "/upgrade", &[]);
     assert_eq!(answer.status, 409);
@@ -164,7 +164,7 @@ fn a_new_process_tells_the_giver_why_it_cannot_start() {
 /// Begins an upgrade whose new process stops at a fault, and returns that process.
 #[cfg(debug_assertions)]
 fn stop_at_fault(proxy: &Proxy) -> Heir {
-    proxy.signal(Signal::HUP);
+    proxy.signal(hangup());
     let mut found = None;
     wait_until("the new process stands still", || {
         found = fs::read_dir("/proc").unwrap().find_map(|entry| {

@@ -3,7 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Scene;
-use crate::harness::{Proxy, Response, Upstream, echo, wait_until};
+use crate::harness::{Proxy, Received, Response, Upstream, echo, hangup, wait_until};
 
 /// Variable by which a debug build is told of a fault.
 const FAULT: &str = "TCPAUSE_HANDOVER_AT";
@@ -61,7 +61,7 @@ fn a_giver_killed_before_its_last_word_leaves_all_to_the_taker() {
     let upstream = Upstream::tcp(echo);
     let scene = scene(&upstream, "giver:go:kill");
     let before = scene.proxy.pid();
-    scene.proxy.signal(Signal::HUP);
+    scene.proxy.signal(hangup());
     wait_until("the taker goes on", || scene.proxy.heirs().len() == 1);
     assert_ne!(scene.proxy.pid(), before);
     let mut proxy = scene.finish();
@@ -76,7 +76,7 @@ fn a_giver_killed_behind_the_end_leaves_all_to_the_taker() {
         let upstream = Upstream::tcp(echo);
         let scene = scene(&upstream, &format!("taker:{message}:stop"));
         let giver = Pid::from_raw(scene.proxy.pid().cast_signed()).unwrap();
-        scene.proxy.signal(Signal::HUP);
+        scene.proxy.signal(hangup());
         wait_until("the taker is stopped", || scene.proxy.children() == ['T']);
         let taker = scene.proxy.child_pids().pop().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         kill_process(giver, Signal::KILL).unwrap();
@@ -103,7 +103,7 @@ fn a_giver_killed_in_the_midst_takes_the_taker_with_it() {
     for message in ["hello", "begin", "listeners", "connections", "control", "rest", "end"] {
         let upstream = Upstream::tcp(echo);
         let mut scene = scene(&upstream, &format!("giver:{message}:kill"));
-        scene.proxy.signal(Signal::HUP);
+        scene.proxy.signal(hangup());
         assert_eq!(scene.proxy.exit_code(), 128 + 9, "{message}");
         assert!(scene.relayed.receive_all().bytes.is_empty(), "{message}");
         scene.proxy.wait_refused();
@@ -116,7 +116,7 @@ fn a_giver_killed_in_the_midst_takes_the_taker_with_it() {
 fn a_giver_that_does_not_end_is_killed() {
     let upstream = Upstream::tcp(echo);
     let scene = scene(&upstream, "giver:left:stop");
-    scene.proxy.signal(Signal::HUP);
+    scene.proxy.signal(hangup());
     wait_until("the taker goes on", || scene.proxy.heirs().len() == 1);
     let mut proxy = scene.finish();
     assert_eq!(proxy.exit_code(), 128 + 9);
@@ -135,4 +135,28 @@ fn a_giver_that_was_stopped_for_long_goes_on() {
     kill_process(pid, Signal::CONT).unwrap();
     assert_eq!(Response::read(&mut caller).status, 409);
     assert!(scene.finish().heirs().is_empty());
+}
+
+/// A closed socket goes on telling of itself as long as the giver has a copy. Whoever has its place must not hear of it.
+#[test]
+fn sockets_that_a_giver_still_has_confuse_nobody() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().upstream(&upstream).env(FAULT, "giver:left:stop").start();
+    let mut clients: Vec<_> = (0..40).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.assert_echo(b"by the giver");
+    }
+    proxy.signal(hangup());
+    wait_until("the taker goes on", || proxy.heirs().len() == 1);
+    for client in clients {
+        client.finish();
+        let mut next = proxy.connect();
+        next.assert_echo(b"by the taker");
+        client.reset();
+        proxy.control().status();
+        next.assert_echo(b"and it stays");
+        next.finish();
+        assert_eq!(next.receive_all(), Received::ended(b""));
+    }
+    assert_eq!(proxy.log_count("is killed"), 0, "the giver was there all the time");
 }

@@ -18,7 +18,7 @@ fn every_state_goes_on_over_three_upgrades() {
             let now = scene.proxy.control().status();
             assert_ne!(now.pid, pid);
             assert_eq!((now.upgrades, now.accepted), (count, before.accepted));
-            assert_eq!(now.bytes_to_client, before.bytes_to_client);
+            assert!(now.bytes_to_client >= before.bytes_to_client);
             assert_eq!(now.paused_since, before.paused_since);
             assert_eq!(now.leases.len(), 1);
             assert!(now.uptime_seconds >= before.uptime_seconds);
