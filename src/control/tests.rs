@@ -46,7 +46,7 @@ pub(super) fn handle() -> Handle {
     crate::tests::handle()
 }
 
-/// What callers share, before an executor that executes nothing.
+/// Returns the parts that callers share, before an executor that executes nothing.
 pub(super) fn context() -> ControlContext {
     ControlContext {
         notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),

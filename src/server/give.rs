@@ -64,8 +64,6 @@ pub struct Given {
     pub connections: u64,
     /// Time for which nothing moved.
     pub stall: Duration,
-    /// Set if a stop was ordered while the taker already went on: it is to be passed on to the taker.
-    pub is_stopping: bool,
 }
 
 /// A hand-over that has failed, as a sentence.
@@ -80,7 +78,8 @@ impl Giver {
         Self { shared, notifier, written }
     }
 
-    /// Returns true once a stop has begun. Then nothing is handed over any more.
+    /// Returns true once a stop has begun. Then nothing is handed over any more, and behind a hand-over the stop is to be passed on
+    /// to the taker.
     pub fn is_stopping(&self) -> bool {
         self.shared.phase() != Phase::Running
     }
@@ -209,9 +208,9 @@ impl Giver {
         }
         let connections = shared.clients();
         say_go(&mut channel, kill)?;
-        let (stall, is_stopping) = (began.elapsed(), self.is_stopping());
+        let stall = began.elapsed();
         fault::happen("giver", "left");
-        Ok(Given { connections, stall, is_stopping })
+        Ok(Given { connections, stall })
     }
 
     /// Has all threads describe themselves, and describes the rest.

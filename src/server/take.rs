@@ -166,9 +166,7 @@ impl Rebuilding {
         }
         Listening::adopted(taken).map_err(|error| Misfit::new(format!("proxy.addr: {error}")))
     }
-}
 
-impl Rebuilding {
     /// Takes the listeners of the control API and of the monitor.
     fn take_control_listeners(&mut self) -> Result<(Listening, Option<Listening>), Misfit> {
         let (words, parcel) = &mut self.control_listeners;

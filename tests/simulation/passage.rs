@@ -81,7 +81,7 @@ enum Fate {
 /// A process that is to take over.
 #[derive(Debug)]
 struct Taker {
-    /// What it was given beside its worker.
+    /// Words that it was given beside those of its worker.
     rest: RestWords,
     shared: Arc<Shared>,
     resources: Option<WorkerResources>,
@@ -211,7 +211,7 @@ impl Course {
         self.rules.hold_max.map_or(u64::MAX, |max| self.held_bound.max(max as u64))
     }
 
-    /// What is beyond a bound, as it was there before, becomes less and never more.
+    /// Lowers the numbers by which a taker may be beyond its bounds. They become less and never more.
     pub(crate) fn bounds_are_met(&mut self) {
         let pipes = crate::with(|kernel| kernel.open_pipes());
         self.pipes_max = self.shared.pipes_per_worker.max(self.pipes_max.min(pipes));

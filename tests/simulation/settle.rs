@@ -1,4 +1,4 @@
-//! What is on its way comes: events to the worker, and everything to everybody once nothing else is to happen.
+//! Delivery of all that is on its way: events to the worker, and everything to everybody once nothing else is to happen.
 
 use crate::{
     drive::Stage,

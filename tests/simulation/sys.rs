@@ -251,7 +251,7 @@ impl Listener {
         &self.descriptor
     }
 
-    /// Which process a listener belongs to is told of UNIX listeners only, and no schedule asks.
+    /// Does nothing: the owner of a listener is told of UNIX listeners only, and no schedule asks.
     pub(crate) fn own(&self) {}
 
     pub(crate) fn adopt(descriptor: Descriptor, words: ListenerWords) -> Self {

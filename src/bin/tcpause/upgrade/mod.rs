@@ -90,7 +90,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         // Whatever happens from here on, this process has nothing left that it could go on with.
         let _end = ExitAtDrop;
         let has_stopped = self.pass_on(taker, signals, false);
-        let Given { connections, stall, .. } = given;
+        let Given { connections, stall } = given;
         let seconds = (stall.as_secs_f64() * 1e6).round() / 1e6;
         log::info!(
             event = "handed-over", pid = taker.as_raw_pid(), connections = connections, stall_seconds = seconds;
