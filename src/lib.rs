@@ -75,5 +75,8 @@ pub use handle::{Handle, LeaseStatus, Status};
 pub use handover::upgrades::LastUpgrade;
 #[doc(hidden)]
 pub use log_limit::LOG_LINES_DROPPED;
-pub use server::{Given, Giver, Heartbeat, Outcome, Server, Sockets, Stopper, refuse};
+pub use server::{
+    Farewell, Given, Giver, Heartbeat, Outcome, Predecessor, Server, Sockets, Stopper,
+    TakerProcess, refuse,
+};
 pub use timestamp::Rfc3339;

@@ -12,7 +12,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::{self, MaybeUninit},
     os::unix::net::UnixStream,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -63,7 +63,7 @@ pub(crate) struct Channel {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     pub(crate) begin: Instant,
-    pub(crate) channel: Mutex<Channel>,
+    pub(crate) channel: Arc<Mutex<Channel>>,
 }
 
 /// Failure of the channel.
@@ -162,9 +162,19 @@ impl Channel {
         Ok((message, Incoming::new(begin, descriptors, raw)))
     }
 
+    /// Returns a further descriptor of the socket, for the next program of this process. Nothing may be under way then.
+    pub(crate) fn stream(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
+
+    /// Waits until the other process says something, and keeps it for [`Channel::receive`].
+    pub(crate) fn await_word(&mut self, deadline: Instant) -> Result<(), ChannelError> {
+        self.read(1, deadline)
+    }
+
     /// Waits for the end of the other process, for as long as `span`. It is an error if that one ends or says anything.
     pub(crate) fn await_end(&mut self, span: Duration) -> Result<(), ChannelError> {
-        match self.read(1, now() + span) {
+        match self.await_word(now() + span) {
             Err(ChannelError::TimedOut) => Ok(()),
             Err(error) => Err(error),
             Ok(()) => Err(ChannelError::Malformed("it speaks out of turn".into())),

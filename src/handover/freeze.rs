@@ -241,7 +241,7 @@ mod tests {
             for count in 1..=100 {
                 freeze.ask_all();
                 let is_standing = freeze.await_standing(deadline);
-                let channel = Mutex::new(Channel::new(UnixStream::pair().unwrap().0));
+                let channel = Mutex::new(Channel::new(UnixStream::pair().unwrap().0)).into();
                 let outbox = Outbox { begin: Instant::now(), channel };
                 let result = freeze.describe(Arc::new(outbox), deadline);
                 let found = described.load(Ordering::SeqCst);

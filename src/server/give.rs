@@ -1,6 +1,6 @@
 //! The giver: hands everything over to a taker, or goes on as if nothing had been.
 //!
-//! Nothing is changed by a description, so taking back is going on. The last word before a byte moves is the taker's:
+//! Nothing is changed by a description, so to go on is to do nothing. The last word before a byte moves is the taker's:
 //! once it has said `Taken`, this process has to end without closing anything in order.
 
 use std::{
@@ -17,6 +17,7 @@ use crossbeam_channel::Receiver;
 use super::{
     assemble::Written,
     messages::{Begin, End, FORMAT, FORMATS, GiverHello, Message},
+    predecessor::Predecessor,
     rest::RestWords,
 };
 use crate::{
@@ -45,25 +46,46 @@ const WORKERS_TIMEOUT: Duration = Duration::from_secs(1);
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for the reason of a taker that takes no more.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(100);
+/// Longest time for the word that everything goes on here.
+const ABORT_TIMEOUT: Duration = Duration::from_millis(100);
 /// Longest wait for the taker to say that it goes on.
 const TAKEN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Means to hand a running proxy over to another process.
 #[derive(Debug, Clone)]
 pub struct Giver {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     notifier: Option<Arc<Notifier>>,
     /// Addresses that the taker must have too.
     written: Written,
+    /// Channel to a taker that could not be told that everything goes on here. Its end would tell that taker the contrary.
+    unheard: Arc<Mutex<Option<Arc<Mutex<Channel>>>>>,
 }
 
+/// Process that takes over, which the giver has started.
+pub trait TakerProcess {
+    /// Stops it. Returns once it stands still or has ended.
+    fn stop(&mut self);
+    /// Lets it go on.
+    fn resume(&mut self);
+    /// Kills it. Returns once it has ended.
+    fn kill(&mut self);
+}
+
+/// Process that takes over, as far as the giver has power over it.
+type Power<'a> = Option<&'a mut dyn TakerProcess>;
+
 /// A hand-over that has succeeded. The process has to end at once, and without running destructors.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Given {
     /// Number of clients that were handed over.
     pub connections: u64,
     /// Time for which nothing moved.
     pub stall: Duration,
+    /// Channel for the program that takes everything back in this process.
+    pub channel: Option<UnixStream>,
+    /// Set if the process has everything back from which this one had it.
+    pub is_way_back: bool,
 }
 
 /// A hand-over that has failed, as a sentence.
@@ -75,7 +97,7 @@ impl Giver {
         notifier: Option<Arc<Notifier>>,
         written: Written,
     ) -> Self {
-        Self { shared, notifier, written }
+        Self { shared, notifier, written, unheard: Arc::default() }
     }
 
     /// Returns true once a stop has begun. Then nothing is handed over any more, and behind a hand-over the stop is to be passed on
@@ -95,26 +117,67 @@ impl Giver {
         self.shared.upgrade_requests.fail(why);
     }
 
-    /// Hands everything over to the process at the other end of `channel`. On failure it calls `kill`, which has to end that
-    /// process and to wait for its end, and everything goes on.
-    pub fn give(&self, channel: UnixStream, kill: &mut dyn FnMut()) -> Result<Given, String> {
+    /// Hands everything over to `taker`, which is at the other end of `channel`. On failure it kills that process, and
+    /// everything goes on. If this process `takes_back` everything, the outcome has the channel for that.
+    pub fn give(
+        &self,
+        channel: UnixStream,
+        taker: &mut dyn TakerProcess,
+        takes_back: bool,
+    ) -> Result<Given, String> {
+        let terms = Terms { takes_back, earlier_stall: None };
+        self.give_by(terms, Channel::new(channel), Some(taker))
+    }
+
+    /// Hands everything back to a predecessor, which is not to be killed, as its end would be that of the service.
+    pub(super) fn give_back(&self, predecessor: Predecessor) -> Result<Given, String> {
+        let terms = Terms { takes_back: false, earlier_stall: Some(predecessor.stall) };
+        self.give_by(terms, predecessor.channel, None)
+    }
+
+    fn give_by(
+        &self,
+        terms: Terms,
+        channel: Channel,
+        mut taker: Power<'_>,
+    ) -> Result<Given, String> {
         let handshakes = self.shared.reject_policy.handshakes();
         let permits = handshakes.max();
+        let channel = Arc::new(Mutex::new(channel));
         // A panic must not leave everything frozen.
-        let hand_over = AssertUnwindSafe(|| self.hand_over(Channel::new(channel), &mut *kill));
+        let hand_over = AssertUnwindSafe(|| self.hand_over(terms, &channel, &mut taker));
         let result = catch_unwind(hand_over)
             .unwrap_or_else(|_panic| Err("a defect: the hand-over panicked, see the log".into()));
         if result.is_err() {
-            kill();
+            match taker {
+                Some(taker) => taker.kill(),
+                None => self.withdraw(&channel),
+            }
             handshakes.resize(|_| Some(permits));
             self.thaw();
         }
         result
     }
 
+    /// Tells a taker that everything goes on here.
+    fn withdraw(&self, channel: &Arc<Mutex<Channel>>) {
+        let mut locked = lock(channel);
+        locked.set_deadline(Instant::now() + ABORT_TIMEOUT);
+        if send(&mut locked, &Message::Abort).is_err() {
+            let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+            *unheard = Some(Arc::clone(channel));
+        }
+    }
+
     /// Goes all the way. On failure everything stands still that has been asked to.
-    fn hand_over(&self, mut channel: Channel, kill: &mut dyn FnMut()) -> Result<Given, Failure> {
-        self.prepare(&mut channel)?;
+    fn hand_over(
+        &self,
+        terms: Terms,
+        shared_channel: &Arc<Mutex<Channel>>,
+        taker: &mut Power<'_>,
+    ) -> Result<Given, Failure> {
+        let mut channel = lock(shared_channel);
+        self.prepare(terms, &mut channel)?;
         // Clients whose handshake has not begun wait untouched.
         let handshakes = self.shared.reject_policy.handshakes();
         handshakes.resize(|_| Some(0));
@@ -123,7 +186,8 @@ impl Giver {
             channel.await_end(HANDSHAKES_LOOK_INTERVAL).map_err(told)?;
             self.check_running()?;
         }
-        self.freeze_and_give(channel, kill)
+        drop(channel);
+        self.freeze_and_give(terms, shared_channel, taker)
     }
 
     /// Refuses once a stop has begun.
@@ -132,7 +196,7 @@ impl Giver {
     }
 
     /// Agrees with the taker on what will be said. Nothing stands still yet.
-    fn prepare(&self, channel: &mut Channel) -> Result<(), Failure> {
+    fn prepare(&self, terms: Terms, channel: &mut Channel) -> Result<(), Failure> {
         let deadline = Instant::now() + WARM_TIMEOUT;
         channel.set_deadline(deadline);
         let formats = match receive(channel, deadline)? {
@@ -156,6 +220,7 @@ impl Giver {
             monitor_addr,
             pid: process::id(),
             descriptors: open_descriptors(),
+            takes_back: terms.takes_back,
         };
         send(channel, &Message::GiverHello(hello))?;
         match receive(channel, deadline)? {
@@ -166,7 +231,12 @@ impl Giver {
     }
 
     /// Stops everything, describes it, and gives the word. On failure everything still stands still.
-    fn freeze_and_give(&self, channel: Channel, kill: &mut dyn FnMut()) -> Result<Given, Failure> {
+    fn freeze_and_give(
+        &self,
+        terms: Terms,
+        channel: &Arc<Mutex<Channel>>,
+        taker: &mut Power<'_>,
+    ) -> Result<Given, Failure> {
         let shared = &self.shared;
         self.check_running()?;
         shared.freeze.ask_front();
@@ -184,17 +254,18 @@ impl Giver {
             return Err("a worker's turn takes long; try again".into());
         }
         let deadline = began + READY_TIMEOUT;
-        let outbox = Arc::new(Outbox { begin: sys::now(), channel: Mutex::new(channel) });
-        lock(&outbox).set_deadline(deadline);
-        let frozen_nanos = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        send(&mut lock(&outbox), &Message::Begin(Begin { frozen_nanos }))?;
-        let before = lock(&outbox).sent;
+        let outbox = Arc::new(Outbox { begin: sys::now(), channel: Arc::clone(channel) });
+        lock(channel).set_deadline(deadline);
+        let frozen = began.elapsed() + terms.earlier_stall.unwrap_or_default();
+        let frozen_nanos = u64::try_from(frozen.as_nanos()).unwrap_or(u64::MAX);
+        send(&mut lock(channel), &Message::Begin(Begin { frozen_nanos }))?;
+        let before = lock(channel).sent;
         if let Err(why) = self.describe(&outbox, &pauses, deadline) {
             // A taker that refuses has said why.
-            let refusal = receive(&mut lock(&outbox), Instant::now() + REFUSAL_TIMEOUT);
+            let refusal = receive(&mut lock(channel), Instant::now() + REFUSAL_TIMEOUT);
             return Err(if let Ok(Message::Refuse { why }) = refusal { why } else { why });
         }
-        let mut channel = lock(&outbox);
+        let mut channel = lock(channel);
         let end = End { messages: channel.sent - before };
         send(&mut channel, &Message::End(end))?;
         match receive(&mut channel, deadline)? {
@@ -202,15 +273,15 @@ impl Giver {
             Message::Refuse { why } => return Err(why),
             other => return Err(unexpected(&other)),
         }
-        if let Err(why) = self.check_running() {
-            send(&mut channel, &Message::Abort).ok();
-            return Err(why);
-        }
+        self.check_running()?;
         let connections = shared.clients();
-        say_go(&mut channel, kill)?;
+        let for_return = terms.takes_back.then(|| channel.stream()).transpose();
+        let for_return = for_return.map_err(|error| format!("no further descriptor: {error}"))?;
+        say_go(&mut channel, taker)?;
         let stall = began.elapsed();
         fault::happen("giver", "left");
-        Ok(Given { connections, stall })
+        let is_way_back = terms.earlier_stall.is_some();
+        Ok(Given { connections, stall, channel: for_return, is_way_back })
     }
 
     /// Has all threads describe themselves, and describes the rest.
@@ -239,25 +310,54 @@ impl Giver {
     }
 }
 
+/// Agreement on a hand-over.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    /// Set if this process takes everything back.
+    takes_back: bool,
+    /// Standstill of the hand-over before, of which this one is the way back.
+    earlier_stall: Option<Duration>,
+}
+
 /// Gives the word to go on, behind which only the taker knows whether it has.
-fn say_go(channel: &mut Channel, kill: &mut dyn FnMut()) -> Result<(), Failure> {
+fn say_go(channel: &mut Channel, taker: &mut Power<'_>) -> Result<(), Failure> {
     let deadline = Instant::now() + TAKEN_TIMEOUT;
     channel.set_deadline(deadline);
-    // A taker that has died has not gone on, and one that hangs is killed before the channel tells.
-    let sent = send(channel, &Message::Go);
-    let mut answer = sent.and_then(|()| receive(channel, deadline));
-    if answer.is_err() {
-        kill();
-        answer = receive(channel, Instant::now() + TAKEN_TIMEOUT);
-    }
+    send(channel, &Message::Go)?;
+    let answer = match (channel.receive(sys::now(), deadline), taker) {
+        (Err(ChannelError::TimedOut), Some(taker)) => {
+            // Once it stands still, the channel tells whether it has gone on.
+            taker.stop();
+            let answer = receive(channel, Instant::now());
+            if matches!(answer, Ok(Message::Taken)) {
+                taker.resume();
+            }
+            answer
+        }
+        (Err(ChannelError::TimedOut), None) => await_word(channel),
+        (answer, _) => answer.map(|(message, _parcel)| message).map_err(told),
+    };
     match answer? {
         Message::Taken => Ok(()),
         other => Err(unexpected(&other)),
     }
 }
 
-fn lock(outbox: &Outbox) -> MutexGuard<'_, Channel> {
-    outbox.channel.lock().unwrap_or_else(PoisonError::into_inner)
+/// Waits for a taker over which this process has no power, for as long as that one lives: only it knows whether it goes on.
+fn await_word(channel: &mut Channel) -> Result<Message, Failure> {
+    log::error!(
+        "the process that is to take everything back does not answer; nothing moves until it does, or ends"
+    );
+    loop {
+        match channel.receive(sys::now(), Instant::now() + TAKEN_TIMEOUT) {
+            Err(ChannelError::TimedOut) => {}
+            answer => return answer.map(|(message, _parcel)| message).map_err(told),
+        }
+    }
+}
+
+fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
+    channel.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn send(channel: &mut Channel, message: &Message) -> Result<(), Failure> {

@@ -95,6 +95,10 @@ pub(super) struct GiverHello {
     pub(super) pid: u32,
     /// Number of descriptors that the giver has open.
     pub(super) descriptors: u64,
+    /// Set if the giver's process runs the program anew behind `Taken`, and then takes everything back, so that its number
+    /// stays. It says `TakerHello` on the same channel then.
+    #[serde(default)]
+    pub(super) takes_back: bool,
 }
 
 /// Beginning of the description.

@@ -6,6 +6,7 @@ mod heartbeat;
 mod limits;
 mod listen;
 mod messages;
+mod predecessor;
 mod rest;
 mod sockets;
 mod supervisor;
@@ -14,8 +15,9 @@ mod take;
 use std::{sync::Arc, thread::JoinHandle};
 
 pub use self::{
-    give::{Given, Giver},
+    give::{Given, Giver, TakerProcess},
     heartbeat::Heartbeat,
+    predecessor::{Farewell, Predecessor},
     sockets::Sockets,
     take::refuse,
 };

@@ -10,17 +10,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
-
-use rustix::process::{Signal, getppid, kill_process};
 
 use super::{
     Server,
     assemble::Plan,
     listen::{Listeners, Listening},
     messages::{Begin, FORMAT, FORMATS, GiverHello, Message, TakerHello},
+    predecessor::{Predecessor, record_upgrade},
     rest::{FilesWords, RestWords},
 };
 use crate::{
@@ -31,14 +29,12 @@ use crate::{
         channel::{Channel, ChannelError},
         fault,
         parcel::{Incoming, Misfit, Outgoing},
-        request::Upgraded,
     },
     shared::Shared,
     sys::{
         self, Listener,
         socket_file::{Access, SocketFile},
     },
-    timestamp::Rfc3339,
     worker::handover::{BatchWords, Inherited, ListenersWords},
 };
 
@@ -48,9 +44,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for each of its messages from then on.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for the end of the giver, whose copies of the sockets keep their ends from the peers.
-/// It may wait for the service manager and for its log.
-const GIVER_END_TIMEOUT: Duration = Duration::from_secs(7);
 /// Descriptors that the taker needs beside those that it receives, until the giver has ended.
 const SPARE_DESCRIPTORS: u64 = 32;
 
@@ -73,6 +66,8 @@ struct Stall(Duration, Instant);
 /// Work for the time when this process goes on. None of it can stop it any more.
 struct Later {
     giver: u32,
+    /// Set if the giver takes everything back.
+    is_halfway: bool,
     stall: Stall,
     files: FilesWords,
     proxy_access: Access,
@@ -83,7 +78,7 @@ struct Later {
 impl Later {
     /// Adopts the socket files, with the rights that the configuration gives. Those that nobody listens at any more go.
     fn adopt_files(&self, server: &Server) {
-        let Self { giver: _, stall: _, files, proxy_access, control_access, monitor_access } = self;
+        let Self { files, proxy_access, control_access, monitor_access, .. } = self;
         let set = |file: &SocketFile, access: &Access| {
             if let Err(error) = file.set_access(*access) {
                 let path = file.path().display();
@@ -198,13 +193,14 @@ pub fn refuse(channel: UnixStream, why: &str) {
 
 impl Server {
     /// Takes everything over from the process at the other end of `channel`, with this configuration. Returns once this
-    /// process has gone on in its place; right before that it sets `goes_on`, and from then on it must not end for a signal. On
-    /// an error the other process knows the reason and goes on, and this one has to end without running destructors.
+    /// process has gone on in its place; right before that it sets `goes_on`, and from then on it must not end for a signal. The
+    /// other process is to be [seen off](super::Giver::see_off). On an error that one knows the reason and goes on, and this
+    /// one has to end without running destructors.
     pub fn take_over(
         channel: UnixStream,
         config: Config,
         goes_on: &AtomicBool,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Predecessor), Error> {
         let mut channel = Channel::new(channel);
         let result = receive_all(&mut channel, config, goes_on);
         if let Err(error) = &result {
@@ -212,18 +208,19 @@ impl Server {
             let refusal = Message::Refuse { why: error.to_string() };
             channel.send(&refusal, Outgoing::new(sys::now())).ok();
         }
-        let (server, giver) = result?;
-        await_end(channel, giver);
-        Ok(server)
+        let (server, giver, stall) = result?;
+        let GiverHello { pid, takes_back, .. } = giver;
+        let connections = server.shared.clients();
+        Ok((server, Predecessor { channel, pid, takes_back, stall, connections }))
     }
 }
 
-/// Does all of it. Returns the server and the process that has handed it over.
+/// Does all of it. Returns the server, the process that has handed it over, and the time for which nothing has moved.
 fn receive_all(
     channel: &mut Channel,
     config: Config,
     goes_on: &AtomicBool,
-) -> Result<(Server, u32), Error> {
+) -> Result<(Server, GiverHello, Duration), Error> {
     channel.set_deadline(Instant::now() + HELLO_TIMEOUT);
     let mut plan = Plan::new(config)?;
     plan.look_up_upstream();
@@ -240,6 +237,7 @@ fn receive_all(
     let hook = exit_at_panic();
     let later = Later {
         giver: giver.pid,
+        is_halfway: giver.takes_back,
         stall: rebuilding.stall,
         files: rebuilding.rest.files.clone(),
         proxy_access: Access { mode: plan.config.proxy.mode, group: None },
@@ -254,8 +252,8 @@ fn receive_all(
         return Err(error);
     }
     panic::set_hook(Box::new(move |info| hook(info)));
-    server.go_on(&later);
-    Ok((server, giver.pid))
+    let stall = server.go_on(&later);
+    Ok((server, giver, stall))
 }
 
 /// Hook for panics, which several places may call.
@@ -275,7 +273,12 @@ fn exit_at_panic() -> PanicHook {
 
 /// Says that all is rebuilt, and waits for the word to go on.
 fn await_word(channel: &mut Channel, goes_on: &AtomicBool) -> Result<(), Error> {
-    let word = say(channel, &Message::Ready)
+    // A giver that goes on may have closed its end. What it has said before is there all the same.
+    let said = match say(channel, &Message::Ready) {
+        Err(ChannelError::Ended) => Ok(()),
+        said => said,
+    };
+    let word = said
         .and_then(|()| channel.receive(sys::now(), Instant::now() + MESSAGE_TIMEOUT))
         .and_then(|(word, _)| match word {
             Message::Go => {
@@ -389,31 +392,28 @@ fn receive_description(channel: &mut Channel, begin: &Begin) -> Result<Rebuildin
 }
 
 impl Server {
-    /// Lets all threads go on. What may fail comes behind that, and is logged.
-    fn go_on(&self, later: &Later) {
+    /// Lets all threads go on. What may fail comes behind that, and is logged. Returns the time for which nothing has moved.
+    fn go_on(&self, later: &Later) -> Duration {
         let shared = &self.shared;
         shared.pauses.go_on();
         shared.freeze.thaw();
         shared.workers.wake_all();
         let (stall, connections) = (later.stall.elapsed(), shared.clients());
-        shared.upgrades.succeeded(Rfc3339::now(), stall, connections);
-        shared.upgrade_requests.succeed(Upgraded {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: process::id(),
-            connections,
-            stall_seconds: stall.as_secs_f64(),
-        });
-        log::info!(
-            event = "upgraded", connections = connections, stall_seconds = stall.as_secs_f64();
-            "took over from process {}: connections {connections}, nothing moved for {:.1} ms",
-            later.giver,
-            stall.as_secs_f64() * 1e3
-        );
+        if !later.is_halfway {
+            record_upgrade(shared, stall, connections);
+            log::info!(
+                event = "upgraded", connections = connections, stall_seconds = stall.as_secs_f64();
+                "took over from process {}: connections {connections}, nothing moved for {:.1} ms",
+                later.giver,
+                stall.as_secs_f64() * 1e3
+            );
+        }
         later.adopt_files(self);
         // The manager's sockets are its own.
         if self.written.proxy.is_some() {
             self.listen_on_all_workers();
         }
+        stall
     }
 
     /// Makes listeners for workers that have none, as a TCP port may have one for each.
@@ -429,23 +429,6 @@ impl Server {
                 }
             }
         }
-    }
-}
-
-/// Waits for the end of the giver, on a thread of its own, and ends it if it hangs.
-fn await_end(mut channel: Channel, giver: u32) {
-    let wait = move || {
-        let deadline = Instant::now() + GIVER_END_TIMEOUT;
-        let ended = channel.receive::<Message>(sys::now(), deadline);
-        let parent =
-            getppid().filter(|parent| parent.as_raw_nonzero().get().unsigned_abs() == giver);
-        if let (Err(ChannelError::TimedOut), Some(parent)) = (ended, parent) {
-            log::warn!("the process {giver}, which has handed over, does not end and is killed");
-            kill_process(parent, Signal::KILL).ok();
-        }
-    };
-    if let Err(error) = thread::Builder::new().name("giver".into()).spawn(wait) {
-        log::warn!("nobody looks whether process {giver} ends, as no thread can be had: {error}");
     }
 }
 

@@ -9,10 +9,10 @@ mod systemd;
 mod upgrade;
 
 use std::{
-    env,
-    ffi::OsString,
+    env::{self, ArgsOs},
     fmt::Display,
     io::{self, ErrorKind, IsTerminal, Write},
+    iter::{Peekable, Skip},
     mem,
     os::fd::OwnedFd,
     path::{self, Path, PathBuf},
@@ -22,16 +22,22 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::process::Pid;
-use signal_hook::{consts::SIGXFSZ, flag};
-use tcpause::{Config, Error, Outcome, Server, Sockets, format_duration};
+use rustix::process::getppid;
+use signal_hook::{
+    consts::{SIGUSR2, SIGXFSZ},
+    flag,
+};
+use tcpause::{Config, Error, Outcome, Predecessor, Server, Sockets, format_duration};
 
 use crate::{
     cli::{Command, Invocation, Shell},
     logger::{Logger, OneLine, journal},
-    signals::{Running, Signals},
+    signals::{From, Obedience, Running, Signals, SignalsEnd},
     systemd::Manager,
-    upgrade::{Inheritance, Program, TAKE_OVER, Upgrades},
+    upgrade::{
+        GUARD, Inheritance, Program, Started, TAKE_BACK, TAKE_OVER, Upgrades, become_guard, guard,
+        process_of,
+    },
 };
 
 /// Exit code if every connection had ended by itself, or if another process has taken over.
@@ -51,8 +57,14 @@ fn main() -> ExitCode {
         return fail(EXIT_FAILURE, format_args!("cannot handle SIGXFSZ: {error}"));
     }
     let mut arguments = env::args_os().skip(1).peekable();
-    if arguments.next_if(|argument| argument == TAKE_OVER).is_some() {
-        return take_over(arguments);
+    for (word, begin) in [
+        (TAKE_OVER, take_over as fn(_) -> _),
+        (TAKE_BACK, take_back as fn(_) -> _),
+        (GUARD, stand_guard as fn(_) -> _),
+    ] {
+        if arguments.next_if(|argument| argument == word).is_some() {
+            return begin(arguments);
+        }
     }
     let invocation = match cli::parse(arguments) {
         Ok(invocation) => invocation,
@@ -85,22 +97,66 @@ fn main() -> ExitCode {
 
 /// Runs the proxy until a signal ends it, or until another process has taken over.
 fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
-    let mut setup = Setup::new(invocation, None)?;
+    let mut setup = Setup::new(invocation, From::Nobody)?;
     let sockets = mem::take(&mut setup.sockets);
     let server = Server::start_on(sockets, setup.config.clone())?;
     setup.serve(server, None)
 }
 
+/// Command line of this process, behind the program.
+type Arguments = Peekable<Skip<ArgsOs>>;
+
 /// Takes over from the running proxy that has started this process, and goes on as that did.
-fn take_over(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let Inheritance { channel, giver, end_of_giver } = match Inheritance::take() {
-        Ok(inheritance) => inheritance,
-        Err(error) => return fail(EXIT_USAGE, error),
+fn take_over(arguments: Arguments) -> ExitCode {
+    let parent = getppid().ok_or_else(|| format!("{TAKE_OVER}: the parent has no number here"));
+    let inherited = parent.and_then(|parent| Ok((parent, Inheritance::take(parent)?)));
+    match inherited {
+        Ok((parent, inheritance)) => inherit(arguments, From::Parent(parent), inheritance)
+            // The giver is told the error, and logs it. No destructor closes what belongs to it.
+            .unwrap_or_else(|_setup| process::exit(EXIT_REFUSED.into())),
+        Err(error) => fail(EXIT_USAGE, error),
+    }
+}
+
+/// Takes everything back from the child to which this process has handed it over, as another program or another start of it.
+fn take_back(mut arguments: Arguments) -> ExitCode {
+    let child = process_of(arguments.next());
+    let inherited = child.and_then(|child| Ok((child, Inheritance::take(child)?)));
+    let (child, inheritance) = match inherited {
+        Ok(inherited) => inherited,
+        Err(error) => return fail(EXIT_USAGE, format_args!("{TAKE_BACK}: {error}")),
     };
+    inherit(arguments, From::Child(child), inheritance).unwrap_or_else(|setup| {
+        if let Some(setup) = setup {
+            let Setup { started, signals_end, upgrades, .. } = *setup;
+            // The thread "signals" may wait for a start.
+            drop(started);
+            signals_end.keep_signals();
+            upgrades.try_iter().for_each(|()| signals::pass_on(SIGUSR2, child));
+        }
+        become_guard(Program::remember().as_ref(), child)
+    })
+}
+
+/// Guards the child that has everything.
+fn stand_guard(mut arguments: Arguments) -> ExitCode {
+    match process_of(arguments.next()) {
+        Ok(child) => guard(child),
+        Err(error) => fail(EXIT_USAGE, format_args!("{GUARD}: {error}")),
+    }
+}
+
+/// Takes everything over, and runs the proxy until its end. If the giver goes on instead, returns what was set up until then.
+fn inherit(
+    arguments: Arguments,
+    from: From,
+    inheritance: Inheritance,
+) -> Result<ExitCode, Option<Box<Setup>>> {
+    let Inheritance { channel, end_of_giver } = inheritance;
     let setup =
         cli::parse(arguments).map_err(Error::Config).and_then(|invocation| {
             match invocation.command {
-                Command::Run => Setup::new(&invocation, giver),
+                Command::Run => Setup::new(&invocation, from),
                 _ => Err(Error::Config(format!("{TAKE_OVER} takes no command"))),
             }
         });
@@ -108,14 +164,15 @@ fn take_over(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(setup) => setup,
         Err(error) => {
             tcpause::refuse(channel, &error.to_string());
-            return EXIT_REFUSED.into();
+            return Err(None);
         }
     };
-    let Ok(server) = Server::take_over(channel, setup.config.clone(), &setup.goes_on) else {
-        // The giver is told the error, and logs it. No destructor closes what belongs to it.
-        process::exit(EXIT_REFUSED.into());
-    };
-    setup.serve(server, Some(end_of_giver)).unwrap_or_else(|error| fail(EXIT_FAILURE, error))
+    match Server::take_over(channel, setup.config.clone(), &setup.goes_on) {
+        Ok((server, predecessor)) => Ok(setup
+            .serve(server, Some((predecessor, end_of_giver)))
+            .unwrap_or_else(|error| fail(EXIT_FAILURE, error))),
+        Err(_) => Err(Some(Box::new(setup))),
+    }
 }
 
 /// Everything around the server, ready before it.
@@ -130,6 +187,7 @@ struct Setup {
     upgrades: Receiver<()>,
     /// Way to tell the thread "signals" of the server.
     started: Sender<Running>,
+    signals_end: SignalsEnd,
     manager: Manager,
     /// Logger, which is dropped last, when all has been logged.
     logger: Logger,
@@ -137,14 +195,14 @@ struct Setup {
 
 impl Setup {
     /// Reads the configuration, and starts the log and the thread that obeys signals.
-    fn new(invocation: &Invocation, giver: Option<Pid>) -> Result<Self, Error> {
+    fn new(invocation: &Invocation, from: From) -> Result<Self, Error> {
         // By default, each of these would end the program.
-        let signals = Signals::catch()?;
+        let (signals, signals_end) = Signals::catch()?;
         let program = Program::remember();
         let sockets = systemd::sockets()?;
         let (mut config, file) = invocation.read()?;
         // A process that takes over gets listeners in place of the addresses, so its configuration is checked with them.
-        if giver.is_none() {
+        if from == From::Nobody {
             let mut config = config.clone();
             sockets.set_addresses(&mut config);
             invocation.check(&config)?;
@@ -157,20 +215,40 @@ impl Setup {
         let goes_on = Arc::new(AtomicBool::new(false));
         let (signalled, upgrades) = bounded(1);
         let (started, running) = bounded(1);
+        let obedience = Obedience {
+            upgrades: signalled,
+            started: running,
+            from,
+            goes_on: Arc::clone(&goes_on),
+            stop: None,
+        };
         thread::Builder::new()
             .name("signals".to_owned())
-            .spawn({
-                let goes_on = Arc::clone(&goes_on);
-                move || signals.obey(&signalled, &running, giver, &goes_on)
-            })
+            .spawn(move || signals.obey(obedience))
             .map_err(|error| Error::no_thread("listens to signals", &error))?;
         let manager = Manager::find();
-        Ok(Self { config, file, sockets, program, goes_on, upgrades, started, manager, logger })
+        Ok(Self {
+            config,
+            file,
+            sockets,
+            program,
+            goes_on,
+            upgrades,
+            started,
+            signals_end,
+            manager,
+            logger,
+        })
     }
 
     /// Runs the threads around a server that has started, and waits for its end.
-    fn serve(self, server: Server, end_of_giver: Option<OwnedFd>) -> Result<ExitCode, Error> {
+    fn serve(
+        self,
+        server: Server,
+        predecessor: Option<(Predecessor, OwnedFd)>,
+    ) -> Result<ExitCode, Error> {
         let Self { config, manager, .. } = self;
+        let (predecessor, end_of_giver) = predecessor.unzip();
         let running = Running {
             stopper: server.stopper(),
             manager: manager.clone(),
@@ -181,19 +259,31 @@ impl Setup {
         // A failing start shows its one line and nothing else.
         let is_heir = end_of_giver.is_some();
         let deed = if is_heir { "has taken over" } else { "started" };
-        announce(&config, self.file.as_deref(), deed);
+        // One that hands everything back is a passage.
+        if !predecessor.as_ref().is_some_and(Predecessor::takes_back) {
+            announce(&config, self.file.as_deref(), deed);
+        }
         let upgrades = Upgrades {
             program: self.program,
             giver: server.giver(),
+            predecessor,
             manager: manager.clone(),
+            signals_end: self.signals_end,
             flush_log: self.logger.flusher(),
         };
-        match manager.ready(&server, end_of_giver).and(upgrades.start(self.upgrades)) {
+        let ready = manager.ready(&server, end_of_giver);
+        let new_program = match ready.and_then(|()| upgrades.start(self.upgrades)) {
+            Ok(started) => started,
             // The connections that were taken over are worth more than a thread.
-            Err(error) if is_heir => log::error!("{error}"),
-            result => result?,
-        }
-        Ok(told(server.join(), &config).into())
+            Err(error) if is_heir => {
+                log::error!("{error}");
+                Started::default()
+            }
+            Err(error) => return Err(error),
+        };
+        let outcome = server.join();
+        new_program.kill();
+        Ok(told(outcome, &config).into())
     }
 }
 

@@ -1,15 +1,22 @@
 //! Signals of the proxy: a stop in good order, a stop by force, and an upgrade.
+//!
+//! Only the thread "signals" lets them through; all others block them. So a process that runs another program can have
+//! those that come meanwhile wait for that one.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender};
-use rustix::process::Pid;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::sys::signal::{SigSet, Signal as Masked};
+use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
-    iterator::{SignalsInfo, exfiltrator::origin::WithOrigin},
+    iterator::{Handle, SignalsInfo, exfiltrator::origin::WithOrigin},
     low_level::{emulate_default_handler, siginfo::Origin, signal_name},
 };
 use tcpause::{Error, Stopper};
@@ -23,6 +30,17 @@ const UPGRADE_SIGNALS: [i32; 2] = [SIGUSR2, SIGHUP];
 /// Age of a stop from which a further stop signal forces the end. A signal right after the first does not count, as
 /// supervisors often signal both a process and its group.
 const FORCE_AFTER: Duration = Duration::from_secs(1);
+/// All that are caught.
+pub(crate) const SIGNALS: [Masked; 6] = [
+    Masked::SIGTERM,
+    Masked::SIGINT,
+    Masked::SIGQUIT,
+    Masked::SIGUSR2,
+    Masked::SIGHUP,
+    Masked::SIGUSR1,
+];
+/// Longest wait for the thread "signals" to have obeyed those that have come.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait of a stop signal that the giver has passed on: it has heard already that this process goes on.
 const PASSED_ON_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -33,80 +51,153 @@ pub(crate) struct Running {
     pub(crate) grace_period: Duration,
 }
 
+/// Process that everything is taken over from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// None: this process starts everything.
+    Nobody,
+    /// Its parent, which goes on as long as this process does not.
+    Parent(Pid),
+    /// Its child, to which this process has handed everything over before.
+    Child(Pid),
+}
+
 /// Signals that are caught and not obeyed yet.
-pub(crate) struct Signals(SignalsInfo<WithOrigin>);
+pub(crate) struct Signals {
+    caught: SignalsInfo<WithOrigin>,
+    ended: Sender<()>,
+}
+
+/// Means to end the thread "signals".
+pub(crate) struct SignalsEnd {
+    handle: Handle,
+    ended: Receiver<()>,
+}
+
+impl SignalsEnd {
+    /// Ends the thread once it has obeyed all signals so far. Those that come from here on wait for the next program of this
+    /// process.
+    pub(crate) fn keep_signals(&self) {
+        self.handle.close();
+        // It ends with the thread.
+        self.ended.recv_timeout(END_TIMEOUT).ok();
+    }
+}
+
+/// Keeps signals from this thread and from those that it starts.
+fn block() {
+    // It fails for wrong arguments only.
+    SIGNALS.into_iter().collect::<SigSet>().thread_block().ok();
+}
+
+/// Lets signals through to this thread.
+pub(crate) fn unblock() {
+    SIGNALS.into_iter().collect::<SigSet>().thread_unblock().ok();
+}
 
 impl Signals {
     /// Begins to catch the signals that do not stop the proxy. An ignored one stays ignored, as `nohup` requires.
-    pub(crate) fn catch() -> Result<Self, Error> {
+    pub(crate) fn catch() -> Result<(Self, SignalsEnd), Error> {
         let mut signals = heeded(&UPGRADE_SIGNALS);
         signals.push(SIGUSR1);
-        SignalsInfo::new(signals).map(Self).map_err(|error| cannot_listen(&error))
+        let caught = SignalsInfo::new(signals).map_err(|error| cannot_listen(&error))?;
+        let (handle, (sender, ended)) = (caught.handle(), bounded(0));
+        Ok((Self { caught, ended: sender }, SignalsEnd { handle, ended }))
     }
 
-    /// Begins to catch the signals that stop the proxy. Until here, such a signal just ends the program.
+    /// Begins to catch the signals that stop the proxy. Until here, such a signal just ends the program; from here on, all
+    /// of them wait until they are obeyed.
     pub(crate) fn catch_stops(&self) -> Result<(), Error> {
+        block();
         let mut signals = STOP_SIGNALS.into_iter();
-        signals.try_for_each(|signal| self.0.add_signal(signal)).map_err(|e| cannot_listen(&e))
+        signals.try_for_each(|signal| self.caught.add_signal(signal)).map_err(|e| cannot_listen(&e))
     }
 
-    /// Obeys the signals: asks for upgrades, stops gracefully at the first stop signal, and by force at a later one. A proxy
-    /// that has a `giver` and does not run yet ends at a stop signal, so that the giver goes on.
-    pub(crate) fn obey(
-        mut self,
-        upgrades: &Sender<()>,
-        started: &Receiver<Running>,
-        giver: Option<Pid>,
-        goes_on: &AtomicBool,
-    ) {
-        let mut stop: Option<(Running, Instant)> = None;
-        for origin in self.0.forever() {
-            let name = signal_name(origin.signal).unwrap_or("a signal");
-            match (origin.signal, &stop) {
-                (SIGUSR1, _) => log::info!(
-                    "{name} is ignored: the log goes to standard error, and there is no file to reopen"
-                ),
-                (signal, _) if UPGRADE_SIGNALS.contains(&signal) => {
-                    log::debug!("{name}: upgrading");
-                    // If the channel is full, an upgrade waits already.
-                    upgrades.try_send(()).ok();
+    /// Obeys the signals until they are to be [kept](SignalsEnd::keep_signals).
+    pub(crate) fn obey(self, mut obedience: Obedience) {
+        let Self { mut caught, ended } = self;
+        unblock();
+        caught.forever().for_each(|origin| obedience.obey(&origin));
+        block();
+        // Those that came right before.
+        caught.pending().for_each(|origin| obedience.obey(&origin));
+        drop(ended);
+    }
+}
+
+/// Way to obey signals: asks for upgrades, stops gracefully at the first stop signal, and by force at a later one.
+pub(crate) struct Obedience {
+    pub(crate) upgrades: Sender<()>,
+    pub(crate) started: Receiver<Running>,
+    pub(crate) from: From,
+    /// True once a process that takes over goes on.
+    pub(crate) goes_on: Arc<AtomicBool>,
+    /// Stop that has begun, and its time.
+    pub(crate) stop: Option<(Running, Instant)>,
+}
+
+impl Obedience {
+    fn obey(&mut self, origin: &Origin) {
+        let name = signal_name(origin.signal).unwrap_or("a signal");
+        match (origin.signal, &self.stop) {
+            (SIGUSR1, _) => log::info!(
+                "{name} is ignored: the log goes to standard error, and there is no file to reopen"
+            ),
+            (signal, _) if UPGRADE_SIGNALS.contains(&signal) => {
+                log::debug!("{name}: upgrading");
+                // If the channel is full, an upgrade waits already.
+                self.upgrades.try_send(()).ok();
+            }
+            (signal, None) => match self.await_start(origin) {
+                Some(running) => {
+                    begin_stop(name, &running);
+                    self.stop = Some((running, Instant::now()));
                 }
-                (signal, None) => match await_start(started, giver, goes_on, &origin) {
-                    Some(running) => {
-                        begin_stop(name, &running);
-                        stop = Some((running, Instant::now()));
-                    }
-                    // This returns for a signal only that does not end a process by default.
-                    None => drop(emulate_default_handler(signal)),
-                },
-                (_, Some((_, since))) if since.elapsed() < FORCE_AFTER => {
-                    log::info!("{name} is ignored: it came less than a second after the first");
+                // Another process has everything, and this one ends with it.
+                None if matches!(self.from, From::Child(_)) => {}
+                // This returns for a signal only that does not end a process by default.
+                None => drop(emulate_default_handler(signal)),
+            },
+            (_, Some((_, since))) if since.elapsed() < FORCE_AFTER => {
+                log::info!("{name} is ignored: it came less than a second after the first");
+            }
+            (_, Some((running, _))) => {
+                log::warn!("{name}: closing all connections now");
+                running.stopper.abort();
+            }
+        }
+    }
+
+    /// Returns the running proxy. A process that is about to take over has none. One that its parent has started waits
+    /// for it once it goes on, or if the signal is the giver's, which passes a stop on once it has heard of that; otherwise it
+    /// ends, and its parent goes on. One that takes everything back has the giver stop, or stops itself if that has gone.
+    fn await_start(&self, origin: &Origin) -> Option<Running> {
+        let Self { started, .. } = self;
+        let sender = origin.process.map(|process| process.pid);
+        let is_from = |giver: Pid| sender == Some(giver.as_raw_pid());
+        let goes_on = self.goes_on.load(Ordering::SeqCst);
+        match self.from {
+            // A start that fails ends the process by itself.
+            From::Nobody => started.recv().ok(),
+            From::Parent(giver) if goes_on || is_from(giver) => {
+                started.recv_timeout(PASSED_ON_TIMEOUT).ok()
+            }
+            From::Parent(_) => started.try_recv().ok(),
+            From::Child(giver) => {
+                if !goes_on && !is_from(giver) {
+                    pass_on(origin.signal, giver);
                 }
-                (_, Some((running, _))) => {
-                    log::warn!("{name}: closing all connections now");
-                    running.stopper.abort();
-                }
+                started.recv().ok()
             }
         }
     }
 }
 
-/// Returns the running proxy. A process that is about to take over has none; it waits for it once it goes
-/// on, or if the signal is the giver's, which passes a stop on once it has heard of that.
-fn await_start(
-    started: &Receiver<Running>,
-    giver: Option<Pid>,
-    goes_on: &AtomicBool,
-    origin: &Origin,
-) -> Option<Running> {
-    let sender = origin.process.map(|process| process.pid);
-    match giver {
-        // A start that fails ends the process by itself.
-        None => started.recv().ok(),
-        Some(giver) if goes_on.load(Ordering::SeqCst) || sender == Some(giver.as_raw_pid()) => {
-            started.recv_timeout(PASSED_ON_TIMEOUT).ok()
-        }
-        Some(_) => started.try_recv().ok(),
+/// Passes a signal on to another process.
+pub(crate) fn pass_on(signal: i32, to: Pid) {
+    if let Some(signal) = Signal::from_named_raw(signal) {
+        // An error means that it has ended.
+        kill_process(to, signal).ok();
     }
 }
 

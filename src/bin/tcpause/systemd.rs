@@ -231,12 +231,15 @@ fn await_event(descriptor: impl AsFd, event: PollFlags, timeout: Duration) -> io
     }
 }
 
-/// Returns the variables that are meant for this process alone. One that takes over gets its listeners otherwise, and it is
-/// its own that the watchdog looks at.
+/// Returns the variables of passed sockets. A program that takes over gets its listeners otherwise.
+pub(crate) fn of_sockets() -> impl Iterator<Item = &'static str> {
+    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].into_iter()
+}
+
+/// Returns the variables that are meant for this process alone: another one is its own that the watchdog looks at.
 pub(crate) fn own_variables() -> impl Iterator<Item = &'static str> {
     let of_number = ["WATCHDOG_PID", "SYSTEMD_EXEC_PID"].into_iter();
-    let own = of_number.filter(|name| number_in(name) == Some(process::id().into()));
-    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].into_iter().chain(own)
+    of_sockets().chain(of_number.filter(|name| number_in(name) == Some(process::id().into())))
 }
 
 /// Returns true if systemd has started another process, of which this one is a child.

@@ -264,7 +264,8 @@ fn a_front_that_is_described_and_goes_on_has_changed_nothing() {
         api.control.notifier().notify();
         assert!(freeze.await_standing(deadline));
         let (here, there) = UnixStream::pair().unwrap();
-        let outbox = Outbox { begin: Instant::now(), channel: Mutex::new(Channel::new(here)) };
+        let outbox =
+            Outbox { begin: Instant::now(), channel: Arc::new(Mutex::new(Channel::new(here))) };
         let words = thread::scope(|scope| {
             let read = || {
                 let mut channel = Channel::new(there);

@@ -176,7 +176,7 @@ fn raw_bytes_of_any_number_arrive() {
 fn moments_of_a_message_are_those_of_its_hand_over() {
     let (here, mut there) = channels();
     let (begin, later) = (now(), now() + Duration::from_secs(9));
-    let outbox = Outbox { begin, channel: Mutex::new(here) };
+    let outbox = Outbox { begin, channel: Arc::new(Mutex::new(here)) };
     let parcel = outbox.parcel();
     outbox.send(&parcel.moment(begin + Duration::from_millis(5)), parcel).unwrap();
     let (moment, incoming) = there.receive(later, soon()).unwrap();
@@ -453,7 +453,7 @@ fn frames_of_several_threads_stay_whole() {
     const THREADS: usize = 4;
     const FRAMES: usize = 50;
     let (here, mut there) = channels();
-    let outbox = Outbox { begin: now(), channel: Mutex::new(here) };
+    let outbox = Outbox { begin: now(), channel: Arc::new(Mutex::new(here)) };
     let all = sockets(THREADS);
     thread::scope(|scope| {
         for (thread, socket) in all.iter().enumerate() {

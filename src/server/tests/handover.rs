@@ -35,16 +35,25 @@ fn config(proxy: Address, threads: usize, folder: &std::path::Path) -> Config {
     config
 }
 
+/// Taker within this process, over which the giver has no power.
+struct Immortal;
+
+impl TakerProcess for Immortal {
+    fn stop(&mut self) {}
+    fn resume(&mut self) {}
+    fn kill(&mut self) {}
+}
+
 /// Hands everything over to a server with this configuration. The giver stands still for ever, as if its process had ended.
 fn hand_over(before: Server, config: Config) -> Server {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let after = thread::Builder::new()
         .spawn(move || Server::take_over(theirs, config, &AtomicBool::new(false)));
-    let outcome = before.giver().give(ours, &mut || {});
+    let outcome = before.giver().give(ours, &mut Immortal, false);
     let after = after.unwrap().join().unwrap();
     Box::leak(Box::new(before));
     assert!(outcome.is_ok(), "{outcome:?}, {after:?}");
-    after.unwrap()
+    after.unwrap().0
 }
 
 fn names(folder: &std::path::Path) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::ErrorKind,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::net::UnixDatagram},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -16,7 +16,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 use tempfile::TempDir;
 
 use super::{
-    Addr, Control, Family, Finished, Program, Response, Stream, Upstream,
+    Addr, Control, Family, Finished, PATIENCE, Program, Response, Stream, Upstream,
     program::{Process, program},
 };
 
@@ -129,6 +129,16 @@ impl Builder {
     /// Sets the umask of the proxy's process.
     pub(crate) fn umask(self, umask: u32) -> Self {
         self.before(&format!("umask {umask:04o}"))
+    }
+
+    /// Has a service manager follow the proxy, as systemd does: an upgrade then leads to another process.
+    pub(crate) fn followed(self) -> Self {
+        let path = self.path("notify");
+        let manager = UnixDatagram::bind(&path).expect("a socket");
+        manager.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        // It closes descriptors that come along, as they are not received.
+        super::spawn(move || while manager.recv(&mut [0; 4096]).is_ok() {});
+        self.env("NOTIFY_SOCKET", &path.display().to_string())
     }
 
     /// Runs the proxy under another program, given in the shell's syntax. That program gets the signals meant for the proxy.

@@ -99,19 +99,6 @@ fn a_configuration_that_is_broken_is_told_once_and_nothing_changes() {
 }
 
 #[test]
-fn an_upgrade_that_its_supervisor_would_answer_by_a_restart_is_refused() {
-    let upstream = Upstream::tcp(echo);
-    let proxy = Proxy::builder().upstream(&upstream).env("INVOCATION_ID", "5").start();
-    let line = refused(&proxy, hangup());
-    assert!(line.contains("Type=notify"), "{line}");
-    let answer = proxy.control().request("POST", "/upgrade", &[]);
-    assert_eq!(answer.status, 409);
-    assert!(String::from_utf8_lossy(&answer.body).contains("Type=notify"), "{answer:?}");
-    wait_until("the log tells it, too", || proxy.log_count("not upgraded: ") == 2);
-    proxy.connect().assert_echo(b"still carried");
-}
-
-#[test]
 fn a_hangup_that_is_ignored_stays_ignored() {
     let upstream = Upstream::tcp(echo);
     let proxy = Proxy::builder().upstream(&upstream).before("trap '' HUP").start();

@@ -6,11 +6,11 @@ use super::Scene;
 use crate::harness::{Proxy, Received, Response, Upstream, echo, hangup, wait_until};
 
 /// Variable by which a debug build is told of a fault.
-const FAULT: &str = "TCPAUSE_HANDOVER_AT";
+pub(super) const FAULT: &str = "TCPAUSE_HANDOVER_AT";
 
 /// Starts a proxy with a fault in its hand-over.
 fn scene(upstream: &Upstream, fault: &str) -> Scene {
-    Scene::set(Proxy::builder().upstream(upstream).env(FAULT, fault).start())
+    Scene::set(Proxy::builder().upstream(upstream).followed().env(FAULT, fault).start())
 }
 
 /// Has the taker fail, and checks that the giver goes on and says why.
@@ -141,7 +141,8 @@ fn a_giver_that_was_stopped_for_long_goes_on() {
 #[test]
 fn sockets_that_a_giver_still_has_confuse_nobody() {
     let upstream = Upstream::tcp(echo);
-    let proxy = Proxy::builder().upstream(&upstream).env(FAULT, "giver:left:stop").start();
+    let builder = Proxy::builder().upstream(&upstream).followed();
+    let proxy = builder.env(FAULT, "giver:left:stop").start();
     let mut clients: Vec<_> = (0..40).map(|_| proxy.connect()).collect();
     for client in &mut clients {
         client.assert_echo(b"by the giver");

@@ -7,16 +7,22 @@ use crate::harness::{Family, Proxy, Received, Upstream, echo, wait_until};
 
 #[test]
 fn every_state_goes_on_over_three_upgrades() {
-    for (listen, control) in [(Family::Tcp4, Family::Unix), (Family::Unix, Family::Tcp4)] {
+    for (listen, control, is_followed) in [
+        (Family::Tcp4, Family::Unix, true),
+        (Family::Unix, Family::Tcp4, true),
+        (Family::Tcp4, Family::Unix, false),
+        (Family::Unix, Family::Tcp4, false),
+    ] {
         let upstream = Upstream::tcp(echo);
-        let proxy = Proxy::builder().listen(listen).control(control).upstream(&upstream).start();
-        let scene = Scene::set(proxy);
+        let builder = Proxy::builder().listen(listen).control(control).upstream(&upstream);
+        let builder = if is_followed { builder.followed() } else { builder };
+        let scene = Scene::set(builder.start());
         let before = scene.proxy.control().status();
         for count in 1..=3 {
             let pid = scene.proxy.pid();
             scene.proxy.upgrade();
             let now = scene.proxy.control().status();
-            assert_ne!(now.pid, pid);
+            assert_eq!(now.pid != pid, is_followed, "without a manager, the number stays");
             assert_eq!((now.upgrades, now.accepted), (count, before.accepted));
             assert!(now.bytes_to_client >= before.bytes_to_client);
             assert_eq!(now.paused_since, before.paused_since);

@@ -14,7 +14,7 @@ use rustix::{
         AddressFamily, SocketType,
         sockopt::{socket_domain, socket_type},
     },
-    process::{Pid, PidfdFlags, getppid, pidfd_open},
+    process::{Pid, PidfdFlags, pidfd_open},
     stdio::dup2_stdin,
 };
 
@@ -22,15 +22,14 @@ use rustix::{
 pub(crate) struct Inheritance {
     /// Channel to the giver, which has no other owner here.
     pub(crate) channel: UnixStream,
-    /// Number of the giver, which is the parent of this process.
-    pub(crate) giver: Option<Pid>,
     /// Descriptor that can be read once the giver has ended.
     pub(crate) end_of_giver: OwnedFd,
 }
 
 impl Inheritance {
-    /// Takes the channel out of standard input, which is empty from here on: no child of this process may keep it open.
-    pub(crate) fn take() -> Result<Self, String> {
+    /// Takes the channel to `giver` out of standard input, which is empty from here on: no child of this process may keep it
+    /// open.
+    pub(crate) fn take(giver: Pid) -> Result<Self, String> {
         let stdin = io::stdin();
         if !is_unix_stream(&stdin) {
             return Err(
@@ -40,11 +39,9 @@ impl Inheritance {
         }
         let (channel, null) = take_out(&stdin)
             .map_err(|error| format!("--take-over: cannot replace standard input: {error}"))?;
-        let giver = getppid();
-        let end_of_giver = giver.and_then(|giver| pidfd_open(giver, PidfdFlags::empty()).ok());
         // A kernel or a sandbox may refuse it. The other descriptor can always be read.
-        let end_of_giver = end_of_giver.unwrap_or_else(|| null.into());
-        Ok(Self { channel: channel.into(), giver, end_of_giver })
+        let end_of_giver = pidfd_open(giver, PidfdFlags::empty()).unwrap_or_else(|_| null.into());
+        Ok(Self { channel: channel.into(), end_of_giver })
     }
 }
 

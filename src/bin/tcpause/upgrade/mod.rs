@@ -1,21 +1,41 @@
 //! The upgrade: the program at its place is started anew and takes over from this process.
 
+mod guard;
 mod inheritance;
 mod program;
 
-use std::{convert::Infallible, env, fs, os::unix::net::UnixStream, process, thread};
+use std::{
+    convert::Infallible,
+    fs,
+    os::unix::net::UnixStream,
+    process,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
 
 use crossbeam_channel::{Receiver, select};
-use rustix::process::{Pid, Signal, getppid, kill_process};
-use tcpause::{Error, Given, Giver};
+use rustix::process::{
+    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
+};
+use tcpause::{Error, Farewell, Given, Giver, Predecessor, TakerProcess as _};
 
-pub(crate) use self::{inheritance::Inheritance, program::Program};
-use crate::systemd::{self, Manager};
+pub(crate) use self::{
+    guard::{GUARD, become_guard, guard, process_of},
+    inheritance::Inheritance,
+    program::Program,
+};
+use crate::{
+    EXIT_FAILURE,
+    signals::SignalsEnd,
+    systemd::{self, Manager},
+};
 
 /// First argument of a process that takes over. It stands before all others, as there may be a `--` among them.
 pub(crate) const TAKE_OVER: &str = "--take-over";
+/// First argument of a process that takes everything back from a child; behind it stands the number of that.
+pub(crate) const TAKE_BACK: &str = "--take-back";
 
-/// Supervisors that follow a process by its number: at its end they start it anew, or end themselves.
+/// Supervisors below another one that follow a process by its number: at its end they start it anew, or end themselves.
 const FOLLOWERS: [&str; 9] = [
     "catatonit",
     "docker-init",
@@ -32,24 +52,51 @@ const FOLLOWERS: [&str; 9] = [
 pub(crate) struct Upgrades<F> {
     pub(crate) program: Result<Program, String>,
     pub(crate) giver: Giver,
+    /// Process that everything was taken over from.
+    pub(crate) predecessor: Option<Predecessor>,
     pub(crate) manager: Manager,
+    pub(crate) signals_end: SignalsEnd,
     /// Waits until the log is written.
     pub(crate) flush_log: F,
 }
 
+/// New program that has been started and has not taken over, if there is one.
+#[derive(Clone, Default)]
+pub(crate) struct Started(Arc<Mutex<Option<Pid>>>);
+
+impl Started {
+    /// Kills it, as this process ends.
+    pub(crate) fn kill(&self) {
+        if let Some(pid) = *self.lock() {
+            kill_process(pid, Signal::KILL).ok();
+        }
+    }
+
+    /// Locks it. Its number may not become that of another process meanwhile.
+    fn lock(&self) -> MutexGuard<'_, Option<Pid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<F: Fn() + Send + 'static> Upgrades<F> {
-    /// Starts the thread that carries out one upgrade at a time: by `signals`, and by requests of the control API.
-    pub(crate) fn start(self, signals: Receiver<()>) -> Result<(), Error> {
+    /// Starts the thread that carries out one upgrade at a time: by `signals`, and by requests of the control API. Before, it
+    /// sees the predecessor off.
+    pub(crate) fn start(self, signals: Receiver<()>) -> Result<Started, Error> {
         // From here on, the control API does not refuse them.
         let requests = self.giver.requests();
+        let started = Started::default();
+        let heard = started.clone();
         thread::Builder::new()
             .name("upgrade".to_owned())
-            .spawn(move || self.run(&signals, &requests))
-            .map(drop)
+            .spawn(move || self.run(&signals, &requests, &heard))
+            .map(|_thread| started)
             .map_err(|error| Error::no_thread("upgrades the program", &error))
     }
 
-    fn run(&self, signals: &Receiver<()>, requests: &Receiver<()>) {
+    fn run(mut self, signals: &Receiver<()>, requests: &Receiver<()>, started: &Started) {
+        let predecessor = self.predecessor.take();
+        let is_guarded = predecessor.is_some_and(|predecessor| self.see_off(predecessor, signals));
+        let keeps_pid = is_guarded || keeps_pid(&self.manager);
         loop {
             let request = select! {
                 recv(signals) -> request => request,
@@ -57,7 +104,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             };
             // Nobody is left who could ask.
             let Ok(()) = request else { return };
-            let Err(why) = self.upgrade(signals);
+            let Err(why) = self.upgrade(keeps_pid, signals, started);
             log::error!(event = "not-upgraded", why = why.as_str(); "not upgraded: {why}");
             // A request that came meanwhile has this outcome, too.
             requests.try_recv().ok();
@@ -65,17 +112,48 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         }
     }
 
+    /// Waits for the end of the process that everything was taken over from, or hands everything back to it. Returns true if
+    /// that one only guards this process.
+    fn see_off(&self, predecessor: Predecessor, signals: &Receiver<()>) -> bool {
+        let parent = getppid();
+        if predecessor.takes_back() {
+            // Its supervisor takes its end for that of the service.
+            set_parent_process_death_signal(Some(Signal::TERM)).ok();
+        }
+        match (self.giver.see_off(predecessor), parent) {
+            (Farewell::Stays, _) => false,
+            (Farewell::GivenBack(given), Some(parent)) => self.leave(parent, given, signals),
+            (Farewell::GivenBack(_), None) => process::exit(EXIT_FAILURE.into()),
+            (Farewell::NotTakenBack(why), _) => {
+                let pid = getpid();
+                log::error!(
+                    event = "not-taken-back", why = why.as_str();
+                    "upgraded, but the number changes: process {pid} has taken over, pid {pid}, and the one before it, which was to take everything back, only passes signals on: {why}"
+                );
+                if getppid() != parent {
+                    log::error!("the process before has ended, so this one stops");
+                    kill_process(pid, Signal::TERM).ok();
+                }
+                true
+            }
+        }
+    }
+
     /// Hands everything over to a new process, and ends this one. Returns the reason if everything goes on here instead.
-    fn upgrade(&self, signals: &Receiver<()>) -> Result<Infallible, String> {
+    fn upgrade(
+        &self,
+        keeps_pid: bool,
+        signals: &Receiver<()>,
+        started: &Started,
+    ) -> Result<Infallible, String> {
         if self.giver.is_stopping() {
             return Err("tcpause is stopping".to_owned());
         }
-        Surroundings::look(&self.manager).check()?;
         let program = self.program.as_ref().map_err(Clone::clone)?;
         let (channel, theirs) =
             UnixStream::pair().map_err(|error| format!("cannot make a socket pair: {error}"))?;
-        let mut taker = program.start(theirs)?;
-        match self.giver.give(channel, &mut || taker.kill()) {
+        let mut taker = program.start(theirs, started)?;
+        match self.giver.give(channel, &mut taker, keeps_pid) {
             Ok(given) => self.leave(taker.pid(), given, signals),
             Err(why) => {
                 taker.kill();
@@ -84,19 +162,33 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         }
     }
 
-    /// Ends this process, from which everything has been taken over. No destructor runs, as that would close and reset what
-    /// the taker carries.
+    /// Ends this process, from which everything has been taken over, or runs the program anew in it. No destructor runs, as
+    /// that would close and reset what the taker carries.
     fn leave(&self, taker: Pid, given: Given, signals: &Receiver<()>) -> ! {
         // Whatever happens from here on, this process has nothing left that it could go on with.
         let _end = ExitAtDrop;
+        if let Some(channel) = given.channel {
+            self.signals_end.keep_signals();
+            self.pass_on(taker, signals, false);
+            (self.flush_log)();
+            let words = [TAKE_BACK, &taker.to_string()];
+            let error = Program::replace(self.program.as_ref(), words, Some(channel));
+            log::error!(
+                "cannot run the program anew, so pid {taker}, which has everything, stops: {error}"
+            );
+            (self.flush_log)();
+            process::exit(EXIT_FAILURE.into());
+        }
         let has_stopped = self.pass_on(taker, signals, false);
-        let Given { connections, stall } = given;
-        let seconds = (stall.as_secs_f64() * 1e6).round() / 1e6;
-        log::info!(
-            event = "handed-over", pid = taker.as_raw_pid(), connections = connections, stall_seconds = seconds;
-            "upgraded: pid {taker} has taken over, connections: {connections}, nothing moved for {:.1} ms",
-            seconds * 1e3
-        );
+        if !given.is_way_back {
+            let Given { connections, stall, .. } = given;
+            let seconds = (stall.as_secs_f64() * 1e6).round() / 1e6;
+            log::info!(
+                event = "handed-over", pid = taker.as_raw_pid(), connections = connections, stall_seconds = seconds;
+                "upgraded: pid {taker} has taken over, connections: {connections}, nothing moved for {:.1} ms",
+                seconds * 1e3
+            );
+        }
         self.manager.follow(taker);
         (self.flush_log)();
         self.pass_on(taker, signals, has_stopped);
@@ -126,91 +218,12 @@ impl Drop for ExitAtDrop {
     }
 }
 
-/// The process that has started this one, as far as it matters at its end.
-struct Surroundings {
-    pid: u32,
-    /// Name of the parent.
-    parent: String,
-    /// Set if systemd has started this process, or an ancestor of it.
-    is_unit: bool,
-    /// Set if systemd has started another process, which has started this one.
-    is_wrapped: bool,
-    /// Set if a service manager can be told which process it is to follow.
-    has_manager: bool,
-}
-
-impl Surroundings {
-    fn look(manager: &Manager) -> Self {
+/// Returns true if this process is to have everything in the end: nobody could be told to follow another one, or not by this
+/// process, and its end would end the service.
+fn keeps_pid(manager: &Manager) -> bool {
+    !manager.is_there() || systemd::is_wrapped() || process::id() == 1 || {
         let parent = getppid().map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")));
-        Self {
-            pid: process::id(),
-            parent: parent.and_then(Result::ok).unwrap_or_default().trim_end().to_owned(),
-            is_unit: env::var_os("INVOCATION_ID").is_some(),
-            is_wrapped: systemd::is_wrapped(),
-            has_manager: manager.is_there(),
-        }
-    }
-
-    /// Refuses an upgrade if the end of this process would end or restart the service.
-    fn check(&self) -> Result<(), String> {
-        let Self { pid, parent, is_unit, is_wrapped, has_manager } = self;
-        if *pid == 1 {
-            return Err(
-                "tcpause is process 1, and its container would end with it; start a new container, or run tcpause by systemd"
-                    .to_owned(),
-            );
-        }
-        if FOLLOWERS.contains(&parent.as_str()) {
-            return Err(format!(
-                "{parent} follows the process that it has started, and would take the upgrade for the end of tcpause; restart the service instead, or run tcpause by systemd"
-            ));
-        }
-        if *is_unit && *is_wrapped {
-            return Err(
-                "systemd follows another process, which has started this one, and would take its end for that of the service; let the unit start tcpause itself, or write exec before it in the script"
-                    .to_owned(),
-            );
-        }
-        if *is_unit && !has_manager {
-            return Err(
-                "systemd would restart the service, as it cannot be told of the new process; write Type=notify and NotifyAccess=main into the unit, as tcpause unit does, and restart the service once"
-                    .to_owned(),
-            );
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_upgrade_is_refused_where_the_end_of_the_process_ends_the_service() {
-        for (pid, parent, is_unit, is_wrapped, has_manager, refusal) in [
-            (2, "bash", false, false, false, None),
-            (2, "systemd", true, false, true, None),
-            (2, "systemd", false, false, true, None),
-            (2, "", false, false, false, None),
-            // Variables of systemd without a service are those of a shell's ancestor.
-            (2, "bash", false, true, false, None),
-            (1, "", false, false, false, Some("is process 1")),
-            (1, "", true, false, true, Some("is process 1")),
-            (2, "systemd", true, false, false, Some("Type=notify")),
-            (2, "sh", true, true, true, Some("write exec before")),
-            (2, "tini", false, false, true, Some("tini follows")),
-            (2, "runsv", false, false, false, Some("runsv follows")),
-            (2, "supervise-daemo", false, false, false, Some("supervise-daemo follows")),
-        ] {
-            let parent = parent.to_owned();
-            let result = Surroundings { pid, parent, is_unit, is_wrapped, has_manager }.check();
-            match (result, refusal) {
-                (Ok(()), None) => {}
-                (Err(told), Some(part)) => {
-                    assert!(told.contains(part) && told.contains("; "), "{told}");
-                }
-                (result, refusal) => panic!("{result:?}, {refusal:?}"),
-            }
-        }
+        let parent = parent.and_then(Result::ok).unwrap_or_default();
+        FOLLOWERS.contains(&parent.trim_end())
     }
 }

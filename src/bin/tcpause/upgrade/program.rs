@@ -2,26 +2,30 @@
 
 use std::{
     env,
-    ffi::{OsStr, OsString},
+    ffi::{CString, OsStr, OsString},
+    io,
     os::{
         fd::OwnedFd,
-        unix::{net::UnixStream, process::ExitStatusExt as _},
+        unix::{ffi::OsStrExt as _, net::UnixStream, process::ExitStatusExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     thread,
     time::Duration,
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use nix::unistd::execve;
 use rustix::{
     fs::{Access, access},
     io::retry_on_intr,
-    process::{Pid, WaitId, WaitIdOptions, waitid},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+    stdio::dup2_stdin,
 };
 use signal_hook::{consts::SIGKILL, low_level::signal_name};
+use tcpause::TakerProcess;
 
-use super::TAKE_OVER;
+use super::{GUARD, Started, TAKE_BACK, TAKE_OVER};
 use crate::{EXIT_REFUSED, client::look_up, systemd};
 
 /// Longest wait for the end of a killed process. One that the kernel keeps for longer runs no code of its own any more.
@@ -59,14 +63,20 @@ impl Program {
                 format!("this process was called {name:?}, and no such program can be run: {error}")
             })?
         };
-        let arguments = words.filter(|word| word != TAKE_OVER).collect();
+        let words: Vec<OsString> = words.collect();
+        let internal = match words.first() {
+            Some(word) if word == TAKE_OVER => 1,
+            Some(word) if word == TAKE_BACK || word == GUARD => 2,
+            _ => 0,
+        };
+        let arguments = words.into_iter().skip(internal).collect();
         // As components, the path is without a dot.
         let file = folder.join(found).components().collect();
         Ok(Self { file, arguments, folder })
     }
 
     /// Starts the program as it was called before, with `channel` as standard input.
-    pub(super) fn start(&self, channel: UnixStream) -> Result<Taker, String> {
+    pub(super) fn start(&self, channel: UnixStream, started: &Started) -> Result<Taker, String> {
         let (file, folder) = (self.file.display(), self.folder.display());
         // The error of the start itself would not tell which of the two is missing.
         access(self.folder.join("."), Access::EXEC_OK).map_err(|error| {
@@ -80,8 +90,58 @@ impl Program {
         let child = command.stdin(OwnedFd::from(channel)).spawn();
         let child =
             child.map_err(|error| format!("the new program {file} cannot be run: {error}"))?;
-        Taker::new(child, file.to_string())
+        Taker::new(child, file.to_string(), started)
     }
+}
+
+impl Program {
+    /// Runs the program in this process, as it was called before, with further arguments before the others and `channel` as
+    /// standard input. Where it cannot be run, or is not known, that of this process is run again. Nothing of this process is
+    /// left but its number, its parent and its children; signals wait if all threads block them. Returns the reason if that is
+    /// impossible.
+    pub(super) fn replace(
+        program: Result<&Self, &String>,
+        further: [&str; 2],
+        channel: Option<UnixStream>,
+    ) -> io::Error {
+        if let Some(channel) = channel
+            && let Err(error) = dup2_stdin(channel)
+        {
+            return error.into();
+        }
+        let (file, arguments): (&Path, &[_]) = match program {
+            // Where the folder is gone, this process is in it all the same.
+            Ok(Self { file, arguments, folder }) => {
+                env::set_current_dir(folder).ok();
+                (file, arguments)
+            }
+            Err(_) => (Path::new(OWN), &[]),
+        };
+        let words = [file.as_os_str()].into_iter().chain(further.map(OsStr::new));
+        let words: Vec<_> =
+            words.chain(arguments.iter().map(OsString::as_os_str)).map(c_string).collect();
+        let mut variables: Vec<_> = env::vars_os().collect();
+        variables.retain(|(name, _)| !systemd::of_sockets().any(|own| name == own));
+        let variables = variables.into_iter().map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            c_string(&name)
+        });
+        let variables: Vec<_> = variables.collect();
+        let run = |file: &Path| match execve(&c_string(file.as_os_str()), &words, &variables) {
+            Err(error) => io::Error::from(error),
+        };
+        log::debug!("{}: {}", file.display(), run(file));
+        run(Path::new(OWN))
+    }
+}
+
+/// Program of this process, also if its file has been replaced.
+const OWN: &str = "/proc/self/exe";
+
+/// Returns the text for the kernel. What the kernel has passed to this process has no zero in it.
+fn c_string(text: &OsStr) -> CString {
+    CString::new(text.as_bytes()).unwrap_or_default()
 }
 
 /// Process that is to take over, a child of this one.
@@ -91,33 +151,58 @@ pub(super) struct Taker {
     /// Channel that ends when the child does.
     end: Receiver<()>,
     status: Option<ExitStatus>,
+    started: Started,
 }
 
 impl Taker {
-    fn new(mut child: Child, file: String) -> Result<Self, String> {
-        let pid = Pid::from_child(&child);
-        let (running, end) = bounded::<()>(0);
-        let wait = move || {
-            // The number stays that of the child until `Child::wait`, so that no other process is killed.
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            retry_on_intr(|| waitid(WaitId::Pid(pid), options)).ok();
-            drop(running);
-        };
-        if let Err(error) = thread::Builder::new().name("taker".to_owned()).spawn(wait) {
-            drop(child.kill().and_then(|()| child.wait()));
-            return Err(format!(
-                "cannot start the thread that waits for the new program: {error}; raise the limit of processes (ulimit -u, TasksMax)"
-            ));
+    fn new(mut child: Child, file: String, started: &Started) -> Result<Self, String> {
+        match wait_for(&child, WaitIdOptions::EXITED) {
+            Ok(end) => {
+                *started.lock() = Some(Pid::from_child(&child));
+                Ok(Self { child, file, end, status: None, started: started.clone() })
+            }
+            Err(error) => {
+                drop(child.kill().and_then(|()| child.wait()));
+                Err(format!(
+                    "cannot start the thread that waits for the new program: {error}; raise the limit of processes (ulimit -u, TasksMax)"
+                ))
+            }
         }
-        Ok(Self { child, file, end, status: None })
     }
 
     pub(super) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
+}
 
-    /// Kills the process and waits for its end.
-    pub(super) fn kill(&mut self) {
+/// Returns a channel that ends once a change of the child's state has come.
+fn wait_for(child: &Child, change: WaitIdOptions) -> io::Result<Receiver<()>> {
+    let pid = Pid::from_child(child);
+    let (running, end) = bounded::<()>(0);
+    let wait = move || {
+        // The number stays that of the child until `Child::wait`, so that no other process is killed.
+        retry_on_intr(|| waitid(WaitId::Pid(pid), change | WaitIdOptions::NOWAIT)).ok();
+        drop(running);
+    };
+    thread::Builder::new().name("taker".to_owned()).spawn(wait)?;
+    Ok(end)
+}
+
+impl TakerProcess for Taker {
+    fn stop(&mut self) {
+        kill_process(self.pid(), Signal::STOP).ok();
+        match wait_for(&self.child, WaitIdOptions::EXITED | WaitIdOptions::STOPPED) {
+            // One that the kernel keeps for longer runs no code of its own any more.
+            Ok(stands) => drop(stands.recv_timeout(KILL_TIMEOUT)),
+            Err(_) => self.kill(),
+        }
+    }
+
+    fn resume(&mut self) {
+        kill_process(self.pid(), Signal::CONT).ok();
+    }
+
+    fn kill(&mut self) {
         if self.status.is_some() {
             return;
         }
@@ -130,9 +215,12 @@ impl Taker {
             );
             return;
         }
+        *self.started.lock() = None;
         self.status = self.child.wait().ok();
     }
+}
 
+impl Taker {
     /// Returns the sentence for a hand-over that has failed by `why`, with the path of the program if that is the cause.
     pub(super) fn explain(&self, why: &str) -> String {
         let file = &self.file;
@@ -171,7 +259,6 @@ mod tests {
         io::{Read, Write},
         net::Shutdown,
         os::unix::fs::{PermissionsExt as _, symlink},
-        path::Path,
         time::Instant,
     };
 
@@ -240,7 +327,7 @@ mod tests {
         let (program, _folder) = script(text);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
-        let taker = program.start(theirs).unwrap();
+        let taker = program.start(theirs, &Started::default()).unwrap();
         let mut told = String::new();
         ours.read_to_string(&mut told).unwrap();
         (taker, told)
@@ -251,7 +338,7 @@ mod tests {
         let (program, folder) = script(r#"printf '%s;' "$@" >&0; pwd -P >&0; exec cat <&0 >&0"#);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut taker = program.start(theirs).unwrap();
+        let mut taker = program.start(theirs, &Started::default()).unwrap();
         ours.write_all(b"heard").unwrap();
         ours.shutdown(Shutdown::Write).unwrap();
         let mut told = String::new();
@@ -290,7 +377,7 @@ mod tests {
         fs::write(place("text"), "").unwrap();
         let error = |program: Program| {
             let (_ours, theirs) = UnixStream::pair().unwrap();
-            program.start(theirs).err().unwrap()
+            program.start(theirs, &Started::default()).err().unwrap()
         };
         for name in ["nosuch", "text", "."] {
             let told = error(Program { file: place(name), ..program.clone() });
