@@ -80,9 +80,11 @@ impl UpgradeRequests {
         Some(attempts.last)
     }
 
-    /// Ends the pending attempt: this process goes on, for this reason.
-    pub(crate) fn fail(&self, why: &str) {
+    /// Ends the pending attempt: this process goes on, for this reason. A request that the program has not taken out of
+    /// `unheard` has this outcome, too. Under the lock, as it must not begin another attempt, and a later one has to.
+    pub(crate) fn fail(&self, why: &str, unheard: &Receiver<()>) {
         let mut attempts = self.lock();
+        unheard.try_recv().ok();
         attempts.is_pending = false;
         attempts.failure = Some((attempts.last, why.to_owned()));
         drop(attempts);
@@ -135,7 +137,6 @@ mod tests {
         assert_eq!(requests.ask(), None);
         requests.expect_program();
         assert_eq!(requests.ask(), Some(1));
-        requests.fail("not yet");
         assert_eq!(requests.receiver().try_recv(), Ok(()));
         let requests = UpgradeRequests::default();
         let program = requests.receiver();
@@ -144,11 +145,11 @@ mod tests {
         // It is under way now, and still the same one.
         assert_eq!((requests.ask(), program.try_recv().is_err()), (Some(1), true));
         assert_eq!(requests.outcome(1), None);
-        requests.fail("first");
+        requests.fail("first", &program);
         assert_eq!(requests.outcome(1), Some(Err("first".to_owned())));
         assert_eq!((requests.ask(), program.try_recv()), (Some(2), Ok(())));
         assert_eq!(requests.outcome(2), None);
-        requests.fail("second");
+        requests.fail("second", &program);
         for attempt in [1, 2] {
             assert_eq!(requests.outcome(attempt), Some(Err("second".to_owned())));
         }
@@ -156,10 +157,23 @@ mod tests {
         assert_eq!(requests.ask(), None);
     }
 
+    /// The attempt was not asked for by them, but by a signal.
+    #[test]
+    fn requests_during_an_attempt_have_its_outcome_and_ask_for_no_other() {
+        let requests = UpgradeRequests::default();
+        let program = requests.receiver();
+        assert_eq!(requests.ask(), Some(1));
+        requests.fail("by a signal", &program);
+        assert_eq!(requests.outcome(1), Some(Err("by a signal".to_owned())));
+        assert!(program.is_empty(), "nobody would wait for a further attempt");
+        assert_eq!((requests.ask(), program.len()), (Some(2), 1));
+        assert_eq!(requests.outcome(2), None);
+    }
+
     #[test]
     fn an_inherited_request_awaits_success_alone() {
         let requests = UpgradeRequests::default();
-        requests.fail("an attempt of this process");
+        requests.fail("an attempt of this process", &requests.receiver());
         assert_eq!(requests.outcome(INHERITED), None);
         let upgraded =
             Upgraded { version: "1".to_owned(), pid: 2, connections: 3, stall_seconds: 0.004 };

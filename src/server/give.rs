@@ -111,10 +111,11 @@ impl Giver {
         self.shared.upgrade_requests.receiver()
     }
 
-    /// Tells callers and the status that no upgrade has come about, for the reason `why`.
-    pub fn failed(&self, why: &str) {
+    /// Tells callers and the status that no upgrade has come about, for the reason `why`. The callers whose request is still in
+    /// `requests` are told, too.
+    pub fn failed(&self, why: &str, requests: &Receiver<()>) {
         self.shared.upgrades.failed(why);
-        self.shared.upgrade_requests.fail(why);
+        self.shared.upgrade_requests.fail(why, requests);
     }
 
     /// Hands everything over to `taker`, which is at the other end of `channel`. On failure it kills that process, and

@@ -31,7 +31,7 @@ fn all_callers_of_one_upgrade_are_told_its_failure() {
         // Answered behind them, so that they wait by now; and nothing needs the executor or a further request.
         api.assert_answers("requests for an upgrade");
         assert!(program.is_empty(), "it is asked for once");
-        api.handle.upgrade_requests().fail(why);
+        api.handle.upgrade_requests().fail(why, &program);
         for caller in std::iter::once(&mut first).chain(&mut others) {
             let text = answer(caller);
             assert_eq!((status(&text), &body(&text)["error"]), (409, &why.into()), "{text}");

@@ -106,9 +106,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             let Ok(()) = request else { return };
             let Err(why) = self.upgrade(keeps_pid, signals, started);
             log::error!(event = "not-upgraded", why = why.as_str(); "not upgraded: {why}");
-            // A request that came meanwhile has this outcome, too.
-            requests.try_recv().ok();
-            self.giver.failed(&why);
+            self.giver.failed(&why, requests);
         }
     }
 
