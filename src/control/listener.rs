@@ -246,6 +246,7 @@ impl ControlListener {
             self.stand_still();
         }
         self.context.notifier.turns.leave(0);
+        self.context.handle.freeze().leave(self.context.handle.front_index());
     }
 
     /// Waits, marks, drives and accepts. Marking closes nothing, so that no slot is reused while events still name it. Accepting

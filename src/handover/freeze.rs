@@ -46,6 +46,7 @@ enum Progress {
     Described,
     /// It cannot be described, or not be rebuilt.
     Failed(String),
+    Ended,
 }
 
 impl Freeze {
@@ -111,6 +112,11 @@ impl Freeze {
         self.note(&mut self.lock(), index, Progress::Failed(why));
     }
 
+    /// Records that the thread `index` has ended, as threads do after a stop. No standstill waits for it.
+    pub(crate) fn leave(&self, index: usize) {
+        self.note(&mut self.lock(), index, Progress::Ended);
+    }
+
     /// Asks the control API's front to stand still. The caller has to wake it.
     pub(crate) fn ask_front(&self) {
         self.level.store(FRONT, Ordering::Release);
@@ -130,8 +136,9 @@ impl Freeze {
     pub(crate) fn describe(&self, outbox: Arc<Outbox>, deadline: Instant) -> Result<(), String> {
         self.lock().outbox = Some(outbox);
         self.changed.notify_all();
-        let is_done =
-            |progress: &Progress| matches!(progress, Progress::Described | Progress::Failed(_));
+        let is_done = |progress: &Progress| {
+            matches!(progress, Progress::Described | Progress::Failed(_) | Progress::Ended)
+        };
         let state = self.await_all(deadline, is_done).ok_or("it takes too long")?;
         Self::result(&state)
     }
@@ -148,7 +155,8 @@ impl Freeze {
         let mut state = self.lock();
         state.outbox = None;
         state.over += 1;
-        state.threads.fill(Progress::Running);
+        let remaining = state.threads.iter_mut().filter(|progress| **progress != Progress::Ended);
+        remaining.for_each(|progress| *progress = Progress::Running);
         self.level.store(NOBODY, Ordering::Release);
         drop(state);
         self.changed.notify_all();
@@ -157,6 +165,7 @@ impl Freeze {
     fn result(state: &State) -> Result<(), String> {
         let failure = state.threads.iter().find_map(|progress| match progress {
             Progress::Failed(why) => Some(why.clone()),
+            Progress::Ended => Some("it is stopping".to_owned()),
             Progress::Running | Progress::Standing | Progress::Described => None,
         });
         failure.map_or(Ok(()), Err)

@@ -254,6 +254,8 @@ impl Giver {
         if !shared.freeze.await_standing(began + WORKERS_TIMEOUT) {
             return Err("a worker's turn takes long; try again".into());
         }
+        // Workers that a stop has ended do not stand still.
+        self.check_running()?;
         let deadline = began + READY_TIMEOUT;
         let outbox = Arc::new(Outbox { begin: sys::now(), channel: Arc::clone(channel) });
         lock(channel).set_deadline(deadline);

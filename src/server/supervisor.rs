@@ -25,6 +25,7 @@ pub(super) fn start_worker(mut resources: WorkerResources) -> Result<JoinHandle<
             match catch_unwind(AssertUnwindSafe(|| resources.work())) {
                 Ok(Ok(end)) => {
                     resources.shared.pauses.barrier.leave(resources.index);
+                    resources.shared.freeze.leave(resources.index);
                     return end;
                 }
                 Ok(Err(error)) => {

@@ -7,6 +7,8 @@ use std::{
     io::{self, ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     num::NonZeroUsize,
+    os::unix::net::UnixStream,
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +19,11 @@ use super::{
     listen::{Listeners, Listening},
     *,
 };
-use crate::{handle::Status, stats::cause::CloseCause};
+use crate::{
+    handle::Status,
+    handover::channel::{Channel, Outbox},
+    stats::cause::CloseCause,
+};
 
 /// Time that is long enough for any machine; only a defect makes a test wait for it.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -249,6 +255,33 @@ fn the_heart_beats_only_while_every_worker_ends_its_turns() {
     server.stop();
     assert_eq!(server.join(), Outcome::Drained);
     assert!(heartbeat.wait(DEADLINE), "ended threads do not hang");
+}
+
+#[test]
+fn a_standstill_does_not_wait_for_threads_that_a_stop_has_ended() {
+    let (mut server, _addresses) = start(&[[127, 0, 0, 1]], 2, None);
+    let shared = Arc::clone(&server.shared);
+    let assert_stands = |control: Option<&Control>| {
+        shared.freeze.ask_all();
+        if let Some(control) = control {
+            control.notifier().notify();
+        }
+        let stands = shared.freeze.await_standing(Instant::now() + DEADLINE);
+        shared.freeze.thaw();
+        assert!(stands);
+    };
+    server.stop();
+    for worker in server.workers.drain(..) {
+        assert_eq!(worker.join().unwrap(), End::Drained);
+    }
+    assert_stands(server.control.as_ref());
+    drop(server.control.take());
+    assert_stands(None);
+    shared.freeze.ask_all();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let outbox = Outbox { begin: Instant::now(), channel: Mutex::new(Channel::new(ours)) };
+    let described = shared.freeze.describe(Arc::new(outbox), Instant::now() + DEADLINE);
+    assert_eq!(described, Err("it is stopping".to_owned()));
 }
 
 #[test]
