@@ -129,7 +129,7 @@ fn totals_pauses_and_files_go_on_with_another_number_of_threads() {
 }
 
 #[test]
-fn a_lease_that_ends_meanwhile_ends_in_the_taker() {
+fn a_lease_that_ends_meanwhile_ends_in_the_taker_alone() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(Address::tcp("127.0.0.1", 0), 1, folder.path());
     let server = Server::start(config.clone()).unwrap();
@@ -142,13 +142,19 @@ fn a_lease_that_ends_meanwhile_ends_in_the_taker() {
         quiet: None,
     };
     server.shared.pauses.put(terms, Lifetime::Committed, 1).unwrap();
-    let (sender, resumed) = bounded(1);
+    let watch = |server: &Server| {
+        let (sender, changed) = bounded(1);
+        server.handle().watch(move || {
+            sender.try_send(()).ok();
+        });
+        changed
+    };
+    let in_giver = watch(&server);
     let server = hand_over(server, config);
-    server.handle().watch(move || {
-        sender.try_send(()).ok();
-    });
+    let resumed = watch(&server);
     if server.handle().is_paused() {
         resumed.recv_timeout(DEADLINE).unwrap();
     }
     assert!(!server.handle().is_paused());
+    assert!(in_giver.recv_timeout(AFTERMATH).is_err());
 }
