@@ -208,19 +208,19 @@ impl Server {
             let refusal = Message::Refuse { why: error.to_string() };
             channel.send(&refusal, Outgoing::new(sys::now())).ok();
         }
-        let (server, giver, stall) = result?;
+        let (server, giver, (stall, connections)) = result?;
         let GiverHello { pid, takes_back, .. } = giver;
-        let connections = server.shared.clients();
         Ok((server, Predecessor { channel, pid, takes_back, stall, connections }))
     }
 }
 
-/// Does all of it. Returns the server, the process that has handed it over, and the time for which nothing has moved.
+/// Does all of it. Returns the server, the process that has handed it over, the time for which nothing has moved, and the
+/// number of clients.
 fn receive_all(
     channel: &mut Channel,
     config: Config,
     goes_on: &AtomicBool,
-) -> Result<(Server, GiverHello, Duration), Error> {
+) -> Result<(Server, GiverHello, (Duration, u64)), Error> {
     channel.set_deadline(Instant::now() + HELLO_TIMEOUT);
     let mut plan = Plan::new(config)?;
     plan.look_up_upstream();
@@ -252,8 +252,8 @@ fn receive_all(
         return Err(error);
     }
     panic::set_hook(Box::new(move |info| hook(info)));
-    let stall = server.go_on(&later);
-    Ok((server, giver, stall))
+    let moved = server.go_on(&later);
+    Ok((server, giver, moved))
 }
 
 /// Hook for panics, which several places may call.
@@ -392,13 +392,16 @@ fn receive_description(channel: &mut Channel, begin: &Begin) -> Result<Rebuildin
 }
 
 impl Server {
-    /// Lets all threads go on. What may fail comes behind that, and is logged. Returns the time for which nothing has moved.
-    fn go_on(&self, later: &Later) -> Duration {
+    /// Lets all threads go on. What may fail comes behind that, and is logged. Returns the time for which nothing has moved, and the
+    /// number of clients.
+    fn go_on(&self, later: &Later) -> (Duration, u64) {
         let shared = &self.shared;
         shared.pauses.go_on();
+        // As the giver has counted them, before any ends or joins.
+        let connections = shared.clients();
         shared.freeze.thaw();
         shared.workers.wake_all();
-        let (stall, connections) = (later.stall.elapsed(), shared.clients());
+        let stall = later.stall.elapsed();
         if !later.is_halfway {
             record_upgrade(shared, stall, connections);
             log::info!(
@@ -413,7 +416,7 @@ impl Server {
         if self.written.proxy.is_some() {
             self.listen_on_all_workers();
         }
-        stall
+        (stall, connections)
     }
 
     /// Makes listeners for workers that have none, as a TCP port may have one for each.
