@@ -145,9 +145,13 @@ impl Plan {
         let is_taker = rebuilding.is_some();
         let limits = Limits::new(self.files, self.threads, listeners.count(), &self.config.proxy);
         limits.warn(self.files, &self.config.proxy);
-        let listened_at = [&self.config.control.addr].into_iter().chain(&self.config.monitor.addr);
-        let hosts = HostPolicy::new(listened_at, &self.config.control.hosts);
         let written = self.written.clone();
+        // Where sockets were passed, the settings have no effect, and the sockets' own hosts are IP addresses.
+        let listened_at = [
+            written.control.is_some().then_some(&self.config.control.addr),
+            self.config.monitor.addr.as_ref().filter(|_addr| written.monitor.is_some()),
+        ];
+        let hosts = HostPolicy::new(listened_at.into_iter().flatten(), &self.config.control.hosts);
         let (shared, ends) = self.share(&mut listeners, limits, rebuilding.as_ref())?;
         let Listeners { proxy, control, monitor } = listeners;
         let mut server = Server {

@@ -297,7 +297,7 @@ fn await_word(channel: &mut Channel, goes_on: &AtomicBool) -> Result<(), Error> 
 
 impl Plan {
     /// Starts every thread with what was received. They stand still.
-    fn rebuild(self, mut rebuilding: Rebuilding) -> Result<Server, Error> {
+    fn rebuild(mut self, mut rebuilding: Rebuilding) -> Result<Server, Error> {
         let misfit = |misfit: Misfit| Error::System(misfit.to_string());
         let proxy = rebuilding.take_listeners(self.threads).map_err(misfit)?;
         let (control, monitor) = rebuilding.take_control_listeners().map_err(misfit)?;
@@ -314,7 +314,10 @@ impl Plan {
                 Some(named(monitor, &self.written.monitor, address))
             }
             (Some(monitor), None) if self.keeps_monitor => Some(monitor),
-            _ => self.listen_for_monitor()?,
+            _ => {
+                self.written.monitor = monitor_config.addr.as_ref().map(ToString::to_string);
+                self.listen_for_monitor()?
+            }
         };
         self.assemble(Listeners { proxy, control, monitor }, Some(rebuilding))
     }
@@ -323,6 +326,9 @@ impl Plan {
     fn match_addresses(&mut self, giver: &GiverHello) -> Result<(), Error> {
         let own = &mut self.written;
         self.keeps_monitor = giver.monitor_addr.is_none() || giver.monitor_addr == own.monitor;
+        if giver.monitor_addr.is_none() {
+            own.monitor = None;
+        }
         for (name, theirs, own) in [
             ("proxy.addr", &giver.proxy_addr, &mut own.proxy),
             ("control.addr", &giver.control_addr, &mut own.control),

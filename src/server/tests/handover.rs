@@ -158,3 +158,44 @@ fn a_lease_that_ends_meanwhile_ends_in_the_taker_alone() {
     assert!(!server.handle().is_paused());
     assert!(in_giver.recv_timeout(AFTERMATH).is_err());
 }
+
+/// Returns the status of the answer to a caller that names this host.
+fn status_for(host: &str, control: SocketAddr) -> String {
+    let mut caller = TcpStream::connect(control).unwrap();
+    caller.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(caller, "GET /status HTTP/1.0\r\nHost: {host}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    caller.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn sockets_that_were_passed_keep_their_addresses_in_place_of_those_of_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(Address::tcp("127.0.0.1", 0), 1, folder.path());
+    config.control.addr = Address::tcp("control.example", 1);
+    config.monitor.addr = Some(Address::tcp("monitor.example", 1));
+    let control = TcpListener::bind("127.0.0.1:0").unwrap();
+    let path = folder.path().join("passed.sock");
+    let mut sockets = Sockets::default();
+    sockets.add("control", control.try_clone().unwrap().into()).unwrap();
+    sockets.add("monitor", UnixListener::bind(&path).unwrap().into()).unwrap();
+    let mut server = Server::start_on(sockets, config.clone()).unwrap();
+    let control = control.local_addr().unwrap();
+    let monitors = [Address::tcp("another.example", 1), Address::Unix(folder.path().join("new"))];
+    for next in monitors.map(Some).into_iter().chain([None]) {
+        for (host, status) in [
+            ("control.example", "403"),
+            ("monitor.example", "403"),
+            ("another.example", "403"),
+            ("localhost", "200"),
+        ] {
+            assert_eq!(status_for(host, control), status, "{host}");
+        }
+        assert_eq!(server.control_addr().to_string(), format!("tcp://{control}"));
+        assert_eq!(server.monitor_addr(), Some(&Address::Unix(path.clone())));
+        config.monitor.addr = next;
+        server = hand_over(server, config.clone());
+    }
+    assert_eq!(server.monitor_addr(), Some(&Address::Unix(path)));
+}
