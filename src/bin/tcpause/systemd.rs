@@ -276,12 +276,15 @@ struct Reporter {
 
 impl Reporter {
     fn run(mut self) {
+        let mut beat_at = self.interval.map(|interval| Instant::now() + interval);
         if let Some(giver) = self.end_of_giver.take() {
             // A giver that does not end has told the manager all the same.
-            await_event(&giver, PollFlags::IN, GIVER_TIMEOUT).ok();
+            let timeout = GIVER_TIMEOUT.min(self.interval.unwrap_or(GIVER_TIMEOUT));
+            await_event(&giver, PollFlags::IN, timeout).ok();
             self.notifications.tell("READY=1");
+            // The watchdog was last fed by the giver, before it waited for the manager and for its log.
+            beat_at = self.interval.map(|_interval| Instant::now());
         }
-        let mut beat_at = self.interval.map(|interval| Instant::now() + interval);
         loop {
             if let Some(interval) = self.interval
                 && beat_at.is_some_and(|at| at <= Instant::now())
@@ -381,6 +384,44 @@ mod tests {
         drop(descriptors);
         following.join().unwrap();
         assert!(closed.elapsed() < HEARD_TIMEOUT, "the wait ends with the descriptor");
+    }
+
+    #[test]
+    fn a_process_that_has_taken_over_feeds_the_watchdog_before_its_first_interval_is_over() {
+        const HOUR: Duration = Duration::from_secs(3600);
+
+        let (socket, manager, folder) = manager();
+        let mut config = tcpause::Config::default();
+        for (key, name) in [("proxy.addr", "proxy"), ("control.addr", "control")] {
+            let path = folder.path().join(name);
+            config.set(key, &format!("unix://{}", path.display())).unwrap();
+        }
+        let server = Server::start(config).unwrap();
+        let (of_ended, ended) = io::pipe().unwrap();
+        drop(ended);
+        let (of_present, _present) = io::pipe().unwrap();
+        for (interval, end_of_giver) in [(HOUR, of_ended), (Duration::from_millis(100), of_present)]
+        {
+            let reporter = Reporter {
+                notifications: Arc::clone(manager.0.as_ref().unwrap()),
+                handle: server.handle(),
+                heartbeat: server.heartbeat(),
+                interval: Some(interval),
+                end_of_giver: Some(end_of_giver.into()),
+                told: (String::new(), None),
+            };
+            let begun = Instant::now();
+            // The thread runs until the tests end.
+            thread::Builder::new().spawn(move || reporter.run()).unwrap();
+            for expected in ["READY=1", "WATCHDOG=1"] {
+                let mut told = receive(&socket).0;
+                while told.starts_with("STATUS=") {
+                    told = receive(&socket).0;
+                }
+                assert_eq!(told, expected);
+            }
+            assert!(begun.elapsed() < GIVER_TIMEOUT);
+        }
     }
 
     #[test]
