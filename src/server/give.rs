@@ -119,27 +119,30 @@ impl Giver {
         self.shared.upgrade_requests.fail(why, requests);
     }
 
-    /// Hands everything over to `taker`, which is at the other end of `channel`. On failure it kills that process, and
-    /// everything goes on. If this process `takes_back` everything, the outcome has the channel for that.
+    /// Hands everything over to `taker`, which is at the other end of `channel`. It calls `halt` right before the workers
+    /// stand still. On failure it kills that process, and everything goes on. If this process `takes_back` everything, the
+    /// outcome has the channel for that.
     pub fn give(
         &self,
         channel: UnixStream,
         taker: &mut dyn TakerProcess,
+        halt: &dyn Fn(),
         takes_back: bool,
     ) -> Result<Given, String> {
-        let terms = Terms { takes_back, earlier_stall: None };
+        let terms = Terms { takes_back, earlier_stall: None, halt };
         self.give_by(terms, Channel::new(channel), Some(taker))
     }
 
     /// Hands everything back to a predecessor, which is not to be killed, as its end would be that of the service.
     pub(super) fn give_back(&self, predecessor: Predecessor) -> Result<Given, String> {
-        let terms = Terms { takes_back: false, earlier_stall: Some(predecessor.stall) };
+        let terms =
+            Terms { takes_back: false, earlier_stall: Some(predecessor.stall), halt: &|| {} };
         self.give_by(terms, predecessor.channel, None)
     }
 
     fn give_by(
         &self,
-        terms: Terms,
+        terms: Terms<'_>,
         channel: Channel,
         mut taker: Power<'_>,
     ) -> Result<Given, String> {
@@ -174,7 +177,7 @@ impl Giver {
     /// Goes all the way. On failure everything stands still that has been asked to.
     fn hand_over(
         &self,
-        terms: Terms,
+        terms: Terms<'_>,
         shared_channel: &Arc<Mutex<Channel>>,
         taker: &mut Power<'_>,
     ) -> Result<Given, Failure> {
@@ -198,7 +201,7 @@ impl Giver {
     }
 
     /// Agrees with the taker on what will be said. Nothing stands still yet.
-    fn prepare(&self, terms: Terms, channel: &mut Channel) -> Result<(), Failure> {
+    fn prepare(&self, terms: Terms<'_>, channel: &mut Channel) -> Result<(), Failure> {
         let deadline = Instant::now() + WARM_TIMEOUT;
         channel.set_deadline(deadline);
         let formats = match receive(channel, deadline)? {
@@ -235,7 +238,7 @@ impl Giver {
     /// Stops everything, describes it, and gives the word. On failure everything still stands still.
     fn freeze_and_give(
         &self,
-        terms: Terms,
+        terms: Terms<'_>,
         channel: &Arc<Mutex<Channel>>,
         taker: &mut Power<'_>,
     ) -> Result<Given, Failure> {
@@ -246,6 +249,7 @@ impl Giver {
         if !shared.freeze.await_standing(Instant::now() + FRONT_TIMEOUT) {
             return Err("the control API has a request that takes long; try again".into());
         }
+        (terms.halt)();
         // From here on nothing changes the pauses: expiries and calls of the library wait for this lock.
         let pauses = shared.pauses.freeze();
         self.check_running()?;
@@ -317,12 +321,14 @@ impl Giver {
 }
 
 /// Agreement on a hand-over.
-#[derive(Debug, Clone, Copy)]
-struct Terms {
+#[derive(Clone, Copy)]
+struct Terms<'a> {
     /// Set if this process takes everything back.
     takes_back: bool,
     /// Standstill of the hand-over before, of which this one is the way back.
     earlier_stall: Option<Duration>,
+    /// Called right before the workers stand still.
+    halt: &'a dyn Fn(),
 }
 
 /// Gives the word to go on, behind which only the taker knows whether it has.

@@ -161,14 +161,21 @@ impl Manager {
             .map_err(|error| Error::no_thread("tells systemd the state", &error))
     }
 
+    /// Feeds the watchdog, if there is one, ahead of a time in which the threads do not go on.
+    pub(crate) fn feed(&self) {
+        if let Some(notifications) = &self.0
+            && watchdog_interval().is_some()
+        {
+            notifications.tell("WATCHDOG=1");
+        }
+    }
+
     /// Tells that another process is the main one from here on, and waits until the manager has heard it: the end of this
     /// process would be that of the service before.
     pub(crate) fn follow(&self, pid: Pid) {
         let Some(notifications) = &self.0 else { return };
-        if watchdog_interval().is_some() {
-            // The other process has the whole time from here on.
-            notifications.tell("WATCHDOG=1");
-        }
+        // The other process has the whole time from here on.
+        self.feed();
         notifications.tell(&format!("MAINPID={pid}"));
         if let Err(error) = notifications.await_heard() {
             log::warn!("systemd may not have heard that it is to follow pid {pid}: {error}");

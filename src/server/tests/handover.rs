@@ -49,7 +49,7 @@ fn hand_over(before: Server, config: Config) -> Server {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let after = thread::Builder::new()
         .spawn(move || Server::take_over(theirs, config, &AtomicBool::new(false)));
-    let outcome = before.giver().give(ours, &mut Immortal, false);
+    let outcome = before.giver().give(ours, &mut Immortal, &|| {}, false);
     let after = after.unwrap().join().unwrap();
     Box::leak(Box::new(before));
     assert!(outcome.is_ok(), "{outcome:?}, {after:?}");

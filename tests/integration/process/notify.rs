@@ -249,3 +249,24 @@ fn the_manager_is_told_of_a_new_process_which_then_tells_it_all() {
     drop(client);
     proxy.wait_for_log("stopped: every connection had ended, exit code 0");
 }
+
+/// The faults are those of debug builds.
+#[cfg(debug_assertions)]
+#[test]
+fn the_watchdog_is_fed_right_before_a_standstill() {
+    const HOUR_MICROS: &str = "3600000000";
+
+    let upstream = Upstream::tcp(echo);
+    for (fault, stands_still) in [("taker:warm:exit", false), ("taker:ready:exit", true)] {
+        let manager = Manager::new(Family::Unix);
+        let envs = [("WATCHDOG_USEC", HOUR_MICROS), ("TCPAUSE_HANDOVER_AT", fault)];
+        let proxy = launch(&manager, &upstream, &envs);
+        manager.wait_for_running();
+        proxy.signal(hangup());
+        proxy.wait_for_log("not upgraded: ");
+        if stands_still {
+            assert_eq!(manager.next(), "WATCHDOG=1");
+        }
+        manager.assert_silent();
+    }
+}

@@ -151,7 +151,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         let (channel, theirs) =
             UnixStream::pair().map_err(|error| format!("cannot make a socket pair: {error}"))?;
         let mut taker = program.start(theirs, started)?;
-        match self.giver.give(channel, &mut taker, keeps_pid) {
+        match self.giver.give(channel, &mut taker, &|| self.manager.feed(), keeps_pid) {
             Ok(given) => self.leave(taker.pid(), given, signals),
             Err(why) => {
                 taker.kill();
