@@ -7,7 +7,7 @@ use crate::{
     drive::{Course, with_course},
     kernel::{Kernel, LinkId, SYN_INTERVAL},
     link::{Link, Side},
-    patience::Rules,
+    patience::{Rules, Story},
 };
 
 /// Clients that may be under way at first.
@@ -53,6 +53,8 @@ pub(crate) struct Way {
     /// True if its dial is, and is known to be.
     is_over: bool,
     is_through: bool,
+    /// The most clients that were under way when it may have got through.
+    used: Option<usize>,
 }
 
 impl Course {
@@ -72,6 +74,7 @@ impl Course {
             let is_sure = self.rules.is_simple() && !kernel.was_paused;
             assert!(!timed_out || !is_sure || is_away, "a dial had its time, and all go on");
             kernel.look_at_losses(window);
+            kernel.note_use();
             if sleeps && !kernel.is_cut_short {
                 kernel.look_at_those_through(window);
             }
@@ -207,6 +210,18 @@ impl Kernel {
         }
     }
 
+    /// Notes how wide the window was used before those get through that may do so in this turn. Dials that follow do not
+    /// count for them.
+    fn note_use(&mut self) {
+        for id in 0..self.links.len() {
+            let link = &self.links[id];
+            let client = link.partner.filter(|_| link.is_carried()).map(|id| &self.links[id]);
+            if client.is_some_and(|client| !self.is_unheard(link, client, false)) {
+                self.links[id].story.way.used.get_or_insert(self.crowd.used);
+            }
+        }
+    }
+
     /// Whoever has got through has widened the window.
     fn look_at_those_through(&mut self, window: usize) {
         if self.turn_began >= self.crowd.told + IDLE_MIN {
@@ -228,8 +243,10 @@ impl Kernel {
                 let crowd = &mut self.crowd;
                 crowd.told = self.turn_began;
                 // One that the process before has dialled widens only a window that is in use.
-                let is_own = self.links[id].story.dialled >= self.processes.began;
-                if is_own && crowd.window_min < self.rules.max_connecting.min(2 * crowd.used) {
+                let Story { dialled, way, .. } = &self.links[id].story;
+                let is_own = *dialled >= self.processes.began;
+                let used = crowd.used.min(way.used.unwrap_or(crowd.used));
+                if is_own && crowd.window_min < self.rules.max_connecting.min(2 * used) {
                     crowd.window_min += 1;
                 }
             }
