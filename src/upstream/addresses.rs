@@ -165,7 +165,7 @@ impl Addresses {
     pub(crate) fn reached(&self, route: &Route, now: Instant) -> bool {
         let has_moved = self.move_start(route, route.at, now);
         // The flag is written only on a change, as all workers read it.
-        if (has_moved || self.is_at_origin(route)) && !self.is_start_good.load(Relaxed) {
+        if (has_moved || self.is_at_start(route)) && !self.is_start_good.load(Relaxed) {
             self.is_start_good.store(true, Relaxed);
         }
         has_moved
@@ -174,7 +174,7 @@ impl Addresses {
     /// Records that an attempt has run out of time. The next one begins at the address that was under way, or behind it
     /// if that address had all of the time.
     pub(crate) fn ran_out(&self, route: &Route, now: Instant) {
-        let had_all = self.is_at_origin(route);
+        let had_all = self.is_at_start(route);
         let next = (route.at + usize::from(had_all)).checked_rem(self.list.len());
         if !route.explores && !self.take_good_start(route) {
             self.move_start(route, next.unwrap_or_default(), now);
@@ -183,11 +183,14 @@ impl Addresses {
 
     /// Clears the mark of a good start if the route has failed there. Returns true if it was set.
     fn take_good_start(&self, route: &Route) -> bool {
-        self.is_at_origin(route) && self.is_start_good.swap(false, Relaxed)
+        self.is_at_start(route) && self.is_start_good.swap(false, Relaxed)
     }
 
-    fn is_at_origin(&self, route: &Route) -> bool {
-        route.number == self.number && route.at == route.origin
+    /// Returns true if the present address of a route is the one at which it began, and attempts still begin there. The mark
+    /// of a good start says nothing about an earlier start.
+    fn is_at_start(&self, route: &Route) -> bool {
+        let is_at_origin = route.number == self.number && route.at == route.origin;
+        is_at_origin && self.start.load(Relaxed) == route.origin
     }
 
     fn move_start(&self, route: &Route, to: usize, now: Instant) -> bool {
@@ -299,6 +302,21 @@ mod tests {
         assert_eq!(start(), 0, "it may have been a SYN that was lost");
         addresses.ran_out(&go(&addresses, 0), now);
         assert_eq!(start(), 1, "it was not");
+    }
+
+    #[test]
+    fn one_that_fails_where_none_begins_any_more_says_nothing_about_the_start() {
+        let addresses = addresses(3);
+        let now = addresses.begin;
+        let (mut early, late) = (go(&addresses, 0), go(&addresses, 0));
+        assert!(addresses.reached(&go(&addresses, 2), now));
+        assert!(addresses.advance(&mut early, true));
+        let start = || addresses.route(None).at;
+        addresses.ran_out(&go(&addresses, 0), now);
+        assert_eq!(start(), 2, "it may have been a SYN that was lost");
+        addresses.reached(&late, now);
+        addresses.ran_out(&go(&addresses, 0), now);
+        assert_eq!(start(), 0, "it was not");
     }
 
     #[test]
