@@ -15,6 +15,8 @@ const EXPLORE_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Probe {
     client: LinkId,
+    /// The beginning of its attempt.
+    attempt: Duration,
     site: usize,
 }
 
@@ -52,11 +54,20 @@ impl Kernel {
         if !is_away || probes {
             let last = self.probe.take();
             let last = last.filter(|last| is_away && self.links[last.client].peer_stays());
+            // An attempt that began in an earlier outage leaves the start where another has got through.
+            let last = last.filter(|last| !self.has_reached_one_since(last.attempt));
             let next = |last: usize| (last + 1) % self.sites.len();
             let goes_on = last.is_none_or(|last| site == last.site || site == next(last.site));
             assert!(goes_on, "the next attempt does not go on: {site}, {last:?}");
-            self.probe = is_away.then_some(Probe { client, site });
+            self.probe = is_away.then_some(Probe { client, attempt, site });
         }
+    }
+
+    /// Returns true if the worker has learnt since `at` that an address has answered.
+    fn has_reached_one_since(&self, at: Duration) -> bool {
+        let has_answered = |link: &Link| link.is_connected && link.is_known;
+        let mut upstreams = self.links.iter().filter(|link| link.side == Side::Upstream);
+        upstreams.any(|link| has_answered(link) && link.story.known >= at)
     }
 
     /// A socket is closed; its dial may have been given up.
