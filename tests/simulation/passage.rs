@@ -226,7 +226,13 @@ impl Course {
             && matches!(self.passage.stand, Stand::None)
             && self.shared.phase() == Phase::Running
             && self.stage != Stage::Stopping;
-        if may_begin && crate::with(|kernel| kernel.random.below(chance)) == 0 {
+        // A moment that is rare: a SYN is lost, and the worker will learn of it in another process.
+        let is_tempted = may_begin
+            && crate::with(|kernel| {
+                let is_lost = kernel.links.iter().any(|link| link.syn_repeats_at().is_some());
+                is_lost && kernel.random.below(8) == 0
+            });
+        if is_tempted || may_begin && crate::with(|kernel| kernel.random.below(chance)) == 0 {
             self.passage.stand = Stand::Asked;
             crate::with(|kernel| kernel.is_cut_short = true);
         }
