@@ -43,8 +43,8 @@ impl Kernel {
             // An attempt of the process before does not tell this one.
             let client = |link: &Link| link.partner.map(|client| self.links[client].story.attempt);
             let carried = carried.filter(|link| client(link) >= Some(self.processes.began));
-            let known = carried.map(|link| link.story.known);
-            let reached = known.filter(|&at| at > self.missed).min();
+            let carried = carried.filter(|link| link.story.known > self.missed);
+            let reached = carried.map(|link| link.story.learnt).min();
             let moment = Duration::from_millis(1);
             let may_explore = |at| now + moment >= at + EXPLORE_INTERVAL;
             // Attempts of the turn that learns of it come first.
@@ -67,7 +67,7 @@ impl Kernel {
     fn has_reached_one_since(&self, at: Duration) -> bool {
         let has_answered = |link: &Link| link.is_connected && link.is_known;
         let mut upstreams = self.links.iter().filter(|link| link.side == Side::Upstream);
-        upstreams.any(|link| has_answered(link) && link.story.known >= at)
+        upstreams.any(|link| has_answered(link) && link.story.learnt >= at)
     }
 
     /// A socket is closed; its dial may have been given up.
