@@ -69,7 +69,7 @@ bench: ## Compare the relay with a direct connection, time a resume and the gate
 bench-peers: ## Compare the CPU time with other proxies on this machine (ten minutes)
 	$(CARGO) bench --locked --bench peers
 
-bench-upgrade: ## Time the stall of an upgrade with 9,000 pairs of connections (two minutes)
+bench-upgrade: ## Time the stall of an upgrade with 9,000 pairs of connections, and let no traffic fail (two minutes)
 	$(CARGO) bench --locked --bench upgrade
 
 lint: ## Check the format and the lints

@@ -1,12 +1,16 @@
-//! An upgrade of the running program: for how long no byte moves, with many idle pairs of connections, and with some busy ones.
+//! An upgrade of the running program: for how long no byte moves, with many idle pairs of connections, and with some busy ones;
+//! and that nothing of the traffic over several upgrades fails.
 //!
 //! `make bench-upgrade`, or `cargo bench --bench upgrade -- [number of pairs]`. Each row shows two figures: the stall that the
 //! program tells, and the longest 64-byte round trip of the clients meanwhile. Beside it stands their longest one without an
-//! upgrade, as clients and upstream share the processors with the program. At the end each pair makes a round trip, as none may
-//! have broken. Other load on the machine multiplies all figures; `chrt -r 1` before the command keeps it away.
+//! upgrade, as clients and upstream share the processors with the program. Then short requests, requests on kept connections and
+//! transfers go on beside the pairs during further upgrades. A failure of any of them is an error. At the end each pair makes a
+//! round trip, as none may have broken. Other load on the machine multiplies all figures; `chrt -r 1` before the command keeps
+//! it away.
 
 #![allow(
     clippy::print_stdout,
+    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a bench prints, and may fail loudly"
 )]
@@ -14,8 +18,11 @@
 #[allow(dead_code, reason = "the rest of the load is for the comparison with other programs")]
 mod peers {
     pub(crate) mod load;
+    #[path = "../../tests/common/random.rs"]
+    mod random;
     #[path = "../../tests/common/stream.rs"]
     pub(crate) mod stream;
+    pub(crate) mod traffic;
 }
 
 use std::{
@@ -29,7 +36,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use peers::load::{self, Address, RoundTrips};
+use peers::{
+    load::{self, Address, RoundTrips},
+    traffic::{Tally, Traffic},
+};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, test_kill_process,
 };
@@ -38,9 +48,9 @@ use serde_json::Value;
 /// Number of pairs, unless the limit of open files allows fewer.
 const PAIRS: usize = 9000;
 /// Descriptors of this process that are no connections. It has both ends, the clients' and the upstream's.
-const OTHER_FILES: usize = 200;
+const OTHER_FILES: usize = 500;
 
-const UPGRADES: usize = 5;
+const UPGRADES: u32 = 5;
 const MESSAGE_BYTES: usize = 64;
 /// Number of busy connections of each series. With a single one the rest is idle.
 const BUSY: [usize; 2] = [1, 64];
@@ -93,11 +103,30 @@ fn main() -> io::Result<()> {
             1e3 * longest,
             milliseconds(seen)
         );
-        let made = trips.run(pairs, pairs)?.len();
-        assert_eq!(made, pairs, "each pair makes a round trip");
     }
+    let has_failed = carry_traffic(&mut proxy)?;
+    let made = trips.run(pairs, pairs)?.len();
+    assert_eq!(made, pairs, "each pair makes a round trip");
     println!("none of {pairs} pairs has broken");
-    Ok(())
+    if has_failed { Err(io::Error::other("some of the traffic has failed")) } else { Ok(()) }
+}
+
+/// Upgrades during traffic. Returns true if any of it has failed.
+fn carry_traffic(proxy: &mut Proxy) -> io::Result<bool> {
+    println!("traffic over {UPGRADES} upgrades beside the pairs; milliseconds");
+    println!("{:>20} {:>10} {:>10} {:>12}", "", "succeeded", "failed", "longest");
+    let traffic = Traffic::begin(&proxy.front)?;
+    let mut longest = 0.0;
+    for moment in Traffic::moments(UPGRADES) {
+        thread::sleep(moment.saturating_duration_since(Instant::now()));
+        longest = ask_for_upgrade(&proxy.control).and_then(|it| proxy.note(&it))?.max(longest);
+    }
+    let tallies = traffic.end();
+    for tally in &tallies {
+        println!("{tally}");
+    }
+    println!("{:>20} {:>34.1}\n", "longest stall told", 1e3 * longest);
+    Ok(tallies.iter().any(Tally::has_failed))
 }
 
 /// Upgrades once while `busy` connections make round trips. Returns the stall in seconds that the program tells, and the longest
@@ -113,12 +142,7 @@ fn measure(
     let asking = thread::Builder::new().spawn(move || ask_for_upgrade(&control))?;
     let meanwhile = longest_trip(trips, busy, || asking.is_finished())?;
     let answer = asking.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
-    let number = |name| answer.get(name).and_then(Value::as_i64);
-    let pid = number("pid").and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    proxy.successor = Some(pid.ok_or_else(|| io::Error::other(format!("no pid in {answer}")))?);
-    proxy.child.wait()?;
-    let told = answer.get("stall_seconds").and_then(Value::as_f64);
-    let told = told.ok_or_else(|| io::Error::other(format!("no stall in {answer}")))?;
+    let told = proxy.note(&answer)?;
     let after = longest_trip(trips, busy, calm(Instant::now()))?;
     Ok((told, meanwhile.max(after), without))
 }
@@ -178,6 +202,16 @@ impl Proxy {
             thread::sleep(GLANCE);
         }
         Ok(proxy)
+    }
+
+    /// Notes the process that has taken over, from its `answer`. Returns the stall in seconds that it tells.
+    fn note(&mut self, answer: &Value) -> io::Result<f64> {
+        let pid = answer.get("pid").and_then(Value::as_i64);
+        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        self.successor = Some(pid.ok_or_else(|| io::Error::other(format!("no pid in {answer}")))?);
+        self.child.wait()?;
+        let told = answer.get("stall_seconds").and_then(Value::as_f64);
+        told.ok_or_else(|| io::Error::other(format!("no stall in {answer}")))
     }
 }
 

@@ -18,7 +18,7 @@ use mio::{Events, Interest, Poll, Token, event::Source};
 use super::stream::Stream;
 
 /// Command to echo all further bytes.
-const ECHO: u8 = b'E';
+pub(crate) const ECHO: u8 = b'E';
 /// Command to read as many mebibytes as the next four bytes say, and then to answer with one byte. A half-close could not mark
 /// the end, as not every peer passes it on.
 const UPLOAD: u8 = b'U';
@@ -407,7 +407,7 @@ fn serve_bulk(mut stream: Stream, rest: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn connect(address: &Address) -> io::Result<Stream> {
+pub(crate) fn connect(address: &Address) -> io::Result<Stream> {
     match address {
         Address::Tcp(address) => {
             Stream::tcp(TcpStream::connect_timeout(address, TIMEOUT)?, TIMEOUT)
