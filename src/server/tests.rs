@@ -279,7 +279,7 @@ fn a_standstill_does_not_wait_for_threads_that_a_stop_has_ended() {
     assert_stands(None);
     shared.freeze.ask_all();
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let outbox = Outbox { begin: Instant::now(), channel: Mutex::new(Channel::new(ours)) };
+    let outbox = Outbox { begin: Instant::now(), channel: Mutex::new(Channel::new(ours)).into() };
     let described = shared.freeze.describe(Arc::new(outbox), Instant::now() + DEADLINE);
     assert_eq!(described, Err("it is stopping".to_owned()));
 }

@@ -35,7 +35,7 @@ pub(crate) use random::Random;
 pub(crate) use scale::amount;
 pub(crate) use stream::Stream;
 pub(crate) use tls::{Authority, TlsClient};
-pub(crate) use upstream::{Upstream, echo, record};
+pub(crate) use upstream::{Session, Upstream, echo, record};
 
 /// Longest wait for anything that must happen. A passing test never waits this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

@@ -2,6 +2,8 @@
 
 mod crash;
 mod number;
+mod queue;
+mod standstill;
 mod state;
 mod traffic;
 

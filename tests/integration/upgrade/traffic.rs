@@ -3,12 +3,19 @@
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
-use crate::harness::{Proxy, Received, Upstream, amount, echo, pattern};
+use crate::harness::{Proxy, Received, Upstream, amount, echo, pattern, wait_until};
 
 /// Bytes of each transfer.
 const TRANSFER_BYTES: usize = 4 << 20;
+
+const KEPT: u8 = 20;
+/// Interval between two requests on a kept connection.
+const KEPT_INTERVAL: Duration = Duration::from_millis(50);
+/// Most requests on a kept connection, so that it ends even if the test fails.
+const KEPT_REQUESTS_MAX: u32 = 2_000;
 
 #[test]
 fn requests_and_transfers_go_through_twenty_upgrades() {
@@ -63,4 +70,40 @@ fn requests_and_transfers_go_through_twenty_upgrades() {
     let status = proxy.control().status();
     assert_eq!(status.failed, 0);
     assert_eq!(status.upgrades, amount(20, 200) as u64);
+}
+
+#[test]
+fn kept_connections_go_through_five_upgrades() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::to(&upstream);
+    let stops = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for seed in 0..KEPT {
+            let (proxy, stops) = (&proxy, &stops);
+            scope.spawn(move || {
+                let mut client = proxy.connect();
+                let begin = Instant::now();
+                for number in (0..KEPT_REQUESTS_MAX).take_while(|_| !stops.load(Ordering::Relaxed))
+                {
+                    let due = begin + KEPT_INTERVAL * number;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                    client.assert_echo(&pattern(u64::from(seed) << 32 | u64::from(number), 700));
+                }
+                client.finish();
+                assert_eq!(client.receive_all(), Received::ended(b""));
+            });
+        }
+        wait_until("all are connected", || upstream.accepted() == usize::from(KEPT));
+        for _upgrade in 0..amount(5, 50) {
+            proxy.upgrade();
+        }
+        stops.store(true, Ordering::Relaxed);
+    });
+    let status = proxy.control().status();
+    assert_eq!(
+        (status.accepted, status.failed, status.active),
+        (u64::from(KEPT), 0, 0),
+        "{status:?}"
+    );
+    assert_eq!(status.upgrades, amount(5, 50) as u64);
 }
