@@ -64,7 +64,7 @@ impl Kernel {
     }
 
     /// Returns true if the worker has learnt since `at` that an address has answered.
-    fn has_reached_one_since(&self, at: Duration) -> bool {
+    pub(crate) fn has_reached_one_since(&self, at: Duration) -> bool {
         let has_answered = |link: &Link| link.is_connected && link.is_known;
         let mut upstreams = self.links.iter().filter(|link| link.side == Side::Upstream);
         upstreams.any(|link| has_answered(link) && link.story.learnt >= at)

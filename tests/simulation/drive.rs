@@ -203,7 +203,9 @@ impl Course {
             for link in &mut kernel.links {
                 link.story.arrived_before = link.arrived;
             }
-            self.away_since = is_away.then(|| self.away_since.unwrap_or(kernel.now));
+            // An outage may have ended in the last turn, and another begun.
+            let since = self.away_since.filter(|&since| !kernel.has_reached_one_since(since));
+            self.away_since = is_away.then(|| since.unwrap_or(kernel.now));
         });
         self.note_rivals_head();
         self.crowd_is_shown();
