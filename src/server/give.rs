@@ -386,6 +386,7 @@ fn told(error: ChannelError) -> Failure {
     match error {
         ChannelError::Ended => "the new program has ended before it took over".into(),
         ChannelError::TimedOut => "the new program takes too long".into(),
+        ChannelError::Malformed(why) => format!("the new program broke the protocol: {why}"),
         other => other.to_string(),
     }
 }
