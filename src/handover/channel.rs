@@ -363,6 +363,9 @@ impl fmt::Display for ChannelError {
                 "descriptors were lost on their way: a higher limit of open files may help",
             ),
             Self::Malformed(why) => write!(f, "the other process broke the protocol: {why}"),
+            Self::System(error) if Errno::from_io_error(error) == Some(Errno::TOOMANYREFS) => f.write_str(
+                "processes of this user have too many descriptors under way: try again, or raise the limit of open files",
+            ),
             Self::System(error) => write!(f, "the channel failed: {error}"),
         }
     }
