@@ -27,7 +27,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 pub(crate) use browser::Browser;
 pub(crate) use control::{Control, Response, Status};
-pub(crate) use namespace::{FIGURE, in_namespace};
+pub(crate) use namespace::{FIGURE, as_another_user, in_namespace};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, reserve};
 pub(crate) use program::{Finished, Program, binary, program};
 pub(crate) use proxy::{Builder, CPU_PERCENT_MAX, Proxy};

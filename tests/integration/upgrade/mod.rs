@@ -1,13 +1,26 @@
 //! Upgrades: a new process takes over everything, and no client notices; or it does not, and nobody notices either.
 
 mod crash;
+mod limits;
 mod number;
 mod queue;
 mod standstill;
 mod state;
 mod traffic;
 
-use crate::harness::{Proxy, Received, Response, Stream};
+use crate::harness::{Proxy, Received, Response, Stream, wait_until};
+
+/// Asks for an upgrade. Returns the reason if there is none; otherwise waits until the log tells who goes on.
+#[track_caller]
+fn refusal(proxy: &Proxy) -> Option<String> {
+    let before = proxy.heirs().len();
+    let answer = proxy.control().request("POST", "/upgrade", &[]);
+    if answer.status != 200 {
+        return Some(answer.assert_error(409));
+    }
+    wait_until("the log tells who goes on", || proxy.heirs().len() > before);
+    None
+}
 
 /// Connections in each state that clients notice, and what must become of them.
 struct Scene {
