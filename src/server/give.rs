@@ -17,7 +17,7 @@ use crossbeam_channel::Receiver;
 
 use super::{
     assemble::Written,
-    messages::{Begin, End, FORMAT, FORMATS, GiverHello, Message},
+    messages::{Begin, End, FORMAT, FORMATS, GiverHello, Message, TakerHello},
     predecessor::Predecessor,
     rest::RestWords,
 };
@@ -65,6 +65,8 @@ pub struct Giver {
 
 /// Process that takes over, which the giver has started.
 pub trait TakerProcess {
+    /// Returns its number.
+    fn pid(&self) -> u32;
     /// Stops it. Returns once it stands still or has ended.
     fn stop(&mut self);
     /// Lets it go on.
@@ -129,14 +131,18 @@ impl Giver {
         halt: &dyn Fn(),
         takes_back: bool,
     ) -> Result<Given, String> {
-        let terms = Terms { takes_back, earlier_stall: None, halt };
+        let terms = Terms { taker: taker.pid(), takes_back, earlier_stall: None, halt };
         self.give_by(terms, Channel::new(channel), Some(taker))
     }
 
     /// Hands everything back to a predecessor, which is not to be killed, as its end would be that of the service.
     pub(super) fn give_back(&self, predecessor: Predecessor) -> Result<Given, String> {
-        let terms =
-            Terms { takes_back: false, earlier_stall: Some(predecessor.stall), halt: &|| {} };
+        let terms = Terms {
+            taker: predecessor.pid,
+            takes_back: false,
+            earlier_stall: Some(predecessor.stall),
+            halt: &|| {},
+        };
         self.give_by(terms, predecessor.channel, None)
     }
 
@@ -205,7 +211,16 @@ impl Giver {
         let deadline = Instant::now() + WARM_TIMEOUT;
         channel.set_deadline(deadline);
         let formats = match receive(channel, deadline)? {
-            Message::TakerHello(hello) => hello.formats,
+            Message::TakerHello(TakerHello { formats, version: _, pid, can_take_back }) => {
+                if terms.takes_back && !can_take_back {
+                    return Err("the new program is too old for an upgrade in which the number of the process stays; stop and start it instead".into());
+                }
+                // Over another process, this one has no power, and nobody follows that one.
+                if pid.is_some_and(|pid| pid != terms.taker) {
+                    return Err("the new program runs tcpause in another process than the one that was started; write exec before the command in its script".into());
+                }
+                formats
+            }
             Message::Refuse { why } => return Err(why),
             other => return Err(unexpected(&other)),
         };
@@ -323,6 +338,8 @@ impl Giver {
 /// Agreement on a hand-over.
 #[derive(Clone, Copy)]
 struct Terms<'a> {
+    /// Number of the process that takes over.
+    taker: u32,
     /// Set if this process takes everything back.
     takes_back: bool,
     /// Standstill of the hand-over before, of which this one is the way back.

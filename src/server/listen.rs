@@ -170,7 +170,7 @@ pub(super) fn listen(
 }
 
 /// Returns the address of a listener, with the port that the system chose.
-fn address_of(listener: &Listener) -> io::Result<Address> {
+pub(super) fn address_of(listener: &Listener) -> io::Result<Address> {
     Ok(match listener.local_address()? {
         SocketAddress::Inet(local) => Address::tcp(local.ip().to_string(), local.port()),
         SocketAddress::Unix(path) => Address::Unix(path),

@@ -77,6 +77,12 @@ impl Message {
 pub(super) struct TakerHello {
     pub(super) formats: Vec<u32>,
     pub(super) version: String,
+    /// Number of its process, which has to be the one that the giver has started.
+    #[serde(default)]
+    pub(super) pid: Option<u32>,
+    /// Set if its program can also be run in the process of the giver, to take everything back.
+    #[serde(default)]
+    pub(super) can_take_back: bool,
 }
 
 /// Demands of the giver.

@@ -3,6 +3,7 @@
 //! Until it has said `Taken`, it reads, writes, dials, accepts and closes nothing that it has received.
 
 use std::{
+    io,
     os::unix::net::UnixStream,
     panic::{self, PanicHookInfo},
     process,
@@ -16,7 +17,7 @@ use std::{
 use super::{
     Server,
     assemble::Plan,
-    listen::{Listeners, Listening},
+    listen::{Listeners, Listening, address_of},
     messages::{Begin, FORMAT, FORMATS, GiverHello, Message, TakerHello},
     predecessor::{Predecessor, record_upgrade},
     rest::{FilesWords, RestWords},
@@ -142,24 +143,36 @@ impl Rebuilding {
         self.control
     }
 
-    /// Takes the proxy's listeners, for so many workers. Those that lack one get it once this process goes on.
+    /// Takes the proxy's listeners, and deals those of each address out to so many workers, as the kernel deals clients out to
+    /// the listeners. Workers that get none get one once this process goes on.
     fn take_listeners(&mut self, workers: usize) -> Result<Listening, Misfit> {
-        let mut taken: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+        let misfit = |error: io::Error| Misfit::new(format!("proxy.addr: {error}"));
+        let mut by_address: Vec<(Address, Vec<Listener>)> = Vec::new();
         for (words, mut parcel) in std::mem::take(&mut self.listeners) {
             for listener in &words.listeners {
                 let listener = Listener::adopt(parcel.descriptor()?, *listener);
-                if let Some(of_worker) = taken.get_mut(words.worker % workers) {
-                    of_worker.push(listener);
+                let address = address_of(&listener).map_err(misfit)?;
+                match by_address.iter_mut().find(|(known, _)| *known == address) {
+                    Some((_, listeners)) => listeners.push(listener),
+                    None => by_address.push((address, vec![listener])),
                 }
             }
             parcel.finish()?;
+        }
+        let mut taken: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+        for (_, listeners) in by_address {
+            for (index, listener) in listeners.into_iter().enumerate() {
+                if let Some(of_worker) = taken.get_mut(index % workers) {
+                    of_worker.push(listener);
+                }
+            }
         }
         taken.retain(|listeners| !listeners.is_empty());
         if taken.len() < workers {
             // Nobody notices it before one joins.
             taken.iter().flatten().for_each(Listener::let_others_join);
         }
-        Listening::adopted(taken).map_err(|error| Misfit::new(format!("proxy.addr: {error}")))
+        Listening::adopted(taken).map_err(misfit)
     }
 
     /// Takes the listeners of the control API and of the monitor.
@@ -225,7 +238,12 @@ fn receive_all(
     let mut plan = Plan::new(config)?;
     plan.look_up_upstream();
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let hello = Message::TakerHello(TakerHello { formats: FORMATS.to_vec(), version });
+    let hello = Message::TakerHello(TakerHello {
+        formats: FORMATS.to_vec(),
+        version,
+        pid: Some(process::id()),
+        can_take_back: true,
+    });
     send(channel, &hello)?;
     let Message::GiverHello(giver) = receive(channel, HELLO_TIMEOUT)? else {
         return Err(unexpected());

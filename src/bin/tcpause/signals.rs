@@ -85,7 +85,7 @@ impl SignalsEnd {
 }
 
 /// Keeps signals from this thread and from those that it starts.
-fn block() {
+pub(crate) fn block() {
     // It fails for wrong arguments only.
     SIGNALS.into_iter().collect::<SigSet>().thread_block().ok();
 }

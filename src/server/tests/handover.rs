@@ -39,6 +39,9 @@ fn config(proxy: Address, threads: usize, folder: &std::path::Path) -> Config {
 struct Immortal;
 
 impl TakerProcess for Immortal {
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
     fn stop(&mut self) {}
     fn resume(&mut self) {}
     fn kill(&mut self) {}

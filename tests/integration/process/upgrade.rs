@@ -10,6 +10,7 @@ use std::{
             net::{UnixDatagram, UnixStream},
         },
     },
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -76,6 +77,33 @@ fn a_program_that_cannot_take_over_is_refused_and_nothing_changes() {
     drop(client);
     proxy.terminate();
     assert_eq!(proxy.exit_code(), 0);
+}
+
+/// A script that is put to the place of the program and has tcpause as a child: nobody could follow that one.
+#[test]
+fn a_program_that_is_another_process_than_the_one_that_was_started_is_refused() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = start_by_symlink(&upstream);
+    let mut client = proxy.connect();
+    let place = proxy.dir().join("tcpause");
+    fs::remove_file(&place).unwrap();
+    let binary = binary().into_string().unwrap();
+    let script =
+        format!("#!/bin/bash\ngrep SigBlk /proc/self/status > mask\n{binary} \"$@\"\nexit $?\n");
+    write_program(&place, &script);
+    let line = refused(&proxy, hangup());
+    assert!(line.contains("; write exec before the command in its script"), "{line}");
+    client.assert_echo(b"still carried");
+    let mask = fs::read_to_string(proxy.dir().join("mask")).unwrap();
+    assert_eq!(mask, "SigBlk:\t0000000000000000\n", "no signal is kept from a new program");
+}
+
+/// Writes a program by another process: a child that another test starts meanwhile would keep a file of ours open, and an open
+/// file cannot be run.
+fn write_program(place: &Path, text: &str) {
+    let write = r#"printf %s "$1" > "$0" && chmod 755 "$0""#;
+    let mut shell = Command::new("/bin/sh");
+    assert!(shell.arg("-c").arg(write).arg(place).arg(text).status().unwrap().success());
 }
 
 #[test]

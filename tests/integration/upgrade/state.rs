@@ -36,6 +36,21 @@ fn every_state_goes_on_over_three_upgrades() {
     }
 }
 
+/// Fewer threads have several listeners each, as closing one would reset the clients in its queue. More get them back.
+#[test]
+fn listeners_do_not_grow_in_number() {
+    let upstream = Upstream::tcp(echo);
+    let text = |threads: usize| format!("proxy:\n  threads: {threads}\n");
+    let proxy = Proxy::builder().upstream(&upstream).file("tcpause.yml", text(6)).start();
+    let sockets = || proxy.descriptors_of("socket:");
+    let before = sockets();
+    for threads in [1, 6, 2, 6] {
+        std::fs::write(proxy.dir().join("tcpause.yml"), text(threads)).unwrap();
+        proxy.upgrade();
+        wait_until("there are no more than before", || sockets() <= before);
+    }
+}
+
 #[test]
 fn the_socket_files_go_with_the_last_process() {
     let upstream = Upstream::tcp(echo);

@@ -152,7 +152,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             UnixStream::pair().map_err(|error| format!("cannot make a socket pair: {error}"))?;
         let mut taker = program.start(theirs, started)?;
         match self.giver.give(channel, &mut taker, &|| self.manager.feed(), keeps_pid) {
-            Ok(given) => self.leave(taker.pid(), given, signals),
+            Ok(given) => self.leave(taker.number(), given, signals),
             Err(why) => {
                 taker.kill();
                 Err(taker.explain(&why))

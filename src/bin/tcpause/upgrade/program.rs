@@ -26,7 +26,12 @@ use signal_hook::{consts::SIGKILL, low_level::signal_name};
 use tcpause::TakerProcess;
 
 use super::{GUARD, Started, TAKE_BACK, TAKE_OVER};
-use crate::{EXIT_REFUSED, client::look_up, systemd};
+use crate::{
+    EXIT_REFUSED,
+    client::look_up,
+    signals::{block, unblock},
+    systemd,
+};
 
 /// Longest wait for the end of a killed process. One that the kernel keeps for longer runs no code of its own any more.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -87,7 +92,10 @@ impl Program {
         for name in systemd::own_variables() {
             command.env_remove(name);
         }
+        // A child has the signals of the thread that starts it.
+        unblock();
         let child = command.stdin(OwnedFd::from(channel)).spawn();
+        block();
         let child =
             child.map_err(|error| format!("the new program {file} cannot be run: {error}"))?;
         Taker::new(child, file.to_string(), started)
@@ -170,7 +178,7 @@ impl Taker {
         }
     }
 
-    pub(super) fn pid(&self) -> Pid {
+    pub(super) fn number(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 }
@@ -189,8 +197,12 @@ fn wait_for(child: &Child, change: WaitIdOptions) -> io::Result<Receiver<()>> {
 }
 
 impl TakerProcess for Taker {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn stop(&mut self) {
-        kill_process(self.pid(), Signal::STOP).ok();
+        kill_process(self.number(), Signal::STOP).ok();
         match wait_for(&self.child, WaitIdOptions::EXITED | WaitIdOptions::STOPPED) {
             // One that the kernel keeps for longer runs no code of its own any more.
             Ok(stands) => drop(stands.recv_timeout(KILL_TIMEOUT)),
@@ -199,7 +211,7 @@ impl TakerProcess for Taker {
     }
 
     fn resume(&mut self) {
-        kill_process(self.pid(), Signal::CONT).ok();
+        kill_process(self.number(), Signal::CONT).ok();
     }
 
     fn kill(&mut self) {
