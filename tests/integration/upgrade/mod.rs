@@ -1,6 +1,7 @@
 //! Upgrades: a new process takes over everything, and no client notices; or it does not, and nobody notices either.
 
 mod crash;
+mod foreign;
 mod limits;
 mod number;
 mod queue;
