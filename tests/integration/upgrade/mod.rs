@@ -8,6 +8,7 @@ mod queue;
 mod standstill;
 mod state;
 mod traffic;
+mod twice;
 
 use crate::harness::{Proxy, Received, Response, Stream, wait_until};
 
