@@ -1,17 +1,19 @@
 //! All that a process keeps is there after an upgrade.
 
-use std::time::Duration;
+use std::{cell::Cell, thread, time::Duration};
 
 use super::Scene;
-use crate::harness::{Family, Proxy, Received, Upstream, echo, wait_until};
+use crate::harness::{Family, Proxy, Received, Upstream, echo, pattern, wait_until};
 
 #[test]
 fn every_state_goes_on_over_three_upgrades() {
     for (listen, control, is_followed) in [
         (Family::Tcp4, Family::Unix, true),
         (Family::Unix, Family::Tcp4, true),
+        (Family::Abstract, Family::Abstract, true),
         (Family::Tcp4, Family::Unix, false),
         (Family::Unix, Family::Tcp4, false),
+        (Family::Abstract, Family::Abstract, false),
     ] {
         let upstream = Upstream::tcp(echo);
         let builder = Proxy::builder().listen(listen).control(control).upstream(&upstream);
@@ -70,6 +72,64 @@ fn the_socket_files_go_with_the_last_process() {
     proxy.connect().assert_echo(b"by the same file");
     proxy.terminate();
     wait_until("the files have gone", || paths.iter().all(|path| !path.exists()));
+}
+
+/// An abstract name has no file: it is there as long as one process listens.
+#[test]
+fn abstract_names_go_with_the_last_process() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().listen(Family::Abstract).control(Family::Abstract);
+    let mut proxy = proxy.upstream(&upstream).start();
+    for _upgrade in 0..2 {
+        proxy.upgrade();
+        proxy.connect().assert_echo(b"by the same name");
+    }
+    // The name is taken while it is the heir's.
+    let other = Proxy::builder().listen_at(proxy.addr()).upstream(&upstream).fail();
+    assert!(other.code == 1 && other.stderr.contains("in use"), "{other:?}");
+    let addrs = [proxy.addr().clone(), proxy.control().addr().clone()];
+    proxy.terminate();
+    wait_until("the names have gone", || addrs.iter().all(|addr| addr.try_connect().is_err()));
+    assert_eq!(proxy.exit_code(), 0);
+}
+
+/// Bytes that wait in the proxy were copied, or are in a pipe that moves with its connection.
+#[test]
+fn bytes_under_way_arrive_without_pipes_and_with_one_for_each_worker() {
+    for pipes in ["0", "1"] {
+        // The buffers of UNIX sockets are small: a client that sends and does not read soon fills all of them.
+        let upstream = Upstream::start(Family::Unix, echo);
+        let builder = Proxy::builder().listen(Family::Unix).upstream(&upstream);
+        let proxy = builder.args(["--proxy-pipes", pipes]).start();
+        let others = proxy.descriptors_of("pipe:");
+        let bytes = pattern(7, 8 << 20);
+        let mut clients: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+        let scene = thread::scope(|scope| {
+            for client in &clients {
+                let (mut sender, bytes) = (client.try_clone(), &bytes);
+                scope.spawn(move || {
+                    sender.send(bytes);
+                    sender.finish();
+                });
+            }
+            let moved = Cell::new(0);
+            proxy.control().wait_status("nothing moves", |status| {
+                let before = moved.replace(status.bytes_to_client);
+                before > 0 && before == moved.get()
+            });
+            let scene = Scene::set(proxy);
+            for _upgrade in 0..2 {
+                let in_use = scene.proxy.descriptors_of("pipe:") - others;
+                assert_eq!(in_use > 0, pipes == "1", "{in_use}");
+                scene.proxy.upgrade();
+            }
+            for client in &mut clients {
+                assert!(client.receive_all() == Received::ended(&bytes), "bytes differ");
+            }
+            scene
+        });
+        scene.finish();
+    }
 }
 
 #[test]
