@@ -15,7 +15,7 @@ use rustix::{
     process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit},
 };
 
-use super::{Scene, refusal};
+use super::{Scene, crash::FAULT, refusal};
 use crate::harness::{
     Family, Proxy, Response, Upstream, as_another_user, binary, echo, hangup, in_namespace,
     wait_until,
@@ -33,7 +33,7 @@ fn a_taker_that_may_open_too_few_files_says_so_at_once() {
     const SPARE: u64 = 5;
 
     let upstream = Upstream::tcp(echo);
-    let scene = Scene::set(Proxy::to(&upstream));
+    let scene = Scene::set(Proxy::builder().upstream(&upstream).followed().start());
     let mut others: Vec<_> = (0..40).map(|_| scene.proxy.connect_held()).collect();
     let files = scene.proxy.descriptors() as u64 + SPARE;
     lower_limit(scene.proxy.pid(), files);
@@ -57,9 +57,8 @@ fn a_taker_that_may_open_too_few_files_says_so_at_once() {
 #[test]
 fn descriptors_that_do_not_arrive_end_the_upgrade() {
     let upstream = Upstream::tcp(echo);
-    let builder =
-        Proxy::builder().upstream(&upstream).env("TCPAUSE_HANDOVER_AT", "taker:warm:stop");
-    let scene = Scene::set(builder.start());
+    let builder = Proxy::builder().upstream(&upstream).followed();
+    let scene = Scene::set(builder.env(FAULT, "taker:warm:stop").start());
     let mut whys = Vec::new();
     for spare in (0..100).step_by(3) {
         let mut caller = scene.proxy.control().send("POST", "/upgrade", &[]);
@@ -100,7 +99,7 @@ fn a_taker_without_threads_is_refused_until_it_has_enough() {
         "upgrade::limits::a_taker_without_threads_is_refused_until_it_has_enough",
         || {
             let upstream = Upstream::tcp(echo);
-            let builder = Proxy::builder().upstream(&upstream);
+            let builder = Proxy::builder().upstream(&upstream).followed();
             let scene = Scene::set(builder.args(["--proxy-threads", "1"]).start());
             let pid = scene.proxy.pid();
             let own = || fs::read_dir("/proc/self/task").unwrap().count();
