@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::crash::FAULT;
 use crate::harness::{
-    Addr, Builder, End, Listener, PATIENCE, Proxy, Received, Response, Session, Stream, Upstream,
-    echo, pattern, wait_until,
+    Addr, Builder, End, Family, Listener, PATIENCE, Proxy, Received, Response, Session, Stream,
+    Upstream, echo, pattern, wait_until,
 };
 
 /// Bytes that sockets take while nobody reads them.
@@ -52,31 +52,50 @@ impl<'a> Standstill<'a> {
     }
 }
 
-fn builder() -> Builder {
-    Proxy::builder().env(FAULT, "taker:ready:stop")
+fn builder(family: Family) -> Builder {
+    Proxy::builder().listen(family).env(FAULT, "taker:ready:stop")
 }
 
-macro_rules! whoever_goes_on {
-    ($($name:ident, $taken_back:ident: $test:ident;)*) => {
-        $(#[test] fn $name() { $test(Next::Taker); })*
-        $(#[test] fn $taken_back() { $test(Next::Giver); })*
-    };
+/// Returns the end of a stream that [`Stream::reset`] closes while no bytes are left unread. UNIX sockets know no reset.
+fn reset_end(family: Family) -> End {
+    if family.is_tcp() { End::Reset } else { End::Eof }
 }
 
-whoever_goes_on! {
-    clients_write_close_and_reset, clients_write_close_and_reset_in_vain: clients_act;
-    the_upstream_writes_closes_and_resets, the_upstream_writes_closes_and_resets_in_vain: upstream_acts;
-    clients_reset_while_they_are_dialled_for, clients_reset_while_they_are_dialled_for_in_vain: dialled_clients_act;
+#[test]
+fn clients_write_close_and_reset() {
+    for (family, next) in cases() {
+        clients_act(family, next);
+    }
 }
 
-fn clients_act(next: Next) {
+#[test]
+fn the_upstream_writes_closes_and_resets() {
+    for (family, next) in cases() {
+        upstream_acts(family, next);
+    }
+}
+
+#[test]
+fn clients_write_and_reset_while_they_are_dialled_for() {
+    for next in [Next::Giver, Next::Taker] {
+        dialled_clients_act(next);
+    }
+}
+
+/// Returns each kind of sockets that the clients have, and the upstream, with each process that goes on.
+fn cases() -> impl Iterator<Item = (Family, Next)> {
+    let both = [Next::Giver, Next::Taker];
+    [Family::Tcp4, Family::Unix].into_iter().flat_map(move |family| both.map(|next| (family, next)))
+}
+
+fn clients_act(family: Family, next: Next) {
     const GREETING: &[u8] = b"before";
-    let upstream = Upstream::tcp(|mut stream| {
+    let upstream = Upstream::start(family, |mut stream| {
         let greeting = stream.receive(GREETING.len());
         stream.send(&greeting);
         stream.receive_all()
     });
-    let proxy = builder().upstream(&upstream).start();
+    let proxy = builder(family).upstream(&upstream).start();
     // One after the other, so that the upstream numbers them so.
     let [mut writes, mut closes, mut resets] = [(); 3].map(|()| {
         let mut client = proxy.connect();
@@ -106,7 +125,7 @@ fn clients_act(next: Next) {
     let [first, second, third] = sessions.map(|Session { received, .. }| received);
     assert!(first == Received::ended(&bytes), "what was written differs");
     assert_eq!(second, Received::ended(b"last words"));
-    assert_eq!(third.end, End::Reset);
+    assert_eq!(third, Received { bytes: b"cut".to_vec(), end: reset_end(family) });
     assert_eq!(writes.receive_all(), Received::ended(b""));
     let status = proxy.control().wait_status("two have left, and one has come", |status| {
         (status.held, status.left, status.active) == (2, 2, 0)
@@ -118,10 +137,10 @@ fn clients_act(next: Next) {
     }
 }
 
-fn upstream_acts(next: Next) {
+fn upstream_acts(family: Family, next: Next) {
     let (go, gone) = mpsc::channel();
     let gone = Mutex::new(gone);
-    let upstream = Upstream::tcp(move |mut stream| {
+    let upstream = Upstream::start(family, move |mut stream| {
         let role = stream.receive(1);
         stream.send(&role);
         gone.lock().unwrap().recv_timeout(PATIENCE).expect("the standstill");
@@ -139,7 +158,7 @@ fn upstream_acts(next: Next) {
         }
         Received::ended(b"")
     });
-    let proxy = builder().upstream(&upstream).start();
+    let proxy = builder(family).upstream(&upstream).start();
     let [mut writes, mut closes, mut resets] = [(); 3].map(|()| proxy.connect());
     for (client, role) in [(&mut writes, b"w"), (&mut closes, b"c"), (&mut resets, b"r")] {
         client.assert_echo(role);
@@ -159,7 +178,9 @@ fn upstream_acts(next: Next) {
     assert_eq!(upstream.received(), Received::ended(b"answer"));
     assert_eq!(closes.receive_all(), Received::ended(b"last words"));
     closes.finish();
-    assert_eq!(resets.receive_all().end, End::Reset);
+    let cut = Received { bytes: b"cut".to_vec(), end: reset_end(family) };
+    assert_eq!(resets.receive_all(), cut);
+    drop(resets);
     proxy.control().wait_counts(|status| (status.active, status.failed), (0, 0));
 }
 
@@ -167,8 +188,10 @@ fn dialled_clients_act(next: Next) {
     let full = Listener::bind(&Addr::Tcp(([127, 0, 0, 1], 0).into()));
     full.backlog(0);
     full.fill();
-    let proxy =
-        builder().upstream_at(&full.addr()).args(["--upstream-connect-timeout", "20s"]).start();
+    let proxy = builder(Family::Tcp4)
+        .upstream_at(&full.addr())
+        .args(["--upstream-connect-timeout", "20s"])
+        .start();
     let [mut stays, mut writes, resets] = [(); 3].map(|()| proxy.connect());
     proxy.control().wait_counts(|status| status.connecting, 3);
 
