@@ -41,7 +41,7 @@ test: ## Run the tests
 
 # These have bytes that may go through a pipe, and do not say themselves how many pipes there are.
 PIPED := relay::carry relay::pacing relay::stalled regression:: control::api pause::drain pause::exact pause::hold reject::plain \
-	load::deploy load::kinds load::maintenance load::stop::a_stop load::volume upgrade::traffic
+	load::deploy load::kinds load::maintenance load::stop::a_stop load::volume upgrade::standstill upgrade::traffic
 
 test-pipes: ## Run the tests that move bytes without pipes, and with one for each worker
 	TCPAUSE_PIPES=0 $(CARGO) test --locked --test integration -- $(PIPED)
