@@ -20,7 +20,7 @@ use super::{
 
 /// Duration of the traffic without stalls.
 const DURATION: Duration = Duration::from_secs(11);
-/// Time after which what was not made counts as failed.
+/// Time after which the rest counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 const REQUESTS_PER_SECOND: u32 = 1500;

@@ -210,8 +210,7 @@ impl Kernel {
         }
     }
 
-    /// Notes how wide the window was used before those get through that may do so in this turn. Dials that follow do not
-    /// count for them.
+    /// Notes the use of the window for each client that may have got through in this turn. Later dials do not count for it.
     fn note_use(&mut self) {
         for id in 0..self.links.len() {
             let link = &self.links[id];

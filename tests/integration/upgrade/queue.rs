@@ -1,4 +1,4 @@
-//! Accept queues that are full at the moment of an upgrade: whoever stands in one is served, and so are those before its door.
+//! Accept queues that are full at the moment of an upgrade: each client in one is served, and so is each that found no room.
 
 use std::{
     fs,
