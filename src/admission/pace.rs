@@ -74,6 +74,20 @@ pub(crate) struct UnderWayWords {
     syn_timeout: Option<Duration>,
 }
 
+/// State of the pace in a hand-over. The shares of the window go along with their clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PaceWords {
+    window: usize,
+    /// None, if the maximum is the only one.
+    threshold: Option<usize>,
+    credit: usize,
+    used: usize,
+    /// Nanoseconds.
+    syn_timeout: u64,
+    halved: Moment,
+    last_news: Moment,
+}
+
 /// State of an unanswered SYN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syn {
@@ -119,8 +133,42 @@ impl Pace {
         Some(Box::new(self.under_way(now, None, permit)))
     }
 
+    /// Describes the pace for a hand-over.
+    pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> PaceWords {
+        let Self { begin, max, window, threshold, credit, used, syn_timeout, halved, last_news } =
+            self;
+        let moment = |after: &AtomicU64| {
+            parcel.moment(*begin + Duration::from_nanos(after.load(Ordering::Relaxed)))
+        };
+        PaceWords {
+            window: window.max(),
+            threshold: Some(threshold.load(Ordering::Relaxed)).filter(|at| at < max),
+            credit: credit.load(Ordering::Relaxed),
+            used: used.load(Ordering::Relaxed),
+            syn_timeout: syn_timeout.load(Ordering::Relaxed),
+            halved: moment(halved),
+            last_news: moment(last_news),
+        }
+    }
+
+    /// Takes over a pace that was described, with a window up to the present maximum.
+    pub(crate) fn restore(&self, words: &PaceWords, parcel: &Incoming) {
+        let PaceWords { window, threshold, credit, used, syn_timeout, halved, last_news } = *words;
+        self.window.resize(|_window| Some(window.clamp(1, self.max)));
+        self.threshold.store(threshold.unwrap_or(self.max), Ordering::Relaxed);
+        self.credit.store(credit, Ordering::Relaxed);
+        self.used.store(used, Ordering::Relaxed);
+        self.syn_timeout.store(syn_timeout, Ordering::Relaxed);
+        self.halved.store(self.nanos(parcel.instant(halved)), Ordering::Relaxed);
+        self.last_news.store(self.nanos(parcel.instant(last_news)), Ordering::Relaxed);
+    }
+
     /// Returns the share of the window of `words`, which counts also beyond the window.
-    pub(crate) fn restore(self: &Arc<Self>, words: UnderWayWords, parcel: &Incoming) -> UnderWay {
+    pub(crate) fn restore_share(
+        self: &Arc<Self>,
+        words: UnderWayWords,
+        parcel: &Incoming,
+    ) -> UnderWay {
         let UnderWayWords { dialled, syn_timeout } = words;
         self.under_way(parcel.instant(dialled), syn_timeout, self.window.take_beyond())
     }
@@ -373,6 +421,38 @@ mod tests {
         assert!(!one.dialled(after(&pace, now)), "the kernel goes on");
         one.answered(&answered, after(&pace, now));
         assert!(one.dialled(after(&pace, now)), "an answer has come at once");
+    }
+
+    #[test]
+    fn a_pace_goes_on_in_another_process_up_to_its_maximum() {
+        let giver = Pace::new(MAX, Instant::now());
+        for window in [4, 8, 16, 32] {
+            assert_eq!(pass(&giver, after(&giver, 5)), window);
+        }
+        giver.learn(Duration::from_millis(20));
+        let lost = fill(&giver, after(&giver, 10));
+        lost.last().unwrap().lost(after(&giver, 30));
+        drop(lost);
+        let words = giver.describe(&Outgoing::new(after(&giver, 40)));
+        let text = serde_json::to_string(&words).unwrap();
+        // The taker's clock is another one.
+        let shift = Duration::from_secs(1_000);
+        for (max, window) in [(MAX, 32), (1_000, 32), (20, 20), (1, 1)] {
+            let taker = Pace::new(max, giver.begin + shift);
+            let arrived = after(&taker, 40);
+            let parcel = Incoming::new(arrived, Vec::new(), Vec::new());
+            taker.restore(&serde_json::from_str(&text).unwrap(), &parcel);
+            assert_eq!(taker.syn_timeout(), Some(Duration::from_millis(160)));
+            if max == MAX {
+                assert_eq!(taker.describe(&Outgoing::new(arrived)), words);
+            }
+            // A SYN from before the loss is no news, and the window grows by one at a time.
+            taker.shrink(after(&taker, 29), after(&taker, 41));
+            assert_eq!(pass(&taker, after(&taker, 42)), window);
+            assert_eq!(pass(&taker, after(&taker, 43)), max.min(window + 1));
+            // Without news, it begins anew as ever.
+            assert_eq!(fill(&taker, after(&taker, 1_044)).len(), 4.min(max));
+        }
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl Session {
         Ok(Self {
             relay: Relay::rebuild(relay, parcel, context.pipes)?,
             under_way: under_way
-                .map(|words| Box::new(context.admission.queue.pace().restore(words, parcel))),
+                .map(|words| Box::new(context.admission.queue.pace().restore_share(words, parcel))),
             moved: parcel.instant(moved),
             asks,
             settling: settling.map(|AcksWords { aborted, unacknowledged, looks }| AwaitingAcks {

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    admission::queue::QueueWords,
+    admission::{pace::PaceWords, queue::QueueWords},
     handover::{
         parcel::{Incoming, Moment, Outgoing},
         upgrades::UpgradesWords,
@@ -33,6 +33,9 @@ pub(super) struct RestWords {
     log_lines_dropped: u64,
     pauses: PausesWords,
     queue: QueueWords,
+    /// Giver's pace towards its upstream. Earlier programs do not tell it.
+    #[serde(default)]
+    pace: Option<PaceWords>,
     upstream: UpstreamWords,
     upgrades: UpgradesWords,
     pub(super) files: FilesWords,
@@ -82,6 +85,7 @@ impl RestWords {
             log_lines_dropped: LOG_LINES_DROPPED.load(Ordering::Relaxed),
             pauses: pauses.describe(parcel),
             queue: admission.queue.describe(parcel),
+            pace: Some(admission.queue.pace().describe(parcel)),
             upstream: upstream.describe(parcel),
             upgrades: upgrades.describe(),
             files: FilesWords {
@@ -105,6 +109,7 @@ impl RestWords {
             log_lines_dropped,
             pauses,
             queue,
+            pace,
             upstream,
             upgrades,
             files: _,
@@ -118,6 +123,10 @@ impl RestWords {
         shared.pauses.restore(pauses, parcel);
         // Behind the pauses: without one, these withdraw all bypasses.
         shared.admission.queue.restore(queue, parcel);
+        // Another upstream may be slower, and have less room.
+        if let Some(pace) = pace.as_ref().filter(|_pace| upstream.is_of(&shared.upstream)) {
+            shared.admission.queue.pace().restore(pace, parcel);
+        }
         shared.upstream.restore(upstream, parcel);
         shared.upgrades.restore(upgrades.clone());
     }

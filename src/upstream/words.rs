@@ -32,6 +32,13 @@ enum LastError {
     Number(i32),
 }
 
+impl UpstreamWords {
+    /// Returns true if they tell of an upstream with the address of this one.
+    pub(crate) fn is_of(&self, upstream: &Upstream) -> bool {
+        self.address == upstream.address.to_string()
+    }
+}
+
 impl Upstream {
     /// Describes the state of the upstream for a hand-over.
     pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> UpstreamWords {
@@ -66,8 +73,8 @@ impl Upstream {
 
     /// Takes over the state of an upstream that was described.
     pub(crate) fn restore(&self, words: &UpstreamWords, parcel: &Incoming) {
-        let UpstreamWords { breaker, last_error, look_ups, address, addresses } = words;
-        if self.known().list().is_empty() && self.address.to_string() == *address {
+        let UpstreamWords { breaker, last_error, look_ups, address: _, addresses } = words;
+        if self.known().list().is_empty() && words.is_of(self) {
             self.publish(addresses.as_slice().into());
         }
         let number = match *last_error {

@@ -138,9 +138,13 @@ impl Crowd {
 }
 
 impl Kernel {
-    /// A new process knows nothing of the upstream's addresses and pace, and attempts from before do not teach it any.
-    pub(crate) fn forget_upstream(&mut self) {
-        self.crowd = Crowd::default();
+    /// A new process knows nothing of the upstream's addresses, and attempts from before do not teach it any. The pace goes on
+    /// within the bound of its `rules`.
+    pub(crate) fn forget_upstream(&mut self, rules: Rules) {
+        // A window that a narrow bound has cut stays as after a loss.
+        self.crowd.was_lost |= self.rules.max_connecting < WINDOW_INITIAL;
+        self.crowd.window_min = self.crowd.window_min.min(rules.max_connecting);
+        self.rules = rules;
         (self.probe, self.missed) = (None, self.now);
         let now = self.now;
         for link in &mut self.links {

@@ -12,6 +12,7 @@ use std::{
 
 use mio::{Poll, Registry};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     drive::{Course, Schedule, Stage, with_course},
@@ -168,7 +169,9 @@ fn go_on(begin: Instant, describe: impl FnOnce(&Outbox)) {
         assert_eq!(given, taken, "the taker counts something else");
         // There are counters of each worker.
         if course.shared.workers.len() == taker.shared.workers.len() {
-            assert_eq!(taker.rest, rest_of(&taker.shared, begin), "the taker has something else");
+            let rest = expected_of(&taker.rest, taker.rules.max_connecting);
+            let taken = serde_json::to_value(rest_of(&taker.shared, begin)).expect("words");
+            assert_eq!(rest, taken, "the taker has something else");
         }
     });
     if with_course(|course| course.passage.fate == Fate::Vain) {
@@ -180,6 +183,17 @@ fn go_on(begin: Instant, describe: impl FnOnce(&Outbox)) {
 /// Returns the words of what a process has once.
 fn rest_of(shared: &Shared, begin: Instant) -> RestWords {
     RestWords::describe(shared, &shared.pauses.freeze(), &Outgoing::new(begin))
+}
+
+/// Returns the words that a taker has to have where its window is at most so wide.
+fn expected_of(rest: &RestWords, max_connecting: usize) -> Value {
+    let mut rest = serde_json::to_value(rest).expect("words");
+    let max_connecting = max_connecting as u64;
+    let pace = &mut rest["pace"];
+    pace["window"] = pace["window"].as_u64().map(|window| window.min(max_connecting)).into();
+    let threshold = pace["threshold"].as_u64();
+    pace["threshold"] = threshold.filter(|&threshold| threshold < max_connecting).into();
+    rest
 }
 
 /// The taker cannot go on.
@@ -328,8 +342,7 @@ impl Course {
         (self.rules, self.idle_turns) = (rules, 0);
         crate::with(|kernel| {
             kernel.take_over();
-            kernel.rules = rules;
-            kernel.forget_upstream();
+            kernel.forget_upstream(rules);
             self.pipes_max = bounds.pipes.max(kernel.open_pipes());
         });
         self.rival_moves();

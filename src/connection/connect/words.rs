@@ -100,7 +100,8 @@ impl ConnectTicket {
     }
 
     fn rebuild(words: TicketWords, parcel: &Incoming, context: &RebuildContext<'_>) -> Self {
-        let under_way = |words| Box::new(context.admission.queue.pace().restore(words, parcel));
+        let under_way =
+            |words| Box::new(context.admission.queue.pace().restore_share(words, parcel));
         match words {
             TicketWords::Alone => Self::Alone,
             TicketWords::Window(words) => Self::Window(under_way(words)),

@@ -202,3 +202,17 @@ fn sockets_that_were_passed_keep_their_addresses_in_place_of_those_of_the_config
     }
     assert_eq!(server.monitor_addr(), Some(&Address::Unix(path)));
 }
+
+#[test]
+fn the_pace_goes_on_with_the_same_upstream_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(Address::tcp("127.0.0.1", 0), 1, folder.path());
+    let server = Server::start(config.clone()).unwrap();
+    let window = |server: &Server| server.shared.admission.queue.under_way().max();
+    assert!(server.shared.admission.queue.under_way().resize(|_window| Some(37)));
+    let server = hand_over(server, config.clone());
+    assert_eq!(window(&server), 37);
+    config.upstream.addr = Address::Unix(folder.path().join("another.sock"));
+    let server = hand_over(server, config);
+    assert_eq!(window(&server), 4);
+}
