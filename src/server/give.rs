@@ -210,24 +210,10 @@ impl Giver {
     fn prepare(&self, terms: Terms<'_>, channel: &mut Channel) -> Result<(), Failure> {
         let deadline = Instant::now() + WARM_TIMEOUT;
         channel.set_deadline(deadline);
-        let formats = match receive(channel, deadline)? {
-            Message::TakerHello(TakerHello { formats, version: _, pid, can_take_back }) => {
-                if terms.takes_back && !can_take_back {
-                    return Err("the new program is too old for an upgrade in which the number of the process stays; stop and start it instead".into());
-                }
-                // Over another process, this one has no power, and nobody follows that one.
-                if pid.is_some_and(|pid| pid != terms.taker) {
-                    return Err("the new program runs tcpause in another process than the one that was started; write exec before the command in its script".into());
-                }
-                formats
-            }
+        match receive(channel, deadline)? {
+            Message::TakerHello(hello) => terms.match_hello(hello)?,
             Message::Refuse { why } => return Err(why),
             other => return Err(unexpected(&other)),
-        };
-        if !formats.contains(&FORMAT) {
-            return Err(format!(
-                "the new program reads the formats {formats:?} of a hand-over, and this one writes {FORMATS:?}; stop and start it instead"
-            ));
         }
         let Written { proxy: proxy_addr, control: control_addr, monitor: monitor_addr } =
             self.written.clone();
@@ -346,6 +332,26 @@ struct Terms<'a> {
     earlier_stall: Option<Duration>,
     /// Called right before the workers stand still.
     halt: &'a dyn Fn(),
+}
+
+impl Terms<'_> {
+    /// Refuses a taker that cannot be what is needed.
+    fn match_hello(self, hello: TakerHello) -> Result<(), Failure> {
+        let TakerHello { formats, version: _, pid, can_take_back } = hello;
+        if !formats.contains(&FORMAT) {
+            return Err(format!(
+                "the new program reads the formats {formats:?} of a hand-over, and this one writes {FORMATS:?}; stop and start it instead"
+            ));
+        }
+        if self.takes_back && !can_take_back {
+            return Err("the new program is too old for an upgrade in which the number of the process stays; stop and start it instead".into());
+        }
+        // Over another process, this one has no power, and nobody follows that one.
+        if pid.is_some_and(|pid| pid != self.taker) {
+            return Err("the new program runs tcpause in another process than the one that was started; write exec before the command in its script".into());
+        }
+        Ok(())
+    }
 }
 
 /// Gives the word to go on, behind which only the taker knows whether it has.

@@ -96,21 +96,27 @@ fn a_program_that_hangs_is_given_up() {
     finish(scene, pid);
 }
 
-/// A program of another time, which speaks no format that this one writes.
+/// A program of another time: one that speaks no format that this one writes, and one that cannot take everything back.
 #[test]
-fn a_program_of_format_0_is_refused_before_anything_stands_still() {
-    const HELLO: &str = r#"{"taker-hello":{"formats":[0],"version":"0.0.1"}}"#;
-
+fn a_program_that_is_too_old_is_refused_before_anything_stands_still() {
     let upstream = Upstream::tcp(echo);
     let scene = scene(&upstream);
     let pid = scene.proxy.pid();
-    // The header has three numbers of four bytes: those of JSON, of raw bytes, and of descriptors.
-    let header = format!(r"\{:o}\0\0\0\0\0\0\0\0\0\0\0", HELLO.len());
-    let speak = format!("#!/bin/sh\n: >heard; printf '{header}{HELLO}' >&0; exec cat <&0 >>heard");
-    replace_by_script(&scene, &speak);
-    assert_refused(&scene, "reads the formats [0] of a hand-over, and this one writes [1]");
-    let why = refusal(&scene.proxy).expect("it speaks another format");
-    assert!(why.ends_with("; stop and start it instead"), "{why}");
-    assert_eq!(fs::read(scene.proxy.dir().join("heard")).unwrap(), b"", "nothing is told to it");
+    for (formats, told) in [
+        ("[0]", "reads the formats [0] of a hand-over, and this one writes [1]"),
+        ("[1]", "is too old for an upgrade in which the number of the process stays"),
+    ] {
+        let hello = format!(r#"{{"taker-hello":{{"formats":{formats},"version":"0.0.1"}}}}"#);
+        // The header has three numbers of four bytes: those of JSON, of raw bytes, and of descriptors.
+        let header = format!(r"\{:o}\0\0\0\0\0\0\0\0\0\0\0", hello.len());
+        let speak =
+            format!("#!/bin/sh\n: >heard; printf '{header}{hello}' >&0; exec cat <&0 >>heard");
+        replace_by_script(&scene, &speak);
+        assert_refused(&scene, told);
+        let why = refusal(&scene.proxy).expect("it is too old");
+        assert!(why.ends_with("; stop and start it instead"), "{why}");
+        let heard = fs::read(scene.proxy.dir().join("heard")).unwrap();
+        assert_eq!(heard, b"", "nothing is told to it");
+    }
     finish(scene, pid);
 }
