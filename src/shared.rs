@@ -3,7 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
@@ -236,6 +236,13 @@ impl SocketFiles {
     /// Adds a file of the control API or of the monitor.
     pub(crate) fn add_of_control(&self, file: SocketFile) {
         self.control.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    }
+
+    /// Returns true if a file at `path` is among them.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        let proxy = self.proxy.lock().unwrap_or_else(PoisonError::into_inner);
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        proxy.iter().chain(control.iter()).any(|file| file.path() == path)
     }
 
     /// Removes the file of the proxy's listener.

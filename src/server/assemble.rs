@@ -297,6 +297,27 @@ impl Server {
         Ok(())
     }
 
+    /// Warns of each socket file that is gone or has been replaced: its listener goes on, and no client finds it any more.
+    pub(super) fn warn_of_lost_files(&self) {
+        let Self { shared, written, proxy_addr, control_addr, monitor_addr, .. } = self;
+        for (setting, is_written, address) in [
+            ("proxy.addr", written.proxy.is_some(), Some(proxy_addr)),
+            ("control.addr", written.control.is_some(), Some(control_addr)),
+            ("monitor.addr", written.monitor.is_some(), monitor_addr.as_ref()),
+        ] {
+            // The file of a socket that was passed belongs to the manager.
+            if is_written
+                && let Some(Address::Unix(path)) = address
+                && !shared.socket_files.has(path)
+            {
+                log::warn!(
+                    "{setting}: the socket file {} is gone or is another one, so nobody can connect to tcpause by it; stop tcpause and start it again",
+                    path.display()
+                );
+            }
+        }
+    }
+
     fn announce(&self, proxy: &[Address], control: &[Address], clients_max: usize) {
         log::info!(
             "proxy listens on {} with {}, for up to {}",

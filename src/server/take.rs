@@ -105,6 +105,9 @@ impl Later {
             }
             server.shared.socket_files.add_of_control(file);
         }
+        if !self.is_halfway {
+            server.warn_of_lost_files();
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! All that a process keeps is there after an upgrade.
 
-use std::{cell::Cell, thread, time::Duration};
+use std::{cell::Cell, path::Path, thread, time::Duration};
+
+use rustix::process::Signal;
 
 use super::Scene;
 use crate::harness::{Family, Proxy, Received, Upstream, echo, pattern, wait_until};
@@ -130,6 +132,35 @@ fn bytes_under_way_arrive_without_pipes_and_with_one_for_each_worker() {
         });
         scene.finish();
     }
+}
+
+#[test]
+fn a_socket_file_that_is_lost_is_told_with_the_remedy() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().listen(Family::Unix).control(Family::Unix).upstream(&upstream);
+    let proxy = proxy.start();
+    let (front, api) = (proxy.addr().path(), proxy.control().addr().path());
+    let warning = |setting: &str, path: &Path| {
+        format!(
+            "{setting}: the socket file {} is gone or is another one, so nobody can connect to tcpause by it; stop tcpause and start it again",
+            path.display()
+        )
+    };
+    let warnings = || proxy.log_count("the socket file");
+    proxy.upgrade();
+    assert_eq!(warnings(), 0);
+    std::fs::remove_file(front).unwrap();
+    proxy.upgrade();
+    proxy.wait_for_log(&warning("proxy.addr", front));
+    assert_eq!(warnings(), 1, "the other file is there");
+    // Each upgrade tells of a file, also of one that was lost before the last.
+    std::fs::rename(api, api.with_extension("old")).unwrap();
+    let _another = std::os::unix::net::UnixListener::bind(api).unwrap();
+    let before = proxy.heirs().len();
+    proxy.signal(Signal::USR2);
+    wait_until("the log tells who goes on", || proxy.heirs().len() > before);
+    proxy.wait_for_log(&warning("control.addr", api));
+    assert_eq!(warnings(), 3);
 }
 
 #[test]
