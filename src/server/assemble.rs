@@ -69,6 +69,12 @@ pub(super) struct Written {
     pub(super) monitor: Option<String>,
 }
 
+/// Addresses of the API and of the monitor, for the log.
+pub(super) struct ListenedAt {
+    control: Vec<Address>,
+    monitor: Option<Vec<Address>>,
+}
+
 impl Plan {
     /// Checks a configuration, loads its files, and raises the limit of open files.
     pub(super) fn new(config: Config) -> Result<Self, Error> {
@@ -136,22 +142,23 @@ impl Plan {
         monitor.addr.as_ref().map(|addr| listen("monitor.addr", addr, 1, access)).transpose()
     }
 
-    /// Starts every thread behind these listeners. With a state that is to be rebuilt, they rebuild it and stand still.
+    /// Starts every thread behind these listeners. With a state that is to be rebuilt, they rebuild it and stand still. Returns the
+    /// server, and what it can [announce](Server::announce).
     pub(super) fn assemble(
         self,
         mut listeners: Listeners,
         mut rebuilding: Option<Rebuilding>,
-    ) -> Result<Server, Error> {
+    ) -> Result<(Server, ListenedAt), Error> {
         let is_taker = rebuilding.is_some();
         let limits = Limits::new(self.files, self.threads, listeners.count(), &self.config.proxy);
         limits.warn(self.files, &self.config.proxy);
         let written = self.written.clone();
         // Where sockets were passed, the settings have no effect, and the sockets' own hosts are IP addresses.
-        let listened_at = [
+        let named = [
             written.control.is_some().then_some(&self.config.control.addr),
             self.config.monitor.addr.as_ref().filter(|_addr| written.monitor.is_some()),
         ];
-        let hosts = HostPolicy::new(listened_at.into_iter().flatten(), &self.config.control.hosts);
+        let hosts = HostPolicy::new(named.into_iter().flatten(), &self.config.control.hosts);
         let (shared, ends) = self.share(&mut listeners, limits, rebuilding.as_ref())?;
         let Listeners { proxy, control, monitor } = listeners;
         let mut server = Server {
@@ -163,8 +170,10 @@ impl Plan {
             monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
             written,
         };
-        let control_addresses = control.addresses.clone();
-        let monitor_addresses = monitor.as_ref().map(|it| it.addresses.clone());
+        let listened_at = ListenedAt {
+            control: control.addresses.clone(),
+            monitor: monitor.as_ref().map(|it| it.addresses.clone()),
+        };
         let started = server.start_workers(ends, proxy.listeners, rebuilding.as_mut());
         let started = started.and_then(|()| {
             let callers = rebuilding.map(Rebuilding::into_control);
@@ -176,14 +185,7 @@ impl Plan {
             }
             return Err(error);
         }
-        // A taker tells what has changed, once it goes on.
-        if !is_taker {
-            server.announce(&proxy.addresses, &control_addresses, limits.clients);
-            if let Some(addresses) = monitor_addresses {
-                log::info!("monitor listens on {}", list(&addresses));
-            }
-        }
-        Ok(server)
+        Ok((server, listened_at))
     }
 
     /// Makes what all threads share, and starts those that look names up and end pauses. Returns it with the workers' ends.
@@ -318,12 +320,14 @@ impl Server {
         }
     }
 
-    fn announce(&self, proxy: &[Address], control: &[Address], clients_max: usize) {
+    /// Logs what is in force from now on.
+    pub(super) fn announce(&self, listened_at: &ListenedAt) {
+        let ListenedAt { control, monitor } = listened_at;
         log::info!(
             "proxy listens on {} with {}, for up to {}",
-            list(proxy),
+            list(&self.shared.listeners),
             counted(self.workers.len(), "thread"),
-            counted(clients_max, "client")
+            counted(self.shared.admission.clients.max(), "client")
         );
         log::info!("control listens on {}", list(control));
         let while_paused = match self.shared.pauses.default_mode {
@@ -347,6 +351,9 @@ impl Server {
             log::warn!(
                 "control listens on a socket without a file, which has no mode, and has no login: every user of this network namespace can pause the proxy"
             );
+        }
+        if let Some(monitor) = monitor {
+            log::info!("monitor listens on {}", list(monitor));
         }
     }
 }

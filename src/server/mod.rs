@@ -75,7 +75,9 @@ impl Server {
         sockets.set_addresses(&mut config);
         let mut plan = Plan::new(config)?;
         let listeners = plan.listen(sockets)?;
-        plan.assemble(listeners, None)
+        let (server, listened_at) = plan.assemble(listeners, None)?;
+        server.announce(&listened_at);
+        Ok(server)
     }
 
     /// Returns a handle to pause, resume and observe the proxy.

@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     Server,
-    assemble::Plan,
+    assemble::{ListenedAt, Plan},
     listen::{Listeners, Listening, address_of},
     messages::{Begin, FORMAT, FORMATS, GiverHello, Message, TakerHello},
     predecessor::{Predecessor, record_upgrade},
@@ -265,7 +265,7 @@ fn receive_all(
         control_access: plan.control_access,
         monitor_access: Access { mode: Some(plan.config.monitor.mode), group: None },
     };
-    let server = plan.rebuild(rebuilding)?;
+    let (server, listened_at) = plan.rebuild(rebuilding)?;
     let rebuilt = server.shared.freeze.await_rebuilt(Instant::now() + MESSAGE_TIMEOUT);
     let word = rebuilt.map_err(Error::System).and_then(|()| await_word(channel, goes_on));
     if let Err(error) = word {
@@ -273,7 +273,7 @@ fn receive_all(
         return Err(error);
     }
     panic::set_hook(Box::new(move |info| hook(info)));
-    let moved = server.go_on(&later);
+    let moved = server.go_on(&later, &listened_at);
     Ok((server, giver, moved))
 }
 
@@ -321,7 +321,7 @@ fn await_word(channel: &mut Channel, goes_on: &AtomicBool) -> Result<(), Error> 
 
 impl Plan {
     /// Starts every thread with what was received. They stand still.
-    fn rebuild(mut self, mut rebuilding: Rebuilding) -> Result<Server, Error> {
+    fn rebuild(mut self, mut rebuilding: Rebuilding) -> Result<(Server, ListenedAt), Error> {
         let misfit = |misfit: Misfit| Error::System(misfit.to_string());
         let proxy = rebuilding.take_listeners(self.threads).map_err(misfit)?;
         let (control, monitor) = rebuilding.take_control_listeners().map_err(misfit)?;
@@ -424,7 +424,7 @@ fn receive_description(channel: &mut Channel, begin: &Begin) -> Result<Rebuildin
 impl Server {
     /// Lets all threads go on. What may fail comes behind that, and is logged. Returns the time for which nothing has moved, and the
     /// number of clients.
-    fn go_on(&self, later: &Later) -> (Duration, u64) {
+    fn go_on(&self, later: &Later, listened_at: &ListenedAt) -> (Duration, u64) {
         let shared = &self.shared;
         shared.pauses.go_on();
         // As the giver has counted them, before any ends or joins.
@@ -440,6 +440,7 @@ impl Server {
                 later.giver,
                 stall.as_secs_f64() * 1e3
             );
+            self.announce(listened_at);
         }
         later.adopt_files(self);
         // The manager's sockets are its own.

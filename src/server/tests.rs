@@ -56,7 +56,7 @@ fn start(
     let proxy = Listening::tcp(&ips.iter().map(any_port).collect::<Vec<_>>(), threads).unwrap();
     let addresses = proxy.listeners[0].iter().map(|it| it.local_inet().unwrap()).collect();
     let plan = Plan::new(config).unwrap();
-    (plan.assemble(Listeners { proxy, control, monitor: None }, None).unwrap(), addresses)
+    (plan.assemble(Listeners { proxy, control, monitor: None }, None).unwrap().0, addresses)
 }
 
 /// Sends a few bytes and waits for their echo.

@@ -144,7 +144,7 @@ impl Obedience {
                 "{name} is ignored: the log goes to standard error, and there is no file to reopen"
             ),
             (signal, _) if UPGRADE_SIGNALS.contains(&signal) => {
-                log::debug!("{name}: upgrading");
+                log::info!(event = "upgrade-requested", by = name; "{name} asks for an upgrade");
                 // If the channel is full, an upgrade waits already.
                 self.upgrades.try_send(()).ok();
             }

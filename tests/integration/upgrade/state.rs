@@ -158,6 +158,7 @@ fn a_socket_file_that_is_lost_is_told_with_the_remedy() {
     let _another = std::os::unix::net::UnixListener::bind(api).unwrap();
     let before = proxy.heirs().len();
     proxy.signal(Signal::USR2);
+    proxy.wait_for_log("SIGUSR2 asks for an upgrade");
     wait_until("the log tells who goes on", || proxy.heirs().len() > before);
     proxy.wait_for_log(&warning("control.addr", api));
     assert_eq!(warnings(), 3);
@@ -203,10 +204,19 @@ fn settings_change_and_both_addresses_stay() {
     let proxy = builder.arg("--config").arg(&file).start();
     let mut old = proxy.connect();
     old.assert_echo(b"by one thread");
-    for threads in [4, 2, 3] {
+    for (upgrades, threads) in [(1, 4), (2, 2), (3, 3)] {
         std::fs::write(&file, text(&other, threads, "")).unwrap();
         proxy.upgrade();
         assert_eq!(proxy.control().status().threads, threads);
+        // The log tells what is in force, once an upgrade.
+        for (line, count) in [
+            (format!("upstream is {}; while paused, new clients are held", other.addr()), upgrades),
+            (format!("proxy listens on {} with ", proxy.addr()), upgrades + 1),
+            (format!("control listens on {}", proxy.control().addr()), upgrades + 1),
+            (format!(" with {threads} threads, for up to "), 1),
+        ] {
+            assert_eq!(proxy.log_count(&line), count, "{line}");
+        }
         old.assert_echo(b"goes on");
         for _client in 0..20 {
             let mut client = proxy.connect();
