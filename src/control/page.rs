@@ -9,7 +9,7 @@ const TYPE: &str = "text/html; charset=utf-8";
 /// the file.
 const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-yliztjusez4VbsJ7WIG+prHsrUhAtY2MxJB3M8E+HGw='; \
-    script-src 'sha256-wFc+cmvc5yEaX1X7NIkYz7Z96M8p7hvAenYGVGDfrgk='; \
+    script-src 'sha256-eDK9xbMpDJr5umvtrK4fBsDf64dnnuGQ9O9brmgOjAI='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Place for the address of the control API, where the page was not reached by it.

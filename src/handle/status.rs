@@ -161,7 +161,8 @@ impl Status {
         let closed = |cause: CloseCause| balance.closed.get(cause as usize).copied().unwrap_or(0);
         let connections_max = admission.clients.max() as u64;
         let breaker = upstream.breaker();
-        let UpgradesWords { count: upgrades, last: last_upgrade } = shared.upgrades.describe();
+        let UpgradesWords { count: upgrades, failed: _, last: last_upgrade } =
+            shared.upgrades.describe();
         let mut status = Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: seconds(started.elapsed()),

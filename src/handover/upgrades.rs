@@ -32,6 +32,8 @@ pub(crate) struct Upgrades(Mutex<UpgradesWords>);
 pub(crate) struct UpgradesWords {
     /// Number of those that have succeeded.
     pub(crate) count: u64,
+    /// Number of those that have failed.
+    pub(crate) failed: u64,
     pub(crate) last: Option<LastUpgrade>,
 }
 
@@ -61,7 +63,9 @@ impl Upgrades {
 
     /// Records an upgrade that has failed.
     pub(crate) fn failed(&self, why: &str) {
-        self.lock().last = Some(LastUpgrade {
+        let mut upgrades = self.lock();
+        upgrades.failed += 1;
+        upgrades.last = Some(LastUpgrade {
             at: Rfc3339::now().to_string(),
             stall_seconds: None,
             connections: None,
@@ -82,7 +86,7 @@ mod tests {
     #[test]
     fn upgrades_are_counted_over_processes_and_the_last_one_is_told() {
         let upgrades = Upgrades::default();
-        assert_eq!(upgrades.describe(), UpgradesWords { count: 0, last: None });
+        assert_eq!(upgrades.describe(), UpgradesWords::default());
         let at = Rfc3339::now();
         upgrades.succeeded(at, Duration::from_nanos(35_123_456), 9_000);
         let text = serde_json::to_string(&upgrades.describe()).unwrap();
@@ -94,13 +98,15 @@ mod tests {
             connections: Some(9_000),
             error: None,
         };
-        assert_eq!(next.describe(), UpgradesWords { count: 1, last: Some(last) });
+        assert_eq!(next.describe(), UpgradesWords { count: 1, failed: 0, last: Some(last) });
         next.failed("the program is missing");
-        let UpgradesWords { count, last } = next.describe();
+        let UpgradesWords { count, failed, last } = next.describe();
         let last = last.unwrap();
-        assert_eq!((count, last.error.as_deref()), (1, Some("the program is missing")));
+        assert_eq!((count, failed, last.error.as_deref()), (1, 1, Some("the program is missing")));
         assert!(last.stall_seconds.is_none() && last.connections.is_none());
-        next.succeeded(at, Duration::ZERO, 0);
-        assert_eq!(next.describe().count, 2);
+        upgrades.restore(next.describe());
+        upgrades.succeeded(at, Duration::ZERO, 0);
+        let UpgradesWords { count, failed, .. } = upgrades.describe();
+        assert_eq!((count, failed), (2, 1));
     }
 }

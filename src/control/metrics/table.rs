@@ -155,6 +155,10 @@ pub(super) static FAMILIES: &[Family] = &[
         "Lines that the log did not take in time.",
         |it, out| out.value(it.metrics.log_lines_dropped),
     ),
+    counter("tcpause_upgrades_total", "Attempts to upgrade tcpause.", |it, out| {
+        let (succeeded, failed) = it.metrics.upgrades;
+        out.by("result", [("succeeded", succeeded), ("failed", failed)])
+    }),
     gauge("tcpause_pipes", "Pipes that bytes are spliced through.", |it, out| {
         let (used, free, _) = it.metrics.pipes;
         out.by("state", [("free", free), ("used", used)])

@@ -231,3 +231,16 @@ fn the_page_shows_an_upstream_that_is_away_and_that_it_is_back() {
     browser.wait_for(&texts("h1"), |text| text == "running");
     assert_eq!(browser.evaluate(&texts("[aria-live]")), "Running");
 }
+
+#[test]
+fn the_page_shows_upgrades() {
+    let Some(mut browser) = Browser::start() else { return };
+    let upstream = Upstream::tcp(echo);
+    let proxy = Proxy::builder().followed().upstream(&upstream).start();
+    proxy.upgrade();
+    browser.open(&format!("http://{}/", proxy.control().host()));
+    browser.wait_for(&texts("#proxy dd"), |text| {
+        let text = text.as_str().unwrap_or_default();
+        text.contains("\n1, the last at 20") && text.contains(" UTC: 0 connections, stalled for ")
+    });
+}

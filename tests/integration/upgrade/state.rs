@@ -232,4 +232,15 @@ fn settings_change_and_both_addresses_stay() {
     assert!(answer.text().contains("tcpause.yml"), "{}", answer.text());
     assert_eq!(proxy.pid(), pid);
     old.assert_echo(b"goes on");
+    // The attempt that has failed is counted over the next upgrade.
+    std::fs::write(&file, text(&other, 1, "")).unwrap();
+    proxy.upgrade();
+    let metrics = proxy.control().get("/metrics");
+    for sample in [
+        "\ntcpause_upgrades_total{result=\"succeeded\"} 4\n",
+        "\ntcpause_upgrades_total{result=\"failed\"} 1\n",
+    ] {
+        assert!(metrics.text().contains(sample), "{metrics}");
+    }
+    assert_eq!(proxy.control().status().upgrades, 4);
 }
