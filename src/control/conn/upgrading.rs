@@ -51,7 +51,9 @@ impl ControlConn {
 fn success(upgraded: &Upgraded) -> Response {
     let Upgraded { version, pid, connections, stall_seconds } = upgraded;
     let version = serde_json::Value::from(version.as_str());
+    // No more digits than a microsecond's.
+    let stall_seconds = (stall_seconds * 1e6).round() / 1e6;
     Response::json(format!(
-        "{{\"version\": {version}, \"pid\": {pid}, \"connections\": {connections}, \"stall_seconds\": {stall_seconds:.3}}}\n"
+        "{{\"version\": {version}, \"pid\": {pid}, \"connections\": {connections}, \"stall_seconds\": {stall_seconds}}}\n"
     ))
 }

@@ -137,13 +137,17 @@ fn callers_are_answered_by_the_taker() {
     monitor.write_all(b" HTTP/1.0\r\n\r\n").unwrap();
     assert_eq!(status(&answer(&mut monitor)), 405, "its scope is kept");
     assert_eq!(status(&answer(&mut brief)), 504);
-    let upgraded =
-        Upgraded { version: "0.2.0".to_owned(), pid: 7, connections: 9, stall_seconds: 0.0351 };
+    let upgraded = Upgraded {
+        version: "0.2.0".to_owned(),
+        pid: 7,
+        connections: 9,
+        stall_seconds: 0.001_812_345,
+    };
     api.handle.upgrade_requests().succeed(upgraded);
     let text = answer(&mut upgrade);
     assert_eq!(status(&text), 200);
     let body =
-        "{\"version\": \"0.2.0\", \"pid\": 7, \"connections\": 9, \"stall_seconds\": 0.035}\n";
+        "{\"version\": \"0.2.0\", \"pid\": 7, \"connections\": 9, \"stall_seconds\": 0.001812}\n";
     assert_eq!(parts(&text).1, body);
     drop(busy);
     drop(busy_there);

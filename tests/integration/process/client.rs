@@ -184,7 +184,7 @@ fn an_upgrade_is_told_in_one_line() {
 
     for command in ["upgrade", "reload"] {
         let done = answering(DONE);
-        let told = "upgraded to 0.1.0, pid 1234: 9000 connections moved, stalled for 35ms\n";
+        let told = "upgraded to 0.1.0, pid 1234: 9000 connections moved, stalled for 35.0ms\n";
         assert_done(done.addr(), &[command], told);
         assert!(done.received().bytes.starts_with(b"POST /upgrade HTTP/1.1\r\n"));
         let (failed, stopping) = (answering(FAILED), answering(STOPPING));

@@ -110,7 +110,7 @@ closed      3: 2 left-held, 1 unreachable
 limits      9000 clients, 500 of them held
 listens     tcp://0.0.0.0:80
 process     12, /etc/tcpause/tcpause.yml
-upgrades    1, the last at 2026-11-24T11:45:35.666Z: 7 connections, stalled for 35ms
+upgrades    1, the last at 2026-11-24T11:45:35.666Z: 7 connections, stalled for 35.4ms
 tcpause     0.1.0, up for 1s
 ";
     assert_done(answering(answer(BODY)).addr(), &["status"], shown);

@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use tcpause::{LeaseStatus, Status, format_duration};
 
+use super::upgrade::stall;
 use crate::logger::OneLine;
 
 /// Returns the table. With an earlier status of the same proxy, totals have their rates a second beside them.
@@ -99,7 +100,7 @@ fn upgrades(status: &Status) -> String {
             "{count}, the last at {}: {} connections, stalled for {}",
             last.at,
             last.connections.unwrap_or_default(),
-            age(last.stall_seconds.unwrap_or_default())
+            stall(last.stall_seconds.unwrap_or_default())
         ),
     }
 }
@@ -279,7 +280,7 @@ mod tests {
         assert_eq!(row(serde_json::Value::Null), "2");
         assert_eq!(
             row(serde_json::json!({"at": "then", "stall_seconds": 0.035_4, "connections": 9_000})),
-            "2, the last at then: 9000 connections, stalled for 35ms"
+            "2, the last at then: 9000 connections, stalled for 35.4ms"
         );
         assert_eq!(
             row(serde_json::json!({"at": "then", "error": "it is too old"})),

@@ -26,15 +26,24 @@ pub(super) fn run(api: &Api) -> Result<ExitCode, Failure> {
 fn line(body: &Value) -> String {
     let version = body.get("version").and_then(Value::as_str).unwrap_or("an unknown version");
     let number = |name| body.get(name).and_then(Value::as_u64).unwrap_or_default();
-    let stall = body.get("stall_seconds").and_then(Value::as_f64).unwrap_or_default();
-    let stall = Duration::try_from_secs_f64(stall).unwrap_or_default();
+    let seconds = body.get("stall_seconds").and_then(Value::as_f64).unwrap_or_default();
     let (pid, moved) = (number("pid"), number("connections"));
     let connections = if moved == 1 { "connection" } else { "connections" };
     format!(
         "upgraded to {}, pid {pid}: {moved} {connections} moved, stalled for {}\n",
         OneLine(version),
-        format_duration(stall)
+        stall(seconds)
     )
+}
+
+/// Returns the length of a standstill, which is told to a tenth of a millisecond if it is short.
+pub(super) fn stall(seconds: f64) -> String {
+    let stall = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    if stall < Duration::from_millis(100) {
+        return format!("{:.1}ms", stall.as_secs_f64() * 1e3);
+    }
+    let rounded = (stall + Duration::from_micros(500)).as_millis();
+    format_duration(Duration::from_millis(u64::try_from(rounded).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]
@@ -42,11 +51,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_short_standstill_is_told_in_tenths_of_a_millisecond() {
+        for (seconds, expected) in [
+            (0.001_8, "1.8ms"),
+            (0.000_04, "0.0ms"),
+            (0.035_46, "35.5ms"),
+            (0.123_6, "124ms"),
+            (2.0, "2s"),
+            (-1.0, "0.0ms"),
+        ] {
+            assert_eq!(stall(seconds), expected);
+        }
+    }
+
+    #[test]
     fn the_outcome_is_one_line() {
         for (body, expected) in [
             (
                 r#"{"version": "0.1.0", "pid": 1234, "connections": 9000, "stall_seconds": 0.035}"#,
-                "upgraded to 0.1.0, pid 1234: 9000 connections moved, stalled for 35ms\n",
+                "upgraded to 0.1.0, pid 1234: 9000 connections moved, stalled for 35.0ms\n",
             ),
             (
                 r#"{"version": "0.2.0\n", "pid": 7, "connections": 1, "stall_seconds": 1.25}"#,

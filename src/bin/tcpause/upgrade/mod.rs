@@ -19,6 +19,7 @@ use rustix::process::{
 };
 use tcpause::{Error, Farewell, Given, Giver, Predecessor, TakerProcess as _};
 
+use self::program::remedy;
 pub(crate) use self::{
     guard::{GUARD, become_guard, guard, process_of},
     inheritance::Inheritance,
@@ -148,8 +149,8 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             return Err("tcpause is stopping".to_owned());
         }
         let program = self.program.as_ref().map_err(Clone::clone)?;
-        let (channel, theirs) =
-            UnixStream::pair().map_err(|error| format!("cannot make a socket pair: {error}"))?;
+        let (channel, theirs) = UnixStream::pair()
+            .map_err(|error| format!("cannot make a socket pair: {error}{}", remedy(&error)))?;
         let mut taker = program.start(theirs, started)?;
         match self.giver.give(channel, &mut taker, &|| self.manager.feed(), keeps_pid) {
             Ok(given) => self.leave(taker.number(), given, signals),

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use nix::unistd::execve;
 use rustix::{
     fs::{Access, access},
-    io::retry_on_intr,
+    io::{Errno, retry_on_intr},
     process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
     stdio::dup2_stdin,
 };
@@ -96,8 +96,9 @@ impl Program {
         unblock();
         let child = command.stdin(OwnedFd::from(channel)).spawn();
         block();
-        let child =
-            child.map_err(|error| format!("the new program {file} cannot be run: {error}"))?;
+        let child = child.map_err(|error| {
+            format!("the new program {file} cannot be run: {error}{}", remedy(&error))
+        })?;
         Taker::new(child, file.to_string(), started)
     }
 }
@@ -141,6 +142,16 @@ impl Program {
         };
         log::debug!("{}: {}", file.display(), run(file));
         run(Path::new(OWN))
+    }
+}
+
+/// Returns the remedy for a shortage, with the semicolon before it; nothing for another error.
+pub(super) fn remedy(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::AGAIN) => "; raise the limit of processes (ulimit -u, TasksMax)",
+        Some(Errno::NOMEM) => "; free memory, or raise the limit of memory (MemoryMax)",
+        Some(Errno::MFILE) => "; raise the limit of open files (ulimit -n, LimitNOFILE)",
+        _ => "",
     }
 }
 
@@ -243,7 +254,7 @@ impl Taker {
         if let Some(status) = self.status.filter(|status| !is_told(status)) {
             let end = end_of(status);
             return format!(
-                "the new program {file} {end} before it took over; its own lines on standard error may tell why"
+                "the new program {file} {end} before it took over; it may be too old to take over, and its own lines on standard error may tell why"
             );
         }
         match why.strip_prefix("the new program ") {
@@ -363,7 +374,11 @@ mod tests {
     #[test]
     fn the_end_of_a_new_program_is_told_with_its_path() {
         for (text, why, expected) in [
-            ("exit 7", "x", "the new program FILE ended with exit code 7 before it took over; "),
+            (
+                "exit 7",
+                "x",
+                "the new program FILE ended with exit code 7 before it took over; it may",
+            ),
             ("kill -SEGV $$", "x", "the new program FILE was ended by SIGSEGV before it took over"),
             ("exit 4", "proxy.addr: another one", "proxy.addr: another one"),
             // It has left the channel, and is killed.
@@ -380,6 +395,17 @@ mod tests {
             // A second kill does nothing, as the number may be another process's by now.
             taker.kill();
         }
+    }
+
+    #[test]
+    fn a_shortage_is_told_with_the_limit_to_raise() {
+        for (errno, expected) in
+            [(Errno::AGAIN, "ulimit -u"), (Errno::NOMEM, "MemoryMax"), (Errno::MFILE, "ulimit -n")]
+        {
+            let told = remedy(&errno.into());
+            assert!(told.starts_with("; ") && told.contains(expected), "{told}");
+        }
+        assert_eq!(remedy(&Errno::NOENT.into()), "");
     }
 
     #[test]
