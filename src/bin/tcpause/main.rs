@@ -35,7 +35,7 @@ use crate::{
     signals::{From, Obedience, Running, Signals, SignalsEnd},
     systemd::Manager,
     upgrade::{
-        GUARD, Inheritance, Program, Started, TAKE_BACK, TAKE_OVER, Upgrades, become_guard, guard,
+        Attempt, GUARD, Inheritance, Program, TAKE_BACK, TAKE_OVER, Upgrades, become_guard, guard,
         process_of,
     },
 };
@@ -272,17 +272,17 @@ impl Setup {
             flush_log: self.logger.flusher(),
         };
         let ready = manager.ready(&server, end_of_giver);
-        let new_program = match ready.and_then(|()| upgrades.start(self.upgrades)) {
-            Ok(started) => started,
+        let attempt = match ready.and_then(|()| upgrades.start(self.upgrades)) {
+            Ok(attempt) => attempt,
             // The connections that were taken over are worth more than a thread.
             Err(error) if is_heir => {
                 log::error!("{error}");
-                Started::default()
+                Attempt::default()
             }
             Err(error) => return Err(error),
         };
         let outcome = server.join();
-        new_program.kill();
+        attempt.end();
         Ok(told(outcome, &config).into())
     }
 }

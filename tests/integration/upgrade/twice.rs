@@ -24,7 +24,9 @@ fn signal_taker(proxy: &Proxy, signal: Signal) {
 /// Asks for an upgrade by both signals, and waits until they are obeyed.
 #[track_caller]
 fn ask_by_signals(proxy: &Proxy) {
-    for (signal, name) in [(hangup(), ": upgrading"), (Signal::USR2, "SIGUSR2: upgrading")] {
+    for (signal, name) in
+        [(hangup(), " asks for an upgrade"), (Signal::USR2, "SIGUSR2 asks for an upgrade")]
+    {
         let before = proxy.log_count(name);
         proxy.signal(signal);
         wait_until("it is heard", || proxy.log_count(name) > before);

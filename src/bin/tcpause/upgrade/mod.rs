@@ -9,8 +9,9 @@ use std::{
     fs,
     os::unix::net::UnixStream,
     process,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, select};
@@ -49,6 +50,9 @@ const FOLLOWERS: [&str; 9] = [
     "tini",
 ];
 
+/// Longest wait for an attempt to end, once its new program is killed.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Means to carry out upgrades, which the thread "upgrade" owns.
 pub(crate) struct Upgrades<F> {
     pub(crate) program: Result<Program, String>,
@@ -61,40 +65,61 @@ pub(crate) struct Upgrades<F> {
     pub(crate) flush_log: F,
 }
 
-/// New program that has been started and has not taken over, if there is one.
+/// Attempt to upgrade, as it is to be ended with this process.
 #[derive(Clone, Default)]
-pub(crate) struct Started(Arc<Mutex<Option<Pid>>>);
+pub(crate) struct Attempt(Arc<(Mutex<UnderWay>, Condvar)>);
 
-impl Started {
-    /// Kills it, as this process ends.
-    pub(crate) fn kill(&self) {
-        if let Some(pid) = *self.lock() {
+/// State of an attempt.
+#[derive(Default)]
+struct UnderWay {
+    /// Set until its outcome is logged.
+    is_pending: bool,
+    /// New program that has been started and has not taken over.
+    started: Option<Pid>,
+}
+
+impl Attempt {
+    /// Kills the new program, if there is one, and waits until the outcome is logged.
+    pub(crate) fn end(&self) {
+        let (_, changed) = &*self.0;
+        let under_way = self.lock();
+        if let Some(pid) = under_way.started {
             kill_process(pid, Signal::KILL).ok();
         }
+        drop(changed.wait_timeout_while(under_way, ATTEMPT_TIMEOUT, |it| it.is_pending));
     }
 
-    /// Locks it. Its number may not become that of another process meanwhile.
-    fn lock(&self) -> MutexGuard<'_, Option<Pid>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn set_pending(&self, is_pending: bool) {
+        self.lock().is_pending = is_pending;
+        self.0.1.notify_all();
+    }
+
+    fn set_started(&self, started: Option<Pid>) {
+        self.lock().started = started;
+    }
+
+    /// Locks the state. The number of the new program may not become that of another process meanwhile.
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<F: Fn() + Send + 'static> Upgrades<F> {
     /// Starts the thread that carries out one upgrade at a time: by `signals`, and by requests of the control API. Before, it
     /// sees the predecessor off.
-    pub(crate) fn start(self, signals: Receiver<()>) -> Result<Started, Error> {
+    pub(crate) fn start(self, signals: Receiver<()>) -> Result<Attempt, Error> {
         // From here on, the control API does not refuse them.
         let requests = self.giver.requests();
-        let started = Started::default();
-        let heard = started.clone();
+        let attempt = Attempt::default();
+        let heard = attempt.clone();
         thread::Builder::new()
             .name("upgrade".to_owned())
             .spawn(move || self.run(&signals, &requests, &heard))
-            .map(|_thread| started)
+            .map(|_thread| attempt)
             .map_err(|error| Error::no_thread("upgrades the program", &error))
     }
 
-    fn run(mut self, signals: &Receiver<()>, requests: &Receiver<()>, started: &Started) {
+    fn run(mut self, signals: &Receiver<()>, requests: &Receiver<()>, attempt: &Attempt) {
         let predecessor = self.predecessor.take();
         let is_guarded = predecessor.is_some_and(|predecessor| self.see_off(predecessor, signals));
         let keeps_pid = is_guarded || keeps_pid(&self.manager);
@@ -105,9 +130,11 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             };
             // Nobody is left who could ask.
             let Ok(()) = request else { return };
-            let Err(why) = self.upgrade(keeps_pid, signals, started);
+            attempt.set_pending(true);
+            let Err(why) = self.upgrade(keeps_pid, signals, attempt);
             log::error!(event = "not-upgraded", why = why.as_str(); "not upgraded: {why}");
             self.giver.failed(&why, requests);
+            attempt.set_pending(false);
         }
     }
 
@@ -143,7 +170,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         &self,
         keeps_pid: bool,
         signals: &Receiver<()>,
-        started: &Started,
+        attempt: &Attempt,
     ) -> Result<Infallible, String> {
         if self.giver.is_stopping() {
             return Err("tcpause is stopping".to_owned());
@@ -151,7 +178,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
         let program = self.program.as_ref().map_err(Clone::clone)?;
         let (channel, theirs) = UnixStream::pair()
             .map_err(|error| format!("cannot make a socket pair: {error}{}", remedy(&error)))?;
-        let mut taker = program.start(theirs, started)?;
+        let mut taker = program.start(theirs, attempt)?;
         match self.giver.give(channel, &mut taker, &|| self.manager.feed(), keeps_pid) {
             Ok(given) => self.leave(taker.number(), given, signals),
             Err(why) => {

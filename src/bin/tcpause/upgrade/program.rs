@@ -25,7 +25,7 @@ use rustix::{
 use signal_hook::{consts::SIGKILL, low_level::signal_name};
 use tcpause::TakerProcess;
 
-use super::{GUARD, Started, TAKE_BACK, TAKE_OVER};
+use super::{Attempt, GUARD, TAKE_BACK, TAKE_OVER};
 use crate::{
     EXIT_REFUSED,
     client::look_up,
@@ -81,7 +81,7 @@ impl Program {
     }
 
     /// Starts the program as it was called before, with `channel` as standard input.
-    pub(super) fn start(&self, channel: UnixStream, started: &Started) -> Result<Taker, String> {
+    pub(super) fn start(&self, channel: UnixStream, attempt: &Attempt) -> Result<Taker, String> {
         let (file, folder) = (self.file.display(), self.folder.display());
         // The error of the start itself would not tell which of the two is missing.
         access(self.folder.join("."), Access::EXEC_OK).map_err(|error| {
@@ -99,7 +99,7 @@ impl Program {
         let child = child.map_err(|error| {
             format!("the new program {file} cannot be run: {error}{}", remedy(&error))
         })?;
-        Taker::new(child, file.to_string(), started)
+        Taker::new(child, file.to_string(), attempt)
     }
 }
 
@@ -170,15 +170,15 @@ pub(super) struct Taker {
     /// Channel that ends when the child does.
     end: Receiver<()>,
     status: Option<ExitStatus>,
-    started: Started,
+    attempt: Attempt,
 }
 
 impl Taker {
-    fn new(mut child: Child, file: String, started: &Started) -> Result<Self, String> {
+    fn new(mut child: Child, file: String, attempt: &Attempt) -> Result<Self, String> {
         match wait_for(&child, WaitIdOptions::EXITED) {
             Ok(end) => {
-                *started.lock() = Some(Pid::from_child(&child));
-                Ok(Self { child, file, end, status: None, started: started.clone() })
+                attempt.set_started(Some(Pid::from_child(&child)));
+                Ok(Self { child, file, end, status: None, attempt: attempt.clone() })
             }
             Err(error) => {
                 drop(child.kill().and_then(|()| child.wait()));
@@ -238,7 +238,7 @@ impl TakerProcess for Taker {
             );
             return;
         }
-        *self.started.lock() = None;
+        self.attempt.set_started(None);
         self.status = self.child.wait().ok();
     }
 }
@@ -350,7 +350,7 @@ mod tests {
         let (program, _folder) = script(text);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
-        let taker = program.start(theirs, &Started::default()).unwrap();
+        let taker = program.start(theirs, &Attempt::default()).unwrap();
         let mut told = String::new();
         ours.read_to_string(&mut told).unwrap();
         (taker, told)
@@ -361,7 +361,7 @@ mod tests {
         let (program, folder) = script(r#"printf '%s;' "$@" >&0; pwd -P >&0; exec cat <&0 >&0"#);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut taker = program.start(theirs, &Started::default()).unwrap();
+        let mut taker = program.start(theirs, &Attempt::default()).unwrap();
         ours.write_all(b"heard").unwrap();
         ours.shutdown(Shutdown::Write).unwrap();
         let mut told = String::new();
@@ -415,7 +415,7 @@ mod tests {
         fs::write(place("text"), "").unwrap();
         let error = |program: Program| {
             let (_ours, theirs) = UnixStream::pair().unwrap();
-            program.start(theirs, &Started::default()).err().unwrap()
+            program.start(theirs, &Attempt::default()).err().unwrap()
         };
         for name in ["nosuch", "text", "."] {
             let told = error(Program { file: place(name), ..program.clone() });
