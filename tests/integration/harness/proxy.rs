@@ -406,7 +406,7 @@ impl Proxy {
 
     /// Changes a limit of the running process; `None` means its hard limit.
     pub(crate) fn limit(&self, resource: Resource, current: Option<u64>) {
-        let pid = Some(Pid::from_child(&self.process.child));
+        let pid = Pid::from_raw(self.pid().cast_signed());
         let maximum = getrlimit(resource).maximum;
         prlimit(pid, resource, Rlimit { current: current.or(maximum), maximum }).expect("a limit");
     }

@@ -32,25 +32,34 @@ fn lower_limit(pid: u32, files: u64) {
 fn a_taker_that_may_open_too_few_files_says_so_at_once() {
     const SPARE: u64 = 5;
 
-    let upstream = Upstream::tcp(echo);
-    let scene = Scene::set(Proxy::builder().upstream(&upstream).followed().start());
-    let mut others: Vec<_> = (0..40).map(|_| scene.proxy.connect_held()).collect();
-    let files = scene.proxy.descriptors() as u64 + SPARE;
-    lower_limit(scene.proxy.pid(), files);
-    let mut refusals = 0;
-    while let Some(why) = refusal(&scene.proxy) {
-        let told = format!(" may open {files} files and needs ");
-        assert!(why.contains(&told) && why.contains("; raise the limit of open files"), "{why}");
-        refusals += 1;
-        drop(others.pop());
-        let left = others.len() as u64 + 1;
-        scene.proxy.control().wait_counts(|status| status.held, left);
+    for is_followed in [true, false] {
+        let upstream = Upstream::tcp(echo);
+        let builder = Proxy::builder().upstream(&upstream);
+        let builder = if is_followed { builder.followed() } else { builder };
+        let scene = Scene::set(builder.start());
+        let mut others: Vec<_> = (0..40).map(|_| scene.proxy.connect_held()).collect();
+        let files = scene.proxy.descriptors() as u64 + SPARE;
+        lower_limit(scene.proxy.pid(), files);
+        let pid = scene.proxy.pid();
+        let mut refusals = 0;
+        while let Some(why) = refusal(&scene.proxy) {
+            let told = format!(" may open {files} files and needs ");
+            assert!(
+                why.contains(&told) && why.contains("; raise the limit of open files"),
+                "{why}"
+            );
+            refusals += 1;
+            drop(others.pop());
+            let left = others.len() as u64 + 1;
+            scene.proxy.control().wait_counts(|status| status.held, left);
+        }
+        // As soon as a taker says that it has room, it has, and so has the one that takes everything back.
+        assert!(refusals > 20, "{refusals}");
+        assert_eq!(scene.proxy.pid() != pid, is_followed);
+        drop(others);
+        scene.proxy.control().wait_counts(|status| status.held, 1);
+        scene.finish();
     }
-    // As soon as a taker says that it has room, it has.
-    assert!(refusals > 20, "{refusals}");
-    drop(others);
-    scene.proxy.control().wait_counts(|status| status.held, 1);
-    scene.finish();
 }
 
 /// A taker whose limit falls when it has counted loses descriptors on their way, or cannot build what it has received.
