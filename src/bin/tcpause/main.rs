@@ -220,6 +220,7 @@ impl Setup {
             started: running,
             from,
             goes_on: Arc::clone(&goes_on),
+            is_passed_on: false,
             stop: None,
         };
         thread::Builder::new()

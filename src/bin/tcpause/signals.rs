@@ -4,6 +4,7 @@
 //! those that come meanwhile wait for that one.
 
 use std::{
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -132,6 +133,9 @@ pub(crate) struct Obedience {
     pub(crate) from: From,
     /// True once a process that takes over goes on.
     pub(crate) goes_on: Arc<AtomicBool>,
+    /// True once the giver has passed a stop on. If it has come to both, as from a service manager, that is no second one,
+    /// however late it comes.
+    pub(crate) is_passed_on: bool,
     /// Stop that has begun, and its time.
     pub(crate) stop: Option<(Running, Instant)>,
 }
@@ -139,6 +143,9 @@ pub(crate) struct Obedience {
 impl Obedience {
     fn obey(&mut self, origin: &Origin) {
         let name = signal_name(origin.signal).unwrap_or("a signal");
+        let is_copy = STOP_SIGNALS.contains(&origin.signal)
+            && self.is_of_parent(origin)
+            && !mem::replace(&mut self.is_passed_on, true);
         match (origin.signal, &self.stop) {
             (SIGUSR1, _) => log::info!(
                 "{name} is ignored: the log goes to standard error, and there is no file to reopen"
@@ -158,6 +165,9 @@ impl Obedience {
                 // This returns for a signal only that does not end a process by default.
                 None => drop(emulate_default_handler(signal)),
             },
+            (_, Some(_)) if is_copy => {
+                log::info!("{name} is ignored: it is passed on, and this process stops already");
+            }
             (_, Some((_, since))) if since.elapsed() < FORCE_AFTER => {
                 log::info!("{name} is ignored: it came less than a second after the first");
             }
@@ -166,6 +176,12 @@ impl Obedience {
                 running.stopper.abort();
             }
         }
+    }
+
+    /// Returns true for a signal of the process that has started this one to take over.
+    fn is_of_parent(&self, origin: &Origin) -> bool {
+        let sender = origin.process.as_ref().map(|process| process.pid);
+        matches!(self.from, From::Parent(giver) if sender == Some(giver.as_raw_pid()))
     }
 
     /// Returns the running proxy. A process that is about to take over has none. One that its parent has started waits
