@@ -1,6 +1,6 @@
 //! Faults that tests of a debug build ask for: `TCPAUSE_HANDOVER_AT=taker:ready:kill` ends the taker right before it says that
 //! it is ready. The third word is `kill`, `stop`, `exit` or `panic`. On the way back to a process whose number stays, the sides
-//! are `back-giver` and `back-taker`.
+//! are `back-giver` and `back-taker`. A fault happens once, as several threads say some messages.
 
 #[cfg(debug_assertions)]
 use std::{
@@ -19,6 +19,10 @@ static GIVES_BACK: AtomicBool = AtomicBool::new(false);
 /// First argument of a process that takes everything back.
 #[cfg(debug_assertions)]
 const TAKE_BACK: &str = "--take-back";
+
+/// Set once the fault has happened.
+#[cfg(debug_assertions)]
+static HAS_HAPPENED: AtomicBool = AtomicBool::new(false);
 
 /// Milliseconds of this thread's own time until a signal has reached it. Those while the process is stopped do not count.
 #[cfg(debug_assertions)]
@@ -43,6 +47,7 @@ pub(crate) fn happen(side: &str, message: &str) {
     let back = if is_back { "back-" } else { "" };
     if let Ok(fault) = env::var(VARIABLE)
         && let Some(action) = fault.strip_prefix(&format!("{back}{side}:{message}:"))
+        && !HAS_HAPPENED.swap(true, Ordering::Relaxed)
     {
         use rustix::process::{Signal, getpid, kill_process};
 

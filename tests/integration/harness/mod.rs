@@ -30,7 +30,7 @@ pub(crate) use control::{Control, Response, Status};
 pub(crate) use namespace::{FIGURE, as_another_user, in_namespace};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, reserve};
 pub(crate) use program::{Finished, Program, binary, program};
-pub(crate) use proxy::{Builder, CPU_PERCENT_MAX, Proxy};
+pub(crate) use proxy::{Builder, CPU_PERCENT_MAX, Proxy, state_of};
 pub(crate) use random::Random;
 pub(crate) use scale::amount;
 pub(crate) use stream::Stream;
@@ -41,7 +41,7 @@ pub(crate) use upstream::{Session, Upstream, echo, record};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Interval between two checks of a condition that no event announces.
-const GLANCE: Duration = Duration::from_millis(3);
+pub(crate) const GLANCE: Duration = Duration::from_millis(3);
 
 /// Stack of a helper thread, which is small, as there may be thousands.
 const STACK_BYTES: usize = 256 << 10;

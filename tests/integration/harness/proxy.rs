@@ -338,7 +338,12 @@ impl Proxy {
 
     /// Returns the number of the process: the first one, or the last that has taken over.
     pub(crate) fn pid(&self) -> u32 {
-        self.heirs().pop().unwrap_or_else(|| self.process.child.id())
+        self.heirs().pop().unwrap_or_else(|| self.first_pid())
+    }
+
+    /// Returns the number of the first process.
+    pub(crate) fn first_pid(&self) -> u32 {
+        self.process.child.id()
     }
 
     /// Has a new process take over. Returns the answer.
@@ -447,14 +452,15 @@ impl Proxy {
         state_of(self.pid())
     }
 
-    /// Returns the states of the processes that it has started.
+    /// Returns the states of the processes that the first process has started.
     pub(crate) fn children(&self) -> Vec<char> {
         self.child_pids().into_iter().map(state_of).collect()
     }
 
-    /// Returns the processes that it has started.
+    /// Returns the processes that the first process has started.
     pub(crate) fn child_pids(&self) -> Vec<u32> {
-        let tasks = fs::read_dir(self.proc("task")).expect("a running process");
+        let tasks = format!("/proc/{}/task", self.first_pid());
+        let tasks = fs::read_dir(tasks).expect("a running process");
         let list = |task: PathBuf| fs::read_to_string(task.join("children")).unwrap_or_default();
         let lists: String = tasks.flatten().map(|task| list(task.path())).collect();
         lists.split(' ').filter_map(|pid| pid.parse().ok()).collect()
@@ -482,7 +488,7 @@ impl Drop for Proxy {
 }
 
 /// Returns the letter of a process's state, `Z` for one that is gone.
-fn state_of(pid: u32) -> char {
+pub(crate) fn state_of(pid: u32) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('Z')
 }

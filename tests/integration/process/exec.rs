@@ -18,7 +18,7 @@ use crate::harness::{
 };
 
 /// A command that tells when it has been started, goes on until it is told to end, and ends with this exit code.
-const COMMAND: &str = "echo started; read ended; exit 7";
+pub(crate) const COMMAND: &str = "echo started; read ended; exit 7";
 
 /// A lease that no test outlasts: only the end of the connection can end it in time.
 const LONG: &str = "--ttl=1h";
@@ -28,11 +28,14 @@ pub(crate) struct Exec {
     child: Child,
     pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: Receiver<String>,
-    stderr: Receiver<String>,
+    pub(crate) stderr: Receiver<String>,
 }
 
 impl Exec {
-    fn start<S: AsRef<OsStr>>(control: &Control, arguments: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn start<S: AsRef<OsStr>>(
+        control: &Control,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Self {
         let mut command = Command::new(binary());
         command.arg("exec").arg(format!("--control-addr={}", control.addr())).args(arguments);
         Self::spawn(&mut command)
@@ -40,7 +43,7 @@ impl Exec {
 
     /// Runs [`COMMAND`] and waits until it runs.
     #[track_caller]
-    fn running(control: &Control, options: &[&str]) -> Self {
+    pub(crate) fn running(control: &Control, options: &[&str]) -> Self {
         let mut exec =
             Self::start(control, [options, &[LONG, "--", "sh", "-c", COMMAND][..]].concat());
         exec.wait_started();
@@ -68,7 +71,7 @@ impl Exec {
     }
 
     #[track_caller]
-    fn wait_started(&mut self) {
+    pub(crate) fn wait_started(&mut self) {
         let line = self.stdout.recv_timeout(PATIENCE);
         let told = || self.stderr.try_iter().collect::<Vec<_>>();
         assert_eq!(line.as_deref(), Ok("started"), "{:?}", told());
@@ -85,7 +88,7 @@ impl Exec {
     }
 
     /// Lets the command end.
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         drop(self.stdin.take().expect("the first call").write_all(b"\n"));
     }
 
@@ -102,7 +105,7 @@ impl Exec {
     }
 
     /// Kills it as nothing can prevent, and waits until it is gone.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("a process of ours");
         self.child.wait().expect("a child");
     }

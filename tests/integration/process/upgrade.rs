@@ -208,10 +208,15 @@ fn a_stop_reaches_the_process_that_goes_on() {
     };
     // The new process has not taken over: the old one stops, and the new one is killed.
     let mut proxy = start("taker:ready:stop");
+    let mut client = proxy.connect();
+    client.assert_echo(b"carried");
     let heir = stop_at_fault(&proxy);
     proxy.terminate();
     proxy.wait_for_log("SIGTERM: stopping");
     heir.signal(Signal::CONT);
+    // An idle one may be gone before it can tell.
+    proxy.wait_for_log("not upgraded: it is stopping");
+    drop(client);
     assert_eq!(proxy.exit_code(), 0);
     assert_eq!(proxy.log_count("not upgraded: it is stopping"), 1);
 

@@ -2,5 +2,5 @@
 
 pub(crate) mod plain;
 mod storm;
-mod tls;
+pub(crate) mod tls;
 mod with;

@@ -36,7 +36,7 @@ fn assert_503(answer: &[u8]) {
 }
 
 /// Returns whether the peer has refused with a TLS alert, rather than cut the connection.
-fn is_alert(error: &io::Error) -> bool {
+pub(crate) fn is_alert(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(inner, Some(rustls::Error::AlertReceived(_)))
 }

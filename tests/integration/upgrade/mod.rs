@@ -1,5 +1,6 @@
 //! Upgrades: a new process takes over everything, and no client notices; or it does not, and nobody notices either.
 
+mod cast;
 mod crash;
 mod foreign;
 mod limits;
@@ -7,8 +8,13 @@ mod number;
 mod queue;
 mod standstill;
 mod state;
+mod stop;
 mod traffic;
 mod twice;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cast::Cast;
 
 use crate::harness::{Proxy, Received, Response, Stream, wait_until};
 
@@ -68,5 +74,14 @@ impl Scene {
         self.proxy.control().resume();
         assert_eq!(self.held.receive(18), b"from a held client");
         self.proxy
+    }
+}
+
+/// Flag that is set at the end of a scope, also by a panic, so that the scope's threads end.
+struct SetAtDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetAtDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -4,39 +4,42 @@ use std::{cell::Cell, path::Path, thread, time::Duration};
 
 use rustix::process::Signal;
 
-use super::Scene;
-use crate::harness::{Family, Proxy, Received, Upstream, echo, pattern, wait_until};
+use super::{Cast, Scene};
+use crate::harness::{Family, Proxy, Received, Response, Upstream, echo, pattern, wait_until};
 
 #[test]
 fn every_state_goes_on_over_three_upgrades() {
-    for (listen, control, is_followed) in [
-        (Family::Tcp4, Family::Unix, true),
-        (Family::Unix, Family::Tcp4, true),
-        (Family::Abstract, Family::Abstract, true),
-        (Family::Tcp4, Family::Unix, false),
-        (Family::Unix, Family::Tcp4, false),
-        (Family::Abstract, Family::Abstract, false),
+    for (listen, control, upstream, is_followed) in [
+        (Family::Tcp4, Family::Unix, Family::Tcp4, true),
+        (Family::Unix, Family::Tcp4, Family::Unix, true),
+        (Family::Abstract, Family::Abstract, Family::Tcp4, true),
+        (Family::Tcp4, Family::Unix, Family::Tcp4, false),
+        (Family::Unix, Family::Tcp4, Family::Unix, false),
+        (Family::Abstract, Family::Abstract, Family::Unix, false),
     ] {
-        let upstream = Upstream::tcp(echo);
-        let builder = Proxy::builder().listen(listen).control(control).upstream(&upstream);
+        let builder = Proxy::builder().listen(listen).control(control);
         let builder = if is_followed { builder.followed() } else { builder };
-        let scene = Scene::set(builder.start());
-        let before = scene.proxy.control().status();
+        let mut cast = Cast::before(upstream, builder);
+        let before = cast.proxy.control().status();
         for count in 1..=3 {
-            let pid = scene.proxy.pid();
-            scene.proxy.upgrade();
-            let now = scene.proxy.control().status();
+            let pid = cast.proxy.pid();
+            let mut caller = cast.ask();
+            // A handshake that has begun in between would hold up the way back.
+            cast.answer_rejected();
+            assert_eq!(Response::read(&mut caller).status, 200);
+            let now = cast.proxy.control().status();
             assert_eq!(now.pid != pid, is_followed, "without a manager, the number stays");
-            assert_eq!((now.upgrades, now.accepted), (count, before.accepted));
+            assert_eq!((now.upgrades, now.held, now.active), (count, before.held, before.active));
+            assert!(now.accepted >= before.accepted, "{now:?}");
             assert!(now.bytes_to_client >= before.bytes_to_client);
             assert_eq!(now.paused_since, before.paused_since);
-            assert_eq!(now.leases.len(), 1);
+            assert_eq!(now.leases.len(), 3);
             assert!(now.uptime_seconds >= before.uptime_seconds);
         }
-        let proxy = scene.finish();
-        proxy.connect().assert_echo(b"and new ones");
+        let (proxy, _upstream) = cast.finish();
         let accepted = proxy.control().status().accepted;
-        assert_eq!(accepted, before.accepted + 1);
+        proxy.connect().assert_echo(b"and new ones");
+        assert_eq!(proxy.control().status().accepted, accepted + 1);
     }
 }
 
@@ -170,10 +173,13 @@ fn held_clients_are_served_in_their_order_and_a_deadline_does_not_move() {
     let proxy = Proxy::to(&upstream);
     assert_eq!(proxy.control().put("/paused?name=a&ttl=1h&reason=because").status, 201);
     let mut held: Vec<_> = (0..20).map(|_| proxy.connect_held()).collect();
-    let before = proxy.control().get("/paused").text().to_owned();
+    let before = proxy.control().status();
     proxy.upgrade();
-    let seconds = |text: &str| text.to_owned();
-    assert_eq!(seconds(proxy.control().get("/paused").text()), seconds(&before));
+    let now = proxy.control().status();
+    let [lease, was] = [&now.leases[0], &before.leases[0]];
+    assert_eq!((&lease.name, &lease.reason, &lease.by), (&was.name, &was.reason, &was.by));
+    assert_eq!((&lease.since, &now.paused_since), (&was.since, &before.paused_since));
+    assert!(lease.expires_in_seconds < was.expires_in_seconds, "{lease:?}, {was:?}");
     assert_eq!(proxy.control().delete("/paused?release=3").status, 200);
     for client in &mut held[..3] {
         client.assert_echo(b"released");

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::SetAtDrop;
 use crate::harness::{Proxy, Received, Upstream, amount, echo, pattern, wait_until};
 
 /// Bytes of each transfer.
@@ -23,6 +24,7 @@ fn requests_and_transfers_go_through_twenty_upgrades() {
     let proxy = Proxy::to(&upstream);
     let stops = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = SetAtDrop(&stops);
         let requests: Vec<_> = (0..4)
             .map(|seed| {
                 let (proxy, stops) = (&proxy, &stops);
@@ -63,7 +65,7 @@ fn requests_and_transfers_go_through_twenty_upgrades() {
         for _upgrade in 0..amount(20, 200) {
             proxy.upgrade();
         }
-        stops.store(true, Ordering::Relaxed);
+        drop(end);
         let count: u64 = requests.into_iter().map(|thread| thread.join().unwrap()).sum();
         println!("{count} requests over {} upgrades", proxy.heirs().len());
     });
@@ -78,6 +80,7 @@ fn kept_connections_go_through_five_upgrades() {
     let proxy = Proxy::to(&upstream);
     let stops = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = SetAtDrop(&stops);
         for seed in 0..KEPT {
             let (proxy, stops) = (&proxy, &stops);
             scope.spawn(move || {
@@ -97,7 +100,7 @@ fn kept_connections_go_through_five_upgrades() {
         for _upgrade in 0..amount(5, 50) {
             proxy.upgrade();
         }
-        stops.store(true, Ordering::Relaxed);
+        drop(end);
     });
     let status = proxy.control().status();
     assert_eq!(
