@@ -6,5 +6,5 @@ mod exact;
 mod hold;
 mod idle;
 mod lease;
-mod pace;
+pub(crate) mod pace;
 pub(crate) mod wait;

@@ -44,7 +44,7 @@ fn slow_builder(listener: &Listener, max_connecting: u64) -> Builder {
 }
 
 /// Clients that came one after the other, each of which has sent its number and is held.
-fn held(proxy: &Proxy, numbers: Range<u8>) -> Vec<Stream> {
+pub(crate) fn held(proxy: &Proxy, numbers: Range<u8>) -> Vec<Stream> {
     numbers
         .map(|number| {
             let mut client = proxy.connect_held();
@@ -55,24 +55,24 @@ fn held(proxy: &Proxy, numbers: Range<u8>) -> Vec<Stream> {
 }
 
 /// An upstream that takes the numbers of its clients in the order in which they are dialled for.
-struct Counter {
+pub(crate) struct Counter {
     listener: Arc<Listener>,
     numbers: Receiver<u8>,
 }
 
 /// The upstream's answer to a client: its number, or nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Manner {
+pub(crate) enum Manner {
     Answers,
     IsSilent,
 }
 
 impl Counter {
-    fn start(manner: Manner) -> Self {
+    pub(crate) fn start(manner: Manner) -> Self {
         Self::on(Listener::bind(&Addr::Tcp((Ipv4Addr::LOCALHOST, 0).into())), manner)
     }
 
-    fn on(listener: Listener, manner: Manner) -> Self {
+    pub(crate) fn on(listener: Listener, manner: Manner) -> Self {
         Self::taking(listener, manner, Duration::ZERO)
     }
 
@@ -102,12 +102,12 @@ impl Counter {
         Self { listener, numbers }
     }
 
-    fn addr(&self) -> Addr {
+    pub(crate) fn addr(&self) -> Addr {
         self.listener.addr()
     }
 
     /// The next numbers that come.
-    fn next(&self, count: usize) -> Vec<u8> {
+    pub(crate) fn next(&self, count: usize) -> Vec<u8> {
         let next = |_| self.numbers.recv_timeout(PATIENCE).expect("one more client");
         (0..count).map(next).collect()
     }

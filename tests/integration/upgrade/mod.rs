@@ -1,7 +1,9 @@
 //! Upgrades: a new process takes over everything, and no client notices; or it does not, and nobody notices either.
 
+mod amid;
 mod cast;
 mod crash;
+mod exec;
 mod foreign;
 mod limits;
 mod number;

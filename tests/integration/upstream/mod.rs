@@ -3,6 +3,6 @@
 mod connect;
 mod dead_addresses;
 mod loops;
-mod names;
+pub(crate) mod names;
 mod ports;
 mod retry;

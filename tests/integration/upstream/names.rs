@@ -5,7 +5,10 @@
 use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,7 @@ use crate::harness::{
 const NAME: &str = "server.test";
 const PORT: u16 = 4000;
 
-const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+pub(crate) const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 /// The time for which the proxy tries an address before the next has its turn.
@@ -26,7 +29,7 @@ const ATTEMPT: Duration = Duration::from_millis(300);
 
 /// The reaction of the name server to a question.
 #[derive(Debug, Clone)]
-enum Answer {
+pub(crate) enum Answer {
     Addresses(Vec<Ipv4Addr>),
     /// It says that it cannot tell.
     Failure,
@@ -35,31 +38,41 @@ enum Answer {
 }
 
 /// A name server that gives one answer to every question.
-struct NameServer(Arc<Mutex<Answer>>);
+pub(crate) struct NameServer {
+    answer: Arc<Mutex<Answer>>,
+    asked: Arc<AtomicUsize>,
+}
 
 impl NameServer {
     /// Starts where the system's resolver looks. A silent one is waited for longer than any test lasts.
-    fn start(answer: Answer) -> Self {
+    pub(crate) fn start(answer: Answer) -> Self {
         fs::write("/etc/nsswitch.conf", "hosts: dns\n").unwrap();
         fs::write("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:30 attempts:2\n")
             .unwrap();
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).unwrap();
         let answer = Arc::new(Mutex::new(answer));
-        let current = answer.clone();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (current, counter) = (answer.clone(), asked.clone());
         drop(spawn(move || {
             let mut question = [0; 512];
             while let Ok((length, peer)) = socket.recv_from(&mut question) {
+                counter.fetch_add(1, Ordering::SeqCst);
                 let answer = current.lock().unwrap().clone();
                 if let Some(bytes) = reply(&question[..length], &answer) {
                     socket.send_to(&bytes, peer).unwrap();
                 }
             }
         }));
-        Self(answer)
+        Self { answer, asked }
     }
 
-    fn set(&self, answer: Answer) {
-        *self.0.lock().unwrap() = answer;
+    pub(crate) fn set(&self, answer: Answer) {
+        *self.answer.lock().unwrap() = answer;
+    }
+
+    /// Returns the number of questions so far.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
     }
 }
 
@@ -92,7 +105,7 @@ fn addr(ip: Ipv4Addr) -> Addr {
     Addr::Tcp((ip, PORT).into())
 }
 
-fn upstream(ip: Ipv4Addr) -> Upstream {
+pub(crate) fn upstream(ip: Ipv4Addr) -> Upstream {
     Upstream::on(Listener::bind(&addr(ip)), echo)
 }
 
@@ -104,7 +117,7 @@ fn sign(ip: Ipv4Addr, letter: u8) -> Upstream {
     })
 }
 
-fn proxy() -> Proxy {
+pub(crate) fn proxy() -> Proxy {
     Proxy::builder().upstream_at(&format!("{NAME}:{PORT}")).start()
 }
 
