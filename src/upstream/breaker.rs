@@ -165,6 +165,14 @@ impl CircuitBreaker {
         was_open
     }
 
+    /// Closes the breaker for another upstream, which nobody has dialled yet. The outage was that of the earlier one.
+    pub(super) fn begin_anew(&self) {
+        self.succeeded();
+        for of_earlier in [&self.changed, &self.last_outage] {
+            of_earlier.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Returns the beginning of the present outage; none while the upstream is not known to be away.
     pub(crate) fn away_since(&self) -> Option<Instant> {
         let opened = || self.begin + Duration::from_nanos(self.opened.load(Ordering::Relaxed));

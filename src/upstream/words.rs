@@ -73,7 +73,7 @@ impl Upstream {
 
     /// Takes over the state of an upstream that was described.
     pub(crate) fn restore(&self, words: &UpstreamWords, parcel: &Incoming) {
-        let UpstreamWords { breaker, last_error, look_ups, address: _, addresses } = words;
+        let UpstreamWords { breaker, last_error, look_ups, address, addresses } = words;
         if self.known().list().is_empty() && words.is_of(self) {
             self.publish(addresses.as_slice().into());
         }
@@ -88,12 +88,19 @@ impl Upstream {
             count.fetch_add(*more, Ordering::Relaxed);
         }
         self.breaker.restore(breaker, parcel);
+        // An older program does not tell its address.
+        if !address.is_empty() && !words.is_of(self) {
+            self.breaker.begin_anew();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{io, time::Instant};
+    use std::{
+        io,
+        time::{Duration, Instant},
+    };
 
     use super::*;
     use crate::upstream::breaker::Cause;
@@ -119,5 +126,24 @@ mod tests {
             assert_eq!(taker.describe(&Outgoing::new(now)).last_error, words.last_error);
             assert_eq!(taker.look_ups[0].load(Ordering::Relaxed), 3);
         }
+    }
+
+    #[test]
+    fn an_outage_stays_with_the_address_that_was_away() {
+        let [giver, same, other] = [(); 3].map(|()| crate::tests::upstream());
+        let now = Instant::now();
+        giver.remember_error(&io::Error::from_raw_os_error(111));
+        giver.breaker.failed(Cause::Away, false, now);
+        let outgoing = Outgoing::new(now);
+        let mut words = giver.describe(&outgoing);
+        let incoming = Incoming::new(now, Vec::new(), Vec::new());
+        same.restore(&words, &incoming);
+        assert!(same.breaker.is_away() && same.error().is_some());
+        words.address = "tcp://another:1".to_owned();
+        other.restore(&words, &incoming);
+        assert!(!other.breaker.is_open() && other.error().is_none());
+        assert!(other.breaker.changed_at().is_none(), "no client has needed it");
+        assert!(other.breaker.take_last_outage().is_none(), "it is not back");
+        assert!(other.breaker.time_away() > Duration::ZERO, "the time of all outages never falls");
     }
 }
