@@ -113,8 +113,16 @@ fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
     let is_option = |char: char| char.is_ascii_lowercase() || char == '-';
     let known: BTreeSet<&str> =
         known.split(|char| !is_option(char)).filter(|word| word.starts_with("--")).collect();
-    // Of other programs.
-    let foreign = ["--", "--fail-with-body", "--unix-socket", "--now", "--open"];
+    // Of other programs, and of a new process alone, as ps shows them.
+    let foreign = [
+        "--",
+        "--fail-with-body",
+        "--unix-socket",
+        "--now",
+        "--open",
+        "--take-over",
+        "--take-back",
+    ];
     let readme = ("README".to_owned(), read("README.md"));
     for (name, text) in topics().into_iter().chain([readme]) {
         for word in text.split(|char| !is_option(char)).filter(|word| word.starts_with("--")) {

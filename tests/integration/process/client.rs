@@ -256,6 +256,21 @@ fn an_api_that_cannot_be_reached_is_69() {
     }
 }
 
+/// The file is about to be read anew, and the proxy still listens where it did.
+#[test]
+fn an_upgrade_in_vain_tells_how_to_name_the_old_address() {
+    const REMEDY: &str =
+        "where control.addr has changed since the start, --control-addr takes the old one";
+
+    let reserved = reserve();
+    let text = format!("control: {{addr: '{}'}}", reserved.addr());
+    let finished = program().file("tcpause.yml", text).args(["upgrade"]).run();
+    assert_failed(&finished, 69, REMEDY);
+    let finished = run(&reserved.addr(), &["upgrade"]);
+    assert_failed(&finished, 69, "Connection refused");
+    assert!(!finished.stderr.contains(REMEDY), "{finished:?}");
+}
+
 #[test]
 fn what_is_no_api_is_told() {
     const ODD: &str = "(it answered 404); is it the proxy's own address?";

@@ -39,7 +39,7 @@ pub(crate) fn unit_names(separator: &str) -> String {
 }
 
 /// Explanation of `upgrade` and of `reload`.
-const UPGRADE_MORE: &str = "The running proxy starts the program at its place, with the same options. The new process reads the configuration, takes over listeners, connections and pauses, and the old one ends. All settings may change but proxy.addr and control.addr. If the new process cannot take over, the old one goes on, the line on standard error tells the reason, and the exit code is 1.";
+const UPGRADE_MORE: &str = "The running proxy starts the program at its place, with the same options. The new process reads the configuration and takes over listeners, connections and pauses. The number of the process stays, unless systemd follows the new one. All settings may change but proxy.addr and control.addr; where control.addr has changed in the file, --control-addr takes the old one. If the new process cannot take over, the old one goes on, the line on standard error tells the reason, and the exit code is 1.";
 
 /// Every command, in the order of the help.
 pub(crate) static COMMANDS: [Word; 12] = [
@@ -175,7 +175,7 @@ pub(crate) const SIGNALS: [(&str, &str); 5] = [
     ),
     (
         "SIGUSR2, SIGHUP",
-        "Start the program at its place anew; the new process reads the configuration, takes over everything, and this one ends. If it cannot, the log says why, and nothing changes. A SIGHUP that is ignored at start, as by nohup, stays ignored.",
+        "Start the program at its place anew; the new process reads the configuration and takes over everything. The number of the process stays, unless systemd follows the new one. If that one cannot take over, the log says why, and nothing changes. A SIGHUP that is ignored at start, as by nohup, stays ignored.",
     ),
     (
         "SIGUSR1",

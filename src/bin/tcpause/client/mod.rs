@@ -33,7 +33,7 @@ pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, F
         Client::Status => status::show(&api, invocation),
         Client::Wait => wait(&api, invocation),
         Client::Exec => exec::run(api, invocation),
-        Client::Upgrade => upgrade::run(&api),
+        Client::Upgrade => upgrade::run(&api, invocation),
     }
 }
 

@@ -6,14 +6,24 @@ use serde_json::Value;
 use tcpause::format_duration;
 
 use super::{Api, Failure};
-use crate::{logger::OneLine, print};
+use crate::{cli::Invocation, logger::OneLine, print};
 
 /// Longest time that the API takes for an upgrade.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Asks for an upgrade, and prints its outcome.
-pub(super) fn run(api: &Api) -> Result<ExitCode, Failure> {
-    let answer = api.ask("POST", "/upgrade", Some(UPGRADE_TIMEOUT))?;
+pub(super) fn run(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let answer = api.ask("POST", "/upgrade", Some(UPGRADE_TIMEOUT)).map_err(|failure| {
+        match failure {
+            // The file is about to be read anew, so it may tell an address that nobody has yet.
+            Failure::Unreachable(text) if invocation.setting("control.addr").is_none() => {
+                Failure::Unreachable(format!(
+                    "{text}; where control.addr has changed since the start, --control-addr takes the old one"
+                ))
+            }
+            failure => failure,
+        }
+    })?;
     match answer.status {
         200 => Ok(print(&line(&answer.json()))?),
         // The proxy goes on, and the same request again would fail alike.
