@@ -35,8 +35,8 @@ use crate::{
     signals::{From, Obedience, Running, Signals, SignalsEnd},
     systemd::Manager,
     upgrade::{
-        Attempt, GUARD, Inheritance, Program, TAKE_BACK, TAKE_OVER, Upgrades, become_guard, guard,
-        process_of,
+        GUARD, Inheritance, Program, TAKE_BACK, TAKE_OVER, UpgradeThread, Upgrades, become_guard,
+        guard, process_of,
     },
 };
 
@@ -185,6 +185,8 @@ struct Setup {
     goes_on: Arc<AtomicBool>,
     /// Signals that ask for an upgrade.
     upgrades: Receiver<()>,
+    /// Thread that is to obey them.
+    upgrade_thread: UpgradeThread,
     /// Way to tell the thread "signals" of the server.
     started: Sender<Running>,
     signals_end: SignalsEnd,
@@ -227,6 +229,7 @@ impl Setup {
             .name("signals".to_owned())
             .spawn(move || signals.obey(obedience))
             .map_err(|error| Error::no_thread("listens to signals", &error))?;
+        let upgrade_thread = UpgradeThread::start()?;
         let manager = Manager::find();
         Ok(Self {
             config,
@@ -235,6 +238,7 @@ impl Setup {
             program,
             goes_on,
             upgrades,
+            upgrade_thread,
             started,
             signals_end,
             manager,
@@ -272,16 +276,12 @@ impl Setup {
             signals_end: self.signals_end,
             flush_log: self.logger.flusher(),
         };
-        let ready = manager.ready(&server, end_of_giver);
-        let attempt = match ready.and_then(|()| upgrades.start(self.upgrades)) {
-            Ok(attempt) => attempt,
+        match manager.ready(&server, end_of_giver) {
             // The connections that were taken over are worth more than a thread.
-            Err(error) if is_heir => {
-                log::error!("{error}");
-                Attempt::default()
-            }
-            Err(error) => return Err(error),
-        };
+            Err(error) if is_heir => log::error!("{error}"),
+            ready => ready?,
+        }
+        let attempt = upgrades.start(&self.upgrade_thread, self.upgrades);
         let outcome = server.join();
         attempt.end();
         Ok(told(outcome, &config).into())

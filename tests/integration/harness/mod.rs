@@ -30,7 +30,7 @@ pub(crate) use control::{Control, Response, Status};
 pub(crate) use namespace::{FIGURE, as_another_user, in_namespace};
 pub(crate) use net::{Addr, End, Family, Listener, Received, Reserved, reserve};
 pub(crate) use program::{Finished, Program, binary, program};
-pub(crate) use proxy::{Builder, CPU_PERCENT_MAX, Proxy, state_of};
+pub(crate) use proxy::{Builder, CPU_PERCENT_MAX, Proxy, child_pids_of, state_of};
 pub(crate) use random::Random;
 pub(crate) use scale::amount;
 pub(crate) use stream::Stream;

@@ -452,18 +452,14 @@ impl Proxy {
         state_of(self.pid())
     }
 
-    /// Returns the states of the processes that the first process has started.
+    /// Returns the states of the processes that it has started.
     pub(crate) fn children(&self) -> Vec<char> {
         self.child_pids().into_iter().map(state_of).collect()
     }
 
-    /// Returns the processes that the first process has started.
+    /// Returns the processes that it has started.
     pub(crate) fn child_pids(&self) -> Vec<u32> {
-        let tasks = format!("/proc/{}/task", self.first_pid());
-        let tasks = fs::read_dir(tasks).expect("a running process");
-        let list = |task: PathBuf| fs::read_to_string(task.join("children")).unwrap_or_default();
-        let lists: String = tasks.flatten().map(|task| list(task.path())).collect();
-        lists.split(' ').filter_map(|pid| pid.parse().ok()).collect()
+        child_pids_of(self.pid())
     }
 
     fn count_in(&self, name: &str) -> usize {
@@ -485,6 +481,14 @@ impl Drop for Proxy {
             kill_process(heir, Signal::KILL).ok();
         }
     }
+}
+
+/// Returns the processes that a process has started.
+pub(crate) fn child_pids_of(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a running process");
+    let list = |task: PathBuf| fs::read_to_string(task.join("children")).unwrap_or_default();
+    let lists: String = tasks.flatten().map(|task| list(task.path())).collect();
+    lists.split(' ').filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Returns the letter of a process's state, `Z` for one that is gone.

@@ -9,8 +9,8 @@ use rustix::process::{
 
 use super::{Cast, crash::FAULT};
 use crate::harness::{
-    End, Family, Proxy, Received, Response, Stream, Upstream, echo, hangup, in_namespace, state_of,
-    wait_until,
+    End, Family, Proxy, Received, Response, Stream, Upstream, child_pids_of, echo, hangup,
+    in_namespace, state_of, wait_until,
 };
 
 /// Age of a stop from which a further signal closes all connections.
@@ -46,7 +46,7 @@ impl Stop {
         };
         cast.knock(stands_still);
         wait_until("it stands still", || stands_still(&cast.proxy));
-        let taker = cast.proxy.child_pids()[0];
+        let taker = child_pids_of(giver)[0];
         let still = if side == "giver" { giver } else { taker };
         let told = match told {
             Told::Giver => &[giver][..],

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::process::{
     Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
 };
@@ -65,6 +65,21 @@ pub(crate) struct Upgrades<F> {
     pub(crate) flush_log: F,
 }
 
+/// The thread "upgrade", which waits for its work. It exists before this process takes over, as its start may fail.
+pub(crate) struct UpgradeThread(Sender<Box<dyn FnOnce() + Send>>);
+
+impl UpgradeThread {
+    pub(crate) fn start() -> Result<Self, Error> {
+        let (sender, work) = bounded::<Box<dyn FnOnce() + Send>>(1);
+        thread::Builder::new()
+            .name("upgrade".to_owned())
+            // Without work, this process does not go on.
+            .spawn(move || work.iter().for_each(|work| work()))
+            .map(|_thread| Self(sender))
+            .map_err(|error| Error::no_thread("upgrades the program", &error))
+    }
+}
+
 /// Attempt to upgrade, as it is to be ended with this process.
 #[derive(Clone, Default)]
 pub(crate) struct Attempt(Arc<(Mutex<UnderWay>, Condvar)>);
@@ -105,18 +120,16 @@ impl Attempt {
 }
 
 impl<F: Fn() + Send + 'static> Upgrades<F> {
-    /// Starts the thread that carries out one upgrade at a time: by `signals`, and by requests of the control API. Before, it
-    /// sees the predecessor off.
-    pub(crate) fn start(self, signals: Receiver<()>) -> Result<Attempt, Error> {
+    /// Has `thread` carry out one upgrade at a time: by `signals`, and by requests of the control API. Before, it sees the
+    /// predecessor off.
+    pub(crate) fn start(self, thread: &UpgradeThread, signals: Receiver<()>) -> Attempt {
         // From here on, the control API does not refuse them.
         let requests = self.giver.requests();
         let attempt = Attempt::default();
         let heard = attempt.clone();
-        thread::Builder::new()
-            .name("upgrade".to_owned())
-            .spawn(move || self.run(&signals, &requests, &heard))
-            .map(|_thread| attempt)
-            .map_err(|error| Error::no_thread("upgrades the program", &error))
+        // An error would mean that the thread has ended, which only waits until here.
+        thread.0.send(Box::new(move || self.run(&signals, &requests, &heard))).ok();
+        attempt
     }
 
     fn run(mut self, signals: &Receiver<()>, requests: &Receiver<()>, attempt: &Attempt) {
