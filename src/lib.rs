@@ -48,6 +48,7 @@ mod control;
 mod error;
 mod handle;
 mod handover;
+mod listing;
 mod log_limit;
 mod pause;
 mod server;

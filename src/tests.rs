@@ -206,6 +206,7 @@ fn rebuild(found: &[Message], mut parcel: Incoming) {
         gate: &Arc::new(Gate::new()),
         pipes: &PipePool::new(0),
         upstream: &upstream(),
+        giver: 0,
     };
     if let Ok(connection) = Connection::rebuild(words, &mut parcel, &context) {
         assert!(connection.is_movable());

@@ -2,15 +2,19 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use mio::Waker;
 
 use crate::{
     admission::semaphore::Permit,
+    listing::{ConnectionId, Entry, Selected, Selection},
     stats::{Balance, Count, Counters},
     sys::{Listener, Socket},
 };
@@ -24,6 +28,8 @@ pub(crate) struct WorkerPool {
     workers: Box<[WorkerHandle]>,
     /// Number of workers that still listen.
     listening: AtomicUsize,
+    /// Number of the last accepted client. It goes on over hand-overs, so that none repeats.
+    last_number: AtomicU64,
 }
 
 /// Handle of one worker: its waker, its mailbox and its counters.
@@ -44,14 +50,9 @@ pub(crate) enum Mail {
     /// A further listener.
     Listen(Listener),
     /// Question for the oldest connections with a pass.
-    ListOldest(Sender<Vec<ListedConnection>>),
-}
-
-/// Connection as it is shown to an operator.
-#[derive(Debug)]
-pub(crate) struct ListedConnection {
-    pub(crate) accepted: Instant,
-    pub(crate) text: String,
+    ListOldest(Sender<Vec<Entry>>),
+    /// Selection of connections.
+    Select(Arc<Selection>, Sender<Selected>),
 }
 
 /// A client that was accepted, with its permits.
@@ -69,7 +70,8 @@ pub(crate) struct Accepted {
 impl WorkerPool {
     /// Returns a pool of which `listening` workers listen.
     pub(crate) fn new(workers: Box<[WorkerHandle]>, listening: usize) -> Self {
-        Self { workers, listening: AtomicUsize::new(listening) }
+        let (listening, last_number) = (AtomicUsize::new(listening), AtomicU64::new(0));
+        Self { workers, listening, last_number }
     }
 
     /// Returns the number of workers.
@@ -153,8 +155,58 @@ impl WorkerPool {
         while let Ok(list) = lists.recv_deadline(deadline) {
             oldest.extend(list);
         }
-        oldest.sort_by_key(|listed| listed.accepted);
-        oldest.into_iter().take(LISTED_MAX).map(|listed| listed.text).collect()
+        oldest.sort_by(|one: &Entry, other| other.age_seconds.total_cmp(&one.age_seconds));
+        oldest.into_iter().take(LISTED_MAX).map(|entry| entry.to_string()).collect()
+    }
+
+    /// Has all workers select connections. Returns none if a worker does not answer in time.
+    pub(crate) fn select(&self, selection: Selection) -> Option<Selected> {
+        let (until, limit) = (selection.until, selection.purpose.limit());
+        let (mut asked, results) = self.begin_selection(&Arc::new(selection))?;
+        let mut all = Selected::default();
+        while asked > 0 {
+            all.merge(results.recv_deadline(until).ok()?, limit);
+            asked -= 1;
+        }
+        Some(all)
+    }
+
+    /// Sends a selection to all workers that have not ended. Returns their number, and the way of their results; none if a
+    /// worker takes no more orders.
+    pub(crate) fn begin_selection(
+        &self,
+        selection: &Arc<Selection>,
+    ) -> Option<(usize, Receiver<Selected>)> {
+        let (reply, results) = bounded(self.workers.len());
+        let mut asked = 0;
+        for worker in &self.workers {
+            match worker.mailbox.try_send(Mail::Select(Arc::clone(selection), reply.clone())) {
+                Ok(()) => {
+                    worker.wake();
+                    asked += 1;
+                }
+                // It has ended, and has no connections.
+                Err(TrySendError::Disconnected(_)) => {}
+                Err(TrySendError::Full(_)) => return None,
+            }
+        }
+        Some((asked, results))
+    }
+
+    /// Returns the id of a client that the worker `worker` has accepted, behind all ids before.
+    pub(crate) fn next_id(&self, worker: usize) -> ConnectionId {
+        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
+        ConnectionId::new(worker, number)
+    }
+
+    /// Returns the number of the last client that was accepted.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.last_number.load(Ordering::Relaxed)
+    }
+
+    /// Makes the numbers of clients go on after `last`, so that none repeats one of the process before.
+    pub(crate) fn number_after(&self, last: u64) {
+        self.last_number.store(last, Ordering::Relaxed);
     }
 
     /// Returns the number of workers that listen.

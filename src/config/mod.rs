@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod duration;
+pub(crate) mod network;
 pub mod settings;
 pub mod suggest;
 mod validate;

@@ -67,7 +67,7 @@ pub(crate) enum ConnectTicket {
 
 impl Dial {
     /// Closes the socket. Returns the attempt, which may go on to another address.
-    fn close(self, registry: &Registry) -> Attempt {
+    pub(super) fn close(self, registry: &Registry) -> Attempt {
         self.upstream.deregister(registry);
         self.attempt
     }
@@ -86,6 +86,11 @@ impl Attempt {
         let spare = upstream.patience().saturating_sub(upstream.connect_timeout());
         let latest = self.patience_since(upstream).checked_add(spare);
         latest.map_or(self.begun, |latest| latest.min(self.begun))
+    }
+
+    /// Returns the pass of an attempt that is given up.
+    pub(super) fn into_pass(self) -> Pass {
+        self.pass
     }
 
     /// Returns the beginning of the client's first attempt, or of its wait for the upstream.

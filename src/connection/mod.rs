@@ -25,6 +25,7 @@
 mod connect;
 pub(crate) mod deadline;
 pub(crate) mod endpoint;
+mod listed;
 pub(crate) mod pipe;
 mod record;
 pub(crate) mod reject;
@@ -48,6 +49,7 @@ use crate::{
         pace::UnderWay,
         semaphore::Permit,
     },
+    listing::ConnectionId,
     pause::gate::Pass,
     stats::{Counters, cause::CloseCause},
     sys::{Socket, SocketAddress},
@@ -218,9 +220,9 @@ impl Connection {
         }
     }
 
-    /// Records the number of the client among those of its worker, and its arrival.
-    pub(crate) fn admitted(&mut self, number: u64, now: Instant) {
-        self.record.admitted(number, now);
+    /// Records the id of the client, and its arrival.
+    pub(crate) fn admitted(&mut self, id: ConnectionId, now: Instant) {
+        self.record.admitted(id, now);
     }
 
     /// Remembers the readiness of the client's socket that an event reports.
@@ -361,11 +363,20 @@ impl Connection {
         if session.relay.is_half_closed() {
             return Verdict::Close(CloseCause::Drained);
         }
+        self.end_session(CloseCause::Drained, context)
+    }
+
+    /// Ends a relayed connection in good order.
+    fn end_session(&mut self, cause: CloseCause, context: &mut Context<'_>) -> Verdict {
+        let State::Relaying(session) = &mut self.state else { return Verdict::Stay };
         let delivered = session.relay.delivered();
         session.relay.upstream().deregister(context.registration.registry);
         // The client gets its end before the pass is dropped, so that it is sent by the time the proxy counts as idle.
-        let (reject, _next) = Reject::close_gracefully(&mut self.client);
-        let cause = CloseCause::Drained;
+        let reject = if session.relay.can_answer() {
+            Reject::close_gracefully(&mut self.client).0
+        } else {
+            Reject::behind_end()
+        };
         match self.replace_state(State::Rejecting(Rejection { reject, cause, delivered })) {
             // The upstream's socket is closed here.
             State::Relaying(Session { pass, .. }) => Verdict::Linger(pass),
@@ -385,7 +396,9 @@ impl Connection {
 
     /// Closes the connection. A close that is no orderly end is a reset, so that a cut stream never looks whole.
     pub(crate) fn close(self, cause: CloseCause) {
-        if cause.is_reset() {
+        // The client has had the end of the stream for that cause.
+        let is_told = matches!(&self.state, State::Rejecting(it) if it.cause == cause);
+        if cause.is_reset() && !is_told {
             self.reset_on_close();
         }
     }

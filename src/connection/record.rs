@@ -9,10 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Rejection, State};
+use super::{Connection, State};
 use crate::{
-    config::{address::Address, duration::format_duration},
+    config::address::Address,
     handover::parcel::{Incoming, Moment, Outgoing},
+    listing::ConnectionId,
     stats::{
         Counters,
         cause::{CloseCause, ConnectResult},
@@ -25,8 +26,7 @@ const TARGET: &str = "tcpause::connection";
 /// Facts of a connection that its state does not keep.
 #[derive(Debug)]
 pub(super) struct Record {
-    /// Number among the clients of its worker.
-    number: u64,
+    id: ConnectionId,
     accepted: Instant,
     /// Address of a TCP client. A socket that was reset knows it no more.
     client: Option<Tcp>,
@@ -42,6 +42,8 @@ pub(super) struct Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RecordWords {
     number: u64,
+    /// Worker that has accepted the client; none from a process that did not tell.
+    worker: Option<u16>,
     accepted: Moment,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<SocketAddr>,
@@ -56,28 +58,30 @@ pub(super) struct RecordWords {
 impl Record {
     /// Returns its words.
     pub(super) fn describe(&self, parcel: &Outgoing<'_>) -> RecordWords {
-        let Self { number, accepted, client, upstream, held, connect } = *self;
+        let Self { id, accepted, client, upstream, held, connect } = *self;
         let (client, upstream) = (client.map(Into::into), upstream.map(Into::into));
         let accepted = parcel.moment(accepted);
-        RecordWords { number, accepted, client, upstream, held, connect }
+        let (worker, number) = id.parts();
+        RecordWords { number, worker: Some(worker), accepted, client, upstream, held, connect }
     }
 
-    /// Returns the record of `words`.
-    pub(super) fn rebuild(words: RecordWords, parcel: &Incoming) -> Self {
-        let RecordWords { number, accepted, client, upstream, held, connect } = words;
+    /// Returns the record of `words` from the worker `giver`.
+    pub(super) fn rebuild(words: RecordWords, parcel: &Incoming, giver: usize) -> Self {
+        let RecordWords { number, worker, accepted, client, upstream, held, connect } = words;
         let (client, upstream) = (client.map(Tcp::from), upstream.map(Tcp::from));
-        Self { number, accepted: parcel.instant(accepted), client, upstream, held, connect }
+        let id = ConnectionId::new(worker.map_or(giver, usize::from), number);
+        Self { id, accepted: parcel.instant(accepted), client, upstream, held, connect }
     }
 
     /// Returns the record of a client that was accepted from `client`.
     pub(super) fn new(client: Option<SocketAddr>, now: Instant) -> Self {
-        let client = client.map(Tcp::from);
-        Self { number: 0, accepted: now, client, upstream: None, held: None, connect: None }
+        let (client, id) = (client.map(Tcp::from), ConnectionId::new(0, 0));
+        Self { id, accepted: now, client, upstream: None, held: None, connect: None }
     }
 
-    /// Records the number of the client, and its arrival.
-    pub(super) fn admitted(&mut self, number: u64, now: Instant) {
-        (self.number, self.accepted) = (number, now);
+    /// Records the id of the client, and its arrival.
+    pub(super) fn admitted(&mut self, id: ConnectionId, now: Instant) {
+        (self.id, self.accepted) = (id, now);
     }
 
     /// Returns the beginning of the client's time.
@@ -115,7 +119,23 @@ impl Record {
         (!held.is_zero()).then_some(held)
     }
 
-    fn held(&self) -> Option<Duration> {
+    /// Returns the id of the client.
+    pub(super) fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Returns the address of a TCP client.
+    pub(super) fn client_ip(&self) -> Option<IpAddr> {
+        self.client.map(|client| SocketAddr::from(client).ip())
+    }
+
+    /// Returns the address at which a TCP upstream was reached.
+    pub(super) fn upstream(&self) -> Option<SocketAddr> {
+        self.upstream.map(SocketAddr::from)
+    }
+
+    /// Returns the time for which the client has waited; none if it has not.
+    pub(super) fn held(&self) -> Option<Duration> {
         self.held.map(|millis| Duration::from_millis(millis.into()))
     }
 }
@@ -129,10 +149,9 @@ impl Connection {
             self.record.waited_until(now);
         }
         let (hold_ended, outage_began) = match &self.state {
-            State::Relaying(_) | State::Rejecting(Rejection { cause: CloseCause::Drained, .. }) => {
-                // Its waits were counted when it was served.
-                return;
-            }
+            // Its waits were counted when it was served.
+            State::Relaying(_) => return,
+            State::Rejecting(_) if self.record.connect.is_some() => return,
             State::Waiting { patience: None, .. } => (now, None),
             State::Waiting { patience: Some(patience), .. } => {
                 (patience.since, Some(patience.since))
@@ -151,33 +170,18 @@ impl Connection {
         }
     }
 
-    /// Returns a text about a served connection: its client, its age, and the time since bytes were last delivered.
-    pub(crate) fn summary(&self, now: Instant) -> String {
-        let whole_seconds = |since| {
-            let seconds = now.saturating_duration_since(since).as_secs();
-            format_duration(Duration::from_secs(seconds))
-        };
-        let (client, age) = (self.client_name(), whole_seconds(self.record.accepted));
-        match &self.state {
-            State::Relaying(session) => {
-                format!("{client} for {age}, idle {}", whole_seconds(session.moved))
-            }
-            _ => format!("{client} for {age}, connecting"),
-        }
-    }
-
-    fn client_name(&self) -> String {
+    /// Returns the address of the client, or the user and the process of a UNIX client.
+    pub(super) fn client_name(&self) -> String {
         self.record
             .client
             .map_or_else(|| self.client.socket().peer(), |address| address.to_string())
     }
 
-    /// Logs the end of the connection, one of the worker `worker`. `error` is the result of its last dial.
+    /// Logs the end of the connection. `error` is the result of its last dial.
     pub(crate) fn log_end(
         &self,
         cause: CloseCause,
         error: Option<ConnectResult>,
-        worker: usize,
         upstream: &Address,
         now: Instant,
     ) {
@@ -187,7 +191,7 @@ impl Connection {
             State::Rejecting(rejection) => rejection.delivered,
             State::Waiting { .. } | State::Connecting(_) => (0, 0),
         };
-        let id = format!("{worker}.{}", record.number);
+        let id = record.id.to_string();
         let client = self.client_name();
         let upstream = record.upstream.map_or_else(|| upstream.to_string(), |it| it.to_string());
         let held = record.held().map(|held| millis(held.as_secs_f64()));
@@ -243,6 +247,6 @@ fn word(text: &str) -> Cow<'_, str> {
 }
 
 /// Rounds seconds to milliseconds, so that JSON shows no more digits.
-fn millis(seconds: f64) -> f64 {
+pub(super) fn millis(seconds: f64) -> f64 {
     (seconds * 1e3).round() / 1e3
 }

@@ -90,6 +90,8 @@ pub(crate) struct RebuildContext<'a> {
     /// Pipes of the worker that gets the connection.
     pub(crate) pipes: &'a PipePool,
     pub(crate) upstream: &'a Upstream,
+    /// Index of the worker that gives the connection.
+    pub(crate) giver: usize,
 }
 
 impl Connection {
@@ -123,7 +125,7 @@ impl Connection {
         Ok(Self {
             client: Endpoint::rebuild(client, parcel)?,
             state: State::rebuild(state, parcel, context)?,
-            record: Record::rebuild(record, parcel),
+            record: Record::rebuild(record, parcel, context.giver),
             _permit: context.admission.clients.take_beyond(),
         })
     }

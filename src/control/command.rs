@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    connections::{self, Choice},
     index::{self, Scope},
     metrics::Source,
     page::page,
@@ -46,6 +47,8 @@ pub(super) enum Command {
     WaitIdle { timeout: Option<Duration> },
     /// `POST /upgrade`.
     Upgrade,
+    /// `GET` and `DELETE` of `/connections`, and of a single one.
+    Connections(Choice),
 }
 
 /// Event that an answer waits for.
@@ -86,6 +89,9 @@ impl Command {
             return Err(Response::error(405, &text).with_header("Allow", allow));
         }
         match (method, path) {
+            (_, path) if path.starts_with(connections::PATH) => {
+                Choice::parse(method, path, query).map(Self::Connections)
+            }
             ("PUT", _) => Pause::parse(query).map(Self::Pause),
             ("DELETE", _) => Resume::parse(query).map(Self::Resume),
             (_, "/") => {
@@ -117,11 +123,15 @@ impl Command {
 
     /// Returns true if it changes something, and so is logged with its caller.
     pub(super) fn is_change(&self) -> bool {
-        matches!(self, Self::Pause(_) | Self::Resume(_) | Self::Upgrade)
+        match self {
+            Self::Pause(_) | Self::Resume(_) | Self::Upgrade => true,
+            Self::Connections(choice) => choice.is_change(),
+            _ => false,
+        }
     }
 
     /// Carries the command out. Returns the answer, or none if a pause has begun, which depends on its request. This may
-    /// block: a pause waits for the workers, a resume for the look-up of a name, each for a second at most.
+    /// block: a pause or a list waits for the workers, a resume for the look-up of a name, each for a second at most.
     pub(super) fn execute(
         self,
         caller: &Caller,
@@ -137,6 +147,7 @@ impl Command {
             Self::GetStatus { scope } => status(handle, scope),
             Self::GetMetrics => metrics.scrape(handle),
             Self::GetReady { paused_is_ready } => ready(handle, paused_is_ready),
+            Self::Connections(choice) => choice.execute(caller, handle),
             // The front waits for these itself.
             Self::WaitIdle { .. } | Self::Upgrade => Response::empty(204),
         })

@@ -44,19 +44,27 @@ const KINDS: &[Kind] = &[
     act("DELETE", "/paused?name=deploy", "end this pause; without a name, end all"),
     act("DELETE", "/paused?release=3", "serve the three oldest held clients while paused"),
     act("GET", "/paused/block-until-idle?timeout=30s", "wait until no connection is left"),
+    act("GET", "/connections?state=held&older=30s", "connections as JSON, oldest first, in pages"),
+    act("DELETE", "/connections?idle=5m&spread=10s", "end the connections that a filter chooses"),
+    act("DELETE", "/connections/ID", "end one connection"),
     act("POST", "/upgrade", "start the program anew, which goes on with all connections"),
 ];
 
 impl Kind {
-    fn path(&self) -> &'static str {
-        self.target.split('?').next().unwrap_or_default()
+    /// Returns true if it is a request to `path`. One connection is named by any id.
+    fn has_path(&self, path: &str) -> bool {
+        let own = self.target.split('?').next().unwrap_or_default();
+        match own.strip_suffix("ID") {
+            Some(folder) => path.starts_with(folder),
+            None => path == own,
+        }
     }
 }
 
 /// Returns the methods that `path` knows, as the header `Allow` lists them; none if there is nothing.
 pub(super) fn methods(path: &str, scope: Scope) -> Option<String> {
     let mut methods = Vec::new();
-    for kind in KINDS.iter().filter(|kind| kind.path() == path && kind.scope <= scope) {
+    for kind in KINDS.iter().filter(|kind| kind.has_path(path) && kind.scope <= scope) {
         let names = if kind.method == "GET" { &["GET", "HEAD"][..] } else { &[kind.method] };
         methods.extend(names.iter().filter(|name| !methods.contains(*name)).collect::<Vec<_>>());
     }
@@ -91,6 +99,10 @@ mod tests {
             ("/status", look, look),
             ("/paused", None, Some("GET, HEAD, PUT, DELETE")),
             ("/upgrade", None, Some("POST")),
+            ("/connections", None, Some("GET, HEAD, DELETE")),
+            ("/connections/1.2", None, Some("DELETE")),
+            ("/connections/", None, Some("DELETE")),
+            ("/connectionsx", None, None),
             ("/paused/", None, None),
             ("", None, None),
         ] {

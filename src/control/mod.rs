@@ -17,6 +17,7 @@ mod backend;
 mod body;
 mod command;
 mod conn;
+mod connections;
 mod executor;
 mod hosts;
 mod index;

@@ -152,10 +152,11 @@ pub(super) fn parse_none(query: &str) -> Result<(), String> {
 }
 
 /// Decoded query: names and values, each name once.
-struct Query(Vec<(String, String)>);
+pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    fn parse(query: &str, known: &[&str]) -> Result<Self, String> {
+    /// Decodes a query that may have the parameters `known`. An error is a sentence for the caller.
+    pub(super) fn parse(query: &str, known: &[&str]) -> Result<Self, String> {
         let mut pairs: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -171,16 +172,23 @@ impl Query {
         Ok(Self(pairs))
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    /// Returns the value of a parameter.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
-    fn duration(&self, name: &str) -> Result<Option<Duration>, String> {
+    /// Returns the value of a parameter that is a duration.
+    pub(super) fn duration(&self, name: &str) -> Result<Option<Duration>, String> {
         let duration = self.get(name).map(parse_duration).transpose();
         duration.map_err(|error| wrong(name, &error))
     }
 
-    fn one_of<T: Copy>(&self, name: &str, allowed: &[(&str, T)]) -> Result<Option<T>, String> {
+    /// Returns the meaning of a parameter that is one of some words.
+    pub(super) fn one_of<T: Copy>(
+        &self,
+        name: &str,
+        allowed: &[(&str, T)],
+    ) -> Result<Option<T>, String> {
         let Some(value) = self.get(name) else { return Ok(None) };
         if let Some((_, found)) = allowed.iter().find(|(word, _)| *word == value) {
             return Ok(Some(*found));
@@ -219,7 +227,8 @@ impl Query {
     }
 }
 
-fn wrong(name: &str, text: &str) -> String {
+/// Returns the sentence about a parameter that is wrong.
+pub(super) fn wrong(name: &str, text: &str) -> String {
     sentence(format!("The parameter {name:?}: {text}"))
 }
 

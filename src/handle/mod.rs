@@ -4,6 +4,7 @@ mod metrics;
 mod status;
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,12 +15,17 @@ pub use status::{LeaseStatus, Status};
 use crate::{
     config::address::Address,
     handover::{freeze::Freeze, request::UpgradeRequests},
+    listing::{Filter, Purpose, Selected, Selection, UpstreamFilter},
     pause::Pauses,
     shared::{Phase, Shared},
+    sys::{self, SocketAddress},
 };
 
 /// Longest wait for the workers' lists of connections. A turn takes well below a millisecond, and many waits may end at once.
 const LIST_TIMEOUT: Duration = Duration::from_millis(25);
+
+/// Longest wait for the workers' selections, which take many turns.
+const SELECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Handle that pauses, resumes and observes a running proxy. Clones act on the same proxy.
 #[derive(Debug, Clone)]
@@ -113,6 +119,27 @@ impl Handle {
     /// Returns the oldest connections that are relayed or connecting, in words. Waits a moment for busy workers.
     pub(crate) fn oldest_connections(&self) -> Vec<String> {
         self.0.workers.oldest_served(LIST_TIMEOUT)
+    }
+
+    /// Has all workers select connections. Returns none if one does not answer within a second.
+    pub(crate) fn select(&self, filter: Filter, purpose: Purpose) -> Option<Selected> {
+        let begun = sys::now();
+        let until = begun + SELECT_TIMEOUT;
+        self.0.workers.select(Selection { filter, purpose, begun, until })
+    }
+
+    /// Returns the condition that a connection's upstream is the one of this address.
+    pub(crate) fn upstream_filter(&self, address: &Address) -> UpstreamFilter {
+        if address == self.0.upstream.address() {
+            return UpstreamFilter::Configured;
+        }
+        match address {
+            Address::Tcp { host, port } => host.parse().map_or(UpstreamFilter::Unknown, |ip| {
+                UpstreamFilter::At(SocketAddress::Inet(SocketAddr::new(ip, *port)))
+            }),
+            Address::Unix(path) => UpstreamFilter::At(SocketAddress::Unix(path.clone())),
+            Address::Abstract(name) => UpstreamFilter::At(SocketAddress::Abstract(name.clone())),
+        }
     }
 
     /// Returns the address of the control API.

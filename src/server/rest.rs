@@ -81,7 +81,7 @@ impl RestWords {
         Self {
             started: parcel.moment(*started),
             counters: workers.each().map(Counters::describe).collect(),
-            last_number: workers.each().map(Counters::last_number).max().unwrap_or_default(),
+            last_number: workers.last_number(),
             log_lines_dropped: LOG_LINES_DROPPED.load(Ordering::Relaxed),
             pauses: pauses.describe(parcel),
             queue: admission.queue.describe(parcel),
@@ -118,7 +118,7 @@ impl RestWords {
         for (index, words) in counters.iter().enumerate() {
             workers.counters(index % workers.len()).adopt(words);
         }
-        workers.each().for_each(|counters| counters.number_after(*last_number));
+        workers.number_after(*last_number);
         LOG_LINES_DROPPED.fetch_add(*log_lines_dropped, Ordering::Relaxed);
         shared.pauses.restore(pauses, parcel);
         // Behind the pauses: without one, these withdraw all bypasses.

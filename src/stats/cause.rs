@@ -59,6 +59,8 @@ words! {
         Drained = "drained",
         /// The operator had all connections reset that were left in a pause.
         KilledPause = "killed-pause",
+        /// The operator had the connection ended.
+        KilledOperator = "killed-operator",
         /// The proxy stopped.
         Stopped = "stopped",
         /// The worker panicked.
@@ -84,7 +86,7 @@ words! {
 impl CloseCause {
     /// Returns true if the client could complain of it.
     pub(crate) fn is_failure(self) -> bool {
-        self.level() < Level::Info || self == Self::KilledPause
+        self.level() < Level::Info || matches!(self, Self::KilledPause | Self::KilledOperator)
     }
 
     /// Returns true if the client left before it was served.
@@ -102,6 +104,7 @@ impl CloseCause {
             | Self::Unreachable
             | Self::Stalled
             | Self::KilledPause
+            | Self::KilledOperator
             | Self::Stopped
             | Self::Panic => true,
             Self::Ended

@@ -29,8 +29,6 @@ pub(crate) struct Count(AtomicU64);
 pub(crate) struct Counters {
     /// Version of the balance: odd while it is changed (a sequence lock).
     version: AtomicU64,
-    /// Number of the last accepted client. It goes on over hand-overs to another number of workers, so that none repeats.
-    number: Count,
     /// Clients accepted.
     accepted: Count,
     /// Ended connections by cause.
@@ -141,14 +139,12 @@ impl Count {
 }
 
 impl Counters {
-    /// Counts an accepted client, which is held until its worker has decided about it. Returns its number.
-    pub(crate) fn accept(&self) -> u64 {
+    /// Counts an accepted client, which is held until its worker has decided about it.
+    pub(crate) fn accept(&self) {
         self.change(|| {
             self.accepted.add(1);
             self.held.add(1);
         });
-        self.number.add(1);
-        self.number.get()
     }
 
     /// Counts the end of a connection, together with a change of the present numbers.

@@ -47,7 +47,6 @@ impl Counters {
     pub(crate) fn describe(&self) -> CountersWords {
         let Self {
             version: _,
-            number: _,
             accepted,
             closed,
             held: _,
@@ -146,17 +145,6 @@ impl Counters {
         self.connect.adopt(connect);
         self.life.adopt(life);
     }
-
-    /// Returns the number of the last client that was accepted.
-    pub(crate) fn last_number(&self) -> u64 {
-        self.number.get()
-    }
-
-    /// Makes the numbers of clients go on after `last`, so that none repeats one of the process before. Only the one
-    /// writer may call it.
-    pub(crate) fn number_after(&self, last: u64) {
-        self.number.set(last);
-    }
 }
 
 impl Waits {
@@ -254,16 +242,6 @@ mod tests {
         let balance = taker.balance();
         assert_eq!(balance.accepted, balance.closed.iter().sum::<u64>() + balance.active);
         assert_eq!((balance.held, taker.clients()), (0, 2));
-    }
-
-    #[test]
-    fn numbers_of_clients_go_on_after_those_of_the_process_before() {
-        let (giver, taker) = (counters(), Counters::default());
-        let last = giver.accept();
-        assert_eq!(giver.last_number(), last);
-        taker.adopt(&giver.describe());
-        taker.number_after(last + 5);
-        assert_eq!((taker.accept(), taker.accept()), (last + 6, last + 7));
     }
 
     #[test]

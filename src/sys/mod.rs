@@ -6,6 +6,7 @@
 
 mod listener;
 pub(crate) mod pacing;
+mod peer;
 pub(crate) mod rcvbuf;
 pub(crate) mod sock_diag;
 pub(crate) mod socket_file;

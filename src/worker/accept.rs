@@ -121,7 +121,8 @@ impl Worker<'_> {
             return self.back_off(&error, now);
         }
         let counters = self.resources.shared.workers.counters(self.resources.index);
-        connection.admitted(counters.accept(), now);
+        counters.accept();
+        connection.admitted(self.resources.shared.workers.next_id(self.resources.index), now);
         #[cfg(test)]
         counters.panic_if_due();
         self.connections.insert(connection);

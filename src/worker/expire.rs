@@ -27,6 +27,7 @@ impl Worker<'_> {
             .chain(self.may_start_at(now))
             .chain(self.look_for_quiet)
             .chain(self.vanished.next_at())
+            .chain(self.doomed.next_at())
             .chain(self.log.tell_at())
             .chain(self.resources.shared.shutdown.deadline())
             .min()?;

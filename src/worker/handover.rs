@@ -23,6 +23,7 @@ use crate::{
         fault,
         parcel::{Incoming, Misfit, Moment, Outgoing},
     },
+    listing::KillMode,
     sys::{self, Listener, ListenerWords},
     worker_pool::Mail,
 };
@@ -58,6 +59,9 @@ struct EntryWords {
     deadline: Option<(Deadline, Moment)>,
     /// True if it is to be driven without an event.
     is_ready: bool,
+    /// Kill that an operator has ordered, and its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    doom: Option<(KillMode, Moment)>,
 }
 
 /// Message of a worker, as the taker reads it among others.
@@ -109,7 +113,7 @@ impl Worker<'_> {
                 }
                 Mail::Listen(listener) => self.listen(listener),
                 // Its caller waits in the process that goes on.
-                Mail::ListOldest(_) => {}
+                Mail::ListOldest(_) | Mail::Select(..) => {}
             }
         }
     }
@@ -148,12 +152,14 @@ impl Worker<'_> {
         let lists = WAITING.iter().chain(&DIALLED).chain(&RELAYED).chain(&REJECTED);
         let keys = lists.flat_map(|&deadline| self.timers.keys(deadline));
         let registered = keys.filter_map(|key| {
-            let deadline = self.timers.position(key);
-            Some((self.connections.get(key)?, deadline, self.ready.contains(key)))
+            let (connection, deadline) = (self.connections.get(key)?, self.timers.position(key));
+            let doom = self.doomed.of(key, connection.id());
+            Some((connection, deadline, self.ready.contains(key), doom))
         });
-        let unregistered = self.unregistered.iter().map(|connection| (connection, None, false));
+        let unregistered =
+            self.unregistered.iter().map(|connection| (connection, None, false, None));
         let (mut connections, mut parcel) = (Vec::new(), Outgoing::new(begin));
-        for (connection, deadline, is_ready) in registered.chain(unregistered) {
+        for (connection, deadline, is_ready, doom) in registered.chain(unregistered) {
             if parcel.descriptor_count() > DESCRIPTORS_MAX - CONNECTION_DESCRIPTORS_MAX
                 || parcel.byte_count() > BATCH_BYTES_MAX
             {
@@ -167,6 +173,7 @@ impl Worker<'_> {
                 connection: connection.describe(&mut parcel),
                 deadline: deadline.map(|(deadline, since)| (deadline, parcel.moment(since))),
                 is_ready,
+                doom: doom.map(|doom| (doom.how, parcel.moment(doom.at))),
             });
         }
         if connections.is_empty() {
@@ -180,14 +187,19 @@ impl Worker<'_> {
     pub(super) fn adopt(&mut self, inherited: Inherited) -> Result<(), Misfit> {
         let mut listed = Vec::new();
         for (batch, mut parcel) in inherited {
-            for EntryWords { connection, deadline, is_ready } in batch.connections {
-                let connection = self.rebuild(connection, &mut parcel)?;
+            let giver = batch.worker;
+            for EntryWords { connection, deadline, is_ready, doom } in batch.connections {
+                let connection = self.rebuild(connection, &mut parcel, giver)?;
+                let id = connection.id();
                 let Some((deadline, since)) = deadline else {
                     self.unregistered.push_back(connection);
                     continue;
                 };
                 let key = self.insert(connection)?;
                 listed.push((parcel.instant(since), deadline, key));
+                if let Some((how, at)) = doom {
+                    self.doomed.add(key, id, how, parcel.instant(at));
+                }
                 if is_ready {
                     self.ready.push(key);
                 }
@@ -202,13 +214,19 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn rebuild(&self, words: ConnectionWords, parcel: &mut Incoming) -> Result<Connection, Misfit> {
+    fn rebuild(
+        &self,
+        words: ConnectionWords,
+        parcel: &mut Incoming,
+        giver: usize,
+    ) -> Result<Connection, Misfit> {
         let shared = &self.resources.shared;
         let context = RebuildContext {
             admission: &shared.admission,
             gate: &shared.pauses.gate,
             pipes: &self.buffers.pipes,
             upstream: &shared.upstream,
+            giver,
         };
         Connection::rebuild(words, parcel, &context)
     }

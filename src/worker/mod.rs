@@ -1,7 +1,8 @@
 //! A worker: one thread with its own poll, listeners, connections and pipes.
 //!
 //! A *turn* is one round of its loop: `wait → mark → apply_orders → size_accept_buffer → accept → start_waiting →
-//! drive → start_handshakes → close_quiet → expire → look_for_vanished → publish`, and then the acknowledgement of a pause.
+//! drive → start_handshakes → close_quiet → select → expire → look_for_vanished → publish`, and then the acknowledgement of
+//! a pause.
 //!
 //! Marking only remembers what events report and queues the connection. Nothing is read, written or closed by it, so no
 //! key is reused while events of the same batch still name it. The work of a turn is bounded, and the rest of it waits
@@ -11,6 +12,7 @@ mod accept;
 mod drain;
 mod expire;
 pub(crate) mod handover;
+mod kill;
 mod list;
 mod log;
 mod publish;
@@ -47,14 +49,12 @@ use crate::{
     upstream::{Cached, RetryPlan, dialer::Dialer},
     worker_pool::{Accepted, Mail},
 };
+use kill::Doomed;
+use list::Walk;
 use log::ConnectionLogLimit;
 use ready::Ready;
-use table::Table;
-use table::client_token;
-use table::key_of;
-use table::upstream_token;
-use timers::Key;
-use timers::Timers;
+use table::{Table, client_token, key_of, upstream_token};
+use timers::{Key, Timers};
 use vanished::VanishedSweep;
 
 /// Token of the waker. The tokens of the listeners are below it, in descending order.
@@ -117,6 +117,11 @@ struct Worker<'a> {
     /// Time of the next search for quiet connections, while they are to be closed.
     look_for_quiet: Option<Instant>,
     vanished: VanishedSweep,
+    /// Selection of connections that is under way. The control API asks for one at a time, and for the next once it has given
+    /// this one up.
+    walk: Option<Walk>,
+    /// Connections that an operator has ordered to be killed.
+    doomed: Doomed,
     log: ConnectionLogLimit,
     /// Set if the upstream was away in the last turn.
     was_away: bool,
@@ -165,6 +170,8 @@ impl WorkerResources {
             quiet: QuietLimits::default(),
             look_for_quiet: None,
             vanished: VanishedSweep::default(),
+            walk: None,
+            doomed: Doomed::default(),
             log: ConnectionLogLimit::new(shared.log, shared.workers.len()),
             was_away: false,
             resets: shared.pauses.drain.resets(),
@@ -200,6 +207,7 @@ impl Worker<'_> {
             self.drive(now);
             self.start_handshakes(now);
             self.close_quiet(now);
+            self.select(now);
             self.expire(now);
             self.look_for_vanished(now);
             self.publish();
@@ -243,6 +251,7 @@ impl Worker<'_> {
     fn has_work(&self, now: Instant) -> bool {
         let can_accept = self.accepting == Accepting::Ready && !self.queued.is_empty();
         !self.ready.is_empty()
+            || self.walk.is_some()
             || can_accept
             || self.can_start_waiting(now)
             || self.can_start_handshake()
@@ -347,6 +356,7 @@ impl Worker<'_> {
                 Mail::Listen(listener) => self.listen(listener),
                 // The caller may have waited too long already.
                 Mail::ListOldest(reply) => drop(reply.try_send(self.oldest_served(now))),
+                Mail::Select(selection, reply) => self.walk = Some(Walk::new(selection, reply)),
             }
         }
     }
@@ -456,39 +466,12 @@ impl Worker<'_> {
             shared.upstream.log_failure(error, RetryPlan::GivenUp, now);
         }
         if self.log.allow(cause, now) {
-            let (worker, upstream) = (self.resources.index, shared.upstream.address());
             let result = error.as_ref().map(ConnectResult::from);
-            connection.log_end(cause, result, worker, upstream, now);
+            connection.log_end(cause, result, shared.upstream.address(), now);
         }
         counters.close(cause, || self.timers.publish(counters));
         // The close may make the proxy idle, and a caller that learns it from the gate reads the counts right away.
         self.publish_head();
         connection.close(cause);
-    }
-
-    /// Closes all connections if the proxy stops, and otherwise those with a pass.
-    fn close_all(&mut self, cause: CloseCause, now: Instant) {
-        let stops = cause == CloseCause::Stopped;
-        for key in 0..self.connections.end() {
-            if stops || self.connections.get_mut(key).is_some_and(|it| it.is_served()) {
-                self.close(key, cause, now);
-            }
-        }
-        if stops {
-            for connection in self.unregistered.drain(..) {
-                connection.close(cause);
-            }
-        }
-    }
-
-    /// Closes the connections that lead back to tcpause itself. Their clients are connections of tcpause, too: they never
-    /// end by themselves, and take each permit that becomes free.
-    fn close_loops(&mut self, now: Instant) {
-        let addresses = Arc::clone(self.resources.shared.upstream.read(&mut self.cached));
-        for key in 0..self.connections.end() {
-            if self.connections.get_mut(key).is_some_and(|it| it.is_loop(addresses.own())) {
-                self.close(key, CloseCause::Unreachable, now);
-            }
-        }
     }
 }

@@ -4,6 +4,8 @@
 pub(crate) mod address;
 #[path = "../../src/config/duration.rs"]
 pub(crate) mod duration;
+#[path = "../../src/config/network.rs"]
+pub(crate) mod network;
 
 use std::{
     net::IpAddr,

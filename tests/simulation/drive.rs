@@ -462,3 +462,8 @@ impl Drop for Schedule {
         while self.resources.mailbox.try_recv().is_ok() {}
     }
 }
+
+/// A call of the worker's, which tells the course as well.
+pub(crate) fn with_both(act: impl FnOnce(&mut Course, &mut Kernel)) {
+    with_course(|course| crate::with(|kernel| act(course, kernel)));
+}

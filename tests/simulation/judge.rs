@@ -145,6 +145,9 @@ pub(crate) fn judge(kernel: &mut Kernel, course: &Course) -> Tally {
                 judge_flow(other, link);
             }
             None => match link.story.drained {
+                // It was reset while it lingered.
+                Some(_) if link.story.was_killed => {}
+                Some(upstream) if !kernel.links[upstream].is_connected => judge_dismissed(link),
                 Some(upstream) => judge_drained(link, &kernel.links[upstream]),
                 None => judge_unserved(link, course),
             },
@@ -205,6 +208,14 @@ fn judge_killed(source: &Link, sink: &Link) {
     assert!(is_gone || is_told, "a reset is not told: {source:#?}, {sink:#?}");
 }
 
+/// Judges the end that a client saw whose upstream was still dialled for, and that was closed in order.
+fn judge_dismissed(client: &Link) {
+    if is_there(client) {
+        let is_orderly = client.saw == Some(Ending::Orderly) || client.said > client.read;
+        assert!(is_orderly, "a client is dismissed by a reset: {client:#?}");
+    }
+}
+
 /// Judges the bytes that both sides got of a connection that was closed as it was quiet.
 fn judge_drained(client: &Link, upstream: &Link) {
     for link in [client, upstream].into_iter().filter(|link| is_there(link)) {
@@ -220,13 +231,16 @@ fn judge_unserved(link: &Link, course: &Course) {
     if link.peer_closed || link.peer_reset || link.peer_shut && link.said == 0 {
         return;
     }
+    let may_dismiss = course.rules.may_dismiss() || link.story.may_be_ended;
     let is_right = if link.was_hurt {
         true
     } else if link.answered {
         // One that goes on sending is closed in the end, whether it has its answer or not.
         let is_told = link.heard > 0 && course.rules.may_answer()
-            || link.saw == Some(Ending::Orderly) && course.rules.may_dismiss();
-        is_told || link.said > link.read && course.rules.may_turn_away()
+            || link.saw == Some(Ending::Orderly) && may_dismiss;
+        is_told
+            || link.said > link.read && (may_dismiss || course.rules.may_turn_away())
+            || link.story.was_killed
     } else {
         // A UNIX socket knows no reset.
         let may_be_reset = course.rules.may_be_unreachable() || link.story.was_killed;

@@ -75,6 +75,8 @@ pub(crate) struct Kernel {
     pub(crate) was_paused: bool,
     /// True if it may reset whoever is served.
     pub(crate) may_kill: bool,
+    /// True if it may end whoever it takes in, by order of the operator.
+    pub(crate) may_end: bool,
     /// For how long a connection is silent that it may close.
     pub(crate) may_drain: Option<Duration>,
     /// True if the proxy stops, and may do so with half-closed ones.
@@ -257,9 +259,10 @@ impl Kernel {
             .links
             .iter()
             .position(|other| other.is_open && other.token == Some(Token(token.0 ^ 1)));
-        let turn_began = self.turn_began;
+        let (turn_began, may_end) = (self.turn_began, self.may_end);
         let link = self.link_mut(id);
         link.token = Some(token);
+        link.story.may_be_ended |= may_end;
         link.story.came.get_or_insert(turn_began);
         link.interest = interest;
         link.has_edge = link.told() != Mask::default();
@@ -357,7 +360,9 @@ impl Kernel {
             client.story.left = turn_began;
             client.partner = None;
             (client.story.is_condemned, client.story.is_doomed) = (false, false);
-            if !is_known && !std::thread::panicking() {
+            // One that is told to go has not lost its attempt.
+            let is_dismissed = client.is_shut;
+            if !is_known && !is_dismissed && !std::thread::panicking() {
                 self.is_given_up(id, is_answered);
             }
         }

@@ -1,16 +1,20 @@
 //! The operator: pauses, resumes, and what else may be asked for during a pause; and what must come of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::{
     drive::{Course, QUIET_MAX},
     kernel::LinkId,
     link::{Link, Side},
+    listing::{ConnectionState, Filter, KillMode, Purpose, Selected, Selection},
     pause::{
         gate::Mode,
         leases::{Lifetime, NAME_DEFAULT, PROGRAM, Terms},
     },
     random::Random,
+    sys,
 };
 
 /// The plans of the operator.
@@ -20,6 +24,14 @@ pub(crate) struct Operator {
     pub(crate) acts: bool,
     kills: bool,
     drains: bool,
+    /// True if it ends single connections, too.
+    ends: bool,
+    /// The result of such an order, once it is there.
+    result: Option<Receiver<Selected>>,
+    /// True if some were ordered to be closed in order, even without a pause.
+    pub(crate) has_ordered_closes: bool,
+    /// True if some may be ended, as of the next turn.
+    has_ordered_ends: bool,
     /// One call in so many finds the operator acting.
     restlessness: usize,
     /// The passes at the last look during this pause.
@@ -43,6 +55,10 @@ impl Operator {
             acts: random.below(2) == 0,
             kills: random.below(2) == 0,
             drains: random.below(3) == 0,
+            ends: random.below(4) == 0,
+            result: None,
+            has_ordered_closes: false,
+            has_ordered_ends: false,
             restlessness: random.one_of([64, 64, 1000]),
             passes: None,
             permits: 0,
@@ -52,6 +68,14 @@ impl Operator {
             resumed: Duration::ZERO,
             has_ordered_resets: false,
         }
+    }
+
+    /// Returns whether the result of an order is still to come. Nothing is handed over before.
+    pub(crate) fn awaits_result(&mut self) -> bool {
+        let result = self.result.as_ref().map(Receiver::try_recv);
+        let awaits = matches!(result, Some(Err(TryRecvError::Empty)));
+        self.result = self.result.take().filter(|_| awaits);
+        awaits
     }
 }
 
@@ -86,6 +110,7 @@ impl Course {
                 self.pause(drains);
             }
             36..64 => self.resume(),
+            64..68 if self.operator.ends => self.end_some(),
             64..72 => self.bypass(),
             72..76 if self.operator.kills => self.kill(),
             76..78 => {
@@ -169,6 +194,40 @@ impl Course {
         });
     }
 
+    /// Some are ended, in whatever state, at once or within a while.
+    fn end_some(&mut self) {
+        if self.operator.awaits_result() {
+            return;
+        }
+        let (state, how, millis) = crate::with(|kernel| {
+            let states = ConnectionState::ALL.map(|(_word, state)| Some(state));
+            let state =
+                kernel.random.one_of([None, None, states[0], states[1], states[2], states[3]]);
+            let how = kernel.random.one_of([KillMode::Reset, KillMode::Close]);
+            (state, how, kernel.random.one_of([0, 0, 1, 50]))
+        });
+        let (begun, spread) = (sys::now(), Duration::from_millis(millis));
+        let filter = Filter { state, ..Filter::default() };
+        let purpose = Purpose::Kill { how, spread };
+        let until = begun + Duration::from_secs(24 * 60 * 60);
+        let selection = Arc::new(Selection { filter, purpose, begun, until });
+        // The mailbox may be full of clients.
+        let Some((asked, result)) = self.shared.workers.begin_selection(&selection) else { return };
+        assert_eq!(asked, 1, "the others have no connections");
+        self.must_wake();
+        self.operator.result = Some(result);
+        self.operator.has_ordered_ends = true;
+        self.operator.has_ordered_closes |= how == KillMode::Close;
+        let is_strict = state.is_none() && how == KillMode::Reset && spread.is_zero();
+        crate::with(|kernel| {
+            kernel.may_end = true;
+            for link in kernel.links.iter_mut().filter(|link| link.side == Side::Client) {
+                link.story.may_be_ended |= link.is_open;
+                link.story.is_condemned |= is_strict && link.token.is_some();
+            }
+        });
+    }
+
     pub(crate) fn may_cut(&mut self, may: bool) {
         self.was_cut |= may;
         crate::with(|kernel| kernel.may_cut |= may);
@@ -207,6 +266,7 @@ impl Course {
             kernel.may_drain = quiet;
             kernel.was_paused = self.shared.pauses.gate.is_paused();
             kernel.may_kill = std::mem::take(&mut self.operator.has_ordered_resets);
+            kernel.may_end = std::mem::take(&mut self.operator.has_ordered_ends);
             for link in &mut kernel.links {
                 link.story.is_doomed = std::mem::take(&mut link.story.is_condemned);
             }

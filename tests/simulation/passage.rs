@@ -239,7 +239,8 @@ impl Course {
         let may_begin = chance > 0
             && matches!(self.passage.stand, Stand::None)
             && self.shared.phase() == Phase::Running
-            && self.stage != Stage::Stopping;
+            && self.stage != Stage::Stopping
+            && !self.operator.awaits_result();
         // A moment that is rare: a SYN is lost, and the worker will learn of it in another process.
         let is_tempted = may_begin
             && crate::with(|kernel| {

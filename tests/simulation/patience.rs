@@ -92,6 +92,8 @@ pub(crate) struct Story {
     pub(crate) is_condemned: bool,
     pub(crate) is_doomed: bool,
     pub(crate) was_killed: bool,
+    /// True if the operator may have ordered the client's end, now or soon.
+    pub(crate) may_be_ended: bool,
     /// The upstream of a connection that was closed as it was quiet.
     pub(crate) drained: Option<LinkId>,
 }
@@ -214,7 +216,8 @@ impl Course {
         let rejecting = self.shared.workers.counters(0).rejecting.get();
         let before = std::mem::replace(&mut self.rejecting, rejecting);
         let was_paused = crate::with(|kernel| kernel.was_paused);
-        assert!(rejecting <= before || was_paused, "one is rejected without a pause");
+        let may_be = was_paused || self.operator.has_ordered_closes;
+        assert!(rejecting <= before || may_be, "one is rejected without a pause");
     }
 
     /// Checks that no client stays in the backlog while permits for it are free.
@@ -390,7 +393,7 @@ impl Kernel {
         let link = &self.links[id];
         let is_dropped = link.was_accepted && link.is_unregistered() && !self.may_cut;
         assert!(!is_dropped, "one is dropped that was never taken in: {link:#?}");
-        if link.resets_on_close && self.may_kill {
+        if link.resets_on_close && (self.may_kill || link.story.may_be_ended) {
             let partner = link.partner;
             self.links[id].story.was_killed = true;
             if let Some(partner) = partner {
@@ -398,7 +401,8 @@ impl Kernel {
             }
         }
         let link = &self.links[id];
-        if link.story.drained.is_some() && !self.may_cut && !link.was_hurt {
+        let is_spared = link.was_hurt || link.story.may_be_ended;
+        if link.story.drained.is_some() && !self.may_cut && !is_spared {
             let has_ended = link.is_ended || link.is_dead;
             let is_over = has_ended || link.story.left + LINGER_TIMEOUT <= self.now;
             assert!(is_over, "a quiet client's last bytes are not awaited: {link:#?}");
@@ -408,7 +412,7 @@ impl Kernel {
             return;
         }
         let has_pass = link.partner.is_some();
-        if self.may_kill && has_pass {
+        if self.may_kill && has_pass || link.story.may_be_ended {
             return;
         }
         let paused = with_course(|course| course.operator.paused);
@@ -454,7 +458,7 @@ impl Kernel {
         }
         if !client.is_ended || !server.is_ended {
             assert!(
-                client.is_ended || server.is_ended,
+                client.is_ended || server.is_ended || client.story.may_be_ended,
                 "an open connection is closed: {client:#?}"
             );
             self.is_drained(id, upstream);
@@ -463,6 +467,11 @@ impl Kernel {
 
     /// A client's connection is closed as it is quiet.
     pub(crate) fn is_drained(&mut self, id: LinkId, upstream: LinkId) {
+        if self.links[id].story.may_be_ended {
+            // The operator's order looks the same, and waits for no quiet.
+            self.links[id].story.drained = Some(upstream);
+            return;
+        }
         let (client, server) = (&self.links[id], &self.links[upstream]);
         let stop = (self.is_stopping && server.is_ended).then_some(STOPPING_QUIET);
         let quiet = self.may_drain.into_iter().chain(stop).min();
@@ -485,9 +494,4 @@ impl Kernel {
 pub(crate) fn is_quiet(client: &Link) -> bool {
     let (up, down) = (client.story.moved_up, client.story.moved_down);
     up < down || (up, down) == (0, 0)
-}
-
-/// A call of the worker's, which tells the course as well.
-pub(crate) fn with_both(act: impl FnOnce(&mut Course, &mut Kernel)) {
-    with_course(|course| crate::with(|kernel| act(course, kernel)));
 }

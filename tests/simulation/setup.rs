@@ -258,6 +258,7 @@ fn kernel(
         may_cut: false,
         was_paused: false,
         may_kill: false,
+        may_end: false,
         may_drain: None,
         is_stopping: false,
         next_by_rate: Duration::ZERO,

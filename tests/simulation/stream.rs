@@ -122,7 +122,9 @@ impl Kernel {
         link.wake();
         match (link.partner, link.side) {
             (None, _) => {}
-            (Some(partner), Side::Client) if !self.has_all(id, partner) => {
+            (Some(partner), Side::Client)
+                if self.links[id].story.may_be_ended || !self.has_all(id, partner) =>
+            {
                 self.is_drained(id, partner);
             }
             (Some(partner), _) => {

@@ -16,9 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     call,
     copies::Object,
-    drive::{Course, with_course},
+    drive::{Course, with_both, with_course},
     kernel::{Kernel, LinkId, PipeId},
-    patience::with_both,
     pause::gate::Mode,
     sys::tcp_info::TcpInfo,
 };
@@ -197,6 +196,10 @@ impl Socket {
 
     pub(crate) fn peer(&self) -> String {
         self.link.to_string()
+    }
+
+    pub(crate) fn peer_address(&self) -> Option<SocketAddress> {
+        None
     }
 
     pub(crate) fn is_unix(&self) -> bool {

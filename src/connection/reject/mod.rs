@@ -119,6 +119,16 @@ impl Reject {
         (reject, next)
     }
 
+    /// Lingers behind the end of the stream, which the client has already.
+    pub(crate) fn behind_end() -> Self {
+        Self::Lingering { rest: None, discarded: 0 }
+    }
+
+    /// Returns true if the answer is on its way, or there.
+    pub(crate) fn is_lingering(&self) -> bool {
+        matches!(self, Self::Lingering { .. })
+    }
+
     /// Advances as far as the client's bytes allow. A TLS step decrements `steps`, and none is taken at 0.
     pub(crate) fn drive(
         &mut self,

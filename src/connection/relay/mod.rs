@@ -173,6 +173,16 @@ impl Relay {
         })
     }
 
+    /// Returns true if bytes of one side were not yet handed to the kernel of this host for the other.
+    pub(crate) fn has_undelivered(&mut self, client: &mut Endpoint) -> bool {
+        let sides = [(client, &self.to_upstream), (&mut self.upstream, &self.to_client)];
+        sides.into_iter().any(|(source, flow)| {
+            flow.has_buffered()
+                || flow.is_open()
+                    && matches!(source.peek(&mut [0]), Received::Bytes(_) | Received::Reset)
+        })
+    }
+
     /// Treats a side that [`Socket::has_vanished`](crate::sys::Socket::has_vanished) as reset. Returns true if a side
     /// has vanished.
     pub(crate) fn give_up_vanished(&mut self, client: &mut Endpoint) -> bool {

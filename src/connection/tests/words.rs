@@ -153,6 +153,7 @@ impl Taker {
             gate: &self.bench.gate,
             pipes: &self.bench.buffers.pipes,
             upstream: &self.bench.upstream,
+            giver: 0,
         };
         let rebuilt = Connection::rebuild(words, &mut parcel, &context);
         parcel.finish().unwrap();

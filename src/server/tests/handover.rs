@@ -12,7 +12,6 @@ use crate::{
         gate::Mode,
         leases::{Lifetime, Terms},
     },
-    stats::Counters,
 };
 
 /// Returns a configuration before an upstream that echoes, with the addresses `proxy` and sockets of the API in `folder`.
@@ -92,7 +91,7 @@ fn totals_pauses_and_files_go_on_with_another_number_of_threads() {
     server.shared.pauses.put(terms, Lifetime::Committed, 1).unwrap();
     let mut held = UnixStream::connect(&proxy).unwrap();
     wait_for(&server, (4, 1, 0));
-    let last_number = server.shared.workers.each().map(Counters::last_number).max().unwrap();
+    let last_number = server.shared.workers.last_number();
     let before = server.handle().status();
     let addresses = (server.proxy_addr().clone(), server.control_addr().clone());
     let ends = server.shared.pauses.lock().next_end();
@@ -117,8 +116,7 @@ fn totals_pauses_and_files_go_on_with_another_number_of_threads() {
     // Once more, as an upgrade is no exception.
     let server = hand_over(server, config);
     assert_eq!(server.handle().status().upgrades, 2);
-    let counters = server.shared.workers.each();
-    assert!(counters.into_iter().all(|counters| counters.last_number() == last_number));
+    assert_eq!(server.shared.workers.last_number(), last_number);
     assert!(server.handle().resume());
     for client in lasting.iter_mut().chain([&mut held]) {
         client.write_all(b"world").unwrap();

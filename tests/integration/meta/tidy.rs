@@ -15,7 +15,7 @@ const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
 /// The hand-over has some 2,300, as each struct that travels says what of it does.
-const CODE_LINES_MAX: usize = 20_500;
+const CODE_LINES_MAX: usize = 21_200;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -128,7 +128,7 @@ fn the_wall_clock_is_only_shown() {
 }
 
 /// The rooms of the library, each with those it may import from: the house is read from the bottom up, without a circle.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     (
         "server",
         &[
@@ -153,6 +153,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("worker_pool", &["admission"]),
     ("admission", &[]),
     ("handover", &["sys", "timestamp"]),
+    ("listing", &["config", "sys"]),
     ("config", &[]),
     ("sys", &[]),
     ("error", &[]),
@@ -162,7 +163,8 @@ const ROOMS: [(&str, &[&str]); 17] = [
 ];
 
 /// Rooms that all above them may import from.
-const GROUND: [&str; 7] = ["handover", "config", "sys", "error", "log_limit", "stats", "timestamp"];
+const GROUND: [&str; 8] =
+    ["handover", "listing", "config", "sys", "error", "log_limit", "stats", "timestamp"];
 
 #[test]
 fn imports_lead_down() {
