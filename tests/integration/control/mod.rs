@@ -2,6 +2,7 @@
 
 mod abuse;
 mod api;
+mod connections;
 mod flood;
 mod metrics;
 mod monitor;

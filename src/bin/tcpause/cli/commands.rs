@@ -23,6 +23,13 @@ pub(crate) struct Word {
     pub(crate) options: &'static [&'static Opt],
 }
 
+impl Word {
+    /// Returns true if the words behind it are a program and its arguments.
+    pub(crate) fn runs_program(&self) -> bool {
+        self.client == Some(Client::Exec)
+    }
+}
+
 /// Shells with completions.
 pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
@@ -42,7 +49,7 @@ pub(crate) fn unit_names(separator: &str) -> String {
 const UPGRADE_MORE: &str = "The running proxy starts the program at its place, with the same options. The new process reads the configuration and takes over listeners, connections and pauses. The number of the process stays, unless systemd follows the new one. All settings may change but proxy.addr and control.addr; where control.addr has changed in the file, --control-addr takes the old one. If the new process cannot take over, the old one goes on, the line on standard error tells the reason, and the exit code is 1.";
 
 /// Every command, in the order of the help.
-pub(crate) static COMMANDS: [Word; 12] = [
+pub(crate) static COMMANDS: [Word; 14] = [
     Word {
         name: "pause",
         argument: "",
@@ -102,6 +109,37 @@ pub(crate) static COMMANDS: [Word; 12] = [
             &DRAIN,
             &CONTROL,
             &CONFIG,
+            &HELP,
+        ],
+    },
+    Word {
+        name: "connections",
+        argument: "",
+        help: "List the connections, oldest first",
+        more: "Each line has the id, by which kill and the log know the connection.",
+        client: Some(Client::Connections),
+        options: &[
+            &STATE,
+            &CLIENT,
+            &UPSTREAM,
+            &OLDER,
+            &IDLE,
+            &LIMIT,
+            &JSON,
+            &WATCH_LIST,
+            &CONTROL,
+            &CONFIG,
+            &HELP,
+        ],
+    },
+    Word {
+        name: "kill",
+        argument: "ID...",
+        help: "End the connections with these ids, or those that the options choose",
+        more: "It prints the number of connections. The exit code is 75 if there is none. A client that waits leaves the line.",
+        client: Some(Client::Kill),
+        options: &[
+            &STATE, &CLIENT, &UPSTREAM, &OLDER, &IDLE, &ALL, &HOW, &SPREAD, &CONTROL, &CONFIG,
             &HELP,
         ],
     },
@@ -195,7 +233,7 @@ pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
     ("69", "The control API cannot be reached, or something else answers at its address."),
     (
         "75",
-        "Not now: connections were left when the time was up, or there is no such pause (any more).",
+        "Not now: connections were left when the time was up, or no such pause or connection is there.",
     ),
 ];
 
@@ -247,6 +285,47 @@ static RELEASE: Opt =
 static JSON: Opt = ask("json", None, "Show the API's answer as it is", Kind::Switch);
 static WATCH: Opt =
     ask("watch", None, "Show the status again every second, until Ctrl-C", Kind::Switch);
+
+static WATCH_LIST: Opt =
+    ask("watch", None, "Show the list again every second, until Ctrl-C", Kind::Switch);
+static STATE: Opt = choice(
+    "state",
+    "STATE",
+    "Only those in this state: held, connecting, active or rejecting",
+    &["held", "connecting", "active", "rejecting"],
+    None,
+);
+static CLIENT: Opt = ask(
+    "client",
+    Some("CIDR"),
+    "Only those of clients with an address in this network, as in 10.0.0.0/8",
+    Kind::Text,
+);
+static UPSTREAM: Opt =
+    ask("upstream", Some("ADDRESS"), "Only those that are relayed to this upstream", Kind::Text);
+static OLDER: Opt =
+    ask("older", Some("DURATION"), "Only those that are at least so old", Kind::Duration(None));
+static IDLE: Opt = ask(
+    "idle",
+    Some("DURATION"),
+    "Only those that are relayed and have been silent for so long",
+    Kind::Duration(None),
+);
+static LIMIT: Opt = ask("limit", Some("N"), "Show at most N of them; 100 if not set", Kind::Count);
+static ALL: Opt = ask("all", None, "End all connections", Kind::Switch);
+static HOW: Opt = choice(
+    "how",
+    "HOW",
+    "End them by a reset of both sides, or close them in order: reset or close",
+    &["reset", "close"],
+    Some("reset"),
+);
+static SPREAD: Opt = ask(
+    "spread",
+    Some("DURATION"),
+    "End them one after the other within this time; at once if not set",
+    Kind::Duration(None),
+);
 
 static TIMEOUT: Opt = ask(
     "timeout",

@@ -141,7 +141,7 @@ pub(crate) fn zsh() -> String {
         for opt in word.options {
             text += &format!("                {} \\\n", zsh_option(opt));
         }
-        let rest = if word.argument.is_empty() { "" } else { " '*:::command:_normal'" };
+        let rest = if word.runs_program() { " '*:::command:_normal'" } else { "" };
         text += &format!(
             "                '1:command:{{_describe command commands}}'{rest}\n            return ;;\n"
         );
@@ -206,7 +206,7 @@ pub(crate) fn fish() -> String {
         for opt in word.options {
             text += &fish_option(&format!("__fish_seen_subcommand_from {}", word.name), opt);
         }
-        if !word.argument.is_empty() {
+        if word.runs_program() {
             text += &format!(
                 "complete -c tcpause -n '__fish_seen_subcommand_from {}' -F -a '(__fish_complete_command)'\n",
                 word.name

@@ -36,6 +36,8 @@ pub(crate) struct Invocation {
     pub(crate) command: Command,
     /// The command that `exec` runs, and its arguments.
     pub(crate) program: Vec<OsString>,
+    /// Words behind a command that takes some.
+    pub(crate) arguments: Vec<String>,
     /// The file that `--config` names.
     pub(crate) config_file: Option<PathBuf>,
     /// Settings in their order, each as option, key and value; the last one wins.
@@ -73,6 +75,8 @@ pub(crate) enum Client {
     /// Pause, wait, command and resume in one.
     Exec,
     Upgrade,
+    Connections,
+    Kill,
 }
 
 /// Shell with completions.
@@ -125,6 +129,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         );
     }
     let word = words.first().and_then(|name| find_word(name));
+    if invocation.command == Command::Client(Client::Kill) {
+        invocation.arguments = words.iter().skip(1).cloned().collect();
+    }
     invocation.take_defaults(word);
     for (opt, value) in given {
         // Two commands may have an option of the same name, so options are looked up once the command is known.
@@ -138,6 +145,7 @@ impl Invocation {
         Self {
             command,
             program: Vec::new(),
+            arguments: Vec::new(),
             config_file: None,
             settings: Vec::new(),
             asked: Vec::new(),
@@ -272,6 +280,7 @@ fn command(words: &[String]) -> Result<Command, String> {
         }
         [name, rest @ ..] => match (find_word(name).and_then(|word| word.client), rest) {
             (Some(client), []) => Ok(Command::Client(client)),
+            (Some(Client::Kill), _ids) => Ok(Command::Client(Client::Kill)),
             (Some(_), [extra, ..]) => Err(format!("unexpected argument {extra:?}; remove it")),
             (None, _) => Err(unknown_command(name)),
         },

@@ -69,10 +69,10 @@ fn command_help(word: &Word) -> String {
 
 /// Returns `tcpause exec [OPTIONS] -- COMMAND`.
 fn usage(word: &Word) -> String {
-    let argument = if word.argument.is_empty() {
-        String::new()
-    } else {
-        format!(" -- {} [ARGUMENTS]", word.argument)
+    let argument = match word.argument {
+        "" => String::new(),
+        argument if word.runs_program() => format!(" -- {argument} [ARGUMENTS]"),
+        argument => format!(" [{argument}]"),
     };
     format!("tcpause {} [OPTIONS]{argument}", word.name)
 }

@@ -21,10 +21,11 @@ macro_rules! topics {
 }
 
 /// Every page, in the order of the help and of the man page.
-pub(crate) static TOPICS: [Topic; 21] = topics![
+pub(crate) static TOPICS: [Topic; 22] = topics![
     "maintenance",
     "holding",
     "draining",
+    "listing",
     "rejecting",
     "upstream",
     "settings",

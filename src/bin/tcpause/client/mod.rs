@@ -1,5 +1,6 @@
 //! The commands that ask a running proxy, over its control API.
 
+mod connections;
 mod exec;
 mod http;
 mod program;
@@ -34,6 +35,8 @@ pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, F
         Client::Wait => wait(&api, invocation),
         Client::Exec => exec::run(api, invocation),
         Client::Upgrade => upgrade::run(&api, invocation),
+        Client::Connections => connections::list(&api, invocation),
+        Client::Kill => connections::kill(&api, invocation),
     }
 }
 

@@ -1,6 +1,10 @@
 //! Screen of a terminal that a command has for itself, and the way to standard output.
 
-use std::io::{self, ErrorKind, Write as _};
+use std::{
+    io::{self, ErrorKind, IsTerminal as _, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use rustix::termios::tcgetwinsize;
 use signal_hook::{
@@ -13,6 +17,10 @@ use super::{
     Failure,
     exec::{cannot_listen, heeded, spawn},
 };
+use crate::{logger::OneLine, tell};
+
+/// Time between two requests of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Escapes that switch to the terminal's other screen and hide the cursor, and that undo both.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
@@ -29,10 +37,10 @@ pub(super) fn write(text: &[u8]) -> Result<bool, Failure> {
 }
 
 /// The terminal's other screen, which this leaves when it is dropped and when a signal ends or stops the program.
-pub(super) struct Screen;
+struct Screen;
 
 impl Screen {
-    pub(super) fn enter() -> Result<Self, Failure> {
+    fn enter() -> Result<Self, Failure> {
         let heeded = heeded(&[SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP]);
         let mut signals = Signals::new(heeded).map_err(|error| cannot_listen(&error))?;
         // A thread of its own, as the other one may wait for an answer.
@@ -57,8 +65,41 @@ impl Drop for Screen {
     }
 }
 
+/// Shows what `look` finds each second, until a signal ends the program or the reader of the output has gone.
+pub(super) fn watch(
+    is_raw: bool,
+    mut look: impl FnMut() -> Result<String, Failure>,
+) -> Result<ExitCode, Failure> {
+    let on_screen = io::stdout().is_terminal() && !is_raw;
+    let _screen = on_screen.then(Screen::enter).transpose()?;
+    let mut due = crossbeam_channel::after(Duration::ZERO);
+    while due.recv().is_ok() {
+        let text = match look() {
+            Ok(text) if on_screen => frame(&text),
+            Ok(text) => text,
+            Err(failure) => {
+                let line = failure.told().1;
+                // On a terminal that shows both outputs, the line would be written over the frame.
+                if !on_screen || !io::stderr().is_terminal() {
+                    tell(line);
+                }
+                if on_screen {
+                    frame(&format!("tcpause: {}", OneLine(line)))
+                } else {
+                    String::new()
+                }
+            }
+        };
+        if !write(text.as_bytes())? {
+            break;
+        }
+        due = crossbeam_channel::after(WATCH_INTERVAL);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Returns the text with the escapes by which it replaces the one on the screen.
-pub(super) fn frame(text: &str) -> String {
+fn frame(text: &str) -> String {
     // Without a size the text is shown whole.
     let (rows, columns) = match tcgetwinsize(io::stdout()) {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row.into(), size.ws_col.into()),

@@ -1,63 +1,26 @@
 //! `tcpause status`: the status of a running proxy, once or again and again.
 
-use std::{
-    io::{self, IsTerminal as _},
-    process::ExitCode,
-    time::Duration,
-};
+use std::process::ExitCode;
 
 use tcpause::{Rfc3339, Status};
 
 use super::{
     Answer, Api, Failure,
-    screen::{Screen, frame, write},
+    screen::{watch, write},
     table::{age, table},
 };
-use crate::{cli::Invocation, logger::OneLine, tell};
-
-/// Time between two requests of `--watch`.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+use crate::cli::Invocation;
 
 /// Shows the status, once or repeatedly.
 pub(super) fn show(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
     let is_raw = invocation.asked("json").is_some();
     if invocation.asked("watch").is_some() {
-        return watch(api, is_raw);
+        let mut before = None;
+        return watch(is_raw, || look(api, is_raw, &mut before));
     }
     let answer = ask(api)?;
     let text = if is_raw { answer.body } else { table(&read(&answer)?, None).into_bytes() };
     write(&text)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Shows the status each second, until a signal ends the program or the reader of the output has gone.
-fn watch(api: &Api, is_raw: bool) -> Result<ExitCode, Failure> {
-    let on_screen = io::stdout().is_terminal() && !is_raw;
-    let _screen = on_screen.then(Screen::enter).transpose()?;
-    let mut before = None;
-    let mut due = crossbeam_channel::after(Duration::ZERO);
-    while due.recv().is_ok() {
-        let text = match look(api, is_raw, &mut before) {
-            Ok(text) if on_screen => frame(&text),
-            Ok(text) => text,
-            Err(failure) => {
-                let line = failure.told().1;
-                // On a terminal that shows both outputs, the line would be written over the frame.
-                if !on_screen || !io::stderr().is_terminal() {
-                    tell(line);
-                }
-                if on_screen {
-                    frame(&format!("tcpause: {}", OneLine(line)))
-                } else {
-                    String::new()
-                }
-            }
-        };
-        if !write(text.as_bytes())? {
-            break;
-        }
-        due = crossbeam_channel::after(WATCH_INTERVAL);
-    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -192,7 +192,7 @@ pub(super) fn age(seconds: f64) -> String {
 }
 
 /// Number of bytes, shown in the largest unit that keeps it at one or more.
-struct Bytes(u64);
+pub(super) struct Bytes(pub(super) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
