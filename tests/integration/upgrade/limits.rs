@@ -110,25 +110,34 @@ fn a_taker_without_threads_is_refused_until_it_has_enough() {
         "upgrade::limits::a_taker_without_threads_is_refused_until_it_has_enough",
         || {
             let upstream = Upstream::tcp(echo);
-            let builder = Proxy::builder().upstream(&upstream).followed();
-            let scene = Scene::set(builder.args(["--proxy-threads", "1"]).start());
-            let pid = scene.proxy.pid();
-            let own = || fs::read_dir("/proc/self/task").unwrap().count();
-            let mut whys = Vec::new();
-            loop {
-                let there = own() + scene.proxy.threads() + whys.len();
-                scene.proxy.limit(Resource::Nproc, Some(there as u64));
-                let Some(why) = refusal(&scene.proxy) else { break };
-                assert!(why.contains("raise the limit of processes ("), "{why}");
-                assert_eq!(scene.proxy.pid(), pid);
-                whys.push(why);
-                assert!(whys.len() < 40, "{whys:?}");
+            for is_followed in [true, false] {
+                let builder = Proxy::builder().upstream(&upstream).args(["--proxy-threads", "1"]);
+                let builder = if is_followed { builder.followed() } else { builder };
+                take_threads_away(Scene::set(builder.start()));
             }
-            assert!(whys.len() > 5, "{whys:?}");
-            assert_eq!(scene.proxy.log_count("a defect"), 0);
-            scene.finish();
         },
     );
+}
+
+/// Tries an upgrade with more and more threads until there are enough.
+fn take_threads_away(scene: Scene) {
+    let pid = scene.proxy.pid();
+    let own = || fs::read_dir("/proc/self/task").unwrap().count();
+    let mut whys = Vec::new();
+    loop {
+        let there = own() + scene.proxy.threads() + whys.len();
+        scene.proxy.limit(Resource::Nproc, Some(there as u64));
+        let Some(why) = refusal(&scene.proxy) else { break };
+        assert!(why.contains("raise the limit of processes ("), "{why}");
+        assert_eq!(scene.proxy.pid(), pid);
+        whys.push(why);
+        assert!(whys.len() < 40, "{whys:?}");
+    }
+    assert!(whys.len() > 5, "{whys:?}");
+    assert_eq!(scene.proxy.log_count("a defect"), 0);
+    let proxy = scene.finish();
+    proxy.limit(Resource::Nproc, None);
+    assert_eq!(refusal(&proxy), None, "what went on can be upgraded, too");
 }
 
 /// Files of sockets need an inode each. Everything that a process keeps has one already.
