@@ -31,7 +31,8 @@ struct Attempts {
     is_pending: bool,
     /// Reason of the last failure, and the attempt that it ends. Earlier ones have failed, too.
     failure: Option<(Attempt, String)>,
-    success: Option<Upgraded>,
+    /// Outcome of the attempt that has led to this process.
+    inherited: Option<Result<Upgraded, String>>,
 }
 
 /// Outcome of an upgrade that has led to this process, as its callers are told.
@@ -91,9 +92,9 @@ impl UpgradeRequests {
         self.notify();
     }
 
-    /// Tells that this process has taken over.
-    pub(crate) fn succeed(&self, upgraded: Upgraded) {
-        self.lock().success = Some(upgraded);
+    /// Ends the attempt that has led to this process.
+    pub(crate) fn end_inherited(&self, outcome: Result<Upgraded, String>) {
+        self.lock().inherited = Some(outcome);
         self.notify();
     }
 
@@ -101,7 +102,7 @@ impl UpgradeRequests {
     pub(crate) fn outcome(&self, attempt: Attempt) -> Option<Result<Upgraded, String>> {
         let attempts = self.lock();
         if attempt == INHERITED {
-            return attempts.success.clone().map(Ok);
+            return attempts.inherited.clone();
         }
         let failure = attempts.failure.as_ref().filter(|(last, _)| attempt <= *last);
         failure.map(|(_, why)| Err(why.clone()))
@@ -171,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn an_inherited_request_awaits_success_alone() {
+    fn an_inherited_request_awaits_an_outcome_of_its_own() {
         let requests = UpgradeRequests::default();
         requests.fail("an attempt of this process", &requests.receiver());
         assert_eq!(requests.outcome(INHERITED), None);
         let upgraded =
             Upgraded { version: "1".to_owned(), pid: 2, connections: 3, stall_seconds: 0.004 };
-        requests.succeed(upgraded.clone());
+        requests.end_inherited(Ok(upgraded.clone()));
         assert_eq!(requests.outcome(INHERITED), Some(Ok(upgraded)));
         assert_eq!(requests.outcome(1), None);
     }

@@ -10,6 +10,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -287,6 +288,7 @@ impl Giver {
         let for_return = terms.takes_back.then(|| channel.stream()).transpose();
         let for_return = for_return.map_err(|error| format!("no further descriptor: {error}"))?;
         say_go(&mut channel, taker)?;
+        let _has_nothing = EndAtPanic;
         let stall = began.elapsed();
         // Locked for ever: the pauses are the taker's, and this process neither ends one nor logs the end.
         let _pauses = ManuallyDrop::new(pauses);
@@ -332,6 +334,17 @@ struct Terms<'a> {
     earlier_stall: Option<Duration>,
     /// Called right before the workers stand still.
     halt: &'a dyn Fn(),
+}
+
+/// End of a process from which everything was taken over, by a panic.
+struct EndAtPanic;
+
+impl Drop for EndAtPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            process::exit(0);
+        }
+    }
 }
 
 impl Terms<'_> {

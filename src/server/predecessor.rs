@@ -1,9 +1,14 @@
 //! The process that everything was taken over from: its end, and the way back to it if its number is to stay.
 
-use std::{process, time::Duration};
+use std::{os::fd::OwnedFd, process, time::Duration};
 
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getppid, kill_process, waitid, waitpid,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, retry_on_intr},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, getppid, kill_process,
+        pidfd_open, waitid, waitpid,
+    },
 };
 
 use super::give::{Given, Giver};
@@ -21,6 +26,9 @@ use crate::{
 /// Longest wait for the end of the predecessor, whose copies of the sockets keep their ends from the peers.
 /// It may wait for the service manager and for its log.
 const END_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// Longest time between the end of the channel and that of the process.
+const END_MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 /// Process that everything was taken over from.
 #[derive(Debug)]
@@ -43,6 +51,8 @@ pub enum Farewell {
     GivenBack(Given),
     /// The predecessor was to take everything back and has not, for this reason. Everything stays here.
     NotTakenBack(String),
+    /// The same, and the predecessor has ended, so that a supervisor starts the service anew: this process is to stop.
+    Orphaned(String),
 }
 
 impl Giver {
@@ -53,7 +63,8 @@ impl Giver {
             predecessor.end(matches!(word, Err(ChannelError::TimedOut)));
             return Farewell::Stays;
         }
-        let (stall, connections) = (predecessor.stall, predecessor.connections);
+        let Predecessor { pid, stall, connections, .. } = predecessor;
+        let end = pid_of(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let outcome = match word {
             Ok(()) => {
                 fault::give_back(true);
@@ -66,15 +77,27 @@ impl Giver {
         };
         match outcome {
             Ok(given) => Farewell::GivenBack(given),
-            Err(why) => {
+            Err(why) if !has_ended(end) && getppid() == pid_of(pid) => {
                 record_upgrade(&self.shared, stall, connections);
                 Farewell::NotTakenBack(why)
+            }
+            Err(why) => {
+                let why =
+                    format!("the old process, which was to take everything back, has ended: {why}");
+                self.shared.upgrades.failed(&why);
+                self.shared.upgrade_requests.end_inherited(Err(why.clone()));
+                Farewell::Orphaned(why)
             }
         }
     }
 }
 
 impl Predecessor {
+    /// Returns its number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Returns true if it runs the program anew, so that this process has to follow it.
     pub fn takes_back(&self) -> bool {
         self.takes_back
@@ -82,7 +105,7 @@ impl Predecessor {
 
     /// Ends it if it `hangs`, and waits for the end of a child.
     fn end(&self, hangs: bool) {
-        let Some(pid) = self.pid.try_into().ok().and_then(Pid::from_raw) else { return };
+        let Some(pid) = pid_of(self.pid) else { return };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let is_child = waitid(WaitId::Pid(pid), options).is_ok();
         // Another process may have its number by now, unless it is of the family.
@@ -96,13 +119,30 @@ impl Predecessor {
     }
 }
 
+/// Returns true if the process of a descriptor has ended, or does so in a moment: its channel ends before. A kernel or a sandbox
+/// may refuse such descriptors.
+fn has_ended(process: Option<rustix::io::Result<OwnedFd>>) -> bool {
+    match process {
+        Some(Ok(process)) => {
+            let mut polled = [PollFd::new(&process, PollFlags::IN)];
+            !matches!(retry_on_intr(|| poll(&mut polled, Some(&END_MOMENT))), Ok(0))
+        }
+        Some(Err(error)) => error == Errno::SRCH,
+        None => true,
+    }
+}
+
+fn pid_of(number: u32) -> Option<Pid> {
+    number.try_into().ok().and_then(Pid::from_raw)
+}
+
 /// Records that this process has taken over: for the status, and for callers that wait for it.
 pub(super) fn record_upgrade(shared: &Shared, stall: Duration, connections: u64) {
     shared.upgrades.succeeded(Rfc3339::now(), stall, connections);
-    shared.upgrade_requests.succeed(Upgraded {
+    shared.upgrade_requests.end_inherited(Ok(Upgraded {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: process::id(),
         connections,
         stall_seconds: stall.as_secs_f64(),
-    });
+    }));
 }

@@ -15,14 +15,18 @@ use std::{
     iter::{Peekable, Skip},
     mem,
     os::fd::OwnedFd,
+    panic,
     path::{self, Path, PathBuf},
     process::{self, ExitCode},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::process::getppid;
+use rustix::process::{Pid, getppid};
 use signal_hook::{
     consts::{SIGUSR2, SIGXFSZ},
     flag,
@@ -126,6 +130,7 @@ fn take_back(mut arguments: Arguments) -> ExitCode {
         Ok(inherited) => inherited,
         Err(error) => return fail(EXIT_USAGE, format_args!("{TAKE_BACK}: {error}")),
     };
+    guard_at_panic(child);
     inherit(arguments, From::Child(child), inheritance).unwrap_or_else(|setup| {
         if let Some(setup) = setup {
             let Setup { started, signals_end, upgrades, .. } = *setup;
@@ -134,8 +139,30 @@ fn take_back(mut arguments: Arguments) -> ExitCode {
             signals_end.keep_signals();
             upgrades.try_iter().for_each(|()| signals::pass_on(SIGUSR2, child));
         }
-        become_guard(Program::remember().as_ref(), child)
+        become_guard(child)
     })
+}
+
+/// True in a process that has not taken everything back yet.
+static TAKES_BACK: AtomicBool = AtomicBool::new(false);
+
+/// Has a panic make this process the guard of its child, as long as that one has everything: the end of the process would be that
+/// of the service.
+fn guard_at_panic(child: Pid) {
+    TAKES_BACK.store(true, Ordering::SeqCst);
+    let hook = panic::take_hook();
+    let main = thread::current().id();
+    panic::set_hook(Box::new(move |info| {
+        hook(info);
+        while TAKES_BACK.load(Ordering::SeqCst) {
+            if thread::current().id() == main {
+                become_guard(child);
+                process::exit(EXIT_FAILURE.into());
+            }
+            // The main thread waits for this one in vain, and refuses.
+            thread::park();
+        }
+    }));
 }
 
 /// Guards the child that has everything.
@@ -167,10 +194,16 @@ fn inherit(
             return Err(None);
         }
     };
+    if let From::Child(child) = from {
+        // The log has its own way with panics.
+        guard_at_panic(child);
+    }
     match Server::take_over(channel, setup.config.clone(), &setup.goes_on) {
-        Ok((server, predecessor)) => Ok(setup
-            .serve(server, Some((predecessor, end_of_giver)))
-            .unwrap_or_else(|error| fail(EXIT_FAILURE, error))),
+        Ok((server, predecessor)) => {
+            TAKES_BACK.store(false, Ordering::SeqCst);
+            let code = setup.serve(server, Some((predecessor, end_of_giver)));
+            Ok(code.unwrap_or_else(|error| fail(EXIT_FAILURE, error)))
+        }
         Err(_) => Err(Some(Box::new(setup))),
     }
 }
@@ -276,12 +309,13 @@ impl Setup {
             signals_end: self.signals_end,
             flush_log: self.logger.flusher(),
         };
+        // From here on, the API promises upgrades.
+        let attempt = upgrades.start(&self.upgrade_thread, self.upgrades);
         match manager.ready(&server, end_of_giver) {
             // The connections that were taken over are worth more than a thread.
             Err(error) if is_heir => log::error!("{error}"),
             ready => ready?,
         }
-        let attempt = upgrades.start(&self.upgrade_thread, self.upgrades);
         let outcome = server.join();
         attempt.end();
         Ok(told(outcome, &config).into())

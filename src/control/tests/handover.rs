@@ -143,7 +143,7 @@ fn callers_are_answered_by_the_taker() {
         connections: 9,
         stall_seconds: 0.001_812_345,
     };
-    api.handle.upgrade_requests().succeed(upgraded);
+    api.handle.upgrade_requests().end_inherited(Ok(upgraded));
     let text = answer(&mut upgrade);
     assert_eq!(status(&text), 200);
     let body =

@@ -2,12 +2,12 @@
 
 use std::{
     ffi::OsString,
-    os::unix::net::UnixStream,
+    fs,
     process::{self, ExitCode},
 };
 
 use nix::sys::signal::Signal::SIGCHLD;
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, getppid, waitpid};
 use signal_hook::iterator::Signals as Caught;
 
 use super::Program;
@@ -28,13 +28,24 @@ pub(crate) fn process_of(argument: Option<OsString>) -> Result<Pid, String> {
     number.and_then(Pid::from_raw).ok_or_else(|| "a process passes its number".to_owned())
 }
 
-/// Makes this process the guard of its child, without anything that it has open. Returns only if that is impossible.
-pub(crate) fn become_guard(program: Result<&Program, &String>, child: Pid) -> ExitCode {
-    let error = Program::replace(program, [GUARD, &child.to_string()], None::<UnixStream>);
+/// Makes this process the guard of its child, without anything that it has open. Returns only if that is impossible. It has to
+/// be called by the first thread: the end of that one would be that of the parent for the child.
+pub(crate) fn become_guard(child: Pid) -> ExitCode {
+    // The file at the place of the program may be the one that has just failed.
+    let error = Program::replace(None, [GUARD, &child.to_string()], None);
     fail(
         EXIT_FAILURE,
         format_args!("cannot wait for process {child}, which has everything: {error}"),
     )
+}
+
+/// Returns true if the parent of this process is its guard.
+pub(super) fn is_guarded() -> bool {
+    let words = getppid().map(|parent| fs::read(format!("/proc/{parent}/cmdline")));
+    let words = words.and_then(Result::ok).unwrap_or_default();
+    let mut words = words.split(|&byte| byte == 0).skip(1);
+    let own = process::id().to_string();
+    words.next() == Some(GUARD.as_bytes()) && words.next() == Some(own.as_bytes())
 }
 
 /// Passes all signals on to the child, and ends as it does.

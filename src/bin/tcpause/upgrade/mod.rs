@@ -32,6 +32,8 @@ use crate::{
     systemd::{self, Manager},
 };
 
+use guard::is_guarded;
+
 /// First argument of a process that takes over. It stands before all others, as there may be a `--` among them.
 pub(crate) const TAKE_OVER: &str = "--take-over";
 /// First argument of a process that takes everything back from a child; behind it stands the number of that.
@@ -134,8 +136,11 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
 
     fn run(mut self, signals: &Receiver<()>, requests: &Receiver<()>, attempt: &Attempt) {
         let predecessor = self.predecessor.take();
-        let is_guarded = predecessor.is_some_and(|predecessor| self.see_off(predecessor, signals));
-        let keeps_pid = is_guarded || keeps_pid(&self.manager);
+        if predecessor.as_ref().is_some_and(Predecessor::takes_back) || is_guarded() {
+            // A supervisor takes the end of the parent for that of the service.
+            set_parent_process_death_signal(Some(Signal::TERM)).ok();
+        }
+        let is_below = predecessor.is_some_and(|predecessor| self.see_off(predecessor, signals));
         loop {
             let request = select! {
                 recv(signals) -> request => request,
@@ -144,6 +149,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             // Nobody is left who could ask.
             let Ok(()) = request else { return };
             attempt.set_pending(true);
+            let keeps_pid = is_below || is_guarded() || keeps_pid(&self.manager);
             let Err(why) = self.upgrade(keeps_pid, signals, attempt);
             log::error!(event = "not-upgraded", why = why.as_str(); "not upgraded: {why}");
             self.giver.failed(&why, requests);
@@ -152,27 +158,27 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
     }
 
     /// Waits for the end of the process that everything was taken over from, or hands everything back to it. Returns true if
-    /// that one only guards this process.
+    /// that one was to take everything back and has not.
     fn see_off(&self, predecessor: Predecessor, signals: &Receiver<()>) -> bool {
-        let parent = getppid();
-        if predecessor.takes_back() {
-            // Its supervisor takes its end for that of the service.
-            set_parent_process_death_signal(Some(Signal::TERM)).ok();
-        }
-        match (self.giver.see_off(predecessor), parent) {
-            (Farewell::Stays, _) => false,
-            (Farewell::GivenBack(given), Some(parent)) => self.leave(parent, given, signals),
-            (Farewell::GivenBack(_), None) => process::exit(EXIT_FAILURE.into()),
-            (Farewell::NotTakenBack(why), _) => {
+        // It is the parent, so its number is one.
+        let parent = predecessor.pid().try_into().ok().and_then(Pid::from_raw);
+        match self.giver.see_off(predecessor) {
+            Farewell::Stays => false,
+            Farewell::GivenBack(given) => match parent {
+                Some(parent) => self.leave(parent, given, signals),
+                None => process::exit(EXIT_FAILURE.into()),
+            },
+            Farewell::NotTakenBack(why) => {
                 let pid = getpid();
                 log::error!(
                     event = "not-taken-back", why = why.as_str();
                     "upgraded, but the number changes: process {pid} has taken over, pid {pid}, and the one before it, which was to take everything back, only passes signals on: {why}"
                 );
-                if getppid() != parent {
-                    log::error!("the process before has ended, so this one stops");
-                    kill_process(pid, Signal::TERM).ok();
-                }
+                true
+            }
+            Farewell::Orphaned(why) => {
+                log::error!(event = "not-taken-back", why = why.as_str(); "stopping: {why}");
+                kill_process(getpid(), Signal::TERM).ok();
                 true
             }
         }
@@ -211,7 +217,7 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
             self.pass_on(taker, signals, false);
             (self.flush_log)();
             let words = [TAKE_BACK, &taker.to_string()];
-            let error = Program::replace(self.program.as_ref(), words, Some(channel));
+            let error = Program::replace(self.program.as_ref().ok(), words, Some(channel));
             log::error!(
                 "cannot run the program anew, so pid {taker}, which has everything, stops: {error}"
             );
@@ -227,8 +233,8 @@ impl<F: Fn() + Send + 'static> Upgrades<F> {
                 "upgraded: pid {taker} has taken over, connections: {connections}, nothing moved for {:.1} ms",
                 seconds * 1e3
             );
+            self.manager.follow(taker);
         }
-        self.manager.follow(taker);
         (self.flush_log)();
         self.pass_on(taker, signals, has_stopped);
         process::exit(0)

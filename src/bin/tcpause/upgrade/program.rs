@@ -109,7 +109,7 @@ impl Program {
     /// left but its number, its parent and its children; signals wait if all threads block them. Returns the reason if that is
     /// impossible.
     pub(super) fn replace(
-        program: Result<&Self, &String>,
+        program: Option<&Self>,
         further: [&str; 2],
         channel: Option<UnixStream>,
     ) -> io::Error {
@@ -120,11 +120,11 @@ impl Program {
         }
         let (file, arguments): (&Path, &[_]) = match program {
             // Where the folder is gone, this process is in it all the same.
-            Ok(Self { file, arguments, folder }) => {
+            Some(Self { file, arguments, folder }) => {
                 env::set_current_dir(folder).ok();
                 (file, arguments)
             }
-            Err(_) => (Path::new(OWN), &[]),
+            None => (Path::new(OWN), &[]),
         };
         let words = [file.as_os_str()].into_iter().chain(further.map(OsStr::new));
         let words: Vec<_> =
@@ -140,7 +140,8 @@ impl Program {
         let run = |file: &Path| match execve(&c_string(file.as_os_str()), &words, &variables) {
             Err(error) => io::Error::from(error),
         };
-        log::debug!("{}: {}", file.display(), run(file));
+        let error = run(file);
+        log::warn!("{} cannot be run any more, and its old program is: {error}", file.display());
         run(Path::new(OWN))
     }
 }
