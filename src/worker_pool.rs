@@ -29,8 +29,13 @@ pub(crate) struct WorkerPool {
     /// Number of workers that still listen.
     listening: AtomicUsize,
     /// Number of the last accepted client. It goes on over hand-overs, so that none repeats.
-    last_number: AtomicU64,
+    last_number: LastNumber,
 }
+
+/// Number that all workers change, on cache lines of its own: what stands beside it is read in every turn.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct LastNumber(AtomicU64);
 
 /// Handle of one worker: its waker, its mailbox and its counters.
 #[derive(Debug)]
@@ -70,7 +75,7 @@ pub(crate) struct Accepted {
 impl WorkerPool {
     /// Returns a pool of which `listening` workers listen.
     pub(crate) fn new(workers: Box<[WorkerHandle]>, listening: usize) -> Self {
-        let (listening, last_number) = (AtomicUsize::new(listening), AtomicU64::new(0));
+        let (listening, last_number) = (AtomicUsize::new(listening), LastNumber::default());
         Self { workers, listening, last_number }
     }
 
@@ -195,18 +200,18 @@ impl WorkerPool {
 
     /// Returns the id of a client that the worker `worker` has accepted, behind all ids before.
     pub(crate) fn next_id(&self, worker: usize) -> ConnectionId {
-        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.last_number.0.fetch_add(1, Ordering::Relaxed) + 1;
         ConnectionId::new(worker, number)
     }
 
     /// Returns the number of the last client that was accepted.
     pub(crate) fn last_number(&self) -> u64 {
-        self.last_number.load(Ordering::Relaxed)
+        self.last_number.0.load(Ordering::Relaxed)
     }
 
     /// Makes the numbers of clients go on after `last`, so that none repeats one of the process before.
     pub(crate) fn number_after(&self, last: u64) {
-        self.last_number.store(last, Ordering::Relaxed);
+        self.last_number.0.store(last, Ordering::Relaxed);
     }
 
     /// Returns the number of workers that listen.

@@ -102,7 +102,7 @@ impl Connection {
                     return self.end_session(CloseCause::KilledOperator, context);
                 }
             }
-            // One that an earlier kill has closed in order would not be reset for the same cause.
+            // An earlier kill may have closed it in order. Then its end for the same cause is no reset.
             State::Rejecting(_) if resets => self.reset_on_close(),
             // It has its answer, or is about to get the rest.
             State::Rejecting(it) if it.reject.is_lingering() => return Verdict::Stay,

@@ -250,3 +250,21 @@ fn word(text: &str) -> Cow<'_, str> {
 pub(super) fn millis(seconds: f64) -> f64 {
     (seconds * 1e3).round() / 1e3
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_keeps_its_worker_in_a_hand_over() {
+        let begin = Instant::now();
+        let incoming = Incoming::new(begin, Vec::new(), Vec::new());
+        let mut record = Record::new(None, begin);
+        record.admitted(ConnectionId::new(3, 48_213), begin);
+        let words = serde_json::to_string(&record.describe(&Outgoing::new(begin))).unwrap();
+        let rebuild = |words| Record::rebuild(serde_json::from_str(words).unwrap(), &incoming, 1);
+        assert_eq!(rebuild(&words).id(), record.id());
+        // A process that does not tell the worker has shown that of the present one.
+        assert_eq!(rebuild(r#"{"number":7,"accepted":0}"#).id().to_string(), "1.7");
+    }
+}

@@ -60,7 +60,7 @@ impl Worker<'_> {
             self.look_at_slots(&mut walk, now);
             walk
         });
-        // Before the result, so that who has it finds no more of a few that were to be killed.
+        // Before the result: a caller that lists next does not find a few that were to be killed.
         self.kill_due(now);
         match walk {
             Some(walk) if walk.next >= self.connections.end() => walk.finish(),

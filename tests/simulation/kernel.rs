@@ -360,7 +360,7 @@ impl Kernel {
             client.story.left = turn_began;
             client.partner = None;
             (client.story.is_condemned, client.story.is_doomed) = (false, false);
-            // One that is told to go has not lost its attempt.
+            // A client that is told to go has not lost its attempt.
             let is_dismissed = client.is_shut;
             if !is_known && !is_dismissed && !std::thread::panicking() {
                 self.is_given_up(id, is_answered);
