@@ -51,6 +51,7 @@ mod handover;
 mod listing;
 mod log_limit;
 mod pause;
+mod proxy_header;
 mod server;
 mod shared;
 mod stats;
@@ -64,10 +65,11 @@ mod worker_pool;
 
 pub use config::{
     Config, ConnectionLog, ControlConfig, GroupName, HoldConfig, LogConfig, LogFormat,
-    MonitorConfig, Overflow, PauseConfig, ProxyConfig, RejectWith, ResumeConfig, TlsConfig,
-    UpstreamConfig,
+    MonitorConfig, Overflow, PauseConfig, ProxyConfig, ProxySource, RejectWith, ResumeConfig,
+    SendProxy, TlsConfig, UpstreamConfig,
     address::Address,
     duration::{format_duration, parse_duration},
+    network::Network,
 };
 #[doc(hidden)]
 pub use config::{settings, suggest};

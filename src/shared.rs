@@ -24,6 +24,7 @@ use crate::{
         Pauses,
         gate::{Mode, Pass},
     },
+    proxy_header::ProxyHeaders,
     stats::{Count, Counters, cause::CloseCause},
     sys::{self, socket_file::SocketFile},
     upstream::Upstream,
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) admission: Admission,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) reject_policy: RejectPolicy,
+    pub(crate) proxy_headers: ProxyHeaders,
     pub(crate) workers: Arc<WorkerPool>,
     /// Lines about ended connections.
     pub(crate) log: LogConfig,

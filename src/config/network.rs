@@ -8,7 +8,7 @@ use std::{
 
 /// A network, or a single address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Network {
+pub struct Network {
     /// Its address, with zeros behind the prefix.
     ip: IpAddr,
     prefix: u32,
@@ -41,6 +41,12 @@ impl FromStr for Network {
             }
         };
         let network = Self { ip: masked(ip, prefix), prefix };
+        if let (IpAddr::V4(ip), Some(prefix)) = (ip.to_canonical(), prefix.checked_sub(96))
+            && bits > 32
+        {
+            let meant = Self { ip: masked(ip.into(), prefix), prefix };
+            return Err(format!("{text:?} is a network of IPv4; write {meant}"));
+        }
         if network.ip == ip {
             Ok(network)
         } else {
@@ -117,6 +123,7 @@ mod tests {
             ("10/8", "write 10.0.0.0/8"),
             ("10.0.0.7/8", "did you mean 10.0.0.0/8?"),
             ("fd00::1/8", "did you mean fd00::/8?"),
+            ("::ffff:10.0.0.0/104", "is a network of IPv4; write 10.0.0.0/8"),
             ("10.0.0.0/33", "from 0 to 32"),
             ("::/129", "from 0 to 128"),
             ("10.0.0.0/", "from 0 to 32"),

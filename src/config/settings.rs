@@ -14,7 +14,7 @@ use super::{
     address::Address,
     values::{
         CONNECTION_LOGS, ConnectionLog, Count, GroupName, LEVELS, LOG_FORMATS, LogFormat,
-        OVERFLOWS, Overflow, REJECTIONS, RejectWith, Value,
+        OVERFLOWS, Overflow, PROXY_VERSIONS, ProxySource, REJECTIONS, RejectWith, SendProxy, Value,
     },
 };
 
@@ -143,6 +143,9 @@ pub(super) static SETTINGS: &[Setting] = &[
         .count("connections", "as many as the open files allow")
         .help("Most clients at a time; as many as the open files allow if not set")
         .more("Held and rejected clients count too. Further clients wait in the kernel's backlog and are not refused."),
+    setting("proxy.accept-proxy-from", "CIDRS", field!(proxy.accept_proxy_from))
+        .help("Networks, with commas between them, whose clients begin with a PROXY header")
+        .more("Write unix for the clients of a UNIX socket. A client from there without a header is closed; the bytes of others are never taken for one."),
     setting("pause.max-ttl", "DURATION", field!(pause.max_ttl))
         .help("Longest time that a pause lasts; no limit if not set")
         .more("A pause without a time to live gets this one; a request for a longer one is refused."),
@@ -194,6 +197,10 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("upstream.source-addrs", "IPS", field!(upstream.source_addrs))
         .help("Addresses of this host, with commas between them, to reach the server from in turn")
         .more("Each address has ports of its own, enough for about 28,000 connections to one address and port of a server. By default the system chooses one address."),
+    setting("upstream.send-proxy", "VERSION", field!(upstream.send_proxy))
+        .choices(&PROXY_VERSIONS)
+        .help("PROXY header that tells the server each client's address: off, v1 or v2")
+        .more("The server must expect it. A header of v2 has the id of the connection, as the log shows it."),
 ];
 
 const fn setting(key: &'static str, value: &'static str, field: Field) -> Setting {
@@ -323,6 +330,8 @@ pub struct ProxyConfig {
     pub pipes: Option<usize>,
     /// Most clients at a time; as many as the open files allow when absent.
     pub max_connections: Option<NonZeroUsize>,
+    /// Clients that begin with a header of the PROXY protocol; nobody when empty.
+    pub accept_proxy_from: Vec<ProxySource>,
 }
 
 /// The certificate files: `proxy.tls.*`.
@@ -397,6 +406,8 @@ pub struct UpstreamConfig {
     pub retry_for: Duration,
     /// Addresses of this host to reach the upstream from, in turn; the system chooses when there are none.
     pub source_addrs: Vec<IpAddr>,
+    /// Version of the PROXY protocol that tells the upstream each client's address.
+    pub send_proxy: SendProxy,
 }
 
 /// Default of `log.connections-rate`. The journal of systemd drops the lines of a service beyond some 300 in a second.
@@ -447,6 +458,7 @@ impl Default for ProxyConfig {
             threads: None,
             pipes: None,
             max_connections: None,
+            accept_proxy_from: Vec::new(),
         }
     }
 }
@@ -476,6 +488,7 @@ impl Default for UpstreamConfig {
             connect_timeout: Duration::from_secs(5),
             retry_for: Duration::ZERO,
             source_addrs: Vec::new(),
+            send_proxy: SendProxy::default(),
         }
     }
 }

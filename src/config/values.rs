@@ -14,6 +14,7 @@ use serde_yaml::Value as Yaml;
 use super::{
     address::Address,
     duration::{format_duration, parse_duration},
+    network::Network,
     suggest::nearest,
 };
 
@@ -27,6 +28,8 @@ pub(super) const CONNECTION_LOGS: [&str; 3] = ["off", "failures", "all"];
 pub(super) const OVERFLOWS: [&str; 3] = ["reject", "close", "backlog"];
 /// The words of `proxy.reject-with`; a file may be named, too.
 pub(super) const REJECTIONS: [&str; 3] = ["http", "close", "reset"];
+/// The words of `upstream.send-proxy`.
+pub(super) const PROXY_VERSIONS: [&str; 3] = ["off", "v1", "v2"];
 
 /// Response to rejected clients, as `proxy.reject-with` names it; `RejectResponse` is the loaded answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,6 +79,27 @@ pub enum ConnectionLog {
     Failures,
     /// All.
     All,
+}
+
+/// Version of the PROXY protocol that the upstream is told its clients by: `upstream.send-proxy`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SendProxy {
+    /// None: it is told nothing.
+    #[default]
+    Off,
+    /// The line of text.
+    V1,
+    /// The binary header.
+    V2,
+}
+
+/// Clients that begin with a header of the PROXY protocol: an item of `proxy.accept-proxy-from`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxySource {
+    /// Clients of a UNIX socket.
+    Unix,
+    /// Clients with an address of this network.
+    Network(Network),
 }
 
 /// Name of a group of users.
@@ -199,6 +223,34 @@ impl Value for Overflow {
 
     fn to_yaml(&self) -> Yaml {
         word(*self as usize, &OVERFLOWS)
+    }
+}
+
+impl Value for SendProxy {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        let values = [Self::Off, Self::V1, Self::V2];
+        choose(text, &PROXY_VERSIONS, values, "is no version of the PROXY protocol")
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        word(*self as usize, &PROXY_VERSIONS)
+    }
+}
+
+impl Value for ProxySource {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        if text == "unix" {
+            return Ok(Self::Unix);
+        }
+        let hint = did_you_mean(text, &["unix"]);
+        text.parse().map(Self::Network).map_err(|error: String| error + &hint)
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        match self {
+            Self::Unix => "unix".into(),
+            Self::Network(network) => network.to_string().into(),
+        }
     }
 }
 

@@ -138,7 +138,7 @@ impl Connection {
         ticket: ConnectTicket,
         context: &mut Context<'_>,
     ) -> Verdict {
-        if self.client.socket().has_gone() {
+        if self.has_gone() {
             return Verdict::Close(self.left());
         }
         self.connect(pass, ticket, context)
@@ -368,6 +368,10 @@ impl Connection {
     }
 
     fn begin_relay(&mut self, dial: Dial, context: &mut Context<'_>) -> Verdict {
+        let Some(addresses) = self.take_header() else {
+            dial.close(context.registration.registry);
+            return Verdict::Close(CloseCause::LeftConnecting);
+        };
         let socket = dial.upstream.socket();
         context.dialer.succeeded(context.upstream);
         if let Some(under_way) = dial.attempt.ticket.under_way() {
@@ -375,6 +379,7 @@ impl Connection {
         }
         context.upstream.reached(context.cached, &dial.attempt.route, context.now);
         self.observe_connected(&dial.attempt, context);
+        let header = self.header_for_upstream(addresses, context);
         let Dial { upstream, attempt: Attempt { ticket, pass, .. } } = dial;
         let under_way = ticket.into_under_way();
         let deadline = if under_way.is_some() {
@@ -383,7 +388,7 @@ impl Connection {
             Deadline::NoKeepaliveYet
         };
         self.replace_state(State::Relaying(Session {
-            relay: Relay::new(upstream),
+            relay: Relay::new(upstream, header),
             under_way,
             moved: context.now,
             asks: false,

@@ -14,6 +14,8 @@ pub(crate) enum Deadline {
     /// Wait for the resume, or in the queue behind other clients. During a pause it is bounded by `hold.timeout`, after
     /// which the client is rejected or closed.
     Held,
+    /// Wait for the PROXY header of a client, until the client is closed.
+    AwaitingHeader,
     /// Dial of an address, until the attempt goes on to the next one.
     Connecting,
     /// Dial of the last address that the attempt has time for, until the attempt is given up.
@@ -46,7 +48,8 @@ pub(crate) enum Deadline {
 }
 
 /// Lists of clients that wait without a pass.
-pub(crate) const WAITING: [Deadline; 2] = [Deadline::Held, Deadline::AwaitingUpstream];
+pub(crate) const WAITING: [Deadline; 3] =
+    [Deadline::Held, Deadline::AwaitingHeader, Deadline::AwaitingUpstream];
 /// Lists of clients whose upstream is dialled.
 pub(crate) const DIALLED: [Deadline; 3] =
     [Deadline::Connecting, Deadline::ConnectingLast, Deadline::Unanswered];
@@ -67,6 +70,8 @@ pub(crate) const REJECTED: [Deadline; 5] = [
     Deadline::Lingering,
 ];
 
+/// Time in which a client's PROXY header has to be complete. It should come with the first segment.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time that the dial of an address may take before the next address is dialled.
 pub(crate) const ADDRESS_TIMEOUT: Duration = Duration::from_millis(300);
 /// Time that a connection counts as queued in the upstream's backlog while the upstream sends nothing. It may have
@@ -84,7 +89,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Kinds of deadlines with a fixed length.
-const DEADLINES: [(Deadline, Duration); 11] = [
+const DEADLINES: [(Deadline, Duration); 12] = [
+    (Deadline::AwaitingHeader, HEADER_TIMEOUT),
     (Deadline::Connecting, ADDRESS_TIMEOUT),
     (Deadline::Unanswered, SYN_TIMEOUT_MIN),
     (Deadline::AwaitingFirstByte, HEARING_TIMEOUT),

@@ -30,7 +30,7 @@ impl Connection {
             && state.is_none_or(|state| state == self.listed_state())
             && older.is_none_or(|least| lasts(self.accepted(), least))
             && idle.is_none_or(|least| moved.is_some_and(|moved| lasts(moved, least)))
-            && client.is_none_or(|net| self.record.client_ip().is_some_and(|ip| net.contains(ip)))
+            && client.is_none_or(|net| self.record.client().is_some_and(|it| net.contains(it.ip())))
             && upstream.as_ref().is_none_or(|upstream| match upstream {
                 UpstreamFilter::Configured => moved.is_some(),
                 UpstreamFilter::At(at) => self.upstream_address().as_ref() == Some(at),

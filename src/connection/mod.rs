@@ -25,10 +25,12 @@
 mod connect;
 pub(crate) mod deadline;
 pub(crate) mod endpoint;
+mod header;
 mod listed;
 pub(crate) mod pipe;
 mod record;
 pub(crate) mod reject;
+mod rejection;
 pub(crate) mod relay;
 mod waiting;
 pub(crate) mod words;
@@ -51,6 +53,7 @@ use crate::{
     },
     listing::ConnectionId,
     pause::gate::Pass,
+    proxy_header::{Defect, ProxyHeaders},
     stats::{Counters, cause::CloseCause},
     sys::{Socket, SocketAddress},
     upstream::{Cached, Upstream, dialer::Dialer},
@@ -58,6 +61,7 @@ use crate::{
 use deadline::Deadline;
 use endpoint::Endpoint;
 use endpoint::Registration;
+use header::ClientHeader;
 use record::Record;
 use reject::Reject;
 use reject::policy::RejectPolicy;
@@ -147,6 +151,8 @@ pub(crate) enum Verdict {
     Linger(Pass),
     /// Wait for an event, with this deadline from that time on.
     WaitSince(Deadline, Instant),
+    /// Serve it, hold it or reject it: its header is there.
+    Admit,
     /// Hold it for the resume or behind other clients, in the order of arrival.
     Hold,
     /// Close it.
@@ -189,6 +195,7 @@ pub(crate) struct Context<'a> {
     pub(crate) cached: &'a mut Cached,
     pub(crate) dialer: &'a mut Dialer,
     pub(crate) reject_policy: &'a RejectPolicy,
+    pub(crate) proxy_headers: &'a ProxyHeaders,
     pub(crate) hold: &'a HoldLimits,
     /// Counters of this worker.
     pub(crate) counters: &'a Counters,
@@ -245,34 +252,12 @@ impl Connection {
         std::mem::replace(&mut self.state, state)
     }
 
-    /// Begins to reject a waiting client.
-    pub(crate) fn reject(&mut self, cause: CloseCause, context: &mut Context<'_>) -> Verdict {
-        let (reject, next) = Reject::new(&mut self.client, context.reject_policy);
-        self.replace_state(State::Rejecting(Rejection { reject, cause, delivered: (0, 0) }));
-        self.rejecting(next, context)
-    }
-
-    /// Ends the stream to a client that is not served, without an answer, and discards what it still sends.
-    pub(crate) fn close_gracefully(
-        &mut self,
-        cause: CloseCause,
-        context: &mut Context<'_>,
-    ) -> Verdict {
-        let (reject, next) = Reject::close_gracefully(&mut self.client);
-        self.replace_state(State::Rejecting(Rejection { reject, cause, delivered: (0, 0) }));
-        self.rejecting(next, context)
-    }
-
-    /// Begins the TLS handshake of a client to reject.
-    pub(crate) fn begin_handshake(&mut self, permit: Permit, context: &mut Context<'_>) -> Verdict {
-        let State::Rejecting(it) = &mut self.state else { return Verdict::Stay };
-        let next = it.reject.begin_handshake(&mut self.client, permit, context.reject_policy);
-        self.rejecting(next, context)
-    }
-
     /// Goes on as far as the readiness of the sockets allows.
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
+            State::Waiting { .. } if self.record.header == ClientHeader::Awaited => {
+                self.look_for_header(context)
+            }
             State::Waiting { .. } => self.look_after_waiting(),
             State::Connecting(dial) if dial.upstream.is_writable() => self.connected(context),
             State::Connecting(_) if self.client.is_reset() => Verdict::Close(self.left()),
@@ -291,6 +276,9 @@ impl Connection {
     pub(crate) fn expire(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
             State::Waiting { patience: Some(_), .. } => Verdict::Close(CloseCause::Unreachable),
+            State::Waiting { .. } if self.record.header == ClientHeader::Awaited => {
+                self.refuse_header(Defect::Late, context)
+            }
             State::Waiting { .. } => {
                 self.record.waited_until(context.now);
                 if context.hold.overflow() == Overflow::Close {
@@ -424,6 +412,7 @@ impl Connection {
         }
         match progress.next {
             relay::Next::Wait => {
+                session.ask_about_header(context);
                 let is_heard = session.relay.delivered().1 > 0;
                 match session.under_way.take_if(|_under_way| is_heard) {
                     Some(under_way) => {
@@ -437,6 +426,9 @@ impl Connection {
             relay::Next::Again => Verdict::Again,
             relay::Next::Close => Verdict::Close(CloseCause::Ended),
             relay::Next::Reset(side) => {
+                if side == Side::Upstream {
+                    session.ask_about_header(context);
+                }
                 let first = session.settling.and_then(|it| it.aborted).unwrap_or(side);
                 Verdict::Close(session.relay.reset_cause(first, &self.client))
             }
@@ -460,25 +452,6 @@ impl Connection {
                 };
                 Verdict::Wait(deadline)
             }
-        }
-    }
-
-    fn rejecting(&mut self, next: reject::Next, context: &Context<'_>) -> Verdict {
-        if matches!(next, reject::Next::Answered | reject::Next::Reset) {
-            context.counters.rejected.add(1);
-        }
-        let Registration { registry, client: token, .. } = context.registration;
-        let State::Rejecting(Rejection { cause, .. }) = self.state else { return Verdict::Stay };
-        match next {
-            reject::Next::Wait if self.client.await_room(registry, token) => Verdict::Stay,
-            reject::Next::Wait | reject::Next::Again => Verdict::Again,
-            reject::Next::WaitIn(deadline) => Verdict::Enter(deadline),
-            reject::Next::Answered => Verdict::Enter(Deadline::Lingering),
-            reject::Next::Reset => {
-                self.client.socket().reset_on_close();
-                Verdict::Close(cause)
-            }
-            reject::Next::Close => Verdict::Close(cause),
         }
     }
 }

@@ -4,12 +4,13 @@ use std::{
     borrow::Cow,
     fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, State};
+use super::{Connection, State, header::ClientHeader};
 use crate::{
     config::address::Address,
     handover::parcel::{Incoming, Moment, Outgoing},
@@ -34,8 +35,10 @@ pub(super) struct Record {
     upstream: Option<Tcp>,
     /// Time for which the client waited without a pass, for whatever reason, in milliseconds; none if it did not.
     held: Option<u32>,
-    /// Time of the successful attempt to connect, in microseconds; none without one.
-    connect: Option<u32>,
+    /// Time of the successful attempt to connect, in microseconds, plus one; none without one.
+    connect: Option<NonZeroU32>,
+    /// Header of the PROXY protocol that the client begins with.
+    pub(super) header: ClientHeader,
 }
 
 /// Words of a record.
@@ -53,30 +56,37 @@ pub(super) struct RecordWords {
     held: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     connect: Option<u32>,
+    #[serde(default, skip_serializing_if = "ClientHeader::is_absent")]
+    header: ClientHeader,
 }
 
 impl Record {
     /// Returns its words.
     pub(super) fn describe(&self, parcel: &Outgoing<'_>) -> RecordWords {
-        let Self { id, accepted, client, upstream, held, connect } = *self;
+        let Self { id, accepted, client, upstream, held, connect: _, header } = *self;
+        let connect = self.connect_micros();
         let (client, upstream) = (client.map(Into::into), upstream.map(Into::into));
         let accepted = parcel.moment(accepted);
         let (worker, number) = id.parts();
-        RecordWords { number, worker: Some(worker), accepted, client, upstream, held, connect }
+        let worker = Some(worker);
+        RecordWords { number, worker, accepted, client, upstream, held, connect, header }
     }
 
     /// Returns the record of `words` from the worker `giver`.
     pub(super) fn rebuild(words: RecordWords, parcel: &Incoming, giver: usize) -> Self {
-        let RecordWords { number, worker, accepted, client, upstream, held, connect } = words;
+        let RecordWords { number, worker, accepted, client, upstream, held, connect, header } =
+            words;
         let (client, upstream) = (client.map(Tcp::from), upstream.map(Tcp::from));
         let id = ConnectionId::new(worker.map_or(giver, usize::from), number);
-        Self { id, accepted: parcel.instant(accepted), client, upstream, held, connect }
+        let (accepted, connect) = (parcel.instant(accepted), connect.map(plus_one));
+        Self { id, accepted, client, upstream, held, connect, header }
     }
 
     /// Returns the record of a client that was accepted from `client`.
     pub(super) fn new(client: Option<SocketAddr>, now: Instant) -> Self {
         let (client, id) = (client.map(Tcp::from), ConnectionId::new(0, 0));
-        Self { id, accepted: now, client, upstream: None, held: None, connect: None }
+        let header = ClientHeader::default();
+        Self { id, accepted: now, client, upstream: None, held: None, connect: None, header }
     }
 
     /// Records the id of the client, and its arrival.
@@ -87,6 +97,16 @@ impl Record {
     /// Returns the beginning of the client's time.
     pub(super) fn accepted(&self) -> Instant {
         self.accepted
+    }
+
+    /// Returns the address of a TCP client.
+    pub(super) fn client(&self) -> Option<SocketAddr> {
+        self.client.map(Into::into)
+    }
+
+    /// Records the address that the client's header tells.
+    pub(super) fn came_from(&mut self, client: SocketAddr) {
+        self.client = Some(client.into());
     }
 
     /// Records that the client waits.
@@ -108,7 +128,7 @@ impl Record {
         counters: &Counters,
     ) {
         self.upstream = upstream.map(Tcp::from);
-        self.connect = Some(u32::try_from(connect.as_micros()).unwrap_or(u32::MAX));
+        self.connect = Some(plus_one(u32::try_from(connect.as_micros()).unwrap_or(u32::MAX)));
         counters.connect.observe(connect);
     }
 
@@ -119,14 +139,13 @@ impl Record {
         (!held.is_zero()).then_some(held)
     }
 
+    fn connect_micros(&self) -> Option<u32> {
+        self.connect.map(|plus_one| plus_one.get() - 1)
+    }
+
     /// Returns the id of the client.
     pub(super) fn id(&self) -> ConnectionId {
         self.id
-    }
-
-    /// Returns the address of a TCP client.
-    pub(super) fn client_ip(&self) -> Option<IpAddr> {
-        self.client.map(|client| SocketAddr::from(client).ip())
     }
 
     /// Returns the address at which a TCP upstream was reached.
@@ -145,6 +164,10 @@ impl Connection {
     pub(crate) fn observe_end(&mut self, cause: CloseCause, counters: &Counters, now: Instant) {
         let since = |begin| now.saturating_duration_since(begin);
         counters.life.observe(since(self.record.accepted));
+        if self.record.header == ClientHeader::Awaited {
+            // It was neither held nor served.
+            return;
+        }
         if let State::Waiting { .. } = self.state {
             self.record.waited_until(now);
         }
@@ -195,7 +218,7 @@ impl Connection {
         let client = self.client_name();
         let upstream = record.upstream.map_or_else(|| upstream.to_string(), |it| it.to_string());
         let held = record.held().map(|held| millis(held.as_secs_f64()));
-        let connect = record.connect.map(|micros| f64::from(micros) / 1e6);
+        let connect = record.connect_micros().map(|micros| f64::from(micros) / 1e6);
         let took = now.saturating_duration_since(record.accepted).as_secs_f64();
         let (cause_word, error) = (cause.word(), error.map(ConnectResult::word));
         let told = error.map_or_else(String::new, |error| format!(" error={error}"));
@@ -239,6 +262,11 @@ impl fmt::Display for Tcp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tcp://{}", SocketAddr::from(*self))
     }
+}
+
+/// Returns a number as it is kept, in a form that needs no room to tell that there is none.
+fn plus_one(number: u32) -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(number)
 }
 
 /// Returns a text as one word, in quotes if it has a space.

@@ -41,6 +41,7 @@ struct Bench {
     cached: Cached,
     dialer: Dialer,
     reject_policy: RejectPolicy,
+    proxy_headers: ProxyHeaders,
     counters: Counters,
     now: Instant,
 }
@@ -62,6 +63,7 @@ impl Bench {
             cached: Cached::default(),
             dialer: Dialer::default(),
             reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
+            proxy_headers: ProxyHeaders::default(),
             counters: Counters::default(),
             now: Instant::now(),
         }
@@ -115,6 +117,7 @@ impl Bench {
             dialer: &mut self.dialer,
             reject_policy: &self.reject_policy,
             hold: &self.hold,
+            proxy_headers: &self.proxy_headers,
             counters: &self.counters,
             handshake_steps: &mut 1,
             now: self.now,

@@ -42,7 +42,7 @@ impl Connection {
 
     /// Begins the wait for the upstream, which is away, for a client that was queued behind others.
     pub(crate) fn begin_patience(&mut self, context: &Context<'_>) -> Verdict {
-        if self.client.socket().has_gone() {
+        if self.has_gone() {
             return Verdict::Close(self.left());
         }
         self.await_upstream(Patience { since: context.now, error: None }, context)
@@ -60,7 +60,7 @@ impl Connection {
 
     /// Returns the verdict to close a client that has left while it waits, so that the upstream is not dialled for it.
     pub(super) fn look_after_waiting(&self) -> Verdict {
-        let gone = self.client.is_read_closed() && self.client.socket().has_gone();
+        let gone = self.client.is_read_closed() && self.has_gone();
         if gone { Verdict::Close(self.left()) } else { Verdict::Stay }
     }
 

@@ -29,6 +29,7 @@ use crate::{
     error::Error,
     handover::{freeze::Freeze, parcel::Incoming, request::UpgradeRequests, upgrades::Upgrades},
     pause::{Pauses, expiry, gate::Mode},
+    proxy_header::ProxyHeaders,
     shared::{Shared, Shutdown, SocketFiles},
     stats::Counters,
     sys::{self, Listener, SocketAddress, socket_file::Access},
@@ -199,6 +200,8 @@ impl Plan {
         let mut guard = LoopGuard::default();
         listeners.add_to(&mut guard);
         let started = rebuilding.map_or_else(Instant::now, Rebuilding::started);
+        let proxy_headers =
+            ProxyHeaders::new(&config.proxy.accept_proxy_from, config.upstream.send_proxy);
         let upstream = Arc::new(Upstream::new(config.upstream, guard, started)?);
         if let Some(found) = found {
             upstream.publish(found);
@@ -220,6 +223,7 @@ impl Plan {
             admission,
             upstream,
             reject_policy,
+            proxy_headers,
             workers,
             shutdown: Shutdown::new(config.grace_period),
             freeze: if stands_still { Freeze::from_start(threads) } else { Freeze::new(threads) },

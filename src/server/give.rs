@@ -18,7 +18,7 @@ use crossbeam_channel::Receiver;
 
 use super::{
     assemble::Written,
-    messages::{Begin, End, FORMAT, FORMATS, GiverHello, Message, TakerHello},
+    messages::{Begin, End, FORMAT, FORMATS, GiverHello, Message, READ_PROXY_HEADERS, TakerHello},
     predecessor::Predecessor,
     rest::RestWords,
 };
@@ -220,7 +220,11 @@ impl Giver {
             self.written.clone();
         let hello = GiverHello {
             format: FORMAT,
-            needs: Vec::new(),
+            needs: if self.shared.proxy_headers.are_read() {
+                vec![READ_PROXY_HEADERS.to_owned()]
+            } else {
+                Vec::new()
+            },
             version: env!("CARGO_PKG_VERSION").into(),
             proxy_addr,
             control_addr,

@@ -14,6 +14,9 @@ pub(super) const FORMAT: u32 = 1;
 /// Formats that this program reads.
 pub(super) const FORMATS: [u32; 1] = [FORMAT];
 
+/// Demand of a giver whose clients begin with PROXY headers: an older program would take these for the clients' own bytes.
+pub(super) const READ_PROXY_HEADERS: &str = "read PROXY headers";
+
 /// Message of either side.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

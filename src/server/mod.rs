@@ -2,6 +2,7 @@
 
 mod assemble;
 mod give;
+mod header_check;
 mod heartbeat;
 mod limits;
 mod listen;
@@ -63,6 +64,13 @@ impl Server {
     /// files of the rejection are errors.
     pub fn check(config: &Config) -> Result<(), Error> {
         assemble::load(config).map(drop)
+    }
+
+    /// Connects to the upstream, if PROXY headers are sent. Returns a question for the operator if it closes the connection at
+    /// once.
+    #[doc(hidden)]
+    pub fn ask_about_header(config: &Config) -> Option<String> {
+        header_check::ask(config)
     }
 
     /// Binds every listener and starts every thread, or leaves everything as it was.

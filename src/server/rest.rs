@@ -63,6 +63,7 @@ impl RestWords {
             admission,
             upstream,
             reject_policy: _,
+            proxy_headers: _,
             workers,
             log: _,
             shutdown: _,

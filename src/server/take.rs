@@ -18,7 +18,7 @@ use super::{
     Server,
     assemble::{ListenedAt, Plan},
     listen::{Listeners, Listening, address_of},
-    messages::{Begin, FORMAT, FORMATS, GiverHello, Message, TakerHello},
+    messages::{Begin, FORMAT, FORMATS, GiverHello, Message, READ_PROXY_HEADERS, TakerHello},
     predecessor::{Predecessor, record_upgrade},
     rest::{FilesWords, RestWords},
 };
@@ -378,7 +378,7 @@ fn check(giver: &GiverHello, plan: &mut Plan) -> Result<(), Error> {
         let text = format!("format {} of a hand-over is not known here", giver.format);
         return Err(Error::System(text));
     }
-    if let Some(need) = giver.needs.first() {
+    if let Some(need) = giver.needs.iter().find(|&need| need != READ_PROXY_HEADERS) {
         return Err(Error::System(format!("this program cannot {need}, which is needed")));
     }
     plan.match_addresses(giver)?;

@@ -45,6 +45,8 @@ words! {
         LeftHeld = "left-held",
         /// The client left while its upstream was dialled or awaited.
         LeftConnecting = "left-connecting",
+        /// The client did not begin with the PROXY header that is due from its address.
+        BadProxyHeader = "bad-proxy-header",
         /// A pause rejects clients.
         Rejected = "rejected",
         /// `hold.timeout` was over.
@@ -101,6 +103,7 @@ impl CloseCause {
             | Self::UpstreamReset
             | Self::ClientVanished
             | Self::UpstreamVanished
+            | Self::BadProxyHeader
             | Self::Unreachable
             | Self::Stalled
             | Self::KilledPause
@@ -123,6 +126,7 @@ impl CloseCause {
             Self::Panic => Level::Error,
             Self::HoldTimeout
             | Self::HoldOverflow
+            | Self::BadProxyHeader
             | Self::Unreachable
             | Self::Stalled
             | Self::Stopped => Level::Warn,

@@ -18,8 +18,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Descriptor, Lent, OPEN, Socket, SocketAddress, family, keep_alive, local_inet, pacing, rcvbuf,
-    register,
+    Descriptor, Lent, OPEN, Socket, SocketAddress, family, keep_alive, pacing, rcvbuf, register,
     socket_file::{Access, SocketFile},
     unix_socket,
 };
@@ -241,6 +240,16 @@ impl AsFd for Listener {
 impl From<Listener> for OwnedFd {
     fn from(listener: Listener) -> Self {
         listener.fd
+    }
+}
+
+/// Returns the address of a TCP socket.
+pub(super) fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    match SocketAddress::try_from(getsockname(socket)?) {
+        Ok(SocketAddress::Inet(address)) => Ok(address),
+        Ok(SocketAddress::Unix(_) | SocketAddress::Abstract(_)) | Err(()) => {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
     }
 }
 

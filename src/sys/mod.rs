@@ -222,8 +222,8 @@ impl Socket {
     ///
     /// On TCP, a full close and a half-close look alike until we write. A client with queued bytes waits for its
     /// answer, as it would in a server's accept queue; without them, it is a health check that has gone. UNIX sockets
-    /// tell the two apart.
-    pub(crate) fn has_gone(&self) -> bool {
+    /// tell the two apart. The first `header` bytes are not the client's own, and count as none.
+    pub(crate) fn has_gone(&self, header: u64) -> bool {
         let mut look = [PollFd::new(self, PollFlags::RDHUP)];
         if poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_err() {
             return false;
@@ -232,7 +232,7 @@ impl Socket {
         if seen.intersects(PollFlags::ERR | PollFlags::HUP) {
             return true;
         }
-        let silent = || rustix::io::ioctl_fionread(self).is_ok_and(|bytes| bytes == 0);
+        let silent = || rustix::io::ioctl_fionread(self).is_ok_and(|bytes| bytes <= header);
         seen.contains(PollFlags::RDHUP) && silent() && !self.is_unix()
     }
 
@@ -244,6 +244,11 @@ impl Socket {
                 .map_or_else(|()| "unknown".into(), |it| it.to_string()),
             Ok(None) | Err(_) => "unknown".into(),
         }
+    }
+
+    /// Returns the address that the peer of a TCP socket is connected to.
+    pub(crate) fn local_inet(&self) -> Option<SocketAddr> {
+        listener::local_inet(&self.fd).ok()
     }
 
     /// Returns true for a UNIX socket.
@@ -437,15 +442,6 @@ fn unix_socket() -> rustix::io::Result<OwnedFd> {
 
 fn family(address: &SocketAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
-}
-
-fn local_inet(socket: &OwnedFd) -> io::Result<SocketAddr> {
-    match SocketAddress::try_from(getsockname(socket)?) {
-        Ok(SocketAddress::Inet(address)) => Ok(address),
-        Ok(SocketAddress::Unix(_) | SocketAddress::Abstract(_)) | Err(()) => {
-            Err(io::ErrorKind::InvalidInput.into())
-        }
-    }
 }
 
 /// Makes two UNIX sockets that are connected to each other.

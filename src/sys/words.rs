@@ -134,9 +134,6 @@ mod tests {
             }
             std::thread::yield_now();
         };
-        assert_eq!(
-            accepted.peer(),
-            format!("tcp://{}", super::super::local_inet(&client.fd).unwrap())
-        );
+        assert_eq!(accepted.peer(), format!("tcp://{}", client.local_inet().unwrap()));
     }
 }

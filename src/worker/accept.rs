@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Worker, table::client_token};
+use super::{Worker, table::client_token, timers::Key};
 use crate::{
     connection::{Connection, Verdict},
     pause::gate::Mode,
@@ -113,7 +113,7 @@ impl Worker<'_> {
         true
     }
 
-    /// Serves, holds or rejects a client.
+    /// Takes in a client.
     pub(super) fn admit(&mut self, mut connection: Connection, now: Instant) {
         let key = self.connections.vacant();
         if let Err(error) = connection.register(self.resources.poll.registry(), client_token(key)) {
@@ -125,7 +125,17 @@ impl Worker<'_> {
         connection.admitted(self.resources.shared.workers.next_id(self.resources.index), now);
         #[cfg(test)]
         counters.panic_if_due();
+        let owes_header = connection.owes_header(&self.resources.shared.proxy_headers);
         self.connections.insert(connection);
+        if owes_header {
+            self.act(key, now, |connection, _context| connection.await_header());
+        } else {
+            self.place(key, now);
+        }
+    }
+
+    /// Serves, holds or rejects a client.
+    pub(super) fn place(&mut self, key: Key, now: Instant) {
         // Clients that came earlier go first.
         let shared = &self.resources.shared;
         let queue = &shared.admission.queue;

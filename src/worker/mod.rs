@@ -410,6 +410,7 @@ impl Worker<'_> {
             cached: &mut self.cached,
             dialer: &mut self.dialer,
             reject_policy: &shared.reject_policy,
+            proxy_headers: &shared.proxy_headers,
             hold: &shared.admission.hold,
             counters: shared.workers.counters(self.resources.index),
             handshake_steps: &mut self.handshake_steps,
@@ -434,6 +435,7 @@ impl Worker<'_> {
                 Verdict::WaitSince(deadline, since) => {
                     return self.timers.enqueue(deadline, key, since);
                 }
+                Verdict::Admit => return self.place(key, now),
                 Verdict::Hold => match shared.hold_decision(connection.take_hold_permit()) {
                     HoldDecision::Hold(permit) => {
                         connection.hold(permit);

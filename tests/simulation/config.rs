@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use crate::config::address::Address;
+use crate::config::{address::Address, network::Network};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LogConfig {
@@ -42,6 +42,21 @@ pub(crate) struct UpstreamConfig {
     pub(crate) connect_timeout: Duration,
     pub(crate) retry_for: Duration,
     pub(crate) source_addrs: Vec<IpAddr>,
+    pub(crate) send_proxy: SendProxy,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum SendProxy {
+    #[default]
+    Off,
+    V1,
+    V2,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProxySource {
+    Unix,
+    Network(Network),
 }
 
 #[derive(Debug, Default)]

@@ -16,6 +16,7 @@ use crate::{
     link::{Link, Side},
     patience::Rules,
     pipes::Pipe,
+    proxy_header::local_header,
     random::Random,
     sys::{Dialled, SocketAddress, tcp_info::TcpInfo},
 };
@@ -214,6 +215,7 @@ impl Kernel {
         let mut link = Link::new(Side::Upstream, is_unix, &mut self.random);
         link.is_open = true;
         link.dialled_at = self.now;
+        link.header_left = local_header(self.rules.send_proxy);
         let dialled = match (self.sites[site], at_once) {
             (Site::Up, true) => {
                 (link.is_connected, link.is_known) = (true, true);

@@ -28,6 +28,7 @@ sources! {
     listing = "../../src/listing.rs",
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",
+    proxy_header = "../../src/proxy_header/mod.rs",
     real_sys = "../../src/sys/mod.rs",
     rest = "../../src/server/rest.rs",
     shared = "../../src/shared.rs",

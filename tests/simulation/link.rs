@@ -121,6 +121,8 @@ pub(crate) struct Link {
     pub(crate) urgent: Option<usize>,
     pub(crate) arrived: usize,
     pub(crate) read: usize,
+    /// What is left of the PROXY header, which comes before ours.
+    pub(crate) header_left: &'static [u8],
     // Ours: written ≥ acknowledged ≥ heard.
     pub(crate) written: usize,
     pub(crate) acked: usize,
@@ -186,6 +188,7 @@ impl Link {
             written: 0,
             acked: 0,
             heard: 0,
+            header_left: &[],
             insists: 0,
             peer_shut: false,
             peer_closed: false,

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use crate::{
-    config::Overflow,
+    config::{Overflow, SendProxy},
     crowd::Way,
     drive::{Course, with_course},
     kernel::{Backlog, Kernel, LinkId},
@@ -52,6 +52,7 @@ pub(crate) struct Rules {
     pub(crate) is_upstream_unix: bool,
     pub(crate) is_faulty: bool,
     pub(crate) has_rival: bool,
+    pub(crate) send_proxy: SendProxy,
 }
 
 /// The past of a connection, as far as the rules depend on it.

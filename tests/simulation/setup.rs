@@ -12,7 +12,7 @@ use mio::{Poll, Registry, Waker};
 use crate::{
     BEGIN,
     admission::Admission,
-    config::{self, LogConfig, Overflow, address::Address},
+    config::{self, LogConfig, Overflow, SendProxy, address::Address},
     connection::reject::policy::{RejectPolicy, RejectResponse},
     copies::Processes,
     crowd::Crowd,
@@ -25,6 +25,7 @@ use crate::{
     passage::Passage,
     patience::Rules,
     pause::{Pauses, gate::Mode},
+    proxy_header::ProxyHeaders,
     random::Random,
     rival::Rival,
     shared::{Shared, Shutdown, SocketFiles},
@@ -53,7 +54,10 @@ impl Schedule {
         // A crowd waits from the beginning on.
         let has_crowd = random.below(6) == 0;
         let clients_max = if has_crowd { 6 + random.below(12) } else { 1 + random.below(8) };
-        let rules = rules(&mut random, is_upstream_unix, has_crowd);
+        let mut rules = rules(&mut random, is_upstream_unix, has_crowd);
+        // Not drawn, so that schedules without a header stay what they are.
+        rules.send_proxy =
+            [SendProxy::Off, SendProxy::V1, SendProxy::V2, SendProxy::Off][seed as usize % 4];
         let listeners = if is_unix { 1 } else { 1 + random.below(3) };
         let kernel = kernel(&rules, is_unix, listeners, &mut random, seed);
         crate::KERNEL.with(|it| *it.borrow_mut() = Some(kernel));
@@ -136,6 +140,7 @@ pub(crate) fn shared(
         admission,
         upstream,
         reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
+        proxy_headers: ProxyHeaders::new(&[], rules.send_proxy),
         workers,
         shutdown: Shutdown::new(grace_period),
         freeze: Freeze::new(1),
@@ -208,6 +213,7 @@ fn rules(random: &mut Random, is_upstream_unix: bool, has_crowd: bool) -> Rules 
         is_upstream_unix,
         is_faulty,
         has_rival: random.below(3) == 0,
+        send_proxy: SendProxy::Off,
     }
 }
 
@@ -274,6 +280,7 @@ fn upstream(rules: &Rules, begin: Instant) -> Arc<Upstream> {
         connect_timeout: rules.connect_timeout,
         retry_for: rules.retry_for,
         source_addrs: Vec::new(),
+        send_proxy: SendProxy::Off,
     };
     let upstream = Upstream::new(settings, LoopGuard::default(), begin).expect("another address");
     upstream.publish(if rules.is_upstream_unix {

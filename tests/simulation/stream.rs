@@ -69,6 +69,10 @@ impl Kernel {
         let room = self.room(id)?;
         let fits = room.min(bytes.len());
         let link = &self.links[id];
+        if !link.header_left.is_empty() {
+            assert!(link.header_left == bytes, "something else than the header comes first");
+            return Ok(self.put_header(id, fits));
+        }
         match link.partner {
             Some(partner) => {
                 let source = &self.links[partner];
@@ -105,7 +109,17 @@ impl Kernel {
         Ok(room)
     }
 
+    /// Takes bytes of the header, as many as fit or fewer. The peer's stream begins behind it.
+    fn put_header(&mut self, id: LinkId, fits: usize) -> usize {
+        let taken = 1 + self.random.below(fits);
+        self.progress += 1;
+        let link = &mut self.links[id];
+        link.header_left = &link.header_left[taken..];
+        taken
+    }
+
     pub(crate) fn put(&mut self, id: LinkId, bytes: usize) {
+        assert!(self.links[id].header_left.is_empty(), "the header is not the first");
         self.progress += 1;
         self.links[id].write(bytes);
         self.has_moved(id);
@@ -114,6 +128,7 @@ impl Kernel {
     pub(crate) fn shut_down_write(&mut self, id: LinkId) -> Result<(), Errno> {
         let link = self.link_mut(id);
         assert!(link.is_open && !link.is_shut, "a second end of one stream");
+        assert!(link.is_dead || link.header_left.is_empty(), "an end before the header");
         link.answered |= link.partner.is_none();
         if link.is_dead {
             return Err(Errno::NOTCONN);

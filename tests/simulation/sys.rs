@@ -188,7 +188,7 @@ impl Socket {
         call(|kernel| kernel.link_mut(link).resets_on_close = true);
     }
 
-    pub(crate) fn has_gone(&self) -> bool {
+    pub(crate) fn has_gone(&self, _header: u64) -> bool {
         let link = self.acts();
         with_course(|course| course.look_at_entrant(link));
         call(|kernel| kernel.has_gone(link))
@@ -199,6 +199,10 @@ impl Socket {
     }
 
     pub(crate) fn peer_address(&self) -> Option<SocketAddress> {
+        None
+    }
+
+    pub(crate) fn local_inet(&self) -> Option<SocketAddr> {
         None
     }
 

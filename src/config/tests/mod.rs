@@ -62,6 +62,7 @@ proxy:
   threads: 3
   pipes: 0
   max-connections: 7
+  accept-proxy-from: [10.0.0.0/8, '::1', unix]
 pause:
   max-ttl: 10m
 hold:
@@ -83,6 +84,7 @@ upstream:
   connect-timeout: 1s
   retry-for: 2m
   source-addrs: ['::1', 127.0.0.2]
+  send-proxy: v2
 ";
     let expected = Config {
         grace_period: Duration::from_secs(90),
@@ -108,6 +110,11 @@ upstream:
             threads: NonZeroUsize::new(3),
             pipes: Some(0),
             max_connections: NonZeroUsize::new(7),
+            accept_proxy_from: vec![
+                ProxySource::Network("10.0.0.0/8".parse().unwrap()),
+                ProxySource::Network("::1/128".parse().unwrap()),
+                ProxySource::Unix,
+            ],
         },
         pause: PauseConfig { max_ttl: Some(Duration::from_secs(600)) },
         hold: HoldConfig {
@@ -131,6 +138,7 @@ upstream:
             connect_timeout: Duration::from_secs(1),
             retry_for: Duration::from_secs(120),
             source_addrs: ["::1", "127.0.0.2"].map(|ip| ip.parse().unwrap()).into(),
+            send_proxy: SendProxy::V2,
         },
         file: None,
     };
@@ -157,7 +165,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {group: a, hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1]}}";
+    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, accept-proxy-from: [unix], tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {group: a, hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1]}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {

@@ -96,6 +96,8 @@ enum Buffered {
     Nothing,
     /// The remainder of a short write, and the number of its bytes written since.
     Bytes(Box<[u8]>, usize),
+    /// A header of our own, and the number of its bytes written since. They count as no bytes of the client.
+    Header(Box<[u8]>, usize),
     /// A pipe with bytes in it.
     Pipe(Pipe),
 }
@@ -120,9 +122,11 @@ impl RelayBuffers {
 }
 
 impl Relay {
-    /// Returns a relay to a connected `upstream`.
-    pub(crate) fn new(upstream: Endpoint) -> Self {
-        Self { upstream, to_upstream: Flow::new(), to_client: Flow::new() }
+    /// Returns a relay to a connected `upstream`, which gets the `header` before the client's first byte.
+    pub(crate) fn new(upstream: Endpoint, header: Option<Box<[u8]>>) -> Self {
+        let buffered = header.map_or(Buffered::Nothing, |bytes| Buffered::Header(bytes, 0));
+        let to_upstream = Flow { buffered, ..Flow::new() };
+        Self { upstream, to_upstream, to_client: Flow::new() }
     }
 
     /// Returns the upstream's endpoint.
@@ -313,7 +317,7 @@ impl Flow {
     fn can_move(&self, source: &Endpoint, sink: &Endpoint) -> bool {
         let unblocked = match self.buffered {
             Buffered::Nothing => source.is_readable(),
-            Buffered::Bytes(..) | Buffered::Pipe(_) => sink.is_writable(),
+            Buffered::Bytes(..) | Buffered::Header(..) | Buffered::Pipe(_) => sink.is_writable(),
         };
         self.is_open() && unblocked
     }
@@ -374,7 +378,7 @@ impl Flow {
             let sent = match &mut self.buffered {
                 Buffered::Nothing => return true,
                 _ if !sink.is_writable() => return false,
-                Buffered::Bytes(bytes, written) => {
+                Buffered::Bytes(bytes, written) | Buffered::Header(bytes, written) => {
                     sink.send(bytes.get(*written..).unwrap_or_default())
                 }
                 Buffered::Pipe(pipe) => sink.splice_out_of(pipe),
@@ -392,10 +396,12 @@ impl Flow {
 
     /// Counts `bytes` of the buffered ones as delivered, and releases an emptied buffer at once.
     fn written(&mut self, bytes: usize, buffers: &mut RelayBuffers) {
-        self.delivered += bytes as u64;
+        if !matches!(self.buffered, Buffered::Header(..)) {
+            self.delivered += bytes as u64;
+        }
         let left = match &mut self.buffered {
             Buffered::Nothing => 0,
-            Buffered::Bytes(all, written) => {
+            Buffered::Bytes(all, written) | Buffered::Header(all, written) => {
                 *written += bytes;
                 all.len() - *written
             }

@@ -37,6 +37,8 @@ enum BufferedWords {
     Nothing,
     /// Among the raw bytes of the parcel.
     Bytes(usize),
+    /// The same, of a header of our own.
+    Header(usize),
     /// In a pipe, whose two ends are in the parcel.
     Pipe(usize),
 }
@@ -75,6 +77,9 @@ impl Flow {
             Buffered::Bytes(bytes, written) => {
                 BufferedWords::Bytes(parcel.append(bytes.get(*written..).unwrap_or_default()))
             }
+            Buffered::Header(bytes, written) => {
+                BufferedWords::Header(parcel.append(bytes.get(*written..).unwrap_or_default()))
+            }
             Buffered::Pipe(pipe) => {
                 pipe.ends().lend().into_iter().for_each(|end| parcel.lend(end));
                 BufferedWords::Pipe(pipe.len())
@@ -88,6 +93,7 @@ impl Flow {
         let buffered = match buffered {
             BufferedWords::Nothing => Buffered::Nothing,
             BufferedWords::Bytes(count) => Buffered::Bytes(parcel.bytes(count)?.into(), 0),
+            BufferedWords::Header(count) => Buffered::Header(parcel.bytes(count)?.into(), 0),
             BufferedWords::Pipe(len) => {
                 let ends = PipeEnds::adopt([parcel.descriptor()?, parcel.descriptor()?]);
                 Buffered::Pipe(pipes.adopt(ends, len))

@@ -128,7 +128,7 @@ fn the_wall_clock_is_only_shown() {
 }
 
 /// The rooms of the library, each with those it may import from: the house is read from the bottom up, without a circle.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     (
         "server",
         &[
@@ -138,6 +138,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
             "shared",
             "connection",
             "pause",
+            "proxy_header",
             "upstream",
             "worker_pool",
             "admission",
@@ -146,12 +147,13 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("control", &["handle", "pause"]),
     ("worker", &["shared", "connection", "pause", "upstream", "worker_pool", "admission"]),
     ("handle", &["shared", "pause"]),
-    ("shared", &["connection", "pause", "upstream", "worker_pool", "admission"]),
-    ("connection", &["pause", "upstream", "admission"]),
+    ("shared", &["connection", "pause", "proxy_header", "upstream", "worker_pool", "admission"]),
+    ("connection", &["pause", "proxy_header", "upstream", "admission"]),
     ("pause", &["upstream", "worker_pool", "admission"]),
     ("upstream", &["admission"]),
     ("worker_pool", &["admission"]),
     ("admission", &[]),
+    ("proxy_header", &[]),
     ("handover", &["sys", "timestamp"]),
     ("listing", &["config", "sys"]),
     ("config", &[]),

@@ -225,7 +225,10 @@ impl Connection {
         upstream.register(worker.poll.registry(), token(index, UPSTREAM)).unwrap();
         Self {
             peers: [Peer::new(client_peer), Peer::new(upstream_peer)],
-            carried: Some((Endpoint::connected(client), Relay::new(Endpoint::connected(upstream)))),
+            carried: Some((
+                Endpoint::connected(client),
+                Relay::new(Endpoint::connected(upstream), None),
+            )),
             index,
             ready: true,
             next: Next::Wait,
@@ -315,7 +318,9 @@ impl Connection {
         };
         let buffered = flow.map_or(0, |flow| match &flow.buffered {
             Buffered::Nothing => 0,
-            Buffered::Bytes(bytes, written) => bytes.len() - written,
+            Buffered::Bytes(bytes, written) | Buffered::Header(bytes, written) => {
+                bytes.len() - written
+            }
             Buffered::Pipe(pipe) => pipe.len(),
         });
         usize::try_from(delivered).unwrap() + buffered
