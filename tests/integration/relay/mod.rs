@@ -2,6 +2,7 @@
 
 mod carry;
 mod pacing;
+mod proxy_header;
 mod stalled;
 mod streams;
 mod vanished;
