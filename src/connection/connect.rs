@@ -368,9 +368,12 @@ impl Connection {
     }
 
     fn begin_relay(&mut self, dial: Dial, context: &mut Context<'_>) -> Verdict {
-        let Some(addresses) = self.take_header() else {
-            dial.close(context.registration.registry);
-            return Verdict::Close(CloseCause::LeftConnecting);
+        let addresses = match self.take_header() {
+            Ok(addresses) => addresses,
+            Err(cause) => {
+                dial.close(context.registration.registry);
+                return Verdict::Close(cause);
+            }
         };
         let socket = dial.upstream.socket();
         context.dialer.succeeded(context.upstream);

@@ -54,10 +54,9 @@ impl Connection {
     /// Looks for the header. Nothing is read. A client that has sent nothing else and ended its stream is a health check.
     pub(super) fn look_for_header(&mut self, context: &Context<'_>) -> Verdict {
         let mut bytes = [0; HEADER_BYTES_MAX];
-        let received = match self.client.is_readable() {
-            true => self.client.peek(&mut bytes),
-            false => Received::Nothing,
-        };
+        let client = &mut self.client;
+        let received =
+            if client.is_readable() { client.peek(&mut bytes) } else { Received::Nothing };
         let parsed = match received {
             Received::Bytes(count) => parse(bytes.get(..count).unwrap_or_default()),
             Received::Nothing => return Verdict::Stay,
@@ -98,25 +97,25 @@ impl Connection {
         self.client.socket().has_gone(header)
     }
 
-    /// Reads the client's header, if it has one that was not read yet, and returns what it tells. Returns `None` if the
-    /// client has reset meanwhile, and its bytes are lost.
-    pub(super) fn take_header(&mut self) -> Option<Option<ProxiedAddresses>> {
+    /// Reads the client's header, if it has one that was not read yet, and returns what it tells. It is lost if the client
+    /// has reset meanwhile; then returns the cause of the end.
+    pub(super) fn take_header(&mut self) -> Result<Option<ProxiedAddresses>, CloseCause> {
         let ClientHeader::Unread(length) = std::mem::take(&mut self.record.header) else {
-            return Some(None);
+            return Ok(None);
         };
         let mut bytes = [0; HEADER_BYTES_MAX];
-        let header = bytes.get_mut(..length.into())?;
+        let header = bytes.get_mut(..length.into()).unwrap_or_default();
         let mut read = 0;
         while let Some(rest @ [_, ..]) = header.get_mut(read..) {
             // A read may stop, at a message with descriptors.
             match self.client.recv(rest) {
                 Received::Bytes(count) => read += count,
-                _ => return None,
+                _ => return Err(self.left()),
             }
         }
         match parse(header) {
-            Parsed::Header { addresses, .. } => Some(addresses),
-            Parsed::Partial | Parsed::Wrong(_) => None,
+            Parsed::Header { addresses, .. } => Ok(addresses),
+            Parsed::Partial | Parsed::Wrong(_) => Err(CloseCause::BadProxyHeader),
         }
     }
 

@@ -11,8 +11,8 @@ use crate::{admission::semaphore::Permit, stats::cause::CloseCause};
 impl Connection {
     /// Begins to reject a waiting client.
     pub(crate) fn reject(&mut self, cause: CloseCause, context: &mut Context<'_>) -> Verdict {
-        if self.take_header().is_none() {
-            return Verdict::Close(self.left());
+        if let Err(cause) = self.take_header() {
+            return Verdict::Close(cause);
         }
         let (reject, next) = Reject::new(&mut self.client, context.reject_policy);
         self.replace_state(State::Rejecting(Rejection { reject, cause, delivered: (0, 0) }));

@@ -45,6 +45,13 @@ pub(crate) enum Defect {
     Late,
 }
 
+impl Parsed {
+    /// Returns the meaning of a whole header of this length.
+    fn of(bytes: usize, addresses: Result<Option<ProxiedAddresses>, Defect>) -> Self {
+        addresses.map_or_else(Self::Wrong, |addresses| Self::Header { bytes, addresses })
+    }
+}
+
 impl Defect {
     /// Returns what such a client has done, behind its name.
     pub(crate) fn told(self) -> &'static str {
@@ -80,28 +87,29 @@ fn parse_v1(bytes: &[u8]) -> Parsed {
         None if bytes.len() >= LINE_BYTES_MAX => Parsed::Wrong(Defect::TooLong),
         None => Parsed::Partial,
         Some(end) => {
-            match str::from_utf8(line.get(..end).unwrap_or_default()).map(addresses_of_line) {
-                Ok(Some(addresses)) => Parsed::Header { bytes: end + 2, addresses },
-                Ok(None) | Err(_) => Parsed::Wrong(Defect::Malformed),
-            }
+            let line = str::from_utf8(line.get(..end).unwrap_or_default());
+            Parsed::of(end + 2, line.map_err(|_| Defect::Malformed).and_then(addresses_of_line))
         }
     }
 }
 
-/// Reads a line without its end. Returns `None` if it is malformed, and no addresses if it tells none.
-fn addresses_of_line(line: &str) -> Option<Option<ProxiedAddresses>> {
+/// Reads a line without its end.
+fn addresses_of_line(line: &str) -> Result<Option<ProxiedAddresses>, Defect> {
     let mut words = line.split(' ').skip(1);
-    let parse_ip: fn(&str) -> Option<IpAddr> = match words.next()? {
+    let parse_ip: fn(&str) -> Option<IpAddr> = match words.next() {
         // What may follow is to be ignored.
-        "UNKNOWN" => return Some(None),
-        "TCP4" => |word| Some(IpAddr::V4(word.parse().ok()?)),
-        "TCP6" => |word| Some(IpAddr::V6(word.parse().ok()?)),
-        _ => return None,
+        Some("UNKNOWN") => return Ok(None),
+        Some("TCP4") => |word| Some(IpAddr::V4(word.parse().ok()?)),
+        Some("TCP6") => |word| Some(IpAddr::V6(word.parse().ok()?)),
+        _ => return Err(Defect::Malformed),
     };
-    let (source, destination) = (parse_ip(words.next()?)?, parse_ip(words.next()?)?);
-    let source = SocketAddr::new(source, parse_port(words.next()?)?);
-    let destination = SocketAddr::new(destination, parse_port(words.next()?)?);
-    words.next().is_none().then_some(Some(ProxiedAddresses { source, destination }))
+    let mut next = || words.next().ok_or(Defect::Malformed);
+    let (source, destination, port, other) = (next()?, next()?, next()?, next()?);
+    let is_last = next().is_err();
+    let address = |ip, port| Some(SocketAddr::new(parse_ip(ip)?, parse_port(port)?));
+    let addresses = address(source, port).zip(address(destination, other)).filter(|_| is_last);
+    let (source, destination) = addresses.ok_or(Defect::Malformed)?;
+    Ok(Some(ProxiedAddresses { source, destination }))
 }
 
 /// Reads a port, which has neither a sign nor a zero in front.
@@ -126,31 +134,31 @@ fn parse_v2(bytes: &[u8]) -> Parsed {
     let Some(rest) = rest.get(..length) else { return Parsed::Partial };
     let addresses = match family {
         // Whatever the rest of a check is, it is to be ignored.
-        _ if is_local => Some(None),
+        _ if is_local => Ok(None),
         // TCP over IPv4 and over IPv6.
-        0x11 => addresses_of_bytes::<4>(rest, |ip| Ipv4Addr::from(ip).into()).map(Some),
-        0x21 => addresses_of_bytes::<16>(rest, |ip| Ipv6Addr::from(ip).into()).map(Some),
+        0x11 => addresses_of_bytes::<4>(rest, |ip| Ipv4Addr::from(ip).into()),
+        0x21 => addresses_of_bytes::<16>(rest, |ip| Ipv6Addr::from(ip).into()),
         // Unspecified, UDP, or UNIX sockets, whose names say nothing here.
-        0x00 | 0x12 | 0x22 | 0x31 | 0x32 => Some(None),
-        _ => None,
+        0x00 | 0x12 | 0x22 | 0x31 | 0x32 => Ok(None),
+        _ => Err(Defect::Malformed),
     };
-    addresses.map_or(Parsed::Wrong(Defect::Malformed), |addresses| Parsed::Header {
-        bytes: PREAMBLE_BYTES + length,
-        addresses,
-    })
+    Parsed::of(PREAMBLE_BYTES + length, addresses)
 }
 
 /// Reads two addresses of `N` bytes, and behind them two ports. Further fields may follow, which are not read.
 fn addresses_of_bytes<const N: usize>(
     bytes: &[u8],
     ip: fn([u8; N]) -> IpAddr,
-) -> Option<ProxiedAddresses> {
-    let (&source, bytes) = bytes.split_first_chunk()?;
-    let (&destination, bytes) = bytes.split_first_chunk()?;
-    let &[source_high, source_low, high, low] = bytes.first_chunk()?;
-    let address = |it, port| SocketAddr::new(ip(it), u16::from_be_bytes(port));
-    Some(ProxiedAddresses {
-        source: address(source, [source_high, source_low]),
-        destination: address(destination, [high, low]),
-    })
+) -> Result<Option<ProxiedAddresses>, Defect> {
+    let read = || {
+        let (&source, bytes) = bytes.split_first_chunk()?;
+        let (&destination, bytes) = bytes.split_first_chunk()?;
+        let &[source_high, source_low, high, low] = bytes.first_chunk()?;
+        let address = |it, port| SocketAddr::new(ip(it), u16::from_be_bytes(port));
+        Some(ProxiedAddresses {
+            source: address(source, [source_high, source_low]),
+            destination: address(destination, [high, low]),
+        })
+    };
+    read().map(Some).ok_or(Defect::Malformed)
 }

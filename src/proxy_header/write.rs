@@ -54,7 +54,7 @@ pub(crate) fn header_of(
                     IpAddr::V6(ip) => rest.extend(ip.octets()),
                 }
             }
-            ports.iter().for_each(|port| rest.extend(port.to_be_bytes()));
+            rest.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
             rest.push(UNIQUE_ID);
             rest.extend(length(id.as_bytes()));
             rest.extend(id.as_bytes());

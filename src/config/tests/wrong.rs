@@ -105,15 +105,6 @@ fn wrong_values_are_told_with_their_place_and_the_remedy() {
             "upstream.source-addrs: \"127.0.0.1:80\" is not an IP address; write addresses of this host",
         ),
         ("upstream:\n  source-addrs: [lo]", "\"lo\" is not an IP address"),
-        (
-            "upstream:\n  send-proxy: v3",
-            "t.yml:2:15: upstream.send-proxy: \"v3\" is no version of the PROXY protocol; write off, v1, v2; did you mean",
-        ),
-        (
-            "proxy:\n  accept-proxy-from: [10.0.0/8]",
-            "t.yml:2:22: proxy.accept-proxy-from: \"10.0.0/8\" is no network; write 10.0.0.0/8",
-        ),
-        ("proxy:\n  accept-proxy-from: [unx]", "or fd00::/8; did you mean `unix`?"),
         ("proxy:\n  threads: -1", "write 1 or more"),
         ("proxy:\n  threads: 1.5", "write 1 or more"),
         ("proxy:\n  threads: many", "write 1 or more"),
@@ -208,6 +199,23 @@ fn wrong_modes_are_told_with_their_place_and_the_remedy() {
         ),
         ("control:\n  mode: 384", "is not the mode of a socket"),
         ("control:\n  mode: 511", "keeps the socket's own user out"),
+    ] {
+        check_error(text, expected);
+    }
+}
+
+#[test]
+fn wrong_values_about_proxy_headers_are_told_with_their_place_and_the_remedy() {
+    for (text, expected) in [
+        (
+            "upstream:\n  send-proxy: v3",
+            "t.yml:2:15: upstream.send-proxy: \"v3\" is no version of the PROXY protocol; write off, v1, v2; did you mean",
+        ),
+        (
+            "proxy:\n  accept-proxy-from: [10.0.0/8]",
+            "t.yml:2:22: proxy.accept-proxy-from: \"10.0.0/8\" is no network; write 10.0.0.0/8",
+        ),
+        ("proxy:\n  accept-proxy-from: [unx]", "or fd00::/8; did you mean `unix`?"),
     ] {
         check_error(text, expected);
     }
