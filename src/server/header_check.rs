@@ -17,6 +17,9 @@ use crate::{
     upstream::look_up,
 };
 
+/// Most reads of an answer.
+const READS_MAX: usize = 8;
+
 /// Longest wait for a connection, and then for its end.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -50,11 +53,16 @@ fn reach(address: &SocketAddr, header: &[u8]) -> io::Result<bool> {
     ends_behind(stream, header)
 }
 
-/// Returns true if the stream ends, without a byte, behind the header.
+/// Returns true if the stream ends behind the header, perhaps with an answer, as that of a server which takes the header for
+/// a request.
 fn ends_behind(mut stream: impl Read + Write, header: &[u8]) -> io::Result<bool> {
     stream.write_all(header)?;
-    match stream.read(&mut [0]) {
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
-        read => read.map(|bytes| bytes == 0),
+    for _read in 0..READS_MAX {
+        match stream.read(&mut [0; 1024]) {
+            Ok(0) => return Ok(true),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(true),
+            read => read?,
+        };
     }
+    Ok(false)
 }
