@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
-    config::{duration::format_duration, network::Network},
+    config::{address::Address, duration::format_duration, network::Network},
     sys::SocketAddress,
 };
 
@@ -52,10 +52,10 @@ pub(crate) struct Filter {
 /// Condition on the upstream of a relayed connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum UpstreamFilter {
-    /// The upstream as configured, whatever its addresses.
-    Configured,
+    /// An upstream as it was configured or switched to, whatever its addresses.
+    Named(Address),
     At(SocketAddress),
-    /// A name that is not the configured one.
+    /// A name that is none of these.
     Unknown,
 }
 

@@ -35,6 +35,19 @@ impl Address {
         let mapped = host.parse::<Ipv6Addr>().ok().and_then(|ip| ip.to_ipv4_mapped());
         Self::Tcp { host: mapped.map_or(host, |ip| ip.to_string()), port }
     }
+
+    /// Checks that a server can listen there. The error shows the right form.
+    pub(crate) fn check_dialled(&self) -> Result<(), String> {
+        match self {
+            Self::Tcp { port: 0, .. } => {
+                Err(format!("{self} has port 0; write the port that the upstream listens on"))
+            }
+            Self::Tcp { host, port } if host.is_empty() => {
+                Err(format!("{self} names no host; did you mean `localhost:{port}`?"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Asks the system for the addresses of a host, which may take long.

@@ -201,6 +201,10 @@ pub(super) static SETTINGS: &[Setting] = &[
         .choices(&PROXY_VERSIONS)
         .help("PROXY header that tells the server each client's address: off, v1 or v2")
         .more("The server must expect it. A header of v2 has the id of the connection, as the log shows it."),
+    setting("upstream.state-file", "FILE", field!(upstream.state_file))
+        .file()
+        .help("File that remembers a switch to another server over restarts; none if not set")
+        .more("It holds as long as --upstream-addr stays as it was at the switch. Its folder has to be there."),
 ];
 
 const fn setting(key: &'static str, value: &'static str, field: Field) -> Setting {
@@ -408,11 +412,12 @@ pub struct UpstreamConfig {
     pub source_addrs: Vec<IpAddr>,
     /// Version of the PROXY protocol that tells the upstream each client's address.
     pub send_proxy: SendProxy,
+    /// File that remembers a switch of the upstream; a switch ends with the process when absent.
+    pub state_file: Option<PathBuf>,
 }
 
 /// Default of `log.connections-rate`. The journal of systemd drops the lines of a service beyond some 300 in a second.
 const CONNECTION_LINES_MAX: NonZeroU32 = NonZeroU32::new(100).unwrap();
-
 /// Default of `resume.max-connecting`, a common length of a server's backlog.
 const CONNECTING_MAX: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
@@ -489,6 +494,7 @@ impl Default for UpstreamConfig {
             retry_for: Duration::ZERO,
             source_addrs: Vec::new(),
             send_proxy: SendProxy::default(),
+            state_file: None,
         }
     }
 }

@@ -26,19 +26,7 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
         return Err(format!("proxy.pipes: the most are {PIPES_MAX} for each thread"));
     }
     check_modes(config)?;
-    let upstream = &config.upstream.addr;
-    if let Address::Tcp { host, port } = upstream {
-        if *port == 0 {
-            return Err(format!(
-                "upstream.addr: {upstream} has port 0; write the port that the upstream listens on"
-            ));
-        }
-        if host.is_empty() {
-            return Err(format!(
-                "upstream.addr: {upstream} names no host; did you mean `localhost:{port}`?"
-            ));
-        }
-    }
+    config.upstream.addr.check_dialled().map_err(|error| format!("upstream.addr: {error}"))?;
     check_dialling(&config.upstream)?;
     check_listeners(config)
 }

@@ -25,15 +25,20 @@ use crate::{
     pause::gate::Pass,
     stats::cause::{CloseCause, ConnectResult},
     sys::{Dialled, SocketAddress, is_shortage},
-    upstream::{RetryPlan, Upstream, addresses::Route, breaker::Cause},
+    upstream::{
+        Present, RetryPlan, Upstream, addresses::Route, breaker::Cause, targets::TargetUse,
+    },
 };
 pub(super) use words::DialWords;
 
 /// A dial that is under way.
 #[derive(Debug)]
 pub(super) struct Dial {
-    // Fields are dropped in this order: the socket, then the pass. So the proxy counts as idle only after the close.
+    // Fields are dropped in this order: the socket, then the use of the upstream and the pass. So both count as idle only
+    // after the close.
     pub(super) upstream: Endpoint,
+    /// Upstream that is dialled, which was the present one when the dial began.
+    pub(super) target: TargetUse,
     pub(super) attempt: Attempt,
 }
 
@@ -169,11 +174,12 @@ impl Connection {
 
     /// Dials the present address of the attempt.
     fn dial(&mut self, mut attempt: Attempt, context: &mut Context<'_>) -> Verdict {
-        let addresses = context.upstream.read(context.cached);
+        let Present { target, addresses } = context.upstream.present(context.cached);
         let Some(address) = addresses.get(&attempt.route) else {
             let error = io::Error::other(addresses.lack());
             return self.attempt_failed(attempt, error, context);
         };
+        let target = target.begin_use();
         let Registration { registry, upstream: token, .. } = context.registration;
         let dialled =
             context.dialer.dial(address, context.upstream).and_then(|(socket, dialled)| {
@@ -182,12 +188,13 @@ impl Connection {
             });
         match dialled {
             Ok((socket, Dialled::Connected)) => {
-                self.begin_relay(Dial { upstream: Endpoint::connected(socket), attempt }, context)
+                let upstream = Endpoint::connected(socket);
+                self.begin_relay(Dial { upstream, target, attempt }, context)
             }
             Ok((socket, Dialled::InProgress)) => {
                 let verdict = attempt.await_answer(context);
                 let upstream = Endpoint::connecting(socket);
-                self.replace_state(State::Connecting(Dial { upstream, attempt }));
+                self.replace_state(State::Connecting(Dial { upstream, target, attempt }));
                 verdict
             }
             Err(error) => self.next_address(attempt, error, context),
@@ -196,13 +203,17 @@ impl Connection {
 
     /// Goes on when the deadline of an address or of the attempt has passed.
     pub(super) fn dial_expired(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(Dial { upstream, attempt }) = &self.state else {
+        let State::Connecting(Dial { upstream, target, attempt }) = &self.state else {
             return Verdict::Stay;
         };
         let now = context.now;
         let syn = attempt.ticket.syn(upstream, now);
         let timed_out = io::Error::from(io::ErrorKind::TimedOut);
         let has_time = !attempt.time_left(context.upstream, now).is_zero();
+        let is_young = has_time && matches!(syn, Syn::Young);
+        if !is_young && !context.upstream.is_present(context.cached, target.target()) {
+            return self.give_up_address(timed_out, context);
+        }
         if !has_time {
             context.upstream.read(context.cached).ran_out(&attempt.route, now);
         }
@@ -244,8 +255,29 @@ impl Connection {
     /// Closes the socket, and goes on to the next address, as this one has failed with `error`.
     fn give_up_address(&mut self, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let Some(dial) = self.take_dial() else { return Verdict::Stay };
+        let is_present = context.upstream.is_present(context.cached, dial.target.target());
         let attempt = dial.close(context.registration.registry);
-        self.next_address(attempt, error, context)
+        if is_present {
+            self.next_address(attempt, error, context)
+        } else {
+            self.dial_anew(attempt, error, context)
+        }
+    }
+
+    /// Begins anew at the present upstream, as the dial of an earlier one has failed with `error`. That tells nothing of the
+    /// present one, and the client has all of its time again.
+    fn dial_anew(
+        &mut self,
+        attempt: Attempt,
+        error: io::Error,
+        context: &mut Context<'_>,
+    ) -> Verdict {
+        context.counters.dialled(ConnectResult::from(&error));
+        if attempt.pass.is_void() {
+            return self.wait(attempt, error, context);
+        }
+        let route = context.upstream.read(context.cached).route(None);
+        self.dial(Attempt { route, is_short: false, begun: context.now, ..attempt }, context)
     }
 
     /// Ends an attempt whose SYN was lost. The client waits for a share of the window again, ahead of all clients that came
@@ -329,14 +361,19 @@ impl Connection {
 
     /// Goes on when the dial has connected or failed.
     pub(super) fn connected(&mut self, context: &mut Context<'_>) -> Verdict {
-        let State::Connecting(Dial { upstream, .. }) = &self.state else { return Verdict::Stay };
+        let State::Connecting(Dial { upstream, target, .. }) = &self.state else {
+            return Verdict::Stay;
+        };
         let socket = upstream.socket();
+        let may_be_own = context.upstream.breaker().is_open()
+            || !context.upstream.is_present(context.cached, target.target());
         // A failure comes with a reset event, so that a success needs no call to ask for the error.
         let failure = if upstream.is_reset() { socket.take_dial_error() } else { None };
         let failure = match failure {
             // A dial of a local port without a listener may connect to itself (TCP's simultaneous open). Then earlier dials
-            // have failed, so only an open breaker needs the check. The reset frees the port at once for its server.
-            None if context.upstream.breaker().is_open() && socket.is_self_connected() => {
+            // have failed, so only an open breaker, or one that a switch has closed, needs the check. The reset frees the
+            // port at once for its server.
+            None if may_be_own && socket.is_self_connected() => {
                 socket.reset_on_close();
                 Some(io::ErrorKind::ConnectionRefused.into())
             }
@@ -351,7 +388,12 @@ impl Connection {
     }
 
     /// Records and counts a successful attempt.
-    fn observe_connected(&mut self, attempt: &Attempt, context: &mut Context<'_>) {
+    fn observe_connected(
+        &mut self,
+        attempt: &Attempt,
+        is_present: bool,
+        context: &mut Context<'_>,
+    ) {
         let Context { counters, now, .. } = *context;
         counters.dialled(ConnectResult::Ok);
         if let Some(held) = self.record.held_before(attempt.since) {
@@ -361,7 +403,8 @@ impl Connection {
             counters.outage.served.observe(attempt.begun.saturating_duration_since(began));
         }
         let address = match context.upstream.read(context.cached).get(&attempt.route) {
-            Some(SocketAddress::Inet(address)) => Some(*address),
+            // The route of an earlier upstream leads elsewhere here.
+            Some(SocketAddress::Inet(address)) if is_present => Some(*address),
             _ => None,
         };
         self.record.connected(address, now.saturating_duration_since(attempt.begun), counters);
@@ -376,14 +419,17 @@ impl Connection {
             }
         };
         let socket = dial.upstream.socket();
-        context.dialer.succeeded(context.upstream);
+        let is_present = context.upstream.is_present(context.cached, dial.target.target());
+        if is_present {
+            context.dialer.succeeded(context.upstream);
+            context.upstream.reached(context.cached, &dial.attempt.route, context.now);
+        }
         if let Some(under_way) = dial.attempt.ticket.under_way() {
             under_way.answered(socket, context.now);
         }
-        context.upstream.reached(context.cached, &dial.attempt.route, context.now);
-        self.observe_connected(&dial.attempt, context);
+        self.observe_connected(&dial.attempt, is_present, context);
         let header = self.header_for_upstream(addresses, context);
-        let Dial { upstream, attempt: Attempt { ticket, pass, .. } } = dial;
+        let Dial { upstream, target, attempt: Attempt { ticket, pass, .. } } = dial;
         let under_way = ticket.into_under_way();
         let deadline = if under_way.is_some() {
             Deadline::AwaitingFirstByte
@@ -396,6 +442,7 @@ impl Connection {
             moved: context.now,
             asks: false,
             settling: None,
+            target,
             pass,
         }));
         Verdict::Enter(deadline)

@@ -146,7 +146,7 @@ impl Session {
     /// stream. So servers do that expect a header and get none, or get one and expect none.
     pub(super) fn ask_about_header(&self, context: &Context<'_>) {
         if !self.relay.can_answer() && context.counters.bytes_to_client.get() == 0 {
-            context.proxy_headers.ask(context.upstream.address());
+            context.proxy_headers.ask(self.target.target().address());
         }
     }
 }

@@ -32,7 +32,7 @@ impl Connection {
             && idle.is_none_or(|least| moved.is_some_and(|moved| lasts(moved, least)))
             && client.is_none_or(|net| self.record.client().is_some_and(|it| net.contains(it.ip())))
             && upstream.as_ref().is_none_or(|upstream| match upstream {
-                UpstreamFilter::Configured => moved.is_some(),
+                UpstreamFilter::Named(name) => self.target().is_some_and(|it| it.address() == name),
                 UpstreamFilter::At(at) => self.upstream_address().as_ref() == Some(at),
                 UpstreamFilter::Unknown => false,
             })

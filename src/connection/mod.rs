@@ -56,7 +56,7 @@ use crate::{
     proxy_header::{Defect, ProxyHeaders},
     stats::{Counters, cause::CloseCause},
     sys::{Socket, SocketAddress},
-    upstream::{Cached, Upstream, dialer::Dialer},
+    upstream::{Cached, Upstream, dialer::Dialer, targets::TargetUse},
 };
 use deadline::Deadline;
 use endpoint::Endpoint;
@@ -113,6 +113,8 @@ struct Session {
     asks: bool,
     /// Wait for the acknowledgements of the other side, once one side was reset.
     settling: Option<AwaitingAcks>,
+    /// Upstream that it leads to.
+    target: TargetUse,
     pass: Pass,
 }
 

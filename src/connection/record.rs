@@ -19,6 +19,7 @@ use crate::{
         Counters,
         cause::{CloseCause, ConnectResult},
     },
+    upstream::targets::Target,
 };
 
 /// Target of the lines about connections, by which a logger tells them from others.
@@ -198,6 +199,15 @@ impl Connection {
         self.record
             .client
             .map_or_else(|| self.client.socket().peer(), |address| address.to_string())
+    }
+
+    /// Returns the upstream that it leads to, or that is dialled for it.
+    pub(crate) fn target(&self) -> Option<&Target> {
+        match &self.state {
+            State::Connecting(dial) => Some(dial.target.target()),
+            State::Relaying(session) => Some(session.target.target()),
+            State::Waiting { .. } | State::Rejecting(_) => None,
+        }
     }
 
     /// Logs the end of the connection. `error` is the result of its last dial.

@@ -19,7 +19,7 @@ use crate::{
     handover::parcel::{Incoming, Misfit, Moment, Outgoing},
     pause::gate::Gate,
     stats::cause::{CloseCause, ConnectResult},
-    upstream::Upstream,
+    upstream::{Upstream, targets::UpstreamId},
 };
 
 /// Words of a connection.
@@ -63,6 +63,9 @@ struct SessionWords {
     asks: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     settling: Option<AcksWords>,
+    /// Upstream that it leads to.
+    #[serde(default, skip_serializing_if = "UpstreamId::is_default")]
+    target: UpstreamId,
     /// Set if its pass was given in spite of a pause.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     bypasses: bool,
@@ -218,7 +221,7 @@ impl ErrorWords {
 
 impl Session {
     fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> SessionWords {
-        let Self { relay, under_way, moved, asks, settling, pass } = self;
+        let Self { relay, under_way, moved, asks, settling, target, pass } = self;
         SessionWords {
             relay: relay.describe(parcel),
             under_way: under_way.as_ref().map(|under_way| under_way.describe(parcel)),
@@ -229,6 +232,7 @@ impl Session {
                 unacknowledged,
                 looks,
             }),
+            target: target.target().id(),
             bypasses: pass.bypasses(),
         }
     }
@@ -238,7 +242,7 @@ impl Session {
         parcel: &mut Incoming,
         context: &RebuildContext<'_>,
     ) -> Result<Self, Misfit> {
-        let SessionWords { relay, under_way, moved, asks, settling, bypasses } = words;
+        let SessionWords { relay, under_way, moved, asks, settling, target, bypasses } = words;
         Ok(Self {
             relay: Relay::rebuild(relay, parcel, context.pipes)?,
             under_way: under_way
@@ -250,6 +254,7 @@ impl Session {
                 unacknowledged,
                 looks,
             }),
+            target: context.upstream.restore_use(target),
             pass: context.gate.restore(bypasses),
         })
     }

@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::{
     connections::{self, Choice},
     index::{self, Scope},
     metrics::Source,
     page::page,
-    query::{Pause, Resume, Wait, parse_none, parse_ready, parse_wait},
+    query::{
+        Pause, Resume, Switch, Wait, parse_none, parse_ready, parse_wait, parse_wait_upstream,
+    },
     request::Request,
     response::Response,
 };
 use crate::{
-    config::duration::format_duration,
-    handle::Handle,
+    config::{address::Address, duration::format_duration},
+    handle::{Handle, switch::SwitchError},
     pause::leases::{Full, LEASES_MAX, Lifetime, Terms},
+    sys::SocketAddress,
 };
 
 /// Sender of one request.
@@ -49,10 +54,16 @@ pub(super) enum Command {
     Upgrade,
     /// `GET` and `DELETE` of `/connections`, and of a single one.
     Connections(Choice),
+    /// `GET /upstream`.
+    GetUpstream,
+    /// `PUT /upstream` and `DELETE /upstream`, with what was found there by the check.
+    Switch { wanted: Switch, found: Box<[SocketAddress]> },
+    /// `GET /upstream/block-until-idle`.
+    WaitUpstream { address: Address, timeout: Option<Duration> },
 }
 
 /// Event that an answer waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Awaited {
     /// The proxy is idle, within this time if there is one.
     Idle { timeout: Option<Duration> },
@@ -60,6 +71,10 @@ pub(super) enum Awaited {
     Pause { wait: Option<Wait>, is_bound: bool },
     /// The upgrade has succeeded or failed.
     Upgrade,
+    /// The upstream of a switch was examined.
+    Examination(Switch),
+    /// No connection to this upstream is left, within this time if there is one.
+    UpstreamIdle { address: Address, timeout: Option<Duration> },
 }
 
 impl Command {
@@ -92,6 +107,11 @@ impl Command {
             (_, path) if path.starts_with(connections::PATH) => {
                 Choice::parse(method, path, query).map(Self::Connections)
             }
+            ("PUT", "/upstream") => Switch::parse(query).map(Self::switch),
+            ("DELETE", "/upstream") => Switch::parse_back(query).map(Self::switch),
+            (_, "/upstream") => parse_none(query).map(|()| Self::GetUpstream),
+            (_, "/upstream/block-until-idle") => parse_wait_upstream(query)
+                .map(|(address, timeout)| Self::WaitUpstream { address, timeout }),
             ("PUT", _) => Pause::parse(query).map(Self::Pause),
             ("DELETE", _) => Resume::parse(query).map(Self::Resume),
             (_, "/") => {
@@ -109,9 +129,17 @@ impl Command {
         .map_err(|text| Response::error(400, &text))
     }
 
+    fn switch(wanted: Switch) -> Self {
+        Self::Switch { wanted, found: [].into() }
+    }
+
     /// Returns the event that the answer waits for, if it is not due at once.
     pub(super) fn awaited(&self) -> Option<Awaited> {
         match *self {
+            Self::Switch { ref wanted, .. } => Some(Awaited::Examination(wanted.clone())),
+            Self::WaitUpstream { ref address, timeout } => {
+                Some(Awaited::UpstreamIdle { address: address.clone(), timeout })
+            }
             Self::WaitIdle { timeout } => Some(Awaited::Idle { timeout }),
             Self::Pause(Pause { wait, is_bound, .. }) if is_bound || wait.is_some() => {
                 Some(Awaited::Pause { wait, is_bound })
@@ -124,7 +152,7 @@ impl Command {
     /// Returns true if it changes something, and so is logged with its caller.
     pub(super) fn is_change(&self) -> bool {
         match self {
-            Self::Pause(_) | Self::Resume(_) | Self::Upgrade => true,
+            Self::Pause(_) | Self::Resume(_) | Self::Upgrade | Self::Switch { .. } => true,
             Self::Connections(choice) => choice.is_change(),
             _ => false,
         }
@@ -148,8 +176,12 @@ impl Command {
             Self::GetMetrics => metrics.scrape(handle),
             Self::GetReady { paused_is_ready } => ready(handle, paused_is_ready),
             Self::Connections(choice) => choice.execute(caller, handle),
+            Self::GetUpstream => json(&handle.upstream()),
+            Self::Switch { wanted, found } => switch(wanted, found, caller, handle),
             // The front waits for these itself.
-            Self::WaitIdle { .. } | Self::Upgrade => Response::empty(204),
+            Self::WaitIdle { .. } | Self::WaitUpstream { .. } | Self::Upgrade => {
+                Response::empty(204)
+            }
         })
     }
 }
@@ -217,7 +249,54 @@ fn status(handle: &Handle, scope: Scope) -> Response {
         // A reason may be the command line of `exec`.
         status.leases.iter_mut().for_each(|lease| (lease.reason, lease.by) = (None, None));
     }
-    match serde_json::to_string(&status) {
+    json(&status)
+}
+
+/// Leads new connections to another upstream, which was found at these addresses.
+fn switch(
+    wanted: Switch,
+    found: Box<[SocketAddress]>,
+    caller: &Caller,
+    handle: &Handle,
+) -> Response {
+    let is_back = wanted.to.is_none();
+    let address = wanted.to.unwrap_or_else(|| handle.configured_upstream().clone());
+    match handle.switch(&address, found, &caller.name) {
+        Ok(()) if is_back => Response::empty(204),
+        Ok(()) => json(&handle.upstream()),
+        Err(error) => {
+            handle.refuse_switch(&address, &error, &caller.name);
+            refuse_switch(&error)
+        }
+    }
+}
+
+/// Returns the answer to a switch that is refused.
+pub(super) fn refuse_switch(error: &SwitchError) -> Response {
+    let text = error.to_string();
+    let status = match error {
+        SwitchError::LeadsBack(_) => {
+            return Response::error(400, &format!("The parameter \"addr\": {text}."));
+        }
+        SwitchError::Unreachable(_) => {
+            return Response::error(502, &format!("The upstream {text}. Nothing has changed."));
+        }
+        SwitchError::TooMany => 409,
+        SwitchError::NotRemembered(_) => 500,
+        SwitchError::Stopping => return Response::error(503, "tcpause is stopping."),
+    };
+    Response::error(status, &sentence(&text))
+}
+
+/// Makes a sentence of a clause.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(letters).chain(['.']).collect()
+}
+
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
         // The line ends for readers at a terminal.
         Ok(body) => Response::json(body + "\n"),
         Err(error) => {
@@ -268,6 +347,12 @@ mod tests {
             ("DELETE", "/status", 405, ""),
             ("GET", "/upgrade", 405, ""),
             ("PUT", "/upgrade", 405, ""),
+            ("GET", "/upstream?addr=localhost:1", 400, ""),
+            ("PUT", "/upstream", 400, ""),
+            ("DELETE", "/upstream?addr=localhost:1", 400, ""),
+            ("POST", "/upstream", 405, ""),
+            ("PUT", "/upstream/block-until-idle?addr=localhost:1", 405, ""),
+            ("GET", "/upstream/block-until-idle", 400, ""),
             ("POST", "/upgrade?path=x", 400, ""),
             ("GET", "/paused/", 404, ""),
             ("POST", "*", 404, ""),
@@ -309,6 +394,8 @@ mod tests {
             ("POST", "/status", 405),
             ("POST", "/upgrade", 405),
             ("GET", "/upgrade", 404),
+            ("GET", "/upstream", 404),
+            ("PUT", "/upstream?addr=localhost:1", 405),
             ("DELETE", "/nothing", 405),
         ] {
             let executed = parse_at(Scope::ReadOnly, method, target)

@@ -47,6 +47,14 @@ const KINDS: &[Kind] = &[
     act("GET", "/connections?state=held&older=30s", "connections as JSON, oldest first, in pages"),
     act("DELETE", "/connections?idle=5m&spread=10s", "end the connections that a filter chooses"),
     act("DELETE", "/connections/ID", "end one connection"),
+    act("GET", "/upstream", "the upstream and its connections, as JSON"),
+    act("PUT", "/upstream?addr=localhost:3003", "lead new connections there, if it answers"),
+    act("DELETE", "/upstream", "lead them to the configured upstream again"),
+    act(
+        "GET",
+        "/upstream/block-until-idle?addr=localhost:3002&timeout=5m",
+        "wait until it has no connection",
+    ),
     act("POST", "/upgrade", "start the program anew, which goes on with all connections"),
 ];
 
@@ -103,6 +111,8 @@ mod tests {
             ("/connections/1.2", None, Some("DELETE")),
             ("/connections/", None, Some("DELETE")),
             ("/connectionsx", None, None),
+            ("/upstream", None, Some("GET, HEAD, PUT, DELETE")),
+            ("/upstream/block-until-idle", None, look),
             ("/paused/", None, None),
             ("", None, None),
         ] {

@@ -135,6 +135,8 @@ fn assemble(
     let notifier = Arc::new(Notifier::new(&poll)?);
     let idle_notifier = Arc::clone(&notifier);
     handle.pauses().watch_idle(move || idle_notifier.notify_idle());
+    let upstream_notifier = Arc::clone(&notifier);
+    handle.watch_upstreams(move || upstream_notifier.notify_idle());
     let pause_notifier = Arc::clone(&notifier);
     handle.pauses().watch(move || pause_notifier.notify());
     let upgrade_notifier = Arc::clone(&notifier);

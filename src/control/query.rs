@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{
+        address::Address,
         duration::parse_duration,
         suggest::{choice, nearest},
     },
+    handle::switch::Check,
     pause::{
         gate::Mode,
         leases::{NAME_DEFAULT, mode_name},
@@ -22,6 +24,11 @@ pub(super) const PAUSE: &[&str] =
 pub(super) const RESUME: &[&str] = &["name", "release"];
 /// Parameters of `GET /paused/block-until-idle`.
 pub(super) const WAIT: &[&str] = &["timeout"];
+
+/// Parameters of `PUT /upstream`, of which `DELETE /upstream` takes the last one.
+const SWITCH: &[&str] = &["addr", "check"];
+/// Parameters of `GET /upstream/block-until-idle`.
+const WAIT_UPSTREAM: &[&str] = &["addr", "timeout"];
 
 /// Parameters of `GET /ready`.
 const READY: &[&str] = &["paused"];
@@ -135,6 +142,34 @@ impl Resume {
     }
 }
 
+/// Parsed parameters of `PUT /upstream` and of `DELETE /upstream`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Switch {
+    /// Upstream to switch to; the configured one if absent.
+    pub(super) to: Option<Address>,
+    pub(super) check: Check,
+}
+
+impl Switch {
+    /// Parses the query of a switch to another upstream.
+    pub(super) fn parse(query: &str) -> Result<Self, String> {
+        let query = Query::parse(query, SWITCH)?;
+        Ok(Self { to: Some(query.upstream()?), check: query.check()? })
+    }
+
+    /// Parses the query of a switch back to the configured upstream.
+    pub(super) fn parse_back(query: &str) -> Result<Self, String> {
+        let query = Query::parse(query, &["check"])?;
+        Ok(Self { to: None, check: query.check()? })
+    }
+}
+
+/// Parses the query of a wait for an upstream: its address and the timeout.
+pub(super) fn parse_wait_upstream(query: &str) -> Result<(Address, Option<Duration>), String> {
+    let query = Query::parse(query, WAIT_UPSTREAM)?;
+    Ok((query.upstream()?, query.duration("timeout")?))
+}
+
 /// Parses the query of a wait, whose only parameter is its timeout.
 pub(super) fn parse_wait(query: &str) -> Result<Option<Duration>, String> {
     Query::parse(query, WAIT)?.duration("timeout")
@@ -196,6 +231,21 @@ impl Query {
         let words: Vec<&str> = allowed.iter().map(|(word, _)| *word).collect();
         let meant = did_you_mean(value, &words);
         Err(wrong(name, &format!("{value:?} is not known; write {}{meant}", choice(&words))))
+    }
+
+    /// Returns the address of an upstream, which has to be there.
+    fn upstream(&self) -> Result<Address, String> {
+        let Some(text) = self.get("addr") else {
+            return Err(wrong("addr", "it is missing; write one such as addr=localhost:3003"));
+        };
+        let address: Address = text.parse().map_err(|error: String| wrong("addr", &error))?;
+        address.check_dialled().map_err(|error| wrong("addr", &error))?;
+        Ok(address)
+    }
+
+    fn check(&self) -> Result<Check, String> {
+        let words = [("connect", Check::Connect), ("none", Check::None)];
+        Ok(self.one_of("check", &words)?.unwrap_or(Check::Connect))
     }
 
     fn name(&self) -> Result<Option<String>, String> {
@@ -362,6 +412,38 @@ mod tests {
         {
             assert!(Resume::parse(query).unwrap_err().contains("The parameter"), "{query}");
         }
+    }
+
+    #[test]
+    fn a_switch_names_an_upstream_and_its_check() {
+        let to = |port| Address::tcp("localhost", port);
+        let switch = |to, check| Ok(Switch { to, check });
+        for (query, port, check) in [
+            ("addr=localhost:3003", 3003, Check::Connect),
+            ("addr=tcp%3A%2F%2Flocalhost:3003&check=connect", 3003, Check::Connect),
+            ("check=none&addr=localhost:1", 1, Check::None),
+        ] {
+            assert_eq!(Switch::parse(query), switch(Some(to(port)), check));
+        }
+        assert_eq!(Switch::parse_back(""), switch(None, Check::Connect));
+        assert_eq!(Switch::parse_back("check=none"), switch(None, Check::None));
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(parse_wait_upstream("addr=localhost:2&timeout=1s"), Ok((to(2), second)));
+        assert_eq!(parse_wait_upstream("addr=localhost:2"), Ok((to(2), None)));
+        for (query, part) in [
+            ("", "addr=localhost:3003"),
+            ("addr=", "an address is missing"),
+            ("addr=localhost", "lacks a port"),
+            ("addr=localhost:0", "has port 0"),
+            ("addr=:80", "did you mean `localhost:80`?"),
+            ("adr=localhost:1", "did you mean addr?"),
+            ("addr=localhost:1&check=connet", "write connect or none (did you mean connect?)"),
+        ] {
+            let error = Switch::parse(query).unwrap_err();
+            assert!(error.contains(part) && error.ends_with(['.', '?']), "{query}: {error}");
+        }
+        assert!(Switch::parse_back("addr=localhost:1").unwrap_err().contains("takes check."));
+        assert!(parse_wait_upstream("timeout=1s").unwrap_err().contains("it is missing"));
     }
 
     #[test]

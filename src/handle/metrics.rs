@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     pub(crate) upstream_down: Duration,
     /// Look-ups of the upstream's name that have succeeded, and that have failed.
     pub(crate) look_ups: (u64, u64),
+    /// Switches to another upstream that were done, and that were refused.
+    pub(crate) switches: (u64, u64),
     /// Upgrades that have succeeded, and that have failed.
     pub(crate) upgrades: (u64, u64),
     /// Time of each worker outside of its wait for events.
@@ -86,6 +88,7 @@ impl Metrics {
         };
         let number = |atomic: &AtomicU64| atomic.load(Ordering::Relaxed);
         let [found, lost] = &upstream.look_ups;
+        let [done, refused] = &upstream.switches;
         let counts = &pauses.counts;
         let upgrades = shared.upgrades.describe();
         Self {
@@ -113,6 +116,7 @@ impl Metrics {
             spliced: (sum(|it| &it.spliced_to_upstream), sum(|it| &it.spliced_to_client)),
             upstream_down: upstream.breaker().time_away(),
             look_ups: (number(found), number(lost)),
+            switches: (number(done), number(refused)),
             upgrades: (upgrades.count, upgrades.failed),
             busy: workers.each().map(|it| Duration::from_nanos(it.busy_nanos.get())).collect(),
             pipes: (

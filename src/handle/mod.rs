@@ -2,6 +2,7 @@
 
 mod metrics;
 mod status;
+pub(crate) mod switch;
 
 use std::{
     net::SocketAddr,
@@ -130,8 +131,8 @@ impl Handle {
 
     /// Returns the condition that a connection's upstream is the one of this address.
     pub(crate) fn upstream_filter(&self, address: &Address) -> UpstreamFilter {
-        if address == self.0.upstream.address() {
-            return UpstreamFilter::Configured;
+        if self.0.upstream.targets().find(address).is_some() {
+            return UpstreamFilter::Named(address.clone());
         }
         match address {
             Address::Tcp { host, port } => host.parse().map_or(UpstreamFilter::Unknown, |ip| {

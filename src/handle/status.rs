@@ -68,7 +68,7 @@ pub struct Status {
     pub bytes_to_upstream: u64,
     /// Bytes carried from the upstream to clients.
     pub bytes_to_client: u64,
-    /// The upstream as configured.
+    /// The upstream as configured, or as switched to.
     pub upstream: String,
     /// The number of worker threads.
     #[serde(default)]
@@ -182,7 +182,7 @@ impl Status {
             killed: closed(CloseCause::KilledPause),
             bytes_to_upstream: sum(|counters| &counters.bytes_to_upstream),
             bytes_to_client: sum(|counters| &counters.bytes_to_client),
-            upstream: upstream.address().to_string(),
+            upstream: upstream.target().address().to_string(),
             threads: workers.len(),
             worker_panics: sum(|counters| &counters.panics),
             state: String::new(),

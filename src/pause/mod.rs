@@ -285,9 +285,9 @@ impl Pauses {
         self.lock().next_end()
     }
 
-    /// Waits until every worker has finished the turn in which the pause began. Needed even if it was paused already: the
-    /// earlier caller may still be waiting.
-    fn await_workers(&self) {
+    /// Waits until every worker has finished the turn in which a pause or a switch began. Needed even if it was paused already:
+    /// the earlier caller may still be waiting.
+    pub(crate) fn await_workers(&self) {
         if !self.await_turns(TURN_TIMEOUT) {
             log::warn!("a worker's turn takes long: what it has admitted may still be under way");
         }

@@ -206,6 +206,10 @@ impl Plan {
         if let Some(found) = found {
             upstream.publish(found);
         }
+        // A taker goes on with what is present.
+        if rebuilding.is_none() {
+            upstream.recall()?;
+        }
         let (workers, ends) = make_workers(threads)?;
         let workers = Arc::new(WorkerPool::new(workers, listeners.proxy.listeners.len()));
         let admission =
@@ -340,7 +344,7 @@ impl Server {
         };
         log::info!(
             "upstream is {}; while paused, new clients are {while_paused}",
-            self.shared.upstream.address()
+            self.shared.upstream.target().address()
         );
         let is_beyond_loopback = |address: &Address| match address {
             Address::Tcp { host, .. } => !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),

@@ -124,11 +124,11 @@ impl RestWords {
         shared.pauses.restore(pauses, parcel);
         // Behind the pauses: without one, these withdraw all bypasses.
         shared.admission.queue.restore(queue, parcel);
+        shared.upstream.restore(upstream, parcel);
         // Another upstream may be slower, and have less room.
         if let Some(pace) = pace.as_ref().filter(|_pace| upstream.is_of(&shared.upstream)) {
             shared.admission.queue.pace().restore(pace, parcel);
         }
-        shared.upstream.restore(upstream, parcel);
         shared.upgrades.restore(upgrades.clone());
     }
 }

@@ -443,6 +443,7 @@ impl Server {
             self.announce(listened_at);
         }
         later.adopt_files(self);
+        shared.upstream.remember_present();
         // The manager's sockets are its own.
         if self.written.proxy.is_some() {
             self.listen_on_all_workers();

@@ -8,6 +8,7 @@ mod listener;
 pub(crate) mod pacing;
 mod peer;
 pub(crate) mod rcvbuf;
+pub(crate) mod reach;
 pub(crate) mod sock_diag;
 pub(crate) mod socket_file;
 pub(crate) mod tcp_info;

@@ -8,7 +8,7 @@ use std::{
     ops::RangeInclusive,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -44,8 +44,11 @@ pub(crate) struct CircuitBreaker {
     outages: AtomicU64,
     /// Longest time that was told as the length of all outages, in nanoseconds.
     told: AtomicU64,
-    /// The permit to probe, of which there is one.
-    probe: Arc<Semaphore>,
+    /// The permit to probe, of which there is one for each upstream. The last probe of an earlier upstream must not keep the
+    /// present one from being probed, so they use two in turn.
+    probes: [Arc<Semaphore>; 2],
+    /// Number of switches to another upstream.
+    switches: AtomicUsize,
 }
 
 /// Reason for the failure of an attempt.
@@ -98,7 +101,8 @@ impl CircuitBreaker {
             last_outage: AtomicU64::new(0),
             outages: AtomicU64::new(0),
             told: AtomicU64::new(0),
-            probe: Arc::new(Semaphore::new(1)),
+            probes: [(); 2].map(|()| Arc::new(Semaphore::new(1))),
+            switches: AtomicUsize::new(0),
         }
     }
 
@@ -154,23 +158,33 @@ impl CircuitBreaker {
         if !self.is_open() {
             return false;
         }
-        let away_since = self.away_since();
-        let was_open = self.cause.swap(0, Ordering::AcqRel) > 0;
-        if was_open && let Some(since) = away_since {
+        let (was_open, outage) = self.close();
+        if let Some(lasted) = outage {
             self.changed.store(Rfc3339::now().unix_millis(), Ordering::Relaxed);
-            let lasted = nanos(sys::now().saturating_duration_since(since));
             self.last_outage.store(lasted, Ordering::Relaxed);
-            self.outages.fetch_add(lasted, Ordering::Release);
         }
         was_open
     }
 
     /// Closes the breaker for another upstream, which nobody has dialled yet. The outage was that of the earlier one.
     pub(super) fn begin_anew(&self) {
-        self.succeeded();
+        self.switches.fetch_add(1, Ordering::AcqRel);
+        self.close();
         for of_earlier in [&self.changed, &self.last_outage] {
             of_earlier.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Closes the breaker. Returns true if it was open, and the length of the outage that has ended, in nanoseconds.
+    fn close(&self) -> (bool, Option<u64>) {
+        let away_since = self.away_since();
+        let was_open = self.cause.swap(0, Ordering::AcqRel) > 0;
+        let outage = away_since.filter(|_since| was_open).map(|since| {
+            let lasted = nanos(sys::now().saturating_duration_since(since));
+            self.outages.fetch_add(lasted, Ordering::Release);
+            lasted
+        });
+        (was_open, outage)
     }
 
     /// Returns the beginning of the present outage; none while the upstream is not known to be away.
@@ -219,7 +233,7 @@ impl CircuitBreaker {
     /// signalled through [`CircuitBreaker::take_wanted`].
     pub(crate) fn probe_at(&self) -> Option<Instant> {
         let at = || self.begin + Duration::from_nanos(self.due.load(Ordering::Relaxed));
-        (self.is_open() && self.probe.is_any_free_or_wish()).then(at)
+        (self.is_open() && self.probe().is_any_free_or_wish()).then(at)
     }
 
     /// Describes the breaker for a hand-over.
@@ -234,7 +248,8 @@ impl CircuitBreaker {
             last_outage,
             outages,
             told,
-            probe: _,
+            probes: _,
+            switches: _,
         } = self;
         let span = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
         let moment = |nanos: &AtomicU64| parcel.moment(self.begin + span(nanos));
@@ -274,17 +289,23 @@ impl CircuitBreaker {
 
     /// Takes the permit to probe, if it is free.
     pub(crate) fn take_probe(&self) -> Option<Permit> {
-        self.probe.take()
+        self.probe().take()
     }
 
     /// Returns a permit for a probe that was under way in another process.
     pub(crate) fn restore_probe(&self) -> Permit {
-        self.probe.take_beyond()
+        self.probe().take_beyond()
     }
 
     /// Returns true once if a worker waits for the permit to probe and it is free.
     pub(crate) fn take_wanted(&self) -> bool {
-        self.probe.take_wanted()
+        self.probe().take_wanted()
+    }
+
+    /// Returns the permit to probe the present upstream.
+    fn probe(&self) -> &Arc<Semaphore> {
+        let [even, odd] = &self.probes;
+        if self.switches.load(Ordering::Acquire).is_multiple_of(2) { even } else { odd }
     }
 }
 
@@ -316,6 +337,20 @@ mod tests {
         assert!(breaker.succeeded() && !breaker.succeeded());
         breaker.failed(Cause::Away, false, at(now));
         assert_eq!(breaker.probe_at(), Some(at(now + 10)), "another outage begins anew");
+    }
+
+    #[test]
+    fn another_upstream_begins_with_a_closed_breaker_and_a_probe_of_its_own() {
+        let breaker = CircuitBreaker::new(Instant::now());
+        breaker.failed(Cause::Away, false, breaker.begin);
+        let probe = breaker.take_probe();
+        assert!(probe.is_some() && breaker.take_probe().is_none());
+        breaker.begin_anew();
+        assert!(!breaker.is_open() && breaker.changed_at().is_none());
+        assert!(breaker.time_away() > Duration::ZERO && breaker.take_last_outage().is_none());
+        breaker.failed(Cause::Away, false, breaker.begin);
+        assert!(breaker.probe_at().is_some() && breaker.take_probe().is_some());
+        drop(probe);
     }
 
     #[test]

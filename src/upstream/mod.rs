@@ -4,26 +4,26 @@ pub(crate) mod addresses;
 pub(crate) mod breaker;
 pub(crate) mod dialer;
 pub(crate) mod loop_guard;
+mod names;
+pub(crate) mod state_file;
+mod switch;
+pub(crate) mod targets;
 pub(crate) mod words;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicI32, AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::Sender;
 
 use crate::{
-    config::{
-        self,
-        address::{self, Address},
-    },
+    config::{self, address::Address},
     error::Error,
     log_limit::LogLimit,
     sys::{SocketAddress, is_port_shortage},
@@ -31,16 +31,11 @@ use crate::{
 use addresses::Addresses;
 use addresses::Route;
 use breaker::CircuitBreaker;
-use loop_guard::LoopGuard;
-
-/// Interval of look-ups while none is requested.
-const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Least interval of look-ups requested by failing connections, which may be many.
-const ASKED_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Length of the queue of requests for a look-up. Further ones would ask for nothing new.
-const REQUESTS_MAX: usize = 16;
+use loop_guard::{LoopGuard, Own};
+pub(crate) use names::look_up;
+use names::{Request, is_name};
+use state_file::StateFile;
+use targets::{Target, Targets};
 
 /// Number for a dial that was given up after its time.
 const TIMED_OUT: i32 = -1;
@@ -50,7 +45,7 @@ const NO_ADDRESS: i32 = -2;
 /// The upstream as all workers see it: its addresses, its state, and the limits of its log lines.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    address: Address,
+    configured: Address,
     connect_timeout: Duration,
     retry_for: Duration,
     breaker: CircuitBreaker,
@@ -65,20 +60,30 @@ pub(crate) struct Upstream {
     losses: LogLimit,
     /// Limit of log lines about a move to another address.
     moves: LogLimit,
-    addresses: Mutex<Arc<Addresses>>,
-    /// Number of changes of `addresses`: while it stays the same, no worker takes the lock.
+    present: Mutex<Present>,
+    /// Number of changes of `present`: while it stays the same, no worker takes the lock.
     changes: AtomicU64,
+    /// The present upstream, and those of connections that have begun before a switch.
+    targets: Targets,
+    /// Switches that were done, and that were refused.
+    pub(crate) switches: [AtomicU64; 2],
+    /// File that remembers a switch, if there is one.
+    state_file: Option<StateFile>,
     guard: LoopGuard,
     /// Sender to the look-up thread; empty before [`Upstream::start`].
     look_up: OnceLock<Sender<Request>>,
 }
 
-/// A worker's copy of the addresses.
-#[derive(Debug, Default)]
-pub(crate) struct Cached {
-    addresses: Arc<Addresses>,
-    changes: u64,
+/// The upstream that new connections lead to, with its addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Present {
+    pub(crate) target: Arc<Target>,
+    pub(crate) addresses: Arc<Addresses>,
 }
+
+/// A worker's copy of the present upstream, with the number of its change; none before its first look.
+#[derive(Debug, Default)]
+pub(crate) struct Cached(Option<(u64, Present)>);
 
 /// Source addresses, used in turn. `None` leaves the choice to the system.
 #[derive(Debug)]
@@ -96,9 +101,6 @@ pub(crate) enum RetryPlan {
     GivenUp,
 }
 
-/// Request for a look-up. Its sender, if any, is dropped when the look-up is done.
-type Request = Option<Sender<()>>;
-
 impl Upstream {
     /// Returns an upstream of a proxy that started at `begin`. A name has no addresses yet, as nothing is looked up before
     /// [`Upstream::start`].
@@ -108,6 +110,8 @@ impl Upstream {
         begin: Instant,
     ) -> Result<Self, Error> {
         let address = settings.addr;
+        let targets = Targets::default();
+        let target = targets.add_beyond(address.clone());
         let known = if is_name(&address) { Ok([].into()) } else { look_up(&address) };
         let known: Box<[SocketAddress]> = known.unwrap_or_default();
         if let Some(own) = known.iter().find_map(|known| guard.find(known)) {
@@ -116,7 +120,7 @@ impl Upstream {
             )));
         }
         Ok(Self {
-            address,
+            configured: address,
             connect_timeout: settings.connect_timeout,
             retry_for: settings.retry_for,
             breaker: CircuitBreaker::new(begin),
@@ -126,46 +130,19 @@ impl Upstream {
             delays: LogLimit::default(),
             losses: LogLimit::default(),
             moves: LogLimit::default(),
-            addresses: Mutex::new(Arc::new(Addresses::new(known))),
-            changes: AtomicU64::new(1),
+            present: Mutex::new(Present { target, addresses: Arc::new(Addresses::new(known)) }),
+            changes: AtomicU64::new(0),
+            targets,
+            switches: Default::default(),
+            state_file: settings.state_file.map(StateFile::new),
             guard,
             look_up: OnceLock::new(),
         })
     }
 
-    /// Starts the look-up thread, which ends when the upstream is dropped. It looks the name up, and checks whether an
-    /// address has become tcpause's own. It calls `on_loop` when that happens to an address that was dialled.
-    pub(crate) fn start(
-        self: &Arc<Self>,
-        on_loop: impl Fn() + Send + 'static,
-    ) -> Result<(), Error> {
-        let (requests, receiver) = bounded(REQUESTS_MAX);
-        self.look_up.get_or_init(|| requests);
-        let (address, weak) = (self.address.clone(), Arc::downgrade(self));
-        let report = move |result: io::Result<_>| {
-            let Some(upstream) = weak.upgrade() else { return };
-            let [found, failed] = &upstream.look_ups;
-            if result.is_ok() { found } else { failed }.fetch_add(1, Ordering::Relaxed);
-            match result.map(|found| upstream.publish(found)) {
-                Ok(true) => on_loop(),
-                Ok(false) => {}
-                Err(error) => {
-                    let address = &upstream.address;
-                    log::warn!("cannot look up {address} of upstream.addr: {error}; trying again");
-                }
-            }
-        };
-        let run = move || run(&receiver, &address, report);
-        thread::Builder::new()
-            .name("names".into())
-            .spawn(run)
-            .map(drop)
-            .map_err(|error| Error::no_thread("looks names up", &error))
-    }
-
     /// Returns the address as configured.
-    pub(crate) fn address(&self) -> &Address {
-        &self.address
+    pub(crate) fn configured(&self) -> &Address {
+        &self.configured
     }
 
     /// Returns the longest time that an attempt may take for all addresses.
@@ -219,13 +196,14 @@ impl Upstream {
 
     /// Returns the addresses that are known now.
     pub(crate) fn known(&self) -> Arc<Addresses> {
-        Arc::clone(&self.addresses.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.lock().addresses)
     }
 
     /// Logs the end of an outage, once. `waiting` clients have waited for it.
     pub(crate) fn log_return(&self, waiting: u64) {
         if let Some(outage) = self.breaker.take_last_outage() {
-            let (address, seconds) = (&self.address, outage.as_secs_f64());
+            let (target, seconds) = (self.target(), outage.as_secs_f64());
+            let address = target.address();
             log::info!(
                 event = "upstream-back", seconds = (seconds * 1e3).round() / 1e3, waiting = waiting;
                 "upstream {address} is back after {seconds:.1} s; clients that waited: {waiting}"
@@ -240,7 +218,8 @@ impl Upstream {
             RetryPlan::GivenUp => (&self.losses, "a client is reset"),
         };
         let Some(more) = limit.allow(now) else { return };
-        let address = &self.address;
+        let target = self.target();
+        let address = target.address();
         if is_port_shortage(error) {
             log::warn!(
                 "no local port is free to reach the upstream {address}{more}; {outcome}; add addresses to upstream.source-addrs"
@@ -250,49 +229,77 @@ impl Upstream {
         }
     }
 
-    /// Updates `cached` and returns its addresses. Takes the lock only after a change.
-    pub(crate) fn read<'a>(&self, cached: &'a mut Cached) -> &'a Arc<Addresses> {
+    /// Updates `cached` and returns its content. Takes the lock only after a change.
+    pub(crate) fn present<'a>(&self, cached: &'a mut Cached) -> &'a Present {
         let changes = self.changes.load(Ordering::Acquire);
-        if changes != cached.changes {
-            *cached = Cached { addresses: self.known(), changes };
+        if cached.0.as_ref().is_some_and(|&(seen, _)| seen != changes) {
+            cached.0 = None;
         }
-        &cached.addresses
+        &cached.0.get_or_insert_with(|| (changes, self.lock().clone())).1
+    }
+
+    /// Updates `cached` and returns the addresses in it.
+    pub(crate) fn read<'a>(&self, cached: &'a mut Cached) -> &'a Arc<Addresses> {
+        &self.present(cached).addresses
     }
 
     /// Makes later attempts begin at the address that `route` has reached.
     pub(crate) fn reached(&self, cached: &mut Cached, route: &Route, now: Instant) {
-        let addresses = self.read(cached);
+        let Present { target, addresses } = self.present(cached);
         if addresses.reached(route, now)
             && let Some(address) = addresses.get(route)
             && let Some(more) = self.moves.allow(now)
         {
-            log::info!("upstream {} is reached at {address} from now on{more}", self.address);
+            let name = target.address();
+            log::info!("upstream {name} is reached at {address} from now on{more}");
         }
     }
 
-    /// Requests a look-up without waiting for it.
-    pub(crate) fn ask(&self) {
-        if let Some(look_up) = self.look_up.get() {
-            // If the queue is full, a look-up is due anyway.
-            look_up.try_send(None).ok();
-        }
+    fn lock(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks the name up anew, and waits up to `timeout` for the result. Without one, the known addresses stay.
-    pub(crate) fn refresh(&self, timeout: Duration) {
-        if let Some(look_up) = self.look_up.get() {
-            let (done, wait) = bounded(0);
-            if look_up.try_send(Some(done)).is_err()
-                || wait.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout)
-            {
-                log::warn!("looking up {} takes long; going on with what is known", self.address);
-            }
-        }
-    }
-
-    /// Replaces the addresses by `found`, without tcpause's own. Returns true if one of tcpause's own was dialled until
-    /// now.
+    /// Replaces the addresses of the present upstream by `found`; see [`Upstream::publish_for`].
     pub(crate) fn publish(&self, found: Box<[SocketAddress]>) -> bool {
+        self.publish_for(&self.target(), found)
+    }
+
+    /// Replaces the addresses by `found`, without tcpause's own, unless another upstream than `target` is present by now.
+    /// Returns true if one of tcpause's own was dialled until now.
+    fn publish_for(&self, target: &Arc<Target>, found: Box<[SocketAddress]>) -> bool {
+        let (list, own, listeners) = self.without_own(found);
+        let mut present = self.lock();
+        // Name servers shuffle their answers, so only another set of addresses is a change.
+        let is_known = |found: &[SocketAddress], known: &[SocketAddress]| {
+            known.len() == found.len() && found.iter().all(|address| known.contains(address))
+        };
+        let has_moved = !is_known(&list, present.addresses.list());
+        if !Arc::ptr_eq(target, &present.target)
+            || !has_moved && is_known(&own, present.addresses.own())
+        {
+            return false;
+        }
+        let name = target.address();
+        let is_loop = own.iter().any(|address| present.addresses.list().contains(address));
+        for (address, listener) in own.iter().zip(listeners) {
+            log::error!(
+                "upstream.addr: {name} leads back to {listener} at {address}, which is not dialled; write where the server behind the proxy listens"
+            );
+        }
+        if has_moved && !list.is_empty() {
+            let list = list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            log::info!("upstream {name} is at {list}");
+        }
+        present.addresses = Arc::new(present.addresses.replaced_by(list.into(), own.into()));
+        self.changes.fetch_add(1, Ordering::Release);
+        is_loop
+    }
+
+    /// Returns `found` in two lists, the latter with tcpause's own addresses, and the listeners behind these.
+    fn without_own(
+        &self,
+        found: Box<[SocketAddress]>,
+    ) -> (Vec<SocketAddress>, Vec<SocketAddress>, Vec<&Own>) {
         let (mut list, mut own, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
         for address in found {
             match self.guard.find(&address) {
@@ -303,29 +310,7 @@ impl Upstream {
                 None => list.push(address),
             }
         }
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        // Name servers shuffle their answers, so only another set of addresses is a change.
-        let is_known = |found: &[SocketAddress], known: &[SocketAddress]| {
-            known.len() == found.len() && found.iter().all(|address| known.contains(address))
-        };
-        let has_moved = !is_known(&list, addresses.list());
-        if !has_moved && is_known(&own, addresses.own()) {
-            return false;
-        }
-        let is_loop = own.iter().any(|address| addresses.list().contains(address));
-        for (address, listener) in own.iter().zip(listeners) {
-            log::error!(
-                "upstream.addr: {} leads back to {listener} at {address}, which is not dialled; write where the server behind the proxy listens",
-                self.address
-            );
-        }
-        if has_moved && !list.is_empty() {
-            let list = list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            log::info!("upstream {} is at {list}", self.address);
-        }
-        *addresses = Arc::new(addresses.replaced_by(list.into(), own.into()));
-        self.changes.fetch_add(1, Ordering::Release);
-        is_loop
+        (list, own, listeners)
     }
 }
 
@@ -337,62 +322,6 @@ impl Sources {
             if ips.is_empty() { [None].into() } else { of_family.collect() }
         };
         Self { v4: of_family(true), v6: of_family(false) }
-    }
-}
-
-/// Returns true if `address` has to be looked up.
-fn is_name(address: &Address) -> bool {
-    matches!(address, Address::Tcp { host, .. } if host.parse::<IpAddr>().is_err())
-}
-
-pub(crate) fn look_up(to: &Address) -> io::Result<Box<[SocketAddress]>> {
-    Ok(match to {
-        Address::Tcp { host, port } => {
-            address::look_up(host, *port)?.into_iter().map(SocketAddress::Inet).collect()
-        }
-        Address::Unix(path) => [SocketAddress::Unix(path.clone())].into(),
-        Address::Abstract(name) => [SocketAddress::Abstract(name.clone())].into(),
-    })
-}
-
-/// Looks `address` up at once, on request and at intervals, until all senders are gone.
-fn run(
-    requests: &Receiver<Request>,
-    address: &Address,
-    report: impl Fn(io::Result<Box<[SocketAddress]>>),
-) {
-    let mut waiting = Vec::new();
-    loop {
-        let begun = Instant::now();
-        report(look_up(address));
-        // Dropping the senders wakes the waiting callers. A request that came during the look-up gets the next one.
-        drop(waiting);
-        match wait(requests, begun) {
-            Some(callers) => waiting = callers,
-            None => return,
-        }
-    }
-}
-
-/// Waits until the next look-up is due: at once if a caller waits for it, soon after a plain request. Returns the
-/// senders of waiting callers, or `None` if all senders are gone.
-fn wait(requests: &Receiver<Request>, begun: Instant) -> Option<Vec<Sender<()>>> {
-    let mut due = begun + LOOK_UP_INTERVAL;
-    loop {
-        match requests.recv_deadline(due) {
-            Ok(Some(done)) => {
-                let others = requests.try_iter().take(REQUESTS_MAX).flatten();
-                return Some(std::iter::once(done).chain(others).collect());
-            }
-            Ok(None) => {
-                due = begun + ASKED_INTERVAL;
-                if due <= Instant::now() {
-                    return Some(Vec::new());
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => return Some(Vec::new()),
-            Err(RecvTimeoutError::Disconnected) => return None,
-        }
     }
 }
 
@@ -469,30 +398,5 @@ mod tests {
         assert!(!upstream.publish([own.clone()].into()));
         let addresses = upstream.read(&mut cached);
         assert_eq!((addresses.list(), addresses.lack()), (&[][..], "it is tcpause itself"));
-    }
-
-    #[test]
-    fn a_crowd_that_asks_does_not_get_a_look_up_each() {
-        let (requests, receiver) = bounded(REQUESTS_MAX);
-        let looked_up = Arc::new(AtomicU64::new(0));
-        let begun = Instant::now();
-        let thread = thread::Builder::new().spawn({
-            let looked_up = Arc::clone(&looked_up);
-            let count = move |_found| {
-                looked_up.fetch_add(1, Ordering::Relaxed);
-            };
-            move || run(&receiver, &Address::tcp("127.0.0.1", 80), count)
-        });
-        for _client in 0..1000 {
-            requests.send(None).unwrap();
-        }
-        // A look-up with a waiting caller comes at once all the same.
-        let (done, wait) = bounded(0);
-        requests.send(Some(done)).unwrap();
-        assert_eq!(wait.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
-        drop(requests);
-        thread.unwrap().join().unwrap();
-        let (count, most) = (looked_up.load(Ordering::Relaxed), 2 + begun.elapsed().as_secs());
-        assert!((2..=most).contains(&count), "{count} look-ups, {most} expected at most");
     }
 }

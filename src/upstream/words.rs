@@ -1,11 +1,14 @@
 //! The state of the upstream as it travels in a hand-over. Its addresses are looked up anew; those known so far go along in
 //! case that this fails.
 
-use std::sync::{PoisonError, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NO_ADDRESS, TIMED_OUT, Upstream, breaker::BreakerWords};
+use super::{
+    NO_ADDRESS, Present, TIMED_OUT, Upstream, breaker::BreakerWords, switch::known,
+    targets::TargetWords,
+};
 use crate::{
     handover::parcel::{Incoming, Outgoing},
     sys::SocketAddress,
@@ -21,6 +24,15 @@ pub(crate) struct UpstreamWords {
     address: String,
     #[serde(default)]
     addresses: Vec<SocketAddress>,
+    /// The address in the configuration; empty for a program that knows no other.
+    #[serde(default)]
+    configured: String,
+    /// All upstreams that connections lead to.
+    #[serde(default)]
+    targets: Vec<TargetWords>,
+    /// Switches that were done, and that were refused.
+    #[serde(default)]
+    switches: [u64; 2],
 }
 
 /// Error of the last failed attempt, in a hand-over.
@@ -35,7 +47,7 @@ enum LastError {
 impl UpstreamWords {
     /// Returns true if they tell of an upstream with the address of this one.
     pub(crate) fn is_of(&self, upstream: &Upstream) -> bool {
-        self.address == upstream.address.to_string()
+        self.address == upstream.target().address().to_string()
     }
 }
 
@@ -43,7 +55,7 @@ impl Upstream {
     /// Describes the state of the upstream for a hand-over.
     pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> UpstreamWords {
         let Self {
-            address,
+            configured,
             connect_timeout: _,
             retry_for: _,
             breaker,
@@ -53,11 +65,15 @@ impl Upstream {
             delays: _,
             losses: _,
             moves: _,
-            addresses,
+            present: _,
             changes: _,
+            targets,
+            switches,
+            state_file: _,
             guard: _,
             look_up: _,
         } = self;
+        let Present { target, addresses } = self.lock().clone();
         UpstreamWords {
             breaker: breaker.describe(parcel),
             last_error: match last_error.load(Ordering::Relaxed) {
@@ -66,14 +82,28 @@ impl Upstream {
                 number => LastError::Number(number),
             },
             look_ups: look_ups.each_ref().map(|count| count.load(Ordering::Relaxed)),
-            address: address.to_string(),
-            addresses: addresses.lock().unwrap_or_else(PoisonError::into_inner).list().to_vec(),
+            address: target.address().to_string(),
+            addresses: addresses.list().to_vec(),
+            configured: configured.to_string(),
+            targets: targets.describe(),
+            switches: switches.each_ref().map(|count| count.load(Ordering::Relaxed)),
         }
     }
 
-    /// Takes over the state of an upstream that was described.
+    /// Takes over the state of an upstream that was described. A switch goes on to hold, unless the configuration names another
+    /// upstream than the one that was switched from.
     pub(crate) fn restore(&self, words: &UpstreamWords, parcel: &Incoming) {
-        let UpstreamWords { breaker, last_error, look_ups, address, addresses } = words;
+        let UpstreamWords {
+            breaker,
+            last_error,
+            look_ups,
+            address,
+            addresses,
+            configured,
+            targets,
+            switches,
+        } = words;
+        self.restore_targets(targets, address, configured);
         if self.known().list().is_empty() && words.is_of(self) {
             self.publish(addresses.as_slice().into());
         }
@@ -84,7 +114,8 @@ impl Upstream {
         };
         self.last_error.store(number, Ordering::Relaxed);
         // The name has been looked up here already.
-        for (count, more) in self.look_ups.iter().zip(look_ups) {
+        let counts = self.look_ups.iter().zip(look_ups);
+        for (count, more) in counts.chain(self.switches.iter().zip(switches)) {
             count.fetch_add(*more, Ordering::Relaxed);
         }
         self.breaker.restore(breaker, parcel);
@@ -92,6 +123,29 @@ impl Upstream {
         if !address.is_empty() && !words.is_of(self) {
             self.breaker.begin_anew();
         }
+    }
+
+    /// Takes over the upstreams of connections, and the present one. `address` was present, and `was_configured`.
+    fn restore_targets(&self, targets: &[TargetWords], address: &str, was_configured: &str) {
+        // An older program knows of no switch.
+        if targets.is_empty() {
+            return;
+        }
+        let is_edited = was_configured != self.configured.to_string();
+        if is_edited && address != was_configured {
+            log::warn!(
+                "the upstream is {}, as configured: {address}, which was switched to, was so when {was_configured} was configured",
+                self.configured
+            );
+        }
+        let present = if is_edited { None } else { address.parse().ok() };
+        let present = present.unwrap_or_else(|| self.configured.clone());
+        let found =
+            if present == self.configured { self.known().list().into() } else { known(&present) };
+        self.targets.restore(targets);
+        let target = self.targets.find(&present);
+        let target = target.unwrap_or_else(|| self.targets.add_beyond(present));
+        self.switch_to(&target, found);
     }
 }
 
@@ -140,6 +194,7 @@ mod tests {
         same.restore(&words, &incoming);
         assert!(same.breaker.is_away() && same.error().is_some());
         words.address = "tcp://another:1".to_owned();
+        words.configured.clone_from(&words.address);
         other.restore(&words, &incoming);
         assert!(!other.breaker.is_open() && other.error().is_none());
         assert!(other.breaker.changed_at().is_none(), "no client has needed it");

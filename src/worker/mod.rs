@@ -468,8 +468,10 @@ impl Worker<'_> {
             shared.upstream.log_failure(error, RetryPlan::GivenUp, now);
         }
         if self.log.allow(cause, now) {
+            let present = &shared.upstream.present(&mut self.cached).target;
+            let upstream = connection.target().unwrap_or(present).address();
             let result = error.as_ref().map(ConnectResult::from);
-            connection.log_end(cause, result, shared.upstream.address(), now);
+            connection.log_end(cause, result, upstream, now);
         }
         counters.close(cause, || self.timers.publish(counters));
         // The close may make the proxy idle, and a caller that learns it from the gate reads the counts right away.

@@ -43,6 +43,7 @@ pub(crate) struct UpstreamConfig {
     pub(crate) retry_for: Duration,
     pub(crate) source_addrs: Vec<IpAddr>,
     pub(crate) send_proxy: SendProxy,
+    pub(crate) state_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

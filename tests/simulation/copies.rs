@@ -126,6 +126,7 @@ impl Kernel {
             }
         }
         self.turn_began = now;
+        self.switches.begin_turn();
     }
 
     /// A hand-over begins.

@@ -342,6 +342,7 @@ impl Course {
                 kernel.up_since = is_up.then(|| kernel.up_since.unwrap_or(kernel.now));
             }),
             58..60 => self.rival_acts(),
+            60..63 if self.rules.switches => self.switch(),
             _ => self.stir_peer(choice),
         }
     }
@@ -444,6 +445,7 @@ impl Course {
         self.progress = progress;
         self.look_at_gate();
         self.look_at_rival();
+        self.look_at_targets();
         self.look_at_rejected();
         let sleeps = timeout != Some(Duration::ZERO) && crate::with(|kernel| !kernel.is_woken);
         self.look_at_crowd(sleeps);

@@ -18,6 +18,7 @@ use crate::{
     pipes::Pipe,
     proxy_header::local_header,
     random::Random,
+    switches::Switches,
     sys::{Dialled, SocketAddress, tcp_info::TcpInfo},
 };
 
@@ -69,6 +70,7 @@ pub(crate) struct Kernel {
     /// Since when all of them are there.
     pub(crate) up_since: Option<Duration>,
     pub(crate) rules: Rules,
+    pub(crate) switches: Switches,
     pub(crate) crowd: Crowd,
     /// True if the worker may close everything, as the proxy stops.
     pub(crate) may_cut: bool,
@@ -212,8 +214,9 @@ impl Kernel {
         }
         self.progress += 1;
         let at_once = is_unix || self.random.below(3) == 0 && self.has_room();
+        let group = self.group_of(site);
         let mut link = Link::new(Side::Upstream, is_unix, &mut self.random);
-        link.is_open = true;
+        (link.is_open, link.group) = (true, group);
         link.dialled_at = self.now;
         link.header_left = local_header(self.rules.send_proxy);
         let dialled = match (self.sites[site], at_once) {

@@ -62,6 +62,7 @@ mod rival;
 mod settle;
 mod setup;
 mod stream;
+mod switches;
 mod sys;
 mod tally;
 mod weather;

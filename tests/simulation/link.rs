@@ -54,6 +54,8 @@ pub(crate) struct Link {
     pub(crate) is_unix: bool,
     /// The link that it is relayed to.
     pub(crate) partner: Option<LinkId>,
+    /// The group of addresses that its own is of.
+    pub(crate) group: usize,
     /// The first upstream that was dialled for it.
     pub(crate) dialled: Option<LinkId>,
     /// The place in the pattern where the peer's stream begins.
@@ -147,6 +149,7 @@ impl Link {
             story: Story::default(),
             is_unix,
             partner: None,
+            group: 0,
             dialled: None,
             key: random.below(PERIOD),
             was_accepted: false,

@@ -89,6 +89,11 @@ impl Course {
         if crate::with(|kernel| kernel.weather.interleaves && kernel.random.below(64) == 0) {
             self.rival_acts();
         }
+        if self.rules.switches
+            && crate::with(|kernel| kernel.weather.interleaves && kernel.random.below(100) == 0)
+        {
+            self.switch();
+        }
         self.look_at_gate();
     }
 

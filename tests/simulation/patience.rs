@@ -53,6 +53,7 @@ pub(crate) struct Rules {
     pub(crate) is_faulty: bool,
     pub(crate) has_rival: bool,
     pub(crate) send_proxy: SendProxy,
+    pub(crate) switches: bool,
 }
 
 /// The past of a connection, as far as the rules depend on it.
@@ -70,7 +71,7 @@ pub(crate) struct Story {
     pub(crate) dialled: Duration,
     pub(crate) way: Way,
     /// True if it was dialled while it was known to be away.
-    is_probe: bool,
+    pub(crate) is_probe: bool,
     /// The beginning of the turn in which the worker learnt that it is connected.
     pub(crate) known: Duration,
     /// The same of the turn in which it did so at the latest, if that was cut short.
@@ -179,7 +180,8 @@ impl Course {
             let is_tried = self.rival.probes() || dialled > 0;
             let is_back = |link: &Link| {
                 let is_learnt = !kernel.is_cut_short || link.story.learnt < kernel.turn_began;
-                link.is_carried() && link.story.known > kernel.failed && is_learnt
+                let is_present = link.group == kernel.switches.present;
+                link.is_carried() && is_present && link.story.known > kernel.failed && is_learnt
             };
             assert!(!is_away || !kernel.links.iter().any(is_back), "an outage does not end");
             if held > 0 && is_away && !is_paused && !is_tried && self.is_ahead_of_rival() {

@@ -30,6 +30,7 @@ use crate::{
     rival::Rival,
     shared::{Shared, Shutdown, SocketFiles},
     stats::Counters,
+    switches::{Switches, addresses},
     sys::{self, Listener, SocketAddress},
     tally::Tally,
     upstream::{Upstream, loop_guard::LoopGuard},
@@ -190,6 +191,11 @@ fn rules(random: &mut Random, is_upstream_unix: bool, has_crowd: bool) -> Rules 
     } else {
         5_000
     });
+    let has_rival = random.below(3) == 0;
+    // Not all of the rules can tell what an earlier upstream has taught.
+    let switches =
+        !has_dead && !is_upstream_unix && !has_crowd && !has_rival && random.below(2) == 0;
+    let sites = 1 + random.below(3);
     let retry_for = Duration::from_secs(if has_dead { 100 } else { random.one_of([0, 0, 2, 30]) });
     Rules {
         rejects: random.below(6) == 0,
@@ -206,14 +212,19 @@ fn rules(random: &mut Random, is_upstream_unix: bool, has_crowd: bool) -> Rules 
         connect_timeout,
         retry_for,
         changes_sites,
-        sites: if is_upstream_unix || has_crowd { 1 } else { dead + 1 + random.below(3) },
+        sites: match (is_upstream_unix || has_crowd, switches) {
+            (true, _) => 1,
+            (false, true) => 2 * sites,
+            (false, false) => dead + sites,
+        },
         dead,
         backlog: (!is_upstream_unix && dead == 0 && (has_crowd || random.below(4) == 0))
             .then(|| 1 + random.below(3)),
         is_upstream_unix,
         is_faulty,
-        has_rival: random.below(3) == 0,
         send_proxy: SendProxy::Off,
+        has_rival,
+        switches,
     }
 }
 
@@ -260,6 +271,7 @@ fn kernel(
         failed: Duration::ZERO,
         up_since: (rules.dead == 0).then_some(Duration::ZERO),
         rules: *rules,
+        switches: Switches::default(),
         crowd: Crowd::default(),
         may_cut: false,
         was_paused: false,
@@ -281,13 +293,13 @@ fn upstream(rules: &Rules, begin: Instant) -> Arc<Upstream> {
         retry_for: rules.retry_for,
         source_addrs: Vec::new(),
         send_proxy: SendProxy::Off,
+        state_file: None,
     };
     let upstream = Upstream::new(settings, LoopGuard::default(), begin).expect("another address");
     upstream.publish(if rules.is_upstream_unix {
         [SocketAddress::Unix("/upstream".into())].into()
     } else {
-        let address = |site| SocketAddress::Inet(([127, 0, 0, 1], site).into());
-        (0..u16::try_from(rules.sites).unwrap()).map(address).collect()
+        addresses(0, if rules.switches { rules.sites / 2 } else { rules.sites })
     });
     Arc::new(upstream)
 }

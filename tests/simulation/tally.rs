@@ -11,6 +11,7 @@ pub struct Tally {
     pub shortages: u64,
     pub panics: u64,
     pub hand_overs: u64,
+    pub switches: u64,
     pub turns: u64,
 }
 
@@ -24,6 +25,7 @@ impl std::ops::AddAssign for Tally {
         self.shortages += more.shortages;
         self.panics += more.panics;
         self.hand_overs += more.hand_overs;
+        self.switches += more.switches;
         self.turns += more.turns;
     }
 }

@@ -85,6 +85,7 @@ upstream:
   retry-for: 2m
   source-addrs: ['::1', 127.0.0.2]
   send-proxy: v2
+  state-file: /var/lib/a.json
 ";
     let expected = Config {
         grace_period: Duration::from_secs(90),
@@ -135,6 +136,7 @@ upstream:
             retry_for: Duration::from_secs(120),
             source_addrs: ["::1", "127.0.0.2"].map(|ip| ip.parse().unwrap()).into(),
             send_proxy: SendProxy::V2,
+            state_file: Some("/var/lib/a.json".into()),
         },
         file: None,
     };
@@ -161,7 +163,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, accept-proxy-from: ['::1', unix], tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {group: a, hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1]}}";
+    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, accept-proxy-from: ['::1', unix], tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {group: a, hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1], state-file: d}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {

@@ -10,13 +10,19 @@ use crate::{
         words::RebuildContext,
     },
     handover::parcel::{Incoming, Misfit, Moment, Outgoing},
-    upstream::addresses::{Route, RouteWords},
+    upstream::{
+        addresses::{Route, RouteWords},
+        targets::UpstreamId,
+    },
 };
 
 /// Words of a dial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::connection) struct DialWords {
     upstream: EndpointWords,
+    /// Upstream that is dialled.
+    #[serde(default, skip_serializing_if = "UpstreamId::is_default")]
+    target: UpstreamId,
     attempt: AttemptWords,
 }
 
@@ -46,8 +52,12 @@ enum TicketWords {
 impl Dial {
     /// Returns its words.
     pub(in crate::connection) fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> DialWords {
-        let Self { upstream, attempt } = self;
-        DialWords { upstream: upstream.describe(parcel), attempt: attempt.describe(parcel) }
+        let Self { upstream, target, attempt } = self;
+        DialWords {
+            upstream: upstream.describe(parcel),
+            target: target.target().id(),
+            attempt: attempt.describe(parcel),
+        }
     }
 
     /// Returns the dial of `words`. Its end is reported to this process.
@@ -56,9 +66,12 @@ impl Dial {
         parcel: &mut Incoming,
         context: &RebuildContext<'_>,
     ) -> Result<Self, Misfit> {
-        let DialWords { upstream, attempt } = words;
-        let upstream = Endpoint::rebuild(upstream, parcel)?;
-        Ok(Self { upstream, attempt: Attempt::rebuild(attempt, parcel, context) })
+        let DialWords { upstream, target, attempt } = words;
+        Ok(Self {
+            upstream: Endpoint::rebuild(upstream, parcel)?,
+            target: context.upstream.restore_use(target),
+            attempt: Attempt::rebuild(attempt, parcel, context),
+        })
     }
 }
 

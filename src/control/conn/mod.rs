@@ -2,6 +2,7 @@
 
 mod executing;
 mod pausing;
+mod switching;
 mod upgrading;
 mod words;
 
@@ -32,12 +33,16 @@ use super::{
     listener::Notifier,
     metrics::Source,
     pending::{PendingPause, wait_in_vain},
-    query::OnTimeout,
+    query::{OnTimeout, Switch},
     request::{HEAD_BYTES_MAX, HttpError, Incoming, Progress, Request},
     response::Response,
 };
-use crate::{handle::Handle, handover::request::Attempt, log_limit::LogLimit, sys::peer_process};
+use crate::{
+    config::address::Address, handle::Handle, handover::request::Attempt, log_limit::LogLimit,
+    sys::peer_process,
+};
 
+use switching::{Examination, upstream_in_use};
 pub(super) use words::CallerWords;
 
 /// Most bytes that a caller may send behind its request before it is cut off.
@@ -136,6 +141,10 @@ enum State {
     Pausing { on_timeout: OnTimeout, is_bound: bool },
     /// The upgrade that it has asked for is under way.
     Upgrading { attempt: Attempt },
+    /// The upstream that it wants to switch to is examined, once it was driven.
+    Switching { wanted: Switch, examination: Option<Examination> },
+    /// The request waits until no connection to an upstream is left.
+    AwaitingUpstream { address: Address, until: Option<Instant> },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
     /// The answer is written; the pause lasts until the caller closes.
@@ -221,7 +230,7 @@ impl ControlConn {
     /// Goes as far as it can. Returns true if the caller stays.
     pub(super) fn drive(&mut self, context: &mut ControlContext) -> bool {
         let mut step = if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            self.expire(&context.handle)
+            self.expire(context)
         } else if std::mem::take(&mut self.ready) {
             Ok(())
         } else {
@@ -268,8 +277,8 @@ impl ControlConn {
         }
     }
 
-    fn expire(&mut self, handle: &Handle) -> Result<(), Halt> {
-        let now = Instant::now();
+    fn expire(&mut self, context: &ControlContext) -> Result<(), Halt> {
+        let (now, handle) = (Instant::now(), &context.handle);
         Err(Halt::Refused(match self.state {
             State::Reading => (408, "The request took too long to arrive."),
             State::Executing { ref reply, .. } if reply.lock().answer.is_some() => return Ok(()),
@@ -280,6 +289,17 @@ impl ControlConn {
                 return Ok(());
             }
             State::Pausing { .. } => return self.time_out(handle),
+            State::Switching { .. } => {
+                self.end_examination(context);
+                return Ok(());
+            }
+            State::AwaitingUpstream { ref address, until }
+                if until.is_some_and(|until| until <= now) =>
+            {
+                let answer = upstream_in_use(address, handle.connections_to(address));
+                self.answer(answer.to_bytes(self.request.is_head()));
+                return Ok(());
+            }
             State::Upgrading { .. } if self.peer == Peer::Open => upgrading::NO_OUTCOME,
             _ => return Err(Halt::Done),
         }))
@@ -296,6 +316,8 @@ impl ControlConn {
             State::Executing { .. } => self.take_outcome(),
             State::Pausing { .. } => self.pause(context),
             State::Upgrading { .. } => self.await_upgrade(context),
+            State::Switching { .. } => self.await_examination(context),
+            State::AwaitingUpstream { .. } => self.await_upstream(context),
             State::Answering { .. } => self.write(&context.metrics),
             State::ConnectionBound => self.attend(context),
             State::Lingering { discarded } => {
@@ -345,6 +367,13 @@ impl ControlConn {
         let timeout = match awaited {
             Some(Awaited::Idle { timeout }) => timeout,
             Some(Awaited::Upgrade) => return self.begin_upgrade(context),
+            Some(Awaited::Examination(wanted)) => return self.begin_switch(wanted, context),
+            Some(Awaited::UpstreamIdle { address, timeout }) => {
+                let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                self.deadline = until;
+                self.state = State::AwaitingUpstream { address, until };
+                return Ok(());
+            }
             Some(Awaited::Pause { .. }) | None => return self.submit(command, context),
         };
         let idle_moments = context.handle.pauses().idle_moments();

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{ControlConn, ControlContext, Peer, State, Then};
 use crate::{
+    config::address::Address,
     control::{
         index::Scope,
         pending::{PendingPause, PendingWords},
-        query::OnTimeout,
+        query::{OnTimeout, Switch},
         request::{self, IncomingWords},
     },
+    handle::switch::Check,
     handover::{
         parcel::{Incoming, Misfit, Moment, Outgoing},
         request::INHERITED,
@@ -40,6 +42,8 @@ enum StateWords {
     Waiting { idle_moments: u64, until: Option<Moment> },
     Pausing { on_timeout: OnTimeout, is_bound: bool },
     Upgrading,
+    Switching { to: Option<String>, is_checked: bool },
+    AwaitingUpstream { address: String, until: Option<Moment> },
     Answering { bytes: usize, sent: usize, then: Then },
     ConnectionBound,
     Lingering { discarded: usize },
@@ -125,6 +129,17 @@ impl State {
             }
             // Its number is of no meaning elsewhere: the taker answers for this one upgrade.
             Self::Upgrading { attempt: _ } => StateWords::Upgrading,
+            // The taker examines the upstream anew.
+            Self::Switching { wanted: Switch { to, check }, examination: _ } => {
+                StateWords::Switching {
+                    to: to.as_ref().map(ToString::to_string),
+                    is_checked: *check == Check::Connect,
+                }
+            }
+            Self::AwaitingUpstream { address, until } => StateWords::AwaitingUpstream {
+                address: address.to_string(),
+                until: until.map(|until| parcel.moment(until)),
+            },
             Self::Answering { bytes, sent, then } => {
                 StateWords::Answering { bytes: parcel.append(bytes), sent: *sent, then: *then }
             }
@@ -141,6 +156,15 @@ impl State {
             }
             StateWords::Pausing { on_timeout, is_bound } => Self::Pausing { on_timeout, is_bound },
             StateWords::Upgrading => Self::Upgrading { attempt: INHERITED },
+            StateWords::Switching { ref to, is_checked } => {
+                let to = to.as_deref().map(address).transpose()?;
+                let check = if is_checked { Check::Connect } else { Check::None };
+                Self::Switching { wanted: Switch { to, check }, examination: None }
+            }
+            StateWords::AwaitingUpstream { ref address, until } => Self::AwaitingUpstream {
+                address: self::address(address)?,
+                until: until.map(|until| parcel.instant(until)),
+            },
             StateWords::Answering { bytes, sent, then } => {
                 Self::Answering { bytes: parcel.bytes(bytes)?.to_vec(), sent, then }
             }
@@ -148,6 +172,10 @@ impl State {
             StateWords::Lingering { discarded } => Self::Lingering { discarded },
         })
     }
+}
+
+fn address(text: &str) -> Result<Address, Misfit> {
+    text.parse().map_err(|error: String| Misfit::new(error))
 }
 
 #[cfg(test)]
@@ -176,18 +204,30 @@ mod tests {
             State::Answering { .. } => 4,
             State::ConnectionBound => 5,
             State::Lingering { .. } => 6,
-            State::Executing { .. } => 7,
+            State::Switching { .. } => 7,
+            State::AwaitingUpstream { .. } => 8,
+            State::Executing { .. } => 9,
         }
     }
 
     fn states() -> Vec<State> {
         let until = Instant::now().checked_add(Duration::from_secs(30));
+        let address = Address::tcp("localhost", 3003);
         let answer = |sent, then| State::Answering { bytes: b"HTTP/1.1 200".to_vec(), sent, then };
         let mut states = vec![
             State::Reading,
             State::Waiting { idle_moments: 3, until },
             State::Waiting { idle_moments: 0, until: None },
             State::Upgrading { attempt: 4 },
+            State::AwaitingUpstream { address: address.clone(), until },
+            State::Switching {
+                wanted: Switch { to: Some(address), check: Check::None },
+                examination: None,
+            },
+            State::Switching {
+                wanted: Switch { to: None, check: Check::Connect },
+                examination: None,
+            },
             answer(0, Then::Linger),
             answer(12, Then::ConnectionBound),
             State::ConnectionBound,
@@ -197,7 +237,7 @@ mod tests {
             states.push(State::Pausing { on_timeout, is_bound: on_timeout == OnTimeout::Kill });
         }
         let found = states.iter().map(number).collect::<std::collections::BTreeSet<_>>();
-        assert_eq!(found, (0..7).collect(), "all but one that is executed");
+        assert_eq!(found, (0..9).collect(), "all but one that is executed");
         states
     }
 

@@ -137,6 +137,10 @@ pub(super) static FAMILIES: &[Family] = &[
         let (ok, failed) = it.metrics.look_ups;
         out.by("result", [("ok", ok), ("failed", failed)])
     }),
+    counter("tcpause_upstream_switches_total", "Switches to another upstream.", |it, out| {
+        let (done, refused) = it.metrics.switches;
+        out.by("result", [("done", done), ("refused", refused)])
+    }),
     counter(
         "tcpause_worker_busy_seconds_total",
         "Time that a worker thread did not wait for events.",

@@ -107,9 +107,18 @@ fn an_unknown_topic_is_an_error_with_the_nearest_and_the_way_to_the_list() {
 #[test]
 fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
     let mut known = printed(&["help"]);
-    for command in
-        ["pause", "resume", "status", "wait", "exec", "connections", "kill", "upgrade", "reload"]
-    {
+    for command in [
+        "pause",
+        "resume",
+        "status",
+        "wait",
+        "exec",
+        "connections",
+        "kill",
+        "switch",
+        "upgrade",
+        "reload",
+    ] {
         known += &printed(&["help", command]);
     }
     let is_option = |char: char| char.is_ascii_lowercase() || char == '-';

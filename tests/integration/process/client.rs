@@ -363,9 +363,18 @@ fn each_command_has_a_help_of_its_own() {
         assert!(help.stdout.ends_with(&format!("Usage: tcpause {usage}\n")), "{help:?}");
         assert_eq!(program().args([command, "--help"]).run().stdout, help.stdout);
     }
-    for command in
-        ["pause", "resume", "status", "wait", "exec", "connections", "kill", "upgrade", "reload"]
-    {
+    for command in [
+        "pause",
+        "resume",
+        "status",
+        "wait",
+        "exec",
+        "connections",
+        "kill",
+        "switch",
+        "upgrade",
+        "reload",
+    ] {
         let help = program().args(["help", command]).run();
         assert_eq!((help.code, &*help.stderr), (0, ""));
         assert!(help.stdout.contains(&format!("Usage: tcpause {command} [OPTIONS]")), "{help:?}");

@@ -6,3 +6,4 @@ mod loops;
 pub(crate) mod names;
 mod ports;
 mod retry;
+mod switch;

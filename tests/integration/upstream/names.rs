@@ -264,6 +264,37 @@ fn a_name_that_moves_is_followed() {
 }
 
 #[test]
+fn the_name_of_a_switch_is_followed_and_no_longer_the_one_before() {
+    in_namespace(
+        "upstream::names::the_name_of_a_switch_is_followed_and_no_longer_the_one_before",
+        || {
+            let names = NameServer::start(Answer::Addresses(vec![ONE]));
+            let _signs = [sign(ONE, b'1'), sign(OTHER, b'2')];
+            let first = Ipv4Addr::new(127, 0, 0, 4);
+            let _first = sign(first, b'0');
+            let proxy = Proxy::builder().upstream_at(&format!("{first}:{PORT}")).start();
+            assert_eq!(proxy.connect().receive_all().bytes, b"0");
+            let to_name = format!("/upstream?addr={NAME}:{PORT}");
+            assert_eq!(proxy.control().put(&to_name).status, 200);
+            assert_eq!(proxy.connect().receive_all().bytes, b"1");
+            names.set(Answer::Addresses(vec![OTHER]));
+            assert_eq!(resume_with_one_held(&proxy).receive_all().bytes, b"2");
+            proxy.upgrade();
+            assert_eq!(proxy.connect().receive_all().bytes, b"2");
+            names.set(Answer::Addresses(vec![ONE]));
+            assert_eq!(resume_with_one_held(&proxy).receive_all().bytes, b"1");
+            assert_eq!(proxy.control().delete("/upstream").status, 204);
+            names.set(Answer::Addresses(vec![OTHER]));
+            assert_eq!(resume_with_one_held(&proxy).receive_all().bytes, b"0");
+            names.set(Answer::Failure);
+            let answer = proxy.control().put(&to_name);
+            assert!(answer.assert_error(502).contains(NAME), "{answer}");
+            assert_eq!(proxy.connect().receive_all().bytes, b"0");
+        },
+    );
+}
+
+#[test]
 fn a_dead_address_makes_room_for_the_next_in_time() {
     in_namespace("upstream::names::a_dead_address_makes_room_for_the_next_in_time", || {
         let _names = NameServer::start(Answer::Addresses(vec![ONE, OTHER]));

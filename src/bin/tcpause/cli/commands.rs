@@ -49,7 +49,7 @@ pub(crate) fn unit_names(separator: &str) -> String {
 const UPGRADE_MORE: &str = "The running proxy starts the program at its place, with the same options. The new process reads the configuration and takes over listeners, connections and pauses. The number of the process stays, unless systemd follows the new one. All settings may change but proxy.addr and control.addr; where control.addr has changed in the file, --control-addr takes the old one. If the new process cannot take over, the old one goes on, the line on standard error tells the reason, and the exit code is 1.";
 
 /// Every command, in the order of the help.
-pub(crate) static COMMANDS: [Word; 14] = [
+pub(crate) static COMMANDS: [Word; 15] = [
     Word {
         name: "pause",
         argument: "",
@@ -142,6 +142,14 @@ pub(crate) static COMMANDS: [Word; 14] = [
             &STATE, &CLIENT, &UPSTREAM, &OLDER, &IDLE, &ALL, &HOW, &SPREAD, &CONTROL, &CONFIG,
             &HELP,
         ],
+    },
+    Word {
+        name: "switch",
+        argument: "ADDRESS",
+        help: "Lead new connections to another server, if it answers; running ones stay",
+        more: "Nothing changes unless the server accepts a connection within upstream.connect-timeout. Once the command has ended, no connection to the old server begins. Clients that a pause holds are served by the new one. With upstream.state-file, the switch outlives a restart.",
+        client: Some(Client::Switch),
+        options: &[&CHECK, &SWITCH_WAIT, &SWITCH_ON_TIMEOUT, &CONTROL, &CONFIG, &HELP],
     },
     Word {
         name: "upgrade",
@@ -301,8 +309,7 @@ static CLIENT: Opt = ask(
     "Only those of clients with an address in this network, as in 10.0.0.0/8",
     Kind::Text,
 );
-static UPSTREAM: Opt =
-    ask("upstream", Some("ADDRESS"), "Only those that are relayed to this upstream", Kind::Text);
+static UPSTREAM: Opt = ask("upstream", Some("ADDRESS"), "Only those of this upstream", Kind::Text);
 static OLDER: Opt =
     ask("older", Some("DURATION"), "Only those that are at least so old", Kind::Duration(None));
 static IDLE: Opt = ask(
@@ -325,6 +332,26 @@ static SPREAD: Opt = ask(
     Some("DURATION"),
     "End them one after the other within this time; at once if not set",
     Kind::Duration(None),
+);
+static CHECK: Opt = choice(
+    "check",
+    "HOW",
+    "Look at the server before: connect to it, or none",
+    &["connect", "none"],
+    Some("connect"),
+);
+static SWITCH_WAIT: Opt = ask(
+    "wait",
+    Some("DURATION"),
+    "Longest time to wait for the end of connections to other servers; no wait if not set",
+    Kind::Duration(None),
+);
+static SWITCH_ON_TIMEOUT: Opt = choice(
+    "on-timeout",
+    "WHAT",
+    "If connections to other servers are left after --wait: keep them, or kill them",
+    &["keep", "kill"],
+    None,
 );
 
 static TIMEOUT: Opt = ask(

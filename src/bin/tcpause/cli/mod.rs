@@ -77,6 +77,8 @@ pub(crate) enum Client {
     Upgrade,
     Connections,
     Kill,
+    /// Switch to the server of the argument.
+    Switch,
 }
 
 /// Shell with completions.
@@ -129,7 +131,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         );
     }
     let word = words.first().and_then(|name| find_word(name));
-    if invocation.command == Command::Client(Client::Kill) {
+    if let Command::Client(Client::Kill | Client::Switch) = invocation.command {
         invocation.arguments = words.iter().skip(1).cloned().collect();
     }
     invocation.take_defaults(word);
@@ -279,8 +281,12 @@ fn command(words: &[String]) -> Result<Command, String> {
             Err(format!("unexpected argument {extra:?}; remove it"))
         }
         [name, rest @ ..] => match (find_word(name).and_then(|word| word.client), rest) {
+            (Some(Client::Switch), []) => {
+                Err("switch: name a server: tcpause switch localhost:3003".to_owned())
+            }
             (Some(client), []) => Ok(Command::Client(client)),
             (Some(Client::Kill), _ids) => Ok(Command::Client(Client::Kill)),
+            (Some(Client::Switch), [_address]) => Ok(Command::Client(Client::Switch)),
             (Some(_), [extra, ..]) => Err(format!("unexpected argument {extra:?}; remove it")),
             (None, _) => Err(unknown_command(name)),
         },

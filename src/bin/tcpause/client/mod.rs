@@ -6,6 +6,7 @@ mod http;
 mod program;
 mod screen;
 mod status;
+mod switch;
 mod table;
 mod upgrade;
 
@@ -37,6 +38,7 @@ pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, F
         Client::Upgrade => upgrade::run(&api, invocation),
         Client::Connections => connections::list(&api, invocation),
         Client::Kill => connections::kill(&api, invocation),
+        Client::Switch => switch::run(&api, invocation),
     }
 }
 
@@ -85,7 +87,7 @@ impl Failure {
         // After a wait in vain, the answer counts the connections that were left.
         let sentence = not_idle(&body).unwrap_or_else(|| for_operators(sentence));
         match answer.status {
-            409 | 503 | 504 => Self::NotNow(sentence),
+            409 | 502..=504 => Self::NotNow(sentence),
             400..=499 => Self::Usage(sentence),
             _ => Self::Other(sentence),
         }
