@@ -17,5 +17,6 @@ mod notify;
 mod signals;
 mod status;
 pub(crate) mod stop;
+mod switch;
 mod units;
 mod upgrade;
