@@ -18,7 +18,7 @@ fn a_switch_tells_where_connections_lead() {
     assert_done(control, &["switch", &to], &printed);
     let in_vain = run(control, &["switch", &to, "--wait", "50ms"]);
     let told =
-        format!("tcpause: switched to {to}, but the time is up, connections left: 1 at {from}\n");
+        format!("tcpause: switched to {to}, but the time is up, connections left: 1 at {from}");
     assert_eq!((in_vain.code, &*in_vain.stdout, &*in_vain.stderr), (75, "", &*told));
     let waiting = spawn({
         let (control, to) = (control.clone(), to.clone());
@@ -60,7 +60,7 @@ fn what_is_wrong_is_told_and_nothing_changes() {
         (&["switch", "localhost"], 2, "switch: \"localhost\" lacks a port"),
         (&["switch", "a:1", "b:1"], 2, "unexpected argument \"b:1\"; remove it"),
         (&["switch", "a:1", "--check=nothing"], 2, "write connect or none"),
-        (&["switch", "localhost:0"], 2, "--addr: tcp://localhost:0 has port 0"),
+        (&["switch", "localhost:0"], 2, "switch: tcp://localhost:0 has port 0"),
         (&["switch", &own], 2, "leads back to proxy.addr"),
         (&["switch", &nobody], 75, "does not answer: Connection refused; nothing has changed"),
     ] {

@@ -287,7 +287,9 @@ fn command(words: &[String]) -> Result<Command, String> {
             (Some(client), []) => Ok(Command::Client(client)),
             (Some(Client::Kill), _ids) => Ok(Command::Client(Client::Kill)),
             (Some(Client::Switch), [_address]) => Ok(Command::Client(Client::Switch)),
-            (Some(_), [extra, ..]) => Err(format!("unexpected argument {extra:?}; remove it")),
+            (Some(Client::Switch), [_, extra, ..]) | (Some(_), [extra, ..]) => {
+                Err(format!("unexpected argument {extra:?}; remove it"))
+            }
             (None, _) => Err(unknown_command(name)),
         },
     }

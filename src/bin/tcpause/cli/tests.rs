@@ -167,7 +167,7 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("--check-config=x", "unexpected argument for option '--check-config': \"x\""),
         (
             "start",
-            "unknown command \"start\"; the commands are pause, resume, status, wait, exec, connections, kill, upgrade, reload, demo, help, completion, unit, man",
+            "unknown command \"start\"; the commands are pause, resume, status, wait, exec, connections, kill, switch, upgrade, reload, demo, help, completion, unit, man",
         ),
         ("dmo", "unknown command \"dmo\"; did you mean demo?"),
         ("pause --tll 1s", "unknown option --tll; did you mean --ttl?"),

@@ -34,7 +34,11 @@ pub(super) fn run(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failur
     let target = http::target("/upstream", &parameters);
     let answer = api.ask("PUT", &target, Some(SWITCH_TIMEOUT))?;
     if answer.status != 200 {
-        return Err(Failure::refused(api, &answer));
+        return Err(match Failure::refused(api, &answer) {
+            // The address is an argument here, and no option.
+            Failure::Usage(text) => Failure::Usage(text.replacen("--addr:", "switch:", 1)),
+            other => other,
+        });
     }
     let body = answer.json();
     let present = body.get("upstream").and_then(Value::as_str).unwrap_or(text);
