@@ -72,6 +72,8 @@ fn usage(word: &Word) -> String {
     let argument = match word.argument {
         "" => String::new(),
         argument if word.runs_program() => format!(" -- {argument} [ARGUMENTS]"),
+        // The only one that has to be there.
+        "ADDRESS" => " ADDRESS".to_owned(),
         argument => format!(" [{argument}]"),
     };
     format!("tcpause {} [OPTIONS]{argument}", word.name)
