@@ -64,7 +64,7 @@ mod worker;
 mod worker_pool;
 
 pub use config::{
-    Config, ConnectionLog, ControlConfig, GroupName, HoldConfig, LogConfig, LogFormat,
+    Config, ConnectionLog, ControlConfig, GroupName, HalfClosed, HoldConfig, LogConfig, LogFormat,
     MonitorConfig, Overflow, PauseConfig, ProxyConfig, ProxySource, RejectWith, ResumeConfig,
     SendProxy, TlsConfig, UpstreamConfig,
     address::Address,

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use crate::{
     admission::{Admission, queue::WaitQueue},
     config::{
-        Config, HoldConfig, LogConfig, ResumeConfig, UpstreamConfig,
+        Config, HalfClosed, HoldConfig, LogConfig, ResumeConfig, UpstreamConfig,
         address::Address,
         duration::{format_duration, parse_duration},
     },
@@ -301,7 +301,7 @@ pub(crate) fn pauses() -> Arc<Pauses> {
 pub(crate) fn new_pauses() -> (Arc<Pauses>, Receiver<()>) {
     let workers = Arc::new(WorkerPool::new([].into(), 0));
     let queue = Arc::new(WaitQueue::new(0, &ResumeConfig::default(), Instant::now()));
-    Pauses::new(Mode::Hold, None, queue, upstream(), workers)
+    Pauses::new(Mode::Hold, HalfClosed::Serve, None, queue, upstream(), workers)
 }
 
 /// Returns a handle to a proxy without workers.

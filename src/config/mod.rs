@@ -22,7 +22,10 @@ pub use self::{
         Config, ControlConfig, HoldConfig, LogConfig, MonitorConfig, PauseConfig, ProxyConfig,
         ResumeConfig, TlsConfig, UpstreamConfig,
     },
-    values::{ConnectionLog, GroupName, LogFormat, Overflow, ProxySource, RejectWith, SendProxy},
+    values::{
+        ConnectionLog, GroupName, HalfClosed, LogFormat, Overflow, ProxySource, RejectWith,
+        SendProxy,
+    },
 };
 use crate::error::Error;
 

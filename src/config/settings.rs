@@ -13,8 +13,9 @@ use serde_yaml::Value as Yaml;
 use super::{
     address::Address,
     values::{
-        CONNECTION_LOGS, ConnectionLog, Count, GroupName, LEVELS, LOG_FORMATS, LogFormat,
-        OVERFLOWS, Overflow, PROXY_VERSIONS, ProxySource, REJECTIONS, RejectWith, SendProxy, Value,
+        CONNECTION_LOGS, ConnectionLog, Count, GroupName, HALF_CLOSED, HalfClosed, LEVELS,
+        LOG_FORMATS, LogFormat, OVERFLOWS, Overflow, PROXY_VERSIONS, ProxySource, REJECTIONS,
+        RejectWith, SendProxy, Value,
     },
 };
 
@@ -159,6 +160,10 @@ pub(super) static SETTINGS: &[Setting] = &[
         .choices(&OVERFLOWS)
         .help("Treatment of clients beyond --hold-max: reject, close or backlog")
         .more("With reject, they are rejected as if --proxy-reject-clients were given. With close, their stream is ended. With backlog, they wait in the kernel's backlog, unaccepted, until there is room."),
+    setting("hold.half-closed", "WHAT", field!(hold.half_closed))
+        .choices(&HALF_CLOSED)
+        .help("Treatment of held clients that have ended their stream: serve or drop")
+        .more("With serve, they are served on resume, and probed often until then, so that those that have gone are noticed. With drop, they are closed while it is paused. A pause may say otherwise by --half-closed; of several pauses the strictest counts."),
     setting("resume.max-connecting", "N", field!(resume.max_connecting))
         .count("connections", "128")
         .help("Most connection attempts at a time for clients that have waited")
@@ -365,6 +370,8 @@ pub struct HoldConfig {
     pub max: Option<NonZeroUsize>,
     /// Treatment of clients beyond `max`.
     pub overflow: Overflow,
+    /// Treatment of clients that have ended their stream, during a pause that names none.
+    pub half_closed: HalfClosed,
 }
 
 /// The rate at which waiting clients are served: `resume.*`.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use log::LevelFilter;
+use serde::{Deserialize, Serialize};
 use serde_yaml::Value as Yaml;
 
 use super::{
@@ -26,6 +27,8 @@ pub(super) const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 pub(super) const CONNECTION_LOGS: [&str; 3] = ["off", "failures", "all"];
 /// The words of `hold.overflow`.
 pub(super) const OVERFLOWS: [&str; 3] = ["reject", "close", "backlog"];
+/// The words of `hold.half-closed`.
+pub(super) const HALF_CLOSED: [&str; 2] = [HalfClosed::Serve.word(), HalfClosed::Drop.word()];
 /// The words of `proxy.reject-with`; a file may be named, too.
 pub(super) const REJECTIONS: [&str; 3] = ["http", "close", "reset"];
 /// The words of `upstream.send-proxy`.
@@ -55,6 +58,30 @@ pub enum Overflow {
     /// A client beyond `hold.max` waits in the kernel's backlog. After `hold.timeout`, a client is rejected.
     #[default]
     Backlog,
+}
+
+/// Treatment of a held client that has ended its stream: `hold.half-closed`. The strictest is the greatest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HalfClosed {
+    /// It is served on resume, as it may wait for its answer.
+    #[default]
+    Serve,
+    /// It is closed, as it may have given up.
+    Drop,
+}
+
+impl HalfClosed {
+    /// Both treatments, the less strict one first.
+    pub(crate) const ALL: [Self; 2] = [Self::Serve, Self::Drop];
+
+    /// Returns the word of the setting, the API and the status.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Drop => "drop",
+        }
+    }
 }
 
 /// Format of the lines of the log: `log.format`.
@@ -223,6 +250,16 @@ impl Value for Overflow {
 
     fn to_yaml(&self) -> Yaml {
         word(*self as usize, &OVERFLOWS)
+    }
+}
+
+impl Value for HalfClosed {
+    fn parse(text: &str, _: Count) -> Result<Self, String> {
+        choose(text, &HALF_CLOSED, Self::ALL, "is nothing that can be done with a client")
+    }
+
+    fn to_yaml(&self) -> Yaml {
+        word(*self as usize, &HALF_CLOSED)
     }
 }
 

@@ -350,8 +350,10 @@ impl Connection {
     fn wait(&mut self, attempt: Attempt, error: io::Error, context: &mut Context<'_>) -> Verdict {
         let Attempt { since, pass, .. } = attempt;
         self.replace_state(State::Waiting { hold_permit: None, patience: None });
-        if let Verdict::Close(_) = self.look_after_waiting() {
-            return Verdict::Close(CloseCause::LeftConnecting);
+        match self.look_after_waiting(context) {
+            Verdict::Stay => {}
+            Verdict::Close(_) => return Verdict::Close(CloseCause::LeftConnecting),
+            dropped => return dropped,
         }
         if pass.is_paused() {
             return Verdict::Hold;
@@ -418,6 +420,7 @@ impl Connection {
                 return Verdict::Close(cause);
             }
         };
+        self.client.socket_mut().probe_as_usual();
         let socket = dial.upstream.socket();
         let is_present = context.upstream.is_present(context.cached, dial.target.target());
         if is_present {

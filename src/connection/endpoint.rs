@@ -200,6 +200,11 @@ impl Endpoint {
         &self.socket
     }
 
+    /// Returns the socket, to change its keepalive.
+    pub(super) fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
     /// Returns true if a read may yield something.
     pub(crate) fn is_readable(&self) -> bool {
         self.readable

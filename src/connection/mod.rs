@@ -52,7 +52,7 @@ use crate::{
         semaphore::Permit,
     },
     listing::ConnectionId,
-    pause::gate::Pass,
+    pause::{drain::DrainOrders, gate::Pass},
     proxy_header::{Defect, ProxyHeaders},
     stats::{Counters, cause::CloseCause},
     sys::{Socket, SocketAddress},
@@ -199,6 +199,8 @@ pub(crate) struct Context<'a> {
     pub(crate) reject_policy: &'a RejectPolicy,
     pub(crate) proxy_headers: &'a ProxyHeaders,
     pub(crate) hold: &'a HoldLimits,
+    /// Orders of the pauses.
+    pub(crate) orders: &'a DrainOrders,
     /// Counters of this worker.
     pub(crate) counters: &'a Counters,
     /// Steps that TLS handshakes may still take in this turn.
@@ -260,7 +262,7 @@ impl Connection {
             State::Waiting { .. } if self.record.header == ClientHeader::Awaited => {
                 self.look_for_header(context)
             }
-            State::Waiting { .. } => self.look_after_waiting(),
+            State::Waiting { .. } => self.look_after_waiting(context),
             State::Connecting(dial) if dial.upstream.is_writable() => self.connected(context),
             State::Connecting(_) if self.client.is_reset() => Verdict::Close(self.left()),
             State::Connecting(_) => Verdict::Stay,

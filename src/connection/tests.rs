@@ -2,6 +2,7 @@
 
 mod attempt;
 mod crowd;
+mod half_closed;
 mod refused;
 mod rejected;
 mod words;
@@ -36,6 +37,7 @@ struct Bench {
     clients: Arc<Semaphore>,
     pace: Arc<Pace>,
     hold: HoldLimits,
+    orders: DrainOrders,
     buffers: RelayBuffers,
     upstream: Upstream,
     cached: Cached,
@@ -54,6 +56,7 @@ impl Bench {
             clients: Arc::new(Semaphore::new(1)),
             pace: Pace::new(2, Instant::now()),
             hold: HoldLimits::new(&config::HoldConfig::default()),
+            orders: DrainOrders::default(),
             buffers: RelayBuffers::new(2),
             upstream: {
                 let addr = upstream.to_string().parse().unwrap();
@@ -118,6 +121,7 @@ impl Bench {
             reject_policy: &self.reject_policy,
             hold: &self.hold,
             proxy_headers: &self.proxy_headers,
+            orders: &self.orders,
             counters: &self.counters,
             handshake_steps: &mut 1,
             now: self.now,

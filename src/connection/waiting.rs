@@ -2,7 +2,7 @@
 
 use std::{io, time::Instant};
 
-use super::{Connection, Context, State, Verdict, deadline::Deadline};
+use super::{Connection, Context, Rejection, State, Verdict, deadline::Deadline, reject::Reject};
 use crate::{admission::semaphore::Permit, stats::cause::CloseCause, upstream::Upstream};
 
 /// Wait of a client for an upstream that is away. It spans the client's attempts until it connects or is held again.
@@ -30,11 +30,10 @@ impl Connection {
     }
 
     /// Ends a client's wait for the upstream, as a pause has begun: it is to be held.
-    pub(crate) fn end_patience(&mut self) -> Verdict {
-        if let Verdict::Close(reason) = self.look_after_waiting() {
-            return Verdict::Close(reason);
-        }
+    pub(crate) fn end_patience(&mut self, context: &mut Context<'_>) -> Verdict {
+        let verdict = self.look_after_waiting(context);
         match &self.state {
+            _ if !matches!(verdict, Verdict::Stay) => verdict,
             State::Waiting { patience: Some(_), .. } => Verdict::Hold,
             _ => Verdict::Stay,
         }
@@ -58,10 +57,36 @@ impl Connection {
         Verdict::WaitSince(Deadline::AwaitingUpstream, since)
     }
 
-    /// Returns the verdict to close a client that has left while it waits, so that the upstream is not dialled for it.
-    pub(super) fn look_after_waiting(&self) -> Verdict {
-        let gone = self.client.is_read_closed() && self.has_gone();
-        if gone { Verdict::Close(self.left()) } else { Verdict::Stay }
+    /// Looks after a client that has ended its stream while it waits. If it has left, it is closed, so that the upstream is
+    /// not dialled for it. Otherwise it may wait for its answer or have left all the same: a pause may have it dropped, and
+    /// else the kernel probes it often, to learn of a client that has left.
+    pub(super) fn look_after_waiting(&mut self, context: &mut Context<'_>) -> Verdict {
+        if !self.client.is_read_closed() {
+            return Verdict::Stay;
+        }
+        let has_gone = self.has_gone();
+        if has_gone {
+            return Verdict::Close(self.left());
+        }
+        if context.orders.drops_half_closed() {
+            return self.drop_half_closed(context.now);
+        }
+        self.client.socket_mut().probe_often();
+        Verdict::Stay
+    }
+
+    /// Drops a client in good order. It is not rejected: it counts as one that has left.
+    fn drop_half_closed(&mut self, now: Instant) -> Verdict {
+        self.record.waited_until(now);
+        let (reject, _next) = Reject::close_gracefully(&mut self.client);
+        let cause = CloseCause::LeftHeld;
+        self.replace_state(State::Rejecting(Rejection { reject, cause, delivered: (0, 0) }));
+        Verdict::Enter(Deadline::Lingering)
+    }
+
+    /// Returns true if the client waits and has ended its stream.
+    pub(crate) fn is_waiting_half_closed(&self) -> bool {
+        matches!(self.state, State::Waiting { .. }) && self.client.is_read_closed()
     }
 
     /// Returns the cause of the end of a connection whose client has left before it was served.

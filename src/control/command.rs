@@ -203,6 +203,7 @@ fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Option<Response> {
         mode: wanted.mode.unwrap_or(handle.pauses().default_mode),
         ttl: wanted.ttl.or(max_ttl),
         quiet: wanted.quiet,
+        half_closed: wanted.half_closed.unwrap_or(handle.pauses().default_half_closed),
     };
     let lifetime = if wanted.is_bound { Lifetime::ConnectionBound } else { Lifetime::Pending };
     if let Err(Full) = handle.pauses().put(terms, lifetime, caller.request_id) {

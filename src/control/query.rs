@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{
+        HalfClosed,
         address::Address,
         duration::parse_duration,
         suggest::{choice, nearest},
@@ -19,7 +20,7 @@ use crate::{
 
 /// Parameters of `PUT /paused`.
 pub(super) const PAUSE: &[&str] =
-    &["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "while"];
+    &["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "half-closed", "while"];
 /// Parameters of `DELETE /paused`.
 pub(super) const RESUME: &[&str] = &["name", "release"];
 /// Parameters of `GET /paused/block-until-idle`.
@@ -46,6 +47,7 @@ pub(super) struct Pause {
     pub(super) ttl: Option<Duration>,
     pub(super) mode: Option<Mode>,
     pub(super) quiet: Option<Duration>,
+    pub(super) half_closed: Option<HalfClosed>,
     pub(super) wait: Option<Wait>,
     /// True if it lasts as long as the connection of its request.
     pub(super) is_bound: bool,
@@ -94,12 +96,14 @@ impl Pause {
         let wait = query.duration("wait")?;
         let on_timeout = query.one_of("on-timeout", &OnTimeout::ALL)?;
         let modes = [Mode::Hold, Mode::Reject].map(|mode| (mode_name(mode), mode));
+        let half_closed = HalfClosed::ALL.map(|treatment| (treatment.word(), treatment));
         let pause = Self {
             name: query.name()?.unwrap_or_else(|| NAME_DEFAULT.to_owned()),
             reason: query.reason()?,
             ttl: query.duration("ttl")?,
             mode: query.one_of("mode", &modes)?,
             quiet: query.quiet()?,
+            half_closed: query.one_of("half-closed", &half_closed)?,
             wait: wait.map(|time| {
                 let on_timeout = on_timeout.unwrap_or(OnTimeout::Resume);
                 Wait { time, on_timeout }
@@ -344,12 +348,13 @@ mod tests {
             ttl: None,
             mode: None,
             quiet: None,
+            half_closed: None,
             wait: None,
             is_bound: false,
         };
         assert_eq!(Pause::parse("").unwrap(), bare);
         let second = Duration::from_secs(1);
-        let all = "name=a+b%C3%A9&reason=it's%20%22v2%22&ttl=90s&mode=reject&wait=0s&on-timeout=kill&drain=quiet:1s&while=connected";
+        let all = "name=a+b%C3%A9&reason=it's%20%22v2%22&ttl=90s&mode=reject&wait=0s&on-timeout=kill&drain=quiet:1s&half-closed=drop&while=connected";
         let wait = |on_timeout| Some(Wait { time: Duration::ZERO, on_timeout });
         let expected = Pause {
             name: "a bé".into(),
@@ -357,6 +362,7 @@ mod tests {
             ttl: Some(90 * second),
             mode: Some(Mode::Reject),
             quiet: Some(second),
+            half_closed: Some(HalfClosed::Drop),
             wait: wait(OnTimeout::Kill),
             is_bound: true,
         };
@@ -383,6 +389,8 @@ mod tests {
             ("wait=1s&on-timeout=keep&while=connected", ["on-timeout", "use resume or kill"]),
             ("while=conected", ["while", "connected"]),
             ("drain=2s", ["drain", "quiet:2s"]),
+            ("half-closed=close", ["half-closed", "write serve or drop."]),
+            ("half-close=drop", ["half-close", "did you mean half-closed?"]),
             ("drain=quiet:99ms", ["drain", "quiet:100ms"]),
             ("drain=quiet:", ["drain", "30s"]),
             ("name=", ["name", "deploy"]),

@@ -21,6 +21,7 @@ mod waits;
 
 use super::{backend::UnlinkedListener, *};
 use crate::{
+    config::HalfClosed,
     handle::Handle,
     handover::parcel::Outgoing,
     pause::{
@@ -68,7 +69,9 @@ pub(super) fn context() -> ControlContext {
 /// Begins a pause of a request that is not committed.
 pub(super) fn put_pending(handle: &Handle, request_id: u64) {
     let (name, by) = ("a".to_owned(), "a test".to_owned());
-    let terms = Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None };
+    let half_closed = HalfClosed::Serve;
+    let terms =
+        Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None, half_closed };
     handle.pauses().put(terms, Lifetime::Pending, request_id).unwrap();
 }
 

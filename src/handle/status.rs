@@ -143,6 +143,9 @@ pub struct LeaseStatus {
     pub expires_in_seconds: Option<f64>,
     /// Seconds for which a connection may be silent before it is closed; null for ever.
     pub drain_quiet_seconds: Option<f64>,
+    /// Treatment of held clients that have ended their stream: `serve` or `drop`.
+    #[serde(default)]
+    pub half_closed: String,
 }
 
 impl Status {
@@ -253,6 +256,7 @@ impl LeaseStatus {
             since: lease.since.shown.to_string(),
             expires_in_seconds: ends.map(|end| seconds(end.saturating_duration_since(now))),
             drain_quiet_seconds: terms.quiet.map(seconds),
+            half_closed: terms.half_closed.word().to_owned(),
         }
     }
 }

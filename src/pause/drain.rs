@@ -1,4 +1,5 @@
-//! Orders to all workers: to close quiet connections during a pause, to reset those that are left, and to reset loops.
+//! Orders to all workers: to close quiet connections and half-closed held clients during a pause, to reset connections that
+//! are left, and to reset loops.
 //! `worker/` carries them out; `Flow::drain` of the relay is another matter.
 
 use std::{
@@ -6,13 +7,15 @@ use std::{
     time::Duration,
 };
 
-use crate::config::duration::nanos;
+use crate::config::{HalfClosed, duration::nanos};
 
 /// Orders to all workers. A thread that changes one has to wake them.
 #[derive(Debug, Default)]
 pub(crate) struct DrainOrders {
     /// Nanoseconds for which a connection may be silent; 0 for ever.
     quiet: AtomicU64,
+    /// Number of changes between serving and dropping half-closed held clients; odd while they are dropped.
+    half_closed: AtomicU64,
     /// Number of orders to reset all connections.
     resets: AtomicU64,
     /// Number of orders to reset connections that lead back to tcpause itself.
@@ -31,6 +34,24 @@ impl DrainOrders {
             0 => None,
             nanos => Some(Duration::from_nanos(nanos)),
         }
+    }
+
+    /// Orders workers to drop held clients that have ended their stream, or takes the order back. The leases' lock orders
+    /// the calls.
+    pub(crate) fn treat_half_closed(&self, treatment: HalfClosed) {
+        if self.drops_half_closed() != (treatment == HalfClosed::Drop) {
+            self.half_closed.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Returns true if held clients that have ended their stream are dropped.
+    pub(crate) fn drops_half_closed(&self) -> bool {
+        self.half_closed_changes() % 2 == 1
+    }
+
+    /// Returns the number of changes of their treatment. A worker compares it with the number that it has obeyed.
+    pub(crate) fn half_closed_changes(&self) -> u64 {
+        self.half_closed.load(Ordering::Acquire)
     }
 
     /// Orders workers to reset all connections that have a pass.

@@ -8,7 +8,10 @@ use super::{
     EndReason,
     leases::{Ended, Lease, Terms, Timestamp, mode_name},
 };
-use crate::{config::duration::format_duration, sys};
+use crate::{
+    config::{HalfClosed, duration::format_duration},
+    sys,
+};
 
 /// Logs the begin of a pause, or the renewal of one, while that many connections run.
 pub(super) fn log_begin(terms: &Terms, is_renewed: bool, connections: u64) {
@@ -80,13 +83,16 @@ fn log_lease_end(lease: &Lease, reason: EndReason<'_>, paused_since: Option<Time
 
 impl fmt::Display for Terms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, reason, by, mode, ttl, quiet } = self;
+        let Self { name, reason, by, mode, ttl, quiet, half_closed } = self;
         write!(f, "{by} as {name:?}{}", Because(reason.as_deref()))?;
         if let Some(ttl) = ttl {
             write!(f, " for {}", format_duration(*ttl))?;
         }
         if let Some(quiet) = quiet {
             write!(f, ", closing what is quiet for {}", format_duration(*quiet))?;
+        }
+        if *half_closed == HalfClosed::Drop {
+            f.write_str(", dropping held clients that end their stream")?;
         }
         write!(f, ", mode {}", mode_name(*mode))
     }

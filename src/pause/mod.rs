@@ -24,7 +24,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{
-    admission::queue::WaitQueue, sys, timestamp::Rfc3339, upstream::Upstream,
+    admission::queue::WaitQueue, config::HalfClosed, sys, timestamp::Rfc3339, upstream::Upstream,
     worker_pool::WorkerPool,
 };
 use barrier::Barrier;
@@ -48,6 +48,8 @@ pub(crate) struct Pauses {
     pub(crate) drain: DrainOrders,
     /// Treatment of new clients during a pause that names none.
     pub(crate) default_mode: Mode,
+    /// Treatment of half-closed held clients during a pause that names none.
+    pub(crate) default_half_closed: HalfClosed,
     /// Longest time that a lease may last without being renewed.
     pub(crate) max_ttl: Option<Duration>,
     /// Leases, whose lock orders all changes. It is seldom contended, as operators pause rarely.
@@ -103,6 +105,7 @@ impl Pauses {
     /// Returns pauses with an open gate, and the notifications for the thread that ends expired leases.
     pub(crate) fn new(
         default_mode: Mode,
+        default_half_closed: HalfClosed,
         max_ttl: Option<Duration>,
         queue: Arc<WaitQueue>,
         upstream: Arc<Upstream>,
@@ -115,6 +118,7 @@ impl Pauses {
             barrier: Barrier::new(workers.len()),
             drain: DrainOrders::default(),
             default_mode,
+            default_half_closed,
             max_ttl,
             leases: Mutex::default(),
             counts: PauseCounts::default(),
@@ -137,6 +141,7 @@ impl Pauses {
             mode: self.default_mode,
             ttl: self.max_ttl,
             quiet: None,
+            half_closed: self.default_half_closed,
         };
         // The program is never refused.
         let was_running = self.begin(terms, Lifetime::Committed, PROGRAM).unwrap_or(false);
@@ -302,6 +307,8 @@ impl Pauses {
 
     /// Applies the leases to the gate and the workers, under the lock of the leases. Returns true if the gate was open.
     fn apply(&self, leases: &Leases) -> bool {
+        // Before the gate opens, so that nobody is dropped behind a pause.
+        self.drain.treat_half_closed(leases.half_closed());
         let was_open = if let Some(mode) = leases.mode() {
             self.gate.pause(mode)
         } else {
@@ -362,7 +369,8 @@ mod tests {
 
     fn terms() -> Terms {
         let (name, by) = ("a".to_owned(), "a test".to_owned());
-        Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None }
+        let half_closed = HalfClosed::Serve;
+        Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None, half_closed }
     }
 
     #[test]

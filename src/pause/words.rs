@@ -71,6 +71,7 @@ impl FrozenPauses<'_> {
             barrier: _,
             drain: _,
             default_mode: _,
+            default_half_closed: _,
             max_ttl: _,
             leases: _,
             counts,
@@ -124,10 +125,13 @@ mod tests {
     };
 
     use super::*;
-    use crate::pause::{
-        WaitState,
-        gate::Mode,
-        leases::{Lifetime, Terms},
+    use crate::{
+        config::HalfClosed,
+        pause::{
+            WaitState,
+            gate::Mode,
+            leases::{Lifetime, Terms},
+        },
     };
 
     const DEADLINE: Duration = Duration::from_secs(10);
@@ -140,6 +144,7 @@ mod tests {
             mode,
             ttl,
             quiet: ttl.map(|ttl| ttl / 7),
+            half_closed: if ttl.is_some() { HalfClosed::Drop } else { HalfClosed::Serve },
         }
     }
 
@@ -184,6 +189,7 @@ mod tests {
         assert!(!is_watched.load(Ordering::Relaxed), "no pause has begun");
         assert_eq!(taker.gate.mode(), Some(Mode::Reject));
         assert_eq!(taker.drain.quiet(), giver.drain.quiet());
+        assert!(taker.drain.drops_half_closed());
         assert!(taker.drain.quiet().is_some() && taker.idle_moments() == giver.idle_moments());
         let shown = |pauses: &Pauses| pauses.lock().iter().cloned().collect::<Vec<_>>();
         for (given, taken) in shown(&giver).iter().zip(&shown(&taker)) {

@@ -216,6 +216,7 @@ impl Plan {
             Admission::new(limits.clients, threads, &config.hold, &config.resume, started);
         let (pauses, notifications) = Pauses::new(
             if config.proxy.reject_clients { Mode::Reject } else { Mode::Hold },
+            config.hold.half_closed,
             config.pause.max_ttl,
             Arc::clone(&admission.queue),
             Arc::clone(&upstream),

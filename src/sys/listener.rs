@@ -168,7 +168,8 @@ impl Listener {
             sockopt::set_socket_oobinline(&fd, true)?;
         }
         let address = address.and_then(|address| SocketAddr::try_from(address).ok());
-        Ok((Socket { fd, is_unix: self.is_unix, is_paced: self.is_paced }, address))
+        let (is_unix, is_paced) = (self.is_unix, self.is_paced);
+        Ok((Socket { fd, is_unix, is_paced, usual_probes: None }, address))
     }
 
     /// Returns true for a UNIX listener.

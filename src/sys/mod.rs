@@ -17,6 +17,7 @@ mod words;
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    num::NonZeroU8,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     time::{Duration, Instant},
@@ -44,6 +45,12 @@ pub(crate) use words::SocketWords;
 /// Silence after which the kernel sends a keepalive probe, and the interval between probes.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// Silence before a keepalive probe, and the interval between probes, of a waiting client that has ended its stream.
+const OFTEN_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Unanswered probes after which such a client is given up: as long after its last sign of life as any other one.
+const OFTEN_PROBES: u32 = 49;
+
 /// Time in which every connection is checked once for a peer that has vanished.
 pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(60);
 
@@ -63,6 +70,8 @@ pub(crate) struct Socket {
     fd: OwnedFd,
     is_unix: bool,
     is_paced: bool,
+    /// Number of keepalive probes to return to, while the peer is probed often.
+    usual_probes: Option<NonZeroU8>,
 }
 
 /// An address that can be dialled or bound without a name lookup.
@@ -134,7 +143,7 @@ impl Socket {
             }
         };
         let is_unix = !matches!(address, SocketAddress::Inet(_));
-        let socket = Self { fd: socket, is_unix, is_paced };
+        let socket = Self { fd: socket, is_unix, is_paced, usual_probes: None };
         match result {
             Ok(()) => Ok((socket, Dialled::Connected)),
             Err(Errno::INPROGRESS) => Ok((socket, Dialled::InProgress)),
@@ -156,6 +165,25 @@ impl Socket {
     pub(crate) fn keep_alive(&self) {
         if !self.is_unix && keep_alive(&self.fd).is_err() {
             log::debug!("the system refused a keepalive");
+        }
+    }
+
+    /// Has the kernel probe a peer soon and often that has ended its stream and may have gone. The peer's kernel answers
+    /// for a half-closed peer. For a closed one it resets, once it has forgotten the connection.
+    pub(crate) fn probe_often(&mut self) {
+        if self.is_unix || self.usual_probes.is_some() {
+            return;
+        }
+        let usual = sockopt::tcp_keepcnt(&self.fd).ok().and_then(|it| u8::try_from(it).ok());
+        let Some(usual) = usual.and_then(NonZeroU8::new) else { return };
+        self.usual_probes = Some(usual);
+        set_probes(&self.fd, OFTEN_PROBES, OFTEN_INTERVAL);
+    }
+
+    /// Has the kernel probe the peer as often again as before [`Socket::probe_often`].
+    pub(crate) fn probe_as_usual(&mut self) {
+        if let Some(usual) = self.usual_probes.take() {
+            set_probes(&self.fd, usual.get().into(), KEEPALIVE_INTERVAL);
         }
     }
 
@@ -434,6 +462,16 @@ fn keep_alive(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_INTERVAL)
 }
 
+/// Changes the keepalive of a socket. The idle time comes last, as in [`keep_alive`].
+fn set_probes(socket: &OwnedFd, probes: u32, interval: Duration) {
+    let result = sockopt::set_tcp_keepcnt(socket, probes)
+        .and_then(|()| sockopt::set_tcp_keepintvl(socket, interval))
+        .and_then(|()| sockopt::set_tcp_keepidle(socket, interval));
+    if result.is_err() {
+        log::debug!("the system refused a keepalive");
+    }
+}
+
 /// Makes a UNIX socket with urgent bytes kept in line.
 fn unix_socket() -> rustix::io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
@@ -450,7 +488,7 @@ fn family(address: &SocketAddr) -> AddressFamily {
 pub(crate) fn socket_pair() -> io::Result<(Socket, Socket)> {
     let (one, other) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, OPEN, None)?;
-    let socket = |fd| Socket { fd, is_unix: true, is_paced: false };
+    let socket = |fd| Socket { fd, is_unix: true, is_paced: false, usual_probes: None };
     Ok((socket(one), socket(other)))
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    num::NonZeroU8,
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -18,13 +19,15 @@ pub(crate) struct SocketWords {
     is_unix: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_paced: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usual_probes: Option<NonZeroU8>,
 }
 
 impl Socket {
     /// Returns its words.
     pub(crate) fn describe(&self) -> SocketWords {
-        let Self { fd: _, is_unix, is_paced } = *self;
-        SocketWords { is_unix, is_paced }
+        let Self { fd: _, is_unix, is_paced, usual_probes } = *self;
+        SocketWords { is_unix, is_paced, usual_probes }
     }
 
     /// Lends its descriptor.
@@ -34,8 +37,8 @@ impl Socket {
 
     /// Returns the socket of a descriptor that has come with `words`. Changes nothing in it, as its giver may go on.
     pub(crate) fn adopt(fd: Descriptor, words: SocketWords) -> Self {
-        let SocketWords { is_unix, is_paced } = words;
-        Self { fd, is_unix, is_paced }
+        let SocketWords { is_unix, is_paced, usual_probes } = words;
+        Self { fd, is_unix, is_paced, usual_probes }
     }
 
     /// Ends its registration.
@@ -96,8 +99,11 @@ mod tests {
     #[test]
     fn each_fact_of_a_socket_arrives_by_itself() {
         let (lent, _peer) = socket_pair().unwrap();
-        for (is_unix, is_paced) in [(false, false), (false, true), (true, false)] {
-            let words = SocketWords { is_unix, is_paced };
+        let probes = NonZeroU8::new(9);
+        for (is_unix, is_paced, usual_probes) in
+            [(false, false, None), (false, true, None), (true, false, None), (false, false, probes)]
+        {
+            let words = SocketWords { is_unix, is_paced, usual_probes };
             let adopted = Socket::adopt(copy(lent.lend()), over_json(words));
             assert_eq!((adopted.describe(), adopted.is_paced()), (words, is_paced));
         }

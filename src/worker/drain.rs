@@ -1,4 +1,4 @@
-//! Closing of silent connections, by the orders of `pause/drain.rs`.
+//! Closing of silent connections and of half-closed held clients, by the orders of `pause/drain.rs`.
 //!
 //! During a pause, the operator may order it, as pools and keep-alive connections never end by themselves. A stop
 //! closes connections whose server has ended its stream, while the client keeps its side for its next use.
@@ -24,6 +24,19 @@ const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const QUIET_ONE_OF: usize = 20;
 
 impl Worker<'_> {
+    /// Drives the waiting clients that have ended their stream, once a pause drops these: their events came before.
+    pub(super) fn drop_half_closed(&mut self) {
+        let changes = self.resources.shared.pauses.drain.half_closed_changes();
+        if std::mem::replace(&mut self.half_closed_changes, changes) == changes {
+            return;
+        }
+        for key in self.timers.keys(Deadline::Held) {
+            if self.connections.get(key).is_some_and(Connection::is_waiting_half_closed) {
+                self.ready.push(key);
+            }
+        }
+    }
+
     /// Closes connections that have been silent for the ordered time.
     pub(super) fn close_quiet(&mut self, now: Instant) {
         let shared = &self.resources.shared;

@@ -125,6 +125,8 @@ struct Worker<'a> {
     log: ConnectionLogLimit,
     /// Set if the upstream was away in the last turn.
     was_away: bool,
+    /// Number of changes in the treatment of half-closed clients that the worker has heeded.
+    half_closed_changes: u64,
     /// Number of orders to reset all connections that the worker has carried out.
     resets: u64,
     /// Number of orders to reset loops that the worker has carried out.
@@ -174,6 +176,7 @@ impl WorkerResources {
             doomed: Doomed::default(),
             log: ConnectionLogLimit::new(shared.log, shared.workers.len()),
             was_away: false,
+            half_closed_changes: 0,
             resets: shared.pauses.drain.resets(),
             loop_resets: shared.pauses.drain.loop_resets(),
             epoch: 0,
@@ -201,6 +204,7 @@ impl Worker<'_> {
             }
             // Counted before any of them is served in this turn.
             let waiting = self.waiting_for_upstream();
+            self.drop_half_closed();
             self.size_accept_buffer();
             self.accept(now);
             self.start_waiting(now);
@@ -412,6 +416,7 @@ impl Worker<'_> {
             reject_policy: &shared.reject_policy,
             proxy_headers: &shared.proxy_headers,
             hold: &shared.admission.hold,
+            orders: &shared.pauses.drain,
             counters: shared.workers.counters(self.resources.index),
             handshake_steps: &mut self.handshake_steps,
             now,
@@ -439,6 +444,9 @@ impl Worker<'_> {
                 Verdict::Hold => match shared.hold_decision(connection.take_hold_permit()) {
                     HoldDecision::Hold(permit) => {
                         connection.hold(permit);
+                        if connection.is_waiting_half_closed() {
+                            self.ready.push(key);
+                        }
                         return self.timers.enqueue(Deadline::Held, key, connection.accepted());
                     }
                     HoldDecision::Reject(cause) => verdict = connection.reject(cause, &mut context),

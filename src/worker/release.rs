@@ -63,7 +63,7 @@ impl Worker<'_> {
     pub(super) fn start_waiting(&mut self, now: Instant) {
         for _client in 0..TURN_STARTS_MAX {
             if let Some(key) = self.first_to_hold() {
-                self.act(key, now, |connection, _context| connection.end_patience());
+                self.act(key, now, Connection::end_patience);
             } else if let Some((key, _since)) = self.first_to_await_upstream() {
                 self.act(key, now, |connection, context| connection.begin_patience(context));
             } else if !self.start_first(now) {

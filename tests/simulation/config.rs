@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{address::Address, network::Network};
 
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +75,14 @@ pub(crate) enum Overflow {
     Close,
     #[default]
     Backlog,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum HalfClosed {
+    #[default]
+    Serve,
+    Drop,
 }
 
 #[derive(Debug)]

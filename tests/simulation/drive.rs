@@ -451,6 +451,7 @@ impl Course {
         self.look_at_crowd(sleeps);
         if sleeps {
             self.look_at_those_who_wait(timeout);
+            self.look_at_half_closed();
             let is_away = self.shared.upstream.breaker().is_away();
             self.rests_in_outage = is_away && !self.shared.pauses.gate.is_paused();
         }

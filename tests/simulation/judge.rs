@@ -234,6 +234,8 @@ fn judge_unserved(link: &Link, course: &Course) {
     let may_dismiss = course.rules.may_dismiss() || link.story.may_be_ended;
     let is_right = if link.was_hurt {
         true
+    } else if link.story.was_dropped {
+        link.saw == Some(Ending::Orderly)
     } else if link.answered {
         // One that goes on sending is closed in the end, whether it has its answer or not.
         let is_told = link.heard > 0 && course.rules.may_answer()

@@ -82,6 +82,8 @@ pub(crate) struct Kernel {
     pub(crate) may_end: bool,
     /// For how long a connection is silent that it may close.
     pub(crate) may_drain: Option<Duration>,
+    /// True if it may drop held clients that have ended their stream.
+    pub(crate) may_drop: bool,
     /// True if the proxy stops, and may do so with half-closed ones.
     pub(crate) is_stopping: bool,
     /// The earliest dial for the next client that has waited.

@@ -97,6 +97,8 @@ pub(crate) struct Link {
     /// We have ended ours.
     pub(crate) is_shut: bool,
     pub(crate) resets_on_close: bool,
+    /// Keepalive probes come often.
+    pub(crate) is_probed: bool,
     /// `SOCK_NOSPACE`: a write has found no room.
     pub(crate) is_starved: bool,
     pub(crate) send_max: usize,
@@ -173,6 +175,7 @@ impl Link {
             is_dead: false,
             is_shut: false,
             resets_on_close: false,
+            is_probed: false,
             is_starved: false,
             send_max: buffer(random),
             receive_max: buffer(random),

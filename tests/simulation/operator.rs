@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::{
+    config::HalfClosed,
     drive::{Course, QUIET_MAX},
     kernel::LinkId,
     link::{Link, Side},
@@ -32,6 +33,7 @@ pub(crate) struct Operator {
     pub(crate) has_ordered_closes: bool,
     /// True if some may be ended, as of the next turn.
     has_ordered_ends: bool,
+    drops: bool,
     /// One call in so many finds the operator acting.
     restlessness: usize,
     /// The passes at the last look during this pause.
@@ -59,6 +61,7 @@ impl Operator {
             result: None,
             has_ordered_closes: false,
             has_ordered_ends: false,
+            drops: random.below(3) == 0,
             restlessness: random.one_of([64, 64, 1000]),
             passes: None,
             permits: 0,
@@ -133,10 +136,13 @@ impl Course {
 
     /// Pauses; the handle would wait for the turn that this happens in.
     pub(crate) fn pause(&mut self, drains: bool) {
-        let (mode, quiet) = crate::with(|kernel| {
+        let (mode, quiet, half_closed) = crate::with(|kernel| {
             let rejects = self.rules.rejects && kernel.random.below(4) > 0;
             let quiet = Duration::from_millis(kernel.random.one_of([1, 30, 200]));
-            (if rejects { Mode::Reject } else { Mode::Hold }, drains.then_some(quiet))
+            let mode = if rejects { Mode::Reject } else { Mode::Hold };
+            let drops = self.operator.drops && kernel.random.below(3) > 0;
+            let half_closed = if drops { HalfClosed::Drop } else { HalfClosed::Serve };
+            (mode, drains.then_some(quiet), half_closed)
         });
         let terms = Terms {
             name: NAME_DEFAULT.to_owned(),
@@ -145,6 +151,7 @@ impl Course {
             mode,
             ttl: None,
             quiet,
+            half_closed,
         };
         self.away_since = None;
         if self.rests_in_outage && self.operator.paused.is_none() {
@@ -159,6 +166,7 @@ impl Course {
         crate::with(|kernel| {
             self.operator.paused.get_or_insert(kernel.now);
             kernel.was_paused = true;
+            kernel.may_drop |= half_closed == HalfClosed::Drop;
             kernel.probe = None;
             kernel.may_drain = kernel.may_drain.into_iter().chain(quiet).min();
         });
@@ -270,10 +278,25 @@ impl Course {
         crate::with(|kernel| {
             kernel.may_drain = quiet;
             kernel.was_paused = self.shared.pauses.gate.is_paused();
+            kernel.may_drop = self.shared.pauses.drain.drops_half_closed();
             kernel.may_kill = std::mem::take(&mut self.operator.has_ordered_resets);
             kernel.may_end = std::mem::take(&mut self.operator.has_ordered_ends);
             for link in &mut kernel.links {
                 link.story.is_doomed = std::mem::take(&mut link.story.is_condemned);
+            }
+        });
+    }
+
+    /// Checks that of the waiting clients that have ended their stream, none is left that is to be dropped, and that the others
+    /// are probed. Clients to be rejected wait too, and are neither.
+    pub(crate) fn look_at_half_closed(&self) {
+        let drops = self.shared.pauses.drain.drops_half_closed();
+        crate::with(|kernel| {
+            let looks = !kernel.is_cut_short && !self.rules.may_turn_away();
+            let known = |link: &&Link| looks && link.is_ended && !link.has_edge;
+            for link in kernel.waiting().filter(known) {
+                assert!(!drops, "a half-closed client is held: {link:#?}");
+                assert!(link.is_probed || link.is_unix, "it may have gone unnoticed: {link:#?}");
             }
         });
     }

@@ -96,6 +96,8 @@ pub(crate) struct Story {
     pub(crate) was_killed: bool,
     /// True if the operator may have ordered the client's end, now or soon.
     pub(crate) may_be_ended: bool,
+    /// True if it had ended its stream while held, and was closed for that.
+    pub(crate) was_dropped: bool,
     /// The upstream of a connection that was closed as it was quiet.
     pub(crate) drained: Option<LinkId>,
 }
@@ -274,7 +276,7 @@ impl Course {
 impl Kernel {
     /// Returns the clients that were taken in and have no upstream: they are held, wait for the upstream, or are to be
     /// rejected and were not answered yet.
-    fn waiting(&self) -> impl Iterator<Item = &Link> {
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(|link| link.token.is_some() && link.waits())
     }
 

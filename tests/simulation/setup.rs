@@ -12,7 +12,7 @@ use mio::{Poll, Registry, Waker};
 use crate::{
     BEGIN,
     admission::Admission,
-    config::{self, LogConfig, Overflow, SendProxy, address::Address},
+    config::{self, HalfClosed, LogConfig, Overflow, SendProxy, address::Address},
     connection::reject::policy::{RejectPolicy, RejectResponse},
     copies::Processes,
     crowd::Crowd,
@@ -131,6 +131,7 @@ pub(crate) fn shared(
     let admission = admission(rules, bounds, started);
     let (pauses, _notifications) = Pauses::new(
         if rules.rejects { Mode::Reject } else { Mode::Hold },
+        HalfClosed::Serve,
         None,
         Arc::clone(&admission.queue),
         Arc::clone(&upstream),
@@ -249,6 +250,7 @@ fn kernel(
         now: Duration::ZERO,
         turn_began: Duration::ZERO,
         is_cut_short: false,
+        may_drop: false,
         links: Vec::new(),
         backlogs: (0..listeners).map(backlog).collect(),
         accepted: Vec::new(),

@@ -54,6 +54,7 @@ impl Kernel {
                 link.side == Side::Upstream || link.partner.is_some() || link.is_left(),
                 "a client is read before it is served"
             );
+            assert!(link.partner.is_none() || !link.is_probed, "a served client is probed often");
             // A rejected client has another share.
             let share = if link.is_left() { 2 * TURN_BYTES_MAX } else { TURN_BYTES_MAX };
             assert!(link.moved < share, "more than its share in one turn");
@@ -126,6 +127,7 @@ impl Kernel {
     }
 
     pub(crate) fn shut_down_write(&mut self, id: LinkId) -> Result<(), Errno> {
+        let may_drop = self.may_drop;
         let link = self.link_mut(id);
         assert!(link.is_open && !link.is_shut, "a second end of one stream");
         assert!(link.is_dead || link.header_left.is_empty(), "an end before the header");
@@ -133,6 +135,7 @@ impl Kernel {
         if link.is_dead {
             return Err(Errno::NOTCONN);
         }
+        link.story.was_dropped |= may_drop && link.partner.is_none() && link.is_ended;
         link.is_shut = true;
         link.wake();
         match (link.partner, link.side) {

@@ -37,6 +37,7 @@ pub(crate) type Lent<'a> = &'a Descriptor;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketWords {
     is_unix: bool,
+    is_probed: bool,
 }
 
 /// The words of a listener, which are checked.
@@ -50,6 +51,8 @@ pub(crate) struct Socket {
     descriptor: Descriptor,
     link: LinkId,
     is_unix: bool,
+    /// True if the peer is probed often.
+    is_probed: bool,
 }
 
 /// One of the worker's listeners.
@@ -77,11 +80,12 @@ pub(crate) fn pipe(_bytes: usize) -> io::Result<PipeEnds> {
 
 impl Socket {
     pub(crate) fn of(link: LinkId, is_unix: bool) -> Self {
-        Self { descriptor: Descriptor::new(Object::Socket(link)), link, is_unix }
+        let descriptor = Descriptor::new(Object::Socket(link));
+        Self { descriptor, link, is_unix, is_probed: false }
     }
 
     pub(crate) fn describe(&self) -> SocketWords {
-        SocketWords { is_unix: self.is_unix }
+        SocketWords { is_unix: self.is_unix, is_probed: self.is_probed }
     }
 
     pub(crate) fn lend(&self) -> Lent<'_> {
@@ -90,9 +94,13 @@ impl Socket {
 
     pub(crate) fn adopt(descriptor: Descriptor, words: SocketWords) -> Self {
         let Object::Socket(link) = descriptor.object() else { panic!("no socket: {descriptor:?}") };
-        let is_unix = crate::with(|kernel| kernel.links[link].is_unix);
-        assert_eq!(words.is_unix, is_unix, "another socket's words");
-        Self { descriptor, link, is_unix }
+        let (is_unix, is_probed) = crate::with(|kernel| {
+            let link = &kernel.links[link];
+            (link.is_unix, link.is_probed)
+        });
+        let words = (words.is_unix, words.is_probed);
+        assert_eq!(words, (is_unix, is_probed), "another socket's words");
+        Self { descriptor, link, is_unix, is_probed }
     }
 
     pub(crate) fn link(&self) -> LinkId {
@@ -119,6 +127,25 @@ impl Socket {
     }
 
     pub(crate) fn keep_alive(&self) {}
+
+    pub(crate) fn probe_often(&mut self) {
+        if !self.is_unix && !self.is_probed {
+            self.is_probed = true;
+            self.set_probed();
+        }
+    }
+
+    pub(crate) fn probe_as_usual(&mut self) {
+        if std::mem::take(&mut self.is_probed) {
+            self.set_probed();
+        }
+    }
+
+    fn set_probed(&self) {
+        let link = self.acts();
+        let is_probed = self.is_probed;
+        call(|kernel| kernel.link_mut(link).is_probed = is_probed);
+    }
 
     pub(crate) fn first_interest(&self) -> Interest {
         if self.is_unix { READABLE } else { EVERYTHING }

@@ -69,6 +69,7 @@ hold:
   timeout: 45s
   max: 5000
   overflow: close
+  half-closed: drop
 resume:
   max-connecting: 16
   rate: 50
@@ -118,6 +119,7 @@ upstream:
             timeout: Some(Duration::from_secs(45)),
             max: NonZeroUsize::new(5_000),
             overflow: Overflow::Close,
+            half_closed: HalfClosed::Drop,
         },
         resume: ResumeConfig {
             max_connecting: NonZeroUsize::new(16).unwrap(),

@@ -49,7 +49,7 @@ fn a_client_that_comes_during_an_outage_waits_without_a_dial() {
         "{verdict:?}"
     );
     assert_eq!((bench.dialer.dials, bench.gate.passes()), (0, 0));
-    let verdict = connection.end_patience();
+    let verdict = bench.act(|context| connection.end_patience(context));
     assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
     // Its reason is that of the client that has dialled meanwhile, and not the time that it has waited.
     bench.upstream.remember_error(&Errno::CONNREFUSED.into());
@@ -93,7 +93,7 @@ fn a_refused_client_is_held_when_a_pause_comes() {
     let mut connection = bench.connection(accepted);
     bench.serve_refused(&mut connection);
     assert_eq!(bench.gate.passes(), 0, "it does not delay the pause");
-    let verdict = connection.end_patience();
+    let verdict = bench.act(|context| connection.end_patience(context));
     assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
 }
 
@@ -130,7 +130,7 @@ fn a_bypass_of_an_earlier_pause_does_not_hold_in_another() {
     assert_eq!(bench.gate.passes(), 0);
     let dials = bench.dialer.dials;
     bench.gate.pause(Mode::Hold);
-    let verdict = connection.end_patience();
+    let verdict = bench.act(|context| connection.end_patience(context));
     assert!(matches!(verdict, Verdict::Hold), "{verdict:?}");
     assert_eq!(bench.dialer.dials, dials);
 }

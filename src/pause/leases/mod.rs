@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::words::ModeWords;
-use crate::{pause::gate::Mode, timestamp::Rfc3339};
+use crate::{config::HalfClosed, pause::gate::Mode, timestamp::Rfc3339};
 
 /// Name of a pause that is requested without one.
 pub(crate) const NAME_DEFAULT: &str = "default";
@@ -55,6 +55,9 @@ pub(crate) struct Terms {
     pub(crate) ttl: Option<Duration>,
     /// Time for which a connection may be silent before it is closed.
     pub(crate) quiet: Option<Duration>,
+    /// Treatment of held clients that have ended their stream.
+    #[serde(default)]
+    pub(crate) half_closed: HalfClosed,
 }
 
 /// Condition for a lease to hold on.
@@ -188,6 +191,11 @@ impl Leases {
     /// Returns the time for which a connection may be silent: the shortest of all leases.
     pub(crate) fn quiet(&self) -> Option<Duration> {
         self.list.iter().filter_map(|lease| lease.terms.quiet).min()
+    }
+
+    /// Returns the treatment of held clients that have ended their stream: the strictest of all leases.
+    pub(crate) fn half_closed(&self) -> HalfClosed {
+        self.list.iter().map(|lease| lease.terms.half_closed).max().unwrap_or_default()
     }
 
     /// Returns the time at which the next lease expires.

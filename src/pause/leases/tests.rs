@@ -18,6 +18,7 @@ fn terms(name: &str) -> Terms {
         mode: Mode::Hold,
         ttl: None,
         quiet: None,
+        half_closed: HalfClosed::Serve,
     }
 }
 
@@ -79,13 +80,16 @@ fn the_strictest_terms_win() {
     let mut leases = Leases::default();
     let quiet = |seconds| Some(Duration::from_secs(seconds));
     leases.put(Terms { quiet: quiet(5), ..for_seconds("a", 9) }, Committed, 1, at(0)).unwrap();
-    let strict = Terms { mode: Mode::Reject, quiet: quiet(3), ..for_seconds("b", 4) };
+    let half_closed = HalfClosed::Drop;
+    let strict = Terms { mode: Mode::Reject, quiet: quiet(3), half_closed, ..for_seconds("b", 4) };
     leases.put(strict, Committed, 2, at(0)).unwrap();
     leases.put(terms("c"), Committed, 3, at(0)).unwrap();
     assert_eq!((leases.mode(), leases.quiet()), (Some(Mode::Reject), quiet(3)));
+    assert_eq!(leases.half_closed(), HalfClosed::Drop);
     assert_eq!(leases.next_end(), Some(at(4).at));
     leases.remove(|lease| lease.has_expired(at(4).at));
     assert_eq!((leases.mode(), leases.quiet()), (Some(Mode::Hold), quiet(5)));
+    assert_eq!(leases.half_closed(), HalfClosed::Serve);
     assert_eq!(leases.next_end(), Some(at(9).at));
 }
 

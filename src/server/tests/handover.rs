@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    config::MonitorConfig,
+    config::{HalfClosed, MonitorConfig},
     pause::{
         gate::Mode,
         leases::{Lifetime, Terms},
@@ -87,6 +87,7 @@ fn totals_pauses_and_files_go_on_with_another_number_of_threads() {
         mode: Mode::Hold,
         ttl: Some(Duration::from_secs(3_600)),
         quiet: None,
+        half_closed: HalfClosed::Serve,
     };
     server.shared.pauses.put(terms, Lifetime::Committed, 1).unwrap();
     let mut held = UnixStream::connect(&proxy).unwrap();
@@ -141,6 +142,7 @@ fn a_lease_that_ends_meanwhile_ends_in_the_taker_alone() {
         mode: Mode::Hold,
         ttl: Some(Duration::from_secs(1)),
         quiet: None,
+        half_closed: HalfClosed::Serve,
     };
     server.shared.pauses.put(terms, Lifetime::Committed, 1).unwrap();
     let watch = |server: &Server| {

@@ -148,7 +148,10 @@ fn the_status_lists_who_why_and_until_when() {
         let upstream = Upstream::tcp(echo);
         let proxy = Proxy::builder().control(family).upstream(&upstream).start();
         assert!(proxy.control().status().leases.is_empty());
-        put(&proxy, "name=a&reason=it's+%22v2%22&ttl=90s&mode=reject&drain=quiet:1500ms");
+        put(
+            &proxy,
+            "name=a&reason=it's+%22v2%22&ttl=90s&mode=reject&drain=quiet:1500ms&half-closed=drop",
+        );
         proxy.control().pause();
         let status = proxy.control().status();
         let [first, bare] = &status.leases[..] else { panic!("{status:?}") };
@@ -175,7 +178,7 @@ fn the_status_lists_who_why_and_until_when() {
         assert!(first.by.contains(&uid) || !tells_users(), "no {uid} in {}", first.by);
         let line = proxy.wait_for_log("paused by");
         assert!(line.contains(&by) && line.contains("because \"it's \\\"v2\\\"\""), "{line}");
-        let terms = "for 1m30s, closing what is quiet for 1s500ms, mode reject";
+        let terms = "for 1m30s, closing what is quiet for 1s500ms, dropping held clients that end their stream, mode reject";
         assert!(line.contains(terms), "{line}");
     }
 }
@@ -214,6 +217,7 @@ fn what_is_wrong_is_refused_and_changes_nothing() {
         ("wait=1s&on-timeout=die", "resume, keep or kill"),
         ("drain=2s", "quiet:2s"),
         ("drain=quiet:1ms", "quiet:100ms"),
+        ("half-closed=close", "serve or drop"),
         ("while=it-rains", "connected"),
         ("wait=1s&on-timeout=keep&while=connected", "resume or kill"),
         ("name=", "name"),

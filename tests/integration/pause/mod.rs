@@ -3,6 +3,7 @@
 mod bounds;
 mod drain;
 mod exact;
+mod half_closed;
 mod hold;
 mod idle;
 mod lease;

@@ -84,6 +84,8 @@ fn pause_hands_on_what_it_is_given() {
         "reject",
         "--drain",
         "quiet:1h",
+        "--half-closed",
+        "drop",
     ];
     assert_done(addr, &pause, "paused: ä & b=1, for 1h\n");
     let status: serde_json::Value =
@@ -93,11 +95,12 @@ fn pause_hands_on_what_it_is_given() {
         [&lease["name"], &lease["reason"], &lease["mode"], &lease["drain_quiet_seconds"]],
         [&json!("ä & b=1"), &json!("100% \"new\" +1"), &json!("reject"), &json!(3600.0)]
     );
+    assert_eq!(lease["half_closed"], json!("drop"));
     let shown = run(addr, &["status"]);
     for part in [
         "state       paused ",
         "ä & b=1 (100% \"new\" +1) by 127.0.0.1:",
-        ": reject, ends in 59m59s, drains what is quiet for 1h\n",
+        ": reject, ends in 59m59s, drains what is quiet for 1h, drops half-closed clients\n",
     ] {
         assert!(shown.stdout.contains(part), "no {part:?} in {}", shown.stdout);
     }

@@ -64,6 +64,7 @@ pub(crate) static COMMANDS: [Word; 15] = [
             &WAIT,
             &ON_TIMEOUT,
             &DRAIN,
+            &HALF_CLOSED,
             &CONTROL,
             &CONFIG,
             &HELP,
@@ -107,6 +108,7 @@ pub(crate) static COMMANDS: [Word; 15] = [
             &EXEC_REASON,
             &MODE,
             &DRAIN,
+            &HALF_CLOSED,
             &CONTROL,
             &CONFIG,
             &HELP,
@@ -283,6 +285,13 @@ static DRAIN: Opt = ask(
     Some("HOW"),
     "Close connections after a time of silence, as in quiet:2s",
     Kind::Text,
+);
+static HALF_CLOSED: Opt = choice(
+    "half-closed",
+    "WHAT",
+    "Held clients that end their stream: serve or drop; as --hold-half-closed if not set",
+    &["serve", "drop"],
+    None,
 );
 
 static NAME_LIFTED: Opt =

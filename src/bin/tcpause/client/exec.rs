@@ -122,7 +122,7 @@ struct Exec {
 impl Exec {
     /// Listens to signals and asks for the pause.
     fn start(api: Api, invocation: &Invocation) -> Result<Self, Failure> {
-        const PARAMETERS: [&str; 5] = ["ttl", "wait", "on-timeout", "mode", "drain"];
+        const PARAMETERS: [&str; 6] = ["ttl", "wait", "on-timeout", "mode", "drain", "half-closed"];
 
         // An inherited "ignore" of SIGCHLD would discard the command's exit code; a handler replaces it.
         flag::register(SIGCHLD, Arc::default()).map_err(|error| cannot_listen(&error))?;

@@ -211,7 +211,8 @@ fn duration(invocation: &Invocation, name: &str) -> Option<Duration> {
 }
 
 fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
-    const PARAMETERS: [&str; 7] = ["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain"];
+    const PARAMETERS: [&str; 8] =
+        ["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "half-closed"];
 
     if invocation.asked("on-timeout").is_some() && invocation.asked("wait").is_none() {
         let text = "--on-timeout: it says how --wait ends: add one such as --wait 30s";

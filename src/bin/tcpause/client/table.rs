@@ -179,6 +179,9 @@ impl fmt::Display for Pause<'_> {
         if let Some(seconds) = lease.drain_quiet_seconds {
             write!(f, ", drains what is quiet for {}", age(seconds))?;
         }
+        if lease.half_closed == "drop" {
+            f.write_str(", drops half-closed clients")?;
+        }
         Ok(())
     }
 }
