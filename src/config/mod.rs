@@ -1,6 +1,7 @@
 //! The configuration: read from a file or set key by key, written, and checked.
 
 pub(crate) mod address;
+mod defaults;
 pub(crate) mod duration;
 pub(crate) mod network;
 pub mod settings;

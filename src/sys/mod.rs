@@ -4,6 +4,7 @@
 //! mio wants all I/O of its own socket types to go through them. On epoll, readiness belongs to the descriptor alone
 //! (epoll(7)), so our own descriptors, registered through `SourceFd`, serve as well.
 
+mod keepalive;
 mod listener;
 pub(crate) mod pacing;
 mod peer;
@@ -23,6 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use keepalive::KEEPALIVE_INTERVAL;
+use keepalive::keep_alive;
 pub(crate) use listener::{Listener, ListenerWords};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -41,15 +44,6 @@ use serde::{Deserialize, Serialize};
 pub(crate) use std::os::fd::{BorrowedFd as Lent, OwnedFd as Descriptor};
 use tcp_info::TcpInfo;
 pub(crate) use words::SocketWords;
-
-/// Silence after which the kernel sends a keepalive probe, and the interval between probes.
-pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-
-/// Silence before a keepalive probe, and the interval between probes, of a waiting client that has ended its stream.
-const OFTEN_INTERVAL: Duration = Duration::from_secs(3);
-
-/// Unanswered probes after which such a client is given up: as long after its last sign of life as any other one.
-const OFTEN_PROBES: u32 = 49;
 
 /// Time in which every connection is checked once for a peer that has vanished.
 pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(60);
@@ -157,33 +151,6 @@ impl Socket {
         match sockopt::socket_error(self) {
             Ok(Ok(())) => None,
             Ok(Err(error)) | Err(error) => Some(error.into()),
-        }
-    }
-
-    /// Turns keepalive on. Dialled sockets get it late, as it takes three calls and most connections end before it
-    /// matters. Accepted ones inherit it.
-    pub(crate) fn keep_alive(&self) {
-        if !self.is_unix && keep_alive(&self.fd).is_err() {
-            log::debug!("the system refused a keepalive");
-        }
-    }
-
-    /// Has the kernel probe a peer soon and often that has ended its stream and may have gone. The peer's kernel answers
-    /// for a half-closed peer. For a closed one it resets, once it has forgotten the connection.
-    pub(crate) fn probe_often(&mut self) {
-        if self.is_unix || self.usual_probes.is_some() {
-            return;
-        }
-        let usual = sockopt::tcp_keepcnt(&self.fd).ok().and_then(|it| u8::try_from(it).ok());
-        let Some(usual) = usual.and_then(NonZeroU8::new) else { return };
-        self.usual_probes = Some(usual);
-        set_probes(&self.fd, OFTEN_PROBES, OFTEN_INTERVAL);
-    }
-
-    /// Has the kernel probe the peer as often again as before [`Socket::probe_often`].
-    pub(crate) fn probe_as_usual(&mut self) {
-        if let Some(usual) = self.usual_probes.take() {
-            set_probes(&self.fd, usual.get().into(), KEEPALIVE_INTERVAL);
         }
     }
 
@@ -452,24 +419,6 @@ fn register(
     interest: Interest,
 ) -> io::Result<()> {
     registry.register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest)
-}
-
-/// Turns keepalive on. The idle time comes last: set on a socket that has been silent for longer, it makes the kernel
-/// probe at once.
-fn keep_alive(socket: &OwnedFd) -> rustix::io::Result<()> {
-    sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepidle(socket, KEEPALIVE_INTERVAL)
-}
-
-/// Changes the keepalive of a socket. The idle time comes last, as in [`keep_alive`].
-fn set_probes(socket: &OwnedFd, probes: u32, interval: Duration) {
-    let result = sockopt::set_tcp_keepcnt(socket, probes)
-        .and_then(|()| sockopt::set_tcp_keepintvl(socket, interval))
-        .and_then(|()| sockopt::set_tcp_keepidle(socket, interval));
-    if result.is_err() {
-        log::debug!("the system refused a keepalive");
-    }
 }
 
 /// Makes a UNIX socket with urgent bytes kept in line.

@@ -444,9 +444,7 @@ impl Worker<'_> {
                 Verdict::Hold => match shared.hold_decision(connection.take_hold_permit()) {
                     HoldDecision::Hold(permit) => {
                         connection.hold(permit);
-                        if connection.is_waiting_half_closed() {
-                            self.ready.push(key);
-                        }
+                        self.ready.push_if(connection.is_waiting_half_closed(), key);
                         return self.timers.enqueue(Deadline::Held, key, connection.accepted());
                     }
                     HoldDecision::Reject(cause) => verdict = connection.reject(cause, &mut context),

@@ -25,6 +25,13 @@ impl Ready {
         }
     }
 
+    /// Appends `key` if it is due and not in the queue already.
+    pub(crate) fn push_if(&mut self, is_due: bool, key: Key) {
+        if is_due {
+            self.push(key);
+        }
+    }
+
     /// Removes and returns the first key.
     pub(crate) fn pop(&mut self) -> Option<Key> {
         let key = self.keys.pop_front()?;

@@ -25,8 +25,7 @@ const STOPPING_QUIET: Duration = Duration::from_secs(1);
 const LATE_MAX: Duration = Duration::from_millis(400);
 /// The lateness that the worker may make up for by starting clients faster than the rate.
 const LATENESS_MAX: Duration = Duration::from_millis(20);
-/// The longest that an upstream may be back before everybody who has waited for it is served: a probe comes within 250 ms,
-/// an attempt may last 300 ms, and all go one by one.
+/// The longest that an upstream may be back before all are served: a probe comes in 250 ms, an attempt may last 300 ms.
 const RETURN_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// The settings of a schedule, and what else it depends on whether somebody may wait, or is given up.
@@ -67,7 +66,6 @@ pub(crate) struct Story {
     pub(crate) was_let_through: bool,
     /// True if the upstream is dialled for a client that has waited.
     pub(crate) is_of_crowd: bool,
-    /// The beginning of the turn in which it was dialled.
     pub(crate) dialled: Duration,
     pub(crate) way: Way,
     /// True if it was dialled while it was known to be away.
