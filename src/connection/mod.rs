@@ -28,6 +28,7 @@ pub(crate) mod endpoint;
 mod header;
 mod listed;
 pub(crate) mod pipe;
+pub(crate) mod quiet;
 mod record;
 pub(crate) mod reject;
 mod rejection;
@@ -62,6 +63,7 @@ use deadline::Deadline;
 use endpoint::Endpoint;
 use endpoint::Registration;
 use header::ClientHeader;
+use quiet::QuietLimits;
 use record::Record;
 use reject::Reject;
 use reject::policy::RejectPolicy;
@@ -161,15 +163,6 @@ pub(crate) enum Verdict {
     Close(CloseCause),
 }
 
-/// Times of silence after which connections are closed as quiet; `None` closes none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct QuietLimits {
-    /// Time for any connection.
-    pub(crate) any: Option<Duration>,
-    /// Time for a connection whose upstream has ended its stream.
-    pub(crate) ended: Option<Duration>,
-}
-
 impl State {
     /// Returns true if the table of transitions has the one from this state to `next`.
     fn may_become(&self, next: &Self) -> bool {
@@ -178,12 +171,6 @@ impl State {
             (Self::Connecting(_) | Self::Rejecting(_), next) => !matches!(next, Self::Rejecting(_)),
             (Self::Relaying(_), next) => matches!(next, Self::Rejecting(_)),
         }
-    }
-}
-
-impl QuietLimits {
-    fn of(self, can_answer: bool) -> Option<Duration> {
-        if can_answer { self.any } else { self.any.into_iter().chain(self.ended).min() }
     }
 }
 
@@ -329,7 +316,7 @@ impl Connection {
             State::Relaying(Session { relay, moved, asks, settling: None, .. })
                 if relay.is_at_rest(&self.client) && !(*asks && relay.can_answer()) =>
             {
-                moved.checked_add(limits.of(relay.can_answer())?)
+                moved.checked_add(limits.of(relay.can_answer(), relay.is_postgres_idle())?)
             }
             _ => None,
         }

@@ -3,6 +3,7 @@
 mod attempt;
 mod crowd;
 mod half_closed;
+mod quiet;
 mod refused;
 mod rejected;
 mod words;

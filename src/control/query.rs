@@ -14,7 +14,7 @@ use crate::{
     handle::switch::Check,
     pause::{
         gate::Mode,
-        leases::{NAME_DEFAULT, mode_name},
+        leases::{NAME_DEFAULT, Quiet, mode_name},
     },
 };
 
@@ -46,7 +46,7 @@ pub(super) struct Pause {
     pub(super) reason: Option<String>,
     pub(super) ttl: Option<Duration>,
     pub(super) mode: Option<Mode>,
-    pub(super) quiet: Option<Duration>,
+    pub(super) quiet: Option<Quiet>,
     pub(super) half_closed: Option<HalfClosed>,
     pub(super) wait: Option<Wait>,
     /// True if it lasts as long as the connection of its request.
@@ -266,18 +266,30 @@ impl Query {
         reason.map(|reason| text("reason", reason, REASON_BYTES_MAX)).transpose()
     }
 
-    fn quiet(&self) -> Result<Option<Duration>, String> {
+    fn quiet(&self) -> Result<Option<Quiet>, String> {
         let Some(value) = self.get("drain") else { return Ok(None) };
         let Some(quiet) = value.strip_prefix("quiet:") else {
             let text = format!("{value:?} is not known; write quiet: and a time, as in quiet:2s");
             return Err(wrong("drain", &text));
         };
-        let quiet = parse_duration(quiet).map_err(|error| wrong("drain", &error))?;
-        if quiet < QUIET_MIN {
+        let (time, protocol) =
+            quiet.split_once(',').map_or((quiet, None), |(time, it)| (time, Some(it)));
+        let time = parse_duration(time).map_err(|error| wrong("drain", &error))?;
+        if time < QUIET_MIN {
             let text = format!("{value:?} is too short: at least quiet:100ms, or it cuts answers");
             return Err(wrong("drain", &text));
         }
-        Ok(Some(quiet))
+        match protocol {
+            None => Ok(Some(Quiet::Any(time))),
+            Some("postgres") => Ok(Some(Quiet::Postgres(time))),
+            Some(other) => {
+                let hint = did_you_mean(other, &["postgres"]);
+                let text = format!(
+                    "{other:?} is not known; write postgres, as in quiet:2s,postgres{hint}"
+                );
+                Err(wrong("drain", &text))
+            }
+        }
     }
 }
 
@@ -361,7 +373,7 @@ mod tests {
             reason: Some("it's \"v2\"".into()),
             ttl: Some(90 * second),
             mode: Some(Mode::Reject),
-            quiet: Some(second),
+            quiet: Some(Quiet::Any(second)),
             half_closed: Some(HalfClosed::Drop),
             wait: wait(OnTimeout::Kill),
             is_bound: true,
@@ -369,6 +381,8 @@ mod tests {
         assert_eq!(Pause::parse(all).unwrap(), expected);
         let expected = Pause { wait: wait(OnTimeout::Resume), mode: Some(Mode::Hold), ..bare };
         assert_eq!(Pause::parse("wait=0s&mode=hold&reason=").unwrap(), expected);
+        let postgres = Pause::parse("drain=quiet:1s,postgres").unwrap();
+        assert_eq!(postgres.quiet, Some(Quiet::Postgres(second)));
     }
 
     #[test]
@@ -393,6 +407,9 @@ mod tests {
             ("half-close=drop", ["half-close", "did you mean half-closed?"]),
             ("drain=quiet:99ms", ["drain", "quiet:100ms"]),
             ("drain=quiet:", ["drain", "30s"]),
+            ("drain=quiet:2s,", ["drain", "quiet:2s,postgres"]),
+            ("drain=quiet:2s,postgre", ["drain", "(did you mean postgres?)."]),
+            ("drain=quiet:99ms,postgres", ["drain", "quiet:100ms"]),
             ("name=", ["name", "deploy"]),
             ("name=a%00", ["name", "do not print"]),
             ("name=a%0A", ["name", "do not print"]),

@@ -13,7 +13,7 @@ use crate::{
     handover::upgrades::{LastUpgrade, UpgradesWords},
     pause::{
         gate::Mode,
-        leases::{Lease, mode_name},
+        leases::{Lease, Quiet, mode_name},
     },
     shared::{Phase, Shared},
     stats::{Count, Counters, cause::CloseCause},
@@ -143,6 +143,9 @@ pub struct LeaseStatus {
     pub expires_in_seconds: Option<f64>,
     /// Seconds for which a connection may be silent before it is closed; null for ever.
     pub drain_quiet_seconds: Option<f64>,
+    /// True if only sessions of PostgreSQL that are known to be outside transactions are closed.
+    #[serde(default)]
+    pub drain_postgres: bool,
     /// Treatment of held clients that have ended their stream: `serve` or `drop`.
     #[serde(default)]
     pub half_closed: String,
@@ -255,7 +258,8 @@ impl LeaseStatus {
             mode: mode_name(terms.mode).to_owned(),
             since: lease.since.shown.to_string(),
             expires_in_seconds: ends.map(|end| seconds(end.saturating_duration_since(now))),
-            drain_quiet_seconds: terms.quiet.map(seconds),
+            drain_quiet_seconds: terms.quiet.map(|quiet| seconds(quiet.time())),
+            drain_postgres: terms.quiet.is_some_and(Quiet::is_postgres),
             half_closed: terms.half_closed.word().to_owned(),
         }
     }

@@ -14,6 +14,8 @@ use crate::config::{HalfClosed, duration::nanos};
 pub(crate) struct DrainOrders {
     /// Nanoseconds for which a connection may be silent; 0 for ever.
     quiet: AtomicU64,
+    /// Nanoseconds for which an idle session of PostgreSQL may be silent; 0 for ever.
+    postgres_quiet: AtomicU64,
     /// Number of changes between serving and dropping half-closed held clients; odd while they are dropped.
     half_closed: AtomicU64,
     /// Number of orders to reset all connections.
@@ -23,17 +25,21 @@ pub(crate) struct DrainOrders {
 }
 
 impl DrainOrders {
-    /// Orders workers to close connections that are silent for `quiet`. `None` takes the order back.
-    pub(crate) fn close_quiet(&self, quiet: Option<Duration>) {
+    /// Orders workers to close connections that are silent for `quiet`, and idle sessions of PostgreSQL that are silent for
+    /// `postgres`. `None` takes an order back.
+    pub(crate) fn close_quiet(&self, quiet: Option<Duration>, postgres: Option<Duration>) {
         self.quiet.store(quiet.map_or(0, nanos), Ordering::Release);
+        self.postgres_quiet.store(postgres.map_or(0, nanos), Ordering::Release);
     }
 
     /// Returns the time for which a connection may be silent, if it is limited.
     pub(crate) fn quiet(&self) -> Option<Duration> {
-        match self.quiet.load(Ordering::Acquire) {
-            0 => None,
-            nanos => Some(Duration::from_nanos(nanos)),
-        }
+        limit(&self.quiet)
+    }
+
+    /// Returns the time for which an idle session of PostgreSQL may be silent, if it is limited.
+    pub(crate) fn postgres_quiet(&self) -> Option<Duration> {
+        limit(&self.postgres_quiet)
     }
 
     /// Orders workers to drop held clients that have ended their stream, or takes the order back. The leases' lock orders
@@ -72,5 +78,12 @@ impl DrainOrders {
     /// Returns the number of orders to reset connections that lead back to tcpause itself.
     pub(crate) fn loop_resets(&self) -> u64 {
         self.loop_resets.load(Ordering::Acquire)
+    }
+}
+
+fn limit(nanos: &AtomicU64) -> Option<Duration> {
+    match nanos.load(Ordering::Acquire) {
+        0 => None,
+        nanos => Some(Duration::from_nanos(nanos)),
     }
 }

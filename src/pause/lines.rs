@@ -89,7 +89,12 @@ impl fmt::Display for Terms {
             write!(f, " for {}", format_duration(*ttl))?;
         }
         if let Some(quiet) = quiet {
-            write!(f, ", closing what is quiet for {}", format_duration(*quiet))?;
+            let what = if quiet.is_postgres() {
+                "sessions of PostgreSQL that are idle"
+            } else {
+                "what is quiet"
+            };
+            write!(f, ", closing {what} for {}", format_duration(quiet.time()))?;
         }
         if *half_closed == HalfClosed::Drop {
             f.write_str(", dropping held clients that end their stream")?;

@@ -315,7 +315,7 @@ impl Pauses {
             self.queue.end_bypass();
             !self.gate.resume()
         };
-        self.drain.close_quiet(leases.quiet());
+        self.drain.close_quiet(leases.quiet(), leases.postgres_quiet());
         self.workers.wake_all();
         was_open
     }

@@ -130,7 +130,7 @@ mod tests {
         pause::{
             WaitState,
             gate::Mode,
-            leases::{Lifetime, Terms},
+            leases::{Lifetime, Quiet, Terms},
         },
     };
 
@@ -143,7 +143,10 @@ mod tests {
             by: "uid 0, pid 1".to_owned(),
             mode,
             ttl,
-            quiet: ttl.map(|ttl| ttl / 7),
+            quiet: ttl.map(|ttl| match mode {
+                Mode::Hold => Quiet::Any(ttl / 7),
+                Mode::Reject => Quiet::Postgres(ttl / 9),
+            }),
             half_closed: if ttl.is_some() { HalfClosed::Drop } else { HalfClosed::Serve },
         }
     }
@@ -190,6 +193,8 @@ mod tests {
         assert_eq!(taker.gate.mode(), Some(Mode::Reject));
         assert_eq!(taker.drain.quiet(), giver.drain.quiet());
         assert!(taker.drain.drops_half_closed());
+        assert_eq!(taker.drain.postgres_quiet(), giver.drain.postgres_quiet());
+        assert!(taker.drain.postgres_quiet().is_some());
         assert!(taker.drain.quiet().is_some() && taker.idle_moments() == giver.idle_moments());
         let shown = |pauses: &Pauses| pauses.lock().iter().cloned().collect::<Vec<_>>();
         for (given, taken) in shown(&giver).iter().zip(&shown(&taker)) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::{
-    connection::{Connection, QuietLimits, deadline::Deadline},
+    connection::{Connection, deadline::Deadline, quiet::QuietLimits},
     shared::Phase,
 };
 
@@ -41,14 +41,17 @@ impl Worker<'_> {
     pub(super) fn close_quiet(&mut self, now: Instant) {
         let shared = &self.resources.shared;
         let is_running = shared.phase() == Phase::Running;
+        let (orders, is_paused) = (&shared.pauses.drain, shared.pauses.gate.is_paused());
         let limits = QuietLimits {
-            any: shared.pauses.drain.quiet().filter(|_| shared.pauses.gate.is_paused()),
+            any: orders.quiet().filter(|_| is_paused),
+            postgres: orders.postgres_quiet().filter(|_| is_paused),
             ended: (!is_running).then_some(STOPPING_ENDED_QUIET),
         };
+        self.buffers.copies_all = limits.postgres.is_some();
         if std::mem::replace(&mut self.quiet, limits) != limits {
             self.look_for_quiet = None;
         }
-        let Some(quiet) = limits.any.into_iter().chain(limits.ended).min() else { return };
+        let Some(quiet) = limits.shortest() else { return };
         if self.look_for_quiet.is_some_and(|at| now < at) {
             return;
         }

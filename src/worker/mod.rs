@@ -38,9 +38,10 @@ use crate::{
     admission::hold::HoldDecision,
     config::duration::nanos,
     connection::{
-        Connection, Context, QuietLimits, Verdict,
+        Connection, Context, Verdict,
         deadline::{Deadline, deadlines},
         endpoint::Registration,
+        quiet::QuietLimits,
         relay::RelayBuffers,
     },
     shared::{Phase, Shared},

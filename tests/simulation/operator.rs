@@ -12,7 +12,7 @@ use crate::{
     listing::{ConnectionState, Filter, KillMode, Purpose, Selected, Selection},
     pause::{
         gate::Mode,
-        leases::{Lifetime, NAME_DEFAULT, PROGRAM, Terms},
+        leases::{Lifetime, NAME_DEFAULT, PROGRAM, Quiet, Terms},
     },
     random::Random,
     sys,
@@ -150,7 +150,7 @@ impl Course {
             by: String::new(),
             mode,
             ttl: None,
-            quiet,
+            quiet: quiet.map(Quiet::Any),
             half_closed,
         };
         self.away_since = None;

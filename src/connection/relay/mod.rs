@@ -4,11 +4,11 @@
 //! source. So EAGAIN while filling means "source empty" and never "pipe full". An end of stream is seen only when all
 //! bytes before it are delivered, and `Buffered` is the only place where bytes live between turns.
 
+mod buffers;
 mod progress;
 mod words;
 
-use std::time::{Duration, Instant};
-
+pub(crate) use buffers::RelayBuffers;
 pub(crate) use progress::{Next, Progress, Side};
 use serde::{Deserialize, Serialize};
 pub(super) use words::RelayWords;
@@ -16,16 +16,11 @@ pub(super) use words::RelayWords;
 use crate::{
     connection::{
         endpoint::{Awaited, Endpoint, Received, Registration, Sent},
-        pipe::{PIPE_BYTES, Pipe, PipePool},
+        pipe::Pipe,
+        quiet::POSTGRES_IDLE,
     },
     stats::cause::CloseCause,
 };
-
-/// Size of the buffer that a worker's flows share.
-///
-/// It is 45 segments of an Ethernet, the most that TCP sends in one packet (64 KiB with its headers). With a few bytes
-/// more, each write would become one packet and a small remainder, which doubles the cost of a byte over the loopback.
-pub(crate) const SCRATCH_BYTES: usize = 45 * 1448;
 
 /// Size of a read that turns a flow to splicing. A splice that moves less turns it back to copying. Messages of this
 /// size cost a tenth less by splice.
@@ -34,28 +29,6 @@ const BULK_BYTES_MIN: usize = 16 * 1024;
 /// Bytes that a flow may move in a turn before other connections have theirs. The last splice of a turn may exceed it
 /// by a whole pipe.
 const TURN_BYTES_MAX: usize = 64 * 1024;
-
-/// Bytes that a splice moves at most while other connections exchange small messages, which wait for it. Otherwise it
-/// moves a whole pipe.
-const SPLICED_BYTES_BESIDE_OTHERS_MAX: usize = 128 * 1024;
-
-/// Time after a small message during which more are expected.
-const OTHERS_EXPECTED_FOR: Duration = Duration::from_millis(10);
-
-/// Buffers that a worker lends to the relay it drives.
-#[derive(Debug)]
-pub(crate) struct RelayBuffers {
-    /// Buffer for bytes that are copied.
-    pub(crate) scratch: Box<[u8]>,
-    /// Pipes for bytes that are spliced.
-    pub(crate) pipes: PipePool,
-    /// Beginning of the turn.
-    pub(crate) now: Instant,
-    /// Time of the last small message on any connection of the worker.
-    small_at: Option<Instant>,
-    /// Bytes that the flow at work has spliced to its sink in this turn.
-    spliced: u64,
-}
 
 /// The upstream of a client, and the bytes in flight between the two.
 #[derive(Debug)]
@@ -72,6 +45,8 @@ struct Flow {
     buffered: Buffered,
     /// Set while the source sends large amounts: then bytes are spliced.
     bulk: bool,
+    /// Set if the last bytes of the source were copied and are [`POSTGRES_IDLE`].
+    postgres_idle: bool,
     /// Bytes delivered since the connection began.
     delivered: u64,
 }
@@ -100,25 +75,6 @@ enum Buffered {
     Header(Box<[u8]>, usize),
     /// A pipe with bytes in it.
     Pipe(Pipe),
-}
-
-impl RelayBuffers {
-    /// Returns buffers with at most `pipes_max` pipes.
-    pub(crate) fn new(pipes_max: usize) -> Self {
-        Self {
-            scratch: vec![0; SCRATCH_BYTES].into(),
-            pipes: PipePool::new(pipes_max),
-            now: Instant::now(),
-            small_at: None,
-            spliced: 0,
-        }
-    }
-
-    /// Returns the number of bytes that a splice may move.
-    fn spliced_bytes_max(&self) -> usize {
-        let others = self.small_at.is_some_and(|at| self.now < at + OTHERS_EXPECTED_FOR);
-        if others { SPLICED_BYTES_BESIDE_OTHERS_MAX } else { PIPE_BYTES }
-    }
 }
 
 impl Relay {
@@ -157,6 +113,11 @@ impl Relay {
     /// Returns true if the upstream can still answer.
     pub(crate) fn can_answer(&self) -> bool {
         self.to_client.is_open()
+    }
+
+    /// Returns true if the upstream's last bytes are known to end an answer of PostgreSQL outside transactions.
+    pub(crate) fn is_postgres_idle(&self) -> bool {
+        self.to_client.postgres_idle
     }
 
     /// Returns true if the kernel too has nothing in flight: neither side has unread bytes, and the peers' kernels have
@@ -295,7 +256,13 @@ impl Relay {
 
 impl Flow {
     fn new() -> Self {
-        Self { stage: Stage::Open, buffered: Buffered::Nothing, bulk: false, delivered: 0 }
+        Self {
+            stage: Stage::Open,
+            buffered: Buffered::Nothing,
+            bulk: false,
+            postgres_idle: false,
+            delivered: 0,
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -425,6 +392,7 @@ impl Flow {
         buffers: &mut RelayBuffers,
     ) -> Received {
         if self.bulk
+            && !buffers.copies_all
             && source.is_worth_splicing_to(sink)
             && let Some(pipe) = buffers.pipes.take()
         {
@@ -441,7 +409,9 @@ impl Flow {
             if bytes < BULK_BYTES_MIN {
                 buffers.small_at = Some(buffers.now);
             }
-            self.pass_on(buffers.scratch.get(..bytes).unwrap_or_default(), sink);
+            let bytes = buffers.scratch.get(..bytes).unwrap_or_default();
+            self.postgres_idle = bytes.ends_with(POSTGRES_IDLE);
+            self.pass_on(bytes, sink);
         }
         received
     }
@@ -455,7 +425,7 @@ impl Flow {
         let received = source.splice_into(&mut pipe, buffers.spliced_bytes_max());
         match received {
             Received::Bytes(bytes) => {
-                self.bulk = bytes >= BULK_BYTES_MIN;
+                (self.bulk, self.postgres_idle) = (bytes >= BULK_BYTES_MIN, false);
                 self.buffered = Buffered::Pipe(pipe);
             }
             _ => buffers.pipes.put(pipe),

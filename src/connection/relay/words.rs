@@ -27,6 +27,8 @@ struct FlowWords {
     buffered: BufferedWords,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     bulk: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    postgres_idle: bool,
     delivered: u64,
 }
 
@@ -71,7 +73,7 @@ impl Relay {
 
 impl Flow {
     fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> FlowWords {
-        let Self { stage, ref buffered, bulk, delivered } = *self;
+        let Self { stage, ref buffered, bulk, postgres_idle, delivered } = *self;
         let buffered = match buffered {
             Buffered::Nothing => BufferedWords::Nothing,
             Buffered::Bytes(bytes, written) => {
@@ -85,11 +87,11 @@ impl Flow {
                 BufferedWords::Pipe(pipe.len())
             }
         };
-        FlowWords { stage, buffered, bulk, delivered }
+        FlowWords { stage, buffered, bulk, postgres_idle, delivered }
     }
 
     fn rebuild(words: FlowWords, parcel: &mut Incoming, pipes: &PipePool) -> Result<Self, Misfit> {
-        let FlowWords { stage, buffered, bulk, delivered } = words;
+        let FlowWords { stage, buffered, bulk, postgres_idle, delivered } = words;
         let buffered = match buffered {
             BufferedWords::Nothing => Buffered::Nothing,
             BufferedWords::Bytes(count) => Buffered::Bytes(parcel.bytes(count)?.into(), 0),
@@ -99,7 +101,7 @@ impl Flow {
                 Buffered::Pipe(pipes.adopt(ends, len))
             }
         };
-        Ok(Self { stage, buffered, bulk, delivered })
+        Ok(Self { stage, buffered, bulk, postgres_idle, delivered })
     }
 }
 

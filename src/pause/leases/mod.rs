@@ -53,11 +53,22 @@ pub(crate) struct Terms {
     pub(crate) mode: Mode,
     /// Time to live without a renewal.
     pub(crate) ttl: Option<Duration>,
-    /// Time for which a connection may be silent before it is closed.
-    pub(crate) quiet: Option<Duration>,
+    /// Silence after which connections are closed.
+    pub(crate) quiet: Option<Quiet>,
     /// Treatment of held clients that have ended their stream.
     #[serde(default)]
     pub(crate) half_closed: HalfClosed,
+}
+
+/// Time for which connections may be silent before they are closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Quiet {
+    /// Only sessions of PostgreSQL that are known to be outside transactions are closed.
+    Postgres(Duration),
+    /// All are. Its words are those of the time alone.
+    #[serde(untagged)]
+    Any(Duration),
 }
 
 /// Condition for a lease to hold on.
@@ -188,9 +199,22 @@ impl Leases {
         (!self.list.is_empty()).then_some(if rejects { Mode::Reject } else { Mode::Hold })
     }
 
-    /// Returns the time for which a connection may be silent: the shortest of all leases.
+    /// Returns the time for which any connection may be silent: the shortest of all leases.
     pub(crate) fn quiet(&self) -> Option<Duration> {
-        self.list.iter().filter_map(|lease| lease.terms.quiet).min()
+        let times = self.list.iter().map(|lease| match lease.terms.quiet? {
+            Quiet::Any(time) => Some(time),
+            Quiet::Postgres(_) => None,
+        });
+        times.flatten().min()
+    }
+
+    /// Returns the time for which an idle session of PostgreSQL may be silent, by the leases that close no others.
+    pub(crate) fn postgres_quiet(&self) -> Option<Duration> {
+        let times = self.list.iter().map(|lease| match lease.terms.quiet? {
+            Quiet::Postgres(time) => Some(time),
+            Quiet::Any(_) => None,
+        });
+        times.flatten().min()
     }
 
     /// Returns the treatment of held clients that have ended their stream: the strictest of all leases.
@@ -225,6 +249,20 @@ impl Leases {
         self.list
             .iter()
             .find(|lease| lease.terms.name == name && lease.lifetime != Lifetime::ConnectionBound)
+    }
+}
+
+impl Quiet {
+    /// Returns the time.
+    pub(crate) fn time(self) -> Duration {
+        match self {
+            Self::Any(time) | Self::Postgres(time) => time,
+        }
+    }
+
+    /// Returns true if only idle sessions of PostgreSQL are closed.
+    pub(crate) fn is_postgres(self) -> bool {
+        matches!(self, Self::Postgres(_))
     }
 }
 

@@ -78,17 +78,20 @@ fn a_lease_of_the_same_name_is_replaced_and_its_name_holds_on() {
 #[test]
 fn the_strictest_terms_win() {
     let mut leases = Leases::default();
-    let quiet = |seconds| Some(Duration::from_secs(seconds));
+    let time = |seconds| Some(Duration::from_secs(seconds));
+    let quiet = |seconds| time(seconds).map(Quiet::Any);
     leases.put(Terms { quiet: quiet(5), ..for_seconds("a", 9) }, Committed, 1, at(0)).unwrap();
     let half_closed = HalfClosed::Drop;
     let strict = Terms { mode: Mode::Reject, quiet: quiet(3), half_closed, ..for_seconds("b", 4) };
     leases.put(strict, Committed, 2, at(0)).unwrap();
-    leases.put(terms("c"), Committed, 3, at(0)).unwrap();
-    assert_eq!((leases.mode(), leases.quiet()), (Some(Mode::Reject), quiet(3)));
+    let postgres = Terms { quiet: time(1).map(Quiet::Postgres), ..terms("c") };
+    leases.put(postgres, Committed, 3, at(0)).unwrap();
+    assert_eq!((leases.mode(), leases.quiet()), (Some(Mode::Reject), time(3)));
+    assert_eq!(leases.postgres_quiet(), time(1), "it shortens no other's");
     assert_eq!(leases.half_closed(), HalfClosed::Drop);
     assert_eq!(leases.next_end(), Some(at(4).at));
     leases.remove(|lease| lease.has_expired(at(4).at));
-    assert_eq!((leases.mode(), leases.quiet()), (Some(Mode::Hold), quiet(5)));
+    assert_eq!((leases.mode(), leases.quiet()), (Some(Mode::Hold), time(5)));
     assert_eq!(leases.half_closed(), HalfClosed::Serve);
     assert_eq!(leases.next_end(), Some(at(9).at));
 }

@@ -77,6 +77,7 @@ pub(crate) struct Lease {
     pub(crate) since: String,
     pub(crate) expires_in_seconds: Option<f64>,
     pub(crate) drain_quiet_seconds: Option<f64>,
+    pub(crate) drain_postgres: bool,
 }
 
 impl Control {

@@ -8,4 +8,5 @@ mod hold;
 mod idle;
 mod lease;
 pub(crate) mod pace;
+mod postgres;
 pub(crate) mod wait;

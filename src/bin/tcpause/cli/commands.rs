@@ -283,7 +283,7 @@ static ON_TIMEOUT: Opt = choice(
 static DRAIN: Opt = ask(
     "drain",
     Some("HOW"),
-    "Close connections after a time of silence, as in quiet:2s",
+    "Close connections after a time of silence, as in quiet:2s or quiet:2s,postgres",
     Kind::Text,
 );
 static HALF_CLOSED: Opt = choice(

@@ -177,7 +177,12 @@ impl fmt::Display for Pause<'_> {
             write!(f, ", ends in {}", age(seconds))?;
         }
         if let Some(seconds) = lease.drain_quiet_seconds {
-            write!(f, ", drains what is quiet for {}", age(seconds))?;
+            let what = if lease.drain_postgres {
+                "sessions of PostgreSQL that are idle"
+            } else {
+                "what is quiet"
+            };
+            write!(f, ", drains {what} for {}", age(seconds))?;
         }
         if lease.half_closed == "drop" {
             f.write_str(", drops half-closed clients")?;
