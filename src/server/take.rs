@@ -47,6 +47,8 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(30);
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Descriptors that the taker needs beside those that it receives, until the giver has ended.
 const SPARE_DESCRIPTORS: u64 = 32;
+/// Descriptors that this process itself has beside those that it received, when it counts them for the way back.
+const WAY_BACK_DESCRIPTORS: u64 = 8;
 
 /// Everything that was received and is to be rebuilt.
 #[derive(Debug)]
@@ -382,7 +384,8 @@ fn check(giver: &GiverHello, plan: &mut Plan) -> Result<(), Error> {
         return Err(Error::System(format!("this program cannot {need}, which is needed")));
     }
     plan.match_addresses(giver)?;
-    let needed = giver.descriptors + SPARE_DESCRIPTORS;
+    let way_back = if giver.takes_back { WAY_BACK_DESCRIPTORS } else { 0 };
+    let needed = giver.descriptors + SPARE_DESCRIPTORS + way_back;
     if plan.files < needed {
         return Err(Error::System(format!(
             "the new program may open {} files and needs {needed}; raise the limit of open files (ulimit -n, LimitNOFILE)",
