@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::wait::curl;
 use crate::harness::{Addr, End, FIGURE, Family, Proxy, Received, Stream, Upstream, in_namespace};
 
 /// Time in which a client is noticed that its kernel has forgotten: a second for that, 3 s until the next probe, and some more.
@@ -60,12 +61,16 @@ fn output(child: Child) -> String {
 
 #[test]
 fn an_http_client_that_times_out_and_tries_again_sends_its_request_twice_only_under_serve() {
+    let Some(curl) = curl() else {
+        println!("skipped: curl is missing");
+        return;
+    };
     for (treatment, requests) in [("serve", 2), ("drop", 1)] {
         let upstream = Upstream::tcp(http);
         let proxy = Proxy::to(&upstream);
         pause(&proxy, &format!("half-closed={treatment}"));
         let url = format!("http://127.0.0.1:{}/", port(&proxy));
-        let first = start(Command::new("curl").args(["-s", "--max-time", "0.3", &url]))
+        let first = start(Command::new(curl).args(["-s", "--max-time", "0.3", &url]))
             .wait_with_output()
             .unwrap();
         assert_eq!(first.status.code(), Some(28), "it has timed out");
@@ -73,7 +78,7 @@ fn an_http_client_that_times_out_and_tries_again_sends_its_request_twice_only_un
         proxy.control().wait_status("the first try is known", |status| {
             status.closed["left-held"] == dropped && status.held == 1 - dropped
         });
-        let second = start(Command::new("curl").args(["-s", "--max-time", "60", &url]));
+        let second = start(Command::new(curl).args(["-s", "--max-time", "60", &url]));
         proxy.control().wait_status("the second try is held", |status| status.held == 2 - dropped);
         proxy.control().resume();
         assert_eq!(output(second), "yes");
@@ -87,6 +92,12 @@ fn an_http_client_that_times_out_and_tries_again_sends_its_request_twice_only_un
 
 #[test]
 fn netcat_that_ends_its_stream_gets_its_answer_under_serve_and_the_end_under_drop() {
+    // Only one of its makes has the option.
+    let helped = Command::new("nc").arg("-h").output();
+    if !helped.is_ok_and(|it| String::from_utf8_lossy(&it.stderr).contains("-N")) {
+        println!("skipped: there is no nc with the option -N");
+        return;
+    }
     for (treatment, answer) in [("serve", "the answer"), ("drop", "")] {
         let upstream = Upstream::tcp(late);
         let proxy =
