@@ -9,20 +9,24 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, retry_on_intr},
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt},
+    net::{
+        AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send,
+        socket_with, sockopt,
+    },
 };
 
 use super::{Dialled, Socket, SocketAddress};
 
-/// Connects to `address` from `source`, or from an address that the system chooses, and closes in good order without a byte.
-/// An error tells that nothing has answered within `timeout`.
+/// Connects to `address` from `source`, or from an address that the system chooses, sends the bytes of `header`, and closes in
+/// good order. An error tells that nothing has answered within `timeout`.
 pub(crate) fn reach(
     address: &SocketAddress,
     source: Option<IpAddr>,
+    header: &[u8],
     timeout: Duration,
 ) -> io::Result<()> {
     let unix = match address {
-        SocketAddress::Inet(_) => return reach_tcp(address, source, timeout),
+        SocketAddress::Inet(_) => return reach_tcp(address, source, header, timeout),
         SocketAddress::Unix(path) => SocketAddrUnix::new(path)?,
         SocketAddress::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
     };
@@ -31,12 +35,20 @@ pub(crate) fn reach(
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
     retry_on_intr(|| connect(&socket, &unix)).map_err(|error| match error {
-        Errno::AGAIN => io::ErrorKind::TimedOut.into(),
+        Errno::AGAIN => io::Error::from(io::ErrorKind::TimedOut),
         error => error.into(),
-    })
+    })?;
+    // A server that does not read it is there all the same.
+    retry_on_intr(|| send(&socket, header, SendFlags::NOSIGNAL)).ok();
+    Ok(())
 }
 
-fn reach_tcp(address: &SocketAddress, source: Option<IpAddr>, timeout: Duration) -> io::Result<()> {
+fn reach_tcp(
+    address: &SocketAddress,
+    source: Option<IpAddr>,
+    header: &[u8],
+    timeout: Duration,
+) -> io::Result<()> {
     let deadline = Instant::now() + timeout;
     let (socket, dialled) = Socket::dial(address, source)?;
     if dialled == Dialled::InProgress {
@@ -57,6 +69,7 @@ fn reach_tcp(address: &SocketAddress, source: Option<IpAddr>, timeout: Duration)
         socket.reset_on_close();
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
+    socket.send(header).ok();
     Ok(())
 }
 
@@ -77,11 +90,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = SocketAddress::Inet(listener.local_addr().unwrap());
         let source = [127, 0, 0, 9].into();
-        reach(&address, Some(source), DEADLINE).unwrap();
+        reach(&address, Some(source), b"", DEADLINE).unwrap();
         let (mut peer, from) = listener.accept().unwrap();
         assert_eq!((from.ip(), peer.read(&mut [0]).unwrap()), (source, 0));
+        reach(&address, None, b"PROXY UNKNOWN\r\n", DEADLINE).unwrap();
+        assert_eq!(io::read_to_string(listener.accept().unwrap().0).unwrap(), "PROXY UNKNOWN\r\n");
         drop(listener);
-        let error = reach(&address, None, DEADLINE).unwrap_err();
+        let error = reach(&address, None, b"", DEADLINE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
@@ -97,7 +112,7 @@ mod tests {
         let address = SocketAddress::try_from(address).unwrap();
         let moment = Duration::from_millis(50);
         let begin = Instant::now();
-        let filled = [(); 3].map(|()| reach(&address, None, moment));
+        let filled = [(); 3].map(|()| reach(&address, None, b"", moment));
         let error = filled.into_iter().find_map(Result::err).unwrap();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(begin.elapsed() >= moment && begin.elapsed() < DEADLINE);
@@ -108,9 +123,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let address = SocketAddress::Unix(path.clone());
-        assert_eq!(reach(&address, None, DEADLINE).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            reach(&address, None, b"", DEADLINE).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
         let listener = UnixListener::bind(path).unwrap();
-        reach(&address, None, DEADLINE).unwrap();
+        reach(&address, None, b"", DEADLINE).unwrap();
         assert_eq!(listener.accept().unwrap().0.read(&mut [0]).unwrap(), 0);
+        reach(&address, None, b"header", DEADLINE).unwrap();
+        assert_eq!(io::read_to_string(listener.accept().unwrap().0).unwrap(), "header");
     }
 }

@@ -146,7 +146,7 @@ const ROOMS: [(&str, &[&str]); 19] = [
     ),
     ("control", &["handle", "pause"]),
     ("worker", &["shared", "connection", "pause", "upstream", "worker_pool", "admission"]),
-    ("handle", &["shared", "pause", "upstream"]),
+    ("handle", &["shared", "pause", "proxy_header", "upstream"]),
     ("shared", &["connection", "pause", "proxy_header", "upstream", "worker_pool", "admission"]),
     ("connection", &["pause", "proxy_header", "upstream", "admission"]),
     ("pause", &["upstream", "worker_pool", "admission"]),

@@ -39,6 +39,8 @@ fn nothing_is_left_of_the_process_in_between() {
     let upstream = Upstream::tcp(echo);
     let builder = Proxy::builder().upstream(&upstream).env("INVOCATION_ID", "of a plain service");
     let scene = Scene::set(builder.start());
+    // It is answered behind the caller that waits, which the API has accepted then.
+    scene.proxy.control().status();
     let first = scene.proxy.descriptors();
     let pid = scene.proxy.pid();
     for _upgrade in 0..4 {

@@ -426,3 +426,16 @@ fn a_switch_that_is_examined_goes_on_in_an_upgrade() {
     assert_eq!(Response::read(&mut caller).status, 200);
     proxy.connect().assert_echo(b"to the new one");
 }
+
+/// A server that expects a header of the PROXY protocol gets one from the check, too, in which no client is named.
+#[test]
+fn a_check_tells_a_server_that_it_is_no_client() {
+    let old = lettered(b'a');
+    let proxy = Proxy::builder().upstream(&old).args(["--upstream-send-proxy", "v1"]).start();
+    for family in [Family::Tcp4, Family::Unix] {
+        let addr = Addr::free(family, proxy.dir(), "new");
+        let new = Upstream::on(Listener::bind(&addr), |mut stream| stream.receive_all());
+        switch(&proxy, &new);
+        assert_eq!(new.received(), Received::ended(b"PROXY UNKNOWN\r\n"));
+    }
+}
