@@ -29,7 +29,7 @@ use std::{
     env, fs,
     io::{self, Read, Write},
     net::TcpListener,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixDatagram, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -184,6 +184,11 @@ impl Proxy {
         fs::write(&config, "")?;
         let control = dir.join("control.sock");
         let front = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        // With a manager that follows, one standstill is measured. Without, there would be a second one on the way back.
+        let notify = dir.join("notify");
+        let manager = UnixDatagram::bind(&notify)?;
+        let hear = move || while manager.recv(&mut [0; 4096]).is_ok() {};
+        thread::Builder::new().spawn(hear)?;
         let child = Command::new(env!("CARGO_BIN_EXE_tcpause"))
             .arg("--config")
             .arg(&config)
@@ -191,6 +196,7 @@ impl Proxy {
             .arg("--control-addr")
             .arg(format!("unix://{}", control.display()))
             .args(["--log-level", "warn"])
+            .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
             .spawn()?;
         let proxy = Self { child, successor: None, front: Address::Tcp(front), control };
