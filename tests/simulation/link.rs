@@ -125,7 +125,7 @@ pub(crate) struct Link {
     pub(crate) urgent: Option<usize>,
     pub(crate) arrived: usize,
     pub(crate) read: usize,
-    /// What is left of the PROXY header, which comes before ours.
+    /// Rest of the PROXY header, which comes before ours.
     pub(crate) header_left: &'static [u8],
     // Ours: written ≥ acknowledged ≥ heard.
     pub(crate) written: usize,

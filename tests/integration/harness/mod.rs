@@ -40,6 +40,20 @@ pub(crate) use upstream::{Session, Upstream, echo, record};
 /// Longest wait for anything that must happen. A passing test never waits this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Commands that talk to a running proxy.
+pub(crate) const COMMANDS: [&str; 10] = [
+    "pause",
+    "resume",
+    "status",
+    "wait",
+    "exec",
+    "connections",
+    "kill",
+    "switch",
+    "upgrade",
+    "reload",
+];
+
 /// Interval between two checks of a condition that no event announces.
 pub(crate) const GLANCE: Duration = Duration::from_millis(3);
 

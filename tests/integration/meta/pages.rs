@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::tidy::{pages, read, root, sources};
-use crate::harness::program;
+use crate::harness::{COMMANDS, program};
 
 /// Ten minutes of reading.
 const README_WORDS_MAX: usize = 3_000;
@@ -107,18 +107,7 @@ fn an_unknown_topic_is_an_error_with_the_nearest_and_the_way_to_the_list() {
 #[test]
 fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
     let mut known = printed(&["help"]);
-    for command in [
-        "pause",
-        "resume",
-        "status",
-        "wait",
-        "exec",
-        "connections",
-        "kill",
-        "switch",
-        "upgrade",
-        "reload",
-    ] {
+    for command in COMMANDS {
         known += &printed(&["help", command]);
     }
     let is_option = |char: char| char.is_ascii_lowercase() || char == '-';

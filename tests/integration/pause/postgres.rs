@@ -97,15 +97,20 @@ fn only_sessions_outside_transactions_are_closed() {
     }
 }
 
+/// Returns an idle session, and one in a transaction.
+fn sessions(proxy: &Proxy) -> [Stream; 2] {
+    [IDLE, BEGUN].map(|answer| {
+        let mut client = proxy.connect();
+        ask(&mut client, answer);
+        client
+    })
+}
+
 #[test]
 fn the_order_of_one_pause_does_not_widen_that_of_another() {
     let upstream = Upstream::tcp(obey);
     let proxy = Proxy::to(&upstream);
-    let [mut idle, mut begun] = [IDLE, BEGUN].map(|answer| {
-        let mut client = proxy.connect();
-        ask(&mut client, answer);
-        client
-    });
+    let [mut idle, mut begun] = sessions(&proxy);
     assert_eq!(proxy.control().put("/paused?name=other&drain=quiet:1h").status, 201);
     let response = proxy.control().put(QUERY);
     assert_eq!(response.status, 201, "{response}");
@@ -151,11 +156,7 @@ fn a_session_is_closed_behind_a_large_answer() {
 fn an_upgrade_forgets_neither_the_order_nor_the_sessions() {
     let upstream = Upstream::tcp(obey);
     let proxy = Proxy::to(&upstream);
-    let [mut idle, mut begun] = [IDLE, BEGUN].map(|answer| {
-        let mut client = proxy.connect();
-        ask(&mut client, answer);
-        client
-    });
+    let [mut idle, mut begun] = sessions(&proxy);
     assert_eq!(proxy.control().put("/paused?drain=quiet:3s,postgres").status, 201);
     let response = proxy.upgrade();
     assert_eq!(response.status, 200, "{response}");

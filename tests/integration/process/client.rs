@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::harness::{
-    Addr, End, Family, Finished, Proxy, Received, Upstream, echo, program, reserve,
+    Addr, COMMANDS, End, Family, Finished, Proxy, Received, Upstream, echo, program, reserve,
 };
 
 /// Runs a command against the API at `control`.
@@ -366,18 +366,7 @@ fn each_command_has_a_help_of_its_own() {
         assert!(help.stdout.ends_with(&format!("Usage: tcpause {usage}\n")), "{help:?}");
         assert_eq!(program().args([command, "--help"]).run().stdout, help.stdout);
     }
-    for command in [
-        "pause",
-        "resume",
-        "status",
-        "wait",
-        "exec",
-        "connections",
-        "kill",
-        "switch",
-        "upgrade",
-        "reload",
-    ] {
+    for command in COMMANDS {
         let help = program().args(["help", command]).run();
         assert_eq!((help.code, &*help.stderr), (0, ""));
         assert!(help.stdout.contains(&format!("Usage: tcpause {command} [OPTIONS]")), "{help:?}");

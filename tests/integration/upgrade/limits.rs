@@ -1,4 +1,4 @@
-//! What a new process needs and does not get: files, processes, room for files, descriptors under way. Each costs the upgrade
+//! Needs of a new process that are not met: files, processes, room for files, descriptors under way. Each costs the upgrade
 //! at most.
 
 use std::{
