@@ -72,11 +72,13 @@ bench-peers: ## Compare the CPU time with other proxies on this machine (ten min
 bench-upgrade: ## Time the stall of an upgrade with 9,000 pairs of connections, and let no traffic fail (two minutes)
 	$(CARGO) bench --locked --bench upgrade
 
+# The targets compile the sources of src anew. With a path to libFuzzer, though nothing is there, no C++ compiler is needed.
 lint: ## Check the format and the lints
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path tests/fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p tcpause-simulation --lib --tests -- -D warnings
+	CUSTOM_LIBFUZZER_PATH=none/libfuzzer.a $(CARGO) check --locked --manifest-path tests/fuzz/Cargo.toml --target-dir $(TARGET)
 
 # Link-time optimisation would cost a minute and find nothing.
 loom: ## Try every interleaving of the gate and of the barrier

@@ -20,8 +20,10 @@ sources! {
     error = "../../src/error.rs",
     handle = "../../src/handle/mod.rs",
     handover = "../../src/handover/mod.rs",
+    listing = "../../src/listing.rs",
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",
+    proxy_header = "../../src/proxy_header/mod.rs",
     shared = "../../src/shared.rs",
     stats = "../../src/stats/mod.rs",
     sys = "../../src/sys/mod.rs",
@@ -36,6 +38,7 @@ sources! {
 mod control {
     mod body;
     mod command;
+    mod connections;
     mod hosts;
     mod index;
     mod metrics;
