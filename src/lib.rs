@@ -46,6 +46,7 @@ mod config;
 mod connection;
 mod control;
 mod error;
+mod fleet;
 mod handle;
 mod handover;
 mod listing;

@@ -14,8 +14,8 @@ const FUNCTION_LINES_MAX: usize = 70;
 const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
-/// The hand-over has some 2,300, as each struct that travels says what of it does.
-const CODE_LINES_MAX: usize = 23_700;
+/// The hand-over has some 2,300, as each struct that travels says what of it does, and the fleet some 1,800.
+const CODE_LINES_MAX: usize = 25_600;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -128,11 +128,12 @@ fn the_wall_clock_is_only_shown() {
 }
 
 /// The rooms of the library, each with those it may import from: the house is read from the bottom up, without a circle.
-const ROOMS: [(&str, &[&str]); 19] = [
+const ROOMS: [(&str, &[&str]); 20] = [
     (
         "server",
         &[
             "control",
+            "fleet",
             "worker",
             "handle",
             "shared",
@@ -144,7 +145,8 @@ const ROOMS: [(&str, &[&str]); 19] = [
             "admission",
         ],
     ),
-    ("control", &["handle", "pause"]),
+    ("control", &["fleet", "handle", "pause"]),
+    ("fleet", &["handle", "pause"]),
     ("worker", &["shared", "connection", "pause", "upstream", "worker_pool", "admission"]),
     ("handle", &["shared", "pause", "proxy_header", "upstream"]),
     ("shared", &["connection", "pause", "proxy_header", "upstream", "worker_pool", "admission"]),

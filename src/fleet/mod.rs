@@ -1,0 +1,9 @@
+//! The fleet: many hosts that pause as one, by records in etcd (<https://etcd.io/docs/v3.5/learning/api/>).
+//!
+//! [`member`] and [`coordinator`] are plain state machines: moments and answers go in, requests and orders come out. The
+//! thread of [`Fleet`] asks the [`Store`](store::Store) and carries the orders out.
+
+#![allow(dead_code, reason = "the machines, the client and the thread follow")]
+
+mod keys;
+mod store;
