@@ -25,6 +25,9 @@ pub(crate) struct Record {
     pub(crate) id: String,
     /// User, process and host that have asked for it.
     pub(crate) by: String,
+    /// Time of day in seconds since 1970, which is only shown.
+    #[serde(default)]
+    pub(crate) began: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
     /// Treatment of new clients, as in the API; the member's default without it.
