@@ -4,6 +4,7 @@
 //! mio wants all I/O of its own socket types to go through them. On epoll, readiness belongs to the descriptor alone
 //! (epoll(7)), so our own descriptors, registered through `SourceFd`, serve as well.
 
+pub(crate) mod boot;
 mod keepalive;
 mod listener;
 pub(crate) mod pacing;
