@@ -5,5 +5,10 @@
 
 #![allow(dead_code, reason = "the machines, the client and the thread follow")]
 
+mod clock;
+mod coordinator;
 mod keys;
+mod member;
+mod snapshot;
+mod step;
 mod store;

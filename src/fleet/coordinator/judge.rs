@@ -1,0 +1,81 @@
+//! The judgement of a snapshot: the command may run, or these hosts are waited for.
+
+use std::time::Duration;
+
+use super::{Coordinator, Margins, WaitingFor};
+use crate::fleet::{
+    clock::BootTime,
+    keys::{MemberRecord, OnDisconnect, State},
+    snapshot::{Host, Snapshot},
+};
+
+impl Margins {
+    /// Returns the time from the answer that told of the record until a member without contact is quiet for sure.
+    fn quiet_after(self, member: &MemberRecord) -> Duration {
+        let time = member.fence + member.grace;
+        time + time * 2 * self.rate / 1_000_000 + self.slack
+    }
+}
+
+impl Coordinator {
+    /// Returns the hosts that are not idle, by one snapshot that was asked for at `sent`.
+    pub(super) fn judge(&self, snapshot: &Snapshot, sent: BootTime) -> Vec<WaitingFor> {
+        let own = &self.config.host;
+        let mut found: Vec<_> = snapshot
+            .hosts
+            .iter()
+            .filter(|(name, _)| !self.without.contains(*name))
+            .filter_map(|(name, host)| {
+                let why = self.why_not(name, host, sent)?;
+                Some(WaitingFor { host: name.clone(), why })
+            })
+            .collect();
+        // An empty fleet is a wrong name, and no fleet that is idle.
+        if !snapshot.hosts.contains_key(own) && !self.without.contains(own) {
+            found.push(WaitingFor { host: own.clone(), why: "has not joined".to_owned() });
+        }
+        found
+    }
+
+    /// Returns why the command may not run as far as a host is concerned.
+    fn why_not(&self, name: &str, host: &Host, sent: BootTime) -> Option<String> {
+        let Some(seen) = &host.state else {
+            let since = self.lost_since.get(name).copied().unwrap_or(sent);
+            let is_quiet = self.quiet_at(host).is_some_and(|at| sent >= at);
+            return (!is_quiet).then(|| format!("lost for {} s", (sent - since).as_secs()));
+        };
+        let Some(state) = &seen.value else { return Some("has not answered".to_owned()) };
+        let id = &self.config.id;
+        if state.forced.contains(id) {
+            return Some("was resumed by an operator".to_owned());
+        }
+        if state.acks.get(&self.name) != Some(id) {
+            return Some("has not answered".to_owned());
+        }
+        (!state.idle).then(|| carries(state))
+    }
+
+    /// Returns the time from which on a host without a session counts as quiet.
+    fn quiet_at(&self, host: &Host) -> Option<BootTime> {
+        let member = host.record().filter(|it| it.on_disconnect == OnDisconnect::Hold)?;
+        Some(self.committed? + self.config.margins.quiet_after(member))
+    }
+
+    /// Returns the hosts that have acknowledged.
+    pub(super) fn acknowledgers(&self, snapshot: &Snapshot) -> Vec<String> {
+        let has_acknowledged = |host: &Host| {
+            let state = host.state.as_ref().and_then(|seen| seen.value.as_ref());
+            state.is_some_and(|state| state.acks.get(&self.name) == Some(&self.config.id))
+        };
+        let hosts = snapshot.hosts.iter().filter(|(_, host)| has_acknowledged(host));
+        hosts.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+fn carries(state: &State) -> String {
+    let count = state.active + state.connecting;
+    match state.oldest {
+        Some(oldest) => format!("carries {count}, the oldest for {oldest} s"),
+        None => format!("carries {count}"),
+    }
+}

@@ -1,0 +1,358 @@
+//! The requests of a coordinator, and what their answers mean.
+
+use super::{
+    Coordinator, EndedBy, LOOK_INTERVAL, LOOK_INTERVAL_MIN, PAUSES_MAX, Phase, RESUME_TIME_MAX,
+    Refusal,
+};
+use crate::fleet::{
+    clock::{BootTime, RETRY},
+    keys::{Holder, Record},
+    snapshot::{FleetPause, Snapshot},
+    step::Step,
+    store::{Answer, Compare, Keys, LeaseId, Operation, Reply, Request, StoreError, Transaction},
+};
+
+/// Request under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Asked {
+    Grant,
+    /// Puts record and holder.
+    Begin,
+    KeepAlive,
+    /// Reads the whole fleet, or this pause alone once the command runs.
+    Look,
+    /// Puts record and holder anew, with the number of orders to reset.
+    Repair(Record),
+    Delete,
+    Revoke,
+}
+
+impl Coordinator {
+    /// Returns the next request of a pause that begins or holds.
+    pub(super) fn next_request(&mut self, now: BootTime) -> Option<Request> {
+        let Some(lease) = self.lease else {
+            return self.ask(Asked::Grant, Request::Grant { ttl: self.record.ttl });
+        };
+        if self.committed.is_none() {
+            return self.begin(lease);
+        }
+        if self.needs_repair || self.record.kill < self.kill_wanted {
+            return self.repair(lease);
+        }
+        if self.unproven.is_none() && now >= self.renewed + self.timing.period() {
+            return self.ask(Asked::KeepAlive, Request::KeepAlive { lease });
+        }
+        if now < self.look_due_at() {
+            return None;
+        }
+        let keys = match self.phase {
+            Phase::Idle => self.own_keys().to_vec(),
+            _ => vec![Keys::Prefix(self.config.keys.all().to_owned())],
+        };
+        self.look(keys)
+    }
+
+    fn ask(&mut self, asked: Asked, request: Request) -> Option<Request> {
+        self.asked = Some(asked);
+        Some(request)
+    }
+
+    fn look(&mut self, keys: Vec<Keys>) -> Option<Request> {
+        self.is_woken = false;
+        let then = keys.into_iter().map(|keys| Operation::Range { keys }).collect();
+        self.ask(Asked::Look, Request::Transact(Transaction { then, ..Transaction::default() }))
+    }
+
+    fn record_key(&self) -> String {
+        self.config.keys.record(&self.name)
+    }
+
+    fn holder_key(&self) -> String {
+        self.config.keys.holder(&self.name)
+    }
+
+    fn own_keys(&self) -> [Keys; 2] {
+        [Keys::One(self.record_key()), Keys::One(self.holder_key())]
+    }
+
+    fn read_own(&self) -> Vec<Operation> {
+        self.own_keys().into_iter().map(|keys| Operation::Range { keys }).collect()
+    }
+
+    fn puts(&self, record: &Record, lease: LeaseId) -> Vec<Operation> {
+        let holder = Holder { id: self.config.id.clone() };
+        let (key, value) = (self.record_key(), json(record));
+        let record = Operation::Put { key, value, lease: None };
+        let (key, value) = (self.holder_key(), json(&holder));
+        vec![record, Operation::Put { key, value, lease: Some(lease) }]
+    }
+
+    /// Commits the record. A repetition finds the record of a first try whose answer was lost.
+    fn begin(&mut self, lease: LeaseId) -> Option<Request> {
+        let compares = vec![Compare::Absent { key: self.record_key() }];
+        let pauses = Operation::Range { keys: Keys::Prefix(self.config.keys.pauses()) };
+        let mut then = self.puts(&self.record, lease);
+        then.push(pauses);
+        let request = Transaction { compares, then, otherwise: self.read_own() };
+        self.ask(Asked::Begin, Request::Transact(request))
+    }
+
+    /// Puts the holder anew, and the record with it: a member that deletes records without holder compares their
+    /// revision, and so sees that there was one in between.
+    fn repair(&mut self, lease: LeaseId) -> Option<Request> {
+        let record = Record { kill: self.kill_wanted, ..self.record.clone() };
+        let then = self.puts(&record, lease);
+        let request =
+            Transaction { compares: vec![self.unchanged()], then, otherwise: self.read_own() };
+        self.ask(Asked::Repair(record), Request::Transact(request))
+    }
+
+    fn unchanged(&self) -> Compare {
+        Compare::Value { key: self.record_key(), value: json(&self.record) }
+    }
+
+    /// Returns the time of the next look.
+    fn look_due_at(&self) -> BootTime {
+        if self.unproven.is_some() {
+            return BootTime::default();
+        }
+        if self.is_woken {
+            return self.last_look + LOOK_INTERVAL_MIN;
+        }
+        match self.phase {
+            Phase::Idle => self.renewed + self.timing.period(),
+            _ => self.last_look + LOOK_INTERVAL,
+        }
+    }
+
+    /// Returns the next time at which there is something to do without being woken.
+    pub(super) fn wake_up_at(&self) -> BootTime {
+        let renewal = self.renewed + self.timing.period();
+        self.look_due_at().min(renewal).max(self.retry_at).min(self.caller_due())
+    }
+
+    /// Takes an answer.
+    pub(super) fn was_answered(
+        &mut self,
+        asked: Asked,
+        sent: BootTime,
+        now: BootTime,
+        reply: &Reply,
+    ) {
+        match (&reply.answer, asked) {
+            (Answer::Granted { lease, .. }, Asked::Grant) => {
+                self.lease = Some(*lease);
+                self.unproven = Some((None, sent));
+                self.needs_repair = self.committed.is_some();
+            }
+            (Answer::Renewed { ttl: Some(_) }, Asked::KeepAlive) => {
+                self.unproven = Some((Some(reply.connection), sent));
+            }
+            (Answer::Renewed { ttl: None }, Asked::KeepAlive) => self.lose_lease(),
+            (Answer::Revoked, Asked::Revoke) => self.was_revoked(),
+            (Answer::Transacted { succeeded, .. }, asked) => {
+                let is_older =
+                    |(cluster, revision)| cluster != reply.cluster || reply.revision < revision;
+                let was_replaced = self.known.is_some_and(is_older);
+                self.known = Some((reply.cluster, reply.revision));
+                let mut snapshot = Snapshot::parse(&self.config.keys, reply);
+                if was_replaced && matches!(self.phase, Phase::Asking | Phase::Waiting(_)) {
+                    return self.end_by(EndedBy::StoreReplaced, now);
+                }
+                if self.ending.is_some() {
+                    return self.has_ended_by(&asked, *succeeded, now, &snapshot);
+                }
+                let own = snapshot.pauses.get(&self.name).cloned().unwrap_or_default();
+                match asked {
+                    Asked::Begin => self.has_begun(*succeeded, now, &own, snapshot.pauses.len()),
+                    Asked::Repair(record) if *succeeded => {
+                        (self.record, self.needs_repair, self.is_woken) = (record, false, true);
+                    }
+                    Asked::Repair(_) => self.find_record(&own, now),
+                    Asked::Look => {
+                        snapshot.pauses.clear();
+                        self.has_looked(sent, now, reply.connection, &own, &snapshot);
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn has_begun(&mut self, succeeded: bool, now: BootTime, own: &FleetPause, pauses: usize) {
+        if succeeded {
+            if pauses > PAUSES_MAX {
+                return self.refuse(Refusal::TooMany, now);
+            }
+        } else {
+            let Some(seen) = &own.record else { return };
+            let record = seen.value.as_ref();
+            if record.is_none_or(|record| record.id != self.config.id) {
+                let by = record.map(|record| record.by.clone()).unwrap_or_default();
+                let began = record.map(|record| record.began).unwrap_or_default();
+                return self.refuse(Refusal::Taken { by, began }, now);
+            }
+        }
+        self.committed = Some(now);
+        self.caller_renewed = self.caller_renewed.max(now);
+        self.phase = Phase::Waiting(Vec::new());
+        self.is_woken = true;
+    }
+
+    /// Takes the record as it is: the answer to a write was lost, or somebody has deleted it.
+    fn find_record(&mut self, own: &FleetPause, now: BootTime) {
+        let record = own.record.as_ref().map(|seen| seen.value.as_ref());
+        match record {
+            Some(Some(record)) if record.id == self.config.id => {
+                self.kill_wanted = self.kill_wanted.max(record.kill);
+                self.record = record.clone();
+            }
+            _ => self.end_by(EndedBy::Others, now),
+        }
+    }
+
+    fn has_looked(
+        &mut self,
+        sent: BootTime,
+        now: BootTime,
+        connection: u64,
+        own: &FleetPause,
+        snapshot: &Snapshot,
+    ) {
+        self.last_look = now;
+        self.find_record(own, now);
+        if self.ending.is_some() {
+            return;
+        }
+        // The holder must hang on the lease that is renewed: a first try that was late has left it on another.
+        let holder = own.holder.as_ref();
+        self.needs_repair = holder.is_none_or(|holder| holder.lease != self.lease);
+        self.prove(connection, now);
+        if let Phase::Waiting(_) = self.phase {
+            self.remember(snapshot, now);
+            let waiting_for = self.judge(snapshot, sent);
+            self.phase = match waiting_for.is_empty() {
+                true => Phase::Idle,
+                false => Phase::Waiting(waiting_for),
+            };
+        }
+    }
+
+    /// Counts the renewal, if the holder hangs on the lease and this look went over the connection of its answer.
+    fn prove(&mut self, connection: u64, now: BootTime) {
+        if self.needs_repair {
+            return;
+        }
+        match self.unproven.take() {
+            Some((by, sent)) if by.is_none_or(|by| by == connection) => self.renewed = sent,
+            Some(_) => self.retry_at = now + RETRY,
+            None => {}
+        }
+    }
+
+    fn lose_lease(&mut self) {
+        (self.lease, self.unproven) = (None, None);
+    }
+
+    /// Takes the failure of a request.
+    pub(super) fn was_refused(&mut self, asked: Asked, now: BootTime, error: StoreError) {
+        let has_waited = matches!(error, StoreError::TimedOut(_));
+        self.retry_at = if has_waited { now } else { now + RETRY };
+        if self.ending.is_some() {
+            if asked == Asked::Revoke {
+                self.was_revoked();
+            }
+            return;
+        }
+        match error {
+            StoreError::NoSuchLease => {
+                self.lose_lease();
+                self.retry_at = now;
+            }
+            StoreError::Unreachable(_) | StoreError::TimedOut(_) => {}
+            error if self.committed.is_none() => self.refuse(error.into(), now),
+            _ => {}
+        }
+    }
+
+    /// Returns the next step of the end: deletes the record, ends the lease, and waits for the acknowledgements to go.
+    pub(super) fn next_of_end(&mut self, now: BootTime) -> Step {
+        let Some(ending) = &self.ending else { return Step::Over };
+        if matches!(self.phase, Phase::Ended { .. }) {
+            return Step::Over;
+        }
+        if now < self.retry_at {
+            return Step::Wait(self.retry_at);
+        }
+        let timeout = self.timing.timeout();
+        let Some(deleted) = ending.deleted else {
+            // Nobody renews the holder any more: members end the pause after so long.
+            if now >= ending.since + self.record.ttl + self.timing.linger() {
+                return self.over();
+            }
+            let then = vec![
+                Operation::Delete { key: self.record_key() },
+                Operation::Delete { key: self.holder_key() },
+                self.read_own().swap_remove(0),
+            ];
+            let otherwise = self.read_own();
+            self.asked = Some(Asked::Delete);
+            let compares = vec![self.unchanged()];
+            return Step::Ask(
+                Request::Transact(Transaction { compares, then, otherwise }),
+                timeout,
+            );
+        };
+        // A commit that is carried out late fails without its lease.
+        if let Some(lease) = self.lease.filter(|_| !ending.is_revoked) {
+            self.asked = Some(Asked::Revoke);
+            return Step::Ask(Request::Revoke { lease }, timeout);
+        }
+        if ending.is_refused || now >= deleted + RESUME_TIME_MAX || self.acknowledged.is_empty() {
+            return self.over();
+        }
+        if now < self.look_due_at() {
+            return Step::Wait(self.look_due_at().min(deleted + RESUME_TIME_MAX));
+        }
+        let keys = vec![Keys::Prefix(self.config.keys.all().to_owned())];
+        self.look(keys).map_or(Step::Over, |request| Step::Ask(request, timeout))
+    }
+
+    fn over(&mut self) -> Step {
+        if let Some(ending) = &self.ending
+            && !ending.is_refused
+        {
+            let still_paused = std::mem::take(&mut self.acknowledged);
+            self.phase = Phase::Ended { by: ending.by, still_paused };
+        }
+        Step::Over
+    }
+
+    fn was_revoked(&mut self) {
+        if let Some(ending) = &mut self.ending {
+            ending.is_revoked = true;
+        }
+    }
+
+    fn has_ended_by(&mut self, asked: &Asked, succeeded: bool, now: BootTime, snapshot: &Snapshot) {
+        if *asked == Asked::Look {
+            self.last_look = now;
+            self.acknowledged = self.acknowledgers(snapshot);
+            return;
+        }
+        let own = snapshot.pauses.get(&self.name);
+        let record = own.and_then(|own| own.record.as_ref()?.value.clone());
+        let record = record.filter(|record| record.id == self.config.id && !succeeded);
+        let Some(ending) = self.ending.as_mut().filter(|_| *asked == Asked::Delete) else { return };
+        match record {
+            Some(record) => self.record = record,
+            None => ending.deleted = Some(now),
+        }
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    // Structs of strings and numbers always have a form.
+    serde_json::to_string(value).unwrap_or_default()
+}

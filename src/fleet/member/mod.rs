@@ -1,0 +1,235 @@
+//! `Member`: the state machine of one host, which pauses and resumes its proxy as the records say.
+//!
+//! It asks in *rounds*: a renewal when it is due, then a transaction that compares its own state and reads all pauses.
+//! `session.rs` asks and reads the answers, `local.rs` orders what they mean for the proxy.
+
+mod local;
+mod session;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use local::{Local, News, Orphan};
+use session::{Asked, Session};
+
+use crate::fleet::{
+    clock::{BootTime, Timing},
+    keys::{KeySpace, MemberRecord, OnDisconnect},
+    step::{Doing, ProxyView, Step},
+    store::{LeaseId, Reply, Revision, StoreError},
+};
+
+/// A request is not begun if a deadline of the proxy is nearer than this.
+const REQUEST_MIN: Duration = Duration::from_millis(50);
+
+/// Facts that a member does not change.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberConfig {
+    pub(crate) keys: KeySpace,
+    pub(crate) host: String,
+    /// Begin of the names of this process's sessions, unlike that of any other process.
+    pub(crate) instance: String,
+    pub(crate) record: MemberRecord,
+    /// For how long a member that serves without contact waits for its first one.
+    pub(crate) start_wait: Duration,
+}
+
+/// Reason why a member has no session, or cannot write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    Store(StoreError),
+    /// A host of this name has a session; its identity.
+    NameTaken(String),
+}
+
+/// State machine of one host.
+#[derive(Debug)]
+pub(crate) struct Member {
+    config: MemberConfig,
+    timing: Timing,
+    began: BootTime,
+
+    /// Lease that the next state is put under.
+    lease: Option<LeaseId>,
+    /// Sessions that this process has begun.
+    sessions: u64,
+    /// State in the store, while it is the one that was made here.
+    session: Option<Session>,
+    /// Revision of the state that another process of this host has left.
+    left_behind: Option<Revision>,
+    /// Store that answered last, and its revision then.
+    known: Option<(u64, Revision)>,
+
+    /// Sending of the last read of all pauses that was answered.
+    contact: Option<BootTime>,
+    /// Sending of the last renewal that is proven.
+    renewed: BootTime,
+    /// Renewal without a proof yet: its connection and its sending.
+    unproven: Option<(u64, BootTime)>,
+    next_round: BootTime,
+    /// Nothing is asked before.
+    retry_at: BootTime,
+    /// Nothing is written before, as the store has refused it.
+    write_at: BootTime,
+    asked: Option<Asked>,
+    rounds_failed: u64,
+    trouble: Option<Trouble>,
+
+    /// Pauses of this proxy by name.
+    pauses: BTreeMap<String, Local>,
+    /// Records of the last round, until all that follows from them is carried out.
+    news: Option<News>,
+    orphans: BTreeMap<String, Orphan>,
+    doing: Option<Doing>,
+    is_started: bool,
+    /// True while `fleet/lost` holds.
+    is_lost: bool,
+    /// True if all was reset since.
+    is_cut: bool,
+    /// Deadline that was ordered last.
+    fence: Option<BootTime>,
+
+    /// Time of the order to leave the fleet.
+    stopped: Option<BootTime>,
+    wants_stop: bool,
+    /// True if its keys are gone, or are not its own any more.
+    has_left: bool,
+    is_over: bool,
+}
+
+impl Member {
+    /// Returns a member that has not joined. The proxy holds `fleet/starting`.
+    pub(crate) fn new(config: MemberConfig, now: BootTime) -> Self {
+        Self {
+            timing: Timing::new(config.record.fence),
+            config,
+            began: now,
+            lease: None,
+            sessions: 0,
+            session: None,
+            left_behind: None,
+            known: None,
+            contact: None,
+            renewed: now,
+            unproven: None,
+            next_round: now,
+            retry_at: now,
+            write_at: now,
+            asked: None,
+            rounds_failed: 0,
+            trouble: None,
+            pauses: BTreeMap::new(),
+            news: None,
+            orphans: BTreeMap::new(),
+            doing: None,
+            is_started: false,
+            is_lost: false,
+            is_cut: false,
+            fence: None,
+            stopped: None,
+            wants_stop: false,
+            has_left: false,
+            is_over: false,
+        }
+    }
+
+    /// Returns the next step. Not called while one is under way.
+    pub(crate) fn poll(&mut self, now: BootTime, view: &ProxyView) -> Step {
+        if self.wants_stop && self.stopped.is_none() {
+            self.stopped = Some(now);
+        }
+        if let Some(stopped) = self.stopped {
+            return self.leave(now, stopped);
+        }
+        self.compare_with(view);
+        if let Some(doing) = self.next_doing(now) {
+            self.doing = Some(doing.clone());
+            return Step::Do(doing);
+        }
+        let left = self.deadline().map_or(Duration::MAX, |deadline| deadline - now);
+        if left >= REQUEST_MIN
+            && let Some(request) = self.next_request(now, view)
+        {
+            return Step::Ask(request, self.timing.timeout().min(left));
+        }
+        Step::Wait(self.wake_up_at(now, view))
+    }
+
+    /// Takes the end of a deed.
+    pub(crate) fn done(&mut self, _now: BootTime) {
+        if let Some(doing) = self.doing.take() {
+            self.was_done(doing);
+        }
+    }
+
+    /// Takes an answer, or its absence.
+    pub(crate) fn answered(
+        &mut self,
+        sent: BootTime,
+        now: BootTime,
+        result: Result<Reply, StoreError>,
+    ) {
+        let Some(asked) = self.asked.take() else { return };
+        match result {
+            Ok(reply) => self.was_answered(asked, sent, now, &reply),
+            Err(error) => self.was_refused(&asked, now, error),
+        }
+    }
+
+    /// Makes a round due, as the watch has rung or the proxy has changed.
+    pub(crate) fn woken(&mut self) {
+        self.next_round = BootTime::default();
+    }
+
+    /// Has the member leave the fleet. The proxy carries nothing any more.
+    pub(crate) fn stop(&mut self) {
+        self.wants_stop = true;
+    }
+
+    /// Returns the sending of the last read of all pauses that was answered.
+    pub(crate) fn contact(&self) -> Option<BootTime> {
+        self.contact
+    }
+
+    /// Returns true if the host has a session, as far as it knows.
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some()
+    }
+
+    pub(crate) fn rounds_failed(&self) -> u64 {
+        self.rounds_failed
+    }
+
+    /// Returns the last failure, until a round has succeeded.
+    pub(crate) fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
+    }
+
+    fn holds_when_lost(&self) -> bool {
+        self.config.record.on_disconnect == OnDisconnect::Hold
+    }
+
+    /// Returns the time from which on nobody is admitted without another contact.
+    fn lost_at(&self) -> Option<BootTime> {
+        let contact = self.contact.filter(|_| self.holds_when_lost())?;
+        Some(contact + self.config.record.fence)
+    }
+
+    /// Returns the next time at which the proxy must be stopped without another contact.
+    fn deadline(&self) -> Option<BootTime> {
+        let lost_at = self.lost_at()?;
+        match (self.is_lost, self.is_cut) {
+            (false, _) => Some(lost_at),
+            (true, false) => Some(lost_at + self.config.record.grace),
+            (true, true) => None,
+        }
+    }
+
+    /// Returns the next time at which there is something to do without being woken.
+    fn wake_up_at(&self, now: BootTime, view: &ProxyView) -> BootTime {
+        let asks = self.round_due_at(now, view).max(self.retry_at);
+        let reaps = self.reap_due().map(|(_, at)| at.max(self.retry_at));
+        let starts = (!self.is_started && !self.holds_when_lost())
+            .then_some(self.began + self.config.start_wait);
+        [reaps, starts, self.deadline()].into_iter().flatten().fold(asks, BootTime::min)
+    }
+}
