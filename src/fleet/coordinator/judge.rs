@@ -10,7 +10,8 @@ use crate::fleet::{
 };
 
 impl Margins {
-    /// Returns the time from the answer that told of the record until a member without contact is quiet for sure.
+    /// Returns the time from the first look at a member without a session until it is quiet for sure. Its last contact
+    /// with one was before: what it has read since does not put its fence off.
     fn quiet_after(self, member: &MemberRecord) -> Duration {
         let time = member.fence + member.grace;
         time + time * 2 * self.rate / 1_000_000 + self.slack
@@ -40,8 +41,8 @@ impl Coordinator {
     /// Returns why the command may not run as far as a host is concerned.
     fn why_not(&self, name: &str, host: &Host, sent: BootTime) -> Option<String> {
         let Some(seen) = &host.state else {
-            let since = self.lost_since.get(name).copied().unwrap_or(sent);
-            let is_quiet = self.quiet_at(host).is_some_and(|at| sent >= at);
+            let since = self.lost_since.get(name).map_or(sent, |&(_, since)| since);
+            let is_quiet = self.quiet_at(host, since).is_some_and(|at| sent >= at);
             return (!is_quiet).then(|| format!("lost for {} s", (sent - since).as_secs()));
         };
         let Some(state) = &seen.value else { return Some("has not answered".to_owned()) };
@@ -55,10 +56,11 @@ impl Coordinator {
         (!state.idle).then(|| carries(state))
     }
 
-    /// Returns the time from which on a host without a session counts as quiet.
-    fn quiet_at(&self, host: &Host) -> Option<BootTime> {
+    /// Returns the time from which on a host that has had no session `since` counts as quiet. All looks are behind the
+    /// commit.
+    fn quiet_at(&self, host: &Host, since: BootTime) -> Option<BootTime> {
         let member = host.record().filter(|it| it.on_disconnect == OnDisconnect::Hold)?;
-        Some(self.committed? + self.config.margins.quiet_after(member))
+        Some(since + self.config.margins.quiet_after(member))
     }
 
     /// Returns the hosts that have acknowledged.

@@ -188,16 +188,18 @@ pub(crate) struct Coordinator {
     needs_repair: bool,
     /// Store that answered last, and its revision then.
     known: Option<(u64, Revision)>,
-    /// Sending of the last renewal by the caller.
+    /// Last renewal by the caller.
     caller_renewed: BootTime,
+    last_poll: BootTime,
 
     asked: Option<Asked>,
     is_woken: bool,
     last_look: BootTime,
     /// Nothing is asked before.
     retry_at: BootTime,
-    /// First look at each host that has been without a session since.
-    lost_since: BTreeMap<String, BootTime>,
+    /// First look at each host that has been without a session since, and its record then: a host that joins puts its
+    /// record anew.
+    lost_since: BTreeMap<String, (Option<Revision>, BootTime)>,
     /// Hosts that have acknowledged, by the last look.
     acknowledged: Vec<String>,
     ending: Option<Ending>,
@@ -245,6 +247,7 @@ impl Coordinator {
             needs_repair: false,
             known: None,
             caller_renewed: now,
+            last_poll: now,
             asked: None,
             is_woken: false,
             last_look: BootTime::default(),
@@ -280,7 +283,7 @@ impl Coordinator {
         let Some(asked) = self.asked.take() else { return };
         match result {
             Ok(reply) => self.was_answered(asked, sent, now, &reply),
-            Err(error) => self.was_refused(asked, now, error),
+            Err(error) => self.was_refused(&asked, now, error),
         }
     }
 
@@ -348,6 +351,12 @@ impl Coordinator {
 
     /// Ends what is late: the commit of the record, or the caller's renewal.
     fn look_at_clock(&mut self, now: BootTime) {
+        // While this process stood still, it has heard no caller.
+        let gap = now - self.last_poll;
+        if self.config.is_bound && gap > self.timing.period() + self.timing.timeout() {
+            self.caller_renewed = self.caller_renewed + gap;
+        }
+        self.last_poll = now;
         if self.committed.is_none() && now >= self.asked_for + BEGIN_TIME_MAX {
             self.refuse(Refusal::Unreachable("no answer in time".to_owned()), now);
         } else if now >= self.caller_due() {
@@ -359,9 +368,12 @@ impl Coordinator {
     /// Remembers how long hosts have been without a session, and which have acknowledged.
     fn remember(&mut self, snapshot: &Snapshot, now: BootTime) {
         let lost = snapshot.hosts.iter().filter(|(_, host)| host.is_lost());
-        self.lost_since = lost
-            .map(|(name, _)| (name.clone(), self.lost_since.get(name).copied().unwrap_or(now)))
-            .collect();
+        let since = lost.map(|(name, host)| {
+            let joined = host.member.as_ref().map(|seen| seen.modified);
+            let before = self.lost_since.get(name).filter(|(before, _)| *before == joined);
+            (name.clone(), before.copied().unwrap_or((joined, now)))
+        });
+        self.lost_since = since.collect();
         self.acknowledged = self.acknowledgers(snapshot);
     }
 }

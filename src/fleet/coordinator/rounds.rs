@@ -31,16 +31,16 @@ impl Coordinator {
     /// Returns the next request of a pause that begins or holds.
     pub(super) fn next_request(&mut self, now: BootTime) -> Option<Request> {
         let Some(lease) = self.lease else {
-            return self.ask(Asked::Grant, Request::Grant { ttl: self.record.ttl });
+            return Some(self.ask(Asked::Grant, Request::Grant { ttl: self.record.ttl }));
         };
         if self.committed.is_none() {
-            return self.begin(lease);
+            return Some(self.begin(lease));
         }
         if self.needs_repair || self.record.kill < self.kill_wanted {
-            return self.repair(lease);
+            return Some(self.repair(lease));
         }
         if self.unproven.is_none() && now >= self.renewed + self.timing.period() {
-            return self.ask(Asked::KeepAlive, Request::KeepAlive { lease });
+            return Some(self.ask(Asked::KeepAlive, Request::KeepAlive { lease }));
         }
         if now < self.look_due_at() {
             return None;
@@ -49,15 +49,15 @@ impl Coordinator {
             Phase::Idle => self.own_keys().to_vec(),
             _ => vec![Keys::Prefix(self.config.keys.all().to_owned())],
         };
-        self.look(keys)
+        Some(self.look(keys))
     }
 
-    fn ask(&mut self, asked: Asked, request: Request) -> Option<Request> {
+    fn ask(&mut self, asked: Asked, request: Request) -> Request {
         self.asked = Some(asked);
-        Some(request)
+        request
     }
 
-    fn look(&mut self, keys: Vec<Keys>) -> Option<Request> {
+    fn look(&mut self, keys: Vec<Keys>) -> Request {
         self.is_woken = false;
         let then = keys.into_iter().map(|keys| Operation::Range { keys }).collect();
         self.ask(Asked::Look, Request::Transact(Transaction { then, ..Transaction::default() }))
@@ -88,7 +88,7 @@ impl Coordinator {
     }
 
     /// Commits the record. A repetition finds the record of a first try whose answer was lost.
-    fn begin(&mut self, lease: LeaseId) -> Option<Request> {
+    fn begin(&mut self, lease: LeaseId) -> Request {
         let compares = vec![Compare::Absent { key: self.record_key() }];
         let pauses = Operation::Range { keys: Keys::Prefix(self.config.keys.pauses()) };
         let mut then = self.puts(&self.record, lease);
@@ -99,7 +99,7 @@ impl Coordinator {
 
     /// Puts the holder anew, and the record with it: a member that deletes records without holder compares their
     /// revision, and so sees that there was one in between.
-    fn repair(&mut self, lease: LeaseId) -> Option<Request> {
+    fn repair(&mut self, lease: LeaseId) -> Request {
         let record = Record { kill: self.kill_wanted, ..self.record.clone() };
         let then = self.puts(&record, lease);
         let request =
@@ -232,10 +232,8 @@ impl Coordinator {
         if let Phase::Waiting(_) = self.phase {
             self.remember(snapshot, now);
             let waiting_for = self.judge(snapshot, sent);
-            self.phase = match waiting_for.is_empty() {
-                true => Phase::Idle,
-                false => Phase::Waiting(waiting_for),
-            };
+            self.phase =
+                if waiting_for.is_empty() { Phase::Idle } else { Phase::Waiting(waiting_for) };
         }
     }
 
@@ -256,11 +254,11 @@ impl Coordinator {
     }
 
     /// Takes the failure of a request.
-    pub(super) fn was_refused(&mut self, asked: Asked, now: BootTime, error: StoreError) {
+    pub(super) fn was_refused(&mut self, asked: &Asked, now: BootTime, error: StoreError) {
         let has_waited = matches!(error, StoreError::TimedOut(_));
         self.retry_at = if has_waited { now } else { now + RETRY };
         if self.ending.is_some() {
-            if asked == Asked::Revoke {
+            if *asked == Asked::Revoke {
                 self.was_revoked();
             }
             return;
@@ -316,7 +314,7 @@ impl Coordinator {
             return Step::Wait(self.look_due_at().min(deleted + RESUME_TIME_MAX));
         }
         let keys = vec![Keys::Prefix(self.config.keys.all().to_owned())];
-        self.look(keys).map_or(Step::Over, |request| Step::Ask(request, timeout))
+        Step::Ask(self.look(keys), timeout)
     }
 
     fn over(&mut self) -> Step {

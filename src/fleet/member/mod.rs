@@ -43,6 +43,7 @@ pub(crate) enum Trouble {
 
 /// State machine of one host.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub(crate) struct Member {
     config: MemberConfig,
     timing: Timing,
@@ -61,6 +62,9 @@ pub(crate) struct Member {
 
     /// Sending of the last read of all pauses that was answered.
     contact: Option<BootTime>,
+    /// Sending of the last of them that found the state of this session in the store, too. From then on a coordinator
+    /// that does not see it counts the time until this host is quiet.
+    present: Option<BootTime>,
     /// Sending of the last renewal that is proven.
     renewed: BootTime,
     /// Renewal without a proof yet: its connection and its sending.
@@ -109,6 +113,7 @@ impl Member {
             left_behind: None,
             known: None,
             contact: None,
+            present: None,
             renewed: now,
             unproven: None,
             next_round: now,
@@ -145,13 +150,17 @@ impl Member {
             self.doing = Some(doing.clone());
             return Step::Do(doing);
         }
-        let left = self.deadline().map_or(Duration::MAX, |deadline| deadline - now);
-        if left >= REQUEST_MIN
-            && let Some(request) = self.next_request(now, view)
-        {
-            return Step::Ask(request, self.timing.timeout().min(left));
+        match self.deadline() {
+            // An answer could come late for the deadline.
+            Some(deadline) if deadline - now < REQUEST_MIN => Step::Wait(deadline),
+            deadline => {
+                let left = deadline.map_or(Duration::MAX, |deadline| deadline - now);
+                match self.next_request(now, view) {
+                    Some(request) => Step::Ask(request, self.timing.timeout().min(left)),
+                    None => Step::Wait(self.wake_up_at(now, view)),
+                }
+            }
         }
-        Step::Wait(self.wake_up_at(now, view))
     }
 
     /// Takes the end of a deed.
@@ -208,10 +217,10 @@ impl Member {
         self.config.record.on_disconnect == OnDisconnect::Hold
     }
 
-    /// Returns the time from which on nobody is admitted without another contact.
+    /// Returns the time from which on nobody is admitted without another proof of the session.
     fn lost_at(&self) -> Option<BootTime> {
-        let contact = self.contact.filter(|_| self.holds_when_lost())?;
-        Some(contact + self.config.record.fence)
+        let present = self.present.filter(|_| self.holds_when_lost())?;
+        Some(present + self.config.record.fence)
     }
 
     /// Returns the next time at which the proxy must be stopped without another contact.

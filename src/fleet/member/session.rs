@@ -52,6 +52,10 @@ impl Member {
         if now < self.retry_at {
             return None;
         }
+        if let Some((name, _)) = self.reap_due().filter(|&(_, at)| now >= at) {
+            let name = name.clone();
+            return self.reap(name);
+        }
         let may_write = now >= self.write_at;
         let is_due = now >= self.round_due_at(now, view);
         let Some(session) = &self.session else {
@@ -59,19 +63,15 @@ impl Member {
             return if !is_due {
                 None
             } else if !may_write {
-                self.ask(Asked::Read, self.reading(Vec::new(), Vec::new()))
+                Some(self.ask(Asked::Read, self.reading(Vec::new(), Vec::new())))
             } else if self.lease.is_none() {
                 let ttl = self.config.record.fence;
                 self.asked = Some(Asked::Grant);
                 Some(Request::Grant { ttl })
             } else {
-                self.join(view)
+                Some(self.join(view))
             };
         };
-        if let Some((name, _)) = self.reap_due().filter(|&(_, at)| now >= at) {
-            let name = name.clone();
-            return self.reap(name);
-        }
         if !is_due {
             return None;
         }
@@ -83,12 +83,12 @@ impl Member {
         let written = (may_write && self.write_due_at(now, view) <= now).then(|| self.due(view));
         let puts = written.iter().map(|written| self.put_state(written, view)).collect();
         let request = self.reading(vec![compare], puts);
-        self.ask(Asked::Round(written), request)
+        Some(self.ask(Asked::Round(written), request))
     }
 
-    fn ask(&mut self, asked: Asked, request: Transaction) -> Option<Request> {
+    fn ask(&mut self, asked: Asked, request: Transaction) -> Request {
         self.asked = Some(asked);
-        Some(Request::Transact(request))
+        Request::Transact(request)
     }
 
     fn state_key(&self) -> String {
@@ -116,7 +116,7 @@ impl Member {
 
     /// Joins: puts member and state and reads all pauses at one revision. Else a pause in between would not count this
     /// host, which would not know of the pause.
-    fn join(&mut self, view: &ProxyView) -> Option<Request> {
+    fn join(&mut self, view: &ProxyView) -> Request {
         let free = match self.left_behind {
             Some(revision) => Compare::ModifiedAt { key: self.state_key(), revision },
             None => Compare::Absent { key: self.state_key() },
@@ -138,7 +138,7 @@ impl Member {
         ];
         let then = vec![Operation::Delete { key: record }, self.read_pauses()];
         let request = Transaction { compares, then, otherwise: vec![self.read_pauses()] };
-        self.ask(Asked::Reap(name), request)
+        Some(self.ask(Asked::Reap(name), request))
     }
 
     /// Returns the state that should be in the store.
@@ -239,6 +239,7 @@ impl Member {
         self.known = Some((reply.cluster, reply.revision));
         let mut snapshot = Snapshot::parse(&self.config.keys, reply);
         let own = snapshot.hosts.remove(&self.config.host).unwrap_or_default();
+        let tells_of_session = matches!(asked, Asked::Join(_) | Asked::Round(_));
         match asked {
             Asked::Leave => {
                 let had_session = self.session.is_some();
@@ -264,6 +265,9 @@ impl Member {
         }
         if self.stopped.is_none() {
             self.trouble = self.trouble.take().filter(|_| self.session.is_none());
+            if tells_of_session && self.session.is_some() {
+                self.present = Some(sent);
+            }
             self.read(sent, now, snapshot);
         }
     }
