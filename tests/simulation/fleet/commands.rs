@@ -122,6 +122,7 @@ impl World {
     /// Looks what a coordinator tells its caller.
     pub(crate) fn look_at_phase(&mut self, number: usize) {
         let command = &self.commands[number];
+        self.judge_belief(command);
         let Some(coordinator) = &command.coordinator else { return };
         match (coordinator.phase(), command.stage) {
             (Phase::Idle, Stage::Waiting) => {

@@ -1,4 +1,4 @@
-//! A model of etcd: keys, leases and transactions of one revision, as `help` of the real one has shown them.
+//! A model of etcd: keys, leases and transactions of one revision, as the real one has shown them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,6 +107,10 @@ impl Etcd {
     /// Begins the time of every lease anew, as a new leader does.
     pub(crate) fn elect(&mut self, now: Micros) {
         self.leases.values_mut().for_each(|lease| lease.expires = now + lease.ttl);
+    }
+
+    pub(crate) fn expires(&self, lease: LeaseId) -> Option<Micros> {
+        self.leases.get(&lease).map(|lease| lease.expires)
     }
 
     pub(crate) fn next_expiry(&self) -> Option<Micros> {

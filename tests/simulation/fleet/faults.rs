@@ -12,6 +12,8 @@ use crate::{
 pub(crate) struct Weather {
     /// True if nothing goes wrong.
     pub(crate) is_calm: bool,
+    /// True if the network loses, doubles or delays something at times.
+    pub(crate) is_lossy: bool,
     /// Thousandths of the requests, and of the answers.
     pub(crate) lost: u32,
     pub(crate) doubled: u32,
@@ -32,11 +34,13 @@ impl Weather {
         let is_calm = random.below(10) == 0;
         let mut some =
             |most: u32| if is_calm || random.below(2) == 0 { 0 } else { random.below(most) };
+        let (lost, doubled, late) = (some(40), some(60), some(40));
         Self {
             is_calm,
-            lost: some(40),
-            doubled: some(60),
-            late: some(40),
+            is_lossy: lost + doubled + late > 0,
+            lost,
+            doubled,
+            late,
             deaf: some(120),
             stops: some(8),
             interval: SECOND + u64::from(some(8)) * SECOND,
@@ -87,7 +91,10 @@ impl World {
                 let endpoint = self.random.below(3_usize);
                 self.weather.stalled_until[endpoint] = self.now + time;
             }
-            36 => self.weather.full_until = self.now + time.min(5 * SECOND),
+            36 => {
+                self.weather.full_until = self.now + time;
+                self.revoke_any();
+            }
             37..=38 => self.backup = Some(self.etcd.clone()),
             _ => self.restore(),
         }

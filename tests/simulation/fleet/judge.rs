@@ -2,12 +2,13 @@
 //! holds is fenced in time, and in the end nothing is left.
 
 use crate::{
-    commands::Stage,
+    commands::{Command, Stage},
     fleet::{
-        clock::{BootTime, Timing},
+        clock::BootTime,
         coordinator::Phase,
+        keys::State,
         step::Doing,
-        store::{Answer, Reply, Revision, StoreError},
+        store::{Answer, Operation, Reply, Request, Revision, StoreError},
     },
     threads::ThreadId,
     world::{Event, MILLI, Micros, SECOND, World, micros},
@@ -91,9 +92,13 @@ impl World {
     /// A deed is ordered: it must be right.
     pub(crate) fn judge_doing(&mut self, number: usize, doing: &Doing) {
         match doing {
-            Doing::Pause { record, .. } => {
+            Doing::Pause { name, record } => {
                 let was_forced = self.hosts[number].forced_ids.contains(&record.id);
                 assert!(!was_forced, "h{number} pauses what an operator has lifted");
+                let is_there = self.etcd.record(name).is_some_and(|it| it.id == record.id);
+                let is_reborn = is_there && self.etcd.deleted.contains(&record.id);
+                let may_be = self.weather.is_lossy || self.etcd.restores > 0;
+                assert!(!is_reborn || may_be, "{} is there again", record.id);
             }
             Doing::Resume { name } => {
                 let host = &self.hosts[number];
@@ -118,6 +123,36 @@ impl World {
             }
             Doing::Lose => self.tally.fenced += 1,
             _ => {}
+        }
+    }
+
+    /// A member asks for a write of its state: it must hold what it acknowledges.
+    pub(crate) fn judge_request(&self, number: usize, request: &Request) {
+        let Request::Transact(request) = request else { return };
+        for operation in &request.then {
+            let Operation::Put { key, value, .. } = operation else { continue };
+            if !key.contains("/state/") {
+                continue;
+            }
+            let state: State = serde_json::from_str(value).expect("a state");
+            let leases = &self.hosts[number].proxy.leases;
+            let holds = state.acks.keys().all(|name| leases.contains_key(name));
+            assert!(holds, "h{number} acknowledges what it does not hold");
+        }
+    }
+
+    /// A coordinator must not believe that its holder stays for longer than its lease does.
+    pub(crate) fn judge_belief(&self, command: &Command) {
+        let Some(coordinator) = &command.coordinator else { return };
+        let host = &self.hosts[command.host];
+        let lease = self.etcd.holder(&command.name).and_then(|holder| holder.lease);
+        let Some(expires) = lease.and_then(|lease| self.etcd.expires(lease)) else { return };
+        let is_sure = matches!(coordinator.phase(), Phase::Waiting(_) | Phase::Idle);
+        let is_own = self.etcd.record(&command.name).is_some_and(|it| it.id == command.id);
+        if is_sure && is_own && self.etcd.restores == 0 {
+            let believed = host.real(coordinator.kept_until());
+            let most = expires + micros(command.ttl) / 900 + MILLI;
+            assert!(believed <= most, "{} believes in its lease for too long", command.id);
         }
     }
 
@@ -183,7 +218,9 @@ impl World {
         let Some(command) = self.commands.iter().find(|command| command.id == id) else {
             return false;
         };
-        let linger = micros(Timing::new(command.ttl).linger());
+        // Not by the source, as that may be wrong.
+        let ttl = micros(command.ttl);
+        let linger = ttl / 3 + 3 * (ttl / 10).clamp(SECOND, 3 * SECOND);
         // By the fastest clock.
         let linger = linger - linger / 900;
         self.etcd.orphaned.get(id).is_some_and(|&at| self.now >= at + linger)

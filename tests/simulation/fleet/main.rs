@@ -15,6 +15,7 @@ mod judge;
 mod proxy;
 #[path = "../../common/random.rs"]
 mod random;
+mod scenarios;
 mod threads;
 mod world;
 

@@ -188,6 +188,9 @@ impl World {
 
     fn ask(&mut self, id: ThreadId, sent: BootTime, request: Request, timeout: Micros) {
         let number = self.host_of(id);
+        if let ThreadId::Member(_) = id {
+            self.judge_request(number, &request);
+        }
         let thread = self.thread(id);
         thread.token += 1;
         thread.is_asking = true;

@@ -1,0 +1,181 @@
+//! Single scenarios of the machines on the model of etcd, where a seed would not tell what was missed.
+
+use std::time::Duration;
+
+use crate::{
+    etcd::Etcd,
+    fleet::{
+        clock::BootTime,
+        coordinator::{Coordinator, CoordinatorConfig, EndedBy, Margins, Phase, Refusal, Wanted},
+        keys::{KeySpace, MemberRecord, OnDisconnect},
+        member::{Member, MemberConfig, Trouble},
+        step::{Doing, Step},
+    },
+    proxy::Proxy,
+    world::micros,
+};
+
+const KEEP_FOR: Duration = Duration::from_secs(600);
+
+fn seconds(count: u64) -> BootTime {
+    BootTime(Duration::from_secs(count))
+}
+
+fn member(identity: &str, instance: &str) -> (Member, Proxy) {
+    let record = MemberRecord {
+        identity: identity.to_owned(),
+        on_disconnect: OnDisconnect::Serve,
+        fence: Duration::from_secs(15),
+        grace: Duration::from_secs(5),
+        version: "1".to_owned(),
+    };
+    let config = MemberConfig {
+        keys: KeySpace::new("/t", "f"),
+        host: "web-1".to_owned(),
+        instance: instance.to_owned(),
+        record,
+        start_wait: Duration::from_secs(30),
+    };
+    (Member::new(config, seconds(0)), Proxy::starting())
+}
+
+fn coordinator(id: &str, now: BootTime) -> Coordinator {
+    let config = CoordinatorConfig {
+        keys: KeySpace::new("/t", "f"),
+        host: "web-1".to_owned(),
+        id: id.to_owned(),
+        began: 7,
+        is_bound: true,
+        margins: Margins::default(),
+    };
+    let ttl = Duration::from_secs(15);
+    let wanted = Wanted { name: "db".to_owned(), by: id.to_owned(), ttl, ..Wanted::default() };
+    Coordinator::new(config, wanted, now)
+}
+
+/// Drives a member until `until`, with a store that answers at once. Returns its deeds.
+fn drive(
+    (member, proxy): &mut (Member, Proxy),
+    etcd: &mut Etcd,
+    from: u64,
+    until: u64,
+) -> Vec<Doing> {
+    let mut now = seconds(from);
+    let mut deeds = Vec::new();
+    while now < seconds(until) {
+        etcd.expire(micros(now.0));
+        match member.poll(now, &proxy.view()) {
+            Step::Ask(request, _) => {
+                let result = etcd.ask(micros(now.0), &request, 1);
+                member.answered(now, now, result);
+            }
+            Step::Do(doing) => {
+                proxy.carry_out(&doing, now, KEEP_FOR);
+                member.done(now);
+                deeds.push(doing);
+            }
+            Step::Wait(at) => now = at,
+            Step::Over => break,
+        }
+    }
+    deeds
+}
+
+/// Drives a coordinator until it waits.
+fn coordinate(coordinator: &mut Coordinator, etcd: &mut Etcd, now: BootTime) {
+    while let Step::Ask(request, _) = coordinator.poll(now) {
+        let result = etcd.ask(micros(now.0), &request, 1);
+        coordinator.answered(now, now, result);
+    }
+}
+
+#[test]
+fn the_name_of_a_host_with_a_session_is_taken() {
+    let mut etcd = Etcd::new();
+    let mut first = member("machine-1", "first");
+    drive(&mut first, &mut etcd, 0, 1);
+    assert!(first.0.has_session() && !first.1.is_starting);
+
+    let mut stranger = member("machine-2", "stranger");
+    drive(&mut stranger, &mut etcd, 1, 2);
+    assert_eq!(stranger.0.trouble(), Some(&Trouble::NameTaken("machine-1".to_owned())));
+    assert!(!stranger.0.has_session() && stranger.1.is_starting);
+
+    // The same machine has restarted.
+    let mut restarted = member("machine-1", "restarted");
+    drive(&mut restarted, &mut etcd, 2, 3);
+    assert!(restarted.0.has_session() && !restarted.1.is_starting);
+}
+
+#[test]
+fn nothing_is_written_at_rest_and_counts_are_only_while_busy() {
+    let mut etcd = Etcd::new();
+    let mut host = member("machine-1", "a");
+    drive(&mut host, &mut etcd, 0, 1);
+    let revision = etcd.revision;
+    drive(&mut host, &mut etcd, 1, 60);
+    assert_eq!(etcd.revision, revision, "a host at rest writes");
+
+    host.1.carried.insert(1);
+    let mut pause = coordinator("id-1", seconds(60));
+    coordinate(&mut pause, &mut etcd, seconds(60));
+    host.0.woken();
+    let revision = etcd.revision;
+    drive(&mut host, &mut etcd, 60, 70);
+    // Its acknowledgement, and counts once in between.
+    assert_eq!(etcd.revision - revision, 2);
+    coordinate(&mut pause, &mut etcd, seconds(70));
+    let Phase::Waiting(waiting_for) = pause.phase() else { panic!("{:?}", pause.phase()) };
+    assert_eq!(waiting_for[0].host, "web-1");
+    assert_eq!(waiting_for[0].why, "carries 1, the oldest for 1 s");
+
+    host.1.carried.clear();
+    let revision = etcd.revision;
+    drive(&mut host, &mut etcd, 70, 74);
+    coordinate(&mut pause, &mut etcd, seconds(74));
+    assert_eq!(pause.phase(), &Phase::Idle);
+    drive(&mut host, &mut etcd, 74, 80);
+    assert_eq!(etcd.revision - revision, 1, "a host that is paused and idle writes once");
+}
+
+#[test]
+fn paused_and_idle_at_once_is_one_write() {
+    let mut etcd = Etcd::new();
+    let mut host = member("machine-1", "a");
+    drive(&mut host, &mut etcd, 0, 1);
+    let mut pause = coordinator("id-1", seconds(1));
+    coordinate(&mut pause, &mut etcd, seconds(1));
+    host.0.woken();
+    let revision = etcd.revision;
+    drive(&mut host, &mut etcd, 1, 3);
+    assert_eq!(etcd.revision - revision, 1);
+}
+
+#[test]
+fn a_second_pause_of_a_name_is_told_whose_it_is() {
+    let mut etcd = Etcd::new();
+    let mut host = member("machine-1", "a");
+    drive(&mut host, &mut etcd, 0, 1);
+    let mut first = coordinator("id-1", seconds(1));
+    coordinate(&mut first, &mut etcd, seconds(1));
+    let mut second = coordinator("id-2", seconds(1));
+    coordinate(&mut second, &mut etcd, seconds(1));
+    let refusal = Refusal::Taken { by: "id-1".to_owned(), began: 7 };
+    assert_eq!(second.phase(), &Phase::Refused(refusal));
+
+    // An operator ends the first.
+    etcd.resume("db");
+    first.woken();
+    coordinate(&mut first, &mut etcd, seconds(2));
+    let phase = Phase::Ended { by: EndedBy::Others, still_paused: Vec::new() };
+    assert_eq!(first.phase(), &phase);
+}
+
+#[test]
+fn a_fleet_without_this_host_is_not_idle() {
+    let mut etcd = Etcd::new();
+    let mut pause = coordinator("id-1", seconds(1));
+    coordinate(&mut pause, &mut etcd, seconds(1));
+    let Phase::Waiting(waiting_for) = pause.phase() else { panic!("{:?}", pause.phase()) };
+    assert_eq!(waiting_for[0].why, "has not joined");
+}
