@@ -47,6 +47,7 @@ mod connection;
 mod control;
 mod error;
 mod fleet;
+mod fleet_view;
 mod handle;
 mod handover;
 mod listing;

@@ -19,6 +19,7 @@ use crate::{
     },
     config::{LogConfig, address::Address},
     connection::{ConnectTicket, reject::policy::RejectPolicy},
+    fleet_view::FleetView,
     handover::{freeze::Freeze, request::UpgradeRequests, upgrades::Upgrades},
     pause::{
         Pauses,
@@ -56,6 +57,9 @@ pub(crate) struct Shared {
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) upgrade_requests: UpgradeRequests,
     pub(crate) upgrades: Upgrades,
+    /// Empty where the proxy is in no fleet.
+    #[allow(dead_code, reason = "the thread of the fleet and the status follow")]
+    pub(crate) fleet: FleetView,
 }
 
 /// Files of UNIX listeners. Each goes before its listener, as another process may take over a file without one.

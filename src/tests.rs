@@ -40,6 +40,7 @@ use crate::{
         },
         words::{ConnectionWords, RebuildContext},
     },
+    fleet_view::FleetView,
     handle::Handle,
     handover::{
         channel::{Channel, ChannelError},
@@ -327,5 +328,6 @@ pub(crate) fn handle() -> Handle {
         config_file: None,
         upgrade_requests: UpgradeRequests::default(),
         upgrades: Upgrades::default(),
+        fleet: FleetView::default(),
     }))
 }

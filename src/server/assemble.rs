@@ -27,6 +27,7 @@ use crate::{
     connection::reject::policy::RejectPolicy,
     control::{Control, ControlWords, HostPolicy, Scope},
     error::Error,
+    fleet_view::FleetView,
     handover::{freeze::Freeze, parcel::Incoming, request::UpgradeRequests, upgrades::Upgrades},
     pause::{Pauses, expiry, gate::Mode},
     proxy_header::ProxyHeaders,
@@ -244,6 +245,7 @@ impl Plan {
             config_file: config.file,
             upgrade_requests: UpgradeRequests::default(),
             upgrades: Upgrades::default(),
+            fleet: FleetView::default(),
         });
         // Before any connection is built, and before any thread could change a pause.
         if let Some(rebuilding) = rebuilding {

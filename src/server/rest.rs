@@ -76,6 +76,7 @@ impl RestWords {
             config_file: _,
             upgrade_requests: _,
             upgrades,
+            fleet: _,
         } = shared;
         let proxy = socket_files.proxy.lock().unwrap_or_else(PoisonError::into_inner);
         let control = socket_files.control.lock().unwrap_or_else(PoisonError::into_inner);

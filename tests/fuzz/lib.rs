@@ -18,6 +18,7 @@ sources! {
     config = "../../src/config/mod.rs",
     connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
+    fleet_view = "../../src/fleet_view.rs",
     handle = "../../src/handle/mod.rs",
     handover = "../../src/handover/mod.rs",
     listing = "../../src/listing.rs",

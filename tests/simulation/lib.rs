@@ -25,6 +25,7 @@ sources! {
     admission = "../../src/admission/mod.rs",
     connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
+    fleet_view = "../../src/fleet_view.rs",
     listing = "../../src/listing.rs",
     log_limit = "../../src/log_limit.rs",
     pause = "../../src/pause/mod.rs",

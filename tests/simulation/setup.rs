@@ -17,6 +17,7 @@ use crate::{
     copies::Processes,
     crowd::Crowd,
     drive::{self, Course, Schedule, Stage, set_course, with_course},
+    fleet_view::FleetView,
     handover::{freeze::Freeze, request::UpgradeRequests, upgrades::Upgrades},
     judge,
     kernel::{Backlog, Kernel},
@@ -155,6 +156,7 @@ pub(crate) fn shared(
         config_file: None,
         upgrade_requests: UpgradeRequests::default(),
         upgrades: Upgrades::default(),
+        fleet: FleetView::default(),
     });
     let gate = Arc::downgrade(&shared);
     shared.pauses.gate.watch_idle(move || {

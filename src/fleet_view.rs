@@ -1,0 +1,47 @@
+//! `FleetView`: the state of the fleet as its thread knows it, for the status and the metrics.
+
+#![allow(dead_code, reason = "the thread of the fleet and the status follow")]
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+/// Latest state of the fleet; none where the proxy is in no fleet.
+#[derive(Debug, Default)]
+pub(crate) struct FleetView(Mutex<Option<FleetStatus>>);
+
+/// State of the fleet as one of its members knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FleetStatus {
+    /// Name of the fleet.
+    pub(crate) name: String,
+    /// Name of this host in it.
+    pub(crate) host: String,
+    /// True while the store answers.
+    pub(crate) connected: bool,
+    /// Age of the last answer; none before the first one.
+    pub(crate) last_contact: Option<Duration>,
+    /// Treatment of clients without contact: `serve` or `hold`.
+    pub(crate) on_disconnect: String,
+    /// Number of hosts that count.
+    pub(crate) members: u64,
+    /// Number of those without a session.
+    pub(crate) lost: u64,
+    /// Number of rounds since the start that have failed.
+    pub(crate) rounds_failed: u64,
+    /// Names of the pauses that this host looks after.
+    pub(crate) coordinating: Vec<String>,
+}
+
+impl FleetView {
+    /// Publishes the state.
+    pub(crate) fn publish(&self, status: FleetStatus) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// Returns the latest state.
+    pub(crate) fn read(&self) -> Option<FleetStatus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
