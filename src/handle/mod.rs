@@ -47,8 +47,8 @@ impl Handle {
         self.pauses().pause()
     }
 
-    /// Ends all pauses, whichever caller began them, and serves held clients, oldest first. Returns true if the proxy
-    /// was paused before. It first looks the upstream's name up, for a second at most.
+    /// Ends all pauses, whichever caller began them, but for those of the fleet, and serves held clients, oldest first.
+    /// Returns true if the proxy has resumed. It first looks the upstream's name up, for a second at most.
     pub fn resume(&self) -> bool {
         self.pauses().lift(None, "the program")
     }

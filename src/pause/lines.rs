@@ -50,11 +50,16 @@ fn log_lease_end(lease: &Lease, reason: EndReason<'_>, paused_since: Option<Time
         EndReason::Lifted { .. } if has_resumed => (Level::Info, "resumed"),
         EndReason::Lifted { .. } => (Level::Info, "lifted"),
         EndReason::Closed => (Level::Info, "caller-gone"),
+        // The other hosts stay paused, and the command that it was for may run.
+        EndReason::Forced { .. } => (Level::Warn, "forced"),
         // A script that has died, or a wait in vain: no caller has ended the pause as planned.
         EndReason::Expired => (Level::Warn, "expired"),
         EndReason::Undone { .. } => (Level::Warn, "undone"),
     };
-    let lifted_by = if let EndReason::Lifted { by } = reason { Some(by) } else { None };
+    let lifted_by = match reason {
+        EndReason::Lifted { by } | EndReason::Forced { by } => Some(by),
+        EndReason::Expired | EndReason::Closed | EndReason::Undone { .. } => None,
+    };
     let because = Because(why.as_deref());
     let (state, text) = if has_resumed {
         (
@@ -116,6 +121,7 @@ impl fmt::Display for EndReason<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lifted { by } => write!(f, "lifted by {by}"),
+            Self::Forced { by } => write!(f, "lifted by force on this host alone by {by}"),
             Self::Expired => f.write_str("expired"),
             Self::Closed => f.write_str("ended with its connection"),
             Self::Undone { because } => write!(f, "undone: {because}"),

@@ -7,6 +7,7 @@
 pub(crate) mod barrier;
 pub(crate) mod drain;
 pub(crate) mod expiry;
+pub(crate) mod fleet;
 pub(crate) mod gate;
 pub(crate) mod leases;
 mod lines;
@@ -93,6 +94,8 @@ pub(crate) enum WaitState {
 enum EndReason<'a> {
     /// A caller or the program has lifted them.
     Lifted { by: &'a str },
+    /// An operator has lifted leases of the fleet here alone.
+    Forced { by: &'a str },
     /// Their time is up.
     Expired,
     /// The connection that they depend on has ended.
@@ -184,10 +187,11 @@ impl Pauses {
         Ok(was_open)
     }
 
-    /// Ends the pause of that name, or all pauses. A resume first looks the upstream's name up anew, for a second at most.
-    /// Returns true if the proxy has resumed.
+    /// Ends the pause of that name, or all pauses, but for those of the fleet. A resume first looks the upstream's name up
+    /// anew, for a second at most. Returns true if the proxy has resumed.
     pub(crate) fn lift(&self, name: Option<&str>, by: &str) -> bool {
-        self.end(EndReason::Lifted { by }, |lease| name.is_none_or(|name| lease.terms.name == name))
+        let is_meant = |lease: &Lease| name.is_none_or(|name| lease.terms.name == name);
+        self.end(EndReason::Lifted { by }, |lease| is_meant(lease) && !lease.is_of_fleet())
     }
 
     /// Gives up a request: its pause ends, unless it is committed.
@@ -202,7 +206,8 @@ impl Pauses {
 
     /// Restarts the time to live of a request's lease.
     pub(crate) fn renew(&self, request_id: u64) {
-        if self.lock().renew(request_id, sys::now()) {
+        let of_request = |lease: &Lease| lease.request_id == request_id;
+        if self.lock().renew(of_request, sys::now()) {
             log::trace!("the pause of request {request_id} is renewed by its caller's bytes");
         }
     }
@@ -218,13 +223,17 @@ impl Pauses {
     /// pause goes on, and only clients that bypass it are admitted.
     pub(crate) fn wait_state(&self, request_id: u64) -> WaitState {
         let leases = self.lock();
-        // In this order: a client that bypasses has its pass before its bypass is used up.
-        let is_idle = !self.queue.is_bypass_pending() && self.gate.passes() == 0;
-        match (leases.holds(request_id), is_idle) {
+        match (leases.holds(request_id), self.is_idle()) {
             (false, _) => WaitState::Ended,
             (true, true) => WaitState::Idle,
             (true, false) => WaitState::Busy,
         }
+    }
+
+    /// Returns true if no connection is relayed or connecting, and no client is about to bypass the pause.
+    fn is_idle(&self) -> bool {
+        // In this order: a client that bypasses has its pass before its bypass is used up.
+        !self.queue.is_bypass_pending() && self.gate.passes() == 0
     }
 
     /// Orders the workers to reset all connections. Returns the number of connections, and does not wait.
@@ -327,7 +336,7 @@ impl Pauses {
         }
         let held = self.workers.held();
         let count = match reason {
-            EndReason::Lifted { .. } => &self.counts.lifted,
+            EndReason::Lifted { .. } | EndReason::Forced { .. } => &self.counts.lifted,
             EndReason::Expired => &self.counts.expired,
             EndReason::Undone { .. } => &self.counts.undone,
             EndReason::Closed => &self.counts.caller_gone,
@@ -336,6 +345,9 @@ impl Pauses {
             let mut leases = self.lock();
             let ended = leases.remove(is_over);
             count.fetch_add(ended.leases.len() as u64, Ordering::Relaxed);
+            if let EndReason::Forced { .. } = reason {
+                ended.leases.iter().for_each(|lease| leases.force(&lease.terms.name));
+            }
             if !ended.leases.is_empty() {
                 self.apply(&leases);
             }

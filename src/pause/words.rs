@@ -175,6 +175,9 @@ mod tests {
             let ttl = (end == "expired").then_some(Duration::ZERO);
             giver.put(terms(end, Mode::Hold, ttl), Lifetime::Pending, request_id).unwrap();
         }
+        giver.put_fleet(terms("fleet/a", Mode::Hold, minute)).unwrap();
+        giver.put_fleet(terms("fleet/b", Mode::Hold, minute)).unwrap();
+        giver.force(Some("fleet/b"), "a test");
         giver.lift(Some("lifted"), "a test");
         giver.undo(6, "a test says so");
         giver.expire();
@@ -187,7 +190,7 @@ mod tests {
         let shift = Duration::from_secs(1_000);
         let [told, again] = hand_over(&giver, &taker, shift);
         assert_eq!(told, again);
-        let counts = CountsWords { begun: 6, lifted: 1, expired: 1, undone: 1, caller_gone: 1 };
+        let counts = CountsWords { begun: 8, lifted: 2, expired: 1, undone: 1, caller_gone: 1 };
         assert_eq!((&told.counts, told.idle_moments), (&counts, 1));
         assert!(!is_watched.load(Ordering::Relaxed), "no pause has begun");
         assert_eq!(taker.gate.mode(), Some(Mode::Reject));
@@ -202,6 +205,10 @@ mod tests {
             assert_eq!(given.since.shown, taken.since.shown);
             assert_eq!(given.ends.map(|end| end + shift), taken.ends, "it moves by nothing");
         }
+        assert_eq!(taker.fleet_ledger(), giver.fleet_ledger());
+        assert!(taker.fleet_ledger().holding.contains("a"));
+        assert!(taker.fleet_ledger().forced.contains("b"));
+        taker.lift_fleet("a", "a test");
         // The pending lease is undone, and the hidden one of its name holds again.
         taker.undo(2, "a test says so");
         assert_eq!((taker.wait_state(1), taker.wait_state(2)), (WaitState::Idle, WaitState::Ended));

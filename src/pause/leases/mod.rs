@@ -4,7 +4,10 @@
 
 pub(crate) mod words;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +23,12 @@ pub(crate) const LEASES_MAX: usize = 64;
 /// Request number of the program itself, for which there is always room. Requests of the control API count from 1.
 pub(crate) const PROGRAM: u64 = 0;
 
+/// Request number of the pauses of the fleet, which are known by their names.
+pub(crate) const FLEET: u64 = 1 << 63;
+
+/// Begin of the names of leases that the fleet keeps, and no caller of the API.
+pub(crate) const FLEET_PREFIX: &str = "fleet/";
+
 /// All leases that hold.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
@@ -27,6 +36,8 @@ pub(crate) struct Leases {
     list: Vec<Lease>,
     /// Begin of the present pause, which outlasts the lease that began it; `None` while there is no lease.
     paused_since: Option<Timestamp>,
+    /// Names of the fleet's leases that an operator has lifted here alone.
+    forced: BTreeSet<String>,
 }
 
 /// One pause.
@@ -177,10 +188,25 @@ impl Leases {
         !self.list.is_empty() && self.list.iter().all(is_over)
     }
 
-    /// Restarts the time to live of a request's lease. Returns false if the lease has ended.
-    pub(crate) fn renew(&mut self, request_id: u64, now: Instant) -> bool {
-        let mut of_request = self.list.iter_mut().filter(|lease| lease.request_id == request_id);
-        of_request.next().map(|lease| lease.ends = lease.terms.end(now)).is_some()
+    /// Restarts the time to live of the first lease for which `is_meant` returns true. Returns false if there is none.
+    pub(crate) fn renew(&mut self, is_meant: impl Fn(&Lease) -> bool, now: Instant) -> bool {
+        let meant = self.list.iter_mut().find(|lease| is_meant(lease));
+        meant.map(|lease| lease.ends = lease.terms.end(now)).is_some()
+    }
+
+    /// Remembers that an operator has lifted the fleet's lease of this name here alone, until the fleet lets it go.
+    pub(crate) fn force(&mut self, name: &str) {
+        self.forced.insert(name.to_owned());
+    }
+
+    /// Forgets that an operator has lifted the fleet's lease of this name.
+    pub(crate) fn forget_forced(&mut self, name: &str) {
+        self.forced.remove(name);
+    }
+
+    /// Returns the names of the fleet's leases that an operator has lifted here alone.
+    pub(crate) fn forced(&self) -> impl Iterator<Item = &str> {
+        self.forced.iter().map(String::as_str)
     }
 
     /// Returns true if the lease of this request holds.
@@ -267,6 +293,11 @@ impl Quiet {
 }
 
 impl Lease {
+    /// Returns true if only the fleet ends it, or an operator by force.
+    pub(crate) fn is_of_fleet(&self) -> bool {
+        self.terms.name.starts_with(FLEET_PREFIX)
+    }
+
     /// Returns true if its time is up.
     pub(crate) fn has_expired(&self, now: Instant) -> bool {
         self.ends.is_some_and(|end| end <= now)

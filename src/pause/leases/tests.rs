@@ -32,6 +32,10 @@ fn list(leases: &Leases) -> Vec<(&str, Lifetime, u64)> {
     leases.list.iter().map(|lease| (lease.terms.name.as_str(), of(lease).0, of(lease).1)).collect()
 }
 
+fn of_request(request_id: u64) -> impl Fn(&Lease) -> bool {
+    move |lease| lease.request_id == request_id
+}
+
 fn undo(leases: &mut Leases, request_id: u64) -> Ended {
     leases.remove(|lease| lease.is_undone_with(request_id))
 }
@@ -200,14 +204,17 @@ fn a_renewal_restarts_the_time_to_live() {
     let mut leases = Leases::default();
     leases.put(for_seconds("a", 5), ConnectionBound, 1, at(0)).unwrap();
     leases.put(terms("a"), ConnectionBound, 2, at(0)).unwrap();
-    assert!(leases.renew(1, at(4).at));
+    assert!(leases.renew(of_request(1), at(4).at));
     assert_eq!(leases.next_end(), Some(at(9).at));
-    assert!(leases.renew(2, at(4).at), "one without an end has nothing to renew, and holds");
+    assert!(
+        leases.renew(of_request(2), at(4).at),
+        "one without an end has nothing to renew, and holds"
+    );
     assert_eq!(leases.next_end(), Some(at(9).at));
     assert!(leases.holds(1));
     leases.remove(|lease| lease.has_expired(at(9).at));
     assert!(!leases.holds(1) && leases.holds(2) && leases.holds_name("a"));
-    assert!(!leases.renew(1, at(9).at), "nothing comes back");
+    assert!(!leases.renew(of_request(1), at(9).at), "nothing comes back");
 }
 
 #[test]

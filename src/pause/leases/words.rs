@@ -1,5 +1,7 @@
 //! Leases as they travel in a hand-over.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Lease, Leases, Lifetime, Terms, Timestamp};
@@ -15,6 +17,9 @@ pub(crate) struct LeasesWords {
     /// In the order of the list, the hidden ones too.
     list: Vec<LeaseWords>,
     paused_since: Option<TimestampWords>,
+    /// Names of the fleet's leases that an operator has lifted here alone.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    forced: BTreeSet<String>,
 }
 
 /// One pause in a hand-over.
@@ -46,19 +51,21 @@ pub(super) enum ModeWords {
 impl Leases {
     /// Describes the leases for a hand-over.
     pub(crate) fn describe(&self, parcel: &Outgoing<'_>) -> LeasesWords {
-        let Self { list, paused_since } = self;
+        let Self { list, paused_since, forced } = self;
         LeasesWords {
             list: list.iter().map(|lease| lease.describe(parcel)).collect(),
             paused_since: paused_since.map(|since| since.describe(parcel)),
+            forced: forced.clone(),
         }
     }
 
     /// Returns leases that were described. Their ends have not moved.
     pub(crate) fn rebuild(words: &LeasesWords, parcel: &Incoming) -> Self {
-        let LeasesWords { list, paused_since } = words;
+        let LeasesWords { list, paused_since, forced } = words;
         Self {
             list: list.iter().map(|lease| Lease::rebuild(lease, parcel)).collect(),
             paused_since: paused_since.as_ref().map(|since| Timestamp::rebuild(since, parcel)),
+            forced: forced.clone(),
         }
     }
 }
