@@ -81,10 +81,10 @@ lint: ## Check the format and the lints
 	CUSTOM_LIBFUZZER_PATH=none/libfuzzer.a $(CARGO) check --locked --manifest-path tests/fuzz/Cargo.toml --target-dir $(TARGET)
 
 # Link-time optimisation would cost a minute and find nothing.
-loom: ## Try every interleaving of the gate and of the barrier
-	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- pause::gate pause::barrier
+loom: ## Try every interleaving of the gate, of its fence and of the barrier
+	RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off $(CARGO) test --locked --release --lib --target-dir $(TARGET)/loom -- pause::gate pause::fence pause::barrier
 
-mutants: ## Demand that the tests of gate, barrier and worker kill their mutants (ten minutes)
+mutants: ## Demand that the tests of gate, fence, barrier and worker kill their mutants (ten minutes)
 	.ci/loom-mutants
 	.ci/worker-mutants
 

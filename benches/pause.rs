@@ -3,6 +3,12 @@
 //! Clients, proxy (one worker) and server share this process. `cargo bench --bench pause -- gate` runs the gate alone.
 #![expect(clippy::expect_used, reason = "a bench that cannot run shall stop")]
 
+/// The clock of the fence.
+#[path = "../src/sys/boot.rs"]
+mod boot;
+#[path = "../src/pause/fence.rs"]
+#[allow(dead_code, reason = "the same")]
+mod fence;
 #[path = "../src/pause/gate.rs"]
 #[allow(
     dead_code,
@@ -10,6 +16,9 @@
     reason = "this bench enters and leaves only, and runs none of the gate's tests"
 )]
 mod gate;
+mod sys {
+    pub(crate) use super::boot;
+}
 
 use std::{
     io::{self, Read, Write},
@@ -80,11 +89,15 @@ fn resume_once(proxy: &Server, port: u16) -> io::Result<Duration> {
 }
 
 /// Measures entering and leaving the gate by more and more threads at once: with another pass given, and without, so that a
-/// leaving may be the last.
+/// leaving may be the last; and with a fence, whose deadline each entering compares with the clock.
 fn gate(criterion: &mut Criterion) {
     let threads_max = thread::available_parallelism().map_or(2, NonZeroUsize::get).max(2);
-    for (name, held) in [("gate/busy", 1), ("gate/idle", 0)] {
+    let hour = Duration::from_secs(3600);
+    for (name, held, is_fenced) in
+        [("gate/busy", 1, false), ("gate/idle", 0, false), ("gate/busy with a fence", 1, true)]
+    {
         let gate = Arc::new(Gate::new());
+        gate.fence_at(is_fenced.then(|| sys::boot::boot_time() + hour));
         let passes: Vec<_> = (0..held).map(|_pass| gate.enter()).collect();
         let mut group = criterion.benchmark_group(name);
         for threads in 1..=threads_max {

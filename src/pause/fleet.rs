@@ -55,6 +55,14 @@ impl Pauses {
         self.await_workers();
     }
 
+    /// Admits nobody from this time since the start of the host on, unless it is moved before; none takes it back. Released
+    /// clients go through all the same.
+    pub(crate) fn fence_at(&self, deadline: Option<Duration>) {
+        if self.gate.fence_at(deadline) {
+            self.workers.wake_all();
+        }
+    }
+
     /// Restarts the time to live of the fleet's lease of this name, if it holds.
     pub(crate) fn renew_fleet(&self, name: &str) {
         self.lock().renew(|lease| is_fleet(lease, name), sys::now());
@@ -72,6 +80,9 @@ impl Pauses {
         let is_meant = |lease: &Lease| name.is_none_or(|name| lease.terms.name == name);
         let has_resumed =
             self.end(EndReason::Forced { by }, |lease| lease.is_of_fleet() && is_meant(lease));
+        if self.gate.is_fenced() && name.is_none_or(|name| name == lease_name(LOST)) {
+            self.fence_at(None);
+        }
         self.lift(name, by) || has_resumed
     }
 

@@ -4,10 +4,13 @@
 //! entered before the pause and is counted, or sees the pause and does not enter. "Admitted but not counted" cannot
 //! happen, and no argument about two variables is needed to prove it. The one exception is deliberate:
 //! [`Gate::enter_bypassing`] enters during a pause, for a client that the operator lets through, and counts it.
+//!
+//! Behind the deadline of its fence, the gate admits nobody either, as if it were paused. That is a comparison of its own,
+//! right before the pass is given: a process that is stopped in between and goes on still makes the one connection.
 
 use std::{
     sync::{Arc, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 #[cfg(loom)]
@@ -20,6 +23,8 @@ use std::sync::{
     Condvar, Mutex, MutexGuard,
     atomic::{AtomicU64, Ordering},
 };
+
+use super::fence::Fence;
 
 /// Bit of the word that is set while paused.
 const PAUSED: u64 = 1 << 63;
@@ -41,6 +46,7 @@ pub(crate) enum Mode {
 #[derive(Debug)]
 pub(crate) struct Gate {
     word: AtomicU64,
+    fence: Fence,
     idle: Mutex<Idle>,
     became_idle: Condvar,
 }
@@ -69,6 +75,7 @@ impl Gate {
     pub(crate) fn new() -> Self {
         Self {
             word: AtomicU64::new(0),
+            fence: Fence::new(),
             idle: Mutex::new(Idle::default()),
             became_idle: Condvar::new(),
         }
@@ -88,15 +95,31 @@ impl Gate {
         self.change(|word| word & PASSES) & PAUSED != 0
     }
 
-    /// Returns true while paused.
+    /// Admits nobody from this time since the start of the host on, until another one is set. Returns true if clients that
+    /// wait may go on, so that the workers are to be woken.
+    pub(crate) fn fence_at(&self, deadline: Option<Duration>) -> bool {
+        self.fence.set(deadline)
+    }
+
+    /// Returns that time, which is 0 once it has come.
+    pub(crate) fn fence(&self) -> Option<Duration> {
+        self.fence.deadline()
+    }
+
+    /// Returns true if the fence's deadline has come.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fence.has_come()
+    }
+
+    /// Returns true while paused, and while the fence is down.
     pub(crate) fn is_paused(&self) -> bool {
-        self.word.load(Ordering::Acquire) & PAUSED != 0
+        self.word.load(Ordering::Acquire) & PAUSED != 0 || self.fence.is_down()
     }
 
     /// Returns the treatment of new clients, or `None` while open.
     pub(crate) fn mode(&self) -> Option<Mode> {
         match self.word.load(Ordering::Acquire) & !PASSES {
-            0 => None,
+            0 => self.fence.is_down().then_some(Mode::Hold),
             PAUSED => Some(Mode::Hold),
             _ => Some(Mode::Reject),
         }
@@ -107,8 +130,11 @@ impl Gate {
         self.word.load(Ordering::Acquire) & PASSES
     }
 
-    /// Gives a pass unless the gate is paused.
+    /// Gives a pass unless the gate is paused or the fence has come down.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Pass> {
+        if self.fence.has_come() {
+            return None;
+        }
         let admit = |word| (word & PAUSED == 0).then_some(word + 1);
         self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).ok()?;
         Some(Pass { gate: Arc::clone(self), bypasses: false })
@@ -212,9 +238,10 @@ impl Pass {
         bypasses
     }
 
-    /// Returns true if a pause has begun since it was given, and it was not given in spite of a pause.
+    /// Returns true if a pause has begun or the fence has come down since it was given, and it was not given in spite of a
+    /// pause.
     pub(crate) fn is_void(&self) -> bool {
-        self.is_paused() && !self.bypasses
+        (self.is_paused() || self.gate.fence.has_come()) && !self.bypasses
     }
 }
 
@@ -259,6 +286,24 @@ mod tests {
         assert_eq!(gate.mode(), None);
         assert!(!gate.resume());
         assert!(gate.enter().is_some());
+    }
+
+    #[test]
+    fn a_fence_that_is_down_holds_everyone_as_a_pause_does() {
+        let gate = Arc::new(Gate::new());
+        let inside = gate.enter().unwrap();
+        assert!(!gate.fence_at(Some(Duration::ZERO + Duration::from_millis(1))));
+        assert!(!gate.is_paused(), "nobody has come to it yet");
+        assert!(inside.is_void(), "it dials no further address");
+        assert_eq!((gate.is_paused(), gate.mode()), (true, Some(Mode::Hold)));
+        assert!(gate.enter().is_none());
+        let let_through = gate.enter_bypassing();
+        assert!(!let_through.is_void(), "an operator has asked for it");
+        assert!(gate.pause(Mode::Reject), "no pause had begun");
+        assert_eq!(gate.mode(), Some(Mode::Reject));
+        assert!(gate.resume() && gate.is_paused() && gate.enter().is_none());
+        assert!(gate.fence_at(None) && !gate.is_paused() && gate.mode().is_none());
+        assert!(!inside.is_void() && gate.enter().is_some());
     }
 
     #[test]

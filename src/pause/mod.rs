@@ -7,6 +7,7 @@
 pub(crate) mod barrier;
 pub(crate) mod drain;
 pub(crate) mod expiry;
+mod fence;
 pub(crate) mod fleet;
 pub(crate) mod gate;
 pub(crate) mod leases;

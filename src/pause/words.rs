@@ -1,11 +1,15 @@
 //! Pauses in a hand-over: frozen while they are described.
 
-use std::sync::{MutexGuard, atomic::Ordering};
+use std::{
+    sync::{MutexGuard, atomic::Ordering},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     PauseCounts, Pauses,
+    fence::millis,
     leases::{Leases, words::LeasesWords},
 };
 use crate::handover::parcel::{Incoming, Outgoing};
@@ -17,6 +21,9 @@ pub(crate) struct PausesWords {
     leases: LeasesWords,
     counts: CountsWords,
     idle_moments: u64,
+    /// Milliseconds of the fence's deadline since the start of the host, by a clock that both processes have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fence: Option<u64>,
 }
 
 /// Numbers of pauses in a hand-over.
@@ -47,13 +54,14 @@ impl Pauses {
     /// Takes over pauses that were described: closes the gate and gives the workers their orders, as the leases say. Neither
     /// the log nor a watcher hears of it, as no pause begins. No lease expires before [`Pauses::go_on`].
     pub(crate) fn restore(&self, words: &PausesWords, parcel: &Incoming) {
-        let PausesWords { leases, counts, idle_moments } = words;
+        let PausesWords { leases, counts, idle_moments, fence } = words;
         self.awaits_word.store(true, Ordering::Release);
         let mut frozen = self.freeze();
         *frozen.leases = Leases::rebuild(leases, parcel);
         self.apply(&frozen.leases);
         self.counts.restore(counts);
         self.gate.restore_idle_moments(*idle_moments);
+        self.gate.fence_at(fence.map(Duration::from_millis));
     }
 
     /// Lets leases that were taken over expire.
@@ -86,6 +94,7 @@ impl FrozenPauses<'_> {
             leases: self.leases.describe(parcel),
             counts: counts.describe(),
             idle_moments: gate.idle_moments(),
+            fence: gate.fence().map(millis),
         }
     }
 }
@@ -166,6 +175,7 @@ mod tests {
         let [giver, taker] = [(); 2].map(|()| crate::tests::pauses());
         let minute = Some(Duration::from_secs(60));
         drop(giver.gate.enter());
+        giver.fence_at(Some(Duration::MAX));
         giver.put(terms("a", Mode::Hold, minute), Lifetime::Committed, 1).unwrap();
         giver.put(terms("a", Mode::Hold, None), Lifetime::Pending, 2).unwrap();
         giver.put(terms("b", Mode::Reject, minute), Lifetime::ConnectionBound, 3).unwrap();
@@ -205,6 +215,7 @@ mod tests {
             assert_eq!(given.since.shown, taken.since.shown);
             assert_eq!(given.ends.map(|end| end + shift), taken.ends, "it moves by nothing");
         }
+        assert!(taker.gate.fence().is_some() && taker.gate.fence() == giver.gate.fence());
         assert_eq!(taker.fleet_ledger(), giver.fleet_ledger());
         assert!(taker.fleet_ledger().holding.contains("a"));
         assert!(taker.fleet_ledger().forced.contains("b"));

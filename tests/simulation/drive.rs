@@ -5,6 +5,7 @@ use std::{cell::RefCell, io, sync::Arc, time::Duration};
 use crate::{
     admission::hold::HoldDecision,
     event::Event,
+    fleet::Fleet,
     judge,
     kernel::{Kernel, Site, Tally, Weather},
     link::{Link, Side},
@@ -59,6 +60,7 @@ pub(crate) struct Course {
     pub(crate) grace_period: Duration,
     pub(crate) rules: Rules,
     pub(crate) operator: Operator,
+    pub(crate) fleet: Fleet,
     pub(crate) rival: Rival,
     /// The most pipes that there may be: more than the worker may make, as long as it has some of its predecessor's.
     pub(crate) pipes_max: usize,
@@ -321,6 +323,7 @@ impl Course {
             kernel.up_since.get_or_insert(kernel.now);
         });
         self.rival_leaves();
+        self.fence_at(None);
         self.resume();
         self.next_stage();
     }

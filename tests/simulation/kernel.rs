@@ -76,6 +76,8 @@ pub(crate) struct Kernel {
     pub(crate) may_cut: bool,
     /// True if there was a pause since the turn began.
     pub(crate) was_paused: bool,
+    /// Time since the start of the host: moved by the fleet alone, and never while the worker is between two calls.
+    pub(crate) boot: Duration,
     /// True if it may reset whoever is served.
     pub(crate) may_kill: bool,
     /// True if it may end whoever it takes in, by order of the operator.

@@ -45,6 +45,7 @@ mod copies;
 mod crowd;
 mod dead;
 mod drive;
+mod fleet;
 mod handover;
 mod judge;
 mod kernel;

@@ -37,7 +37,7 @@ pub(crate) struct Operator {
     /// One call in so many finds the operator acting.
     restlessness: usize,
     /// The passes at the last look during this pause.
-    passes: Option<u64>,
+    pub(crate) passes: Option<u64>,
     /// The clients that may still be let through, and the arrival of the last of those.
     pub(crate) permits: u64,
     horizon: Duration,
@@ -85,6 +85,7 @@ impl Operator {
 impl Course {
     /// The operator acts at any moment, also between two calls of the worker.
     pub(crate) fn operate_in_between(&mut self) {
+        self.fleet_acts();
         let chance = self.operator.restlessness;
         if crate::with(|kernel| kernel.weather.interleaves && kernel.random.below(chance) == 0) {
             self.operate();
@@ -176,6 +177,13 @@ impl Course {
 
     pub(crate) fn resume(&mut self) {
         self.shared.pauses.lift(None, "the program");
+        self.gate_opens();
+        // It may still be closed, by the fence.
+        self.look_at_gate();
+    }
+
+    /// Nothing closes the gate any more.
+    pub(crate) fn gate_opens(&mut self) {
         (self.operator.passes, self.operator.permits, self.operator.paused) = (None, 0, None);
         self.operator.pause_in_outage = None;
         crate::with(|kernel| {
@@ -246,9 +254,20 @@ impl Course {
         crate::with(|kernel| kernel.may_cut |= may);
     }
 
-    /// While it is paused, nobody enters but those who are let through.
+    /// While it is paused, or the deadline of the fence has come, nobody enters but those who are let through.
     pub(crate) fn look_at_gate(&mut self) {
-        if self.shared.pauses.gate.is_paused() {
+        let is_paused = self.shared.pauses.gate.is_paused();
+        if is_paused && self.operator.paused.is_none() {
+            // The worker has noticed that the deadline has come.
+            assert!(self.fleet.has_come(), "it is paused by nobody");
+            self.away_since = None;
+            crate::with(|kernel| {
+                self.operator.paused = Some(kernel.now);
+                kernel.was_paused = true;
+                kernel.probe = None;
+            });
+        }
+        if is_paused || self.fleet.has_come() {
             let passes = self.shared.pauses.gate.passes();
             let entered = self.operator.passes.map_or(0, |before| passes.saturating_sub(before));
             assert!(entered <= self.operator.permits, "a client enters a closed gate");
@@ -301,7 +320,7 @@ impl Course {
         });
     }
 
-    fn must_wake(&self) {
+    pub(crate) fn must_wake(&self) {
         assert!(crate::with(|kernel| kernel.is_woken), "an order is told to nobody");
     }
 }

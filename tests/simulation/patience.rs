@@ -357,6 +357,8 @@ impl Kernel {
         // A client that enters as another leaves goes unnoticed.
         let is_let = self.links[client].story.was_let_through || course.operator.permits > 0;
         assert!(!was_paused || is_let, "a client is dialled for during a pause");
+        let is_fenced = course.fleet.came_before_dial();
+        assert!(!is_fenced || is_let, "a client is dialled for behind the fence");
         self.links[client].story.moved = now;
         let story = &mut self.links[id].story;
         (story.known, story.learnt, story.dialled) = (now, now, now);

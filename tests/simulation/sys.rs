@@ -74,6 +74,13 @@ pub(crate) fn now() -> Instant {
     crate::instant(crate::with(|kernel| kernel.now))
 }
 
+/// The clock of the fence, which goes on where the other one stands still.
+pub(crate) mod boot {
+    pub(crate) fn boot_time() -> std::time::Duration {
+        crate::with(|kernel| kernel.boot)
+    }
+}
+
 pub(crate) fn pipe(_bytes: usize) -> io::Result<PipeEnds> {
     ask(Kernel::pipe).map(PipeEnds::of)
 }

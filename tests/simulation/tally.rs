@@ -12,6 +12,7 @@ pub struct Tally {
     pub panics: u64,
     pub hand_overs: u64,
     pub switches: u64,
+    pub fences: u64,
     pub turns: u64,
 }
 
@@ -26,6 +27,7 @@ impl std::ops::AddAssign for Tally {
         self.panics += more.panics;
         self.hand_overs += more.hand_overs;
         self.switches += more.switches;
+        self.fences += more.fences;
         self.turns += more.turns;
     }
 }
