@@ -7,7 +7,7 @@
 #[path = "../src/sys/boot.rs"]
 mod boot;
 #[path = "../src/pause/fence.rs"]
-#[allow(dead_code, reason = "the same")]
+#[allow(dead_code, unused_imports, reason = "the same")]
 mod fence;
 #[path = "../src/pause/gate.rs"]
 #[allow(

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     connections::{self, Choice},
     index::{self, Scope},
+    lift::resume,
     metrics::Source,
     page::page,
     query::{
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     config::{address::Address, duration::format_duration},
     handle::{Handle, switch::SwitchError},
-    pause::leases::{Full, LEASES_MAX, Lifetime, Terms},
+    pause::leases::{FLEET_PREFIX, Full, LEASES_MAX, Lifetime, Terms},
     sys::SocketAddress,
 };
 
@@ -188,6 +189,12 @@ impl Command {
 
 /// Begins a pause that depends on its request until it is committed, or returns the answer that refuses it.
 fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Option<Response> {
+    if wanted.name.starts_with(FLEET_PREFIX) {
+        let text = format!(
+            "The parameter \"name\": names that begin with {FLEET_PREFIX} are those of the fleet; write another, or pause all hosts with PUT /fleet/paused (--fleet)."
+        );
+        return Some(Response::error(400, &text));
+    }
     let max_ttl = handle.pauses().max_ttl;
     if let Some((ttl, max)) = wanted.ttl.zip(max_ttl).filter(|(ttl, max)| ttl > max) {
         let (ttl, max) = (format_duration(ttl), format_duration(max));
@@ -213,22 +220,6 @@ fn pause(wanted: Pause, caller: &Caller, handle: &Handle) -> Option<Response> {
         return Some(Response::error(409, &text));
     }
     None
-}
-
-/// Ends pauses, or releases some of the held clients.
-fn resume(wanted: &Resume, caller: &Caller, handle: &Handle) -> Response {
-    let name = match wanted {
-        Resume::All => None,
-        Resume::Named(name) => Some(name.as_str()),
-        Resume::Release(count) => {
-            return match handle.pauses().release(*count, &caller.name) {
-                Some(released) => Response::json(format!("{{\"released\": {released}}}\n")),
-                None => Response::error(409, "It is not paused: there is nobody to let through."),
-            };
-        }
-    };
-    handle.pauses().lift(name, &caller.name);
-    Response::empty(204)
 }
 
 /// Tells balancers if new clients are served, or will be.

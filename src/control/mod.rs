@@ -21,6 +21,7 @@ mod connections;
 mod executor;
 mod hosts;
 mod index;
+mod lift;
 mod listener;
 mod metrics;
 mod page;

@@ -22,7 +22,7 @@ use crate::{
 pub(super) const PAUSE: &[&str] =
     &["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "half-closed", "while"];
 /// Parameters of `DELETE /paused`.
-pub(super) const RESUME: &[&str] = &["name", "release"];
+pub(super) const RESUME: &[&str] = &["name", "force", "release"];
 /// Parameters of `GET /paused/block-until-idle`.
 pub(super) const WAIT: &[&str] = &["timeout"];
 
@@ -81,10 +81,8 @@ impl OnTimeout {
 /// Parsed parameters of `DELETE /paused`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Resume {
-    /// The end of all pauses.
-    All,
-    /// The end of the pause with this name.
-    Named(String),
+    /// The end of the pause with this name, or of all; by force, those of the fleet end too, on this host alone.
+    Lift { name: Option<String>, force: bool },
     /// The release of this number of held clients.
     Release(u64),
 }
@@ -128,19 +126,19 @@ impl Resume {
     /// Parses a query. An error is a sentence for the caller.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
         let query = Query::parse(query, RESUME)?;
+        let force = query.one_of("force", &[("yes", ())])?.is_some();
         match (query.name()?, query.get("release")) {
-            (None, None) => Ok(Self::All),
-            (Some(name), None) => Ok(Self::Named(name)),
-            (None, Some(count)) => count.parse().map_or_else(
+            (name, None) => Ok(Self::Lift { name, force }),
+            (None, Some(count)) if !force => count.parse().map_or_else(
                 |_| {
                     let text = format!("{count:?} is no number of clients; write one such as 3");
                     Err(wrong("release", &text))
                 },
                 |count: NonZeroU64| Ok(Self::Release(count.get())),
             ),
-            (Some(_), Some(_)) => Err(wrong(
+            (_, Some(_)) => Err(wrong(
                 "release",
-                "it lets clients through and ends no pause: leave out either release or name",
+                "it lets clients through and ends no pause: leave out either release, or name and force",
             )),
         }
     }
@@ -429,12 +427,24 @@ mod tests {
 
     #[test]
     fn a_resume_is_of_all_of_one_or_of_a_few_clients() {
-        assert_eq!(Resume::parse(""), Ok(Resume::All));
-        assert_eq!(Resume::parse("name=a"), Ok(Resume::Named("a".into())));
+        let lift =
+            |name: Option<&str>, force| Ok(Resume::Lift { name: name.map(str::to_owned), force });
+        assert_eq!(Resume::parse(""), lift(None, false));
+        assert_eq!(Resume::parse("name=a"), lift(Some("a"), false));
+        assert_eq!(Resume::parse("force=yes"), lift(None, true));
+        assert_eq!(Resume::parse("force=yes&name=fleet/a"), lift(Some("fleet/a"), true));
         assert_eq!(Resume::parse("release=3"), Ok(Resume::Release(3)));
-        for query in
-            ["name=", "release=", "release=0", "release=-1", "release=x", "name=a&release=1"]
-        {
+        for query in [
+            "name=",
+            "force=no",
+            "force",
+            "release=",
+            "release=0",
+            "release=-1",
+            "release=x",
+            "name=a&release=1",
+            "force=yes&release=1",
+        ] {
             assert!(Resume::parse(query).unwrap_err().contains("The parameter"), "{query}");
         }
     }

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use serde::Serialize;
+
 use super::{
     EndReason, Pauses,
     leases::{FLEET, FLEET_PREFIX, Full, Lease, Lifetime, PROGRAM, Terms},
@@ -28,7 +30,7 @@ pub(crate) struct FleetLedger {
 }
 
 /// Lease of the fleet that `Pauses::lift` leaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Protected {
     pub(crate) name: String,
     pub(crate) by: String,
@@ -81,6 +83,10 @@ impl Pauses {
         let has_resumed =
             self.end(EndReason::Forced { by }, |lease| lease.is_of_fleet() && is_meant(lease));
         if self.gate.is_fenced() && name.is_none_or(|name| name == lease_name(LOST)) {
+            log::warn!(
+                event = "forced", by = by;
+                "{by} has this host alone let clients in, though it has lost its fleet"
+            );
             self.fence_at(None);
         }
         self.lift(name, by) || has_resumed

@@ -42,6 +42,7 @@ mod control {
     mod connections;
     mod hosts;
     mod index;
+    mod lift;
     mod metrics;
     mod page;
     mod query;

@@ -36,11 +36,6 @@ impl Fleet {
         self.came.is_some()
     }
 
-    /// Returns whether the deadline came so long ago that a dial must have compared it.
-    pub(crate) fn came_before_dial(&self) -> bool {
-        self.came.is_some_and(|came| self.calls - came > CALLS_TO_DIAL)
-    }
-
     fn look_at_clock(&mut self) {
         let has_come = self.deadline.is_some_and(|at| crate::with(|kernel| kernel.boot) >= at);
         self.came = has_come.then(|| self.came.unwrap_or(self.calls));
@@ -48,6 +43,13 @@ impl Fleet {
 }
 
 impl Course {
+    /// Returns whether a dial of the turn that began at `turn` is one behind a pause, or behind a deadline that it must have
+    /// compared.
+    pub(crate) fn was_closed_before(&self, turn: Duration) -> bool {
+        let was_paused = self.operator.paused.is_some_and(|since| since < turn);
+        was_paused || self.fleet.came.is_some_and(|came| self.fleet.calls - came > CALLS_TO_DIAL)
+    }
+
     /// The fleet acts at any moment, also between two calls of the worker.
     pub(crate) fn fleet_acts(&mut self) {
         self.fleet.calls += 1;

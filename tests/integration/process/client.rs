@@ -123,7 +123,7 @@ fn a_pause_that_does_not_hold_is_not_lifted() {
     let told = "there is no pause \"deploi\"; these hold: deploy, backup";
     assert_failed(&run(addr, &wrong), 75, told);
     assert_eq!(proxy.control().status().leases.len(), 2);
-    assert_done(addr, &["resume"], "resumed\n");
+    assert_done(addr, &["resume", "--force"], "resumed\n");
     assert!(!proxy.control().is_paused());
 }
 
@@ -231,6 +231,8 @@ fn what_the_api_refuses_is_2_and_names_the_option() {
             "--ttl: 2h is more than pause.max-ttl allows; write 1h at most",
         ),
         (&["resume", "--name", "a", "--release", "1"], "--release: it lets clients through"),
+        (&["resume", "--force", "--release", "1"], "--release: it lets clients through"),
+        (&["pause", "--name", "fleet/a"], "--name: names that begin with fleet/ are"),
         (&["exec", "--drain", "2s", "--", "true"], "--drain: \"2s\" is not known"),
     ] {
         let mut arguments = arguments.to_vec();

@@ -76,7 +76,7 @@ pub(crate) static COMMANDS: [Word; 15] = [
         help: "Serve the held clients, and the new ones",
         more: "Without --name it lifts every pause.",
         client: Some(Client::Resume),
-        options: &[&NAME_LIFTED, &RELEASE, &CONTROL, &CONFIG, &HELP],
+        options: &[&NAME_LIFTED, &FORCE, &RELEASE, &CONTROL, &CONFIG, &HELP],
     },
     Word {
         name: "status",
@@ -296,6 +296,8 @@ static HALF_CLOSED: Opt = choice(
 
 static NAME_LIFTED: Opt =
     ask("name", Some("NAME"), "Lift the pause of this name alone", Kind::Text);
+static FORCE: Opt =
+    ask("force", None, "Lift the fleet's pauses too, on this host alone", Kind::Switch);
 static RELEASE: Opt =
     ask("release", Some("N"), "Serve only the N oldest held clients, and stay paused", Kind::Count);
 

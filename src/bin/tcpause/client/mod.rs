@@ -277,8 +277,9 @@ fn resume(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
             return Err(Failure::NotNow(format!("there is no pause {name:?}; {what}")));
         }
     }
-    let target = http::target("/paused", &parameters(invocation, &["name", "release"]));
-    let answer = api.ask("DELETE", &target, None)?;
+    let mut parameters = parameters(invocation, &["name", "release"]);
+    parameters.extend(invocation.asked("force").map(|_switch| ("force", "yes")));
+    let answer = api.ask("DELETE", &http::target("/paused", &parameters), None)?;
     let line = match (answer.status, answer.json().get("released"), name) {
         (200, Some(released), _) => format!("released: {released}\n"),
         (204, _, Some(name)) => format!("lifted: {name}{}\n", StillPaused::now(api)),
