@@ -76,6 +76,14 @@ impl Pauses {
         self.end(EndReason::Lifted { by }, |lease| is_fleet(lease, name));
     }
 
+    /// Forgets the fleet of the process before, as this one is in none: nobody would end the leases that have no time, or move
+    /// the fence. The pauses of the fleet hold until their time is up.
+    pub(crate) fn leave_fleet(&self) {
+        self.fence_at(None);
+        let has_no_end = |lease: &Lease| lease.is_of_fleet() && lease.ends.is_none();
+        self.end(EndReason::Lifted { by: "the program" }, has_no_end);
+    }
+
     /// Ends the pause of that name, or all pauses, those of the fleet by force: on this host alone. Returns true if the proxy
     /// has resumed.
     pub(crate) fn force(&self, name: Option<&str>, by: &str) -> bool {
@@ -202,6 +210,19 @@ mod tests {
         assert!(before[1] < after[1]);
         pauses.expire();
         assert_eq!(pauses.fleet_ledger().holding, names(&["a", "starting"]));
+    }
+
+    #[test]
+    fn a_process_that_is_in_no_fleet_keeps_only_what_ends_by_itself() {
+        let pauses = crate::tests::pauses();
+        pauses.begin_starting(None);
+        pauses.put_lost();
+        pauses.put_fleet(terms("fleet/a", Some(Duration::from_secs(60)))).unwrap();
+        pauses.put(terms("mine", None), Lifetime::Committed, 1).unwrap();
+        pauses.fence_at(Some(Duration::ZERO));
+        pauses.leave_fleet();
+        assert!(pauses.gate.fence().is_none() && pauses.lock().holds_name("mine"));
+        assert_eq!(pauses.fleet_ledger().holding, names(&["a"]));
     }
 
     #[test]

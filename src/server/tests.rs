@@ -1,5 +1,6 @@
 //! A worker's panic in a whole proxy: it costs the connections of that worker, and nothing else.
 
+mod fence;
 mod handover;
 mod recorded;
 

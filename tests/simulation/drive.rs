@@ -5,7 +5,7 @@ use std::{cell::RefCell, io, sync::Arc, time::Duration};
 use crate::{
     admission::hold::HoldDecision,
     event::Event,
-    fleet::Fleet,
+    fence::Fleet,
     judge,
     kernel::{Kernel, Site, Tally, Weather},
     link::{Link, Side},

@@ -45,7 +45,7 @@ mod copies;
 mod crowd;
 mod dead;
 mod drive;
-mod fleet;
+mod fence;
 mod handover;
 mod judge;
 mod kernel;

@@ -17,7 +17,7 @@ use crate::{
     copies::Processes,
     crowd::Crowd,
     drive::{self, Course, Schedule, Stage, set_course, with_course},
-    fleet::Fleet,
+    fence::Fleet,
     fleet_view::FleetView,
     handover::{freeze::Freeze, request::UpgradeRequests, upgrades::Upgrades},
     judge,
