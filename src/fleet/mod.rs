@@ -7,6 +7,8 @@
 
 mod clock;
 mod coordinator;
+#[cfg_attr(not(feature = "fleet"), path = "no_etcd.rs")]
+mod etcd;
 mod keys;
 mod member;
 mod snapshot;

@@ -1,11 +1,24 @@
 //! `Store`: the few operations that a fleet needs of its engine, in the words of etcd v3.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// Engine that keeps the records of a fleet. Each request blocks for its timeout at most.
 pub(crate) trait Store {
     /// Carries out one request.
     fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, StoreError>;
+}
+
+/// Settings of the store's client.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct StoreSettings {
+    /// URLs of its members, `http://` or `https://`.
+    pub(crate) endpoints: Vec<String>,
+    /// PEM of the authorities that may sign for the store; `https` needs it.
+    pub(crate) ca_cert: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) username: Option<String>,
+    pub(crate) password_file: Option<PathBuf>,
 }
 
 /// Number of a lease, under which keys hold for as long as it is renewed.
@@ -111,7 +124,7 @@ pub(crate) struct KeyValue {
 pub(crate) enum StoreError {
     /// No endpoint took the request, for this reason.
     Unreachable(String),
-    /// No answer came in time; the request may have been carried out.
+    /// No answer came in time, or none that can be read; the request may have been carried out.
     TimedOut(String),
     /// A key was to be put under a lease that has ended.
     NoSuchLease,

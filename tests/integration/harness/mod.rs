@@ -5,6 +5,8 @@
 
 mod browser;
 mod control;
+#[allow(dead_code, unused_imports, reason = "the tests of fleets follow")]
+pub(crate) mod etcd;
 mod namespace;
 mod net;
 mod program;

@@ -1,0 +1,159 @@
+//! `Etcd`: the store of a fleet, over the JSON gateway of etcd 3.4 and later.
+
+mod failure;
+mod files;
+mod http;
+#[cfg(test)]
+mod tests;
+mod watch;
+mod words;
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+#[expect(unused_imports, reason = "the thread follows")]
+pub(crate) use watch::{Watch, WatchStopper};
+
+use super::store::{Reply, Request, Store, StoreError, StoreSettings};
+use crate::error::Error;
+
+use failure::Failure;
+use files::Login;
+use http::Http;
+use watch::Shared;
+
+/// Client of etcd that asks one endpoint at a time, and the next one once that fails.
+#[derive(Debug)]
+pub(crate) struct Etcd {
+    http: Http,
+    /// Endpoint in use.
+    endpoint: Endpoint,
+    /// All others, in the order in which they are tried.
+    others: VecDeque<Endpoint>,
+    login: Option<Login>,
+    shared: Arc<Shared>,
+}
+
+/// URL of a member, and facts about the connection to it.
+#[derive(Debug)]
+struct Endpoint {
+    url: String,
+    /// True once it has told a version that is new enough.
+    is_checked: bool,
+    /// Number of the connection, and the member behind it: a balancer may spread the requests of one connection.
+    connection: u64,
+    member: u64,
+}
+
+impl Etcd {
+    /// Reads all files that the settings name. Nothing is connected yet.
+    pub(crate) fn new(settings: &StoreSettings) -> Result<Self, Error> {
+        let urls = files::endpoints(settings)?;
+        let mut endpoints: VecDeque<Endpoint> = urls.into_iter().map(Endpoint::new).collect();
+        let endpoint =
+            endpoints.pop_front().ok_or_else(|| files::refuse("fleet.endpoints", "is empty"))?;
+        let shared = Arc::new(Shared::new(&endpoint.url));
+        Ok(Self {
+            http: Http::new(files::tls(settings)?),
+            login: files::login(settings)?,
+            endpoint,
+            others: endpoints,
+            shared,
+        })
+    }
+
+    /// Returns a watch that follows this client: it asks the same endpoint, by the same rights.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch::new(self.http.tls(), self.login.is_some(), Arc::clone(&self.shared))
+    }
+
+    /// Carries out one request at the endpoint in use.
+    fn ask_endpoint(&mut self, request: &Request, deadline: Instant) -> Result<Reply, Failure> {
+        if !self.endpoint.is_checked {
+            let answer = self.http.get(&self.endpoint.url, "/version", deadline)?;
+            words::check_version(&self.endpoint.url, &answer)?;
+            self.endpoint.is_checked = true;
+        }
+        if self.login.is_some() && self.shared.token().is_none() {
+            self.log_in(deadline)?;
+        }
+        match self.post(request, deadline) {
+            Err(Failure::LoginNeeded(_)) if self.login.is_some() => {
+                self.log_in(deadline)?;
+                self.post(request, deadline)
+            }
+            result => result,
+        }
+    }
+
+    fn post(&mut self, request: &Request, deadline: Instant) -> Result<Reply, Failure> {
+        let (path, body) = words::encode(request);
+        let token = self.shared.token();
+        let answer = self.http.post(&self.endpoint.url, path, token.as_deref(), &body, deadline)?;
+        let (reply, member) = words::decode(request, &self.endpoint.url, &answer)?;
+        Ok(Reply {
+            connection: self.endpoint.number(answer.connection, member, &self.http),
+            ..reply
+        })
+    }
+
+    /// Gets a token for user and password. A store without authentication needs none.
+    fn log_in(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let Some(login) = &self.login else { return Ok(()) };
+        let body = words::encode_login(login);
+        let path = words::LOGIN_PATH;
+        let answer = self.http.post(&self.endpoint.url, path, None, &body, deadline)?;
+        self.shared.set_token(words::decode_login(login, &self.endpoint.url, &answer)?);
+        Ok(())
+    }
+
+    /// Leads requests, and the watch with them, to the next endpoint.
+    fn move_on(&mut self) {
+        self.endpoint.is_checked = false;
+        if let Some(next) = self.others.pop_front() {
+            self.others.push_back(std::mem::replace(&mut self.endpoint, next));
+            self.shared.set_url(&self.endpoint.url);
+        }
+    }
+}
+
+impl Store for Etcd {
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, StoreError> {
+        let deadline = Instant::now() + timeout;
+        let mut failures = Vec::new();
+        // With one endpoint too a second attempt may succeed, as the store may have closed the connection meanwhile.
+        for _ in 0..=self.others.len().max(1) {
+            match self.ask_endpoint(request, deadline) {
+                Ok(reply) => return Ok(reply),
+                Err(Failure::Store(error)) => return Err(error),
+                Err(Failure::LoginNeeded(text)) => return Err(StoreError::Denied(text)),
+                Err(Failure::Endpoint(error)) => failures.push(error),
+            }
+            self.move_on();
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(failure::sum(failures))
+    }
+}
+
+impl Endpoint {
+    fn new(url: String) -> Self {
+        Self { url, is_checked: false, connection: 0, member: 0 }
+    }
+
+    /// Returns the number of the connection over which `member` has answered. `dialled` is its number if it is new.
+    fn number(&mut self, dialled: Option<u64>, member: u64, http: &Http) -> u64 {
+        if let Some(number) = dialled {
+            self.connection = number;
+        } else if self.member != member {
+            self.connection = http.next_number();
+        }
+        self.member = member;
+        self.connection
+    }
+}

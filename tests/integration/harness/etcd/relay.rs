@@ -1,0 +1,126 @@
+//! Relay that cuts a client off from a member of etcd.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+};
+
+/// Relay between clients and a member that can swallow all bytes: a cut, of which neither side is told.
+pub(crate) struct Relay {
+    addr: SocketAddr,
+    listener: TcpListener,
+    shared: Arc<RelayState>,
+}
+
+#[derive(Default)]
+struct RelayState {
+    is_cut: AtomicBool,
+    has_ended: AtomicBool,
+    accepted: AtomicU32,
+    /// Both ends of all connections.
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl Relay {
+    pub(crate) fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let shared = Arc::new(RelayState::default());
+        let relay = Self {
+            addr: listener.local_addr().expect("a bound socket"),
+            listener: listener.try_clone().expect("a descriptor"),
+            shared: Arc::clone(&shared),
+        };
+        let accept = move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if shared.has_ended.load(Ordering::SeqCst) {
+                    break;
+                }
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
+                shared.relay(client, target);
+            }
+        };
+        drop(thread::Builder::new().spawn(accept).expect("a thread"));
+        relay
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Returns the number of connections so far.
+    pub(crate) fn accepted(&self) -> u32 {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Swallows all bytes from now on. Connections stay, and new ones are taken.
+    pub(crate) fn cut(&self) {
+        self.shared.is_cut.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the cut. Connections that have lost bytes are closed, as all are.
+    pub(crate) fn heal(&self) {
+        self.close();
+        self.shared.is_cut.store(false, Ordering::SeqCst);
+    }
+
+    /// Closes all connections.
+    pub(crate) fn close(&self) {
+        for stream in self.shared.streams.lock().expect("streams").drain(..) {
+            // An error means that it has ended already.
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.has_ended.store(true, Ordering::SeqCst);
+        self.close();
+        // A thread that waits in `accept` gets an error.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+    }
+}
+
+impl RelayState {
+    /// Carries the bytes of one client in two threads. A client whose server cannot be reached is closed, unless it is cut off.
+    fn relay(self: &Arc<Self>, client: TcpStream, target: SocketAddr) {
+        let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
+        let mut streams = self.streams.lock().expect("streams");
+        let Ok(server) = TcpStream::connect(target) else {
+            if self.is_cut.load(Ordering::SeqCst) {
+                streams.push(client);
+            }
+            return;
+        };
+        streams.extend([clone(&client), clone(&server)]);
+        drop(streams);
+        for (from, to) in [(clone(&client), clone(&server)), (server, client)] {
+            let state = Arc::clone(self);
+            let carry = move || state.carry(from, to);
+            drop(thread::Builder::new().spawn(carry).expect("a thread"));
+        }
+    }
+
+    fn carry(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut bytes = vec![0; 16 << 10];
+        loop {
+            let length = from.read(&mut bytes).unwrap_or(0);
+            // An end is not told either while it is cut.
+            if self.is_cut.load(Ordering::SeqCst) {
+                if length == 0 {
+                    return;
+                }
+                continue;
+            }
+            if length == 0 || to.write_all(&bytes[..length]).is_err() {
+                drop(to.shutdown(Shutdown::Both));
+                return;
+            }
+        }
+    }
+}
