@@ -23,6 +23,8 @@ pub(super) enum Failure {
 pub(super) enum Phase {
     /// Nothing was sent.
     Connect,
+    /// Nothing was sent but the question for the version.
+    Greet,
     /// The request may have been carried out.
     Answer,
 }
@@ -56,7 +58,12 @@ pub(super) fn of_http(url: &str, error: &ureq::Error, phase: Phase, has_cert: bo
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
         ureq::Error::HostNotFound => "there is no such host".to_owned(),
         ureq::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            "it closed the connection before it answered".to_owned()
+            let hint = match (phase, url.starts_with("https")) {
+                (Phase::Answer, _) => "",
+                (_, false) => "; if it speaks TLS, give it as https://",
+                (_, true) => "; if it does not speak TLS, give it as http://",
+            };
+            format!("it closed the connection before it answered{hint}")
         }
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::Protocol(_) => {
@@ -66,7 +73,7 @@ pub(super) fn of_http(url: &str, error: &ureq::Error, phase: Phase, has_cert: bo
     };
     let text = format!("cannot reach etcd at {url}: {}", short(&problem));
     Failure::Endpoint(match phase {
-        Phase::Connect => StoreError::Unreachable(text),
+        Phase::Connect | Phase::Greet => StoreError::Unreachable(text),
         Phase::Answer => StoreError::TimedOut(text),
     })
 }
@@ -146,9 +153,6 @@ pub(super) fn of_store(url: &str, code: u64, text: &str) -> Failure {
         code::PERMISSION_DENIED => Failure::LoginNeeded(format!(
             "etcd at {url} denies the fleet's keys to this user ({text}); grant its role readwrite on fleet.prefix/fleet.name/"
         )),
-        _ if text.contains("CommonName") => Failure::Store(StoreError::Denied(format!(
-            "etcd at {url} takes no certificate with a CommonName here while its authentication is on; use one without, and fleet.username"
-        ))),
         code::RESOURCE_EXHAUSTED if text.contains("space exceeded") => {
             Failure::Store(StoreError::Full(format!(
                 "etcd at {url} is full ({text}); compact and defragment it, then etcdctl alarm disarm"
@@ -178,17 +182,19 @@ pub(super) fn of_login(url: &str, user: &str, answer: &HttpAnswer) -> Result<(),
 pub(super) fn of_stranger(url: &str, answer: &HttpAnswer) -> Failure {
     let status = answer.status;
     let body = String::from_utf8_lossy(&answer.body);
+    // The gateway answers so before it looks at the request.
+    if body.contains("CommonName") {
+        return Failure::Store(StoreError::Denied(format!(
+            "etcd at {url} takes no certificate with a CommonName over its gateway while its authentication is on; use one without"
+        )));
+    }
     Failure::Endpoint(StoreError::Refused(match &answer.location {
         Some(target) if (300..400).contains(&status) => {
             format!("{url} leads elsewhere ({}); give the URL of etcd itself", short(target))
         }
-        _ if body.contains("HTTP request to an HTTPS server") => {
-            format!("etcd at {url} speaks TLS; give it as https://")
+        _ => {
+            format!("{url} is no etcd: it has answered with status {status} and {:?}", short(&body))
         }
-        _ => format!(
-            "{url} is no etcd: it has answered GET /version with status {status} and {:?}",
-            short(&body)
-        ),
     }))
 }
 

@@ -82,7 +82,7 @@ impl Http {
         path: &str,
         deadline: Instant,
     ) -> Result<HttpAnswer, Failure> {
-        self.exchange(url, deadline, |left| {
+        self.exchange(url, deadline, Phase::Greet, |left| {
             let request =
                 self.agent.get(format!("{url}{path}")).config().timeout_global(Some(left));
             request.build().call()
@@ -97,7 +97,7 @@ impl Http {
         body: &str,
         deadline: Instant,
     ) -> Result<HttpAnswer, Failure> {
-        self.exchange(url, deadline, |left| {
+        self.exchange(url, deadline, Phase::Answer, |left| {
             let request =
                 self.agent.post(format!("{url}{path}")).config().timeout_global(Some(left));
             let request = request.build().header("content-type", "application/json");
@@ -114,6 +114,7 @@ impl Http {
         &self,
         url: &str,
         deadline: Instant,
+        phase: Phase,
         send: impl FnOnce(Duration) -> Result<Response<Body>, ureq::Error>,
     ) -> Result<HttpAnswer, Failure> {
         let (begun, made) = self.numbers.now();
@@ -134,7 +135,7 @@ impl Http {
             Ok(answer) => Ok(HttpAnswer { connection: (now.1 > made).then_some(now.1), ..answer }),
             Err(error) => {
                 let is_connected = now.0 == begun || now.1 > made;
-                let phase = if is_connected { Phase::Answer } else { Phase::Connect };
+                let phase = if is_connected { phase } else { Phase::Connect };
                 Err(failure::of_http(url, &error, phase, self.has_cert))
             }
         }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-#[expect(unused_imports, reason = "the thread follows")]
+#[allow(unused_imports, reason = "the thread follows")]
 pub(crate) use watch::{Watch, WatchStopper};
 
 use super::store::{Reply, Request, Store, StoreError, StoreSettings};
@@ -22,7 +22,7 @@ use crate::error::Error;
 
 use failure::Failure;
 use files::Login;
-use http::Http;
+use http::{Http, HttpAnswer};
 use watch::Shared;
 
 /// Client of etcd that asks one endpoint at a time, and the next one once that fails.
@@ -74,6 +74,7 @@ impl Etcd {
     fn ask_endpoint(&mut self, request: &Request, deadline: Instant) -> Result<Reply, Failure> {
         if !self.endpoint.is_checked {
             let answer = self.http.get(&self.endpoint.url, "/version", deadline)?;
+            self.endpoint.note(&answer);
             words::check_version(&self.endpoint.url, &answer)?;
             self.endpoint.is_checked = true;
         }
@@ -93,11 +94,9 @@ impl Etcd {
         let (path, body) = words::encode(request);
         let token = self.shared.token();
         let answer = self.http.post(&self.endpoint.url, path, token.as_deref(), &body, deadline)?;
+        self.endpoint.note(&answer);
         let (reply, member) = words::decode(request, &self.endpoint.url, &answer)?;
-        Ok(Reply {
-            connection: self.endpoint.number(answer.connection, member, &self.http),
-            ..reply
-        })
+        Ok(Reply { connection: self.endpoint.number(member, &self.http), ..reply })
     }
 
     /// Gets a token for user and password. A store without authentication needs none.
@@ -106,6 +105,7 @@ impl Etcd {
         let body = words::encode_login(login);
         let path = words::LOGIN_PATH;
         let answer = self.http.post(&self.endpoint.url, path, None, &body, deadline)?;
+        self.endpoint.note(&answer);
         self.shared.set_token(words::decode_login(login, &self.endpoint.url, &answer)?);
         Ok(())
     }
@@ -146,11 +146,14 @@ impl Endpoint {
         Self { url, is_checked: false, connection: 0, member: 0 }
     }
 
-    /// Returns the number of the connection over which `member` has answered. `dialled` is its number if it is new.
-    fn number(&mut self, dialled: Option<u64>, member: u64, http: &Http) -> u64 {
-        if let Some(number) = dialled {
-            self.connection = number;
-        } else if self.member != member {
+    /// Takes the number of a new connection over, whichever request has made it.
+    fn note(&mut self, answer: &HttpAnswer) {
+        self.connection = answer.connection.unwrap_or(self.connection);
+    }
+
+    /// Returns the number of the connection over which `member` has answered.
+    fn number(&mut self, member: u64, http: &Http) -> u64 {
+        if self.member != member {
             self.connection = http.next_number();
         }
         self.member = member;

@@ -30,6 +30,13 @@ pub(crate) struct Watch {
     shared: Arc<Shared>,
 }
 
+/// One stream of news: its client, which ends it, its endpoint and its rights.
+pub(super) struct Stream {
+    agent: Agent,
+    url: String,
+    token: Option<String>,
+}
+
 /// State that client and watch share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -71,48 +78,51 @@ impl Watch {
     /// Calls `wake` whenever a key with `prefix` may have changed, until it is stopped. A stream without a word for `silence`
     /// is dead or at rest: it is begun anew, and so is one at an endpoint that requests have left.
     pub(crate) fn run(&self, prefix: &str, silence: Duration, mut wake: impl FnMut()) {
-        while let Some((url, token, agent)) = self.begin() {
+        while let Some(stream) = self.begin() {
             let began = Instant::now();
-            let reason = self.follow(&agent, &url, token.as_deref(), prefix, silence, &mut wake);
-            log::debug!("the watch at etcd {url} has ended: {reason}");
+            let reason = self.follow(&stream, prefix, silence, &mut wake);
+            log::debug!("the watch at etcd {} has ended: {reason}", stream.url);
             let was_early = began.elapsed() < silence.min(RETRY);
-            self.end(&url, token.as_deref(), if was_early { RETRY } else { Duration::ZERO });
+            self.end(&stream, if was_early { RETRY } else { Duration::ZERO });
         }
     }
 
-    /// Waits for a token if one is needed, and takes note of the new stream. Returns `None` once the watch is stopped.
-    fn begin(&self) -> Option<(String, Option<String>, Agent)> {
+    /// Takes note of a new stream. Returns `None` once the watch is stopped.
+    pub(super) fn begin(&self) -> Option<Stream> {
         let agent = http::agent_of_watch(self.tls.clone());
         let mut state = self.shared.lock();
         state.stream = Some(agent.clone());
-        (!state.is_stopped).then(|| (state.url.clone(), state.token.clone(), agent))
+        (!state.is_stopped).then(|| Stream {
+            agent,
+            url: state.url.clone(),
+            token: state.token.clone(),
+        })
     }
 
     /// Waits until endpoint or token differ, the watch is stopped, or the pause is over.
-    fn end(&self, url: &str, token: Option<&str>, pause: Duration) {
+    fn end(&self, stream: &Stream, pause: Duration) {
         let mut state = self.shared.lock();
         state.stream = None;
         drop(self.shared.changed.wait_timeout_while(state, pause, |state| {
-            !state.is_stopped && state.url == url && state.token.as_deref() == token
+            !state.is_stopped && state.url == stream.url && state.token == stream.token
         }));
     }
 
     /// Follows one stream to its end, and returns the reason.
-    fn follow(
+    pub(super) fn follow(
         &self,
-        agent: &Agent,
-        url: &str,
-        token: Option<&str>,
+        stream: &Stream,
         prefix: &str,
         silence: Duration,
         wake: &mut impl FnMut(),
     ) -> String {
-        if self.needs_token && token.is_none() {
+        if self.needs_token && stream.token.is_none() {
             return "no request has logged in yet".to_owned();
         }
         let connect = CONNECT_TIMEOUT.min(silence);
-        let request = agent
-            .post(format!("{url}{}", words::WATCH_PATH))
+        let request = stream
+            .agent
+            .post(format!("{}{}", stream.url, words::WATCH_PATH))
             .config()
             .timeout_connect(Some(connect))
             .timeout_per_read(Some(silence))
@@ -121,7 +131,7 @@ impl Watch {
             .header("content-type", "application/json")
             // Without a leader the stream is to end instead of falling silent.
             .header("Grpc-Metadata-hasleader", "true");
-        let request = match token {
+        let request = match &stream.token {
             Some(token) if !token.is_empty() => request.header("authorization", token),
             _ => request,
         };
@@ -129,6 +139,9 @@ impl Watch {
             Ok(response) => response,
             Err(error) => return error.to_string(),
         };
+        if response.status() != 200 {
+            return format!("the answer has status {}", response.status().as_u16());
+        }
         let reader = response.body_mut().with_config().limit(u64::MAX).reader();
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
