@@ -49,7 +49,7 @@ test-pipes: ## Run the tests that move bytes without pipes, and with one for eac
 
 # That user may not see the source and the packages, which some tests look at. The rest of these takes long, and neither
 # opens files, sockets, pipes or threads up to a limit, nor asks whose they are.
-SAME_FOR_ALL := meta:: control::abuse control::page load::chaos load::kinds load::maintenance load::soak load::stop pause::drain \
+SAME_FOR_ALL := meta:: control::abuse control::page fleet:: load::chaos load::kinds load::maintenance load::soak load::stop pause::drain \
 	pause::exact pause::pace process::cli::the_demo reject:: relay::streams upgrade::crash upstream::connect upstream::dead_addresses \
 	upstream::retry
 

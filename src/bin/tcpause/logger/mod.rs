@@ -135,9 +135,14 @@ impl Write for Queue {
     }
 }
 
-/// Returns true for a line of `tiny_http` about its own threads, which tells an operator nothing.
+/// Returns true for a line of `tiny_http` about its own threads, which tells an operator nothing, and for all lines of the
+/// client of etcd and of TLS: clients that are rejected could write into the log at will.
 fn is_noise(record: &Record<'_>) -> bool {
-    record.target().starts_with("tiny_http") && record.level() > Level::Error
+    match record.target().split("::").next() {
+        Some("tiny_http") => record.level() > Level::Error,
+        Some("rustls" | "ureq" | "ureq_proto") => true,
+        _ => false,
+    }
 }
 
 /// Runs the writer thread. It goes on if standard error is closed or full, as there is no place to report that.
@@ -373,11 +378,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_tiny_http_are_left_out_but_for_its_errors() {
+    fn lines_of_packages_are_left_out_but_for_errors_of_tiny_http() {
         for (target, level, expected) in [
             ("tiny_http", Level::Debug, true),
             ("tiny_http::util", Level::Trace, true),
             ("tiny_http", Level::Error, false),
+            ("rustls::common_state", Level::Error, true),
+            ("ureq::run", Level::Debug, true),
+            ("ureq_proto::util", Level::Debug, true),
             ("tcpause::control", Level::Debug, false),
         ] {
             let record = Record::builder().target(target).level(level).build();

@@ -98,8 +98,7 @@ fn a_token_that_has_ended_is_replaced() {
     let mut etcd = Etcd::new(&settings(&cluster, "fleet", path)).unwrap();
     read(&mut etcd, TIMEOUT).unwrap();
     let first = etcd.shared.token();
-    // Each look at whether it holds would renew it, so the time must pass.
-    std::thread::sleep(Duration::from_secs(4));
+    Cluster::await_token_end(Duration::from_secs(1));
     read(&mut etcd, TIMEOUT).unwrap();
     assert_ne!(etcd.shared.token(), first);
 }

@@ -216,6 +216,11 @@ impl Cluster {
         Ok(body.to_owned())
     }
 
+    /// Lets the time of a token pass since its last use. Each look at whether it holds would be a use.
+    pub(crate) fn await_token_end(ttl: Duration) {
+        thread::sleep(ttl * 4);
+    }
+
     /// Returns the last lines of all logs.
     pub(crate) fn logs(&self) -> String {
         let lines = |member: &Member| {

@@ -4,11 +4,13 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
     },
     thread,
 };
+
+use super::PATIENCE;
 
 /// Relay between clients and a member that can swallow all bytes: a cut, of which neither side is told.
 pub(crate) struct Relay {
@@ -21,7 +23,8 @@ pub(crate) struct Relay {
 struct RelayState {
     is_cut: AtomicBool,
     has_ended: AtomicBool,
-    accepted: AtomicU32,
+    accepted: Mutex<u32>,
+    grown: Condvar,
     /// Both ends of all connections.
     streams: Mutex<Vec<TcpStream>>,
 }
@@ -40,7 +43,8 @@ impl Relay {
                 if shared.has_ended.load(Ordering::SeqCst) {
                     break;
                 }
-                shared.accepted.fetch_add(1, Ordering::SeqCst);
+                *shared.accepted.lock().expect("a count") += 1;
+                shared.grown.notify_all();
                 shared.relay(client, target);
             }
         };
@@ -54,7 +58,17 @@ impl Relay {
 
     /// Returns the number of connections so far.
     pub(crate) fn accepted(&self) -> u32 {
-        self.shared.accepted.load(Ordering::SeqCst)
+        *self.shared.accepted.lock().expect("a count")
+    }
+
+    /// Waits until there were so many connections.
+    #[track_caller]
+    pub(crate) fn await_accepted(&self, count: u32) {
+        let accepted = self.shared.accepted.lock().expect("a count");
+        let waits = |accepted: &mut u32| *accepted < count;
+        let waited = self.shared.grown.wait_timeout_while(accepted, PATIENCE, waits);
+        let result = waited.expect("a count").1;
+        assert!(!result.timed_out(), "in vain: waited for connection {count}");
     }
 
     /// Swallows all bytes from now on. Connections stay, and new ones are taken.
