@@ -4,7 +4,7 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError};
 
-use super::{http::HttpAnswer, words};
+use super::answer::{HttpAnswer, decode_problem};
 use crate::fleet::store::StoreError;
 
 /// Failure of one attempt.
@@ -126,7 +126,7 @@ fn of_tls(url: &str, error: &rustls::Error, has_cert: bool) -> StoreError {
 
 /// Returns the failure that an answer with another status than 200 tells.
 pub(super) fn of_status(url: &str, answer: &HttpAnswer) -> Failure {
-    match words::decode_problem(&answer.body) {
+    match decode_problem(&answer.body) {
         Some((code, text)) => of_store(url, code, &text),
         // An etcd that shuts down, or a balancer without a member behind it.
         None if answer.status >= 500 => {
@@ -167,7 +167,7 @@ pub(super) fn of_store(url: &str, code: u64, text: &str) -> Failure {
 
 /// Returns the failure of a login, or nothing if the store has no authentication.
 pub(super) fn of_login(url: &str, user: &str, answer: &HttpAnswer) -> Result<(), Failure> {
-    match words::decode_problem(&answer.body) {
+    match decode_problem(&answer.body) {
         Some((code::FAILED_PRECONDITION, text)) if text.contains("not enabled") => Ok(()),
         Some((code::INVALID_ARGUMENT, text)) if text.contains("authentication failed") => {
             Err(Failure::Store(StoreError::Denied(format!(
@@ -204,21 +204,16 @@ pub(super) fn corrupt(url: &str, problem: &str) -> Failure {
     Failure::Endpoint(StoreError::TimedOut(text))
 }
 
-/// Returns one error for all failures of one request: a refusal goes first, as only a person can mend it.
-pub(super) fn sum(failures: Vec<StoreError>) -> StoreError {
-    let mut texts: Vec<String> = Vec::new();
-    let mut may_be_done = false;
-    for failure in failures {
-        match failure {
-            StoreError::Unreachable(text) if texts.contains(&text) => {}
-            StoreError::Unreachable(text) => texts.push(text),
-            StoreError::TimedOut(text) => {
-                may_be_done = true;
-                texts.push(text);
-            }
-            other => return other,
-        }
+/// Returns one error for all failures of one request. If an attempt may have been carried out, that is told before all else;
+/// a refusal goes before endpoints that cannot be reached, as only a person can mend it.
+pub(super) fn sum(failures: &[StoreError]) -> StoreError {
+    let may_be_done = failures.iter().any(|it| matches!(it, StoreError::TimedOut(_)));
+    let is_refusal = |it: &&StoreError| !matches!(it, StoreError::Unreachable(_));
+    if let Some(refusal) = failures.iter().find(is_refusal).filter(|_| !may_be_done) {
+        return refusal.clone();
     }
+    let mut texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    texts.dedup();
     let text = texts.join("; ");
     if may_be_done { StoreError::TimedOut(text) } else { StoreError::Unreachable(text) }
 }

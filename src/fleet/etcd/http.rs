@@ -22,7 +22,10 @@ use ureq::{
     },
 };
 
-use super::failure::{self, Failure, Phase};
+use super::{
+    answer::HttpAnswer,
+    failure::{self, Failure, Phase},
+};
 
 /// Most bytes of an answer: some 3,000 hosts.
 const ANSWER_BYTES_MAX: u64 = 2 << 20;
@@ -46,17 +49,6 @@ pub(super) struct Http {
 struct Numbers {
     begun: AtomicU64,
     made: AtomicU64,
-}
-
-/// Answer of an endpoint.
-#[derive(Debug)]
-pub(super) struct HttpAnswer {
-    pub(super) status: u16,
-    /// Target of a redirect.
-    pub(super) location: Option<String>,
-    pub(super) body: Vec<u8>,
-    /// Number of the connection if it was made for this request.
-    pub(super) connection: Option<u64>,
 }
 
 impl Http {

@@ -1,5 +1,6 @@
 //! `Etcd`: the store of a fleet, over the JSON gateway of etcd 3.4 and later.
 
+mod answer;
 mod failure;
 mod files;
 mod http;
@@ -20,9 +21,10 @@ pub(crate) use watch::{Watch, WatchStopper};
 use super::store::{Reply, Request, Store, StoreError, StoreSettings};
 use crate::error::Error;
 
+use answer::HttpAnswer;
 use failure::Failure;
 use files::Login;
-use http::{Http, HttpAnswer};
+use http::Http;
 use watch::Shared;
 
 /// Client of etcd that asks one endpoint at a time, and the next one once that fails.
@@ -126,18 +128,25 @@ impl Store for Etcd {
         let mut failures = Vec::new();
         // With one endpoint too a second attempt may succeed, as the store may have closed the connection meanwhile.
         for _ in 0..=self.others.len().max(1) {
-            match self.ask_endpoint(request, deadline) {
+            let (error, is_last) = match self.ask_endpoint(request, deadline) {
                 Ok(reply) => return Ok(reply),
-                Err(Failure::Store(error)) => return Err(error),
-                Err(Failure::LoginNeeded(text)) => return Err(StoreError::Denied(text)),
-                Err(Failure::Endpoint(error)) => failures.push(error),
+                Err(Failure::Store(StoreError::NoSuchLease)) => {
+                    return Err(StoreError::NoSuchLease);
+                }
+                Err(Failure::Store(error)) => (error, true),
+                Err(Failure::LoginNeeded(text)) => (StoreError::Denied(text), true),
+                Err(Failure::Endpoint(error)) => (error, false),
+            };
+            failures.push(error);
+            if is_last {
+                break;
             }
             self.move_on();
             if Instant::now() >= deadline {
                 break;
             }
         }
-        Err(failure::sum(failures))
+        Err(failure::sum(&failures))
     }
 }
 

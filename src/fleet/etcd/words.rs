@@ -7,9 +7,9 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
+    answer::{HttpAnswer, Problem},
     failure::{self, Failure},
     files::Login,
-    http::HttpAnswer,
 };
 use crate::fleet::store::{
     Answer, Compare, KeyValue, Keys, LeaseId, Operation, Reply, Request, Revision, StoreError,
@@ -240,15 +240,6 @@ pub(super) fn decode_watch(line: &[u8]) -> WatchLine {
     }
 }
 
-/// Reads the problem that an answer tells: its code in gRPC, and a text.
-pub(super) fn decode_problem(body: &[u8]) -> Option<(u64, String)> {
-    let problem: Problem = serde_json::from_slice(body).ok()?;
-    let inner =
-        problem.error.as_object().and_then(|_| serde_json::from_value(problem.error.clone()).ok());
-    let problem: Problem = inner.unwrap_or(problem);
-    (!problem.message.is_empty()).then(|| (problem.code(), problem.message))
-}
-
 fn parse<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(body).map_err(|error| failure::corrupt(url, &error.to_string()))
 }
@@ -350,23 +341,6 @@ struct Watched {
     canceled: bool,
     cancel_reason: String,
     events: Vec<serde::de::IgnoredAny>,
-}
-
-/// Problem, as versions of the gateway tell it.
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Problem {
-    message: String,
-    code: u64,
-    grpc_code: u64,
-    /// A text, or the problem itself.
-    error: Value,
-}
-
-impl Problem {
-    fn code(&self) -> u64 {
-        self.code.max(self.grpc_code)
-    }
 }
 
 /// Number, as such or as a string.

@@ -28,6 +28,8 @@ fn leases_and_transactions() {
     };
     let first = transact(&mut etcd, transaction.clone()).unwrap();
     let (cluster_id, connection, revision) = (first.cluster, first.connection, first.revision);
+    // A renewal counts only if the same member has answered a transaction behind it.
+    assert_eq!((renewed.connection, unknown.connection), (connection, connection));
     let pairs = found(first);
     assert_eq!(pairs.len(), 1);
     assert_eq!((pairs[0].key.as_str(), pairs[0].value.as_str()), ("/f/a", "1"));

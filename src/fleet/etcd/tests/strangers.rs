@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::{
-    super::words::{self, WatchLine},
+    super::{
+        answer::{self, HttpAnswer},
+        failure,
+        words::{self, WatchLine},
+    },
     SHORT, TIMEOUT, client,
     fake::{Fake, as_etcd, http},
     read,
@@ -45,12 +49,8 @@ fn versions_are_compared_as_numbers() {
         ("", false),
     ] {
         let body = format!("{{\"etcdserver\":\"{version}\"}}");
-        let answer = super::super::http::HttpAnswer {
-            status: 200,
-            location: None,
-            body: body.into_bytes(),
-            connection: None,
-        };
+        let answer =
+            HttpAnswer { status: 200, location: None, body: body.into_bytes(), connection: None };
         let checked = words::check_version("http://a:1", &answer);
         assert_eq!(checked.is_ok(), is_taken, "{version}: {checked:?}");
     }
@@ -175,6 +175,23 @@ fn a_refusal_goes_before_a_failure() {
     );
 }
 
+/// A refusal must not hide that an attempt before it may have been carried out.
+#[test]
+fn failures_are_summed_up() {
+    let unreachable = |text: &str| StoreError::Unreachable(text.to_owned());
+    let timed_out = |text: &str| StoreError::TimedOut(text.to_owned());
+    let full = || StoreError::Full("c".to_owned());
+    for (failures, sum) in [
+        (vec![unreachable("a"), unreachable("a")], unreachable("a")),
+        (vec![unreachable("a"), unreachable("b")], unreachable("a; b")),
+        (vec![unreachable("a"), timed_out("b")], timed_out("a; b")),
+        (vec![unreachable("a"), full()], full()),
+        (vec![timed_out("a"), full()], timed_out("a; c")),
+    ] {
+        assert_eq!(failure::sum(&failures), sum);
+    }
+}
+
 /// A balancer may spread the requests of one connection over members.
 #[test]
 fn another_member_behind_one_connection_has_another_number() {
@@ -203,10 +220,10 @@ fn problems_are_read_in_the_words_of_all_versions() {
         r#"{"error":{"grpc_code":5,"http_code":404,"message":"no"}}"#,
         r#"{"error":{"code":5,"message":"no","details":[]}}"#,
     ] {
-        assert_eq!(words::decode_problem(body.as_bytes()), Some((5, "no".to_owned())), "{body}");
+        assert_eq!(answer::decode_problem(body.as_bytes()), Some((5, "no".to_owned())), "{body}");
     }
-    assert_eq!(words::decode_problem(b"{}"), None);
-    assert_eq!(words::decode_problem(b"gone"), None);
+    assert_eq!(answer::decode_problem(b"{}"), None);
+    assert_eq!(answer::decode_problem(b"gone"), None);
 }
 
 #[test]
