@@ -14,7 +14,7 @@ use super::{
 use crate::fleet::store::{Request, Store as _, StoreError, StoreSettings};
 
 /// Sets the user `fleet` up, with the password `secret`, and the rights to `/f/`; then switches authentication on.
-fn enable(cluster: &Cluster) {
+pub(super) fn enable(cluster: &Cluster) {
     let (from, to) = ("L2Yv", "L2Yw");
     for (path, body) in [
         ("user/add", r#"{"name":"root","password":"of-root"}"#.to_owned()),
@@ -36,7 +36,7 @@ fn enable(cluster: &Cluster) {
     }
 }
 
-fn password(text: &str) -> (TempDir, PathBuf) {
+pub(super) fn password(text: &str) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("password");
     fs::write(&path, text).unwrap();

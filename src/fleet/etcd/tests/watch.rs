@@ -10,9 +10,12 @@ use super::{
     super::{Etcd, Watch, WatchStopper},
     SHORT, TIMEOUT, client,
     fake::{Fake, http},
-    fixture::{Cluster, Relay},
-    only, put, range, read, transact, url,
+    fixture::{Cluster, Relay, Transport},
+    only, put, range, read,
+    rights::{enable, password},
+    transact, url,
 };
+use crate::fleet::store::StoreSettings;
 
 /// Watch that runs in a thread of its own.
 struct Running {
@@ -130,6 +133,30 @@ fn a_watch_follows_the_requests_to_the_next_endpoint() {
     let began = write(&mut writer, "/f/a");
     assert!(running.await_wake() >= began);
     cluster.go_on(0);
+    running.stop();
+}
+
+#[test]
+fn a_watch_has_certificate_and_token_of_the_requests() {
+    let Some(cluster) = Cluster::start_with(1, Transport::MutualTls, &[]) else { return };
+    enable(&cluster);
+    let (_dir, path) = password("secret");
+    let settings = StoreSettings {
+        endpoints: cluster.urls(),
+        ca_cert: Some(cluster.certs.ca_cert.clone()),
+        cert: Some(cluster.certs.client_cert.clone()),
+        key: Some(cluster.certs.client_key.clone()),
+        username: Some("fleet".to_owned()),
+        password_file: Some(path),
+    };
+    let mut etcd = Etcd::new(&settings).unwrap();
+    // Before the first request there is no token.
+    let ended = follow(&etcd.watch(), SHORT);
+    assert!(ended.contains("logged in"), "{ended}");
+    read(&mut etcd, TIMEOUT).unwrap();
+    let running = Running::start(&etcd, TIMEOUT * 6);
+    let began = write(&mut etcd, "/f/a");
+    assert!(running.await_wake() >= began);
     running.stop();
 }
 
