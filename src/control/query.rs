@@ -11,6 +11,7 @@ use crate::{
         duration::parse_duration,
         suggest::{choice, nearest},
     },
+    fleet::parse_quiet,
     handle::switch::Check,
     pause::{
         gate::Mode,
@@ -36,8 +37,6 @@ const READY: &[&str] = &["paused"];
 
 const NAME_BYTES_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 200;
-/// Shortest silence of a quiet connection: below, it may wait for its answer.
-const QUIET_MIN: Duration = Duration::from_millis(100);
 
 /// Parsed parameters of `PUT /paused`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,29 +264,8 @@ impl Query {
     }
 
     fn quiet(&self) -> Result<Option<Quiet>, String> {
-        let Some(value) = self.get("drain") else { return Ok(None) };
-        let Some(quiet) = value.strip_prefix("quiet:") else {
-            let text = format!("{value:?} is not known; write quiet: and a time, as in quiet:2s");
-            return Err(wrong("drain", &text));
-        };
-        let (time, protocol) =
-            quiet.split_once(',').map_or((quiet, None), |(time, it)| (time, Some(it)));
-        let time = parse_duration(time).map_err(|error| wrong("drain", &error))?;
-        if time < QUIET_MIN {
-            let text = format!("{value:?} is too short: at least quiet:100ms, or it cuts answers");
-            return Err(wrong("drain", &text));
-        }
-        match protocol {
-            None => Ok(Some(Quiet::Any(time))),
-            Some("postgres") => Ok(Some(Quiet::Postgres(time))),
-            Some(other) => {
-                let hint = did_you_mean(other, &["postgres"]);
-                let text = format!(
-                    "{other:?} is not known; write postgres, as in quiet:2s,postgres{hint}"
-                );
-                Err(wrong("drain", &text))
-            }
-        }
+        let quiet = self.get("drain").map(parse_quiet).transpose();
+        quiet.map_err(|error| wrong("drain", &error))
     }
 }
 

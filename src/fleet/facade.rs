@@ -1,0 +1,122 @@
+//! `Fleet`: the fleet as the control API sees it, and the words of its answers.
+
+use std::{fmt, ops::Deref, sync::Arc, time::Duration};
+
+use serde::Serialize;
+
+use super::table::Table;
+use crate::pause::WaitState;
+
+/// Fleet that this proxy is a member of. Clones act on the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Fleet(Arc<dyn Fleets>);
+
+/// Deeds of a fleet. Each pause that was asked for here is known by the number of its request.
+pub(crate) trait Fleets: fmt::Debug + Send + Sync {
+    /// Begins a pause of all hosts, which a connection-bound caller renews. Blocks until it is committed or refused, for 5 s at
+    /// most.
+    fn pause(&self, wanted: Wanted, request_id: u64, is_bound: bool) -> Result<(), Refusal>;
+
+    /// Returns the state of a request's wait until all hosts are idle.
+    fn wait_state(&self, request_id: u64) -> WaitState;
+
+    /// Returns the hosts that a request still waits for.
+    fn waiting_for(&self, request_id: u64) -> Vec<WaitingFor>;
+
+    /// Returns true while it cannot be proven that a request's pause holds, from one second before another host may end it.
+    fn is_lost(&self, request_id: u64) -> bool;
+
+    /// Has every host reset the connections that are left.
+    fn kill(&self, request_id: u64);
+
+    /// Begins the time of a request's pause anew, as its caller has sent a byte.
+    fn renew(&self, request_id: u64);
+
+    /// Commits a request's pause, which goes on without its caller.
+    fn commit(&self, request_id: u64);
+
+    /// Ends a request's pause, for this reason. Never blocks.
+    fn end(&self, request_id: u64, because: &str);
+
+    /// Ends the pause of this name, whichever host it was asked at. Blocks for 2 s at most.
+    fn resume(&self, name: &str, by: &str) -> Result<(), Refusal>;
+
+    /// Returns the pauses and hosts of the fleet. Blocks for 5 s at most.
+    fn table(&self) -> Result<Table, Refusal>;
+
+    /// Takes a host without a session out of the fleet. Blocks for 2 s at most.
+    fn forget(&self, host: &str, by: &str) -> Result<(), Refusal>;
+
+    /// Returns the names of the pauses that were asked for here and hold.
+    fn coordinating(&self) -> Vec<String>;
+
+    /// Registers a callback for each change of a request's state. It runs on the thread that makes the change.
+    fn watch(&self, watcher: Box<dyn Fn() + Send + Sync>);
+}
+
+/// Terms of a pause of all hosts, as its caller has asked for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    pub(crate) reason: Option<String>,
+    /// Caller at this host, whose name the fleet adds.
+    pub(crate) by: String,
+    /// Treatment of new clients; each host's default without it.
+    pub(crate) mode: Option<String>,
+    /// Closing of quiet connections, as [`parse_quiet`](super::parse_quiet) reads it.
+    pub(crate) drain: Option<String>,
+    /// Treatment of half-closed held clients; each host's default without it.
+    pub(crate) half_closed: Option<String>,
+    pub(crate) ttl: Duration,
+    /// Hosts that are not waited for.
+    pub(crate) without: Vec<String>,
+}
+
+/// Host that is not idle, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct WaitingFor {
+    pub(crate) host: String,
+    /// Clause such as `carries 3, the oldest for 12 s`.
+    pub(crate) why: String,
+}
+
+/// Refusal of a request to the fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) kind: RefusalKind,
+    /// Sentence for the operator, with a full stop.
+    pub(crate) text: String,
+}
+
+/// Kind of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RefusalKind {
+    /// A pause of this name holds; the sentence tells whose it is, and since when.
+    Taken,
+    /// The store does not answer.
+    Unreachable,
+    /// The store refuses this member, or is of a wrong kind.
+    Denied,
+    /// The store, or a host, takes no more.
+    Full,
+    /// The host has a session, so that it counts.
+    HasSession,
+    /// There is no such host.
+    Unknown,
+}
+
+impl Fleet {
+    /// Makes the fleet of what carries its deeds out.
+    pub(crate) fn new(fleets: impl Fleets + 'static) -> Self {
+        Self(Arc::new(fleets))
+    }
+}
+
+impl Deref for Fleet {
+    type Target = dyn Fleets;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
