@@ -66,9 +66,10 @@ mod worker;
 mod worker_pool;
 
 pub use config::{
-    Config, ConnectionLog, ControlConfig, GroupName, HalfClosed, HoldConfig, LogConfig, LogFormat,
-    MonitorConfig, Overflow, PauseConfig, ProxyConfig, ProxySource, RejectWith, ResumeConfig,
-    SendProxy, TlsConfig, UpstreamConfig,
+    Config, ConnectionLog, ControlConfig, Endpoint, FleetConfig, FleetName, FleetPrefix, GroupName,
+    HalfClosed, HoldConfig, LogConfig, LogFormat, MonitorConfig, OnDisconnect, Overflow,
+    PauseConfig, ProxyConfig, ProxySource, RejectWith, ResumeConfig, SendProxy, TlsConfig,
+    UpstreamConfig, Username,
     address::Address,
     duration::{format_duration, parse_duration},
     network::Network,

@@ -9,6 +9,7 @@ use log::LevelFilter;
 
 use super::{
     address::Address,
+    fleet::FleetConfig,
     settings::{
         Config, ControlConfig, HoldConfig, LogConfig, MonitorConfig, PauseConfig, ProxyConfig,
         ResumeConfig, TlsConfig, UpstreamConfig,
@@ -34,6 +35,7 @@ impl Default for Config {
             control: ControlConfig::default(),
             monitor: MonitorConfig::default(),
             upstream: UpstreamConfig::default(),
+            fleet: FleetConfig::default(),
             file: None,
         }
     }

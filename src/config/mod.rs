@@ -3,6 +3,7 @@
 pub(crate) mod address;
 mod defaults;
 pub(crate) mod duration;
+mod fleet;
 pub(crate) mod network;
 pub mod settings;
 pub mod suggest;
@@ -19,6 +20,7 @@ use std::{
 
 use self::settings::Setting;
 pub use self::{
+    fleet::{Endpoint, FleetConfig, FleetName, FleetPrefix, OnDisconnect, Username},
     settings::{
         Config, ControlConfig, HoldConfig, LogConfig, MonitorConfig, PauseConfig, ProxyConfig,
         ResumeConfig, TlsConfig, UpstreamConfig,

@@ -12,6 +12,7 @@ use serde_yaml::Value as Yaml;
 
 use super::{
     address::Address,
+    fleet::{FleetConfig, ON_DISCONNECT},
     values::{
         CONNECTION_LOGS, ConnectionLog, Count, GroupName, HALF_CLOSED, HalfClosed, LEVELS,
         LOG_FORMATS, LogFormat, OVERFLOWS, Overflow, PROXY_VERSIONS, ProxySource, REJECTIONS,
@@ -69,7 +70,7 @@ macro_rules! field {
 }
 
 /// Sections of the file, each with its heading in the help. Keys without a dot lie in the first section.
-pub const SECTIONS: [(&str, &str); 9] = [
+pub const SECTIONS: [(&str, &str); 10] = [
     ("", "Options"),
     ("log", "Log, the lines on standard error"),
     ("proxy", "Proxy, the side of the clients"),
@@ -79,6 +80,7 @@ pub const SECTIONS: [(&str, &str); 9] = [
     ("control", "Control, the HTTP API that pauses and resumes"),
     ("monitor", "Monitor, a second listener of the API that changes nothing"),
     ("upstream", "Upstream, the server behind the proxy"),
+    ("fleet", "Fleet, the hosts that are paused as one, by etcd"),
 ];
 
 /// Every setting, in the order of the file and of the help. Defaults are those of [`Config::default`].
@@ -210,6 +212,42 @@ pub(super) static SETTINGS: &[Setting] = &[
         .file()
         .help("File that remembers a switch to another server over restarts; none if not set")
         .more("It holds as long as --upstream-addr stays as it was at the switch. Its folder has to be there."),
+    setting("fleet.endpoints", "URLS", field!(fleet.endpoints))
+        .help("Members of etcd, with commas between them, as in https://etcd1:2379; no fleet if not set")
+        .more("At least one makes this proxy a member of the fleet."),
+    setting("fleet.name", "NAME", field!(fleet.name)).help("Name of the fleet"),
+    setting("fleet.prefix", "PREFIX", field!(fleet.prefix))
+        .help("Begin of the keys in etcd")
+        .more("All keys lie below --fleet-prefix, a slash, and --fleet-name."),
+    setting("fleet.host", "NAME", field!(fleet.host))
+        .help("Name of this host, unique in the fleet; the host's own name if not set"),
+    setting("fleet.ttl", "DURATION", field!(fleet.ttl))
+        .help("Time after which a host that is not heard of counts as lost, 5s to 10m"),
+    setting("fleet.on-disconnect", "WHAT", field!(fleet.on_disconnect))
+        .choices(&ON_DISCONNECT)
+        .help("Treatment of clients without contact to etcd: serve or hold")
+        .more("With serve, they are served unless a pause holds, and a lost host blocks the next pause. With hold, they are held after --fleet-ttl, and what is left is reset after the grace period; a lost host blocks no pause for longer."),
+    setting("fleet.start-wait", "DURATION", field!(fleet.start_wait))
+        .help("Longest time that clients are held at a start without etcd")
+        .more("With --fleet-on-disconnect hold, they are held until etcd answers."),
+    setting("fleet.keep-paused-for", "DURATION", field!(fleet.keep_paused_for))
+        .help("Longest time that a pause of the fleet outlasts the loss of etcd on a host")
+        .more("It has to be some three times --fleet-ttl, and at most --pause-max-ttl."),
+    setting("fleet.tls.ca-cert", "FILE", field!(fleet.tls.ca_cert))
+        .file()
+        .help("PEM bundle that the certificates of etcd are verified against; https needs it"),
+    setting("fleet.tls.cert", "FILE", field!(fleet.tls.cert))
+        .file()
+        .help("PEM certificate chain for an etcd that asks for one")
+        .more("It needs a key. Where etcd has users, the certificate must not have a common name."),
+    setting("fleet.tls.key", "FILE", field!(fleet.tls.key))
+        .file()
+        .help("PEM private key that belongs to the certificate"),
+    setting("fleet.username", "NAME", field!(fleet.username))
+        .help("User of etcd, for one that has users"),
+    setting("fleet.password-file", "FILE", field!(fleet.password_file))
+        .file()
+        .help("File whose first line is the password of --fleet-username"),
 ];
 
 const fn setting(key: &'static str, value: &'static str, field: Field) -> Setting {
@@ -299,6 +337,8 @@ pub struct Config {
     pub monitor: MonitorConfig,
     /// The server that the bytes are carried to.
     pub upstream: UpstreamConfig,
+    /// The hosts that are paused as one.
+    pub fleet: FleetConfig,
     /// File of the configuration, for the status.
     pub file: Option<PathBuf>,
 }
@@ -343,10 +383,10 @@ pub struct ProxyConfig {
     pub accept_proxy_from: Vec<ProxySource>,
 }
 
-/// The certificate files: `proxy.tls.*`.
+/// The certificate files: `proxy.tls.*` and `fleet.tls.*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// PEM bundle that a client's certificate, if it sends one, is verified against.
+    /// PEM bundle that the other side's certificate is verified against. A client need not send one.
     pub ca_cert: Option<PathBuf>,
     /// PEM certificate chain of the proxy.
     pub cert: Option<PathBuf>,

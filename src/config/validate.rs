@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
     address::Address,
+    fleet,
     settings::{Config, ControlConfig, MonitorConfig, TlsConfig, UpstreamConfig},
 };
 
@@ -28,7 +29,8 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     check_modes(config)?;
     config.upstream.addr.check_dialled().map_err(|error| format!("upstream.addr: {error}"))?;
     check_dialling(&config.upstream)?;
-    check_listeners(config)
+    check_listeners(config)?;
+    fleet::validate(config)
 }
 
 /// Refuses the mode of a file that there is not.

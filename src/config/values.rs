@@ -450,7 +450,7 @@ fn parse_number<T: FromStr>(text: &str, least: u8, count: Count) -> Result<T, St
 }
 
 /// Finds the value of a word, or tells the words.
-fn choose<T, const N: usize>(
+pub(super) fn choose<T, const N: usize>(
     text: &str,
     words: &[&'static str; N],
     values: [T; N],
@@ -463,7 +463,7 @@ fn choose<T, const N: usize>(
     })
 }
 
-fn word(index: usize, words: &[&'static str]) -> Yaml {
+pub(super) fn word(index: usize, words: &[&'static str]) -> Yaml {
     words.get(index).copied().map_or(Yaml::Null, Yaml::from)
 }
 

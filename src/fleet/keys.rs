@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::config::OnDisconnect;
+
 /// Most bytes of a value.
 pub(crate) const VALUE_BYTES_MAX: usize = 400;
 
@@ -65,15 +67,6 @@ pub(crate) struct MemberRecord {
     /// G: what is left then is reset after so long.
     pub(crate) grace: Duration,
     pub(crate) version: String,
-}
-
-/// Treatment of clients while the store cannot be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum OnDisconnect {
-    #[default]
-    Serve,
-    Hold,
 }
 
 /// `state/HOST`, with the member's lease: its session, and news of its proxy.
