@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     connections::{self, Choice},
+    fleet::{self, FleetRequest},
     index::{self, Scope},
     lift::resume,
     metrics::Source,
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     config::{address::Address, duration::format_duration},
+    fleet::Fleet,
     handle::{Handle, switch::SwitchError},
     pause::leases::{FLEET_PREFIX, Full, LEASES_MAX, Lifetime, Terms},
     sys::SocketAddress,
@@ -55,6 +57,8 @@ pub(super) enum Command {
     Upgrade,
     /// `GET` and `DELETE` of `/connections`, and of a single one.
     Connections(Choice),
+    /// Those below `/fleet/`.
+    Fleet(FleetRequest),
     /// `GET /upstream`.
     GetUpstream,
     /// `PUT /upstream` and `DELETE /upstream`, with what was found there by the check.
@@ -108,6 +112,9 @@ impl Command {
             (_, path) if path.starts_with(connections::PATH) => {
                 Choice::parse(method, path, query).map(Self::Connections)
             }
+            (method, path) if path.starts_with(fleet::PATH) => {
+                FleetRequest::parse(method, path, query, scope).map(Self::Fleet)
+            }
             ("PUT", "/upstream") => Switch::parse(query).map(Self::switch),
             ("DELETE", "/upstream") => Switch::parse_back(query).map(Self::switch),
             (_, "/upstream") => parse_none(query).map(|()| Self::GetUpstream),
@@ -145,6 +152,7 @@ impl Command {
             Self::Pause(Pause { wait, is_bound, .. }) if is_bound || wait.is_some() => {
                 Some(Awaited::Pause { wait, is_bound })
             }
+            Self::Fleet(ref request) => request.awaited(),
             Self::Upgrade => Some(Awaited::Upgrade),
             _ => None,
         }
@@ -155,16 +163,19 @@ impl Command {
         match self {
             Self::Pause(_) | Self::Resume(_) | Self::Upgrade | Self::Switch { .. } => true,
             Self::Connections(choice) => choice.is_change(),
+            Self::Fleet(request) => request.is_change(),
             _ => false,
         }
     }
 
     /// Carries the command out. Returns the answer, or none if a pause has begun, which depends on its request. This may
-    /// block: a pause or a list waits for the workers, a resume for the look-up of a name, each for a second at most.
+    /// block: a pause or a list waits for the workers, a resume for the look-up of a name, each for a second at most; the
+    /// fleet for etcd, for longer.
     pub(super) fn execute(
         self,
         caller: &Caller,
         handle: &Handle,
+        fleet: Option<&Fleet>,
         metrics: &Source,
     ) -> Option<Response> {
         Some(match self {
@@ -177,6 +188,9 @@ impl Command {
             Self::GetMetrics => metrics.scrape(handle),
             Self::GetReady { paused_is_ready } => ready(handle, paused_is_ready),
             Self::Connections(choice) => choice.execute(caller, handle),
+            Self::Fleet(request) => {
+                return request.execute(caller, fleet, handle.pauses().max_ttl);
+            }
             Self::GetUpstream => json(&handle.upstream()),
             Self::Switch { wanted, found } => switch(wanted, found, caller, handle),
             // The front waits for these itself.
@@ -287,7 +301,8 @@ fn sentence(text: &str) -> String {
     first.into_iter().chain(letters).chain(['.']).collect()
 }
 
-fn json(value: &impl Serialize) -> Response {
+/// Returns a value as an answer.
+pub(super) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
         // The line ends for readers at a terminal.
         Ok(body) => Response::json(body + "\n"),
@@ -357,8 +372,9 @@ mod tests {
             ("GET", "/paused/block-until-idle?timeout=%ff", 400, ""),
         ];
         for (method, target, status, body) in table {
-            let executed = parse(method, target)
-                .map_or_else(Some, |command| command.execute(&caller, &handle, &Source::new()));
+            let executed = parse(method, target).map_or_else(Some, |command| {
+                command.execute(&caller, &handle, None, &Source::new())
+            });
             let answer = executed.unwrap_or(Response::empty(201));
             assert_eq!(answer.status, status, "{method} {target}");
             assert!(answer.body == body || status >= 400, "{method} {target}: {}", answer.body);
@@ -371,7 +387,7 @@ mod tests {
         let handle = super::super::tests::handle();
         let caller = Caller { name: "a test".to_owned(), request_id: 1 };
         let pause = parse("PUT", "/paused?reason=secret").unwrap();
-        assert_eq!(pause.execute(&caller, &handle, &Source::new()), None);
+        assert_eq!(pause.execute(&caller, &handle, None, &Source::new()), None);
         for (method, target, status) in [
             ("GET", "/", 200),
             ("HEAD", "/", 200),
@@ -390,8 +406,9 @@ mod tests {
             ("PUT", "/upstream?addr=localhost:1", 405),
             ("DELETE", "/nothing", 405),
         ] {
-            let executed = parse_at(Scope::ReadOnly, method, target)
-                .map_or_else(Some, |command| command.execute(&caller, &handle, &Source::new()));
+            let executed = parse_at(Scope::ReadOnly, method, target).map_or_else(Some, |command| {
+                command.execute(&caller, &handle, None, &Source::new())
+            });
             let answer = executed.unwrap();
             assert_eq!(answer.status, status, "{method} {target}");
             let allow = answer.headers.iter().find(|(name, _)| *name == "Allow");

@@ -14,11 +14,11 @@ use super::{
     command::{Awaited, Caller, Command},
     listener::Notifier,
     metrics::Source,
-    pending::PendingPause,
+    pending::{Pauser, PendingPause},
     query::Wait,
     response::Response,
 };
-use crate::{handle::Handle, log_limit::LogLimit};
+use crate::{fleet::Fleet, handle::Handle, log_limit::LogLimit};
 
 /// Request on its way from the front to the executor.
 pub(super) struct Job {
@@ -72,6 +72,8 @@ impl Reply {
 pub(super) struct Executor {
     pub(super) jobs: Receiver<Job>,
     pub(super) handle: Handle,
+    /// Fleet of the executor that carries its requests out.
+    pub(super) fleet: Option<Fleet>,
     pub(super) backend: Backend,
     pub(super) metrics: Arc<Source>,
     pub(super) notifier: Arc<Notifier>,
@@ -107,8 +109,13 @@ impl Executor {
     fn answer(&mut self, job: &Job) -> Answer {
         let Job { caller, command, is_head, reply } = job;
         // Made first: a pause whose command panics is undone.
-        let pause = PendingPause::new(self.handle.clone(), caller.clone());
-        let executed = command.clone().execute(caller, &self.handle, &self.metrics);
+        let pauser = match &self.fleet {
+            Some(fleet) => Pauser::Fleet(fleet.clone()),
+            None => Pauser::Proxy(self.handle.clone()),
+        };
+        let pause = PendingPause::new(pauser, caller.clone());
+        let executed =
+            command.clone().execute(caller, &self.handle, self.fleet.as_ref(), &self.metrics);
         let response = match (executed, command.awaited()) {
             (None, Some(Awaited::Pause { wait, is_bound })) => {
                 return Answer::Begun { pause, wait, is_bound };
@@ -170,6 +177,7 @@ mod tests {
         let executor = Executor {
             jobs,
             handle: handle.clone(),
+            fleet: None,
             backend: Backend::without(),
             metrics: Arc::new(Source::new()),
             notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),

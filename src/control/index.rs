@@ -55,6 +55,14 @@ const KINDS: &[Kind] = &[
         "/upstream/block-until-idle?addr=localhost:3002&timeout=5m",
         "wait until it has no connection",
     ),
+    look("/fleet/status", "pauses and hosts of the fleet as JSON, hosts that block first"),
+    act(
+        "PUT",
+        "/fleet/paused?name=deploy&wait=30s",
+        "pause all hosts, and wait until all are idle",
+    ),
+    act("DELETE", "/fleet/paused?name=deploy", "end this pause on all hosts"),
+    act("DELETE", "/fleet/hosts?host=web-17", "forget a host that is lost for good"),
     act("POST", "/upgrade", "start the program anew, which goes on with all connections"),
 ];
 
@@ -107,6 +115,10 @@ mod tests {
             ("/status", look, look),
             ("/paused", None, Some("GET, HEAD, PUT, DELETE")),
             ("/upgrade", None, Some("POST")),
+            ("/fleet/status", look, look),
+            ("/fleet/paused", None, Some("PUT, DELETE")),
+            ("/fleet/hosts", None, Some("DELETE")),
+            ("/fleet", None, None),
             ("/connections", None, Some("GET, HEAD, DELETE")),
             ("/connections/1.2", None, Some("DELETE")),
             ("/connections/", None, Some("DELETE")),

@@ -154,14 +154,14 @@ impl ControlListener {
         Ok(Self { poll, listeners, callers: Slab::new(), callers_max, context })
     }
 
-    /// Returns true while it is to stand still as soon as it can: only requests that are executed go on, as they cannot move.
+    /// Returns true while it is to stand still as soon as it can: only callers that cannot move go on.
     fn is_freezing(&self) -> bool {
         self.context.handle.freeze().asks_front()
     }
 
-    /// Stands still if a hand-over asks for it and no request is executed. It describes itself meanwhile.
+    /// Stands still if a hand-over asks for it and every caller can move. It describes itself meanwhile.
     fn stand_still(&self) {
-        if !self.is_freezing() || self.callers.iter().any(|(_, caller)| caller.is_executing()) {
+        if !self.is_freezing() || self.callers.iter().any(|(_, caller)| caller.must_stay()) {
             return;
         }
         let freeze = self.context.handle.freeze();
@@ -187,13 +187,14 @@ impl ControlListener {
         ControlListenersWords { scopes: scopes.collect() }
     }
 
-    /// Describes its callers for a hand-over. None of them may be [executing](ControlConn::is_executing), or it is left out.
+    /// Describes its callers for a hand-over. One that [must stay](ControlConn::must_stay) is left out.
     pub(super) fn describe<'a>(&'a self, parcel: &mut Outgoing<'a>) -> ControlWords {
         let Self { poll: _, listeners: _, callers, callers_max: _, context } = self;
         let ControlContext {
             notifier: _,
             handle: _,
             jobs: _,
+            fleet_jobs: _,
             metrics,
             hosts: _,
             timeouts: _,
@@ -262,7 +263,7 @@ impl ControlListener {
         let is_freezing = self.is_freezing();
         let registry = self.poll.registry();
         self.callers.retain(|_, caller| {
-            let stays = is_freezing && !caller.is_executing() || caller.drive(&mut self.context);
+            let stays = is_freezing && !caller.must_stay() || caller.drive(&mut self.context);
             if !stays {
                 caller.deregister(registry);
             }
@@ -273,7 +274,7 @@ impl ControlListener {
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         let is_freezing = self.is_freezing();
-        let goes_on = |caller: &&ControlConn| !is_freezing || caller.is_executing();
+        let goes_on = |caller: &&ControlConn| !is_freezing || caller.must_stay();
         let callers = || self.callers.iter().map(|(_, caller)| caller).filter(goes_on);
         let mut next: Vec<Instant> = callers().filter_map(|caller| caller.deadline).collect();
         next.extend(self.context.short_until.into_iter().chain(self.context.stops_at));

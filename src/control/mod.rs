@@ -9,6 +9,7 @@
 //! - The executor carries the command out and has the backend write the answer, or writes it where the backend cannot.
 //! - A pause is owned by a `PendingPause` until it is committed. Dropped anywhere, it undoes the pause.
 //! - Job and connection share the place of the outcome. A job that nobody awaits is not carried out.
+//! - Requests about the fleet have an executor of their own, as etcd may not answer: a pause of this host waits for none.
 //! - The front may block for a second, too: where it ends the last pause, it waits for the look-up of a name.
 //! - `tiny_http` alone can be aborted with one packet and frozen with two lines: it parses nothing that a caller has sent.
 //!   Names and reasons pass it in the bodies of answers.
@@ -19,6 +20,7 @@ mod command;
 mod conn;
 mod connections;
 mod executor;
+mod fleet;
 mod hosts;
 mod index;
 mod lift;
@@ -53,7 +55,7 @@ use metrics::Source;
 use mio::Poll;
 
 use crate::{
-    error::Error, handle::Handle, handover::parcel::Incoming, log_limit::LogLimit,
+    error::Error, fleet::Fleet, handle::Handle, handover::parcel::Incoming, log_limit::LogLimit,
     pause::leases::PROGRAM,
 };
 
@@ -79,6 +81,7 @@ impl Control {
     pub(crate) fn start(
         listeners: Vec<(OwnedFd, Scope)>,
         handle: Handle,
+        fleet: Option<Fleet>,
         hosts: HostPolicy,
         callers_max: usize,
         inherited: Option<Inherited>,
@@ -86,15 +89,9 @@ impl Control {
         Backend::start()
             .and_then(|backend| {
                 let timeouts = TIMEOUTS;
-                Self::start_with(
-                    listeners,
-                    inherited,
-                    handle,
-                    hosts,
-                    callers_max,
-                    backend,
-                    timeouts,
-                )
+                let parts =
+                    assemble(listeners, (handle, fleet), hosts, callers_max, backend, timeouts)?;
+                Self::start_with(parts, inherited)
             })
             .map_err(|error| match error.kind() {
                 // Sockets that are made and bound give it to no one; a thread that is refused does.
@@ -103,35 +100,37 @@ impl Control {
             })
     }
 
-    fn start_with(
-        listeners: Vec<(OwnedFd, Scope)>,
-        inherited: Option<Inherited>,
-        handle: Handle,
-        hosts: HostPolicy,
-        callers_max: usize,
-        backend: Backend,
-        timeouts: Timeouts,
-    ) -> io::Result<Self> {
-        let parts = assemble(listeners, handle, hosts, callers_max, backend, timeouts)?;
-        let (notifier, mut front, executor) = parts;
+    fn start_with(parts: Parts, inherited: Option<Inherited>) -> io::Result<Self> {
+        let Parts { notifier, mut front, executors } = parts;
         if let Some((words, parcel)) = inherited {
             front.inherit(words, parcel)?;
         }
-        let executor = Builder::new().name("control".into()).spawn(move || executor.run())?;
-        let front = Builder::new().name("control-front".into()).spawn(move || front.run())?;
-        Ok(Self { notifier, threads: vec![front, executor] })
+        let mut threads = Vec::new();
+        for (name, executor) in executors {
+            threads.push(Builder::new().name(name.into()).spawn(move || executor.run())?);
+        }
+        threads.insert(0, Builder::new().name("control-front".into()).spawn(move || front.run())?);
+        Ok(Self { notifier, threads })
     }
 }
 
-/// Makes the parts of an API whose threads do not run yet.
+/// Parts of an API whose threads do not run yet.
+struct Parts {
+    notifier: Arc<Notifier>,
+    front: ControlListener,
+    /// Each with the name of its thread.
+    executors: Vec<(&'static str, Executor)>,
+}
+
+/// Makes the parts of an API.
 fn assemble(
     listeners: Vec<(OwnedFd, Scope)>,
-    handle: Handle,
+    (handle, fleet): (Handle, Option<Fleet>),
     hosts: HostPolicy,
     callers_max: usize,
     backend: Backend,
     timeouts: Timeouts,
-) -> io::Result<(Arc<Notifier>, ControlListener, Executor)> {
+) -> io::Result<Parts> {
     let poll = Poll::new()?;
     let notifier = Arc::new(Notifier::new(&poll)?);
     let idle_notifier = Arc::clone(&notifier);
@@ -142,22 +141,34 @@ fn assemble(
     handle.pauses().watch(move || pause_notifier.notify());
     let upgrade_notifier = Arc::clone(&notifier);
     handle.upgrade_requests().watch(move || upgrade_notifier.notify());
+    if let Some(fleet) = &fleet {
+        let fleet_notifier = Arc::clone(&notifier);
+        fleet.watch(Box::new(move || fleet_notifier.notify()));
+    }
     let metrics = Arc::new(Source::new());
     // A caller has one job at a time.
     let (sender, jobs) = bounded(callers_max);
-    let executor = Executor {
+    let executor = |jobs, fleet, backend| Executor {
         jobs,
         handle: handle.clone(),
+        fleet,
         backend,
         metrics: Arc::clone(&metrics),
         notifier: Arc::clone(&notifier),
         silence: timeouts.silence,
         log_limit: LogLimit::default(),
     };
+    let mut executors = vec![("control", executor(jobs, None, backend))];
+    let fleet_jobs = fleet.map(|fleet| {
+        let (sender, jobs) = bounded(callers_max);
+        executors.push(("control-fleet", executor(jobs, Some(fleet), Backend::without())));
+        sender
+    });
     let context = ControlContext {
         notifier: Arc::clone(&notifier),
         handle,
         jobs: sender,
+        fleet_jobs,
         metrics,
         hosts,
         timeouts,
@@ -170,7 +181,7 @@ fn assemble(
         log_limit: LogLimit::default(),
     };
     let front = ControlListener::new(poll, listeners, callers_max, context)?;
-    Ok((notifier, front, executor))
+    Ok(Parts { notifier, front, executors })
 }
 
 impl Control {

@@ -9,8 +9,9 @@ use std::{
 use log::{error, info};
 use serde::{Deserialize, Serialize};
 
-use super::{command::Caller, response::Response};
+use super::{command::Caller, fleet, response::Response};
 use crate::{
+    fleet::{Fleet, WaitingFor},
     handle::Handle,
     handover::parcel::{Incoming, Moment, Outgoing},
     pause::WaitState,
@@ -21,13 +22,29 @@ pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Owner of a pause, which is undone when this is dropped: however its caller goes, and if a thread panics.
 pub(super) struct PendingPause {
-    handle: Handle,
+    pauser: Pauser,
     caller: Caller,
     begun: Instant,
     /// Number of connections that were reset for it.
     reset: u64,
     /// False while or once the pause is not to be undone.
     is_owned: bool,
+}
+
+/// Party that pauses.
+#[derive(Clone)]
+pub(super) enum Pauser {
+    /// This proxy.
+    Proxy(Handle),
+    /// All hosts of the fleet.
+    Fleet(Fleet),
+}
+
+/// Obstacles to a pause whose time is up.
+pub(super) enum Left {
+    /// The oldest connections of this proxy.
+    Connections(Vec<String>),
+    Hosts(Vec<WaitingFor>),
 }
 
 /// Pause that is not committed yet, in a hand-over. Its lease travels with the others.
@@ -40,19 +57,21 @@ pub(super) struct PendingWords {
 }
 
 impl PendingPause {
-    /// Describes it for a hand-over.
-    pub(super) fn describe(&self, parcel: &Outgoing<'_>) -> PendingWords {
+    /// Describes it for a hand-over; `None` for one of the fleet, which this process alone looks after.
+    pub(super) fn describe(&self, parcel: &Outgoing<'_>) -> Option<PendingWords> {
         // It is owned wherever it can be described: what lets go of it consumes it.
-        let Self { handle: _, caller, begun, reset, is_owned: _ } = self;
+        let Self { pauser: _, caller, begun, reset, is_owned: _ } = self;
         let Caller { name, request_id } = caller.clone();
-        PendingWords { name, request_id, begun: parcel.moment(*begun), reset: *reset }
+        let words = PendingWords { name, request_id, begun: parcel.moment(*begun), reset: *reset };
+        (!self.is_of_fleet()).then_some(words)
     }
 
     /// Makes the owner of the pause of these words. It undoes nothing before it [owns](Self::own) the pause.
     pub(super) fn rebuild(words: PendingWords, parcel: &Incoming, handle: Handle) -> Self {
         let PendingWords { name, request_id, begun, reset } = words;
         let caller = Caller { name, request_id };
-        Self { handle, caller, begun: parcel.instant(begun), reset, is_owned: false }
+        let pauser = Pauser::Proxy(handle);
+        Self { pauser, caller, begun: parcel.instant(begun), reset, is_owned: false }
     }
 
     /// Owns the pause from now on, as its hand-over is over: until then, the other process owns it.
@@ -61,28 +80,64 @@ impl PendingPause {
     }
 
     /// Owns the pause that the request of `caller` begins from now on.
-    pub(super) fn new(handle: Handle, caller: Caller) -> Self {
-        Self { handle, caller, begun: Instant::now(), reset: 0, is_owned: true }
+    pub(super) fn new(pauser: Pauser, caller: Caller) -> Self {
+        Self { pauser, caller, begun: Instant::now(), reset: 0, is_owned: true }
+    }
+
+    /// Returns true for a pause of all hosts.
+    pub(super) fn is_of_fleet(&self) -> bool {
+        matches!(self.pauser, Pauser::Fleet(_))
     }
 
     /// Returns the state of its wait for idle.
     pub(super) fn wait_state(&self) -> WaitState {
-        self.handle.pauses().wait_state(self.caller.request_id)
+        let request_id = self.caller.request_id;
+        match &self.pauser {
+            Pauser::Proxy(handle) => handle.pauses().wait_state(request_id),
+            Pauser::Fleet(fleet) => fleet.wait_state(request_id),
+        }
+    }
+
+    /// Returns true while it cannot be proven that the pause holds.
+    pub(super) fn is_lost(&self) -> bool {
+        match &self.pauser {
+            Pauser::Proxy(_) => false,
+            Pauser::Fleet(fleet) => fleet.is_lost(self.caller.request_id),
+        }
     }
 
     /// Begins its time anew, as the caller has sent a byte.
     pub(super) fn renew(&self) {
-        self.handle.pauses().renew(self.caller.request_id);
+        let request_id = self.caller.request_id;
+        match &self.pauser {
+            Pauser::Proxy(handle) => handle.pauses().renew(request_id),
+            Pauser::Fleet(fleet) => fleet.renew(request_id),
+        }
     }
 
-    /// Resets the connections that are left.
+    /// Resets the connections that are left. Those of other hosts are not counted.
     pub(super) fn kill(&mut self) {
-        self.reset += self.handle.pauses().kill(&self.caller.name);
+        match &self.pauser {
+            Pauser::Proxy(handle) => self.reset += handle.pauses().kill(&self.caller.name),
+            Pauser::Fleet(fleet) => fleet.kill(self.caller.request_id),
+        }
+    }
+
+    /// Returns the obstacles at this moment.
+    pub(super) fn left(&self) -> Left {
+        match &self.pauser {
+            Pauser::Proxy(handle) => Left::Connections(handle.oldest_connections()),
+            Pauser::Fleet(fleet) => Left::Hosts(fleet.waiting_for(self.caller.request_id)),
+        }
     }
 
     /// Commits the pause.
     pub(super) fn commit(self) {
-        self.handle.pauses().commit(self.caller.request_id);
+        let request_id = self.caller.request_id;
+        match &self.pauser {
+            Pauser::Proxy(handle) => handle.pauses().commit(request_id),
+            Pauser::Fleet(fleet) => fleet.commit(request_id),
+        }
         self.forget();
     }
 
@@ -104,7 +159,19 @@ impl PendingPause {
     /// Ends the pause with its connection.
     pub(super) fn close(mut self) {
         self.is_owned = false;
-        self.handle.pauses().close(self.caller.request_id);
+        let request_id = self.caller.request_id;
+        match &self.pauser {
+            Pauser::Proxy(handle) => handle.pauses().close(request_id),
+            Pauser::Fleet(fleet) => fleet.end(request_id, "its caller has gone"),
+        }
+    }
+
+    /// Lets go of a pause whose connection is ended here. One of this proxy ends with it, if it has not ended yet.
+    pub(super) fn let_go(self) {
+        if let Pauser::Fleet(fleet) = &self.pauser {
+            fleet.end(self.caller.request_id, "tcpause is stopping");
+        }
+        self.forget();
     }
 
     /// Undoes the pause.
@@ -115,7 +182,11 @@ impl PendingPause {
 
     /// Undoes the pause. A panic ends here: out of a drop it would end the thread, and behind another panic the process.
     fn take_back(&self, because: &str) {
-        let undo = || self.handle.pauses().undo(self.caller.request_id, because);
+        let request_id = self.caller.request_id;
+        let undo = || match &self.pauser {
+            Pauser::Proxy(handle) => handle.pauses().undo(request_id, because),
+            Pauser::Fleet(fleet) => fleet.end(request_id, because),
+        };
         if catch_unwind(AssertUnwindSafe(undo)).is_err() {
             error!("a defect: the control API panicked undoing a pause of {}", self.caller.name);
         }
@@ -131,8 +202,18 @@ impl PendingPause {
     }
 }
 
+impl Left {
+    /// Returns the answer to a caller whose pause was not idle in time.
+    pub(super) fn answer(self, handle: &Handle, is_kept: bool) -> Response {
+        match self {
+            Self::Connections(oldest) => not_idle_in_time(handle, oldest),
+            Self::Hosts(hosts) => fleet::not_idle_in_time(&hosts, is_kept),
+        }
+    }
+}
+
 /// Returns the answer to a caller whose pause was not idle in time, with the oldest connections at that moment.
-pub(super) fn not_idle_in_time(handle: &Handle, oldest: Vec<String>) -> Response {
+fn not_idle_in_time(handle: &Handle, oldest: Vec<String>) -> Response {
     let paused = handle.is_paused();
     let fate = if paused { "It stays paused." } else { "The pause is undone." };
     time_is_up(handle, oldest, fate, &format!(", \"paused\": {paused}"))

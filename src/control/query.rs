@@ -89,7 +89,11 @@ pub(super) enum Resume {
 impl Pause {
     /// Parses a query. An error is a sentence for the caller.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
-        let query = Query::parse(query, PAUSE)?;
+        Self::read(&Query::parse(query, PAUSE)?)
+    }
+
+    /// Reads the parameters of [`PAUSE`]. An error is a sentence for the caller.
+    pub(super) fn read(query: &Query) -> Result<Self, String> {
         let wait = query.duration("wait")?;
         let on_timeout = query.one_of("on-timeout", &OnTimeout::ALL)?;
         let modes = [Mode::Hold, Mode::Reject].map(|mode| (mode_name(mode), mode));
@@ -249,7 +253,8 @@ impl Query {
         Ok(self.one_of("check", &words)?.unwrap_or(Check::Connect))
     }
 
-    fn name(&self) -> Result<Option<String>, String> {
+    /// Returns the name of a pause.
+    pub(super) fn name(&self) -> Result<Option<String>, String> {
         let Some(name) = self.get("name") else { return Ok(None) };
         if name.is_empty() {
             return Err(wrong("name", "it is empty; write one such as deploy, or leave it out"));

@@ -14,6 +14,7 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod corpus;
+mod fleet;
 mod handover;
 mod server;
 mod upgrade;
@@ -53,6 +54,7 @@ pub(super) fn context() -> ControlContext {
         notifier: Arc::new(Notifier::new(&Poll::new().unwrap()).unwrap()),
         handle: handle(),
         jobs: bounded(1).0,
+        fleet_jobs: None,
         metrics: Arc::new(Source::new()),
         hosts: HostPolicy::new([], &[]),
         timeouts: TIMEOUTS_SHORT,
@@ -152,8 +154,9 @@ const WAIT: &str = "GET /paused/block-until-idle HTTP/1.1\r\nHost: localhost\r\n
 
 fn start(listener: OwnedFd, handle: &Handle, backend: Backend, timeouts: Timeouts) -> Control {
     let (hosts, listeners) = (HostPolicy::new([], &[]), vec![(listener, Scope::Full)]);
-    Control::start_with(listeners, None, handle.clone(), hosts, CALLERS_MAX, backend, timeouts)
-        .unwrap()
+    let subject = (handle.clone(), None);
+    let parts = assemble(listeners, subject, hosts, CALLERS_MAX, backend, timeouts).unwrap();
+    Control::start_with(parts, None).unwrap()
 }
 
 fn connect(addr: SocketAddr) -> TcpStream {

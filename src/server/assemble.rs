@@ -307,7 +307,8 @@ impl Server {
             let listeners = listening.listeners.into_iter().flatten();
             sockets.extend(listeners.map(|listener| (listener.into(), scope)));
         }
-        self.control = Some(Control::start(sockets, self.handle(), hosts, callers_max, inherited)?);
+        self.control =
+            Some(Control::start(sockets, self.handle(), None, hosts, callers_max, inherited)?);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ sources! {
     config = "../../src/config/mod.rs",
     connection = "../../src/connection/mod.rs",
     error = "../../src/error.rs",
+    fleet = "../../src/fleet/mod.rs",
     fleet_view = "../../src/fleet_view.rs",
     handle = "../../src/handle/mod.rs",
     handover = "../../src/handover/mod.rs",
@@ -40,6 +41,7 @@ mod control {
     mod body;
     mod command;
     mod connections;
+    mod fleet;
     mod hosts;
     mod index;
     mod lift;

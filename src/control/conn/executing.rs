@@ -14,9 +14,10 @@ use crate::{
 };
 
 impl ControlConn {
-    /// Returns true while the executor has its request.
-    pub(in crate::control) fn is_executing(&self) -> bool {
-        matches!(self.state, State::Executing { .. })
+    /// Returns true while it cannot move to another process: the executor has its request, or it has paused the fleet.
+    pub(in crate::control) fn must_stay(&self) -> bool {
+        let is_of_fleet = self.pause.as_ref().is_some_and(PendingPause::is_of_fleet);
+        matches!(self.state, State::Executing { .. }) || is_of_fleet
     }
 
     /// Hands a command to the executor.
@@ -30,9 +31,13 @@ impl ControlConn {
         let name = if is_change { self.name_with_user() } else { self.name.clone() };
         let caller = Caller { name, request_id: context.last_request_id };
         let (is_head, reply) = (self.request.is_head(), Reply::default());
+        let jobs = match &command {
+            Command::Fleet(_) => context.fleet_jobs.as_ref().unwrap_or(&context.jobs),
+            _ => &context.jobs,
+        };
         let job = Job { caller, command, is_head, reply: reply.clone() };
         // It is full only of jobs that were given up and await their turn to be skipped.
-        context.jobs.try_send(job).map_err(|_| STARVED)?;
+        jobs.try_send(job).map_err(|_| STARVED)?;
         self.state = State::Executing { reply, is_change };
         self.deadline = Some(Instant::now() + self.timeouts.outcome);
         Ok(())

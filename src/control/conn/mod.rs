@@ -59,6 +59,8 @@ pub(super) struct ControlContext {
     pub(super) handle: Handle,
     /// The way to the executor.
     pub(super) jobs: Sender<Job>,
+    /// The way to the executor of requests about the fleet, if there is one.
+    pub(super) fleet_jobs: Option<Sender<Job>>,
     pub(super) metrics: Arc<Source>,
     pub(super) hosts: HostPolicy,
     pub(super) timeouts: Timeouts,
@@ -147,8 +149,8 @@ enum State {
     AwaitingUpstream { address: Address, until: Option<Instant> },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
-    /// The answer is written; the pause lasts until the caller closes.
-    ConnectionBound,
+    /// The answer is written; the pause lasts until the caller closes. It was told whether the pause is lost.
+    ConnectionBound { told_lost: bool },
     /// The answer is written; further bytes of the caller are discarded until it closes.
     Lingering { discarded: usize },
 }
@@ -319,7 +321,7 @@ impl ControlConn {
             State::Switching { .. } => self.await_examination(context),
             State::AwaitingUpstream { .. } => self.await_upstream(context),
             State::Answering { .. } => self.write(&context.metrics),
-            State::ConnectionBound => self.attend(context),
+            State::ConnectionBound { .. } => self.attend(context),
             State::Lingering { discarded } => {
                 let count = read(&self.socket, &mut context.scratch)?;
                 if count == 0 || discarded > LINGER_BYTES_MAX {
@@ -425,7 +427,7 @@ impl ControlConn {
                 self.end_answer()
             }
             Then::ConnectionBound => {
-                self.state = State::ConnectionBound;
+                self.state = State::ConnectionBound { told_lost: false };
                 self.deadline = None;
                 Ok(())
             }

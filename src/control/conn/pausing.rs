@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use rustix::io::Errno;
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{SendFlags, send},
+};
 
 use super::{ControlConn, ControlContext, Halt, HttpError, Peer, STOPPING, State, Then, read};
 use crate::{
     control::{
-        pending::{KILL_TIMEOUT, PendingPause, not_idle_in_time},
+        pending::{KILL_TIMEOUT, PendingPause},
         query::OnTimeout,
         response::Response,
     },
@@ -79,13 +82,18 @@ impl ControlConn {
         }
         let State::Pausing { on_timeout, .. } = &mut self.state else { return Ok(()) };
         let Some(mut pause) = self.pause.take() else { return Err(Halt::Done) };
-        let oldest = match on_timeout {
-            OnTimeout::Kill => Vec::new(),
-            OnTimeout::Resume | OnTimeout::Keep => handle.oldest_connections(),
-        };
-        match on_timeout {
-            OnTimeout::Resume => pause.undo("it was not idle in time"),
-            OnTimeout::Keep => pause.keep(),
+        let is_kept = *on_timeout == OnTimeout::Keep;
+        let left = match on_timeout {
+            OnTimeout::Resume => {
+                let left = pause.left();
+                pause.undo("it was not idle in time");
+                left
+            }
+            OnTimeout::Keep => {
+                let left = pause.left();
+                pause.keep();
+                left
+            }
             OnTimeout::Kill => {
                 // If that does not help, nothing will.
                 *on_timeout = OnTimeout::Resume;
@@ -94,14 +102,14 @@ impl ControlConn {
                 self.deadline = Some(Instant::now() + KILL_TIMEOUT);
                 return Ok(());
             }
-        }
-        self.answer(not_idle_in_time(handle, oldest).to_bytes(false));
+        };
+        self.answer(left.answer(handle, is_kept).to_bytes(false));
         Ok(())
     }
 
     /// Keeps the pause until the caller's end of stream, or until it ends otherwise.
     pub(super) fn attend(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
-        if let Err(halt) = self.hear(context) {
+        if let Err(halt) = self.hear(context).and_then(|()| self.tell_lost()) {
             self.pause.take().into_iter().for_each(PendingPause::close);
             return Err(halt);
         }
@@ -110,8 +118,27 @@ impl ControlConn {
         {
             return Err(Halt::Blocked);
         }
-        self.forget_pause();
+        self.pause.take().into_iter().for_each(PendingPause::let_go);
         self.end_answer()
+    }
+
+    /// Tells the caller in a line when it cannot be proven any more that its pause holds, and when it can be again.
+    fn tell_lost(&mut self) -> Result<(), Halt> {
+        let State::ConnectionBound { told_lost } = &mut self.state else { return Ok(()) };
+        let is_lost = self.pause.as_ref().is_some_and(PendingPause::is_lost);
+        if is_lost == *told_lost {
+            return Ok(());
+        }
+        let line = format!("{{\"lost\": {is_lost}}}\n");
+        match retry_on_intr(|| send(&self.socket, line.as_bytes(), SendFlags::NOSIGNAL)) {
+            Ok(count) if count == line.len() => {
+                *told_lost = is_lost;
+                Ok(())
+            }
+            // It is told once there is room.
+            Err(Errno::AGAIN) => Ok(()),
+            Ok(_) | Err(_) => Err(Halt::Done),
+        }
     }
 
     /// Renews the pause by the bytes that the caller sends, one read a turn, so that others have theirs.

@@ -50,7 +50,7 @@ enum StateWords {
 }
 
 impl ControlConn {
-    /// Describes the caller for a hand-over; `None` while its request is executed, as the executor's part of it cannot move.
+    /// Describes the caller for a hand-over; `None` while it [must stay](Self::must_stay).
     pub(in crate::control) fn describe<'a>(
         &'a self,
         parcel: &mut Outgoing<'a>,
@@ -69,6 +69,10 @@ impl ControlConn {
             permit,
             state,
         } = self;
+        let pause = match pause {
+            Some(pause) => Some(pause.describe(parcel)?),
+            None => None,
+        };
         let state = state.describe(parcel)?;
         parcel.lend(socket.as_fd());
         Some(CallerWords {
@@ -79,7 +83,7 @@ impl ControlConn {
             scope: *scope,
             peer: *peer,
             request: request.describe(parcel),
-            pause: pause.as_ref().map(|pause| pause.describe(parcel)),
+            pause,
             has_permit: permit.is_some(),
         })
     }
@@ -143,7 +147,8 @@ impl State {
             Self::Answering { bytes, sent, then } => {
                 StateWords::Answering { bytes: parcel.append(bytes), sent: *sent, then: *then }
             }
-            Self::ConnectionBound => StateWords::ConnectionBound,
+            // Only pauses of the fleet can be lost, and they stay.
+            Self::ConnectionBound { told_lost: _ } => StateWords::ConnectionBound,
             Self::Lingering { discarded } => StateWords::Lingering { discarded: *discarded },
         })
     }
@@ -168,7 +173,7 @@ impl State {
             StateWords::Answering { bytes, sent, then } => {
                 Self::Answering { bytes: parcel.bytes(bytes)?.to_vec(), sent, then }
             }
-            StateWords::ConnectionBound => Self::ConnectionBound,
+            StateWords::ConnectionBound => Self::ConnectionBound { told_lost: false },
             StateWords::Lingering { discarded } => Self::Lingering { discarded },
         })
     }
@@ -191,6 +196,7 @@ mod tests {
         command::Caller,
         executor::Reply,
         hosts::HostPolicy,
+        pending::Pauser,
         tests::{context, parcel_of},
     };
 
@@ -202,7 +208,7 @@ mod tests {
             State::Pausing { .. } => 2,
             State::Upgrading { .. } => 3,
             State::Answering { .. } => 4,
-            State::ConnectionBound => 5,
+            State::ConnectionBound { .. } => 5,
             State::Lingering { .. } => 6,
             State::Switching { .. } => 7,
             State::AwaitingUpstream { .. } => 8,
@@ -230,7 +236,7 @@ mod tests {
             },
             answer(0, Then::Linger),
             answer(12, Then::ConnectionBound),
-            State::ConnectionBound,
+            State::ConnectionBound { told_lost: false },
             State::Lingering { discarded: 5 },
         ];
         for (_, on_timeout) in OnTimeout::ALL {
@@ -258,7 +264,8 @@ mod tests {
             ];
             caller.request.take(heads[index % 3], &giver.hosts).unwrap();
             let by = Caller { name: "a test".to_owned(), request_id: 7 };
-            caller.pause = (index % 2 == 0).then(|| PendingPause::new(giver.handle.clone(), by));
+            caller.pause = (index % 2 == 0)
+                .then(|| PendingPause::new(Pauser::Proxy(giver.handle.clone()), by));
             caller.state = state;
 
             let begin = Instant::now();
@@ -310,7 +317,7 @@ mod tests {
         let mut caller = ControlConn::new(socket.into(), Scope::Full, context.timeouts);
         caller.state = State::Executing { reply: Reply::default(), is_change: true };
         let mut parcel = Outgoing::new(Instant::now());
-        assert!(caller.is_executing() && caller.describe(&mut parcel).is_none());
+        assert!(caller.must_stay() && caller.describe(&mut parcel).is_none());
         assert_eq!((parcel.descriptor_count(), parcel.byte_count()), (0, 0));
     }
 
@@ -327,8 +334,8 @@ mod tests {
         let begin = Instant::now();
         for owns in [false, true] {
             let by = Caller { name: "a test".to_owned(), request_id: 7 };
-            let pause = PendingPause::new(context.handle.clone(), by);
-            let words = pause.describe(&Outgoing::new(begin));
+            let pause = PendingPause::new(Pauser::Proxy(context.handle.clone()), by);
+            let words = pause.describe(&Outgoing::new(begin)).unwrap();
             pause.forget();
             crate::control::tests::put_pending(&context.handle, 7);
             let parcel = Incoming::new(begin, Vec::new(), Vec::new());

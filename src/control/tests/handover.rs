@@ -32,10 +32,12 @@ impl Giver {
         });
         let (backend, hosts) = (Backend::without(), HostPolicy::new([], &[]));
         let sockets = sockets(&listeners);
-        let parts =
-            assemble(sockets, handle.clone(), hosts, CALLERS_MAX, backend, TIMEOUTS_LONG).unwrap();
-        let (notifier, front, executor) = parts;
-        Builder::new().spawn(move || executor.run()).unwrap();
+        let subject = (handle.clone(), None);
+        let parts = assemble(sockets, subject, hosts, CALLERS_MAX, backend, TIMEOUTS_LONG).unwrap();
+        let Parts { notifier, front, executors } = parts;
+        for (_, executor) in executors {
+            Builder::new().spawn(move || executor.run()).unwrap();
+        }
         Self { front, notifier, handle, listeners, events: Events::with_capacity(16) }
     }
 
@@ -100,7 +102,9 @@ fn start_with(
 ) -> io::Result<Control> {
     let (backend, hosts) = (Backend::start().unwrap(), HostPolicy::new([], &[]));
     let (callers_max, timeouts) = (CALLERS_MAX, TIMEOUTS_LONG);
-    Control::start_with(listeners, inherited, handle.clone(), hosts, callers_max, backend, timeouts)
+    let subject = (handle.clone(), None);
+    let parts = assemble(listeners, subject, hosts, callers_max, backend, timeouts)?;
+    Control::start_with(parts, inherited)
 }
 
 /// Lets a front go on at the end of a test, also of one that fails.
