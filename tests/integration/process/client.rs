@@ -21,7 +21,7 @@ pub(super) fn assert_done(control: &Addr, arguments: &[&str], printed: &str) {
 
 /// Nothing on standard output, and one line with `told` in it on standard error.
 #[track_caller]
-fn assert_failed(finished: &Finished, code: i32, told: &str) {
+pub(super) fn assert_failed(finished: &Finished, code: i32, told: &str) {
     assert_eq!((finished.code, &*finished.stdout), (code, ""), "{finished:?}");
     let line = finished.stderr.strip_prefix("tcpause: ");
     assert!(line.is_some_and(|line| !line.starts_with(char::is_uppercase)), "{finished:?}");

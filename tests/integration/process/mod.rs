@@ -9,6 +9,7 @@ mod connection_lines;
 mod connections;
 pub(crate) mod exec;
 mod exec_terminal;
+mod fleet;
 mod limits;
 mod listen;
 mod log;

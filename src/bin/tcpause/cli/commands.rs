@@ -1,10 +1,16 @@
 //! The table of commands, each with its options.
 
-use tcpause::settings::Completion;
-
 use super::{
     Client,
-    options::{Action, HELP, Kind, Opt},
+    options::{HELP, Opt},
+    own_options::{
+        FORCE,
+        ALL, CHECK, CLIENT, CONFIG, CONTROL, DRAIN, EXEC_NAME, EXEC_ON_TIMEOUT, EXEC_REASON,
+        EXEC_TTL, EXEC_WAIT, FLEET_PAUSE, FLEET_RESUME, FLEET_STATUS, HALF_CLOSED, HOW, IDLE,
+        IF_LOST, JSON, LIMIT, MODE, NAME, NAME_LIFTED, OLDER, ON_TIMEOUT, REASON, RELEASE, SPREAD,
+        STATE, SWITCH_ON_TIMEOUT, SWITCH_WAIT, TIMEOUT, TTL, UPSTREAM, WAIT, WATCH, WATCH_LIST,
+        WITHOUT,
+    },
 };
 
 /// A command of the program.
@@ -49,7 +55,7 @@ pub(crate) fn unit_names(separator: &str) -> String {
 const UPGRADE_MORE: &str = "The running proxy starts the program at its place, with the same options. The new process reads the configuration and takes over listeners, connections and pauses. The number of the process stays, unless systemd follows the new one. All settings may change but proxy.addr and control.addr; where control.addr has changed in the file, --control-addr takes the old one. If the new process cannot take over, the old one goes on, the line on standard error tells the reason, and the exit code is 1.";
 
 /// Every command, in the order of the help.
-pub(crate) static COMMANDS: [Word; 15] = [
+pub(crate) static COMMANDS: [Word; 16] = [
     Word {
         name: "pause",
         argument: "",
@@ -65,6 +71,8 @@ pub(crate) static COMMANDS: [Word; 15] = [
             &ON_TIMEOUT,
             &DRAIN,
             &HALF_CLOSED,
+            &FLEET_PAUSE,
+            &WITHOUT,
             &CONTROL,
             &CONFIG,
             &HELP,
@@ -74,17 +82,17 @@ pub(crate) static COMMANDS: [Word; 15] = [
         name: "resume",
         argument: "",
         help: "Serve the held clients, and the new ones",
-        more: "Without --name it lifts every pause.",
+        more: "Without --name it lifts every pause, but for those of the fleet, which tcpause resume --fleet NAME lifts on all hosts.",
         client: Some(Client::Resume),
-        options: &[&NAME_LIFTED, &FORCE, &RELEASE, &CONTROL, &CONFIG, &HELP],
+        options: &[&NAME_LIFTED, &FORCE, &RELEASE, &FLEET_RESUME, &CONTROL, &CONFIG, &HELP],
     },
     Word {
         name: "status",
         argument: "",
         help: "Show the pauses with their callers, and the numbers of clients",
-        more: "",
+        more: "With --fleet, hosts come first that have no session or that a pause waits for, and each of them has a mark.",
         client: Some(Client::Status),
-        options: &[&JSON, &WATCH, &CONTROL, &CONFIG, &HELP],
+        options: &[&JSON, &WATCH, &FLEET_STATUS, &CONTROL, &CONFIG, &HELP],
     },
     Word {
         name: "wait",
@@ -109,6 +117,9 @@ pub(crate) static COMMANDS: [Word; 15] = [
             &MODE,
             &DRAIN,
             &HALF_CLOSED,
+            &FLEET_PAUSE,
+            &WITHOUT,
+            &IF_LOST,
             &CONTROL,
             &CONFIG,
             &HELP,
@@ -152,6 +163,14 @@ pub(crate) static COMMANDS: [Word; 15] = [
         more: "Nothing changes unless the server accepts a connection within upstream.connect-timeout. Once the command has ended, no connection to the old server begins. Clients that a pause holds are served by the new one. With upstream.state-file, the switch outlives a restart.",
         client: Some(Client::Switch),
         options: &[&CHECK, &SWITCH_WAIT, &SWITCH_ON_TIMEOUT, &CONTROL, &CONFIG, &HELP],
+    },
+    Word {
+        name: "fleet",
+        argument: "forget HOST",
+        help: "Forget a host of the fleet that is lost for good, so that no pause waits for it",
+        more: "It is refused while the host has a session. A host that was forgotten and starts again is a member again. The page many-hosts tells more.",
+        client: Some(Client::Fleet),
+        options: &[&CONTROL, &CONFIG, &HELP],
     },
     Word {
         name: "upgrade",
@@ -246,195 +265,3 @@ pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
         "Not now: connections were left when the time was up, or no such pause or connection is there.",
     ),
 ];
-
-static NAME: Opt = ask(
-    "name",
-    Some("NAME"),
-    "Name of the pause, which --name of resume lifts; \"default\" if not set",
-    Kind::Text,
-);
-static REASON: Opt = ask("reason", Some("TEXT"), "Reason, for the status and the log", Kind::Text);
-static TTL: Opt = ask(
-    "ttl",
-    Some("DURATION"),
-    "Longest time that the pause lasts without a renewal",
-    Kind::Duration(None),
-);
-static MODE: Opt = choice(
-    "mode",
-    "HOW",
-    "Treatment of new clients: hold or reject; as --proxy-reject-clients says if not set",
-    &["hold", "reject"],
-    None,
-);
-static WAIT: Opt = ask(
-    "wait",
-    Some("DURATION"),
-    "Longest time to wait until no connection is carried; no wait if not set",
-    Kind::Duration(None),
-);
-static ON_TIMEOUT: Opt = choice(
-    "on-timeout",
-    "WHAT",
-    "If connections are left after --wait: resume, keep the pause, or kill them",
-    &["resume", "keep", "kill"],
-    None,
-);
-static DRAIN: Opt = ask(
-    "drain",
-    Some("HOW"),
-    "Close connections after a time of silence, as in quiet:2s or quiet:2s,postgres",
-    Kind::Text,
-);
-static HALF_CLOSED: Opt = choice(
-    "half-closed",
-    "WHAT",
-    "Held clients that end their stream: serve or drop; as --hold-half-closed if not set",
-    &["serve", "drop"],
-    None,
-);
-
-static NAME_LIFTED: Opt =
-    ask("name", Some("NAME"), "Lift the pause of this name alone", Kind::Text);
-static FORCE: Opt =
-    ask("force", None, "Lift the fleet's pauses too, on this host alone", Kind::Switch);
-static RELEASE: Opt =
-    ask("release", Some("N"), "Serve only the N oldest held clients, and stay paused", Kind::Count);
-
-static JSON: Opt = ask("json", None, "Show the API's answer as it is", Kind::Switch);
-static WATCH: Opt =
-    ask("watch", None, "Show the status again every second, until Ctrl-C", Kind::Switch);
-
-static WATCH_LIST: Opt =
-    ask("watch", None, "Show the list again every second, until Ctrl-C", Kind::Switch);
-static STATE: Opt = choice(
-    "state",
-    "STATE",
-    "Only those in this state: held, connecting, active or rejecting",
-    &["held", "connecting", "active", "rejecting"],
-    None,
-);
-static CLIENT: Opt = ask(
-    "client",
-    Some("CIDR"),
-    "Only those of clients with an address in this network, as in 10.0.0.0/8",
-    Kind::Text,
-);
-static UPSTREAM: Opt = ask("upstream", Some("ADDRESS"), "Only those of this upstream", Kind::Text);
-static OLDER: Opt =
-    ask("older", Some("DURATION"), "Only those that are at least so old", Kind::Duration(None));
-static IDLE: Opt = ask(
-    "idle",
-    Some("DURATION"),
-    "Only those that are relayed and have been silent for so long",
-    Kind::Duration(None),
-);
-static LIMIT: Opt = ask("limit", Some("N"), "Show at most N of them; 100 if not set", Kind::Count);
-static ALL: Opt = ask("all", None, "End all connections", Kind::Switch);
-static HOW: Opt = choice(
-    "how",
-    "HOW",
-    "End them by a reset of both sides, or close them in order: reset or close",
-    &["reset", "close"],
-    Some("reset"),
-);
-static SPREAD: Opt = ask(
-    "spread",
-    Some("DURATION"),
-    "End them one after the other within this time; at once if not set",
-    Kind::Duration(None),
-);
-static CHECK: Opt = choice(
-    "check",
-    "HOW",
-    "Look at the server before: connect to it, or none",
-    &["connect", "none"],
-    Some("connect"),
-);
-static SWITCH_WAIT: Opt = ask(
-    "wait",
-    Some("DURATION"),
-    "Longest time to wait for the end of connections to other servers; no wait if not set",
-    Kind::Duration(None),
-);
-static SWITCH_ON_TIMEOUT: Opt = choice(
-    "on-timeout",
-    "WHAT",
-    "If connections to other servers are left after --wait: keep them, or kill them",
-    &["keep", "kill"],
-    None,
-);
-
-static TIMEOUT: Opt = ask(
-    "timeout",
-    Some("DURATION"),
-    "Longest time to wait; no limit if not set",
-    Kind::Duration(None),
-);
-
-static EXEC_WAIT: Opt = ask(
-    "wait",
-    Some("DURATION"),
-    "Longest time to wait until no connection is carried",
-    Kind::Duration(Some("30s")),
-);
-static EXEC_ON_TIMEOUT: Opt = choice(
-    "on-timeout",
-    "WHAT",
-    "If connections are left: resume and run nothing, or kill them",
-    &["resume", "kill"],
-    Some("resume"),
-);
-static EXEC_TTL: Opt = ask(
-    "ttl",
-    Some("DURATION"),
-    "Time that the pause goes on when a hung exec no longer renews it",
-    Kind::Duration(Some("10s")),
-);
-static EXEC_NAME: Opt = ask(
-    "name",
-    Some("NAME"),
-    "Name of the pause; exec- and the process's number if not set",
-    Kind::Text,
-);
-static EXEC_REASON: Opt = ask(
-    "reason",
-    Some("TEXT"),
-    "Reason, for the status and the log; the whole command line, passwords included, if not set",
-    Kind::Text,
-);
-
-static CONTROL: Opt = Opt {
-    value: Some("ADDRESS"),
-    help: "Address of the proxy's API; it beats the configuration",
-    ..Opt::switch("control-addr", Action::Set("control.addr"))
-};
-static CONFIG: Opt = Opt {
-    short: Some('c'),
-    value: Some("FILE"),
-    help: "Take control.addr from here; otherwise ./tcpause.yml or /etc/tcpause/tcpause.yml, if there",
-    completion: Completion::File,
-    ..Opt::switch("config", Action::ConfigFile)
-};
-
-const fn ask(
-    long: &'static str,
-    value: Option<&'static str>,
-    help: &'static str,
-    kind: Kind,
-) -> Opt {
-    Opt { value, help, ..Opt::switch(long, Action::Ask(kind)) }
-}
-
-const fn choice(
-    long: &'static str,
-    value: &'static str,
-    help: &'static str,
-    words: &'static [&'static str],
-    default: Option<&'static str>,
-) -> Opt {
-    Opt {
-        completion: Completion::Choices(words),
-        ..ask(long, Some(value), help, Kind::Choice(default))
-    }
-}

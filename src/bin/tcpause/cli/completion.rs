@@ -7,6 +7,7 @@
 use tcpause::settings::Completion;
 
 use super::{
+    Client,
     commands::{COMMANDS, SHELLS, Word, unit_names},
     options::{OPTIONS, Opt},
     topics::{help_names, topic_names},
@@ -87,6 +88,7 @@ _tcpause() {{
     case $before in
         completion) words=\"{shells}\" ;;
         unit) words=\"{units}\" ;;
+        fleet) words=forget ;;
         help) words=\"{pages}\" ;;
         *)
             if [[ -z $words && $word == -* ]]; then
@@ -141,7 +143,11 @@ pub(crate) fn zsh() -> String {
         for opt in word.options {
             text += &format!("                {} \\\n", zsh_option(opt));
         }
-        let rest = if word.runs_program() { " '*:::command:_normal'" } else { "" };
+        let rest = match word.client {
+            Some(Client::Exec) => " '*:::command:_normal'",
+            Some(Client::Fleet) => " '2:word:(forget)'",
+            _ => "",
+        };
         text += &format!(
             "                '1:command:{{_describe command commands}}'{rest}\n            return ;;\n"
         );
@@ -192,9 +198,12 @@ pub(crate) fn fish() -> String {
         );
     }
     let pages = help_names().collect::<Vec<_>>().join(" ");
-    for (word, offer) in
-        [("completion", SHELLS.join(" ")), ("unit", unit_names(" ")), ("help", pages)]
-    {
+    for (word, offer) in [
+        ("completion", SHELLS.join(" ")),
+        ("unit", unit_names(" ")),
+        ("fleet", "forget".to_owned()),
+        ("help", pages),
+    ] {
         text +=
             &format!("complete -c tcpause -n '__fish_seen_subcommand_from {word}' -a '{offer}'\n");
     }

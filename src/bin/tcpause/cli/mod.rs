@@ -4,6 +4,7 @@ mod commands;
 mod completion;
 mod markdown;
 mod options;
+mod own_options;
 mod pages;
 mod topics;
 
@@ -44,6 +45,8 @@ pub(crate) struct Invocation {
     settings: Vec<(&'static str, &'static str, String)>,
     /// Other options of a command and their values, defaults first; the last one wins.
     asked: Vec<(&'static str, String)>,
+    /// Number of the defaults among them.
+    defaults: usize,
 }
 
 /// Command of the program.
@@ -79,6 +82,8 @@ pub(crate) enum Client {
     Kill,
     /// Switch to the server of the argument.
     Switch,
+    /// End of the membership of the host of the second argument.
+    Fleet,
 }
 
 /// Shell with completions.
@@ -131,13 +136,20 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         );
     }
     let word = words.first().and_then(|name| find_word(name));
-    if let Command::Client(Client::Kill | Client::Switch) = invocation.command {
+    if let Command::Client(Client::Kill | Client::Switch | Client::Fleet | Client::Resume) =
+        invocation.command
+    {
         invocation.arguments = words.iter().skip(1).cloned().collect();
     }
     invocation.take_defaults(word);
     for (opt, value) in given {
         // Two commands may have an option of the same name, so options are looked up once the command is known.
         invocation.take(own(opt.long, word)?, value)?;
+    }
+    if let (Command::Client(Client::Resume), [extra, ..], false) =
+        (invocation.command, invocation.arguments.as_slice(), invocation.is_of_fleet())
+    {
+        return Err(unexpected(extra));
     }
     Ok(invocation)
 }
@@ -151,6 +163,7 @@ impl Invocation {
             config_file: None,
             settings: Vec::new(),
             asked: Vec::new(),
+            defaults: 0,
         }
     }
 
@@ -160,6 +173,7 @@ impl Invocation {
                 self.asked.push((opt.long, default));
             }
         }
+        self.defaults = self.asked.len();
     }
 
     /// Applies an option.
@@ -188,6 +202,17 @@ impl Invocation {
     pub(crate) fn asked(&self, long: &str) -> Option<&str> {
         let asked = self.asked.iter().rev().find(|(name, _)| *name == long);
         asked.map(|(_, text)| text.as_str())
+    }
+
+    /// Returns the value of a command's own option if the command line gives it.
+    pub(crate) fn given(&self, long: &str) -> Option<&str> {
+        let given = self.asked.iter().skip(self.defaults).rev().find(|(name, _)| *name == long);
+        given.map(|(_, text)| text.as_str())
+    }
+
+    /// Returns true if the command is meant for all hosts of the fleet.
+    pub(crate) fn is_of_fleet(&self) -> bool {
+        self.asked("fleet").is_some()
     }
 
     /// Returns the value that the command line gives to a key of the configuration.
@@ -278,17 +303,19 @@ fn command(words: &[String]) -> Result<Command, String> {
                 .to_owned())
         }
         ["completion" | "help", _, extra, ..] | ["man" | "demo", extra, ..] => {
-            Err(format!("unexpected argument {extra:?}; remove it"))
+            Err(unexpected(extra))
         }
         [name, rest @ ..] => match (find_word(name).and_then(|word| word.client), rest) {
             (Some(Client::Switch), []) => {
                 Err("switch: name a server: tcpause switch localhost:3003".to_owned())
             }
+            (Some(Client::Fleet), words) => fleet(words),
             (Some(client), []) => Ok(Command::Client(client)),
+            (Some(Client::Resume), [_name]) => Ok(Command::Client(Client::Resume)),
             (Some(Client::Kill), _ids) => Ok(Command::Client(Client::Kill)),
             (Some(Client::Switch), [_address]) => Ok(Command::Client(Client::Switch)),
-            (Some(Client::Switch), [_, extra, ..]) | (Some(_), [extra, ..]) => {
-                Err(format!("unexpected argument {extra:?}; remove it"))
+            (Some(Client::Switch | Client::Resume), [_, extra, ..]) | (Some(_), [extra, ..]) => {
+                Err(unexpected(extra))
             }
             (None, _) => Err(unknown_command(name)),
         },
@@ -300,13 +327,33 @@ fn unit(words: &[&str]) -> Result<Command, String> {
     let name = match words {
         [] => None,
         [name] => Some(*name),
-        [_, extra, ..] => return Err(format!("unexpected argument {extra:?}; remove it")),
+        [_, extra, ..] => return Err(unexpected(extra)),
     };
     let found = UNITS.iter().find(|(unit, _)| name.is_none_or(|name| name == *unit));
     found.map(|&(_, text)| Command::Unit(text)).ok_or_else(|| {
         let unknown = name.unwrap_or_default();
         format!("unit: unknown unit {unknown:?}; there are {}", unit_names(", "))
     })
+}
+
+/// Checks the words behind `fleet`, of which there are some.
+fn fleet(words: &[&str]) -> Result<Command, String> {
+    match words {
+        ["forget", _host] => Ok(Command::Client(Client::Fleet)),
+        ["forget"] => Err(
+            "fleet forget: name a host, as tcpause status --fleet shows it: tcpause fleet forget web-17"
+                .to_owned(),
+        ),
+        ["forget", _, extra, ..] => Err(unexpected(extra)),
+        [unknown, ..] => {
+            Err(format!("fleet: {unknown:?} is not known; write fleet forget HOST, or status --fleet"))
+        }
+        [] => Err("fleet: name what to do: tcpause fleet forget HOST; tcpause status --fleet lists the hosts".to_owned()),
+    }
+}
+
+fn unexpected(extra: &str) -> String {
+    format!("unexpected argument {extra:?}; remove it")
 }
 
 fn find_word(name: &str) -> Option<&'static Word> {

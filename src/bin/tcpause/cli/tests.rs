@@ -167,7 +167,7 @@ fn wrong_arguments_are_told_with_the_remedy() {
         ("--check-config=x", "unexpected argument for option '--check-config': \"x\""),
         (
             "start",
-            "unknown command \"start\"; the commands are pause, resume, status, wait, exec, connections, kill, switch, upgrade, reload, demo, help, completion, unit, man",
+            "unknown command \"start\"; the commands are pause, resume, status, wait, exec, connections, kill, switch, fleet, upgrade, reload, demo, help, completion, unit, man",
         ),
         ("dmo", "unknown command \"dmo\"; did you mean demo?"),
         ("pause --tll 1s", "unknown option --tll; did you mean --ttl?"),
@@ -238,6 +238,40 @@ fn wrong_arguments_are_told_with_the_remedy() {
         assert!(error.contains(expected), "{line}: {error}");
         assert!(!error.contains(char::is_control), "{error:?}");
     }
+}
+
+#[test]
+fn the_fleet_has_words_of_its_own() {
+    for (line, client, arguments) in [
+        ("resume --fleet deploy", Client::Resume, &["deploy"][..]),
+        ("resume --fleet --name deploy", Client::Resume, &[]),
+        ("fleet forget web-17", Client::Fleet, &["forget", "web-17"]),
+        ("status --fleet --json", Client::Status, &[]),
+        ("pause --fleet --without a,b", Client::Pause, &[]),
+    ] {
+        let invocation = read(line).expect(line);
+        assert_eq!(invocation.command, Command::Client(client), "{line}");
+        assert_eq!(invocation.arguments, arguments, "{line}");
+        assert_eq!(invocation.is_of_fleet(), line.contains("--fleet"), "{line}");
+    }
+    for (line, expected) in [
+        ("resume deploy", "unexpected argument \"deploy\"; remove it"),
+        ("resume --fleet a b", "unexpected argument \"b\"; remove it"),
+        ("fleet", "fleet: name what to do: tcpause fleet forget HOST"),
+        ("fleet forget", "fleet forget: name a host"),
+        ("fleet forget a b", "unexpected argument \"b\"; remove it"),
+        (
+            "fleet status",
+            "fleet: \"status\" is not known; write fleet forget HOST, or status --fleet",
+        ),
+        ("exec --if-lost stop x", "--if-lost: \"stop\" is not known; write keep or kill"),
+        ("exec --without", "--without needs a value: --without HOSTS"),
+    ] {
+        let error = read(line).expect_err(line);
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+    let exec = |line: &str| read(line).unwrap().given("ttl").map(str::to_owned);
+    assert_eq!((exec("exec x"), exec("exec --ttl 10s x")), (None, Some("10s".to_owned())));
 }
 
 #[test]

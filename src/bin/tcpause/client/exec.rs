@@ -19,23 +19,29 @@ use rustix::{
     io::retry_on_intr,
     process::{Pid, Signal, WaitId, WaitIdOptions, getpgid, getpgrp, kill_process, waitid},
 };
+use serde_json::Value;
 use signal_hook::{
     consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     flag,
     iterator::{SignalsInfo, exfiltrator::origin::WithOrigin},
     low_level::siginfo::{Cause, Origin},
 };
-use tcpause::Error;
+use tcpause::{Error, parse_duration};
 
 use super::{
     Answer, Api, Failure, Idle, StillPaused, duration,
     http::{ANSWER_TIMEOUT, Connection, Ending, target},
-    parameters, program,
+    parameters, pause_path, program,
 };
 use crate::{cli::Invocation, tell};
 
-/// Longest reason that the API takes.
+/// Longest reason that the API takes, and that a fleet does.
 const REASON_BYTES_MAX: usize = 200;
+const FLEET_REASON_BYTES_MAX: usize = 100;
+/// Longest name of a pause of a fleet.
+const FLEET_NAME_BYTES_MAX: usize = 58;
+/// Time to live of a pause of a fleet, if the command line names none.
+const FLEET_TTL_DEFAULT: &str = "15s";
 /// Number of renewals within the time to live of a lease.
 const RENEWALS_PER_TTL: u32 = 3;
 /// Shortest time between two renewals.
@@ -62,7 +68,8 @@ pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure
         (Ok(0), Err(failure)) => return Err(failure),
         (_, Err(failure)) => tell(failure.told().1),
         (Ok(code), Ok(())) => {
-            let (paused, still) = (exec.paused.as_secs_f64(), StillPaused::now(&exec.api));
+            let still = StillPaused::now(&exec.api).without(&exec.lease);
+            let paused = exec.paused.as_secs_f64();
             tell(format!("paused for {paused:.1}s{idle}; the command ended with {code}{still}"));
         }
         (Err(_), Ok(())) => {}
@@ -76,6 +83,8 @@ enum Event {
     Connected(Arc<Connection>),
     /// The API has answered, or cannot be asked.
     Answered(Result<Answer, Failure>),
+    /// It is not certain any more that the pause holds, or it is again.
+    Lost(bool),
     /// The pause has ended.
     Ended(End),
     /// This process was sent a signal.
@@ -94,19 +103,23 @@ enum End {
 }
 
 impl End {
-    /// Returns the line about an end that comes before the command's.
+    /// Returns the clause about an end that comes before the command's.
     fn early(self) -> &'static str {
         match self {
             Self::Lifted => {
-                "the pause has ended before the command: it was lifted, or not renewed in time; the command goes on"
+                "the pause has ended before the command: it was lifted, or not renewed in time"
             }
-            Self::ProxyGone => "the proxy has gone away; the command goes on",
+            Self::ProxyGone => "the proxy has gone away",
         }
     }
 }
 
 struct Exec {
     api: Api,
+    /// Name of a lease that ends only a moment after the pause.
+    lease: String,
+    /// True if the command is ended once it is not certain that the pause holds.
+    kills_if_lost: bool,
     renewal: Duration,
     /// Time of the next renewal.
     due: Instant,
@@ -122,8 +135,11 @@ struct Exec {
 impl Exec {
     /// Listens to signals and asks for the pause.
     fn start(api: Api, invocation: &Invocation) -> Result<Self, Failure> {
-        const PARAMETERS: [&str; 6] = ["ttl", "wait", "on-timeout", "mode", "drain", "half-closed"];
+        const PARAMETERS: [&str; 6] =
+            ["wait", "on-timeout", "mode", "drain", "half-closed", "without"];
 
+        let (path, more) = pause_path(invocation)?;
+        let is_of_fleet = invocation.is_of_fleet();
         // An inherited "ignore" of SIGCHLD would discard the command's exit code; a handler replaces it.
         flag::register(SIGCHLD, Arc::default()).map_err(|error| cannot_listen(&error))?;
         let (sender, events) = unbounded();
@@ -136,23 +152,28 @@ impl Exec {
                 drop(signalled.send(Event::Signal(signal)));
             }
         })?;
-        let name = invocation
-            .asked("name")
-            .map_or_else(|| format!("exec-{}", std::process::id()), str::to_owned);
+        let name = invocation.asked("name").map_or_else(|| own_name(is_of_fleet), str::to_owned);
+        let reason_max = if is_of_fleet { FLEET_REASON_BYTES_MAX } else { REASON_BYTES_MAX };
         let reason = invocation
             .asked("reason")
-            .map_or_else(|| reason_of(&invocation.program), str::to_owned);
-        let mut all = vec![("while", "connected"), ("name", &*name), ("reason", &*reason)];
+            .map_or_else(|| reason_of(&invocation.program, reason_max), str::to_owned);
+        let ttl = match invocation.given("ttl") {
+            None if is_of_fleet => FLEET_TTL_DEFAULT,
+            _ => invocation.asked("ttl").unwrap_or_default(),
+        };
+        let renewal = (parse_duration(ttl).unwrap_or_default() / RENEWALS_PER_TTL).max(RENEWAL_MIN);
+        let mut all =
+            vec![("while", "connected"), ("name", &*name), ("reason", &*reason), ("ttl", ttl)];
         all.extend(parameters(invocation, &PARAMETERS));
-        let request = target("/paused", &all);
-        let wait = duration(invocation, "wait");
+        let request = target(path, &all);
+        let wait = duration(invocation, "wait").map(|wait| wait.saturating_add(more));
         let (talking, sees) = (api.clone(), sender.clone());
         spawn("control", "asks the control API", move || talk(&talking, &request, wait, &sees))?;
-        let ttl = duration(invocation, "ttl").unwrap_or_default();
-        let renewal = (ttl / RENEWALS_PER_TTL).max(RENEWAL_MIN);
         let begun = Instant::now();
         Ok(Self {
             api,
+            lease: if is_of_fleet { format!("fleet/{name}") } else { String::new() },
+            kills_if_lost: invocation.asked("if-lost") == Some("kill"),
             renewal,
             due: begun + renewal,
             connection: None,
@@ -201,7 +222,7 @@ impl Exec {
                         "interrupted while waiting; the pause is undone and the command was not run",
                     ));
                 }
-                Event::Ended(_) | Event::Exited => {}
+                Event::Lost(_) | Event::Ended(_) | Event::Exited => {}
             }
         }
     }
@@ -246,12 +267,27 @@ impl Exec {
                     }
                     insistence.check(Instant::now(), origin.signal)?;
                 }
+                Event::Lost(true) => self.note_loss(
+                    pid,
+                    "it is not certain any more that all hosts are paused, as etcd is not reached",
+                ),
+                Event::Lost(false) => tell("all hosts are paused, as etcd is reached again"),
                 Event::Ended(end) => {
                     self.note_end(end);
-                    tell(end.early());
+                    self.note_loss(pid, end.early());
                 }
                 Event::Connected(_) | Event::Answered(_) => {}
             }
+        }
+    }
+
+    /// Tells that the command may run without the pause, and ends it if that was asked for.
+    fn note_loss(&self, pid: Pid, clause: &str) {
+        if self.kills_if_lost {
+            tell(format!("{clause}; the command is sent SIGTERM"));
+            pass_on(pid, SIGTERM);
+        } else {
+            tell(format!("{clause}; the command goes on"));
         }
     }
 
@@ -343,7 +379,12 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
     drop(events.send(Event::Answered(answer)));
     // Without a pause, there is no end to wait for.
     let Some(connection) = connection else { return };
-    connection.wait_for_end();
+    connection.lines_to_end(|line| {
+        let line = serde_json::from_slice::<Value>(line).unwrap_or_default();
+        if let Some(is_lost) = line.get("lost").and_then(Value::as_bool) {
+            drop(events.send(Event::Lost(is_lost)));
+        }
+    });
     let is_there = api.ask("GET", "/paused", None).is_ok();
     drop(events.send(Event::Ended(if is_there { End::Lifted } else { End::ProxyGone })));
 }
@@ -372,13 +413,27 @@ fn exit_code(child: &mut Child) -> Result<u8, Failure> {
     Ok(code(status).and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
 }
 
-/// Returns the command line as a reason: cut to the longest one that the API takes, and without characters that it refuses.
-fn reason_of(program: &[OsString]) -> String {
+/// Returns the name of a pause that the command line does not name. In a fleet, processes of other hosts have the same number.
+fn own_name(is_of_fleet: bool) -> String {
+    let number = format!("-{}", std::process::id());
+    if !is_of_fleet {
+        return format!("exec{number}");
+    }
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy();
+    let is_shown = |letter: &char| letter.is_ascii_alphanumeric() || ".-_".contains(*letter);
+    let length = FLEET_NAME_BYTES_MAX - "exec-".len() - number.len();
+    let host: String = host.chars().filter(is_shown).take(length).collect();
+    format!("exec-{host}{number}")
+}
+
+/// Returns the command line as a reason: cut to the longest one, and without characters that the API refuses.
+fn reason_of(program: &[OsString], bytes_max: usize) -> String {
     let words: Vec<_> = program.iter().map(|word| word.to_string_lossy()).collect();
     let is_shown =
         |letter: char| matches!(letter, '"' | '\'' | '\\') || letter.escape_debug().eq([letter]);
     let mut reason = words.join(" ").replace(|letter| !is_shown(letter), " ");
-    let end = (0..=REASON_BYTES_MAX).rev().find(|&index| reason.is_char_boundary(index));
+    let end = (0..=bytes_max).rev().find(|&index| reason.is_char_boundary(index));
     reason.truncate(end.unwrap_or_default());
     reason
 }
@@ -432,8 +487,9 @@ mod tests {
 
     #[test]
     fn a_reason_is_short_and_can_be_shown() {
-        let reason =
-            |words: &[&str]| reason_of(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        let reason = |words: &[&str]| {
+            reason_of(&words.iter().map(OsString::from).collect::<Vec<_>>(), REASON_BYTES_MAX)
+        };
         assert_eq!(reason(&["sh", "-c", "a\t'\u{e4}'\n\u{202e}\\"]), "sh -c a '\u{e4}'  \\");
         assert_eq!(reason(&[""]), "");
         // A character of two bytes is not cut in half.

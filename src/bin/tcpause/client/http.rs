@@ -207,9 +207,17 @@ impl Connection {
         let _ = shutdown(&self.0, Shutdown::Write);
     }
 
-    /// Waits until the connection ends, and discards the bytes until then.
-    pub(super) fn wait_for_end(&self) {
-        while self.receive(&mut Vec::new(), None).is_ok_and(|count| count > 0) {}
+    /// Waits until the connection ends. Hands each line on that comes until then; one that is too long ends it, too.
+    pub(super) fn lines_to_end(&self, mut take: impl FnMut(&[u8])) {
+        let mut bytes = Vec::new();
+        while bytes.len() < ANSWER_BYTES_MAX
+            && self.receive(&mut bytes, None).is_ok_and(|count| count > 0)
+        {
+            while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+                take(bytes.get(..end).unwrap_or_default());
+                bytes.drain(..=end);
+            }
+        }
     }
 
     /// Appends the next bytes and returns their number. Zero is the end of the stream; the error `AGAIN` is the deadline.

@@ -2,6 +2,7 @@
 
 mod connections;
 mod exec;
+mod fleet;
 mod http;
 mod program;
 mod screen;
@@ -31,8 +32,11 @@ pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, F
     let api = Api::new(address(invocation)?);
     match client {
         Client::Pause => pause(&api, invocation),
+        Client::Resume if invocation.is_of_fleet() => fleet::resume(&api, invocation),
         Client::Resume => resume(&api, invocation),
+        Client::Status if invocation.is_of_fleet() => fleet::show(&api, invocation),
         Client::Status => status::show(&api, invocation),
+        Client::Fleet => fleet::forget(&api, invocation),
         Client::Wait => wait(&api, invocation),
         Client::Exec => exec::run(api, invocation),
         Client::Upgrade => upgrade::run(&api, invocation),
@@ -50,6 +54,11 @@ const EXIT_NOT_NOW: u8 = 75;
 
 /// The remedy for a pause that is not idle in time.
 const NOT_IDLE_REMEDY: &str = "see --wait, --drain and --on-timeout kill";
+/// The same for one of the fleet.
+const HOSTS_LEFT_REMEDY: &str = "see --wait, --on-timeout kill, --without and fleet forget";
+
+/// Time beyond all others that a fleet has for an answer, as etcd is asked for it.
+const FLEET_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Failure of a command, as one line with the remedy.
 #[derive(Debug)]
@@ -86,6 +95,13 @@ impl Failure {
         };
         // After a wait in vain, the answer counts the connections that were left.
         let sentence = not_idle(&body).unwrap_or_else(|| for_operators(sentence));
+        // Refusals of a fleet have a kind.
+        match body.get("kind").and_then(Value::as_str) {
+            Some("unreachable") => return Self::Unreachable(sentence),
+            Some("denied") => return Self::Other(sentence),
+            Some("unknown") => return Self::NotNow(sentence),
+            _ => {}
+        }
         match answer.status {
             409 | 502..=504 => Self::NotNow(sentence),
             400..=499 => Self::Usage(sentence),
@@ -105,6 +121,11 @@ impl From<Error> for Failure {
 
 /// Returns the line about a wait for idle that was in vain; `None` if the answer is of another kind.
 fn not_idle(body: &Value) -> Option<String> {
+    if let Some(left) = fleet::hosts_left(body) {
+        let is_kept = body.get("paused") == Some(&Value::Bool(true));
+        let fate = if is_kept { "they stay paused" } else { "the pause is undone" };
+        return Some(format!("not idle in time, {left}; {fate}; {HOSTS_LEFT_REMEDY}"));
+    }
     let active = body.get("active")?;
     let oldest = body.get("oldest_seconds").and_then(Value::as_f64);
     let listed: Vec<&str> = body
@@ -211,16 +232,17 @@ fn duration(invocation: &Invocation, name: &str) -> Option<Duration> {
 }
 
 fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
-    const PARAMETERS: [&str; 8] =
-        ["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "half-closed"];
+    const PARAMETERS: [&str; 9] =
+        ["name", "reason", "ttl", "mode", "wait", "on-timeout", "drain", "half-closed", "without"];
 
     if invocation.asked("on-timeout").is_some() && invocation.asked("wait").is_none() {
         let text = "--on-timeout: it says how --wait ends: add one such as --wait 30s";
         return Err(Failure::Usage(text.to_owned()));
     }
     let wait = duration(invocation, "wait").unwrap_or_default();
-    let target = http::target("/paused", &parameters(invocation, &PARAMETERS));
-    let answer = api.ask("PUT", &target, Some(wait))?;
+    let (path, more) = pause_path(invocation)?;
+    let target = http::target(path, &parameters(invocation, &PARAMETERS));
+    let answer = api.ask("PUT", &target, Some(wait.saturating_add(more)))?;
     if answer.status != 201 {
         return Err(Failure::refused(api, &answer));
     }
@@ -228,10 +250,29 @@ fn pause(api: &Api, invocation: &Invocation) -> Result<ExitCode, Failure> {
         answer.check_idle()?;
     }
     let name = invocation.asked("name").unwrap_or("default");
+    if invocation.is_of_fleet() {
+        let ttl = invocation.asked("ttl").unwrap_or("10m at most");
+        return Ok(print(&format!(
+            "paused: {name} on all hosts, for {ttl}{}\n",
+            Idle::of(&answer)
+        ))?);
+    }
     // Without --ttl, the proxy may have set pause.max-ttl as the end.
     let ttl = invocation.asked("ttl").map(str::to_owned).or_else(|| status::time_left(api, name));
     let lasts = ttl.map_or_else(|| "until a resume".to_owned(), |ttl| format!("for {ttl}"));
     Ok(print(&format!("paused: {name}, {lasts}{}\n", Idle::of(&answer)))?)
+}
+
+/// Returns the path of a pause, and the time beyond its wait that an answer may take.
+fn pause_path(invocation: &Invocation) -> Result<(&'static str, Duration), Failure> {
+    match (invocation.is_of_fleet(), invocation.asked("without")) {
+        (true, _) => Ok(("/fleet/paused", FLEET_TIMEOUT)),
+        (false, None) => Ok(("/paused", Duration::ZERO)),
+        (false, Some(_)) => {
+            let text = "--without: it leaves out hosts of a fleet: add --fleet";
+            Err(Failure::Usage(text.to_owned()))
+        }
+    }
 }
 
 /// Result of a pause with a wait, as the end of a line.
@@ -295,6 +336,12 @@ struct StillPaused(Vec<String>);
 impl StillPaused {
     fn now(api: &Api) -> Self {
         Self(status::pauses(api).unwrap_or_default())
+    }
+
+    /// Leaves out a pause that ends at this moment.
+    fn without(mut self, name: &str) -> Self {
+        self.0.retain(|pause| pause != name);
+        self
     }
 }
 
