@@ -77,7 +77,7 @@ pub use config::{
 #[doc(hidden)]
 pub use config::{settings, suggest};
 pub use error::Error;
-pub use handle::{Handle, LeaseStatus, Status};
+pub use handle::{Handle, LeaseStatus, MemberStatus, Status};
 pub use handover::upgrades::LastUpgrade;
 #[doc(hidden)]
 pub use log_limit::LOG_LINES_DROPPED;

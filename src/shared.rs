@@ -58,7 +58,6 @@ pub(crate) struct Shared {
     pub(crate) upgrade_requests: UpgradeRequests,
     pub(crate) upgrades: Upgrades,
     /// Empty where the proxy is in no fleet.
-    #[allow(dead_code, reason = "the thread of the fleet and the status follow")]
     pub(crate) fleet: FleetView,
 }
 

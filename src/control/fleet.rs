@@ -11,7 +11,10 @@ use super::{
 use crate::{
     config::{FleetName, duration::format_duration},
     fleet::{Fleet, Refusal, RefusalKind, WaitingFor, Wanted},
-    pause::leases::mode_name,
+    pause::{
+        fleet::{LOST, STARTING},
+        leases::mode_name,
+    },
 };
 
 /// Begin of the paths of these requests.
@@ -89,6 +92,10 @@ impl FleetRequest {
                 let text = format!("it has {bytes} bytes; a fleet takes {most} at most");
                 return Err(wrong(parameter, &text));
             }
+        }
+        if [STARTING, LOST].contains(&pause.name.as_str()) {
+            let text = format!("{:?} is a pause of a host by itself; choose another", pause.name);
+            return Err(wrong("name", &text));
         }
         if pause.ttl.is_some_and(|ttl| ttl < TTL_MIN) {
             let text = "a pause of a fleet lasts for 5s at least, as etcd has to keep up with it";

@@ -9,7 +9,7 @@ const TYPE: &str = "text/html; charset=utf-8";
 /// the file.
 const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-yliztjusez4VbsJ7WIG+prHsrUhAtY2MxJB3M8E+HGw='; \
-    script-src 'sha256-yJSMrXA7ZBh61xZ00h9QdDstloqkvrpLxulqc90l/Dg='; \
+    script-src 'sha256-XUWJUQPixOcxZMSGzPgENeCFUKMOzp7RLUvJoOMEo0Y='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Place for the address of the control API, where the page was not reached by it.

@@ -4,7 +4,7 @@ use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::table::Table;
+use super::table::{Table, time_of_day};
 use crate::pause::WaitState;
 
 /// Fleet that this proxy is a member of. Clones act on the same one.
@@ -104,6 +104,58 @@ pub(crate) enum RefusalKind {
     HasSession,
     /// There is no such host.
     Unknown,
+}
+
+impl Refusal {
+    /// Refuses a pause whose name is taken, since so many seconds after 1970.
+    pub(crate) fn taken(name: &str, by: &str, began: u64) -> Self {
+        let since = time_of_day(began);
+        Self::new(
+            RefusalKind::Taken,
+            format!(
+                "There is a pause {name:?} of the fleet, by {by}, since {since}: wait for its end, or use another name."
+            ),
+        )
+    }
+
+    /// Refuses one pause too many.
+    pub(crate) fn too_many() -> Self {
+        let text =
+            "The fleet has as many pauses as a host can keep: end some, or use one of their names.";
+        Self::new(RefusalKind::Taken, text.to_owned())
+    }
+
+    /// Refuses what etcd has not answered to, for this reason.
+    pub(crate) fn unreachable(why: &str) -> Self {
+        let text = format!("etcd cannot be reached: {why}. Whatever is paused stays paused.");
+        Self::new(RefusalKind::Unreachable, text)
+    }
+
+    /// Refuses what etcd refuses, for this reason.
+    pub(crate) fn denied(why: &str) -> Self {
+        Self::new(RefusalKind::Denied, format!("etcd refuses this host: {why}."))
+    }
+
+    /// Refuses what etcd has no room for, for this reason.
+    pub(crate) fn full(why: &str) -> Self {
+        Self::new(RefusalKind::Full, format!("etcd takes no more data: {why}."))
+    }
+
+    /// Refuses to forget a host that counts.
+    pub(crate) fn has_session(host: &str) -> Self {
+        let text = format!("The host {host} is there: stop its tcpause before it is forgotten.");
+        Self::new(RefusalKind::HasSession, text)
+    }
+
+    /// Refuses to forget a host that is not there.
+    pub(crate) fn unknown(host: &str) -> Self {
+        let text = format!("There is no host {host:?} in the fleet: GET /fleet/status lists them.");
+        Self::new(RefusalKind::Unknown, text)
+    }
+
+    fn new(kind: RefusalKind, text: String) -> Self {
+        Self { kind, text }
+    }
 }
 
 impl Fleet {

@@ -9,9 +9,6 @@ pub(crate) use crate::config::OnDisconnect;
 /// Most bytes of a value.
 pub(crate) const VALUE_BYTES_MAX: usize = 400;
 
-/// Begin of the names of leases that the fleet keeps in the ledger of a proxy.
-pub(crate) const LEASE_PREFIX: &str = "fleet/";
-
 /// Names of a fleet's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeySpace {

@@ -11,6 +11,7 @@ use super::{
     keys::{MemberRecord, OnDisconnect, Record, State},
     store::Revision,
 };
+use crate::timestamp::Rfc3339;
 
 /// Pauses and hosts of a fleet at one revision.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -30,8 +31,8 @@ pub(crate) struct PauseRow {
     pub(crate) by: Option<String>,
     /// Reason given by the caller; null without one, and at `monitor.addr`.
     pub(crate) reason: Option<String>,
-    /// Time for which the host that was asked has known it.
-    pub(crate) since_seconds: Option<f64>,
+    /// Time of day at its coordinator when it began, in RFC 3339.
+    pub(crate) since: Option<String>,
     /// True if a host looks after it; without one it ends soon.
     pub(crate) has_holder: bool,
 }
@@ -115,17 +116,12 @@ impl Table {
 
 impl PauseRow {
     /// Makes the row of a pause.
-    pub(crate) fn new(
-        name: &str,
-        record: &Record,
-        has_holder: bool,
-        age: Option<Duration>,
-    ) -> Self {
+    pub(crate) fn new(name: &str, record: &Record, has_holder: bool) -> Self {
         Self {
             name: name.to_owned(),
             by: Some(record.by.clone()),
             reason: record.reason.clone(),
-            since_seconds: age.map(seconds),
+            since: (record.began > 0).then(|| time_of_day(record.began)),
             has_holder,
         }
     }
@@ -196,6 +192,11 @@ pub(crate) fn carries(state: &State) -> String {
     }
 }
 
+/// Returns the time of day so many seconds after 1970 in RFC 3339.
+pub(super) fn time_of_day(seconds: u64) -> String {
+    Rfc3339::of_unix_time(Duration::from_secs(seconds)).to_string()
+}
+
 /// Rounds a time to milliseconds, so that JSON shows no more digits.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1_000.0).round() / 1_000.0
@@ -209,6 +210,7 @@ mod tests {
         Record {
             id: id.to_owned(),
             by: "uid 0, pid 12 on web-1".to_owned(),
+            began: 1_709_164_800,
             reason: Some("fail over".to_owned()),
             mode: None,
             drain: None,
@@ -294,12 +296,12 @@ mod tests {
         ];
         let rows =
             rows.map(|(host, state)| HostRow::new(host, None, state.as_ref(), &pauses, None));
-        let pause = PauseRow::new("a", &record("1"), true, Some(Duration::from_micros(1_234_567)));
+        let pause = PauseRow::new("a", &record("1"), true);
         let table = Table::new("default".to_owned(), vec![pause], rows.into());
         let hosts: Vec<&str> = table.hosts.iter().map(|row| &*row.host).collect();
         assert_eq!(hosts, ["y", "z", "b", "a", "c", "d", "e"]);
         let json = serde_json::to_value(&table).unwrap();
-        assert_eq!(json["pauses"][0]["since_seconds"], 1.235);
+        assert_eq!(json["pauses"][0]["since"], "2024-02-29T00:00:00.000Z");
         assert_eq!(json["hosts"][0]["state"], "lost");
         let json = serde_json::to_string(&table.without_callers()).unwrap();
         assert!(!json.contains("pid 12") && !json.contains("fail over"), "{json}");

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::keys::{LEASE_PREFIX, Record};
+use super::keys::Record;
 use crate::{
     config::{HalfClosed, duration::parse_duration, suggest::nearest},
     pause::{
         gate::Mode,
-        leases::{Quiet, Terms, mode_name},
+        leases::{FLEET_PREFIX, Quiet, Terms, mode_name},
     },
 };
 
@@ -26,7 +26,7 @@ pub(crate) fn terms(
     let found = modes.into_iter().find(|mode| record.mode.as_deref() == Some(mode_name(*mode)));
     let word = |treatment: &HalfClosed| record.half_closed.as_deref() == Some(treatment.word());
     Terms {
-        name: format!("{LEASE_PREFIX}{name}"),
+        name: format!("{FLEET_PREFIX}{name}"),
         reason: record.reason.clone(),
         by: record.by.clone(),
         mode: found.unwrap_or(mode),

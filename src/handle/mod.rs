@@ -11,7 +11,7 @@ use std::{
 };
 
 pub(crate) use metrics::Metrics;
-pub use status::{LeaseStatus, Status};
+pub use status::{LeaseStatus, MemberStatus, Status};
 
 use crate::{
     config::address::Address,

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::duration::format_duration,
+    fleet_view::FleetStatus,
     handover::upgrades::{LastUpgrade, UpgradesWords},
     pause::{
         gate::Mode,
-        leases::{Lease, Quiet, mode_name},
+        leases::{FLEET_PREFIX, Lease, Quiet, mode_name},
     },
     shared::{Phase, Shared},
     stats::{Count, Counters, cause::CloseCause},
@@ -124,6 +125,32 @@ pub struct Status {
     /// Last upgrade, or last attempt at one; null before.
     #[serde(default)]
     pub last_upgrade: Option<LastUpgrade>,
+    /// The fleet, as this proxy knows it; null without one.
+    #[serde(default)]
+    pub fleet: Option<MemberStatus>,
+}
+
+/// The fleet as one of its members knows it, as `GET /status` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Name of the fleet.
+    pub name: String,
+    /// Name of this host in it.
+    pub host: String,
+    /// True while etcd answers.
+    pub connected: bool,
+    /// Seconds since the last answer of etcd; null before the first one.
+    pub last_contact_seconds: Option<f64>,
+    /// Treatment of clients while etcd cannot be reached: `serve` or `hold`.
+    pub policy: String,
+    /// Hosts of the fleet, as far as they are known.
+    pub members: u64,
+    /// Those without a session, which may carry all the same.
+    pub lost: u64,
+    /// Rounds that have failed since the start.
+    pub rounds_failed: u64,
+    /// Names of the pauses that this host looks after.
+    pub coordinating: Vec<String>,
 }
 
 /// One of the pauses that hold, as `GET /status` shows it.
@@ -149,6 +176,9 @@ pub struct LeaseStatus {
     /// Treatment of held clients that have ended their stream: `serve` or `drop`.
     #[serde(default)]
     pub half_closed: String,
+    /// True for a pause of the fleet.
+    #[serde(default)]
+    pub fleet: bool,
 }
 
 impl Status {
@@ -207,6 +237,7 @@ impl Status {
             closed: CloseCause::ALL.map(|cause| (cause.word().to_owned(), closed(cause))).into(),
             upgrades,
             last_upgrade,
+            fleet: shared.fleet.read().map(MemberStatus::new),
         };
         status.state = status.describe(shared, paused_since.map(|since| since.at), now);
         status
@@ -248,6 +279,34 @@ impl Status {
     }
 }
 
+impl MemberStatus {
+    fn new(status: FleetStatus) -> Self {
+        let FleetStatus {
+            name,
+            host,
+            connected,
+            last_contact,
+            on_disconnect: policy,
+            members,
+            lost,
+            rounds_failed,
+            coordinating,
+        } = status;
+        let last_contact_seconds = last_contact.map(seconds);
+        Self {
+            name,
+            host,
+            connected,
+            last_contact_seconds,
+            policy,
+            members,
+            lost,
+            rounds_failed,
+            coordinating,
+        }
+    }
+}
+
 impl LeaseStatus {
     fn new(lease: &Lease, now: Instant) -> Self {
         let (terms, ends) = (&lease.terms, lease.ends);
@@ -261,6 +320,7 @@ impl LeaseStatus {
             drain_quiet_seconds: terms.quiet.map(|quiet| seconds(quiet.time())),
             drain_postgres: terms.quiet.is_some_and(Quiet::is_postgres),
             half_closed: terms.half_closed.word().to_owned(),
+            fleet: terms.name.starts_with(FLEET_PREFIX),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::{Family, Samples, Snapshot};
+use crate::handle::MemberStatus;
 
 type Write = fn(&Snapshot, &mut Samples<'_>) -> fmt::Result;
 
@@ -16,6 +17,11 @@ const fn counter(name: &'static str, help: &'static str, write: Write) -> Family
 
 const fn histogram(name: &'static str, help: &'static str, write: Write) -> Family {
     Family { name, kind: "histogram", help, write }
+}
+
+/// Returns the fleet, if there is one.
+fn fleet(snapshot: &Snapshot) -> Option<&MemberStatus> {
+    snapshot.metrics.status.fleet.as_ref()
 }
 
 /// Every metric, in the order of the answer.
@@ -163,6 +169,30 @@ pub(super) static FAMILIES: &[Family] = &[
         let (succeeded, failed) = it.metrics.upgrades;
         out.by("result", [("succeeded", succeeded), ("failed", failed)])
     }),
+    gauge(
+        "tcpause_fleet_connected",
+        "1 while etcd answers, else 0; absent without a fleet, as all of the fleet are.",
+        |it, out| out.optional(fleet(it).map(|fleet| u8::from(fleet.connected))),
+    ),
+    gauge("tcpause_fleet_contact_age_seconds", "Time since the last answer of etcd.", |it, out| {
+        out.optional(fleet(it).and_then(|fleet| fleet.last_contact_seconds))
+    }),
+    gauge("tcpause_fleet_members", "Hosts of the fleet.", |it, out| {
+        out.optional(fleet(it).map(|fleet| fleet.members))
+    }),
+    gauge("tcpause_fleet_members_lost", "Hosts of the fleet without a session.", |it, out| {
+        out.optional(fleet(it).map(|fleet| fleet.lost))
+    }),
+    gauge(
+        "tcpause_fleet_coordinated_pauses",
+        "Pauses of the fleet that this host looks after.",
+        |it, out| out.optional(fleet(it).map(|fleet| fleet.coordinating.len())),
+    ),
+    counter(
+        "tcpause_fleet_rounds_failed_total",
+        "Rounds of this host that etcd has not answered.",
+        |it, out| out.optional(fleet(it).map(|fleet| fleet.rounds_failed)),
+    ),
     gauge("tcpause_pipes", "Pipes that bytes are spliced through.", |it, out| {
         let (used, free, _) = it.metrics.pipes;
         out.by("state", [("free", free), ("used", used)])

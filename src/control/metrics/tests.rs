@@ -3,19 +3,35 @@
 use std::{collections::BTreeSet, env, fs};
 
 use super::*;
+use crate::handle::MemberStatus;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bin/tcpause/help/monitoring.md");
 const ALERTS: &str = include_str!("../../bin/tcpause/alerts.yml");
 
-/// Returns the metrics of a proxy that is paused, so that no family is absent.
+/// Returns the metrics of a proxy that is paused and in a fleet, so that no family is absent.
 fn text() -> String {
     let handle = crate::control::tests::handle();
     handle.pause();
     let source = Source::new();
     let mut snapshot = source.look(&handle);
     snapshot.metrics.resume_expected = Some(2e9);
+    snapshot.metrics.status.fleet = Some(member());
     snapshot.metrics.busy = vec![Duration::from_millis(1); 2];
     snapshot.to_text().unwrap()
+}
+
+fn member() -> MemberStatus {
+    MemberStatus {
+        name: "shop".to_owned(),
+        host: "web-1".to_owned(),
+        connected: true,
+        last_contact_seconds: Some(1.25),
+        policy: "serve".to_owned(),
+        members: 24,
+        lost: 2,
+        rounds_failed: 3,
+        coordinating: vec!["deploy".to_owned()],
+    }
 }
 
 /// Returns the sample lines of a family.
@@ -109,6 +125,7 @@ fn what_does_not_hold_now_is_absent() {
     let running = text(&handle);
     assert!(running.contains("\ntcpause_paused 0\n"));
     assert!(!timestamps.iter().any(|name| running.contains(name)), "{running}");
+    assert!(!running.contains("tcpause_fleet_"), "it is in none: {running}");
     handle.pause();
     let paused = text(&handle);
     assert!(paused.contains("\ntcpause_paused 1\n"));

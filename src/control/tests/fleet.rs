@@ -76,11 +76,14 @@ impl Played {
 
 impl Fleets for Played {
     fn pause(&self, wanted: Wanted, request_id: u64, is_bound: bool) -> Result<(), Refusal> {
-        let name = wanted.name.clone();
-        let begins = self.lock().begins.unwrap_or(WaitState::Idle);
-        self.lock().wanted.push(wanted);
-        self.note(format!("pause {name} {is_bound}"))?;
-        self.lock().waits.insert(request_id, begins);
+        let mut play = self.lock();
+        let begins = play.begins.unwrap_or(WaitState::Idle);
+        play.done.push(format!("pause {} {is_bound}", wanted.name));
+        play.wanted.push(wanted);
+        if let Some(refusal) = &play.refusal {
+            return Err(refusal.clone());
+        }
+        play.waits.insert(request_id, begins);
         Ok(())
     }
 
@@ -218,6 +221,7 @@ fn what_is_wrong_is_told_before_anybody_is_asked() {
     for (line, part) in [
         ("PUT /fleet/paused?withot=a", "did you mean without?"),
         ("PUT /fleet/paused?without=a%20b", "The parameter \"without\": \"a b\" is not a name"),
+        ("PUT /fleet/paused?name=lost", "is a pause of a host by itself; choose another"),
         ("PUT /fleet/paused?ttl=4s", "lasts for 5s at least"),
         ("PUT /fleet/paused?wait=1s&on-timeout=keep&while=connected", "use resume or kill"),
         ("PUT /fleet/paused?drain=2s", "quiet:2s"),

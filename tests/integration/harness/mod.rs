@@ -43,7 +43,7 @@ pub(crate) use upstream::{Session, Upstream, echo, record};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Commands that talk to a running proxy.
-pub(crate) const COMMANDS: [&str; 10] = [
+pub(crate) const COMMANDS: [&str; 11] = [
     "pause",
     "resume",
     "status",
@@ -52,6 +52,7 @@ pub(crate) const COMMANDS: [&str; 10] = [
     "connections",
     "kill",
     "switch",
+    "fleet",
     "upgrade",
     "reload",
 ];

@@ -21,8 +21,9 @@ macro_rules! topics {
 }
 
 /// Every page, in the order of the help and of the man page.
-pub(crate) static TOPICS: [Topic; 22] = topics![
+pub(crate) static TOPICS: [Topic; 23] = topics![
     "maintenance",
+    "many-hosts",
     "holding",
     "draining",
     "listing",

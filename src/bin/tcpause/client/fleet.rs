@@ -164,14 +164,16 @@ fn is_blocking(host: &Value) -> bool {
     host.get("why").is_some_and(Value::is_string)
 }
 
-/// Returns a pause as a line: its name, its caller, its age, and the fact that nobody looks after it.
+/// Returns a pause as a line: its name, its caller, its begin, and the fact that nobody looks after it.
 fn paused(pause: &Value) -> String {
     let by = match text(pause, "by").as_str() {
         "-" => String::new(),
         by => format!(" by {by}"),
     };
-    let since = pause.get("since_seconds").and_then(Value::as_f64);
-    let since = since.map_or_else(String::new, |since| format!(" for {}", age(since)));
+    let since = match text(pause, "since").as_str() {
+        "-" => String::new(),
+        since => format!(" since {since}"),
+    };
     let is_alone = pause.get("has_holder") == Some(&Value::Bool(false));
     let alone = if is_alone { ", ends soon: its host is gone" } else { "" };
     format!("{}{by}{since}{alone}", text(pause, "name"))
@@ -217,9 +219,9 @@ mod tests {
             "pauses": [
                 {
                     "name": "deploy", "by": "uid 0, pid 4711 on web-1", "reason": "fail over now",
-                    "since_seconds": 12.4, "has_holder": true,
+                    "since": "2026-11-24T11:45:35.000Z", "has_holder": true,
                 },
-                {"name": "old", "by": null, "reason": null, "since_seconds": null, "has_holder": false},
+                {"name": "old", "by": null, "reason": null, "since": null, "has_holder": false},
             ],
             "hosts": [
                 {
@@ -238,7 +240,7 @@ mod tests {
         });
         let expected = "\
 fleet   shop
-pause   deploy by uid 0, pid 4711 on web-1 for 12s
+pause   deploy by uid 0, pid 4711 on web-1 since 2026-11-24T11:45:35.000Z
         fail over now
 pause   old, ends soon: its host is gone
 hosts   3, those that block a pause are marked: 2

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use tcpause::{LeaseStatus, Status, format_duration};
+use tcpause::{LeaseStatus, MemberStatus, Status, format_duration};
 
 use super::upgrade::stall;
 use crate::logger::OneLine;
@@ -53,6 +53,7 @@ pub(super) fn table(status: &Status, before: Option<&Status>) -> String {
             ("process", format!("{}, {file}", status.pid)),
             ("upgrades", upgrades(status)),
         ]);
+        rows.extend(status.fleet.as_ref().map(|fleet| ("fleet", member(fleet))));
     }
     rows.push(("tcpause", format!("{}, up for {}", status.version, age(status.uptime_seconds))));
     rows.extend(status.leases.iter().map(|lease| ("pause", Pause(lease).to_string())));
@@ -103,6 +104,23 @@ fn upgrades(status: &Status) -> String {
             stall(last.stall_seconds.unwrap_or_default())
         ),
     }
+}
+
+/// Returns the fleet as a line, from the view of this host.
+fn member(fleet: &MemberStatus) -> String {
+    let contact = match fleet.last_contact_seconds {
+        Some(seconds) => format!("{} ago", age(seconds)),
+        None => "never".to_owned(),
+    };
+    let etcd = if fleet.connected { "reached" } else { "NOT reached, last" };
+    let coordinating = match fleet.coordinating.as_slice() {
+        [] => String::new(),
+        names => format!("; looks after {}", names.join(", ")),
+    };
+    format!(
+        "{} as {}, etcd {etcd} {contact}, without it: {}; {} hosts, {} lost{coordinating}",
+        fleet.name, fleet.host, fleet.policy, fleet.members, fleet.lost
+    )
 }
 
 /// Rates a second between two statuses.
@@ -293,6 +311,30 @@ mod tests {
         assert_eq!(
             row(serde_json::json!({"at": "then", "error": "it is too old"})),
             "2; one has failed at then: it is too old"
+        );
+    }
+
+    #[test]
+    fn the_fleet_is_told_by_one_of_its_hosts() {
+        let row = |fleet: serde_json::Value| {
+            let fleet = serde_json::from_value(fleet).unwrap();
+            let text = table(&Status { pid: 1, fleet, ..status(1.0, 0, 0) }, None);
+            text.lines().find_map(|line| line.strip_prefix("fleet       ")).map(str::to_owned)
+        };
+        assert_eq!(row(serde_json::Value::Null), None);
+        let fleet = |connected, contact: Option<f64>, coordinating: &[&str]| {
+            serde_json::json!({
+                "name": "shop", "host": "web-1", "connected": connected, "last_contact_seconds": contact,
+                "policy": "serve", "members": 24, "lost": 1, "rounds_failed": 3, "coordinating": coordinating,
+            })
+        };
+        assert_eq!(
+            row(fleet(true, Some(2.1), &["a", "b"])).unwrap(),
+            "shop as web-1, etcd reached 2s ago, without it: serve; 24 hosts, 1 lost; looks after a, b"
+        );
+        assert_eq!(
+            row(fleet(false, None, &[])).unwrap(),
+            "shop as web-1, etcd NOT reached, last never, without it: serve; 24 hosts, 1 lost"
         );
     }
 
