@@ -187,7 +187,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         .help("Further host names that requests to the API may carry, with commas between them")
         .more("IP addresses, localhost and this host's own name are always allowed; other names are refused, so that no web page can pause a service."),
     setting("monitor.addr", "ADDRESS", field!(monitor.addr))
-        .help("Address that answers GET of /, /status, /metrics and /ready alone; off if not set")
+        .help("Address that answers GET of /, /status, /metrics, /ready and /fleet/status; off if not set")
         .more("It tells neither reasons nor callers of pauses, and may listen beyond the loopback."),
     setting("monitor.mode", "MODE", field!(monitor.mode))
         .help("Mode of the socket file of --monitor-addr, as in 0660")

@@ -166,6 +166,22 @@ impl PendingPause {
         }
     }
 
+    /// Begins to end a pause of the fleet with its connection. Returns false for one of this proxy.
+    pub(super) fn begin_end(&mut self) -> bool {
+        let Pauser::Fleet(fleet) = &self.pauser else { return false };
+        fleet.end(self.caller.request_id, "its caller has gone");
+        self.is_owned = false;
+        true
+    }
+
+    /// Returns the hosts that are waited for; none for a pause of this proxy.
+    pub(super) fn waiting_for(&self) -> Vec<WaitingFor> {
+        match &self.pauser {
+            Pauser::Proxy(_) => Vec::new(),
+            Pauser::Fleet(fleet) => fleet.waiting_for(self.caller.request_id),
+        }
+    }
+
     /// Lets go of a pause whose connection is ended here. One of this proxy ends with it, if it has not ended yet.
     pub(super) fn let_go(self) {
         if let Pauser::Fleet(fleet) = &self.pauser {

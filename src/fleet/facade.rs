@@ -20,7 +20,7 @@ pub(crate) trait Fleets: fmt::Debug + Send + Sync {
     /// Returns the state of a request's wait until all hosts are idle.
     fn wait_state(&self, request_id: u64) -> WaitState;
 
-    /// Returns the hosts that a request still waits for.
+    /// Returns the hosts that a request still waits for; behind its end, those that have not resumed yet.
     fn waiting_for(&self, request_id: u64) -> Vec<WaitingFor>;
 
     /// Returns true while it cannot be proven that a request's pause holds, from one second before another host may end it.
@@ -35,7 +35,8 @@ pub(crate) trait Fleets: fmt::Debug + Send + Sync {
     /// Commits a request's pause, which goes on without its caller.
     fn commit(&self, request_id: u64);
 
-    /// Ends a request's pause, for this reason. Never blocks.
+    /// Ends a request's pause, for this reason. Never blocks: its state is `Ended` once the record is gone and the hosts have
+    /// had a moment to resume. Does nothing for a request that is not known.
     fn end(&self, request_id: u64, because: &str);
 
     /// Ends the pause of this name, whichever host it was asked at. Blocks for 2 s at most.

@@ -151,6 +151,8 @@ enum State {
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
     /// The answer is written; the pause lasts until the caller closes. It was told whether the pause is lost.
     ConnectionBound { told_lost: bool },
+    /// The caller has ended its pause of the fleet, and waits until it has ended on all hosts.
+    Ending,
     /// The answer is written; further bytes of the caller are discarded until it closes.
     Lingering { discarded: usize },
 }
@@ -291,6 +293,7 @@ impl ControlConn {
                 return Ok(());
             }
             State::Pausing { .. } => return self.time_out(handle),
+            State::Ending => return self.finish_end(),
             State::Switching { .. } => {
                 self.end_examination(context);
                 return Ok(());
@@ -322,6 +325,7 @@ impl ControlConn {
             State::AwaitingUpstream { .. } => self.await_upstream(context),
             State::Answering { .. } => self.write(&context.metrics),
             State::ConnectionBound { .. } => self.attend(context),
+            State::Ending => self.await_end(context),
             State::Lingering { discarded } => {
                 let count = read(&self.socket, &mut context.scratch)?;
                 if count == 0 || discarded > LINGER_BYTES_MAX {

@@ -1,6 +1,6 @@
 //! Callers whose pause waits for idle, or lasts as long as their connection.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::{
     io::{Errno, retry_on_intr},
@@ -17,6 +17,9 @@ use crate::{
     handle::Handle,
     pause::WaitState,
 };
+
+/// Longest wait for the end of a pause of the fleet: a request to etcd, and the hosts' resume.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 const HALF_CLOSED: HttpError = (
     400,
@@ -110,6 +113,11 @@ impl ControlConn {
     /// Keeps the pause until the caller's end of stream, or until it ends otherwise.
     pub(super) fn attend(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
         if let Err(halt) = self.hear(context).and_then(|()| self.tell_lost()) {
+            if self.pause.as_mut().is_some_and(PendingPause::begin_end) {
+                self.state = State::Ending;
+                self.deadline = Some(Instant::now() + END_TIMEOUT);
+                return Ok(());
+            }
             self.pause.take().into_iter().for_each(PendingPause::close);
             return Err(halt);
         }
@@ -119,6 +127,28 @@ impl ControlConn {
             return Err(Halt::Blocked);
         }
         self.pause.take().into_iter().for_each(PendingPause::let_go);
+        self.end_answer()
+    }
+
+    /// Waits until a pause of the fleet has ended on all hosts.
+    pub(super) fn await_end(&mut self, context: &ControlContext) -> Result<(), Halt> {
+        if self.peer == Peer::Gone {
+            return Err(Halt::Done);
+        }
+        let is_over =
+            self.pause.as_ref().is_none_or(|pause| pause.wait_state() == WaitState::Ended);
+        if is_over || context.stops_at.is_some() { self.finish_end() } else { Err(Halt::Blocked) }
+    }
+
+    /// Tells the caller in a line how its pause of the fleet has ended.
+    pub(super) fn finish_end(&mut self) -> Result<(), Halt> {
+        let Some(pause) = self.pause.take() else { return Err(Halt::Done) };
+        let is_over = pause.wait_state() == WaitState::Ended;
+        let hosts: Vec<String> = pause.waiting_for().into_iter().map(|it| it.host).collect();
+        let line = serde_json::json!({"ended": is_over, "still_paused": hosts});
+        // A caller that does not take it, or has gone, does not want to know.
+        send(&self.socket, format!("{line}\n").as_bytes(), SendFlags::NOSIGNAL).ok();
+        pause.forget();
         self.end_answer()
     }
 

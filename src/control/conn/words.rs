@@ -127,7 +127,7 @@ impl State {
                 idle_moments: *idle_moments,
                 until: until.map(|until| parcel.moment(until)),
             },
-            Self::Executing { reply: _, is_change: _ } => return None,
+            Self::Executing { reply: _, is_change: _ } | Self::Ending => return None,
             Self::Pausing { on_timeout, is_bound } => {
                 StateWords::Pausing { on_timeout: *on_timeout, is_bound: *is_bound }
             }
@@ -213,6 +213,7 @@ mod tests {
             State::Switching { .. } => 7,
             State::AwaitingUpstream { .. } => 8,
             State::Executing { .. } => 9,
+            State::Ending => 10,
         }
     }
 

@@ -26,6 +26,8 @@ struct Play {
     refusal: Option<Refusal>,
     waits: BTreeMap<u64, WaitState>,
     is_lost: bool,
+    /// True if the end of a pause takes its time.
+    ends_late: bool,
     /// State of a pause that begins.
     begins: Option<WaitState>,
     /// What was asked for, in words.
@@ -115,7 +117,11 @@ impl Fleets for Played {
 
     fn end(&self, request_id: u64, because: &str) {
         let mut play = self.lock();
-        if play.waits.remove(&request_id).is_some() {
+        let is_known = play.waits.contains_key(&request_id);
+        if is_known && !play.ends_late {
+            play.waits.remove(&request_id);
+        }
+        if is_known {
             play.done.push(format!("end: {because}"));
         }
     }
@@ -315,7 +321,24 @@ fn a_bound_pause_lasts_as_long_as_its_caller() {
     }
     caller.shutdown(Shutdown::Write).unwrap();
     played.await_done("end: its caller has gone");
+    assert_eq!(lines.next().unwrap(), "{\"ended\":true,\"still_paused\":[\"web-17\"]}");
     assert_eq!(lines.next(), None);
+}
+
+#[test]
+fn the_end_of_a_bound_pause_is_awaited() {
+    let played = Played::default();
+    let api = start_with(&played);
+    played.lock().ends_late = true;
+    let caller = api.send("PUT /fleet/paused?while=connected HTTP/1.0\r\n\r\n");
+    let mut lines = BufReader::new(caller.try_clone().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.by_ref().any(|line| line.starts_with("{\"paused\": true")));
+    caller.shutdown(Shutdown::Write).unwrap();
+    played.await_done("end: its caller has gone");
+    // Another caller is answered meanwhile, and this one once it is over.
+    api.assert_answers("the end of a pause");
+    played.set_waits(WaitState::Ended);
+    assert!(lines.next().unwrap().starts_with("{\"ended\":true,"));
 }
 
 #[test]

@@ -170,6 +170,7 @@ fn losing(lines: &'static [&'static str]) -> Upstream {
                 stream.send(line.as_bytes());
             }
             stream.receive_all();
+            stream.send(b"{\"ended\":true,\"still_paused\":[\"web-3\"]}\n");
         } else {
             stream.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
         }
@@ -196,6 +197,7 @@ fn a_command_goes_on_when_its_pause_is_lost_unless_it_is_to_be_killed() {
     kept.wait_told("all hosts are paused, as etcd is reached again");
     kept.end();
     assert_eq!(kept.code(), 7);
+    kept.wait_told("hosts that have not resumed yet: web-3");
 
     let api = losing(LOST);
     let mut killed = begin("--if-lost=kill", &api);

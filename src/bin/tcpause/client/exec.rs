@@ -31,15 +31,11 @@ use tcpause::{Error, parse_duration};
 use super::{
     Answer, Api, Failure, Idle, StillPaused, duration,
     http::{ANSWER_TIMEOUT, Connection, Ending, target},
+    naming::{FLEET_REASON_BYTES_MAX, REASON_BYTES_MAX, own_name, reason_of},
     parameters, pause_path, program,
 };
 use crate::{cli::Invocation, tell};
 
-/// Longest reason that the API takes, and that a fleet does.
-const REASON_BYTES_MAX: usize = 200;
-const FLEET_REASON_BYTES_MAX: usize = 100;
-/// Longest name of a pause of a fleet.
-const FLEET_NAME_BYTES_MAX: usize = 58;
 /// Time to live of a pause of a fleet, if the command line names none.
 const FLEET_TTL_DEFAULT: &str = "15s";
 /// Number of renewals within the time to live of a lease.
@@ -85,6 +81,8 @@ enum Event {
     Answered(Result<Answer, Failure>),
     /// It is not certain any more that the pause holds, or it is again.
     Lost(bool),
+    /// The pause of a fleet has ended, or is going to, but for these hosts.
+    Resumed { ended: bool, still_paused: Vec<String> },
     /// The pause has ended.
     Ended(End),
     /// This process was sent a signal.
@@ -222,7 +220,7 @@ impl Exec {
                         "interrupted while waiting; the pause is undone and the command was not run",
                     ));
                 }
-                Event::Lost(_) | Event::Ended(_) | Event::Exited => {}
+                Event::Lost(_) | Event::Resumed { .. } | Event::Ended(_) | Event::Exited => {}
             }
         }
     }
@@ -276,7 +274,7 @@ impl Exec {
                     self.note_end(end);
                     self.note_loss(pid, end.early());
                 }
-                Event::Connected(_) | Event::Answered(_) => {}
+                Event::Connected(_) | Event::Answered(_) | Event::Resumed { .. } => {}
             }
         }
     }
@@ -304,6 +302,12 @@ impl Exec {
         while self.end.is_none() {
             match self.events.recv_deadline(deadline) {
                 Ok(Event::Ended(end)) => self.note_end(end),
+                Ok(Event::Resumed { ended: false, .. }) => tell(
+                    "etcd does not answer, so that the end of the pause is not certain; hosts resume once it does",
+                ),
+                Ok(Event::Resumed { ended: true, still_paused }) if !still_paused.is_empty() => {
+                    tell(format!("hosts that have not resumed yet: {}", still_paused.join(", ")));
+                }
                 Ok(_) => {}
                 Err(_) => return Err(self.api.silent("takes too long to end the pause")),
             }
@@ -381,8 +385,13 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
     let Some(connection) = connection else { return };
     connection.lines_to_end(|line| {
         let line = serde_json::from_slice::<Value>(line).unwrap_or_default();
-        if let Some(is_lost) = line.get("lost").and_then(Value::as_bool) {
-            drop(events.send(Event::Lost(is_lost)));
+        let flag = |name| line.get(name).and_then(Value::as_bool);
+        let hosts = line.get("still_paused").and_then(Value::as_array).into_iter().flatten();
+        let still_paused = hosts.filter_map(Value::as_str).map(str::to_owned).collect();
+        match (flag("lost"), flag("ended")) {
+            (Some(is_lost), _) => drop(events.send(Event::Lost(is_lost))),
+            (None, Some(ended)) => drop(events.send(Event::Resumed { ended, still_paused })),
+            (None, None) => {}
         }
     });
     let is_there = api.ask("GET", "/paused", None).is_ok();
@@ -411,31 +420,6 @@ fn exit_code(child: &mut Child) -> Result<u8, Failure> {
     })?;
     let code = |status: ExitStatus| status.code().or_else(|| Some(EXIT_SIGNAL + status.signal()?));
     Ok(code(status).and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
-}
-
-/// Returns the name of a pause that the command line does not name. In a fleet, processes of other hosts have the same number.
-fn own_name(is_of_fleet: bool) -> String {
-    let number = format!("-{}", std::process::id());
-    if !is_of_fleet {
-        return format!("exec{number}");
-    }
-    let system = rustix::system::uname();
-    let host = system.nodename().to_string_lossy();
-    let is_shown = |letter: &char| letter.is_ascii_alphanumeric() || ".-_".contains(*letter);
-    let length = FLEET_NAME_BYTES_MAX - "exec-".len() - number.len();
-    let host: String = host.chars().filter(is_shown).take(length).collect();
-    format!("exec-{host}{number}")
-}
-
-/// Returns the command line as a reason: cut to the longest one, and without characters that the API refuses.
-fn reason_of(program: &[OsString], bytes_max: usize) -> String {
-    let words: Vec<_> = program.iter().map(|word| word.to_string_lossy()).collect();
-    let is_shown =
-        |letter: char| matches!(letter, '"' | '\'' | '\\') || letter.escape_debug().eq([letter]);
-    let mut reason = words.join(" ").replace(|letter| !is_shown(letter), " ");
-    let end = (0..=bytes_max).rev().find(|&index| reason.is_char_boundary(index));
-    reason.truncate(end.unwrap_or_default());
-    reason
 }
 
 /// Returns those of `signals` that are not ignored. An ignored signal stays ignored, here and for the command, as `nohup`
@@ -483,18 +467,5 @@ mod tests {
             let found = checked.find_map(|(at, is_over)| is_over.then_some(at));
             assert_eq!(found, given_up_at, "{moments:?}");
         }
-    }
-
-    #[test]
-    fn a_reason_is_short_and_can_be_shown() {
-        let reason = |words: &[&str]| {
-            reason_of(&words.iter().map(OsString::from).collect::<Vec<_>>(), REASON_BYTES_MAX)
-        };
-        assert_eq!(reason(&["sh", "-c", "a\t'\u{e4}'\n\u{202e}\\"]), "sh -c a '\u{e4}'  \\");
-        assert_eq!(reason(&[""]), "");
-        // A character of two bytes is not cut in half.
-        let long = reason(&["a", &"\u{e4}".repeat(200)]);
-        assert_eq!((long.len(), long.chars().count()), (200, 101));
-        assert_eq!(reason(&["b", &"a".repeat(1_000)]).len(), REASON_BYTES_MAX);
     }
 }

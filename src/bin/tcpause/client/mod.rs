@@ -4,6 +4,7 @@ mod connections;
 mod exec;
 mod fleet;
 mod http;
+mod naming;
 mod program;
 mod screen;
 mod status;
