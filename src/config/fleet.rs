@@ -124,18 +124,20 @@ impl FleetConfig {
         self.ttl / 3 + 3 * timeout
     }
 
-    /// Warns of settings that have no effect, and of secrets in plain text.
-    pub(crate) fn warn(&self) {
+    /// Returns the lines to warn of settings that have no effect, and of secrets in plain text.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
         if self.endpoints.is_empty() && *self != Self::default() {
-            log::warn!(
-                "fleet.endpoints is not set, so that no other setting of fleet has an effect; write where etcd listens, or remove them"
+            warnings.push(
+                "fleet.endpoints is not set, so that no other setting of fleet has an effect; write where etcd listens, or remove them".to_owned(),
             );
         }
         if let Some(plain) = self.endpoints.iter().find(|it| !it.is_tls && !it.is_on_loopback()) {
-            log::warn!(
+            warnings.push(format!(
                 "fleet.endpoints: {plain} is not encrypted: whoever can read or change what passes can pause or resume the fleet; write https, and set fleet.tls.ca-cert"
-            );
+            ));
         }
+        warnings
     }
 }
 

@@ -154,7 +154,7 @@ impl Plan {
         let is_taker = rebuilding.is_some();
         let limits = Limits::new(self.files, self.threads, listeners.count(), &self.config.proxy);
         limits.warn(self.files, &self.config.proxy);
-        self.config.fleet.warn();
+        self.config.fleet.warnings().iter().for_each(|warning| log::warn!("{warning}"));
         let written = self.written.clone();
         // Where sockets were passed, the settings have no effect, and the sockets' own hosts are IP addresses.
         let named = [

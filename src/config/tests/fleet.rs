@@ -132,3 +132,28 @@ fn a_host_has_the_name_of_its_system() {
         Err(error) => assert!(error.ends_with("set fleet.host"), "{error}"),
     }
 }
+
+#[test]
+fn what_has_no_effect_or_can_be_read_is_warned_of() {
+    for (text, expected) in [
+        ("{}", None),
+        ("fleet: {name: default}", None),
+        ("fleet: {name: shop}", Some("fleet.endpoints is not set, so that no other setting")),
+        (
+            "fleet: {endpoints: ['http://127.0.0.1:1', 'http://[::1]:1', 'http://localhost:1']}",
+            None,
+        ),
+        ("fleet: {endpoints: ['https://etcd1:1']}", None),
+        (
+            "fleet: {endpoints: ['https://etcd1:1', 'http://etcd2:1']}",
+            Some("fleet.endpoints: http://etcd2:1 is not encrypted"),
+        ),
+    ] {
+        let warnings = Config::parse(text, "t.yml").unwrap().fleet.warnings();
+        let is_it = match expected {
+            Some(part) => warnings.len() == 1 && warnings[0].contains(part),
+            None => warnings.is_empty(),
+        };
+        assert!(is_it, "{text}: {warnings:?}");
+    }
+}

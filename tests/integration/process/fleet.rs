@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::client::{answering, assert_done, assert_failed, proxy, run};
 use crate::{
-    harness::{Addr, Control, End, Finished, Received, Stream, Upstream, program},
+    harness::{Addr, Control, End, Finished, Proxy, Received, Stream, Upstream, echo, program},
     process::exec::Exec,
 };
 
@@ -38,6 +38,17 @@ fn a_proxy_without_endpoints_is_in_no_fleet() {
     }
     assert!(!proxy.control().is_paused());
     assert!(proxy.threads_named("control-fleet").is_empty(), "a thread of no use");
+}
+
+#[test]
+fn settings_of_a_fleet_without_endpoints_are_warned_of() {
+    let upstream = Upstream::tcp(echo);
+    let builder = Proxy::builder().upstream(&upstream);
+    let proxy = builder.arg("--fleet-name=shop").start();
+    let line = proxy.wait_for_log("fleet.endpoints is not set, so that no other setting of fleet");
+    assert!(line.contains("WARN"), "{line}");
+    proxy.connect().assert_echo(b"served");
+    assert_eq!(proxy.control().get("/fleet/status").status, 404);
 }
 
 /// Runs a command whose arguments end with the program of `exec`.
