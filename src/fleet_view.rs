@@ -20,16 +20,18 @@ pub(crate) struct FleetStatus {
     pub(crate) host: String,
     /// True while the store answers.
     pub(crate) connected: bool,
-    /// Age of the last answer; none before the first one.
+    /// Time of the last answer since the start of the host; none before the first one.
     pub(crate) last_contact: Option<Duration>,
     /// Treatment of clients without contact: `serve` or `hold`.
     pub(crate) on_disconnect: String,
-    /// Number of hosts that count.
+    /// Number of hosts that count, by the last census.
     pub(crate) members: u64,
     /// Number of those without a session.
     pub(crate) lost: u64,
     /// Number of rounds since the start that have failed.
     pub(crate) rounds_failed: u64,
+    /// Last failure, until a round has succeeded.
+    pub(crate) trouble: Option<String>,
     /// Names of the pauses that this host looks after.
     pub(crate) coordinating: Vec<String>,
 }

@@ -85,6 +85,16 @@ pub enum OnDisconnect {
     Hold,
 }
 
+impl OnDisconnect {
+    /// Returns its word in the configuration.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 impl Default for FleetConfig {
     fn default() -> Self {
         Self {

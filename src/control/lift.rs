@@ -58,7 +58,7 @@ mod tests {
                 accepts_html: false,
             };
             let command = Command::parse(&request, Scope::Full).unwrap();
-            let answer = command.execute(&caller, &handle, &metrics);
+            let answer = command.execute(&caller, &handle, None, &metrics);
             answer.map_or((201, String::new()), |answer| (answer.status, answer.body))
         };
         let (status, body) = ask("PUT", "/paused?name=fleet/a");

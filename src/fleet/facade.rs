@@ -1,10 +1,15 @@
 //! `Fleet`: the fleet as the control API sees it, and the words of its answers.
 
-use std::{fmt, ops::Deref, sync::Arc, time::Duration};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use serde::Serialize;
 
-use super::table::{Table, time_of_day};
+use super::{
+    coordinator,
+    coordinator::{WaitingFor, Wanted},
+    store::StoreError,
+    table::{Table, time_of_day},
+};
 use crate::pause::WaitState;
 
 /// Fleet that this proxy is a member of. Clones act on the same one.
@@ -53,32 +58,6 @@ pub(crate) trait Fleets: fmt::Debug + Send + Sync {
 
     /// Registers a callback for each change of a request's state. It runs on the thread that makes the change.
     fn watch(&self, watcher: Box<dyn Fn() + Send + Sync>);
-}
-
-/// Terms of a pause of all hosts, as its caller has asked for them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    pub(crate) name: String,
-    pub(crate) reason: Option<String>,
-    /// Caller at this host, whose name the fleet adds.
-    pub(crate) by: String,
-    /// Treatment of new clients; each host's default without it.
-    pub(crate) mode: Option<String>,
-    /// Closing of quiet connections, as [`parse_quiet`](super::parse_quiet) reads it.
-    pub(crate) drain: Option<String>,
-    /// Treatment of half-closed held clients; each host's default without it.
-    pub(crate) half_closed: Option<String>,
-    pub(crate) ttl: Duration,
-    /// Hosts that are not waited for.
-    pub(crate) without: Vec<String>,
-}
-
-/// Host that is not idle, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct WaitingFor {
-    pub(crate) host: String,
-    /// Clause such as `carries 3, the oldest for 12 s`.
-    pub(crate) why: String,
 }
 
 /// Refusal of a request to the fleet.
@@ -159,10 +138,31 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// Tells a caller why there is no pause of this name.
+    pub(super) fn of_pause(name: &str, refusal: &coordinator::Refusal) -> Self {
+        match refusal {
+            coordinator::Refusal::Taken { by, began } => Self::taken(name, by, *began),
+            coordinator::Refusal::TooMany => Self::too_many(),
+            coordinator::Refusal::Unreachable(text) => Self::unreachable(text),
+            coordinator::Refusal::Full(text) => Self::full(text),
+            coordinator::Refusal::Denied(text) | coordinator::Refusal::Refused(text) => {
+                Self::denied(text)
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::of_pause("", &coordinator::Refusal::from(error))
+    }
+}
+
 impl Fleet {
     /// Makes the fleet of what carries its deeds out.
-    pub(crate) fn new(fleets: impl Fleets + 'static) -> Self {
-        Self(Arc::new(fleets))
+    pub(crate) fn new(fleets: Arc<dyn Fleets>) -> Self {
+        Self(fleets)
     }
 }
 

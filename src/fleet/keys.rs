@@ -1,13 +1,10 @@
-//! Keys and values of a fleet: JSON of at most [`VALUE_BYTES_MAX`] bytes below `PREFIX/NAME/`.
+//! Keys and values of a fleet: short JSON below `PREFIX/NAME/`.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::config::OnDisconnect;
-
-/// Most bytes of a value.
-pub(crate) const VALUE_BYTES_MAX: usize = 400;
 
 /// Names of a fleet's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,10 +2,13 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+/// Outcome of a request.
+pub(crate) type Answered = Result<Reply, StoreError>;
+
 /// Engine that keeps the records of a fleet. Each request blocks for its timeout at most.
 pub(crate) trait Store {
     /// Carries out one request.
-    fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, StoreError>;
+    fn ask(&mut self, request: &Request, timeout: Duration) -> Answered;
 }
 
 /// Settings of the store's client.

@@ -15,10 +15,12 @@ pub use status::{LeaseStatus, MemberStatus, Status};
 
 use crate::{
     config::address::Address,
+    fleet_view::FleetView,
     handover::{freeze::Freeze, request::UpgradeRequests},
     listing::{Filter, Purpose, Selected, Selection, UpstreamFilter},
     pause::Pauses,
     shared::{Phase, Shared},
+    stats::Balance,
     sys::{self, SocketAddress},
 };
 
@@ -146,6 +148,16 @@ impl Handle {
     /// Returns the address of the control API.
     pub(crate) fn control_addr(&self) -> &Address {
         &self.0.control_addr
+    }
+
+    /// Returns the counts of clients, of one moment for each worker.
+    pub(crate) fn balance(&self) -> Balance {
+        self.0.workers.balance()
+    }
+
+    /// Returns the place for the state of the fleet.
+    pub(crate) fn fleet(&self) -> &FleetView {
+        &self.0.fleet
     }
 
     /// Returns the age of the oldest relayed connection.

@@ -149,6 +149,9 @@ pub struct MemberStatus {
     pub lost: u64,
     /// Rounds that have failed since the start.
     pub rounds_failed: u64,
+    /// Reason of the last failure, until a round has succeeded; null otherwise.
+    #[serde(default)]
+    pub error: Option<String>,
     /// Names of the pauses that this host looks after.
     pub coordinating: Vec<String>,
 }
@@ -290,9 +293,11 @@ impl MemberStatus {
             members,
             lost,
             rounds_failed,
+            trouble: error,
             coordinating,
         } = status;
-        let last_contact_seconds = last_contact.map(seconds);
+        let age = |at: Duration| seconds(sys::boot::boot_time().saturating_sub(at));
+        let last_contact_seconds = last_contact.map(age);
         Self {
             name,
             host,
@@ -302,6 +307,7 @@ impl MemberStatus {
             members,
             lost,
             rounds_failed,
+            error,
             coordinating,
         }
     }

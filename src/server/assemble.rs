@@ -27,6 +27,7 @@ use crate::{
     connection::reject::policy::RejectPolicy,
     control::{Control, ControlWords, HostPolicy, Scope},
     error::Error,
+    fleet::{FleetThreads, Membership},
     fleet_view::FleetView,
     handover::{freeze::Freeze, parcel::Incoming, request::UpgradeRequests, upgrades::Upgrades},
     pause::{Pauses, expiry, gate::Mode},
@@ -50,6 +51,8 @@ const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Plan {
     pub(super) config: Config,
     reject_policy: RejectPolicy,
+    /// Membership of a fleet, if there is one.
+    membership: Option<Membership>,
     pub(super) control_access: Access,
     /// Limit of open files.
     pub(super) files: u64,
@@ -80,7 +83,7 @@ pub(super) struct ListenedAt {
 impl Plan {
     /// Checks a configuration, loads its files, and raises the limit of open files.
     pub(super) fn new(config: Config) -> Result<Self, Error> {
-        let (reject_policy, control_access) = load(&config)?;
+        let (reject_policy, control_access, membership) = load(&config)?;
         let files = sys::raise_open_files();
         check_sources(&config.upstream.source_addrs)?;
         let threads = threads(&config);
@@ -92,6 +95,7 @@ impl Plan {
         Ok(Self {
             config,
             reject_policy,
+            membership,
             control_access,
             files,
             threads,
@@ -147,7 +151,7 @@ impl Plan {
     /// Starts every thread behind these listeners. With a state that is to be rebuilt, they rebuild it and stand still. Returns the
     /// server, and what it can [announce](Server::announce).
     pub(super) fn assemble(
-        self,
+        mut self,
         mut listeners: Listeners,
         mut rebuilding: Option<Rebuilding>,
     ) -> Result<(Server, ListenedAt), Error> {
@@ -162,6 +166,8 @@ impl Plan {
             self.config.monitor.addr.as_ref().filter(|_addr| written.monitor.is_some()),
         ];
         let hosts = HostPolicy::new(named.into_iter().flatten(), &self.config.control.hosts);
+        let membership = self.membership.take();
+        let start_wait = membership.as_ref().map(Membership::start_wait);
         let (shared, ends) = self.share(&mut listeners, limits, rebuilding.as_ref())?;
         let Listeners { proxy, control, monitor } = listeners;
         let mut server = Server {
@@ -171,14 +177,23 @@ impl Plan {
             proxy_addr: proxy.address,
             control_addr: control.address.clone(),
             monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
+            fleet: None,
             written,
         };
+        // A taker that serves without contact holds nobody.
+        if let Some(wait) = start_wait
+            && (!is_taker
+                || wait.is_none() && !rebuilding.as_ref().is_some_and(Rebuilding::was_in_fleet))
+        {
+            server.shared.pauses.begin_starting(wait);
+        }
         let listened_at = ListenedAt {
             control: control.addresses.clone(),
             monitor: monitor.as_ref().map(|it| it.addresses.clone()),
         };
         let started = server.start_workers(ends, proxy.listeners, rebuilding.as_mut());
         let started = started.and_then(|()| {
+            server.fleet = membership.map(|it| it.start(server.handle())).transpose()?;
             let callers = rebuilding.map(Rebuilding::into_control);
             server.start_control((control, monitor), hosts, limits.callers, callers)
         });
@@ -187,6 +202,9 @@ impl Plan {
                 server.leave_as_it_is();
             }
             return Err(error);
+        }
+        if !is_taker {
+            server.fleet.iter().for_each(|fleet| fleet.begin(None));
         }
         Ok((server, listened_at))
     }
@@ -307,9 +325,25 @@ impl Server {
             let listeners = listening.listeners.into_iter().flatten();
             sockets.extend(listeners.map(|listener| (listener.into(), scope)));
         }
+        let fleet = self.fleet.as_ref().map(FleetThreads::fleet);
         self.control =
-            Some(Control::start(sockets, self.handle(), None, hosts, callers_max, inherited)?);
+            Some(Control::start(sockets, self.handle(), fleet, hosts, callers_max, inherited)?);
         Ok(())
+    }
+
+    /// Makes listeners for workers that have none, as a TCP port may have one for each.
+    pub(super) fn listen_on_all_workers(&self) {
+        let shared = &self.shared;
+        for worker in shared.workers.listening()..shared.workers.len() {
+            for address in shared.joinable() {
+                match Listener::join(address) {
+                    Ok(listener) => shared.workers.listen(worker, listener),
+                    Err(error) => log::warn!(
+                        "proxy.addr: no listener at {address} for a further thread, which gets no clients there: {error}"
+                    ),
+                }
+            }
+        }
     }
 
     /// Warns of each socket file that is gone or has been replaced: its listener goes on, and no client finds it any more.
@@ -377,9 +411,10 @@ fn list(addresses: &[Address]) -> String {
 }
 
 /// Checks the configuration, loads the files of the rejection, and looks the group of the control socket up.
-pub(super) fn load(config: &Config) -> Result<(RejectPolicy, Access), Error> {
+pub(super) fn load(config: &Config) -> Result<(RejectPolicy, Access, Option<Membership>), Error> {
     config.validate()?;
-    Ok((RejectPolicy::load(&config.proxy)?, control_access(&config.control)?))
+    let reject_policy = RejectPolicy::load(&config.proxy)?;
+    Ok((reject_policy, control_access(&config.control)?, Membership::new(config)?))
 }
 
 /// Returns the rights to the socket file of the API.

@@ -202,9 +202,17 @@ impl Giver {
         self.freeze_and_give(terms, shared_channel, taker)
     }
 
-    /// Refuses once a stop has begun.
+    /// Refuses once a stop has begun, and while all hosts of a fleet are paused from here: nobody else could end that.
     fn check_running(&self) -> Result<(), Failure> {
-        if self.is_stopping() { Err("it is stopping".into()) } else { Ok(()) }
+        if self.is_stopping() {
+            return Err("it is stopping".into());
+        }
+        match self.shared.fleet.read().and_then(|fleet| fleet.coordinating.into_iter().next()) {
+            Some(name) => Err(format!(
+                "it looks after the pause {name:?} of the fleet; wait for its end, or end it"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Agrees with the taker on what will be said. Nothing stands still yet.

@@ -26,6 +26,7 @@ use crate::{
     config::{Config, address::Address},
     control::Control,
     error::Error,
+    fleet::FleetThreads,
     handle::Handle,
     shared::{Phase, Shared},
     worker::End,
@@ -41,6 +42,7 @@ pub struct Server {
     proxy_addr: Address,
     control_addr: Address,
     monitor_addr: Option<Address>,
+    fleet: Option<FleetThreads>,
     written: Written,
 }
 
@@ -143,6 +145,7 @@ impl Server {
         // Before the listeners of the API, as another process may take over a file without one.
         self.shared.socket_files.remove_of_control();
         drop(self.control.take());
+        self.fleet.take().into_iter().for_each(FleetThreads::leave);
         if ends.iter().all(|&end| end == End::Drained) {
             Outcome::Drained
         } else if self.shared.phase() == Phase::Aborting {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{PoisonError, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,9 @@ pub(super) struct RestWords {
     pace: Option<PaceWords>,
     upstream: UpstreamWords,
     upgrades: UpgradesWords,
+    /// Last contact with the fleet, since the start of the host.
+    #[serde(default)]
+    pub(super) fleet_contact: Option<Duration>,
     pub(super) files: FilesWords,
 }
 
@@ -76,7 +79,7 @@ impl RestWords {
             config_file: _,
             upgrade_requests: _,
             upgrades,
-            fleet: _,
+            fleet,
         } = shared;
         let proxy = socket_files.proxy.lock().unwrap_or_else(PoisonError::into_inner);
         let control = socket_files.control.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,6 +93,7 @@ impl RestWords {
             pace: Some(admission.queue.pace().describe(parcel)),
             upstream: upstream.describe(parcel),
             upgrades: upgrades.describe(),
+            fleet_contact: fleet.read().and_then(|fleet| fleet.last_contact),
             files: FilesWords {
                 proxy: proxy.as_ref().map(SocketFile::describe),
                 control: control.iter().map(SocketFile::describe).collect(),
@@ -114,6 +118,7 @@ impl RestWords {
             pace,
             upstream,
             upgrades,
+            fleet_contact: _,
             files: _,
         } = self;
         let workers = &shared.workers;

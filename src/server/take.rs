@@ -73,6 +73,7 @@ struct Later {
     is_halfway: bool,
     stall: Stall,
     files: FilesWords,
+    fleet_contact: Option<Duration>,
     proxy_access: Access,
     control_access: Access,
     monitor_access: Access,
@@ -129,6 +130,11 @@ impl Rebuilding {
     pub(super) fn restore(&self, shared: &Shared) {
         self.rest.restore(shared, &self.rest_parcel);
         shared.upgrade_requests.expect_program();
+    }
+
+    /// Returns true if the giver has had contact with a fleet.
+    pub(super) fn was_in_fleet(&self) -> bool {
+        self.rest.fleet_contact.is_some()
     }
 
     /// Takes the connections of the worker `index` of so many.
@@ -263,6 +269,7 @@ fn receive_all(
         is_halfway: giver.takes_back,
         stall: rebuilding.stall,
         files: rebuilding.rest.files.clone(),
+        fleet_contact: rebuilding.rest.fleet_contact,
         proxy_access: Access { mode: plan.config.proxy.mode, group: None },
         control_access: plan.control_access,
         monitor_access: Access { mode: Some(plan.config.monitor.mode), group: None },
@@ -447,26 +454,15 @@ impl Server {
         }
         later.adopt_files(self);
         shared.upstream.remember_present();
+        match &self.fleet {
+            Some(fleet) => fleet.begin(later.fleet_contact),
+            None => shared.pauses.leave_fleet(),
+        }
         // The manager's sockets are its own.
         if self.written.proxy.is_some() {
             self.listen_on_all_workers();
         }
         (stall, connections)
-    }
-
-    /// Makes listeners for workers that have none, as a TCP port may have one for each.
-    fn listen_on_all_workers(&self) {
-        let shared = &self.shared;
-        for worker in shared.workers.listening()..shared.workers.len() {
-            for address in shared.joinable() {
-                match Listener::join(address) {
-                    Ok(listener) => shared.workers.listen(worker, listener),
-                    Err(error) => log::warn!(
-                        "proxy.addr: no listener at {address} for a further thread, which gets no clients there: {error}"
-                    ),
-                }
-            }
-        }
     }
 }
 

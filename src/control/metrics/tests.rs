@@ -30,6 +30,7 @@ fn member() -> MemberStatus {
         members: 24,
         lost: 2,
         rounds_failed: 3,
+        error: None,
         coordinating: vec!["deploy".to_owned()],
     }
 }

@@ -154,7 +154,7 @@ fn start_with(played: &Played) -> Api {
     listener.set_nonblocking(true).unwrap();
     let addr = listener.local_addr().unwrap();
     let (hosts, listeners) = (HostPolicy::new([], &[]), vec![(listener.into(), Scope::Full)]);
-    let subject = (handle.clone(), Some(Fleet::new(played.clone())));
+    let subject = (handle.clone(), Some(Fleet::new(Arc::new(played.clone()))));
     let backend = Backend::start().unwrap();
     let parts = assemble(listeners, subject, hosts, CALLERS_MAX, backend, TIMEOUTS_SHORT).unwrap();
     Api { control: Control::start_with(parts, None).unwrap(), handle, addr }

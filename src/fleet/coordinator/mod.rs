@@ -12,6 +12,7 @@ use std::{
 };
 
 use rounds::Asked;
+use serde::Serialize;
 
 use crate::fleet::{
     clock::{BootTime, Timing},
@@ -29,6 +30,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(20);
 /// Time for which acknowledgements may stay after the end.
 const RESUME_TIME_MAX: Duration = Duration::from_secs(2);
+/// Time from the loss of a pause, as its caller is told of it, until the holder may be gone.
+const LOST_MARGIN: Duration = Duration::from_secs(1);
 /// Most pauses of a fleet: as many as the ledger of a proxy takes.
 const PAUSES_MAX: usize = 64;
 
@@ -97,10 +100,11 @@ pub(crate) enum Phase {
     },
 }
 
-/// Host that is not idle.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Host that is not idle, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct WaitingFor {
     pub(crate) host: String,
+    /// Clause such as `carries 3, the oldest for 12 s`.
     pub(crate) why: String,
 }
 
@@ -117,6 +121,19 @@ pub(crate) enum EndedBy {
     Others,
     /// The store is another or an older one, so that its states prove nothing.
     StoreReplaced,
+}
+
+impl EndedBy {
+    /// Returns the reason as a clause behind `by`.
+    pub(crate) fn clause(self) -> &'static str {
+        match self {
+            Self::Caller => "its caller",
+            Self::CallerGone => "the silence of its caller",
+            Self::Ttl => "its time",
+            Self::Others => "another host",
+            Self::StoreReplaced => "a store that is not the one it began in",
+        }
+    }
 }
 
 /// Reason why there is no pause.
@@ -315,13 +332,14 @@ impl Coordinator {
         &self.name
     }
 
-    pub(crate) fn id(&self) -> &str {
-        &self.config.id
-    }
-
     /// Returns the time at which the holder may be gone without another renewal: a linger later, hosts may resume.
     pub(crate) fn kept_until(&self) -> BootTime {
         self.renewed + self.record.ttl
+    }
+
+    /// Returns the time from which on a caller is told that the pause may not be kept.
+    pub(crate) fn lost_at(&self) -> BootTime {
+        BootTime(self.kept_until() - BootTime(LOST_MARGIN))
     }
 
     fn end_by(&mut self, by: EndedBy, now: BootTime) {

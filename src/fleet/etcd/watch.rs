@@ -35,6 +35,7 @@ pub(super) struct Stream {
     agent: Agent,
     url: String,
     token: Option<String>,
+    prefix: String,
 }
 
 /// State that client and watch share.
@@ -48,6 +49,8 @@ pub(super) struct Shared {
 struct SharedState {
     /// Endpoint of the requests.
     url: String,
+    /// Begin of the keys that are looked at.
+    prefix: String,
     /// Token of the last login; it is empty if the store asks nobody for one.
     token: Option<String>,
     /// Client of the stream that is open.
@@ -55,7 +58,7 @@ struct SharedState {
     is_stopped: bool,
 }
 
-/// Ends a watch from another thread.
+/// Ends or turns a watch from another thread.
 #[derive(Debug, Clone)]
 pub(crate) struct WatchStopper(Arc<Shared>);
 
@@ -63,6 +66,11 @@ impl WatchStopper {
     /// Ends the watch: [`Watch::run`] returns, after the time of connecting at most.
     pub(crate) fn stop(&self) {
         self.0.change(|state| state.is_stopped = true);
+    }
+
+    /// Has the watch look at keys with this prefix from now on.
+    pub(crate) fn look_at(&self, prefix: &str) {
+        self.0.change(|state| prefix.clone_into(&mut state.prefix));
     }
 }
 
@@ -78,9 +86,10 @@ impl Watch {
     /// Calls `wake` whenever a key with `prefix` may have changed, until it is stopped. A stream without a word for `silence`
     /// is dead or at rest: it is begun anew, and so is one at an endpoint that requests have left.
     pub(crate) fn run(&self, prefix: &str, silence: Duration, mut wake: impl FnMut()) {
+        prefix.clone_into(&mut self.shared.lock().prefix);
         while let Some(stream) = self.begin() {
             let began = Instant::now();
-            let reason = self.follow(&stream, prefix, silence, &mut wake);
+            let reason = self.follow(&stream, silence, &mut wake);
             log::debug!("the watch at etcd {} has ended: {reason}", stream.url);
             let was_early = began.elapsed() < silence.min(RETRY);
             self.end(&stream, if was_early { RETRY } else { Duration::ZERO });
@@ -96,6 +105,7 @@ impl Watch {
             agent,
             url: state.url.clone(),
             token: state.token.clone(),
+            prefix: state.prefix.clone(),
         })
     }
 
@@ -104,7 +114,10 @@ impl Watch {
         let mut state = self.shared.lock();
         state.stream = None;
         drop(self.shared.changed.wait_timeout_while(state, pause, |state| {
-            !state.is_stopped && state.url == stream.url && state.token == stream.token
+            !state.is_stopped
+                && state.url == stream.url
+                && state.token == stream.token
+                && state.prefix == stream.prefix
         }));
     }
 
@@ -112,7 +125,6 @@ impl Watch {
     pub(super) fn follow(
         &self,
         stream: &Stream,
-        prefix: &str,
         silence: Duration,
         wake: &mut impl FnMut(),
     ) -> String {
@@ -135,7 +147,7 @@ impl Watch {
             Some(token) if !token.is_empty() => request.header("authorization", token),
             _ => request,
         };
-        let mut response = match request.send(words::encode_watch(prefix)) {
+        let mut response = match request.send(words::encode_watch(&stream.prefix)) {
             Ok(response) => response,
             Err(error) => return error.to_string(),
         };
@@ -164,8 +176,13 @@ impl Watch {
 
 impl Shared {
     pub(super) fn new(url: &str) -> Self {
-        let state =
-            SharedState { url: url.to_owned(), token: None, stream: None, is_stopped: false };
+        let state = SharedState {
+            url: url.to_owned(),
+            prefix: String::new(),
+            token: None,
+            stream: None,
+            is_stopped: false,
+        };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 

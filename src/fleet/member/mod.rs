@@ -6,7 +6,7 @@
 mod local;
 mod session;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use local::{Local, News, Orphan};
 use session::{Asked, Session};
@@ -39,6 +39,18 @@ pub(crate) enum Trouble {
     Store(StoreError),
     /// A host of this name has a session; its identity.
     NameTaken(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::NameTaken(identity) => write!(
+                f,
+                "another host of this name has a session ({identity}); set fleet.host to a name of its own"
+            ),
+        }
+    }
 }
 
 /// State machine of one host.
@@ -135,6 +147,12 @@ impl Member {
             has_left: false,
             is_over: false,
         }
+    }
+
+    /// Goes on in place of another process of this host, from its last contact.
+    pub(crate) fn go_on(&mut self, contact: BootTime) {
+        self.contact = Some(contact);
+        self.is_started = true;
     }
 
     /// Returns the next step. Not called while one is under way.

@@ -6,7 +6,6 @@ use crate::{
     fleet::{
         coordinator::{Coordinator, CoordinatorConfig, Phase, Wanted},
         keys::KeySpace,
-        store::LeaseId,
     },
     threads::{Thread, ThreadId},
     world::{Event, MILLI, Micros, SECOND, World, micros},
@@ -76,7 +75,7 @@ impl World {
         let name = random.one_of(["a", "b"]).to_owned();
         let ttl = Duration::from_secs(5 + random.below(7));
         let is_bound = random.below(5) > 0;
-        let wait = random.below(20 * SECOND) + SECOND;
+        let wait = random.below(24 * SECOND) + SECOND;
         let left_out = (random.below(8) == 0).then(|| random.below(self.hosts.len()));
         let kills = random.below(4) == 0;
         let command = self.commands.len();
@@ -223,12 +222,14 @@ impl World {
         self.commands.iter_mut().find(|command| command.id == id)
     }
 
-    /// Ends a lease without reason, as a leader that was stalled does.
+    /// Ends a lease without reason, as a leader that was stalled does: that of a holder as often as any other.
     pub(crate) fn revoke_any(&mut self) {
+        let name = self.random.one_of(["a", "b"]);
+        let of_holder = self.etcd.holder(name).and_then(|holder| holder.lease);
+        let of_holder = of_holder.filter(|_| self.random.below(2) == 0);
         let number = self.random.below(16);
-        if let Some(lease) = self.etcd.any_lease(number) {
-            let LeaseId(text) = lease;
-            self.tell(|| format!("etcd revokes {text}"));
+        if let Some(lease) = of_holder.or_else(|| self.etcd.any_lease(number)) {
+            self.tell(|| format!("etcd revokes {lease:?}"));
             self.etcd.revoke(self.now, lease);
         }
     }

@@ -1,5 +1,7 @@
 //! Faults: of the store, the network, processes and hosts, and the deeds of operators.
 
+use std::collections::BTreeSet;
+
 use crate::{
     proxy::Proxy,
     random::Random,
@@ -25,6 +27,8 @@ pub(crate) struct Weather {
     interval: Micros,
     /// Members of the store that are cut off from the others.
     pub(crate) stalled_until: [Micros; 3],
+    /// Connections over which one of them has renewed what it could not: its stall outlasts the transaction behind.
+    pub(crate) stalled: BTreeSet<u64>,
     pub(crate) leaderless_until: Micros,
     pub(crate) full_until: Micros,
 }
@@ -45,6 +49,7 @@ impl Weather {
             stops: some(8),
             interval: SECOND + u64::from(some(8)) * SECOND,
             stalled_until: [0; 3],
+            stalled: BTreeSet::new(),
             leaderless_until: 0,
             full_until: 0,
         }
@@ -64,7 +69,11 @@ impl World {
         match self.random.below(40_u32) {
             0..=6 => {
                 // Some are cut off for longer than they stay paused.
-                let time = if self.random.below(10) == 0 { 5 * time } else { time };
+                let time = match self.random.below(10) {
+                    0 => 5 * time,
+                    1..5 => self.random.below(20 * SECOND),
+                    _ => time,
+                };
                 self.tell(|| format!("h{host} is cut off for {time} us"));
                 self.hosts[host].cut_until = self.now + time;
             }
@@ -76,8 +85,12 @@ impl World {
             23 => {
                 let name = self.random.one_of(["a", "b"]);
                 self.tell(|| format!("an operator ends {name}"));
-                if self.etcd.record(name).is_some() {
+                if let Some(record) = self.etcd.record(name) {
                     self.etcd.resume(name);
+                    let command = self.command_of(&record.id);
+                    if command.is_some_and(|it| it.stage == crate::commands::Stage::Running) {
+                        self.ended.insert(record.id);
+                    }
                 }
             }
             24..=29 => self.revoke_any(),

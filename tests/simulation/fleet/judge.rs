@@ -21,7 +21,7 @@ impl World {
     /// A host carries: it must be no part of a command whose record is there.
     pub(crate) fn judge_carrying(&self, number: usize) {
         let host = &self.hosts[number];
-        if host.is_hole || host.is_unknown || self.now < host.stopped_until {
+        if host.is_hole || host.is_unknown || host.is_blind || self.now < host.stopped_until {
             return;
         }
         for command in &self.commands {
@@ -74,7 +74,9 @@ impl World {
         let connection = self.new_connection();
         self.hosts[number].proxy.carried.insert(connection);
         self.judge_carrying(number);
-        let time = self.random.spread(8_000) * MILLI;
+        let is_long = self.random.below(10) == 0;
+        let most = if is_long { self.random.below(15_000) + 1 } else { 1 };
+        let time = self.random.spread(8_000).max(most) * MILLI;
         self.after(time, Event::Close(number, generation, connection));
     }
 
@@ -96,9 +98,9 @@ impl World {
                 let was_forced = self.hosts[number].forced_ids.contains(&record.id);
                 assert!(!was_forced, "h{number} pauses what an operator has lifted");
                 let is_there = self.etcd.record(name).is_some_and(|it| it.id == record.id);
-                let is_reborn = is_there && self.etcd.deleted.contains(&record.id);
                 let may_be = self.weather.is_lossy || self.etcd.restores > 0;
-                assert!(!is_reborn || may_be, "{} is there again", record.id);
+                let was_ended = self.ended.contains(&record.id) && !may_be;
+                assert!(!is_there || !was_ended, "{} is there again", record.id);
             }
             Doing::Resume { name } => {
                 let host = &self.hosts[number];
@@ -232,6 +234,11 @@ impl World {
         let Some(command) = self.commands.iter().find(|command| command.id == id) else { return };
         match thread {
             ThreadId::Member(host) => {
+                let known = self.hosts[host].known;
+                let knows_store = known.is_some_and(|known| known.2 == self.etcd.restores);
+                if self.hosts[host].is_blind || !knows_store {
+                    return;
+                }
                 self.tally.reaped += 1;
                 assert!(self.has_lingered(&id), "h{host} deletes {id} too early");
                 let orphaned = self.etcd.orphaned[&id];

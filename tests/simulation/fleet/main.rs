@@ -7,6 +7,17 @@
 #![allow(dead_code, reason = "the sources serve more than the simulation")]
 
 mod commands;
+/// The words of the setting, which the machines read as plain data.
+mod config {
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+    pub(crate) enum OnDisconnect {
+        #[default]
+        Serve,
+        Hold,
+    }
+}
 mod etcd;
 mod faults;
 #[path = "sources.rs"]

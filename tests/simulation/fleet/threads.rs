@@ -232,10 +232,12 @@ impl World {
 
     /// Has the store carry a request out.
     pub(crate) fn arrive(&mut self, message: Box<Message>) {
-        let is_stalled = self.now < self.weather.stalled_until[message.endpoint];
+        let is_stalled = self.now < self.weather.stalled_until[message.endpoint]
+            || self.weather.stalled.contains(&message.connection);
         if is_stalled && !message.is_copy {
             // It renews what the others have ended, and agrees on nothing.
             if let Request::KeepAlive { .. } = message.request {
+                self.weather.stalled.insert(message.connection);
                 let ttl = Some(std::time::Duration::from_secs(5));
                 let reply = self.etcd.reply(message.connection, Answer::Renewed { ttl });
                 self.reply(&message, Ok(reply));

@@ -146,6 +146,8 @@ pub(crate) struct World {
     pub(crate) backup: Option<Etcd>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) commands: Vec<Command>,
+    /// Ids of the pauses that an operator has ended while their command ran.
+    pub(crate) ended: BTreeSet<String>,
     pub(crate) weather: Weather,
     pub(crate) margins: Margins,
     /// True if nothing takes time but requests.
@@ -178,6 +180,7 @@ impl World {
             backup: None,
             hosts: Vec::new(),
             commands: Vec::new(),
+            ended: BTreeSet::new(),
             weather: Weather::new(&mut random),
             margins,
             is_exact,
@@ -201,7 +204,7 @@ impl World {
     }
 
     fn add_hosts(&mut self) {
-        let ttl = 5 + self.random.below(5_u64);
+        let ttl = 5 + self.random.below(3_u64);
         for number in 0..2 + self.random.below(4) {
             let random = &mut self.random;
             let holds = random.below(2) == 0;

@@ -94,7 +94,8 @@ fn a_dead_watch_ends_in_silence_and_begins_anew() {
 
 /// Follows one stream to its end, and returns the reason.
 fn follow(watch: &Watch, silence: Duration) -> String {
-    watch.follow(&watch.begin().unwrap(), "/f/", silence, &mut || {})
+    watch.stopper().look_at("/f/");
+    watch.follow(&watch.begin().unwrap(), silence, &mut || {})
 }
 
 #[test]
@@ -106,7 +107,8 @@ fn a_watch_ends_when_the_leader_is_lost() {
     let follow = move || {
         let silence = Duration::from_secs(60);
         let mut wake = || sender.send(()).unwrap();
-        watch.follow(&watch.begin().unwrap(), "/f/", silence, &mut wake)
+        watch.stopper().look_at("/f/");
+        watch.follow(&watch.begin().unwrap(), silence, &mut wake)
     };
     let stream = thread::Builder::new().spawn(follow).unwrap();
     created.recv_timeout(TIMEOUT).unwrap();

@@ -1,0 +1,278 @@
+//! `Desk`: the place where the control API leaves its wishes for the thread of a fleet, and reads what has become of them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::{
+    clock::BootTime,
+    coordinator::{Coordinator, Phase, WaitingFor, Wanted},
+    facade::{Fleets, Refusal},
+    table::Table,
+};
+use crate::pause::WaitState;
+
+/// Longest wait for the commit of a record, which the coordinator gives up a moment earlier.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(6);
+/// Time for which the end of a pause is kept for its caller, longer than that one waits.
+const ENDED_SHOWN_FOR: Duration = Duration::from_secs(10);
+/// Longest wait for the answer of an errand.
+const ERRAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pauses of all hosts that were asked for at this one, and errands.
+pub(super) struct Desk {
+    cases: Mutex<BTreeMap<u64, Case>>,
+    errands: Sender<Errand>,
+    wake: Sender<()>,
+    watchers: Mutex<Vec<Watcher>>,
+}
+
+type Watcher = Box<dyn Fn() + Send + Sync>;
+
+/// Ends of a desk that the thread holds.
+#[derive(Debug)]
+pub(super) struct DeskEnds {
+    pub(super) errands: Receiver<Errand>,
+    pub(super) wakes: Receiver<()>,
+}
+
+/// Pause that a request has asked for, until it has ended.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) wanted: Wanted,
+    /// True if it ends without its caller.
+    pub(super) is_bound: bool,
+    pub(super) wishes: Wishes,
+    pub(super) outcome: Outcome,
+    /// Tells the caller that the record is committed, or why not.
+    pub(super) begun: Option<Sender<Result<(), Refusal>>>,
+}
+
+/// Wishes of a caller that the thread has not taken yet.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Wishes {
+    /// Number of orders to reset what is left.
+    pub(super) kills: u32,
+    pub(super) is_renewed: bool,
+    /// Reason for the end.
+    pub(super) end: Option<String>,
+}
+
+/// State of a pause for its caller.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// True if all hosts are idle.
+    pub(super) is_idle: bool,
+    pub(super) waiting_for: Vec<WaitingFor>,
+    /// True while it cannot be proven that the pause holds.
+    pub(super) is_lost: bool,
+    /// Time of the end. Until its caller has read of it, `waiting_for` has the hosts that have not resumed.
+    pub(super) ended: Option<BootTime>,
+}
+
+/// One request to the store, with the way back for its answer.
+#[derive(Debug)]
+pub(super) enum Errand {
+    Table(Sender<Result<Table, Refusal>>),
+    Resume { name: String, by: String, answer: Sender<Result<(), Refusal>> },
+    Forget { host: String, by: String, answer: Sender<Result<(), Refusal>> },
+}
+
+impl Desk {
+    pub(super) fn new() -> (Self, DeskEnds) {
+        let (errands, errands_taken) = bounded(1);
+        // One notification is as good as several.
+        let (wake, wakes) = bounded(1);
+        let desk = Self { cases: Mutex::default(), errands, wake, watchers: Mutex::default() };
+        (desk, DeskEnds { errands: errands_taken, wakes })
+    }
+
+    /// Wakes the thread.
+    pub(super) fn wake(&self) {
+        // If the channel is full, a notification waits already.
+        self.wake.try_send(()).ok();
+    }
+
+    /// Calls those that watch. Never under the lock of the cases.
+    pub(super) fn notify(&self) {
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.iter().for_each(|watcher| watcher());
+    }
+
+    pub(super) fn cases(&self) -> MutexGuard<'_, BTreeMap<u64, Case>> {
+        self.cases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the caller of a pause what has become of it. Returns the time from which on it is lost, if that is to come.
+    pub(super) fn settle(
+        &self,
+        request_id: u64,
+        coordinator: &Coordinator,
+        now: BootTime,
+    ) -> Option<BootTime> {
+        let lost_at = coordinator.lost_at();
+        let mut outcome = Outcome { is_lost: now >= lost_at, ..Outcome::default() };
+        match coordinator.phase() {
+            Phase::Asking | Phase::Ending => return None,
+            Phase::Refused(refusal) => {
+                let case = self.cases().remove(&request_id);
+                case?.answer(|name| Err(Refusal::of_pause(name, refusal)));
+                return None;
+            }
+            Phase::Waiting(hosts) => outcome.waiting_for.clone_from(hosts),
+            Phase::Idle => outcome.is_idle = true,
+            Phase::Ended { still_paused, .. } => {
+                let why = "has not told of its resume";
+                let waiting =
+                    |host: &String| WaitingFor { host: host.clone(), why: why.to_owned() };
+                outcome.waiting_for = still_paused.iter().map(waiting).collect();
+                outcome.ended = Some(now);
+            }
+        }
+        let is_held = outcome.ended.is_none() && !outcome.is_lost;
+        let mut cases = self.cases();
+        let case = cases.get_mut(&request_id)?;
+        case.answer(|_name| Ok(()));
+        let has_changed = case.outcome != outcome;
+        case.outcome = outcome;
+        drop(cases);
+        if has_changed {
+            self.notify();
+        }
+        is_held.then_some(lost_at)
+    }
+
+    /// Forgets the pauses that have ended long enough ago for their callers to have read of it.
+    pub(super) fn forget_ended(&self, now: BootTime) {
+        let is_new = |at: BootTime| now - at < ENDED_SHOWN_FOR;
+        self.cases().retain(|_, case| case.outcome.ended.is_none_or(is_new));
+    }
+
+    /// Changes the case of a request, if it is there, and wakes the thread.
+    fn wish(&self, request_id: u64, change: impl FnOnce(&mut Case)) {
+        if let Some(case) = self.cases().get_mut(&request_id) {
+            change(case);
+        }
+        self.wake();
+    }
+
+    /// Has the thread do an errand.
+    fn ask<T>(
+        &self,
+        errand: impl FnOnce(Sender<Result<T, Refusal>>) -> Errand,
+    ) -> Result<T, Refusal> {
+        let deadline = Instant::now() + ERRAND_TIMEOUT;
+        let (sender, answer) = bounded(1);
+        let sent = self.errands.send_deadline(errand(sender), deadline);
+        self.wake();
+        let answered = sent.ok().and_then(|()| answer.recv_deadline(deadline).ok());
+        answered.unwrap_or_else(|| Err(late()))
+    }
+}
+
+impl Case {
+    /// Tells the caller once that the record is committed, or why not.
+    fn answer(&mut self, result: impl FnOnce(&str) -> Result<(), Refusal>) {
+        if let Some(begun) = self.begun.take() {
+            // A caller that has gone ends its pause.
+            begun.send(result(&self.wanted.name)).ok();
+        }
+    }
+}
+
+/// Refuses for want of an answer in time.
+fn late() -> Refusal {
+    Refusal::unreachable("it has not answered in time; see the log")
+}
+
+impl Fleets for Desk {
+    fn pause(&self, wanted: Wanted, request_id: u64, is_bound: bool) -> Result<(), Refusal> {
+        let (sender, begun) = bounded(1);
+        let case = Case {
+            wanted,
+            is_bound,
+            wishes: Wishes::default(),
+            outcome: Outcome::default(),
+            begun: Some(sender),
+        };
+        self.cases().insert(request_id, case);
+        self.wake();
+        begun.recv_timeout(PAUSE_TIMEOUT).unwrap_or_else(|_late| {
+            self.end(request_id, "it was not committed in time");
+            Err(late())
+        })
+    }
+
+    fn wait_state(&self, request_id: u64) -> WaitState {
+        match self.cases().get(&request_id) {
+            Some(Case { outcome: Outcome { ended: None, is_idle, .. }, .. }) => {
+                if *is_idle {
+                    WaitState::Idle
+                } else {
+                    WaitState::Busy
+                }
+            }
+            Some(_) | None => WaitState::Ended,
+        }
+    }
+
+    fn waiting_for(&self, request_id: u64) -> Vec<WaitingFor> {
+        let cases = self.cases();
+        cases.get(&request_id).map(|case| case.outcome.waiting_for.clone()).unwrap_or_default()
+    }
+
+    fn is_lost(&self, request_id: u64) -> bool {
+        self.cases().get(&request_id).is_none_or(|case| case.outcome.is_lost)
+    }
+
+    fn kill(&self, request_id: u64) {
+        self.wish(request_id, |case| case.wishes.kills += 1);
+    }
+
+    fn renew(&self, request_id: u64) {
+        self.wish(request_id, |case| case.wishes.is_renewed = true);
+    }
+
+    fn commit(&self, request_id: u64) {
+        self.wish(request_id, |case| case.is_bound = false);
+    }
+
+    fn end(&self, request_id: u64, because: &str) {
+        self.wish(request_id, |case| case.wishes.end = Some(because.to_owned()));
+    }
+
+    fn resume(&self, name: &str, by: &str) -> Result<(), Refusal> {
+        let (name, by) = (name.to_owned(), by.to_owned());
+        self.ask(|answer| Errand::Resume { name, by, answer })
+    }
+
+    fn table(&self) -> Result<Table, Refusal> {
+        self.ask(Errand::Table)
+    }
+
+    fn forget(&self, host: &str, by: &str) -> Result<(), Refusal> {
+        let (host, by) = (host.to_owned(), by.to_owned());
+        self.ask(|answer| Errand::Forget { host, by, answer })
+    }
+
+    fn coordinating(&self) -> Vec<String> {
+        let cases = self.cases();
+        let holding = cases.values().filter(|case| case.outcome.ended.is_none());
+        holding.map(|case| case.wanted.name.clone()).collect()
+    }
+
+    fn watch(&self, watcher: Box<dyn Fn() + Send + Sync>) {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(watcher);
+    }
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("cases", &self.cases).finish_non_exhaustive()
+    }
+}
