@@ -4,6 +4,7 @@ mod fake;
 #[path = "../../../../tests/integration/harness/etcd/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "tests of whole fleets use the rest")]
 mod fixture;
+mod many;
 mod rights;
 mod store;
 mod strangers;
