@@ -202,7 +202,7 @@ impl World {
             thread: id,
             token,
             sent,
-            arrived: self.now,
+            asked_at: self.now,
             endpoint: host.endpoint,
             connection: host.connection,
             request,
@@ -246,7 +246,7 @@ impl World {
         }
         if self.now < self.weather.leaderless_until {
             let left = self.weather.leaderless_until - self.now;
-            if self.now + left < message.arrived + 17 * SECOND {
+            if self.now + left < message.asked_at + 17 * SECOND {
                 self.after(left + MILLI, Event::Arrive(message));
             }
             return;
@@ -345,7 +345,8 @@ impl World {
                 }
             }
             ThreadId::Coordinator(command) => {
-                if has_failed {
+                // A store that is full takes no holder either.
+                if has_failed || matches!(result, Err(StoreError::Full(_))) {
                     self.commands[command].troubled_at = self.now;
                 }
                 if let Some(coordinator) = &mut self.commands[command].coordinator {

@@ -67,7 +67,7 @@ pub(crate) struct Message {
     pub(crate) thread: ThreadId,
     pub(crate) token: u64,
     pub(crate) sent: BootTime,
-    pub(crate) arrived: Micros,
+    pub(crate) asked_at: Micros,
     pub(crate) endpoint: usize,
     pub(crate) connection: u64,
     pub(crate) request: Request,
@@ -170,7 +170,7 @@ impl World {
         let is_exact = random.below(3) == 0;
         let margins =
             if is_exact { Margins { rate: 0, slack: Duration::ZERO } } else { Margins::default() };
-        let heals_at = random.below(25) * SECOND + 12 * SECOND;
+        let heals_at = random.below(20) * SECOND + 10 * SECOND;
         let mut world = Self {
             now: 0,
             events: BinaryHeap::new(),
