@@ -307,6 +307,28 @@ fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
     bench.close(connection, cause);
 }
 
+#[test]
+fn a_held_unix_client_that_has_sent_something_and_closed_is_served() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::new(&address);
+    let (client, accepted) = crate::sys::socket_pair().unwrap();
+    let mut connection = bench.connection(accepted);
+    client.send(b"a line").unwrap();
+    drop(client);
+    bench.until(&mut connection, |it, verdict| {
+        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
+        it.client.is_read_closed()
+    });
+    bench.serve(&mut connection);
+    bench.until_relaying(&mut connection);
+    let server = accept(&listener);
+    server.shut_down_write().unwrap();
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::Ended);
+    bench.close(connection, cause);
+    assert_eq!(read(&server).unwrap(), b"a line");
+}
+
 /// A client may leave at the moment of the resume, before any event.
 #[test]
 fn the_upstream_is_not_dialled_for_a_client_that_has_gone() {

@@ -214,23 +214,25 @@ impl Socket {
         sockopt::set_socket_linger(self, Some(Duration::ZERO)).ok();
     }
 
-    /// Returns true if a peer whose bytes are not read yet has gone: it has reset, closed fully, or ended its stream
-    /// without sending a byte.
+    /// Returns true if a peer whose bytes are not read yet has gone: it has reset, or closed without sending a byte.
     ///
-    /// On TCP, a full close and a half-close look alike until we write. A client with queued bytes waits for its
-    /// answer, as it would in a server's accept queue; without them, it is a health check that has gone. UNIX sockets
-    /// tell the two apart. The first `header` bytes are not the client's own, and count as none.
+    /// A client with queued bytes may wait for its answer, or need none. On TCP, a full close and a half-close look alike
+    /// until we write; without bytes, both are a health check that has gone. UNIX sockets tell the two apart. The first
+    /// `header` bytes are not the client's own, and count as none.
     pub(crate) fn has_gone(&self, header: u64) -> bool {
         let mut look = [PollFd::new(self, PollFlags::RDHUP)];
         if poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_err() {
             return false;
         }
         let seen = look.map(|fd| fd.revents())[0];
-        if seen.intersects(PollFlags::ERR | PollFlags::HUP) {
-            return true;
-        }
+        // TCP hangs up on both directions only with a reset.
+        let (gone, ended) = if self.is_unix {
+            (PollFlags::ERR, PollFlags::HUP)
+        } else {
+            (PollFlags::ERR | PollFlags::HUP, PollFlags::RDHUP)
+        };
         let silent = || rustix::io::ioctl_fionread(self).is_ok_and(|bytes| bytes <= header);
-        seen.contains(PollFlags::RDHUP) && silent() && !self.is_unix()
+        seen.intersects(gone) || seen.contains(ended) && silent()
     }
 
     /// Returns the peer's address for the log. A peer that has reset has none.

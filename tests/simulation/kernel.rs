@@ -304,7 +304,9 @@ impl Kernel {
     pub(crate) fn has_gone(&mut self, id: LinkId) -> bool {
         let link = self.link_mut(id);
         let mask = link.mask();
-        mask.error || mask.hung_up || mask.input_ended && link.arrived == link.read && !link.is_unix
+        let ended = if link.is_unix { mask.hung_up } else { mask.input_ended };
+        let is_reset = mask.error || mask.hung_up && !link.is_unix;
+        is_reset || ended && link.arrived == link.read
     }
 
     /// Returns the kernel's facts of a dialled TCP socket.
