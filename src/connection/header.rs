@@ -3,11 +3,16 @@
 //! A client's header is only peeked while the client waits, so that all of it stays in the kernel. It is read once the relay
 //! or a rejection begins.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Context, Session, Verdict, deadline::Deadline, endpoint::Received};
+use super::{
+    Connection, Context, Session, Verdict, deadline::Deadline, endpoint::Received, record::Record,
+};
 use crate::{
     config::SendProxy,
     proxy_header::{
@@ -15,6 +20,9 @@ use crate::{
     },
     stats::cause::CloseCause,
 };
+
+/// Life of a connection that its upstream counts as having closed at once, at most.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Header that a client begins with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,10 +150,13 @@ impl Connection {
 }
 
 impl Session {
-    /// Asks the operator about headers if no upstream has ever sent a byte to this worker, and this one has ended its
-    /// stream. So servers do that expect a header and get none, or get one and expect none.
-    pub(super) fn ask_about_header(&self, context: &Context<'_>) {
-        if !self.relay.can_answer() && context.counters.bytes_to_client.get() == 0 {
+    /// Asks the operator about headers if this upstream has ended its stream soon, and none has ever sent a byte. So servers
+    /// do that expect a header and get none, or get one and expect none.
+    pub(super) fn ask_about_header(&self, record: &Record, context: &Context<'_>) {
+        if !self.relay.can_answer()
+            && record.connected_for(context.now) < AT_ONCE
+            && context.workers.sum(|counters| &counters.bytes_to_client) == 0
+        {
             context.proxy_headers.ask(self.target.target().address());
         }
     }

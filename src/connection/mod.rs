@@ -58,6 +58,7 @@ use crate::{
     stats::{Counters, cause::CloseCause},
     sys::{Socket, SocketAddress},
     upstream::{Cached, Upstream, dialer::Dialer, targets::TargetUse},
+    worker_pool::WorkerPool,
 };
 use deadline::Deadline;
 use endpoint::Endpoint;
@@ -190,6 +191,8 @@ pub(crate) struct Context<'a> {
     pub(crate) orders: &'a DrainOrders,
     /// Counters of this worker.
     pub(crate) counters: &'a Counters,
+    /// All workers, for sums of their counters.
+    pub(crate) workers: &'a WorkerPool,
     /// Steps that TLS handshakes may still take in this turn.
     pub(crate) handshake_steps: &'a mut usize,
     /// Beginning of the turn.
@@ -403,7 +406,7 @@ impl Connection {
         }
         match progress.next {
             relay::Next::Wait => {
-                session.ask_about_header(context);
+                session.ask_about_header(&self.record, context);
                 let is_heard = session.relay.delivered().1 > 0;
                 match session.under_way.take_if(|_under_way| is_heard) {
                     Some(under_way) => {
@@ -418,7 +421,7 @@ impl Connection {
             relay::Next::Close => Verdict::Close(CloseCause::Ended),
             relay::Next::Reset(side) => {
                 if side == Side::Upstream {
-                    session.ask_about_header(context);
+                    session.ask_about_header(&self.record, context);
                 }
                 let first = session.settling.and_then(|it| it.aborted).unwrap_or(side);
                 Verdict::Close(session.relay.reset_cause(first, &self.client))

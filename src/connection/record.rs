@@ -140,6 +140,13 @@ impl Record {
         (!held.is_zero()).then_some(held)
     }
 
+    /// Returns the age of the client's connection to the upstream.
+    pub(super) fn connected_for(&self, now: Instant) -> Duration {
+        let connect = Duration::from_micros(self.connect_micros().unwrap_or_default().into());
+        let before = self.held().unwrap_or_default() + connect;
+        now.saturating_duration_since(self.accepted).saturating_sub(before)
+    }
+
     fn connect_micros(&self) -> Option<u32> {
         self.connect.map(|plus_one| plus_one.get() - 1)
     }

@@ -46,6 +46,7 @@ struct Bench {
     reject_policy: RejectPolicy,
     proxy_headers: ProxyHeaders,
     counters: Counters,
+    workers: WorkerPool,
     now: Instant,
 }
 
@@ -69,6 +70,7 @@ impl Bench {
             reject_policy: RejectPolicy::new(RejectResponse::http(Duration::ZERO), None),
             proxy_headers: ProxyHeaders::default(),
             counters: Counters::default(),
+            workers: WorkerPool::new([].into(), 0),
             now: Instant::now(),
         }
     }
@@ -124,6 +126,7 @@ impl Bench {
             proxy_headers: &self.proxy_headers,
             orders: &self.orders,
             counters: &self.counters,
+            workers: &self.workers,
             handshake_steps: &mut 1,
             now: self.now,
         })
@@ -305,28 +308,6 @@ fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
     let cause = bench.cause(&mut connection);
     assert_eq!(cause, CloseCause::LeftHeld);
     bench.close(connection, cause);
-}
-
-#[test]
-fn a_held_unix_client_that_has_sent_something_and_closed_is_served() {
-    let (listener, address) = tcp_listener();
-    let mut bench = Bench::new(&address);
-    let (client, accepted) = crate::sys::socket_pair().unwrap();
-    let mut connection = bench.connection(accepted);
-    client.send(b"a line").unwrap();
-    drop(client);
-    bench.until(&mut connection, |it, verdict| {
-        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
-        it.client.is_read_closed()
-    });
-    bench.serve(&mut connection);
-    bench.until_relaying(&mut connection);
-    let server = accept(&listener);
-    server.shut_down_write().unwrap();
-    let cause = bench.cause(&mut connection);
-    assert_eq!(cause, CloseCause::Ended);
-    bench.close(connection, cause);
-    assert_eq!(read(&server).unwrap(), b"a line");
 }
 
 /// A client may leave at the moment of the resume, before any event.

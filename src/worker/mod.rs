@@ -419,6 +419,7 @@ impl Worker<'_> {
             hold: &shared.admission.hold,
             orders: &shared.pauses.drain,
             counters: shared.workers.counters(self.resources.index),
+            workers: &shared.workers,
             handshake_steps: &mut self.handshake_steps,
             now,
         };

@@ -57,6 +57,28 @@ fn a_held_client_that_is_there_is_probed_as_usual() {
 }
 
 #[test]
+fn a_held_unix_client_that_has_sent_something_and_closed_is_served() {
+    let (listener, address) = tcp_listener();
+    let mut bench = Bench::new(&address);
+    let (client, accepted) = crate::sys::socket_pair().unwrap();
+    let mut connection = bench.connection(accepted);
+    client.send(b"a line").unwrap();
+    drop(client);
+    bench.until(&mut connection, |it, verdict| {
+        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
+        it.client.is_read_closed()
+    });
+    bench.serve(&mut connection);
+    bench.until_relaying(&mut connection);
+    let server = accept(&listener);
+    server.shut_down_write().unwrap();
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::Ended);
+    bench.close(connection, cause);
+    assert_eq!(read(&server).unwrap(), b"a line");
+}
+
+#[test]
 fn a_pause_that_drops_half_closed_clients_closes_them_in_good_order() {
     for is_unix in [false, true] {
         let pair = if is_unix { crate::sys::socket_pair().unwrap() } else { tcp_pair() };

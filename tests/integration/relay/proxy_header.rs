@@ -299,3 +299,57 @@ fn the_log_asks_once_if_a_server_expects_headers() {
     proxy.wait_for_log("does the server expect a PROXY header? upstream.send-proxy is off");
     assert_eq!(proxy.log_count("does the server expect"), 1);
 }
+
+/// Closes each connection with the first byte of its client.
+fn close_at_once(mut stream: Stream) -> Received {
+    Received { bytes: stream.receive(1), end: End::Eof }
+}
+
+#[test]
+fn the_log_asks_nothing_if_a_server_closes_a_silent_connection_later() {
+    let upstream = Upstream::tcp(close_at_once);
+    let proxy = Proxy::builder()
+        .upstream(&upstream)
+        .args(["--log-connections", "all", "--log-format", "text"])
+        .start();
+    let mut late = proxy.connect();
+    proxy.control().wait_counts(|it| it.active, 1);
+    thread::sleep(Duration::from_millis(1100));
+    late.send(b"x");
+    assert_eq!(late.receive_all().bytes, b"");
+    drop(late);
+    proxy.wait_for_log("cause=");
+    assert_eq!(proxy.log_count("does the server expect"), 0);
+    // The question is not used up.
+    let mut soon = proxy.connect();
+    soon.send(b"x");
+    assert_eq!(soon.receive_all().bytes, b"");
+    proxy.wait_for_log("does the server expect a PROXY header?");
+}
+
+#[test]
+fn the_log_asks_nothing_of_a_server_that_has_answered_any_client() {
+    const COUNT: usize = 16;
+    let upstream = Upstream::tcp(|mut stream| {
+        let bytes = stream.receive(1);
+        if bytes == b"?" {
+            stream.send(b"!");
+        }
+        Received { bytes, end: End::Eof }
+    });
+    let proxy = Proxy::builder()
+        .upstream(&upstream)
+        .args(["--proxy-threads", "2", "--log-connections", "all", "--log-format", "text"])
+        .start();
+    let mut first = proxy.connect();
+    first.send(b"?");
+    assert_eq!(first.receive(1), b"!");
+    // The kernel spreads them over both workers.
+    for _client in 0..COUNT {
+        let mut client = proxy.connect();
+        client.send(b"x");
+        assert_eq!(client.receive_all().bytes, b"");
+    }
+    wait_until("all are logged", || proxy.log_count("to_upstream=1 to_client=0 cause=") == COUNT);
+    assert_eq!(proxy.log_count("does the server expect"), 0);
+}
