@@ -413,7 +413,7 @@ impl Connection {
     }
 
     fn begin_relay(&mut self, dial: Dial, context: &mut Context<'_>) -> Verdict {
-        let addresses = match self.take_header() {
+        let addresses = match self.take_header(CloseCause::LeftConnecting) {
             Ok(addresses) => addresses,
             Err(cause) => {
                 dial.close(context.registration.registry);

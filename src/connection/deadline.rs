@@ -16,6 +16,8 @@ pub(crate) enum Deadline {
     Held,
     /// Wait for the PROXY header of a client, until the client is closed.
     AwaitingHeader,
+    /// Wait for the first byte behind a header that names no client, as that of a health check, until the client is served.
+    AwaitingByte,
     /// Dial of an address, until the attempt goes on to the next one.
     Connecting,
     /// Dial of the last address that the attempt has time for, until the attempt is given up.
@@ -48,8 +50,8 @@ pub(crate) enum Deadline {
 }
 
 /// Lists of clients that wait without a pass.
-pub(crate) const WAITING: [Deadline; 3] =
-    [Deadline::Held, Deadline::AwaitingHeader, Deadline::AwaitingUpstream];
+pub(crate) const WAITING: [Deadline; 4] =
+    [Deadline::Held, Deadline::AwaitingHeader, Deadline::AwaitingByte, Deadline::AwaitingUpstream];
 /// Lists of clients whose upstream is dialled.
 pub(crate) const DIALLED: [Deadline; 3] =
     [Deadline::Connecting, Deadline::ConnectingLast, Deadline::Unanswered];
@@ -72,6 +74,8 @@ pub(crate) const REJECTED: [Deadline; 5] = [
 
 /// Time in which a client's PROXY header has to be complete. It should come with the first segment.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time in which a health check leaves behind its header. A client whose server speaks first waits for so long.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(100);
 /// Time that the dial of an address may take before the next address is dialled.
 pub(crate) const ADDRESS_TIMEOUT: Duration = Duration::from_millis(300);
 /// Time that a connection counts as queued in the upstream's backlog while the upstream sends nothing. It may have
@@ -89,8 +93,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Kinds of deadlines with a fixed length.
-const DEADLINES: [(Deadline, Duration); 12] = [
+const DEADLINES: [(Deadline, Duration); 13] = [
     (Deadline::AwaitingHeader, HEADER_TIMEOUT),
+    (Deadline::AwaitingByte, CHECK_TIMEOUT),
     (Deadline::Connecting, ADDRESS_TIMEOUT),
     (Deadline::Unanswered, SYN_TIMEOUT_MIN),
     (Deadline::AwaitingFirstByte, HEARING_TIMEOUT),

@@ -53,26 +53,36 @@ impl Connection {
         has_address && headers.are_sent_by(client)
     }
 
-    /// Begins to wait for the client's header.
-    pub(crate) fn await_header(&mut self) -> Verdict {
+    /// Begins to wait for the client's header. While the proxy `is_paused`, the client is held meanwhile.
+    pub(crate) fn await_header(&mut self, is_paused: bool) -> Verdict {
+        if is_paused {
+            self.record.begin_wait();
+        }
         self.record.header = ClientHeader::Awaited;
         Verdict::Wait(Deadline::AwaitingHeader)
     }
 
-    /// Looks for the header. Nothing is read. A client that has sent nothing else and ended its stream is a health check.
-    pub(super) fn look_for_header(&mut self, context: &Context<'_>) -> Verdict {
-        let mut bytes = [0; HEADER_BYTES_MAX];
+    /// Looks for the header, whose time is over if it `is_late`. Nothing is read. A client that has sent nothing else and ended
+    /// its stream is a health check. One whose header names no client is given a moment for that.
+    pub(super) fn look_for_header(&mut self, is_late: bool, context: &Context<'_>) -> Verdict {
+        let mut bytes = [0; HEADER_BYTES_MAX + 1];
         let client = &mut self.client;
         let received =
             if client.is_readable() { client.peek(&mut bytes) } else { Received::Nothing };
-        let parsed = match received {
-            Received::Bytes(count) => parse(bytes.get(..count).unwrap_or_default()),
+        let (parsed, count) = match received {
+            Received::Bytes(count) => (parse(bytes.get(..count).unwrap_or_default()), count),
+            Received::Nothing if is_late => return self.refuse_header(Defect::Late, context),
             Received::Nothing => return Verdict::Stay,
             Received::End | Received::Reset | Received::Unsupported => {
                 return Verdict::Close(self.left());
             }
         };
         match parsed {
+            Parsed::Header { bytes, addresses: None }
+                if bytes == count && !is_late && !self.client.is_read_closed() =>
+            {
+                Verdict::Wait(Deadline::AwaitingByte)
+            }
             Parsed::Header { bytes, addresses } => {
                 self.record.header = ClientHeader::Unread(u16::try_from(bytes).unwrap_or(u16::MAX));
                 if let Some(ProxiedAddresses { source, .. }) = addresses {
@@ -80,16 +90,18 @@ impl Connection {
                 }
                 if self.has_gone() { Verdict::Close(self.left()) } else { Verdict::Admit }
             }
+            Parsed::Partial if self.client.is_reset() => Verdict::Close(self.left()),
             Parsed::Partial if self.client.is_read_closed() => {
                 self.refuse_header(Defect::Ended, context)
             }
+            Parsed::Partial if is_late => self.refuse_header(Defect::Late, context),
             Parsed::Partial => Verdict::Stay,
             Parsed::Wrong(defect) => self.refuse_header(defect, context),
         }
     }
 
     /// Closes a client without a proper header.
-    pub(super) fn refuse_header(&self, defect: Defect, context: &Context<'_>) -> Verdict {
+    fn refuse_header(&self, defect: Defect, context: &Context<'_>) -> Verdict {
         context.proxy_headers.log_wrong(&self.client_name(), defect, context.now);
         Verdict::Close(CloseCause::BadProxyHeader)
     }
@@ -106,8 +118,11 @@ impl Connection {
     }
 
     /// Reads the client's header, if it has one that was not read yet, and returns what it tells. It is lost if the client
-    /// has reset meanwhile; then returns the cause of the end.
-    pub(super) fn take_header(&mut self) -> Result<Option<ProxiedAddresses>, CloseCause> {
+    /// has reset meanwhile; then returns the cause of the end, which is `left`.
+    pub(super) fn take_header(
+        &mut self,
+        left: CloseCause,
+    ) -> Result<Option<ProxiedAddresses>, CloseCause> {
         let ClientHeader::Unread(length) = std::mem::take(&mut self.record.header) else {
             return Ok(None);
         };
@@ -118,7 +133,7 @@ impl Connection {
             // A read may stop, at a message with descriptors.
             match self.client.recv(rest) {
                 Received::Bytes(count) => read += count,
-                _ => return Err(self.left()),
+                _ => return Err(left),
             }
         }
         match parse(header) {

@@ -54,7 +54,7 @@ use crate::{
     },
     listing::ConnectionId,
     pause::{drain::DrainOrders, gate::Pass},
-    proxy_header::{Defect, ProxyHeaders},
+    proxy_header::ProxyHeaders,
     stats::{Counters, cause::CloseCause},
     sys::{Socket, SocketAddress},
     upstream::{Cached, Upstream, dialer::Dialer, targets::TargetUse},
@@ -250,7 +250,7 @@ impl Connection {
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> Verdict {
         match &mut self.state {
             State::Waiting { .. } if self.record.header == ClientHeader::Awaited => {
-                self.look_for_header(context)
+                self.look_for_header(false, context)
             }
             State::Waiting { .. } => self.look_after_waiting(context),
             State::Connecting(dial) if dial.upstream.is_writable() => self.connected(context),
@@ -271,7 +271,7 @@ impl Connection {
         match &mut self.state {
             State::Waiting { patience: Some(_), .. } => Verdict::Close(CloseCause::Unreachable),
             State::Waiting { .. } if self.record.header == ClientHeader::Awaited => {
-                self.refuse_header(Defect::Late, context)
+                self.look_for_header(true, context)
             }
             State::Waiting { .. } => {
                 self.record.waited_until(context.now);

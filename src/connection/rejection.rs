@@ -11,7 +11,7 @@ use crate::{admission::semaphore::Permit, stats::cause::CloseCause};
 impl Connection {
     /// Begins to reject a waiting client.
     pub(crate) fn reject(&mut self, cause: CloseCause, context: &mut Context<'_>) -> Verdict {
-        if let Err(cause) = self.take_header() {
+        if let Err(cause) = self.take_header(self.left()) {
             return Verdict::Close(cause);
         }
         let (reject, next) = Reject::new(&mut self.client, context.reject_policy);

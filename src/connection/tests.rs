@@ -3,6 +3,7 @@
 mod attempt;
 mod crowd;
 mod half_closed;
+mod header;
 mod quiet;
 mod refused;
 mod rejected;
@@ -81,9 +82,16 @@ impl Bench {
     }
 
     /// Returns the connection of an accepted client.
-    fn connection(&self, client: Socket) -> Connection {
+    fn newcomer(&self, client: Socket) -> Connection {
         client.register(self.poll.registry(), CLIENT).unwrap();
         Connection::new(client, None, self.clients.take().unwrap(), None, self.now)
+    }
+
+    /// Returns the connection of a client that is held.
+    fn connection(&self, client: Socket) -> Connection {
+        let mut connection = self.newcomer(client);
+        connection.hold(None);
+        connection
     }
 
     fn serve(&mut self, connection: &mut Connection) -> Verdict {

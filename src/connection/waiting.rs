@@ -44,6 +44,10 @@ impl Connection {
         if self.has_gone() {
             return Verdict::Close(self.left());
         }
+        if self.client.is_read_closed() {
+            // No event comes for that, if it came together with the client's header.
+            self.client.socket_mut().probe_often();
+        }
         self.await_upstream(Patience { since: context.now, error: None }, context)
     }
 
@@ -92,7 +96,9 @@ impl Connection {
     /// Returns the cause of the end of a connection whose client has left before it was served.
     pub(super) fn left(&self) -> CloseCause {
         match self.state {
-            State::Waiting { patience: None, .. } => CloseCause::LeftHeld,
+            State::Waiting { patience: None, .. } if self.record.held().is_some() => {
+                CloseCause::LeftHeld
+            }
             _ => CloseCause::LeftConnecting,
         }
     }

@@ -128,7 +128,8 @@ impl Worker<'_> {
         let owes_header = connection.owes_header(&self.resources.shared.proxy_headers);
         self.connections.insert(connection);
         if owes_header {
-            self.act(key, now, |connection, _context| connection.await_header());
+            let is_paused = self.resources.shared.pauses.gate.is_paused();
+            self.act(key, now, |connection, _context| connection.await_header(is_paused));
         } else {
             self.place(key, now);
         }

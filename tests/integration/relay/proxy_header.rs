@@ -1,6 +1,9 @@
 //! Headers of the PROXY protocol: for the server, and from balancers in front.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::harness::{
     Builder, End, Family, Proxy, Received, Stream, Upstream, echo, record, wait_until,
@@ -300,6 +303,9 @@ fn the_log_asks_once_if_a_server_expects_headers() {
     assert_eq!(proxy.log_count("does the server expect"), 1);
 }
 
+/// Time in which a health check leaves behind its header.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// Closes each connection with the first byte of its client.
 fn close_at_once(mut stream: Stream) -> Received {
     Received { bytes: stream.receive(1), end: End::Eof }
@@ -352,4 +358,46 @@ fn the_log_asks_nothing_of_a_server_that_has_answered_any_client() {
     }
     wait_until("all are logged", || proxy.log_count("to_upstream=1 to_client=0 cause=") == COUNT);
     assert_eq!(proxy.log_count("does the server expect"), 0);
+}
+
+#[test]
+fn a_health_check_whose_end_comes_later_reaches_no_server() {
+    let local = [SIGNATURE, b"\x20\0\0\0"].concat();
+    let upstream = Upstream::tcp(echo);
+    let proxy = accepting(&upstream).start();
+    let mut slow = 0;
+    for header in [&local[..], b"PROXY UNKNOWN\r\n"].repeat(20) {
+        let mut check = proxy.connect();
+        let begin = Instant::now();
+        check.send(header);
+        check.reset();
+        slow += usize::from(begin.elapsed() >= CHECK_TIMEOUT);
+    }
+    let status = proxy.control().wait_status("all have gone", |status| {
+        status.accepted == 40 && status.closed.values().sum::<u64>() == 40
+    });
+    assert!(upstream.accepted() <= slow, "{} dialled, {slow} slow", upstream.accepted());
+    assert!(
+        usize::try_from(status.closed["left-connecting"]).unwrap() >= 40 - slow,
+        "{:?}",
+        status.closed
+    );
+    // A client that waits for the server's first word is served all the same.
+    let mut client = proxy.connect();
+    client.send(&local);
+    proxy.control().wait_counts(|it| it.active, 1);
+    client.assert_echo(b"hello");
+}
+
+#[test]
+fn a_client_that_resets_within_its_header_is_no_failure() {
+    let upstream = Upstream::tcp(echo);
+    let proxy = accepting(&upstream).start();
+    let mut client = proxy.connect();
+    client.send(&HEADER[..20]);
+    proxy.control().wait_counts(|it| it.held, 1);
+    client.reset();
+    proxy.wait_for_log("cause=left-connecting");
+    assert_eq!(proxy.log_count("within the PROXY header"), 0);
+    assert_eq!(proxy.control().status().failed, 0);
 }
