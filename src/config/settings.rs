@@ -165,7 +165,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("hold.half-closed", "WHAT", field!(hold.half_closed))
         .choices(&HALF_CLOSED)
         .help("Treatment of held clients that have ended their stream: serve or drop")
-        .more("With serve, they are served on resume, and probed often until then, so that those that have gone are noticed. With drop, they are closed while it is paused. A pause may say otherwise by --half-closed; of several pauses the strictest counts."),
+        .more("With serve, they are served on resume, and probed often until then; a TCP client that has closed altogether is dropped about a minute later, with what it sent. With drop, they are closed while it is paused. A pause may say otherwise by --half-closed; of several pauses the strictest counts."),
     setting("resume.max-connecting", "N", field!(resume.max_connecting))
         .count("connections", "128")
         .help("Most connection attempts at a time for clients that have waited")

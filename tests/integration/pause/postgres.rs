@@ -254,13 +254,20 @@ fn begin_query(client: &mut Stream, text: &str) {
 
 /// Reads messages up to `ReadyForQuery`. Returns its status.
 fn until_ready(client: &mut Stream) -> u8 {
+    read_answer(client).1
+}
+
+/// Reads messages up to `ReadyForQuery`. Returns the bodies of the others, and its status.
+fn read_answer(client: &mut Stream) -> (Vec<u8>, u8) {
+    let mut bodies = Vec::new();
     loop {
         let head = client.receive(5);
         let length = u32::from_be_bytes(head[1..].try_into().unwrap());
         let body = client.receive(length as usize - 4);
         if head[0] == b'Z' {
-            return body[0];
+            return (bodies, body[0]);
         }
+        bodies.extend(body);
     }
 }
 
@@ -297,4 +304,48 @@ fn a_real_server_s_transactions_live_on() {
         }
         proxy.control().wait_counts(|status| (status.drained, status.active), (6, 0));
     }
+}
+
+/// `psql` does not end the stream of its cancel request, so it is held and not dropped.
+#[test]
+fn a_cancel_request_of_psql_is_held_and_comes_with_the_resume() {
+    let Some(postgres) = Postgres::start() else {
+        println!("skipped: there is no PostgreSQL on this machine");
+        return;
+    };
+    let upstream = format!("unix://{}", postgres.socket().display());
+    let proxy = Proxy::builder()
+        .upstream_at(&upstream)
+        .args(["--hold-half-closed", "drop", "--hold-timeout", "1h"])
+        .start();
+    let query = "SELECT pg_sleep(3600)";
+    let psql = Command::new("psql")
+        .args(["-X", "-h", "127.0.0.1", "-p", &proxy.addr().port().to_string()])
+        .args(["-U", "anna", "-d", "postgres", "-c", query])
+        .env("PGSSLMODE", "disable")
+        .env("PGGSSENCMODE", "disable")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(psql) = psql else {
+        println!("skipped: there is no psql on this machine");
+        return;
+    };
+    // Once its query runs, the server has got it and the proxy has told the bytes.
+    let mut observer = session(&proxy);
+    wait_until("the query runs", || {
+        begin_query(&mut observer, "SELECT query FROM pg_stat_activity WHERE state = 'active'");
+        let (rows, _status) = read_answer(&mut observer);
+        rows.windows(query.len()).any(|bytes| bytes == query.as_bytes())
+    });
+    proxy.control().pause();
+    kill_process(Pid::from_child(&psql), Signal::INT).unwrap();
+    proxy.control().wait_counts(|status| status.held, 1);
+    let status = proxy.control().status();
+    assert_eq!((status.closed["left-held"], status.active), (0, 2), "its query runs on");
+    proxy.control().resume();
+    let output = psql.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("canceling statement due to user request"), "{text}");
 }
