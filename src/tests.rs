@@ -53,7 +53,7 @@ use crate::{
         Pauses,
         gate::{Gate, Mode},
     },
-    proxy_header::ProxyHeaders,
+    proxy_header::{HEADER_BYTES_MAX, Parsed, ProxyHeaders, parse},
     shared::{Shared, Shutdown, SocketFiles},
     sys::{Listener, Socket, SocketAddress},
     upstream::{Upstream, loop_guard::LoopGuard},
@@ -104,6 +104,21 @@ pub(crate) fn duration(bytes: &[u8]) {
     match parse_duration(text) {
         Ok(duration) => assert_eq!(parse_duration(&format_duration(duration)), Ok(duration)),
         Err(error) => assert_one_line(&error),
+    }
+}
+
+/// Checks that a header of the PROXY protocol is bounded, and is read the same wherever its bytes are cut.
+pub(crate) fn proxy_header(bytes: &[u8]) {
+    let whole = parse(bytes);
+    if let Parsed::Header { bytes: length, .. } = whole {
+        assert!(length <= HEADER_BYTES_MAX.min(bytes.len()), "{length}");
+    }
+    let mut is_decided = false;
+    for end in 0..=bytes.len() {
+        let parsed = parse(&bytes[..end]);
+        is_decided |= parsed != Parsed::Partial;
+        assert!(parsed == if is_decided { whole } else { Parsed::Partial }, "{end}: {parsed:?}");
+        assert!(is_decided || end < HEADER_BYTES_MAX, "{end}");
     }
 }
 
@@ -267,6 +282,7 @@ fn the_corpus_of_each_fuzz_target_is_replayed() {
     replay("address", address);
     replay("duration", duration);
     replay("handover", handover);
+    replay("proxy_header", proxy_header);
     let tls = certificate();
     replay("rejected_client", |bytes| {
         rejected_client(bytes, None);

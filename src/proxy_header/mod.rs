@@ -2,6 +2,10 @@
 //! (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
 //!
 //! Version 1 is a line of text, version 2 binary. tcpause reads both and writes one.
+//!
+//! It does so itself, as none of the crates fits. The header is peeked while its client waits, so half a header has to be told
+//! from a wrong one, at each byte and within the bounds of the protocol. Of `ppp`, `proxy-header` and `proxy-protocol`, one
+//! takes wrong headers, and the others refuse right ones or cannot tell half a header.
 
 mod parse;
 mod policy;

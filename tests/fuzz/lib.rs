@@ -88,6 +88,11 @@ pub fn handover(bytes: &[u8]) {
     tests::handover(bytes);
 }
 
+/// Fuzzes headers of the PROXY protocol.
+pub fn proxy_header(bytes: &[u8]) {
+    tests::proxy_header(bytes);
+}
+
 /// Fuzzes the first bytes of a client that is rejected, without a certificate and with one.
 pub fn rejected_client(bytes: &[u8]) {
     tests::rejected_client(bytes, None);
