@@ -2,6 +2,7 @@
 
 mod chaos;
 mod deploy;
+mod headers;
 mod kinds;
 mod maintenance;
 mod soak;

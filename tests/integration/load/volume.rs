@@ -258,13 +258,13 @@ fn load_of_a_few_among_thousands() {
 }
 
 /// Only one of these tests runs at a time: together they would be out of descriptors.
-fn alone() -> MutexGuard<'static, ()> {
+pub(super) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bounds a number of simultaneous clients by the descriptors of this process, of which each takes two.
-fn crowd_size(wanted: usize) -> usize {
+pub(super) fn crowd_size(wanted: usize) -> usize {
     let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX) as usize;
     wanted.min(files.saturating_sub(SPARE_FILES) / 2)
 }
