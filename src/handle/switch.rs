@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Handle;
 use crate::{
     config::{address::Address, duration::format_duration},
-    proxy_header::local_header,
+    proxy_header::own_header,
     sys::{SocketAddress, reach::reach},
     upstream::{
         look_up,
@@ -147,10 +147,10 @@ impl Handle {
 
     /// Connects from the first source address that has a free port.
     fn reach_from_any(&self, address: &SocketAddress, timeout: Duration) -> io::Result<()> {
-        let header = local_header(self.0.proxy_headers.send);
+        let version = self.0.proxy_headers.send;
         let mut result = Err(io::Error::other("upstream.source-addrs has none of its kind"));
         for &source in self.0.upstream.sources(address) {
-            result = reach(address, source, header, timeout);
+            result = reach(address, source, |ends| own_header(version, ends), timeout);
             if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable) {
                 break;
             }

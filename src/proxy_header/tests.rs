@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{parse::SIGNATURE, *};
+use super::{parse::SIGNATURE, write::local_header, *};
 use crate::config::{ProxySource, SendProxy};
 
 fn addresses(source: &str, destination: &str) -> ProxiedAddresses {
@@ -152,6 +152,17 @@ fn what_is_written_reads_the_same() {
         assert_eq!(parse(&written), Parsed::Header { bytes: written.len(), addresses: None });
     }
     assert!(local_header(SendProxy::Off).is_empty());
+}
+
+#[test]
+fn a_header_of_our_own_tells_addresses_in_version_1_alone() {
+    let ends = ("127.0.0.1:258".parse().unwrap(), "127.0.0.1:443".parse().unwrap());
+    let own = |version, ends| own_header(version, ends).into_owned();
+    assert_eq!(own(SendProxy::V1, Some(ends)), b"PROXY TCP4 127.0.0.1 127.0.0.1 258 443\r\n");
+    for version in [SendProxy::Off, SendProxy::V1, SendProxy::V2] {
+        assert_eq!(own(version, None), local_header(version));
+    }
+    assert_eq!(own(SendProxy::V2, Some(ends)), local_header(SendProxy::V2));
 }
 
 #[test]

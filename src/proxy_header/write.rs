@@ -1,6 +1,9 @@
 //! Writing of headers.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
 use super::{
     ProxiedAddresses,
@@ -17,9 +20,24 @@ const LOCAL: &[u8; PREAMBLE_BYTES] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
 /// Type of the field of version 2 with the id of a connection.
 const UNIQUE_ID: u8 = 5;
 
-/// Returns the header of a connection that is the proxy's own, such as a check: the server goes by the addresses of the
-/// socket. It is empty where no header is sent.
-pub(crate) fn local_header(version: SendProxy) -> &'static [u8] {
+/// Returns the header of a connection of the proxy's own, such as a check, between these addresses, if it has any. Version 1
+/// tells them, as Postfix refuses a header without addresses; version 2 has a command for that.
+pub(crate) fn own_header(
+    version: SendProxy,
+    ends: Option<(SocketAddr, SocketAddr)>,
+) -> Cow<'static, [u8]> {
+    match (version, ends) {
+        (SendProxy::V1, Some((source, destination))) => {
+            let addresses = ProxiedAddresses { source, destination };
+            header_of(version, Some(addresses), "").into_vec().into()
+        }
+        _ => local_header(version).into(),
+    }
+}
+
+/// Returns the header of a connection without addresses: the server goes by those of the socket. It is empty where no header
+/// is sent.
+pub(super) fn local_header(version: SendProxy) -> &'static [u8] {
     match version {
         SendProxy::Off => &[],
         SendProxy::V1 => UNKNOWN,
@@ -27,8 +45,7 @@ pub(crate) fn local_header(version: SendProxy) -> &'static [u8] {
     }
 }
 
-/// Returns the header of a client's connection, which has this id. Without addresses, as for a client of a UNIX socket, it
-/// is that of a connection of the proxy's own.
+/// Returns the header of a client's connection, which has this id. A client of a UNIX socket has no addresses.
 pub(crate) fn header_of(
     version: SendProxy,
     addresses: Option<ProxiedAddresses>,

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     config::{Config, SendProxy},
-    proxy_header::{local_header, question},
+    proxy_header::{own_header, question},
     sys::SocketAddress,
     upstream::look_up,
 };
@@ -31,16 +31,18 @@ pub(super) fn ask(config: &Config) -> Option<String> {
         return None;
     }
     let addresses = look_up(upstream).ok()?;
-    let closes = closes_at_once(addresses.first()?, local_header(version)).ok()?;
+    let closes = closes_at_once(addresses.first()?, version).ok()?;
     closes.then(|| format!("upstream.addr: {upstream} closes at once: {}", question(version)))
 }
 
-fn closes_at_once(address: &SocketAddress, header: &[u8]) -> io::Result<bool> {
+fn closes_at_once(address: &SocketAddress, version: SendProxy) -> io::Result<bool> {
+    let header = &own_header(version, None);
     match address {
         SocketAddress::Inet(address) => {
             let stream = TcpStream::connect_timeout(address, CHECK_TIMEOUT)?;
             stream.set_read_timeout(Some(CHECK_TIMEOUT))?;
-            ends_behind(stream, header)
+            let ends = (stream.local_addr()?, *address);
+            ends_behind(stream, &own_header(version, Some(ends)))
         }
         SocketAddress::Unix(path) => reach(&SocketAddr::from_pathname(path)?, header),
         SocketAddress::Abstract(name) => reach(&SocketAddr::from_abstract_name(name)?, header),

@@ -1,8 +1,9 @@
 //! A connect that waits for its answer, for threads that may block.
 
 use std::{
+    borrow::Cow,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -17,16 +18,22 @@ use rustix::{
 
 use super::{Dialled, Socket, SocketAddress};
 
-/// Connects to `address` from `source`, or from an address that the system chooses, sends the bytes of `header`, and closes in
-/// good order. An error tells that nothing has answered within `timeout`.
+/// Both addresses of a TCP connection: that of this end, and that of the other.
+pub(crate) type Ends = (SocketAddr, SocketAddr);
+
+/// Connects to `address` from `source`, or from an address that the system chooses, sends the bytes of `header`, which may tell
+/// both addresses, and closes in good order. An error tells that nothing has answered within `timeout`.
 pub(crate) fn reach(
     address: &SocketAddress,
     source: Option<IpAddr>,
-    header: &[u8],
+    header: impl FnOnce(Option<Ends>) -> Cow<'static, [u8]>,
     timeout: Duration,
 ) -> io::Result<()> {
     let unix = match address {
-        SocketAddress::Inet(_) => return reach_tcp(address, source, header, timeout),
+        &SocketAddress::Inet(other) => {
+            let header = |own: Option<SocketAddr>| header(own.map(|own| (own, other)));
+            return reach_tcp(address, source, header, timeout);
+        }
         SocketAddress::Unix(path) => SocketAddrUnix::new(path)?,
         SocketAddress::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
     };
@@ -39,14 +46,15 @@ pub(crate) fn reach(
         error => error.into(),
     })?;
     // A server that does not read it is there all the same.
-    retry_on_intr(|| send(&socket, header, SendFlags::NOSIGNAL)).ok();
+    let header = header(None);
+    retry_on_intr(|| send(&socket, &header, SendFlags::NOSIGNAL)).ok();
     Ok(())
 }
 
 fn reach_tcp(
     address: &SocketAddress,
     source: Option<IpAddr>,
-    header: &[u8],
+    header: impl FnOnce(Option<SocketAddr>) -> Cow<'static, [u8]>,
     timeout: Duration,
 ) -> io::Result<()> {
     let deadline = Instant::now() + timeout;
@@ -69,34 +77,37 @@ fn reach_tcp(
         socket.reset_on_close();
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    socket.send(header).ok();
+    socket.send(&header(socket.local_inet())).ok();
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::Read,
-        net::{SocketAddr, TcpListener},
-        os::unix::net::UnixListener,
-    };
+    use std::{io::Read, net::TcpListener, os::unix::net::UnixListener};
 
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(10);
+
+    fn nothing(_ends: Option<Ends>) -> Cow<'static, [u8]> {
+        Cow::Borrowed(&[])
+    }
 
     #[test]
     fn one_that_listens_is_reached_and_reads_an_orderly_end() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = SocketAddress::Inet(listener.local_addr().unwrap());
         let source = [127, 0, 0, 9].into();
-        reach(&address, Some(source), b"", DEADLINE).unwrap();
+        reach(&address, Some(source), nothing, DEADLINE).unwrap();
         let (mut peer, from) = listener.accept().unwrap();
         assert_eq!((from.ip(), peer.read(&mut [0]).unwrap()), (source, 0));
-        reach(&address, None, b"PROXY UNKNOWN\r\n", DEADLINE).unwrap();
-        assert_eq!(io::read_to_string(listener.accept().unwrap().0).unwrap(), "PROXY UNKNOWN\r\n");
+        let tell = |ends: Option<Ends>| format!("{:?}", ends.unwrap()).into_bytes().into();
+        reach(&address, Some(source), tell, DEADLINE).unwrap();
+        let (peer, from) = listener.accept().unwrap();
+        let ends = (from, listener.local_addr().unwrap());
+        assert_eq!(io::read_to_string(peer).unwrap(), format!("{ends:?}"));
         drop(listener);
-        let error = reach(&address, None, b"", DEADLINE).unwrap_err();
+        let error = reach(&address, None, nothing, DEADLINE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
@@ -112,7 +123,7 @@ mod tests {
         let address = SocketAddress::try_from(address).unwrap();
         let moment = Duration::from_millis(50);
         let begin = Instant::now();
-        let filled = [(); 3].map(|()| reach(&address, None, b"", moment));
+        let filled = [(); 3].map(|()| reach(&address, None, nothing, moment));
         let error = filled.into_iter().find_map(Result::err).unwrap();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(begin.elapsed() >= moment && begin.elapsed() < DEADLINE);
@@ -124,13 +135,17 @@ mod tests {
         let path = folder.path().join("socket");
         let address = SocketAddress::Unix(path.clone());
         assert_eq!(
-            reach(&address, None, b"", DEADLINE).unwrap_err().kind(),
+            reach(&address, None, nothing, DEADLINE).unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
         let listener = UnixListener::bind(path).unwrap();
-        reach(&address, None, b"", DEADLINE).unwrap();
+        reach(&address, None, nothing, DEADLINE).unwrap();
         assert_eq!(listener.accept().unwrap().0.read(&mut [0]).unwrap(), 0);
-        reach(&address, None, b"header", DEADLINE).unwrap();
+        let header = |ends: Option<Ends>| {
+            assert!(ends.is_none(), "{ends:?}");
+            Cow::Borrowed(&b"header"[..])
+        };
+        reach(&address, None, header, DEADLINE).unwrap();
         assert_eq!(io::read_to_string(listener.accept().unwrap().0).unwrap(), "header");
     }
 }

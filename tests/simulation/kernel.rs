@@ -4,7 +4,7 @@
 //! `tcp_recvmsg`, `tcp_reset`, `unix_poll`, ...). No byte is stored: a stream is a pattern, a queue is a pair of numbers,
 //! and what is written somewhere is compared at once with what was read on the other side.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, time::Duration};
 
 use mio::{Interest, Token};
 use rustix::io::Errno;
@@ -16,7 +16,7 @@ use crate::{
     link::{Link, Side},
     patience::Rules,
     pipes::Pipe,
-    proxy_header::local_header,
+    proxy_header::own_header,
     random::Random,
     switches::Switches,
     sys::{Dialled, SocketAddress, tcp_info::TcpInfo},
@@ -222,7 +222,11 @@ impl Kernel {
         let mut link = Link::new(Side::Upstream, is_unix, &mut self.random);
         (link.is_open, link.group) = (true, group);
         link.dialled_at = self.now;
-        link.header_left = local_header(self.rules.send_proxy);
+        // It is the same one for all, as they have no addresses.
+        let Cow::Borrowed(header) = own_header(self.rules.send_proxy, None) else {
+            panic!("a header without addresses")
+        };
+        link.header_left = header;
         let dialled = match (self.sites[site], at_once) {
             (Site::Up, true) => {
                 (link.is_connected, link.is_known) = (true, true);

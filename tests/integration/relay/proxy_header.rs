@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::harness::{
-    Builder, End, Family, Proxy, Received, Stream, Upstream, echo, record, wait_until,
+    Builder, End, Family, Proxy, Received, Stream, Upstream, echo, program, record, wait_until,
 };
 
 /// First bytes of version 2.
@@ -400,4 +400,36 @@ fn a_client_that_resets_within_its_header_is_no_failure() {
     proxy.wait_for_log("cause=left-connecting");
     assert_eq!(proxy.log_count("within the PROXY header"), 0);
     assert_eq!(proxy.control().status().failed, 0);
+}
+
+/// Expects a header with addresses, as Postfix does, and greets.
+fn postfix(mut stream: Stream) -> Received {
+    let mut bytes = stream.receive(14);
+    if !bytes.starts_with(b"PROXY TCP") {
+        return Received { bytes, end: End::Eof };
+    }
+    while !bytes.ends_with(b"\r\n") {
+        bytes.extend(stream.receive(1));
+    }
+    stream.send(b"220 hello\r\n");
+    let Received { bytes: rest, end } = stream.receive_all();
+    Received { bytes: [bytes, rest].concat(), end }
+}
+
+#[test]
+fn checks_over_tcp_tell_the_addresses_of_their_socket() {
+    for family in [Family::Tcp4, Family::Tcp6].into_iter().filter(|it| it.is_available()) {
+        let upstream = Upstream::start(family, postfix);
+        let addr = upstream.addr().to_string();
+        let finished = program()
+            .args(["--check-config", "--upstream-send-proxy", "v1", "--upstream-addr", &addr])
+            .run();
+        assert_eq!(finished.code, 0, "{finished:?}");
+        let said = finished.stdout + &finished.stderr;
+        assert!(!said.contains("does the server expect"), "{said}");
+        let ends = if family == Family::Tcp4 { "TCP4 127.0.0.1 127.0.0.1" } else { "TCP6 ::1 ::1" };
+        let told = String::from_utf8(upstream.received().bytes).unwrap();
+        assert!(told.starts_with(&format!("PROXY {ends} ")), "{told}");
+        assert!(told.ends_with(&format!(" {}\r\n", upstream.addr().port())), "{told}");
+    }
 }
