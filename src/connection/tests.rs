@@ -302,22 +302,6 @@ fn a_held_client_that_resets_has_left_whatever_it_sent() {
     bench.close(connection, cause);
 }
 
-#[test]
-fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
-    let mut bench = Bench::nowhere();
-    let (client, accepted) = crate::sys::socket_pair().unwrap();
-    let mut connection = bench.connection(accepted);
-    client.shut_down_write().unwrap();
-    bench.until(&mut connection, |it, verdict| {
-        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
-        it.client.is_read_closed()
-    });
-    drop(client);
-    let cause = bench.cause(&mut connection);
-    assert_eq!(cause, CloseCause::LeftHeld);
-    bench.close(connection, cause);
-}
-
 /// A client may leave at the moment of the resume, before any event.
 #[test]
 fn the_upstream_is_not_dialled_for_a_client_that_has_gone() {

@@ -57,6 +57,22 @@ fn a_held_client_that_is_there_is_probed_as_usual() {
 }
 
 #[test]
+fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
+    let mut bench = Bench::nowhere();
+    let (client, accepted) = crate::sys::socket_pair().unwrap();
+    let mut connection = bench.connection(accepted);
+    client.shut_down_write().unwrap();
+    bench.until(&mut connection, |it, verdict| {
+        assert!(matches!(verdict, Verdict::Stay), "{verdict:?}");
+        it.client.is_read_closed()
+    });
+    drop(client);
+    let cause = bench.cause(&mut connection);
+    assert_eq!(cause, CloseCause::LeftHeld);
+    bench.close(connection, cause);
+}
+
+#[test]
 fn a_held_unix_client_that_has_sent_something_and_closed_is_served() {
     let (listener, address) = tcp_listener();
     let mut bench = Bench::new(&address);

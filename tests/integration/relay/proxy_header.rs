@@ -350,6 +350,8 @@ fn the_log_asks_nothing_of_a_server_that_has_answered_any_client() {
     let mut first = proxy.connect();
     first.send(b"?");
     assert_eq!(first.receive(1), b"!");
+    // A worker counts what it has sent at the end of its turn.
+    proxy.control().wait_counts(|it| it.bytes_to_client, 1);
     // The kernel spreads them over both workers.
     for _client in 0..COUNT {
         let mut client = proxy.connect();
