@@ -151,7 +151,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
     ("worker", &["shared", "connection", "pause", "upstream", "worker_pool", "admission"]),
     ("handle", &["shared", "pause", "proxy_header", "upstream"]),
     ("shared", &["connection", "pause", "proxy_header", "upstream", "worker_pool", "admission"]),
-    ("connection", &["pause", "proxy_header", "upstream", "admission"]),
+    ("connection", &["pause", "proxy_header", "upstream", "worker_pool", "admission"]),
     ("pause", &["upstream", "worker_pool", "admission"]),
     ("upstream", &["admission"]),
     ("worker_pool", &["admission"]),
