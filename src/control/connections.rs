@@ -125,7 +125,15 @@ impl Choice {
 
     /// Selects the connections. Blocks for a second at most.
     pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Response {
+        let is_change = self.is_change();
         let Self { mut filter, upstream, purpose } = self;
+        // A script that ends what is left at an old upstream may come behind a switch back. Switches wait for this thread.
+        if let Some(present) = upstream.as_ref().filter(|it| is_change && handle.is_upstream(it)) {
+            let text = format!(
+                "New connections lead to {present}: nothing was ended. Switch to another upstream before, or choose without the parameter \"upstream\"."
+            );
+            return Response::error(409, &text);
+        }
         filter.upstream = upstream.map(|upstream| handle.upstream_filter(&upstream));
         let id = filter.id;
         let Some(selected) = handle.select(filter, purpose) else {

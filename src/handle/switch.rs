@@ -91,6 +91,11 @@ impl Handle {
         self.0.upstream.target().address() == address
     }
 
+    /// Returns true if `address` is the present upstream, or one of its socket addresses.
+    pub(crate) fn leads_to(&self, address: &Address) -> bool {
+        self.0.upstream.leads_to(address)
+    }
+
     /// Returns the number of connections to `address`, which may have been an upstream before.
     pub(crate) fn connections_to(&self, address: &Address) -> u64 {
         self.0.upstream.targets().find(address).map_or(0, |target| target.connections())
@@ -197,7 +202,10 @@ impl Handle {
         pauses.await_workers();
         pauses.notify();
         self.0.upstream.count_switch(true);
-        log_switch(&before, &target, by, self.0.workers.held());
+        let listed = upstream.targets().list();
+        let others = listed.iter().filter(|it| it.id() != target.id());
+        let stay = others.map(|it| it.connections()).sum();
+        log_switch(&before, &target, by, stay, self.0.workers.held());
         if !is_remembered && address != upstream.configured() {
             log::warn!(
                 "the upstream is {address} until the next start: set upstream.state-file to remember it"
@@ -219,12 +227,12 @@ impl Handle {
     }
 }
 
-fn log_switch(before: &Target, target: &Target, by: &str, held: u64) {
-    let (from, to, stay) = (before.address(), target.address(), before.connections());
+fn log_switch(before: &Target, target: &Target, by: &str, stay: u64, held: u64) {
+    let (from, to) = (before.address(), target.address());
     log::info!(
         event = "switched", by = by, from = from.to_string(), upstream = to.to_string(),
         connections = stay, held = held;
-        "{by} has switched the upstream from {from} to {to}; connections that stay where they are: {stay}; clients held: {held}"
+        "{by} has switched the upstream from {from} to {to}; connections that stay at other servers: {stay}; clients held: {held}"
     );
 }
 

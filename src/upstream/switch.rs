@@ -28,6 +28,14 @@ impl Upstream {
         Arc::ptr_eq(&self.present(cached).target, target)
     }
 
+    /// Returns true if `address` is the present upstream, or one of its socket addresses that connections are not counted for.
+    pub(crate) fn leads_to(&self, address: &Address) -> bool {
+        if let Some(target) = self.targets.find(address) {
+            return Arc::ptr_eq(&target, &self.target());
+        }
+        known(address).iter().any(|it| self.known().list().contains(it))
+    }
+
     /// Counts a connection that was described in another process as one to the upstream `id`.
     pub(crate) fn restore_use(&self, id: UpstreamId) -> TargetUse {
         self.targets.get(id).unwrap_or_else(|| self.target()).begin_use()
@@ -130,6 +138,8 @@ mod tests {
         let earlier = upstream.switch_to(&target, known(&address));
         assert!(Arc::ptr_eq(&earlier, &before) && !upstream.breaker().is_open());
         assert!(!upstream.is_present(&mut cached, old.target()));
+        assert!(upstream.leads_to(&address));
+        assert!(!upstream.leads_to(before.address()) && !upstream.leads_to(&Address::tcp("a", 9)));
         let Present { target, addresses } = upstream.present(&mut cached);
         assert_eq!(target.address(), &address);
         assert_eq!(addresses.list().len(), 1);

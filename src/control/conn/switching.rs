@@ -98,6 +98,11 @@ impl ControlConn {
         if self.peer == Peer::Gone {
             return Err(Halt::Done);
         }
+        // A switch that leads back would end the wait while new connections come.
+        if context.handle.leads_to(address) {
+            self.answer(unserved(&upstream_is_present(address), self.request.is_head()));
+            return Ok(());
+        }
         // Before the look, lest a moment between them be missed.
         context.notifier.await_idle();
         if context.handle.connections_to(address) == 0 {
@@ -119,6 +124,14 @@ pub(super) fn upstream_in_use(address: &Address, connections: u64) -> Response {
     let text = serde_json::Value::from(sentence);
     let body = format!("{{\"error\": {text}, \"status\": 504, \"active\": {connections}}}\n");
     Response { status: 504, ..Response::json(body) }
+}
+
+/// Returns the answer to a caller that waits for the last connection to the present upstream.
+fn upstream_is_present(address: &Address) -> Response {
+    let sentence = format!(
+        "New connections lead to {address}: switch to another upstream before. GET /upstream shows the present one."
+    );
+    Response::error(409, &sentence)
 }
 
 fn address<'a>(wanted: &'a Switch, context: &'a ControlContext) -> &'a Address {

@@ -213,6 +213,9 @@ fn filters_choose_those_that_are_to_be_killed() {
     }
     let address = upstream.addr().to_string();
     assert_eq!(list(control, &format!("upstream={address}&state=active")).len(), 3);
+    let refused = control.delete(&format!("/connections?upstream={address}&older=0s"));
+    assert!(refused.assert_error(409).contains("nothing was ended"), "{refused}");
+    assert_eq!(control.put("/upstream?addr=localhost:1&check=none").status, 200);
     let answer = control.delete(&format!("/connections?upstream={address}"));
     assert_eq!((answer.status, answer.text()), (200, "{\"closed\": 3}\n"));
     clients.iter_mut().for_each(assert_reset);

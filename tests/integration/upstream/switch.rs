@@ -262,6 +262,9 @@ fn the_end_of_connections_to_one_upstream_is_waited_for() {
     proxy.upgrade();
     staying.assert_echo(b"still there");
     assert_eq!(shown(&proxy)["connections"], json!([count(&old, 1), count(&new, 1)]));
+    let port = new.addr().to_string();
+    let refused = proxy.control().get(&wait_target(&new, "1h"));
+    assert!(refused.assert_error(409).contains(&port), "{refused}");
     staying.finish();
     assert_eq!(staying.receive_all(), Received::ended(b""));
     assert_eq!(Response::read(&mut waiting).status, 204);
@@ -271,6 +274,30 @@ fn the_end_of_connections_to_one_upstream_is_waited_for() {
     other.assert_echo(b"stays");
     assert_eq!(shown(&proxy)["connections"], json!([count(&new, 1), count(&old, 0)]));
     assert_eq!(letter(&mut proxy.connect()), b'a');
+}
+
+#[test]
+fn the_present_one_is_neither_waited_for_nor_cleared() {
+    let (old, new) = (lettered(b'a'), lettered(b'b'));
+    let name = format!("localhost:{}", old.addr().port());
+    let proxy = Proxy::builder().upstream_at(&name).start();
+    let mut first = proxy.connect();
+    assert_eq!(letter(&mut first), b'a');
+    let kill = |address: &str| proxy.control().delete(&format!("/connections?upstream={address}"));
+    kill(&name).assert_error(409);
+    proxy.control().get(&format!("/upstream/block-until-idle?addr={name}")).assert_error(409);
+    // An address of its name would never have a connection.
+    proxy.control().get(&wait_target(&old, "1h")).assert_error(409);
+    switch(&proxy, &new);
+    let waiting = format!("/upstream/block-until-idle?addr={name}");
+    let mut waiting = proxy.control().send("GET", &waiting, &[]);
+    let back = proxy.control().put(&format!("/upstream?addr={name}"));
+    assert_eq!(json_of(&back)["upstream"], format!("tcp://{name}"));
+    assert_eq!(Response::read(&mut waiting).status, 409);
+    kill(&name).assert_error(409);
+    first.assert_echo(b"was not reset");
+    switch(&proxy, &new);
+    assert_eq!(kill(&name).text(), "{\"closed\": 1}\n");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{
     Client,
     options::{HELP, Opt},
     own_options::{
-        ALL, CHECK, CLIENT, CONFIG, CONTROL, DRAIN, EXEC_NAME, EXEC_ON_TIMEOUT, EXEC_REASON,
+        ALL, CHECK, CLIENT, CONFIG, CONFIGURED, CONTROL, DRAIN, EXEC_NAME, EXEC_ON_TIMEOUT, EXEC_REASON,
         EXEC_TTL, EXEC_WAIT, FLEET_PAUSE, FLEET_RESUME, FLEET_STATUS, FORCE, HALF_CLOSED, HOW,
         IDLE, IF_LOST, JSON, LIMIT, MODE, NAME, NAME_LIFTED, OLDER, ON_TIMEOUT, REASON, RELEASE,
         SPREAD, STATE, SWITCH_ON_TIMEOUT, SWITCH_WAIT, TIMEOUT, TTL, UPSTREAM, WAIT, WATCH,
@@ -161,7 +161,7 @@ pub(crate) static COMMANDS: [Word; 16] = [
         help: "Lead new connections to another server, if it answers; running ones stay",
         more: "Nothing changes unless the server accepts a connection within upstream.connect-timeout. Once the command has ended, no connection to the old server begins. Clients that a pause holds are served by the new one. With upstream.state-file, the switch outlives a restart.",
         client: Some(Client::Switch),
-        options: &[&CHECK, &SWITCH_WAIT, &SWITCH_ON_TIMEOUT, &CONTROL, &CONFIG, &HELP],
+        options: &[&CONFIGURED, &CHECK, &SWITCH_WAIT, &SWITCH_ON_TIMEOUT, &CONTROL, &CONFIG, &HELP],
     },
     Word {
         name: "fleet",
@@ -254,13 +254,17 @@ pub(crate) const SIGNALS: [(&str, &str); 5] = [
 ];
 
 /// The exit codes of the commands that ask a running proxy, for their help.
-pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 5] = [
+pub(crate) const CLIENT_EXIT_CODES: [(&str, &str); 6] = [
     ("0", "It is done."),
     ("1", "Something else went wrong; the line on standard error tells the reason."),
     ("2", "The command line is wrong, or the proxy refused the request."),
+    (
+        "3",
+        "Of switch: it is done, and connections to other servers were left when the time was up.",
+    ),
     ("69", "The control API cannot be reached, or something else answers at its address."),
     (
         "75",
-        "Not now: connections were left when the time was up, or no such pause or connection is there.",
+        "Not now: connections were left when the time was up, or no such pause or connection is there. Of switch: nothing has changed, as the server does not answer, or as eight earlier ones have connections; or another switch has come during the wait.",
     ),
 ];

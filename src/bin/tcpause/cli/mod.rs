@@ -306,9 +306,6 @@ fn command(words: &[String]) -> Result<Command, String> {
             Err(unexpected(extra))
         }
         [name, rest @ ..] => match (find_word(name).and_then(|word| word.client), rest) {
-            (Some(Client::Switch), []) => {
-                Err("switch: name a server: tcpause switch localhost:3003".to_owned())
-            }
             (Some(Client::Fleet), words) => fleet(words),
             (Some(client), []) => Ok(Command::Client(client)),
             (Some(Client::Resume), [_name]) => Ok(Command::Client(Client::Resume)),

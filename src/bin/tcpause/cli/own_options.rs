@@ -117,6 +117,8 @@ pub(super) static SPREAD: Opt = ask(
     "End them one after the other within this time; at once if not set",
     Kind::Duration(None),
 );
+pub(super) static CONFIGURED: Opt =
+    ask("configured", None, "Lead them back to the server in the configuration", Kind::Switch);
 pub(super) static CHECK: Opt = choice(
     "check",
     "HOW",

@@ -26,7 +26,8 @@ tcpause exec --wait 30s -- systemctl restart postgresql";
 
 /// The meaning of the words in capitals.
 const VALUES: &str = "
-ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name.
+ADDRESS is host:port, [ipv6]:port, unix:///absolute/path or unix://@name; to listen on, also :port
+(all interfaces).
 DURATION is a number with a unit, as in 100ms, 30s or 1m30s.
 ";
 
@@ -62,7 +63,8 @@ fn command_help(word: &Word) -> String {
     text += VALUES;
     text += "\nExit codes:\n";
     for (code, meaning) in CLIENT_EXIT_CODES {
-        text += &format!("  {code:4}{meaning}\n");
+        let lines = wrapped(meaning, 6).join("\n");
+        text += &format!("  {code:4}{}\n", lines.trim_start());
     }
     text
 }
@@ -149,7 +151,7 @@ pub(crate) fn man() -> String {
         SUMMARY,
         "While it is paused, new clients are held (or rejected with a 503) and running connections go on; once all of them have ended, \
          the server can be restarted, and on resume the held clients are served, oldest first.",
-        "An ADDRESS is host:port, :port (all interfaces), [ipv6]:port, unix:///absolute/path or unix://@name. A DURATION is a number with a unit \
+        "An ADDRESS is host:port, [ipv6]:port, unix:///absolute/path or unix://@name; to listen on, also :port (all interfaces). A DURATION is a number with a unit \
          (ns, us, ms, s, m, h), as in 100ms, 30s or 1m30s.",
     ]);
     for (section, title) in SECTIONS {

@@ -50,6 +50,8 @@ pub(crate) fn run(client: Client, invocation: &Invocation) -> Result<ExitCode, F
 /// Exit codes, as in sysexits.h where it has one: 69 for an unavailable service, 75 for a failure that a retry may cure.
 const EXIT_OTHER: u8 = 1;
 const EXIT_USAGE: u8 = 2;
+/// Exit code of a switch that is done and has left connections, like that of the proxy whose grace period was over.
+const EXIT_LEFT: u8 = 3;
 const EXIT_UNREACHABLE: u8 = 69;
 const EXIT_NOT_NOW: u8 = 75;
 
@@ -70,6 +72,8 @@ pub(crate) enum Failure {
     Unreachable(String),
     /// The proxy was not idle in time, or its state forbids the request.
     NotNow(String),
+    /// The switch is done, and connections to other servers are left.
+    Left(String),
     /// A program cannot be run; the exit code is that of shells.
     Program(u8, String),
     /// Any other failure.
@@ -84,6 +88,7 @@ impl Failure {
             Self::Usage(text) => (EXIT_USAGE, text),
             Self::Unreachable(text) => (EXIT_UNREACHABLE, text),
             Self::NotNow(text) => (EXIT_NOT_NOW, text),
+            Self::Left(text) => (EXIT_LEFT, text),
             Self::Program(code, text) => (*code, text),
         }
     }
