@@ -82,6 +82,14 @@ impl Default for ControlConfig {
     }
 }
 
+impl ControlConfig {
+    /// Returns the mode that the socket file gets: with a group, the default would keep the group out.
+    pub fn effective_mode(&self) -> u32 {
+        let is_default = self.mode == Self::default().mode;
+        if self.group.is_some() && is_default { 0o660 } else { self.mode }
+    }
+}
+
 impl Default for MonitorConfig {
     fn default() -> Self {
         Self { addr: None, mode: 0o600 }

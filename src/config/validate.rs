@@ -117,6 +117,12 @@ fn check_dialling(upstream: &UpstreamConfig) -> Result<(), String> {
                 .to_owned(),
         );
     }
+    if let Some(file) = upstream.state_file.as_ref().filter(|file| !file.is_absolute()) {
+        return Err(format!(
+            "upstream.state-file: {} is relative to the folder of each start; write an absolute path, as in `/var/lib/tcpause/upstream.json`",
+            file.display()
+        ));
+    }
     let sources = &upstream.source_addrs;
     match &upstream.addr {
         _ if sources.is_empty() => Ok(()),

@@ -279,7 +279,10 @@ impl Value for ProxySource {
         if text == "unix" {
             return Ok(Self::Unix);
         }
-        let hint = did_you_mean(text, &["unix"]);
+        let hint = match did_you_mean(text, &["unix"]) {
+            hint if hint.is_empty() => ", or unix for the clients of a UNIX socket".to_owned(),
+            hint => hint,
+        };
         text.parse().map(Self::Network).map_err(|error: String| error + &hint)
     }
 
@@ -325,15 +328,15 @@ impl Value for RejectWith {
     }
 }
 
-/// The path of a PEM file.
+/// The path of a file.
 impl Value for PathBuf {
     fn parse(text: &str, _: Count) -> Result<Self, String> {
         if text.is_empty() {
-            return Err("a path is missing; write the path of a PEM file".to_owned());
+            return Err("a path is missing; write the path of a file".to_owned());
         }
         if text.contains(char::is_control) {
             return Err(format!(
-                "{text:?} has a control character in it; write the path of a PEM file"
+                "{text:?} has a control character in it; write the path of a file"
             ));
         }
         Ok(text.into())

@@ -426,7 +426,7 @@ fn control_access(control: &ControlConfig) -> Result<Access, Error> {
         Ok(Some(group)) => group.gid.as_raw(),
         Ok(None) => {
             return Err(Error::Config(format!(
-                "control.group: there is no group {name:?}; write one of /etc/group, or make it with groupadd"
+                "control.group: there is no group {name:?}; write the name of one in /etc/group, or make it with groupadd"
             )));
         }
         Err(error) => {
@@ -435,9 +435,28 @@ fn control_access(control: &ControlConfig) -> Result<Access, Error> {
             )));
         }
     };
-    // The default would keep the group out.
-    let mode = if control.mode == ControlConfig::default().mode { 0o660 } else { control.mode };
-    Ok(Access { mode: Some(mode), group: Some(group) })
+    Ok(Access { mode: Some(control.effective_mode()), group: Some(group) })
+}
+
+/// Checks that this process may give its socket file the group.
+pub(super) fn check_group(access: Access) -> Result<(), Error> {
+    let Some(group) = access.group else { return Ok(()) };
+    let groups = nix::unistd::getgroups().unwrap_or_default();
+    let is_member = nix::unistd::getegid().as_raw() == group
+        || groups.into_iter().any(|it| it.as_raw() == group);
+    if is_member || may_give_files() {
+        return Ok(());
+    }
+    Err(Error::System(
+        "control.group: this user is no member of the group; run tcpause as a member (SupplementaryGroups= in its unit) or as root"
+            .to_owned(),
+    ))
+}
+
+/// Returns true if this process may give files to any group (`CAP_CHOWN`).
+fn may_give_files() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::CHOWN))
 }
 
 /// Checks that this host can connect from each of `upstream.source-addrs`.

@@ -29,6 +29,7 @@ use crate::{
     fleet::FleetThreads,
     handle::Handle,
     shared::{Phase, Shared},
+    upstream::state_file::StateFile,
     worker::End,
 };
 use assemble::{Plan, Written};
@@ -62,10 +63,13 @@ pub enum Outcome {
 }
 
 impl Server {
-    /// Checks the configuration as a start does, without opening a socket: settings that contradict each other and unusable
-    /// files of the rejection are errors.
+    /// Checks the configuration as a start does, without opening a socket: settings that contradict each other, unusable
+    /// files, and a group that this process may not give to a file are errors.
     pub fn check(config: &Config) -> Result<(), Error> {
-        assemble::load(config).map(drop)
+        let (_policy, access) = assemble::load(config)?;
+        assemble::check_group(access)?;
+        let file = config.upstream.state_file.clone().map(StateFile::new);
+        file.map_or(Ok(()), |file| file.check(&config.upstream.addr))
     }
 
     /// Connects to the upstream, if PROXY headers are sent. Returns a question for the operator if it closes the connection at

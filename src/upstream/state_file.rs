@@ -9,8 +9,10 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
+    process,
 };
 
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{config::address::Address, error::Error};
@@ -41,12 +43,10 @@ impl StateFile {
     /// Otherwise the configuration holds. The log says which.
     pub(crate) fn recall(&self, configured: &Address) -> Result<Option<Address>, Error> {
         self.check_folder()?;
-        let Some(text) = self.read()? else {
+        let Some(Remembered { configured: before, upstream }) = self.read()? else {
             log::info!("{self} is not there: the upstream is {configured}, as configured");
             return Ok(None);
         };
-        let Remembered { configured: before, upstream } =
-            serde_json::from_str(&text).map_err(|error| self.unusable(&error))?;
         if before != configured.to_string() {
             if upstream != before {
                 log::warn!(
@@ -56,9 +56,22 @@ impl StateFile {
             // Else the switch would come back with an earlier configuration.
             return fs::remove_file(&self.0).map(|()| None).map_err(|error| self.unusable(&error));
         }
-        let address = upstream.parse().map_err(|error: String| self.unusable(&error))?;
+        let address = self.parse(&upstream)?;
         log::info!("the upstream is {address}, as {self} remembers; configured is {configured}");
         Ok(Some(address))
+    }
+
+    /// Checks that a start could use the file, and changes nothing.
+    pub(crate) fn check(&self, configured: &Address) -> Result<(), Error> {
+        self.check_folder()?;
+        match self.read()? {
+            Some(Remembered { configured: before, upstream })
+                if before == configured.to_string() =>
+            {
+                self.parse(&upstream).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Remembers the address `upstream`, which the present configuration does not have.
@@ -66,8 +79,10 @@ impl StateFile {
         let remembered =
             Remembered { configured: configured.to_string(), upstream: upstream.to_string() };
         let text = serde_json::to_string(&remembered)? + "\n";
-        let beside = self.beside();
-        let written = File::create(&beside).and_then(|mut file| {
+        let beside = self.beside("new");
+        // A process that was killed may have left it. Anything else of that name is not opened: a FIFO would block.
+        fs::remove_file(&beside).ok();
+        let written = File::create_new(&beside).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&beside, &self.0)?;
@@ -77,23 +92,36 @@ impl StateFile {
         written.inspect_err(|_error| drop(fs::remove_file(&beside)))
     }
 
-    fn read(&self) -> Result<Option<String>, Error> {
-        let mut text = String::new();
-        let read = File::open(&self.0)
-            .and_then(|file| file.take(BYTES_MAX).read_to_string(&mut text).map(drop));
-        match read {
-            Ok(()) => Ok(Some(text)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.unusable(&error)),
-        }
+    fn read(&self) -> Result<Option<Remembered>, Error> {
+        let text = match self.read_text() {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.unusable(&error)),
+        };
+        serde_json::from_str(&text).map(Some).map_err(|error| self.unusable(&error))
     }
 
-    /// Checks that there is a folder to write to, as the first switch would be too late to learn it.
+    fn read_text(&self) -> io::Result<String> {
+        // A FIFO without a writer would block.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(&self.0, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        let mut text = String::new();
+        file.take(BYTES_MAX).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    fn parse(&self, upstream: &str) -> Result<Address, Error> {
+        upstream.parse().map_err(|error: String| self.unusable(&error))
+    }
+
+    /// Checks that the folder takes a file, as the first switch would be too late to learn it.
     fn check_folder(&self) -> Result<(), Error> {
-        let folder = self.folder();
-        let access = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK);
-        access.map_err(|error| {
-            let error = io::Error::from(error);
+        let (folder, probe) = (self.folder(), self.beside(&process::id().to_string()));
+        let made = File::create_new(&probe).and_then(|_file| fs::remove_file(&probe));
+        made.map_err(|error| {
             Error::System(format!(
                 "{self} cannot be written, as its folder {} is not usable: {error}; make the folder, and let this user write to it",
                 folder.display()
@@ -115,10 +143,11 @@ impl StateFile {
         }
     }
 
-    fn beside(&self) -> PathBuf {
+    fn beside(&self, ending: &str) -> PathBuf {
         let mut name = OsString::from(".");
         name.push(self.0.file_name().unwrap_or_default());
-        name.push(".new");
+        name.push(".");
+        name.push(ending);
         self.0.with_file_name(name)
     }
 }
@@ -157,15 +186,32 @@ mod tests {
         let file = StateFile::new(folder.path().join("upstream.json"));
         for text in ["", "{", "{\"configured\": \"tcp://localhost:1\"}", "\u{0}"] {
             fs::write(&file.0, text).unwrap();
-            let error = file.recall(&address(1)).unwrap_err().to_string();
-            assert!(error.contains("correct it, or remove it"), "{error}");
+            let error = file.recall(&address(1)).unwrap_err();
+            assert_eq!(file.check(&address(1)).unwrap_err(), error);
+            assert!(error.to_string().contains("correct it, or remove it"), "{error}");
         }
         let wrong = r#"{"configured": "tcp://localhost:1", "upstream": "nowhere"}"#;
         fs::write(&file.0, wrong).unwrap();
         assert!(file.recall(&address(1)).is_err());
+        assert!(file.check(&address(1)).is_err());
+        assert_eq!(
+            file.check(&address(2)),
+            Ok(()),
+            "the configuration wins, and nothing is removed"
+        );
+        assert!(file.0.exists());
+        fs::remove_file(&file.0).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &file.0, fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let error = file.recall(&address(1)).unwrap_err().to_string();
+        assert!(error.contains("it is no regular file"), "{error}");
+        fs::remove_file(&file.0).unwrap();
         let later = r#"{"configured": "tcp://localhost:1", "upstream": ":7", "more": 1}"#;
         fs::write(&file.0, later).unwrap();
         assert_eq!(file.recall(&address(1)), Ok(Some(Address::tcp("", 7))));
+        // Root may write to this folder, and cannot make a file in it.
+        let proc = StateFile::new("/proc/state".into());
+        assert!(proc.check(&address(1)).unwrap_err().to_string().contains("make the folder"));
         let nowhere = StateFile::new(folder.path().join("no/upstream.json"));
         assert!(nowhere.recall(&address(1)).unwrap_err().to_string().contains("make the folder"));
         assert!(nowhere.write(&address(1), &address(2)).is_err());
@@ -176,7 +222,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = StateFile::new(folder.path().join("upstream.json"));
         file.write(&address(1), &address(2)).unwrap();
-        fs::create_dir(file.beside()).unwrap();
+        fs::create_dir(file.beside("new")).unwrap();
         assert!(file.write(&address(1), &address(3)).is_err());
         assert_eq!(file.recall(&address(1)), Ok(Some(address(2))));
     }

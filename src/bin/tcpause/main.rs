@@ -347,7 +347,8 @@ fn told(outcome: Outcome, config: &Config) -> u8 {
 
 /// Checks the configuration and prints it with the options applied.
 fn check_config(invocation: &Invocation) -> Result<ExitCode, Error> {
-    let (config, file) = invocation.configure()?;
+    let (mut config, file) = invocation.configure()?;
+    config.control.mode = config.control.effective_mode();
     Server::ask_about_header(&config).iter().for_each(tell);
     print(&format!("# {}\n{config}", OneLine(origin(file.as_deref()))))
 }

@@ -169,7 +169,7 @@ fn what_is_written_reads_the_same() {
 
 #[test]
 fn every_key_can_be_got_and_set() {
-    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, accept-proxy-from: ['::1', unix], tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {group: a, hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1], state-file: d}, fleet: {endpoints: ['http://a:1', 'https://[::1]:2379'], host: e, tls: {ca-cert: a, cert: b, key: c}, username: f, password-file: g}}";
+    let text = "{proxy: {mode: '0666', threads: 2, pipes: 3, max-connections: 4, accept-proxy-from: ['::1', unix], tls: {ca-cert: a, cert: b, key: c}}, pause: {max-ttl: 5s}, hold: {timeout: 6s, max: 7, overflow: reject}, resume: {max-connecting: 8, rate: 9}, control: {group: a, hosts: [a, b]}, monitor: {addr: 'a:1'}, upstream: {retry-for: 10s, source-addrs: [127.0.0.1], state-file: /d}, fleet: {endpoints: ['http://a:1', 'https://[::1]:2379'], host: e, tls: {ca-cert: a, cert: b, key: c}, username: f, password-file: g}}";
     let full = Config::parse(text, "t.yml").unwrap();
     let mut config = Config::default();
     for key in Config::keys() {

@@ -1,6 +1,6 @@
 //! The configuration: what is refused and how, and what beats what.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use crate::harness::{Authority, Finished, Program, Proxy, Upstream, echo, program};
 
@@ -322,6 +322,37 @@ fn a_check_of_the_configuration_opens_nothing() {
     let (proxy_addr, control_addr) = (proxy.addr().to_string(), control.addr().to_string());
     checked(program().args(["--proxy-addr", &proxy_addr, "--control-addr", &control_addr]));
     assert_eq!((proxy.accepted(), control.accepted()), (0, 0));
+}
+
+/// As a start does.
+#[test]
+fn a_check_of_the_configuration_reads_the_state_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state.json");
+    let check =
+        |path: &str| program().args(["--check-config", "--upstream-state-file", path]).run();
+    let path = file.display().to_string();
+    assert_eq!(check(&path).code, 0, "it need not be there");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    for text in ["", "{"] {
+        fs::write(&file, text).unwrap();
+        let wrong = check(&path);
+        assert!(wrong.code == 1 && wrong.stderr.contains("correct it, or remove it"), "{wrong:?}");
+    }
+    let nowhere = check("/no/such/state.json");
+    assert!(nowhere.code == 1 && nowhere.stderr.contains("make the folder"), "{nowhere:?}");
+    let relative = check("state.json");
+    assert!(relative.code == 2 && relative.stderr.contains("an absolute path"), "{relative:?}");
+}
+
+#[test]
+fn a_check_of_the_configuration_shows_the_mode_that_the_group_has() {
+    let args = ["--control-addr=unix:///run/c", "--control-group=root", "--check-config"];
+    let checked = program().args(args).run();
+    // Others than root may not give the file to that group.
+    let is_root = checked.code == 0;
+    assert!(checked.stdout.contains("mode: '0660'") == is_root, "{checked:?}");
+    assert!(is_root || checked.stderr.contains("no member of the group"), "{checked:?}");
 }
 
 #[test]
