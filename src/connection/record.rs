@@ -183,7 +183,11 @@ impl Connection {
             // Its waits were counted when it was served.
             State::Relaying(_) => return,
             State::Rejecting(_) if self.record.connect.is_some() => return,
-            State::Waiting { patience: None, .. } => (now, None),
+            State::Waiting { patience: None, .. } if self.record.held.is_some() => {
+                // Also one that has gone at once.
+                return counters.hold.end(cause, since(self.record.accepted));
+            }
+            State::Waiting { patience: None, .. } => return,
             State::Waiting { patience: Some(patience), .. } => {
                 (patience.since, Some(patience.since))
             }
@@ -236,6 +240,9 @@ impl Connection {
         let upstream = record.upstream.map_or_else(|| upstream.to_string(), |it| it.to_string());
         let held = record.held().map(|held| millis(held.as_secs_f64()));
         let connect = record.connect_micros().map(|micros| f64::from(micros) / 1e6);
+        let shown =
+            |value: Option<f64>, unit| value.map_or("-".into(), |it| format!("{it:.3}{unit}"));
+        let (held_text, connect_text) = (shown(held, "s"), shown(connect.map(|it| it * 1e3), "ms"));
         let took = now.saturating_duration_since(record.accepted).as_secs_f64();
         let (cause_word, error) = (cause.word(), error.map(ConnectResult::word));
         let told = error.map_or_else(String::new, |error| format!(" error={error}"));
@@ -244,9 +251,9 @@ impl Connection {
             event = "connection", id = id.as_str(), client = client.as_str(), upstream = upstream.as_str(),
             held_seconds = held, connect_seconds = connect, duration_seconds = millis(took),
             bytes_to_upstream = to_upstream, bytes_to_client = to_client, cause = cause_word, error = error;
-            "connection {id} client={} upstream={} held={held:.3}s connect={:.3}ms took={took:.3}s \
+            "connection {id} client={} upstream={} held={held_text} connect={connect_text} took={took:.3}s \
              to_upstream={to_upstream} to_client={to_client} cause={cause_word}{told}",
-            word(&client), word(&upstream), connect.unwrap_or_default() * 1e3, held = held.unwrap_or_default()
+            word(&client), word(&upstream)
         );
     }
 }

@@ -80,6 +80,9 @@ impl Line {
         };
         let fields: BTreeMap<String, String> = rest.split(ends_field).map(field).collect();
         let number = |key: &str, unit: &str| -> f64 {
+            if fields[key] == "-" {
+                return 0.0;
+            }
             fields[key].strip_suffix(unit).expect("a unit").parse().expect("a number")
         };
         Some(Self {
