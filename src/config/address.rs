@@ -36,6 +36,15 @@ impl Address {
         Self::Tcp { host: mapped.map_or(host, |ip| ip.to_string()), port }
     }
 
+    /// Reads the address of a server, where a port alone cannot be that of all interfaces. The error shows the right form.
+    pub fn of_server(text: &str) -> Result<Self, String> {
+        if let Ok(port) = text.parse::<u16>() {
+            return Err(format!("{text:?} is only a number; did you mean `localhost:{port}`?"));
+        }
+        let address: Self = text.parse()?;
+        address.check_dialled().map(|()| address)
+    }
+
     /// Checks that a server can listen there. The error shows the right form.
     pub(crate) fn check_dialled(&self) -> Result<(), String> {
         match self {
@@ -264,6 +273,20 @@ mod tests {
             assert_eq!(address, expected);
             assert_eq!(address.to_string().parse(), Ok(expected), "{address}");
         }
+    }
+
+    #[test]
+    fn a_server_has_a_host_and_a_port() {
+        for (text, part) in [
+            ("3000", "did you mean `localhost:3000`?"),
+            (":3000", "did you mean `localhost:3000`?"),
+            ("localhost:0", "has port 0"),
+            ("localhost", "lacks a port"),
+        ] {
+            let error = Address::of_server(text).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(Address::of_server("a:1"), Ok(Address::tcp("a", 1)));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub enum Completion {
     None,
     /// Names of files.
     File,
+    /// Names of groups.
+    Group,
     /// These words.
     Choices(&'static [&'static str]),
 }
@@ -181,6 +183,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         .help("Mode of the socket file of --control-addr, as in 0660")
         .more("Every user with write permission can pause the proxy."),
     setting("control.group", "NAME", field!(control.group))
+        .group()
         .help("Group of the socket file of --control-addr, whose members can pause the proxy")
         .more("With it, a mode of 0600 becomes 0660. tcpause runs as root or as a member of the group."),
     setting("control.hosts", "NAMES", field!(control.hosts))
@@ -207,11 +210,11 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("upstream.send-proxy", "VERSION", field!(upstream.send_proxy))
         .choices(&PROXY_VERSIONS)
         .help("PROXY header that tells the server each client's address: off, v1 or v2")
-        .more("The server must expect it. A header of v2 has the id of the connection, as the log shows it."),
+        .more("The server must expect it. A header of v2 has the id of the connection, as the log shows it, unless it says LOCAL."),
     setting("upstream.state-file", "FILE", field!(upstream.state_file))
         .file()
         .help("File that remembers a switch to another server over restarts; none if not set")
-        .more("It holds as long as --upstream-addr stays as it was at the switch. Its folder has to be there."),
+        .more("It holds as long as --upstream-addr stays as it was at the switch. Its folder has to be there, and its path is absolute."),
     setting("fleet.endpoints", "URLS", field!(fleet.endpoints))
         .help("Members of etcd, with commas between them, as in https://etcd1:2379; no fleet if not set")
         .more("At least one makes this proxy a member of the fleet."),
@@ -282,6 +285,10 @@ impl Setting {
 
     const fn file(self) -> Self {
         Self { completion: Completion::File, ..self }
+    }
+
+    const fn group(self) -> Self {
+        Self { completion: Completion::Group, ..self }
     }
 
     const fn choices(self, words: &'static [&'static str]) -> Self {

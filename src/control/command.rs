@@ -182,7 +182,7 @@ impl Command {
             Self::Pause(wanted) => return pause(wanted, caller, handle),
             Self::Resume(wanted) => resume(&wanted, caller, handle),
             Self::GetIndex { html: true, scope } => page(scope, handle.control_addr()),
-            Self::GetIndex { html: false, scope } => index::list(scope),
+            Self::GetIndex { html: false, scope } => index::list(scope, handle.control_addr()),
             Self::GetPaused => Response::json(format!(r#"{{"paused": {}}}"#, handle.is_paused())),
             Self::GetStatus { scope } => status(handle, scope),
             Self::GetMetrics => metrics.scrape(handle),
@@ -280,25 +280,18 @@ fn switch(
 /// Returns the answer to a switch that is refused.
 pub(super) fn refuse_switch(error: &SwitchError) -> Response {
     let text = error.to_string();
-    let status = match error {
-        SwitchError::LeadsBack(_) => {
-            return Response::error(400, &format!("The parameter \"addr\": {text}."));
-        }
+    let (status, text) = match error {
+        SwitchError::LeadsBack(_) => (400, format!("The parameter \"addr\": {text}.")),
         SwitchError::Unreachable(_) => {
-            return Response::error(502, &format!("The upstream {text}. Nothing has changed."));
+            (502, format!("The upstream {text}. Nothing has changed. Start it, or add check=none."))
         }
-        SwitchError::TooMany => 409,
-        SwitchError::NotRemembered(_) => 500,
-        SwitchError::Stopping => return Response::error(503, "tcpause is stopping."),
+        SwitchError::TooMany => (409, format!("Nothing has changed: {text}.")),
+        SwitchError::NotRemembered(_) => {
+            (500, format!("Nothing has changed: {text}. Free it, or repair it, and switch again."))
+        }
+        SwitchError::Stopping => (503, "tcpause is stopping.".to_owned()),
     };
-    Response::error(status, &sentence(&text))
-}
-
-/// Makes a sentence of a clause.
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    let first = letters.next().map(|first| first.to_ascii_uppercase());
-    first.into_iter().chain(letters).chain(['.']).collect()
+    Response::error(status, &text)
 }
 
 /// Returns a value as an answer.

@@ -105,7 +105,7 @@ impl Choice {
 
     fn with_filter(query: &Query, purpose: Purpose) -> Result<Self, String> {
         let client = query.get("client").map(str::parse).transpose();
-        let upstream = query.get("upstream").map(str::parse).transpose();
+        let upstream = query.get("upstream").map(Address::of_server).transpose();
         let filter = Filter {
             id: None,
             state: query.one_of("state", &ConnectionState::ALL)?,
@@ -236,7 +236,7 @@ mod tests {
             ),
             ("client=10.0.0/8", ["client", "\"10.0.0/8\" is no network; write 10.0.0.0/8."]),
             ("client=10.0.0.1/8", ["client", "did you mean 10.0.0.0/8?"]),
-            ("upstream=3002", ["upstream", "did you mean `:3002`?"]),
+            ("upstream=3002", ["upstream", "did you mean `localhost:3002`?"]),
             ("older=5", ["older", "did you mean `5s`?"]),
             ("idle=x", ["idle", "30s"]),
             ("limit=0", ["limit", "from 1 to 200."]),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::response::{Response, TEXT};
+use crate::config::address::Address;
 
 /// Kind of request that the API answers.
 struct Kind {
@@ -87,20 +88,36 @@ pub(super) fn methods(path: &str, scope: Scope) -> Option<String> {
     (!methods.is_empty()).then(|| methods.join(", "))
 }
 
-/// Returns the list of requests, as text for a terminal.
-pub(super) fn list(scope: Scope) -> Response {
-    let example = match scope {
-        Scope::ReadOnly => "curl http://localhost:9100/status",
-        Scope::Full => "curl -X PUT 'http://localhost:3001/paused?name=deploy'",
-    };
+/// Returns the list of requests, as text for a terminal. The control API listens at `control`.
+pub(super) fn list(scope: Scope, control: &Address) -> Response {
     let version = env!("CARGO_PKG_VERSION");
-    let head = format!("tcpause {version} answers these requests, as in: {example}\n");
+    let example = match scope {
+        Scope::ReadOnly => String::new(),
+        Scope::Full => format!(", as in: curl {}/paused?name=deploy'", curl(control)),
+    };
+    let head = format!("tcpause {version} answers these requests{example}\n");
     let lines = KINDS
         .iter()
         .filter(|kind| kind.scope <= scope)
         .map(|Kind { method, target, meaning, .. }| format!("{method:6} {target:38} {meaning}"));
-    let text = [head].into_iter().chain(lines).collect::<Vec<_>>().join("\n") + "\n";
-    Response::new(TEXT, text)
+    let text = [head].into_iter().chain(lines).collect::<Vec<_>>().join("\n");
+    Response::new(TEXT, text + "\n\nAll parameters: tcpause help api\n")
+}
+
+/// Returns the options and the beginning of the URL by which curl reaches an address, behind a quote.
+fn curl(control: &Address) -> String {
+    match control {
+        Address::Unix(path) => {
+            format!("-X PUT --unix-socket {} 'http://localhost", path.display())
+        }
+        Address::Abstract(name) => {
+            format!("-X PUT --abstract-unix-socket {name} 'http://localhost")
+        }
+        Address::Tcp { .. } => {
+            let url = control.to_string().replacen("tcp://", "http://", 1);
+            format!("-X PUT '{}", url.replacen("//:", "//localhost:", 1))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,12 +153,21 @@ mod tests {
     #[test]
     fn the_list_fits_a_terminal() {
         for scope in [Scope::ReadOnly, Scope::Full] {
-            let text = list(scope).body;
+            let text = list(scope, &Address::tcp("", 3001)).body;
             assert!(
                 text.lines().all(|line| line.len() <= 110 && line.trim_end() == line),
                 "{text}"
             );
         }
-        assert_eq!(list(Scope::Full).body.lines().count(), 2 + KINDS.len());
+        let list = |control: &str| list(Scope::Full, &control.parse().unwrap()).body;
+        assert_eq!(list(":3001").lines().count(), 4 + KINDS.len());
+        for (control, told) in [
+            (":1", ": curl -X PUT 'http://localhost:1/paused?name=deploy'\n"),
+            ("[::1]:1", ": curl -X PUT 'http://[::1]:1/paused"),
+            ("unix:///c", ": curl -X PUT --unix-socket /c 'http://localhost/paused"),
+            ("unix://@c", ": curl -X PUT --abstract-unix-socket c 'http://localhost/paused"),
+        ] {
+            assert!(list(control).contains(told), "{}", list(control));
+        }
     }
 }

@@ -243,9 +243,7 @@ impl Query {
         let Some(text) = self.get("addr") else {
             return Err(wrong("addr", "it is missing; write one such as addr=localhost:3003"));
         };
-        let address: Address = text.parse().map_err(|error: String| wrong("addr", &error))?;
-        address.check_dialled().map_err(|error| wrong("addr", &error))?;
-        Ok(address)
+        Address::of_server(text).map_err(|error| wrong("addr", &error))
     }
 
     fn check(&self) -> Result<Check, String> {

@@ -128,6 +128,12 @@ pub struct Status {
     /// The fleet, as this proxy knows it; null without one.
     #[serde(default)]
     pub fleet: Option<MemberStatus>,
+    /// The upstream in the configuration, which `upstream` differs from while a switch is in force.
+    #[serde(default)]
+    pub upstream_configured: String,
+    /// True if a switch outlives a restart.
+    #[serde(default)]
+    pub upstream_persistent: bool,
 }
 
 /// The fleet as one of its members knows it, as `GET /status` shows it.
@@ -241,9 +247,17 @@ impl Status {
             upgrades,
             last_upgrade,
             fleet: shared.fleet.read().map(MemberStatus::new),
+            upstream_configured: upstream.configured().to_string(),
+            upstream_persistent: upstream.is_persistent(),
         };
         status.state = status.describe(shared, paused_since.map(|since| since.at), now);
         status
+    }
+
+    /// Returns true while new connections lead to another upstream than the one in the configuration.
+    pub fn is_switched(&self) -> bool {
+        // An older proxy does not tell.
+        !self.upstream_configured.is_empty() && self.upstream != self.upstream_configured
     }
 
     /// Describes the state in words.

@@ -166,11 +166,9 @@ impl Handle {
     /// Returns the error for an upstream that cannot be reached.
     fn unreachable(&self, address: &Address, error: &io::Error) -> SwitchError {
         let time = format_duration(self.examination_time());
-        let text = error.to_string();
         let why = match error.kind() {
             io::ErrorKind::TimedOut => format!(" within {time}"),
-            // The number tells an operator nothing.
-            _ => format!(": {}", text.split(" (os error").next().unwrap_or_default()),
+            _ => format!(": {}", without_number(error)),
         };
         SwitchError::Unreachable(format!("{address} does not answer{why}"))
     }
@@ -195,7 +193,7 @@ impl Handle {
         // First: a switch that is forgotten would lead back to a server that was stopped.
         let remembered = upstream.remember(address);
         let is_remembered =
-            remembered.map_err(|error| SwitchError::NotRemembered(error.to_string()))?;
+            remembered.map_err(|error| SwitchError::NotRemembered(without_number(&error)))?;
         let before = upstream.switch_to(&target, found);
         // The name may have other addresses by now, or none was found.
         upstream.ask();
@@ -227,6 +225,11 @@ impl Handle {
     }
 }
 
+/// Returns the text of an error without its number, which tells an operator nothing.
+fn without_number(error: &io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().to_owned()
+}
+
 fn log_switch(before: &Target, target: &Target, by: &str, stay: u64, held: u64) {
     let (from, to) = (before.address(), target.address());
     log::info!(
@@ -244,10 +247,10 @@ impl std::fmt::Display for SwitchError {
             }
             Self::Unreachable(why) => f.write_str(why),
             Self::TooMany => f.write_str(
-                "eight earlier upstreams still have connections; wait for their end, or end them",
+                "eight earlier upstreams still have connections; wait for their end, or end them by tcpause kill --upstream ADDRESS",
             ),
             Self::NotRemembered(why) => {
-                write!(f, "upstream.state-file cannot be written: {why}")
+                write!(f, "the file of upstream.state-file cannot be written: {why}")
             }
             Self::Stopping => f.write_str("tcpause is stopping"),
         }

@@ -143,6 +143,11 @@ pub(super) static FAMILIES: &[Family] = &[
         let (ok, failed) = it.metrics.look_ups;
         out.by("result", [("ok", ok), ("failed", failed)])
     }),
+    gauge(
+        "tcpause_upstream_switched",
+        "1 while new connections lead to another upstream than the configured one, else 0.",
+        |it, out| out.value(u8::from(it.metrics.status.is_switched())),
+    ),
     counter("tcpause_upstream_switches_total", "Switches to another upstream.", |it, out| {
         let (done, refused) = it.metrics.switches;
         out.by("result", [("done", done), ("refused", refused)])

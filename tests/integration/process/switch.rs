@@ -139,7 +139,11 @@ fn what_is_wrong_is_told_and_nothing_changes() {
         (&["switch", "a:1", "--check=nothing"], 2, "write connect or none"),
         (&["switch", "localhost:0"], 2, "switch: tcp://localhost:0 has port 0"),
         (&["switch", &own], 2, "leads back to proxy.addr"),
-        (&["switch", &nobody], 75, "does not answer: Connection refused; nothing has changed"),
+        (
+            &["switch", &nobody],
+            75,
+            "does not answer: Connection refused; nothing has changed; start it, or add --check none",
+        ),
     ] {
         let finished = run(control, arguments);
         assert_eq!((finished.code, &*finished.stdout), (code, ""), "{finished:?}");

@@ -139,7 +139,12 @@ fn held_clients_go_to_the_new_one_and_served_ones_stay() {
     }
     served.assert_echo(b"stays where it is");
     assert_eq!(shown(&proxy)["connections"], json!([count(&old, 1), count(&new, HELD as u64)]));
-    assert_eq!(proxy.control().status().upstream, new.addr().to_string());
+    let status = proxy.control().status();
+    assert_eq!(status.upstream, new.addr().to_string());
+    let shown = proxy.control().get("/status").text().to_owned();
+    assert!(shown.contains(&format!("\"upstream_configured\":\"{}\"", old.addr())), "{shown}");
+    let gauge = |value: u8| format!("tcpause_upstream_switched {value}\n");
+    assert!(proxy.control().get("/metrics").text().contains(&gauge(1)));
     assert_eq!((old.accepted(), proxy.control().status().failed), (1, 0));
 }
 
@@ -274,6 +279,8 @@ fn the_end_of_connections_to_one_upstream_is_waited_for() {
     other.assert_echo(b"stays");
     assert_eq!(shown(&proxy)["connections"], json!([count(&new, 1), count(&old, 0)]));
     assert_eq!(letter(&mut proxy.connect()), b'a');
+    let gauge = "tcpause_upstream_switched 0\n";
+    assert!(proxy.control().get("/metrics").text().contains(gauge));
 }
 
 #[test]
@@ -400,7 +407,8 @@ fn a_state_file_that_cannot_be_used_is_no_switch() {
     // The name beside it, under which it is written, is taken.
     fs::create_dir(proxy.dir().join(".state.json.new")).unwrap();
     let answer = proxy.control().put(&format!("/upstream?addr={}", new.addr()));
-    assert!(answer.assert_error(500).contains("cannot be written"), "{answer}");
+    let told = answer.assert_error(500);
+    assert!(told.starts_with("Nothing has changed: the file of upstream.state-file cannot be"));
     assert_eq!(letter(&mut proxy.connect()), b'a', "nothing has changed");
 }
 

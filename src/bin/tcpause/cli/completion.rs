@@ -122,6 +122,10 @@ fn bash_case(command: &str, options: &[&Opt]) -> String {
         &taking(|completion| matches!(completion, Completion::File)),
         "_tcpause_offer -f \"$word\"; return",
     );
+    branch(
+        &taking(|completion| matches!(completion, Completion::Group)),
+        "mapfile -t COMPREPLY < <(compgen -g -- \"$word\"); return",
+    );
     branch(&taking(|completion| matches!(completion, Completion::None)), "return");
     for opt in options {
         if let Completion::Choices(values) = opt.completion {
@@ -183,7 +187,10 @@ fn zsh_option(opt: &Opt) -> String {
         (None, _) => String::new(),
         (Some(value), Completion::None) => format!(":{value}: "),
         (Some(value), Completion::File) => format!(":{value}:_files"),
-        (Some(value), Completion::Choices(values)) => format!(":{value}:({})", values.join(" ")),
+        (Some(value), Completion::Group) => format!(":{value}:_groups"),
+        (Some(value), Completion::Choices(values)) => {
+            format!(":{value}:({})", zsh_text(&values.join(" ")))
+        }
     };
     format!("{names}[{}]{value}'", zsh_text(opt.help))
 }
@@ -231,6 +238,7 @@ fn fish_option(condition: &str, opt: &Opt) -> String {
         (None, _) => String::new(),
         (Some(_), Completion::None) => "-x ".to_owned(),
         (Some(_), Completion::File) => "-r -F ".to_owned(),
+        (Some(_), Completion::Group) => "-x -a '(__fish_complete_groups)' ".to_owned(),
         (Some(_), Completion::Choices(values)) => format!("-x -a '{}' ", values.join(" ")),
     };
     format!(

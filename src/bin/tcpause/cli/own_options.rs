@@ -38,12 +38,15 @@ pub(super) static ON_TIMEOUT: Opt = choice(
     &["resume", "keep", "kill"],
     None,
 );
-pub(super) static DRAIN: Opt = ask(
-    "drain",
-    Some("HOW"),
-    "Close connections after a time of silence, as in quiet:2s or quiet:2s,postgres",
-    Kind::Text,
-);
+pub(super) static DRAIN: Opt = Opt {
+    completion: Completion::Choices(&["quiet:2s", "quiet:2s,postgres"]),
+    ..ask(
+        "drain",
+        Some("HOW"),
+        "Close connections after a time of silence, as in quiet:2s or quiet:2s,postgres",
+        Kind::Text,
+    )
+};
 pub(super) static HALF_CLOSED: Opt = choice(
     "half-closed",
     "WHAT",

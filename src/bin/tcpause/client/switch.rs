@@ -60,7 +60,10 @@ fn switch(api: &Api, invocation: &Invocation) -> Result<Value, Failure> {
             return Err(Failure::Usage(text.to_owned()));
         }
         // An address that is wrong is told before anything is asked.
-        (Some(text), None) => Some(dialled(text)?.to_string()),
+        (Some(text), None) => {
+            let address = Address::of_server(text);
+            Some(address.map_err(|error| Failure::Usage(format!("switch: {error}")))?.to_string())
+        }
         (None, Some(_)) => None,
     };
     let (method, done) = if to.is_some() { ("PUT", 200) } else { ("DELETE", 204) };
@@ -69,22 +72,13 @@ fn switch(api: &Api, invocation: &Invocation) -> Result<Value, Failure> {
     let answer = api.ask(method, &http::target("/upstream", &parameters), Some(SWITCH_TIMEOUT))?;
     if answer.status != done {
         return Err(match Failure::refused(api, &answer) {
-            // The address is an argument here, and no option.
+            // The address is an argument here, and no option; the check is an option.
             Failure::Usage(text) => Failure::Usage(text.replacen("--addr:", "switch:", 1)),
+            Failure::NotNow(text) => Failure::NotNow(text.replacen("check=", "--check ", 1)),
             other => other,
         });
     }
     if to.is_some() { Ok(answer.json()) } else { ask(api) }
-}
-
-/// Reads the address of a server.
-fn dialled(text: &str) -> Result<Address, Failure> {
-    let wrong = |error: String| Failure::Usage(format!("switch: {error}"));
-    // In other places, a bare port is that of all interfaces.
-    if let Ok(port) = text.parse::<u16>() {
-        return Err(wrong(format!("{text:?} is only a number; did you mean `localhost:{port}`?")));
-    }
-    text.parse().map_err(wrong)
 }
 
 fn ask(api: &Api) -> Result<Value, Failure> {

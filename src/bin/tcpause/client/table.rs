@@ -71,17 +71,25 @@ fn state(status: &Status) -> String {
 }
 
 fn upstream(status: &Status) -> String {
+    let (configured, until) = (&status.upstream_configured, ", until the next start");
+    let until = if status.upstream_persistent { "" } else { until };
+    let switch = if status.is_switched() {
+        format!(" (switched; configured is {configured}{until})")
+    } else {
+        String::new()
+    };
+    let address = format!("{}{switch}", status.upstream);
     let Some(since) = &status.upstream_since else {
         // An older proxy tells no state, and so not whether it has been tried.
         let untried = if status.state.is_empty() { "" } else { ", not tried yet" };
-        return format!("{}{untried}", status.upstream);
+        return format!("{address}{untried}");
     };
     if status.upstream_up {
-        return format!("{}, up since {since}", status.upstream);
+        return format!("{address}, up since {since}");
     }
     let error = status.upstream_error.as_deref().unwrap_or("not reached");
     let waiting = status.awaiting_upstream;
-    format!("{}, away since {since}: {error}; clients that wait: {waiting}", status.upstream)
+    format!("{address}, away since {since}: {error}; clients that wait: {waiting}")
 }
 
 fn limits(status: &Status) -> String {
@@ -97,12 +105,14 @@ fn upgrades(status: &Status) -> String {
     let Some(last) = &status.last_upgrade else { return count.to_string() };
     match &last.error {
         Some(error) => format!("{count}; one has failed at {}: {error}", last.at),
-        None => format!(
-            "{count}, the last at {}: {} connections, stalled for {}",
-            last.at,
-            last.connections.unwrap_or_default(),
-            stall(last.stall_seconds.unwrap_or_default())
-        ),
+        None => {
+            let connections = match last.connections.unwrap_or_default() {
+                1 => "1 connection".to_owned(),
+                many => format!("{many} connections"),
+            };
+            let stall = stall(last.stall_seconds.unwrap_or_default());
+            format!("{count}, the last at {}: {connections}, stalled for {stall}", last.at)
+        }
     }
 }
 
@@ -308,6 +318,8 @@ mod tests {
             row(serde_json::json!({"at": "then", "stall_seconds": 0.035_4, "connections": 9_000})),
             "2, the last at then: 9000 connections, stalled for 35.4ms"
         );
+        let one = row(serde_json::json!({"at": "then", "stall_seconds": 0.0, "connections": 1}));
+        assert!(one.contains(": 1 connection, "), "{one}");
         assert_eq!(
             row(serde_json::json!({"at": "then", "error": "it is too old"})),
             "2; one has failed at then: it is too old"
@@ -336,6 +348,18 @@ mod tests {
             row(fleet(false, None, &[])).unwrap(),
             "shop as web-1, etcd NOT reached, last never, without it: serve; 24 hosts, 1 lost"
         );
+    }
+
+    #[test]
+    fn a_switch_is_told_beside_the_upstream() {
+        let row = |upstream_persistent| {
+            let upstream_configured = "old".to_owned();
+            let status = Status { upstream_configured, upstream_persistent, ..status(1.0, 0, 0) };
+            let text = table(&status, None);
+            text.lines().find_map(|line| line.strip_prefix("upstream    ")).unwrap().to_owned()
+        };
+        assert_eq!(row(true), "u (switched; configured is old)");
+        assert_eq!(row(false), "u (switched; configured is old, until the next start)");
     }
 
     #[test]
