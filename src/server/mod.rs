@@ -66,7 +66,7 @@ impl Server {
     /// Checks the configuration as a start does, without opening a socket: settings that contradict each other, unusable
     /// files, and a group that this process may not give to a file are errors.
     pub fn check(config: &Config) -> Result<(), Error> {
-        let (_policy, access) = assemble::load(config)?;
+        let (_policy, access, _fleet) = assemble::load(config)?;
         assemble::check_group(access)?;
         let file = config.upstream.state_file.clone().map(StateFile::new);
         file.map_or(Ok(()), |file| file.check(&config.upstream.addr))
