@@ -15,7 +15,7 @@ const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
 /// The hand-over has some 2,300, as each struct that travels says what of it does, and the fleet some 1,800.
-const CODE_LINES_MAX: usize = 29_200;
+const CODE_LINES_MAX: usize = 29_600;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
