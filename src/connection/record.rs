@@ -183,11 +183,13 @@ impl Connection {
             // Its waits were counted when it was served.
             State::Relaying(_) => return,
             State::Rejecting(_) if self.record.connect.is_some() => return,
-            State::Waiting { patience: None, .. } if self.record.held.is_some() => {
+            State::Waiting { patience: None, .. } => {
                 // Also one that has gone at once.
-                return counters.hold.end(cause, since(self.record.accepted));
+                if self.record.held.is_some() {
+                    counters.hold.end(cause, since(self.record.accepted));
+                }
+                return;
             }
-            State::Waiting { patience: None, .. } => return,
             State::Waiting { patience: Some(patience), .. } => {
                 (patience.since, Some(patience.since))
             }
