@@ -156,6 +156,8 @@ impl Membership {
             contact: thread::Contact::Never,
             late_after: timing.period() + timing.timeout(),
             pauses_begun: 0,
+            leaving_since: None,
+            leave_timeout: 3 * timing.timeout(),
         };
         let (rings, woken) = (Arc::clone(&signals), Arc::clone(&desk));
         let ring = move || {

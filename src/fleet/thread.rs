@@ -75,6 +75,10 @@ pub(super) struct FleetThread<S> {
     /// Age of the last contact from which on it counts as lost.
     pub(super) late_after: Duration,
     pub(super) pauses_begun: u64,
+    /// Time of the order to leave the fleet.
+    pub(super) leaving_since: Option<BootTime>,
+    /// Longest wait for the ends of the pauses that were asked for here.
+    pub(super) leave_timeout: Duration,
 }
 
 /// Numbers of hosts, by a read of all of them now and then.
@@ -125,10 +129,12 @@ impl<S: Store> FleetThread<S> {
             self.coordinators.values_mut().for_each(Coordinator::woken);
         }
         if self.signals.leaves.load(Ordering::Acquire) {
-            let is_left = self.coordinators.is_empty();
-            self.coordinators.values_mut().for_each(|it| it.end(now()));
-            // Behind the ends of the pauses that were asked for here.
-            if is_left {
+            let now = now();
+            let since = *self.leaving_since.get_or_insert(now);
+            self.coordinators.values_mut().for_each(|it| it.end(now));
+            // Behind the ends of the pauses that were asked for here. Those that etcd does not take end without a holder.
+            if self.coordinators.is_empty() || now >= since + self.leave_timeout {
+                self.coordinators.clear();
                 self.member.stop();
             }
         }

@@ -143,8 +143,11 @@ impl Member {
         }
         // Only behind the pauses: else the worker could go on until then, though the store has told of them.
         let lost_at = self.lost_at();
-        if self.fence != lost_at {
-            return Some(Doing::FenceAt(lost_at));
+        // A host that holds, and has no session yet, keeps the deadline of the process before.
+        let is_known = lost_at.is_some() || !self.holds_when_lost();
+        let order = Doing::FenceAt(lost_at);
+        if is_known && self.fence.as_ref() != Some(&order) {
+            return Some(order);
         }
         self.news = None;
         let has_contact = lost_at.is_none_or(|lost_at| now < lost_at);
@@ -212,7 +215,7 @@ impl Member {
                 self.pauses.entry(name).and_modify(|local| local.kill = kill.unwrap_or(local.kill));
             }
             Doing::Start => self.is_started = true,
-            Doing::FenceAt(at) => self.fence = at,
+            order @ Doing::FenceAt(_) => self.fence = Some(order),
             Doing::Lose => self.is_lost = true,
             Doing::Find => (self.is_lost, self.is_cut) = (false, false),
             Doing::Cut => self.is_cut = true,

@@ -101,8 +101,8 @@ pub(crate) struct Member {
     is_lost: bool,
     /// True if all was reset since.
     is_cut: bool,
-    /// Deadline that was ordered last.
-    fence: Option<BootTime>,
+    /// Last order of a deadline; `None` before the first order, as another process of this host may have set one.
+    fence: Option<Doing>,
 
     /// Time of the order to leave the fleet.
     stopped: Option<BootTime>,

@@ -131,8 +131,10 @@ impl Leases {
         if lifetime == Lifetime::Committed {
             self.remove_committed(&terms.name);
         }
+        // The fleet bounds its pauses by itself.
+        let has_room = matches!(request_id, PROGRAM | FLEET);
         // A lease under a name that holds replaces another, now or when it is committed, so it needs no room.
-        if since.is_none() && self.list.len() >= LEASES_MAX && request_id != PROGRAM {
+        if since.is_none() && self.list.len() >= LEASES_MAX && !has_room {
             return Err(Full);
         }
         let ends = terms.end(now.at);

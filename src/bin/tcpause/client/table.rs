@@ -103,17 +103,15 @@ fn limits(status: &Status) -> String {
 fn upgrades(status: &Status) -> String {
     let count = status.upgrades;
     let Some(last) = &status.last_upgrade else { return count.to_string() };
-    match &last.error {
-        Some(error) => format!("{count}; one has failed at {}: {error}", last.at),
-        None => {
-            let connections = match last.connections.unwrap_or_default() {
-                1 => "1 connection".to_owned(),
-                many => format!("{many} connections"),
-            };
-            let stall = stall(last.stall_seconds.unwrap_or_default());
-            format!("{count}, the last at {}: {connections}, stalled for {stall}", last.at)
-        }
+    if let Some(error) = &last.error {
+        return format!("{count}; one has failed at {}: {error}", last.at);
     }
+    let connections = match last.connections.unwrap_or_default() {
+        1 => "1 connection".to_owned(),
+        many => format!("{many} connections"),
+    };
+    let stall = stall(last.stall_seconds.unwrap_or_default());
+    format!("{count}, the last at {}: {connections}, stalled for {stall}", last.at)
 }
 
 /// Returns the fleet as a line, from the view of this host.
