@@ -76,20 +76,36 @@ impl StateFile {
 
     /// Remembers the address `upstream`, which the present configuration does not have.
     pub(crate) fn write(&self, configured: &Address, upstream: &Address) -> io::Result<()> {
+        self.write_and(configured, upstream, File::sync_all)
+    }
+
+    /// Writes the file, and then has `sync` bring its folder to the disk.
+    fn write_and(
+        &self,
+        configured: &Address,
+        upstream: &Address,
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
         let remembered =
             Remembered { configured: configured.to_string(), upstream: upstream.to_string() };
         let text = serde_json::to_string(&remembered)? + "\n";
+        // Opened first: behind the rename, a start would find the new address, so that nothing may fail any more.
+        let folder = File::open(self.folder())?;
         let beside = self.beside("new");
         // A process that was killed may have left it. Anything else of that name is not opened: a FIFO would block.
         fs::remove_file(&beside).ok();
         let written = File::create_new(&beside).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
-            fs::rename(&beside, &self.0)?;
-            // Without this, a crash of the host could bring the earlier file back.
-            File::open(self.folder())?.sync_all()
+            fs::rename(&beside, &self.0)
         });
-        written.inspect_err(|_error| drop(fs::remove_file(&beside)))
+        written.inspect_err(|_error| drop(fs::remove_file(&beside)))?;
+        if let Err(error) = sync(&folder) {
+            log::warn!(
+                "{self} is written, but a crash of this host may bring its earlier content back: {error}"
+            );
+        }
+        Ok(())
     }
 
     fn read(&self) -> Result<Option<Remembered>, Error> {
@@ -215,6 +231,18 @@ mod tests {
         let nowhere = StateFile::new(folder.path().join("no/upstream.json"));
         assert!(nowhere.recall(&address(1)).unwrap_err().to_string().contains("make the folder"));
         assert!(nowhere.write(&address(1), &address(2)).is_err());
+    }
+
+    #[test]
+    fn behind_the_rename_nothing_fails_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = StateFile::new(folder.path().join("upstream.json"));
+        let fails = |folder: &File| {
+            assert!(folder.metadata().unwrap().is_dir());
+            Err(io::Error::from_raw_os_error(5))
+        };
+        assert!(file.write_and(&address(1), &address(2), fails).is_ok());
+        assert_eq!(file.recall(&address(1)), Ok(Some(address(2))));
     }
 
     #[test]
