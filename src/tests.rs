@@ -57,7 +57,7 @@ use crate::{
     shared::{Shared, Shutdown, SocketFiles},
     sys::{Listener, Socket, SocketAddress},
     upstream::{Upstream, loop_guard::LoopGuard},
-    worker_pool::WorkerPool,
+    worker_pool::{WorkerHandle, WorkerPool},
 };
 
 /// The bound of an answer, far more than there is.
@@ -316,15 +316,24 @@ pub(crate) fn pauses() -> Arc<Pauses> {
 
 /// Returns such pauses with the notifications for the thread that ends expired leases.
 pub(crate) fn new_pauses() -> (Arc<Pauses>, Receiver<()>) {
-    let workers = Arc::new(WorkerPool::new([].into(), 0));
+    pauses_of(Arc::new(WorkerPool::new([].into(), 0)))
+}
+
+fn pauses_of(workers: Arc<WorkerPool>) -> (Arc<Pauses>, Receiver<()>) {
     let queue = Arc::new(WaitQueue::new(0, &ResumeConfig::default(), Instant::now()));
     Pauses::new(Mode::Hold, HalfClosed::Serve, None, queue, upstream(), workers)
 }
 
 /// Returns a handle to a proxy without workers.
 pub(crate) fn handle() -> Handle {
+    handle_of([].into())
+}
+
+/// Returns a handle to a proxy with workers that the test plays.
+pub(crate) fn handle_of(workers: Box<[WorkerHandle]>) -> Handle {
+    let workers = Arc::new(WorkerPool::new(workers, 0));
     Handle::new(Arc::new(Shared {
-        pauses: pauses(),
+        pauses: pauses_of(Arc::clone(&workers)).0,
         admission: {
             let (hold, resume) = (HoldConfig::default(), ResumeConfig::default());
             Admission::new(1, 0, &hold, &resume, Instant::now())
@@ -332,7 +341,7 @@ pub(crate) fn handle() -> Handle {
         upstream: upstream(),
         reject_policy: RejectPolicy::new(RejectResponse::Close, None),
         proxy_headers: ProxyHeaders::default(),
-        workers: Arc::new(WorkerPool::new([].into(), 0)),
+        workers,
         shutdown: Shutdown::new(Duration::ZERO),
         freeze: Freeze::new(0),
         pipes_per_worker: 0,

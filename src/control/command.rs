@@ -61,8 +61,8 @@ pub(super) enum Command {
     Fleet(FleetRequest),
     /// `GET /upstream`.
     GetUpstream,
-    /// `PUT /upstream` and `DELETE /upstream`, with what was found there by the check.
-    Switch { wanted: Switch, found: Box<[SocketAddress]> },
+    /// `PUT /upstream` and `DELETE /upstream`, with the addresses that its examination has found, if there was one.
+    Switch { wanted: Switch, found: Option<Box<[SocketAddress]>> },
     /// `GET /upstream/block-until-idle`.
     WaitUpstream { address: Address, timeout: Option<Duration> },
 }
@@ -138,7 +138,7 @@ impl Command {
     }
 
     fn switch(wanted: Switch) -> Self {
-        Self::Switch { wanted, found: [].into() }
+        Self::Switch { wanted, found: None }
     }
 
     /// Returns the event that the answer waits for, if it is not due at once.
@@ -170,7 +170,7 @@ impl Command {
 
     /// Carries the command out. Returns the answer, or none if a pause has begun, which depends on its request. This may
     /// block: a pause or a list waits for the workers, a resume for the look-up of a name, each for a second at most; the
-    /// fleet for etcd, for longer.
+    /// fleet for etcd, and a switch for the disk, for longer.
     pub(super) fn execute(
         self,
         caller: &Caller,
@@ -258,16 +258,16 @@ fn status(handle: &Handle, scope: Scope) -> Response {
     json(&status)
 }
 
-/// Leads new connections to another upstream, which was found at these addresses.
+/// Leads new connections to another upstream.
 fn switch(
     wanted: Switch,
-    found: Box<[SocketAddress]>,
+    found: Option<Box<[SocketAddress]>>,
     caller: &Caller,
     handle: &Handle,
 ) -> Response {
     let is_back = wanted.to.is_none();
     let address = wanted.to.unwrap_or_else(|| handle.configured_upstream().clone());
-    match handle.switch(&address, found, &caller.name) {
+    match handle.switch(&address, found, wanted.check, &caller.name) {
         Ok(()) if is_back => Response::empty(204),
         Ok(()) => json(&handle.upstream()),
         Err(error) => {

@@ -161,7 +161,9 @@ impl ControlListener {
 
     /// Stands still if a hand-over asks for it and every caller can move. It describes itself meanwhile.
     fn stand_still(&self) {
-        if !self.is_freezing() || self.callers.iter().any(|(_, caller)| caller.must_stay()) {
+        let must_wait = self.callers.iter().any(|(_, caller)| caller.must_stay());
+        // A switch goes on even if its caller was given up.
+        if !self.is_freezing() || must_wait || self.context.handle.is_switching() {
             return;
         }
         let freeze = self.context.handle.freeze();
@@ -195,6 +197,7 @@ impl ControlListener {
             handle: _,
             jobs: _,
             fleet_jobs: _,
+            switch_jobs: _,
             metrics,
             hosts: _,
             timeouts: _,

@@ -10,6 +10,7 @@
 //! - A pause is owned by a `PendingPause` until it is committed. Dropped anywhere, it undoes the pause.
 //! - Job and connection share the place of the outcome. A job that nobody awaits is not carried out.
 //! - Requests about the fleet have an executor of their own, as etcd may not answer: a pause of this host waits for none.
+//! - Switches of the upstream have one, too, as they write to a disk.
 //! - The front may block for a second, too: where it ends the last pause, it waits for the look-up of a name.
 //! - `tiny_http` alone can be aborted with one packet and frozen with two lines: it parses nothing that a caller has sent.
 //!   Names and reasons pass it in the bodies of answers.
@@ -159,6 +160,8 @@ fn assemble(
         log_limit: LogLimit::default(),
     };
     let mut executors = vec![("control", executor(jobs, None, backend))];
+    let (switch_jobs, jobs) = bounded(callers_max);
+    executors.push(("control-switch", executor(jobs, None, Backend::without())));
     let fleet_jobs = fleet.map(|fleet| {
         let (sender, jobs) = bounded(callers_max);
         executors.push(("control-fleet", executor(jobs, Some(fleet), Backend::without())));
@@ -169,6 +172,7 @@ fn assemble(
         handle,
         jobs: sender,
         fleet_jobs,
+        switch_jobs,
         metrics,
         hosts,
         timeouts,

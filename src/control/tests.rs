@@ -17,6 +17,7 @@ mod corpus;
 mod fleet;
 mod handover;
 mod server;
+mod switching;
 mod upgrade;
 mod waits;
 
@@ -55,6 +56,7 @@ pub(super) fn context() -> ControlContext {
         handle: handle(),
         jobs: bounded(1).0,
         fleet_jobs: None,
+        switch_jobs: bounded(1).0,
         metrics: Arc::new(Source::new()),
         hosts: HostPolicy::new([], &[]),
         timeouts: TIMEOUTS_SHORT,

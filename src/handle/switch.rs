@@ -173,15 +173,28 @@ impl Handle {
         SwitchError::Unreachable(format!("{address} does not answer{why}"))
     }
 
-    /// Leads new connections to `address`, which was examined. Once this has returned, no dial of an earlier upstream begins,
-    /// unless a worker's turn takes longer than a second, which is logged. Connections that are there go on.
+    /// Returns true while a switch is made.
+    pub(crate) fn is_switching(&self) -> bool {
+        self.0.upstream.is_switching()
+    }
+
+    /// Leads new connections to `address`. It was examined and `found`, unless it seemed to be the present upstream. Once this
+    /// has returned, no dial of an earlier upstream begins, unless a worker's turn takes longer than a second, which is logged.
+    /// Connections that are there go on. This blocks while the state file is written.
     pub(crate) fn switch(
         &self,
         address: &Address,
-        found: Box<[SocketAddress]>,
+        found: Option<Box<[SocketAddress]>>,
+        check: Check,
         by: &str,
     ) -> Result<(), SwitchError> {
         let (upstream, pauses) = (&self.0.upstream, &self.0.pauses);
+        let found = match found {
+            // Another switch has led away from it since.
+            None if !self.is_upstream(address) => self.examine(address, check)?,
+            found => found.unwrap_or_default(),
+        };
+        let _order = upstream.lock_switches();
         if self.is_stopping() {
             return Err(SwitchError::Stopping);
         }
@@ -254,5 +267,65 @@ impl std::fmt::Display for SwitchError {
             }
             Self::Stopping => f.write_str("tcpause is stopping"),
         }
+    }
+}
+
+#[cfg(test)]
+impl Handle {
+    /// Keeps switches waiting, as a slow disk does.
+    pub(crate) fn lock_switches(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.0.upstream.lock_switches()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use crossbeam_channel::bounded;
+    use mio::{Events, Poll, Token, Waker};
+
+    use super::*;
+    use crate::{stats::Counters, worker_pool::WorkerHandle};
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    /// Returns a handle to a proxy with one worker, and the poll that wakes it.
+    fn with_worker() -> (Handle, Poll) {
+        let poll = Poll::new().unwrap();
+        let waker = Waker::new(poll.registry(), Token(0)).unwrap();
+        let worker = WorkerHandle { waker, mailbox: bounded(1).0, counters: Counters::default() };
+        (crate::tests::handle_of([worker].into()), poll)
+    }
+
+    fn switch(handle: &Handle, port: u16) {
+        let address = Address::tcp("127.0.0.1", port);
+        handle.switch(&address, Some([].into()), Check::None, "a test").unwrap();
+    }
+
+    #[test]
+    fn a_switch_waits_for_workers_in_their_turn() {
+        let (handle, _poll) = with_worker();
+        let begin = Instant::now();
+        switch(&handle, 7);
+        assert!(begin.elapsed() >= Duration::from_secs(1), "the worker has not ended its turn");
+    }
+
+    #[test]
+    fn a_worker_that_is_asked_for_the_end_of_its_turn_knows_the_new_upstream() {
+        let (handle, mut poll) = with_worker();
+        let worker = thread::spawn({
+            let handle = handle.clone();
+            move || {
+                let mut events = Events::with_capacity(1);
+                poll.poll(&mut events, Some(DEADLINE)).unwrap();
+                assert!(!events.is_empty());
+                let knows = handle.is_upstream(&Address::tcp("127.0.0.1", 7));
+                handle.pauses().barrier.leave(0);
+                knows
+            }
+        });
+        switch(&handle, 7);
+        assert!(worker.join().unwrap());
     }
 }

@@ -69,6 +69,8 @@ pub(crate) struct Upstream {
     pub(crate) switches: [AtomicU64; 2],
     /// File that remembers a switch, if there is one.
     state_file: Option<StateFile>,
+    /// Lock of a switch, with its write to the state file.
+    switching: Mutex<()>,
     guard: LoopGuard,
     /// Sender to the look-up thread; empty before [`Upstream::start`].
     look_up: OnceLock<Sender<Request>>,
@@ -135,6 +137,7 @@ impl Upstream {
             targets,
             switches: Default::default(),
             state_file: settings.state_file.map(StateFile::new),
+            switching: Mutex::new(()),
             guard,
             look_up: OnceLock::new(),
         })

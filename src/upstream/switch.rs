@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, MutexGuard, PoisonError, TryLockError, atomic::Ordering},
 };
 
 use super::{
@@ -51,6 +51,16 @@ impl Upstream {
         self.targets.add(address, &self.target())
     }
 
+    /// Excludes other switches. Otherwise the state file could remember them in another order than the workers.
+    pub(crate) fn lock_switches(&self) -> MutexGuard<'_, ()> {
+        self.switching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns true while a switch is made, perhaps for a caller that was given up.
+    pub(crate) fn is_switching(&self) -> bool {
+        matches!(self.switching.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
     /// Remembers `address` in the state file. Returns false if there is none.
     pub(crate) fn remember(&self, address: &Address) -> io::Result<bool> {
         match &self.state_file {
@@ -61,6 +71,7 @@ impl Upstream {
 
     /// Remembers the present upstream, as the state file may be another one, or written against another configuration.
     pub(crate) fn remember_present(&self) {
+        let _order = self.lock_switches();
         if let Err(error) = self.remember(self.target().address()) {
             log::error!(
                 "upstream.state-file cannot be written: {error}; a restart may forget the switch of the upstream"

@@ -70,6 +70,7 @@ impl Upstream {
             targets,
             switches,
             state_file: _,
+            switching: _,
             guard: _,
             look_up: _,
         } = self;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{ControlConn, ControlContext, Halt, STARVED, State, Then};
+use super::{ControlConn, ControlContext, Halt, STARVED, State, Then, switching};
 use crate::{
     control::{
         command::{Caller, Command},
@@ -33,12 +33,17 @@ impl ControlConn {
         let (is_head, reply) = (self.request.is_head(), Reply::default());
         let jobs = match &command {
             Command::Fleet(_) => context.fleet_jobs.as_ref().unwrap_or(&context.jobs),
+            Command::Switch { .. } => &context.switch_jobs,
             _ => &context.jobs,
+        };
+        let late = match &command {
+            Command::Switch { .. } => switching::NO_OUTCOME,
+            _ => STARVED,
         };
         let job = Job { caller, command, is_head, reply: reply.clone() };
         // It is full only of jobs that were given up and await their turn to be skipped.
         jobs.try_send(job).map_err(|_| STARVED)?;
-        self.state = State::Executing { reply, is_change };
+        self.state = State::Executing { reply, is_change, late };
         self.deadline = Some(Instant::now() + self.timeouts.outcome);
         Ok(())
     }

@@ -61,6 +61,8 @@ pub(super) struct ControlContext {
     pub(super) jobs: Sender<Job>,
     /// The way to the executor of requests about the fleet, if there is one.
     pub(super) fleet_jobs: Option<Sender<Job>>,
+    /// The way to the executor of switches.
+    pub(super) switch_jobs: Sender<Job>,
     pub(super) metrics: Arc<Source>,
     pub(super) hosts: HostPolicy,
     pub(super) timeouts: Timeouts,
@@ -138,7 +140,8 @@ enum State {
     /// The request waits until the proxy is idle.
     Waiting { idle_moments: u64, until: Option<Instant> },
     /// The executor has the request. A caller that has gone makes no difference to a change; a question goes with it.
-    Executing { reply: Reply, is_change: bool },
+    /// It is answered with `late` if its outcome does not come in time.
+    Executing { reply: Reply, is_change: bool, late: HttpError },
     /// The pause that it has asked for waits until the proxy is idle.
     Pausing { on_timeout: OnTimeout, is_bound: bool },
     /// The upgrade that it has asked for is under way.
@@ -286,7 +289,7 @@ impl ControlConn {
         Err(Halt::Refused(match self.state {
             State::Reading => (408, "The request took too long to arrive."),
             State::Executing { ref reply, .. } if reply.lock().answer.is_some() => return Ok(()),
-            State::Executing { .. } => STARVED,
+            State::Executing { late, .. } => late,
             State::Waiting { until, .. } if until.is_some_and(|until| until <= now) => {
                 let answer = wait_in_vain(handle, handle.oldest_connections());
                 self.answer(answer.to_bytes(self.request.is_head()));

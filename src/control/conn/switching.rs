@@ -8,7 +8,9 @@ use std::{
 
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
-use super::{ControlConn, ControlContext, Halt, Peer, STARVED, STOPPING, State, unserved};
+use super::{
+    ControlConn, ControlContext, Halt, HttpError, Peer, STARVED, STOPPING, State, unserved,
+};
 use crate::{
     config::address::Address,
     control::{
@@ -22,6 +24,10 @@ use crate::{
 
 /// Time beyond `upstream.connect-timeout` for a look-up whose resolver does not answer.
 const LOOK_UP_SPARE: Duration = Duration::from_secs(1);
+
+/// Answer to a caller whose switch is still under way, as the disk does not take the state file.
+pub(super) const NO_OUTCOME: HttpError =
+    (504, "The switch takes too long, and may be done later: see GET /upstream.");
 
 /// The way to what an examination of an upstream has found.
 pub(super) type Examination = Receiver<Result<Box<[SocketAddress]>, SwitchError>>;
@@ -37,7 +43,7 @@ impl ControlConn {
             return Err(Halt::Refused(STOPPING));
         }
         if context.handle.is_upstream(address(&wanted, context)) {
-            return self.submit(Command::Switch { wanted, found: [].into() }, context);
+            return self.submit(Command::Switch { wanted, found: None }, context);
         }
         self.deadline = None;
         self.state = State::Switching { wanted, examination: None };
@@ -67,7 +73,7 @@ impl ControlConn {
         };
         let wanted = wanted.clone();
         match found {
-            Ok(found) => self.submit(Command::Switch { wanted, found }, context),
+            Ok(found) => self.submit(Command::Switch { wanted, found: Some(found) }, context),
             Err(error) => {
                 self.refuse_switch(&error, context);
                 Ok(())

@@ -127,7 +127,7 @@ impl State {
                 idle_moments: *idle_moments,
                 until: until.map(|until| parcel.moment(until)),
             },
-            Self::Executing { reply: _, is_change: _ } | Self::Ending => return None,
+            Self::Executing { reply: _, is_change: _, late: _ } | Self::Ending => return None,
             Self::Pausing { on_timeout, is_bound } => {
                 StateWords::Pausing { on_timeout: *on_timeout, is_bound: *is_bound }
             }
@@ -316,7 +316,11 @@ mod tests {
         let context = context();
         let (_peer, socket) = UnixStream::pair().unwrap();
         let mut caller = ControlConn::new(socket.into(), Scope::Full, context.timeouts);
-        caller.state = State::Executing { reply: Reply::default(), is_change: true };
+        caller.state = State::Executing {
+            reply: Reply::default(),
+            is_change: true,
+            late: super::super::STARVED,
+        };
         let mut parcel = Outgoing::new(Instant::now());
         assert!(caller.must_stay() && caller.describe(&mut parcel).is_none());
         assert_eq!((parcel.descriptor_count(), parcel.byte_count()), (0, 0));

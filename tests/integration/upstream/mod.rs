@@ -7,3 +7,4 @@ pub(crate) mod names;
 mod ports;
 mod retry;
 mod switch;
+mod switch_races;

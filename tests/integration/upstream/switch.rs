@@ -18,7 +18,7 @@ use crate::harness::{
 };
 
 /// Upstream that sends one letter first, by which a client knows it, and then echoes.
-fn lettered(letter: u8) -> Upstream {
+pub(super) fn lettered(letter: u8) -> Upstream {
     Upstream::tcp(move |mut stream| {
         if stream.write_all(&[letter]).is_err() {
             return stream.receive_all();
@@ -28,22 +28,22 @@ fn lettered(letter: u8) -> Upstream {
 }
 
 /// Returns the letter that a client is served with.
-fn letter(client: &mut Stream) -> u8 {
+pub(super) fn letter(client: &mut Stream) -> u8 {
     client.receive(1)[0]
 }
 
 #[track_caller]
-fn switch(proxy: &Proxy, upstream: &Upstream) -> Value {
+pub(super) fn switch(proxy: &Proxy, upstream: &Upstream) -> Value {
     json_of(&proxy.control().put(&format!("/upstream?addr={}", upstream.addr())))
 }
 
 #[track_caller]
-fn shown(proxy: &Proxy) -> Value {
+pub(super) fn shown(proxy: &Proxy) -> Value {
     json_of(&proxy.control().get("/upstream"))
 }
 
 #[track_caller]
-fn json_of(response: &Response) -> Value {
+pub(super) fn json_of(response: &Response) -> Value {
     assert_eq!(response.status, 200, "{response}");
     serde_json::from_slice(&response.body).unwrap()
 }
