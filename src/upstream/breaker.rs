@@ -7,8 +7,8 @@
 use std::{
     ops::RangeInclusive,
     sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -44,11 +44,8 @@ pub(crate) struct CircuitBreaker {
     outages: AtomicU64,
     /// Longest time that was told as the length of all outages, in nanoseconds.
     told: AtomicU64,
-    /// The permit to probe, of which there is one for each upstream. The last probe of an earlier upstream must not keep the
-    /// present one from being probed, so they use two in turn.
-    probes: [Arc<Semaphore>; 2],
-    /// Number of switches to another upstream.
-    switches: AtomicUsize,
+    /// The permit to probe the present upstream.
+    probe: Mutex<Arc<Semaphore>>,
 }
 
 /// Reason for the failure of an attempt.
@@ -89,8 +86,8 @@ impl Cause {
 }
 
 impl CircuitBreaker {
-    /// Returns a closed breaker of a proxy that started at `begin`.
-    pub(crate) fn new(begin: Instant) -> Self {
+    /// Returns a closed breaker of a proxy that started at `begin`, with the permit to probe its upstream.
+    pub(super) fn new(begin: Instant, probe: &Arc<Semaphore>) -> Self {
         Self {
             begin,
             cause: AtomicU8::new(0),
@@ -101,8 +98,7 @@ impl CircuitBreaker {
             last_outage: AtomicU64::new(0),
             outages: AtomicU64::new(0),
             told: AtomicU64::new(0),
-            probes: [(); 2].map(|()| Arc::new(Semaphore::new(1))),
-            switches: AtomicUsize::new(0),
+            probe: Mutex::new(Arc::clone(probe)),
         }
     }
 
@@ -166,9 +162,9 @@ impl CircuitBreaker {
         was_open
     }
 
-    /// Closes the breaker for another upstream, which nobody has dialled yet. The outage was that of the earlier one.
-    pub(super) fn begin_anew(&self) {
-        self.switches.fetch_add(1, Ordering::AcqRel);
+    /// Closes the breaker for another upstream with its own permit to `probe`. The outage was that of the earlier one.
+    pub(super) fn begin_anew(&self, probe: &Arc<Semaphore>) {
+        *self.probe() = Arc::clone(probe);
         self.close();
         for of_earlier in [&self.changed, &self.last_outage] {
             of_earlier.store(0, Ordering::Relaxed);
@@ -248,8 +244,7 @@ impl CircuitBreaker {
             last_outage,
             outages,
             told,
-            probes: _,
-            switches: _,
+            probe: _,
         } = self;
         let span = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
         let moment = |nanos: &AtomicU64| parcel.moment(self.begin + span(nanos));
@@ -292,20 +287,14 @@ impl CircuitBreaker {
         self.probe().take()
     }
 
-    /// Returns a permit for a probe that was under way in another process.
-    pub(crate) fn restore_probe(&self) -> Permit {
-        self.probe().take_beyond()
-    }
-
-    /// Returns true once if a worker waits for the permit to probe and it is free.
+    /// Returns true once if a worker waits for the permit to probe and it is free. The end of an outage wakes all workers
+    /// anyway, so nobody waits while the breaker is closed, and no lock is taken.
     pub(crate) fn take_wanted(&self) -> bool {
-        self.probe().take_wanted()
+        self.is_open() && self.probe().take_wanted()
     }
 
-    /// Returns the permit to probe the present upstream.
-    fn probe(&self) -> &Arc<Semaphore> {
-        let [even, odd] = &self.probes;
-        if self.switches.load(Ordering::Acquire).is_multiple_of(2) { even } else { odd }
+    fn probe(&self) -> MutexGuard<'_, Arc<Semaphore>> {
+        self.probe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -313,9 +302,13 @@ impl CircuitBreaker {
 mod tests {
     use super::*;
 
+    fn permit() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(1))
+    }
+
     #[test]
     fn one_probe_at_a_time_is_made_ever_less_often_until_one_succeeds() {
-        let breaker = CircuitBreaker::new(Instant::now());
+        let breaker = CircuitBreaker::new(Instant::now(), &permit());
         let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
         assert!(!breaker.is_open() && breaker.probe_at().is_none() && !breaker.succeeded());
@@ -341,11 +334,11 @@ mod tests {
 
     #[test]
     fn another_upstream_begins_with_a_closed_breaker_and_a_probe_of_its_own() {
-        let breaker = CircuitBreaker::new(Instant::now());
+        let breaker = CircuitBreaker::new(Instant::now(), &permit());
         breaker.failed(Cause::Away, false, breaker.begin);
         let probe = breaker.take_probe();
         assert!(probe.is_some() && breaker.take_probe().is_none());
-        breaker.begin_anew();
+        breaker.begin_anew(&permit());
         assert!(!breaker.is_open() && breaker.changed_at().is_none());
         assert!(breaker.time_away() > Duration::ZERO && breaker.take_last_outage().is_none());
         breaker.failed(Cause::Away, false, breaker.begin);
@@ -355,7 +348,7 @@ mod tests {
 
     #[test]
     fn the_time_of_all_outages_never_falls() {
-        let breaker = CircuitBreaker::new(Instant::now());
+        let breaker = CircuitBreaker::new(Instant::now(), &permit());
         breaker.failed(Cause::Away, false, breaker.begin);
         let present = breaker.time_away();
         assert!(present > Duration::ZERO);
@@ -368,7 +361,7 @@ mod tests {
 
     #[test]
     fn an_outage_is_handed_over_with_its_length_and_the_time_of_the_next_probe() {
-        let giver = CircuitBreaker::new(Instant::now());
+        let giver = CircuitBreaker::new(Instant::now(), &permit());
         let at = |millis| giver.begin + Duration::from_millis(millis);
         giver.failed(Cause::Away, false, giver.begin);
         assert!(giver.succeeded() && giver.time_away() > Duration::ZERO);
@@ -376,7 +369,7 @@ mod tests {
         giver.failed(Cause::Away, true, at(110));
         // The taker's clock is another one.
         let shift = Duration::from_secs(1_000);
-        let taker = CircuitBreaker::new(giver.begin + shift);
+        let taker = CircuitBreaker::new(giver.begin + shift, &permit());
         let hand_over = || {
             let words = giver.describe(&Outgoing::new(at(115)));
             let incoming = Incoming::new(at(115) + shift, Vec::new(), Vec::new());
@@ -400,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_shortage_of_this_host_is_probed_again_soon() {
-        let breaker = CircuitBreaker::new(Instant::now());
+        let breaker = CircuitBreaker::new(Instant::now(), &permit());
         let begin = breaker.begin;
         let at = |millis| begin + Duration::from_millis(millis);
         for (now, interval) in [(100, 1), (101, 2), (103, 4), (107, 8), (115, 10), (125, 10)] {

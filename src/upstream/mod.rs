@@ -125,7 +125,7 @@ impl Upstream {
             configured: address,
             connect_timeout: settings.connect_timeout,
             retry_for: settings.retry_for,
-            breaker: CircuitBreaker::new(begin),
+            breaker: CircuitBreaker::new(begin, target.probe()),
             last_error: AtomicI32::new(NO_ADDRESS),
             look_ups: Default::default(),
             sources: Sources::new(&settings.source_addrs),

@@ -103,8 +103,9 @@ impl Upstream {
         let next = Present { target: Arc::clone(target), addresses: Arc::new(addresses) };
         let before = std::mem::replace(&mut *present, next);
         self.changes.fetch_add(1, Ordering::Release);
-        // Behind the change: a dial of the earlier upstream that fails is not reported any more.
-        self.breaker.begin_anew();
+        // Behind the change: a dial of the earlier upstream that fails from now on is not reported. The failure of one that a
+        // worker judges at this moment may open the breaker again, and the first probe closes it.
+        self.breaker.begin_anew(target.probe());
         before.target
     }
 
@@ -135,6 +136,19 @@ pub(crate) fn known(address: &Address) -> Box<[SocketAddress]> {
 mod tests {
     use super::*;
     use crate::upstream::breaker::Cause;
+
+    #[test]
+    fn probes_of_earlier_upstreams_keep_no_later_one_from_being_probed() {
+        let upstream = crate::tests::upstream();
+        let mut probes = vec![upstream.breaker().take_probe().unwrap()];
+        for port in [1, 2, 3] {
+            let target = upstream.prepare(&Address::tcp("127.0.0.1", port)).unwrap();
+            upstream.switch_to(&target, [].into());
+            upstream.breaker().failed(Cause::Away, false, std::time::Instant::now());
+            probes.push(upstream.breaker().take_probe().expect("a permit of its own"));
+            assert!(upstream.breaker().take_probe().is_none());
+        }
+    }
 
     #[test]
     fn a_switch_replaces_the_addresses_and_ends_an_outage() {

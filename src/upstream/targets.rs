@@ -11,7 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::address::Address;
+use crate::{
+    admission::semaphore::{Permit, Semaphore},
+    config::address::Address,
+};
 
 /// Most earlier upstreams that still have connections.
 const EARLIER_MAX: usize = 8;
@@ -28,6 +31,8 @@ pub(crate) struct Target {
     address: Address,
     /// Number of dials and of relayed connections.
     connections: AtomicU64,
+    /// The permit to probe it while it is away. A probe of another upstream, however long it takes, does not count.
+    probe: Arc<Semaphore>,
     watcher: Arc<Watcher>,
 }
 
@@ -80,6 +85,16 @@ impl Target {
     pub(crate) fn connections(&self) -> u64 {
         // Sequentially consistent, as a waiter first asks to be told of the last one.
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Returns the permit to probe it.
+    pub(super) fn probe(&self) -> &Arc<Semaphore> {
+        &self.probe
+    }
+
+    /// Returns a permit for a probe that was under way in another process.
+    pub(crate) fn restore_probe(&self) -> Permit {
+        self.probe.take_beyond()
     }
 
     /// Counts a connection.
@@ -156,7 +171,7 @@ impl Targets {
     /// Describes them for a hand-over.
     pub(super) fn describe(&self) -> Vec<TargetWords> {
         let words = |target: &Arc<Target>| {
-            let Target { id, address, connections: _, watcher: _ } = &**target;
+            let Target { id, address, connections: _, probe: _, watcher: _ } = &**target;
             TargetWords { id: *id, address: address.to_string() }
         };
         self.list().iter().map(words).collect()
@@ -183,7 +198,8 @@ impl Targets {
         let free = || (0..=u8::MAX).map(UpstreamId).find(is_free).unwrap_or_default();
         let id = id.unwrap_or_else(free);
         let watcher = Arc::clone(&self.watcher);
-        let target = Target { id, address, connections: AtomicU64::new(0), watcher };
+        let (connections, probe) = (AtomicU64::new(0), Arc::new(Semaphore::new(1)));
+        let target = Target { id, address, connections, probe, watcher };
         let target = Arc::new(target);
         list.push(Arc::clone(&target));
         target

@@ -122,7 +122,7 @@ impl Upstream {
         self.breaker.restore(breaker, parcel);
         // An older program does not tell its address.
         if !address.is_empty() && !words.is_of(self) {
-            self.breaker.begin_anew();
+            self.breaker.begin_anew(self.target().probe());
         }
     }
 

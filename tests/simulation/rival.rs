@@ -134,7 +134,7 @@ impl Course {
         let rival = &mut self.rival;
         rival.share =
             rival.share.take().map(|_share| shared.admission.queue.under_way().take_beyond());
-        rival.probe = rival.probe.take().map(|_probe| shared.upstream.breaker().restore_probe());
+        rival.probe = rival.probe.take().map(|_probe| shared.upstream.target().restore_probe());
         self.rival_publishes(self.rival.head);
     }
 

@@ -12,7 +12,7 @@ use crate::{
     handover::parcel::{Incoming, Misfit, Moment, Outgoing},
     upstream::{
         addresses::{Route, RouteWords},
-        targets::UpstreamId,
+        targets::{TargetUse, UpstreamId},
     },
 };
 
@@ -67,10 +67,11 @@ impl Dial {
         context: &RebuildContext<'_>,
     ) -> Result<Self, Misfit> {
         let DialWords { upstream, target, attempt } = words;
+        let target = context.upstream.restore_use(target);
         Ok(Self {
             upstream: Endpoint::rebuild(upstream, parcel)?,
-            target: context.upstream.restore_use(target),
-            attempt: Attempt::rebuild(attempt, parcel, context),
+            attempt: Attempt::rebuild(attempt, parcel, context, &target),
+            target,
         })
     }
 }
@@ -88,10 +89,15 @@ impl Attempt {
         }
     }
 
-    fn rebuild(words: AttemptWords, parcel: &Incoming, context: &RebuildContext<'_>) -> Self {
+    fn rebuild(
+        words: AttemptWords,
+        parcel: &Incoming,
+        context: &RebuildContext<'_>,
+        target: &TargetUse,
+    ) -> Self {
         let AttemptWords { ticket, route, is_short, since, begun, bypasses } = words;
         Self {
-            ticket: ConnectTicket::rebuild(ticket, parcel, context),
+            ticket: ConnectTicket::rebuild(ticket, parcel, context, target),
             route: Route::rebuild(route),
             is_short,
             since: parcel.instant(since),
@@ -112,14 +118,20 @@ impl ConnectTicket {
         }
     }
 
-    fn rebuild(words: TicketWords, parcel: &Incoming, context: &RebuildContext<'_>) -> Self {
+    /// Returns the ticket of `words` for a dial of `target`.
+    fn rebuild(
+        words: TicketWords,
+        parcel: &Incoming,
+        context: &RebuildContext<'_>,
+        target: &TargetUse,
+    ) -> Self {
         let under_way =
             |words| Box::new(context.admission.queue.pace().restore_share(words, parcel));
         match words {
             TicketWords::Alone => Self::Alone,
             TicketWords::Window(words) => Self::Window(under_way(words)),
             TicketWords::Probe { under_way: words } => Self::Probe {
-                _permit: context.upstream.breaker().restore_probe(),
+                _permit: target.target().restore_probe(),
                 under_way: words.map(under_way),
             },
         }

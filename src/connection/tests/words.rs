@@ -437,3 +437,20 @@ fn a_tls_session_does_not_travel_and_its_wait_may_end_with_an_alert() {
     taker.bench.act(|context| connection.begin_handshake(granted, context));
     assert_eq!(read(&scene.client).unwrap(), [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x28]);
 }
+
+#[test]
+fn a_probe_of_an_earlier_upstream_does_not_count_for_the_present_one() {
+    let taker = Taker::new();
+    let upstream = &taker.bench.upstream;
+    let earlier = upstream.target();
+    let target = upstream.prepare(&config::address::Address::tcp("127.0.0.1", 9)).unwrap();
+    upstream.switch_to(&target, [].into());
+    let probes =
+        connecting_scenes().into_iter().filter(|it| kind(&it.connection).contains("probing"));
+    for Scene { connection, .. } in probes {
+        let (rebuilt, ..) = taker.take(&connection);
+        assert_eq!((earlier.connections(), target.connections()), (1, 0));
+        assert_eq!(taker.counts()[2], 0, "the present one can be probed");
+        drop(rebuilt);
+    }
+}
