@@ -195,6 +195,8 @@ fn parse_tcp(text: &str, rest: &str) -> Result<Address, String> {
     let port = number.ok_or_else(|| {
         format!("{text:?} has the port {port:?}; a port is a number from 0 to 65535")
     })?;
+    // Names do not differ by case; the zone of an IPv6 address does.
+    let host = if host.contains(':') { host.to_owned() } else { host.to_ascii_lowercase() };
     Ok(Address::tcp(host, port))
 }
 

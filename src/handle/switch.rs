@@ -98,7 +98,12 @@ impl Handle {
 
     /// Returns the number of connections to `address`, which may have been an upstream before.
     pub(crate) fn connections_to(&self, address: &Address) -> u64 {
-        self.0.upstream.targets().find(address).map_or(0, |target| target.connections())
+        self.0.upstream.connections_to(address)
+    }
+
+    /// Returns the upstreams with connections if `address` is a name that none of them has.
+    pub(crate) fn upstreams_beside(&self, address: &Address) -> Vec<String> {
+        self.0.upstream.upstreams_beside(address)
     }
 
     /// Registers the callback for each moment at which an upstream has lost its last connection.

@@ -121,6 +121,7 @@ impl Upstream {
                 "upstream.addr: {address} leads back to {own}; write where the server behind the proxy listens"
             )));
         }
+        target.is_at(&known);
         Ok(Self {
             configured: address,
             connect_timeout: settings.connect_timeout,
@@ -293,6 +294,7 @@ impl Upstream {
             let list = list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             log::info!("upstream {name} is at {list}");
         }
+        target.is_at(&list);
         present.addresses = Arc::new(present.addresses.replaced_by(list.into(), own.into()));
         self.changes.fetch_add(1, Ordering::Release);
         is_loop

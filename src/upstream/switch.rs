@@ -23,6 +23,21 @@ impl Upstream {
         &self.targets
     }
 
+    /// Returns the number of connections to `address`, also by other spellings of it, as far as this needs no look-up.
+    pub(crate) fn connections_to(&self, address: &Address) -> u64 {
+        self.targets.connections_to(address, &known(address))
+    }
+
+    /// Returns the upstreams with connections if `address` is a name of none of them. It would have to be looked up to tell
+    /// if it is one of them by another name.
+    pub(crate) fn upstreams_beside(&self, address: &Address) -> Vec<String> {
+        if !is_name(address) || self.targets.find(address).is_some() {
+            return Vec::new();
+        }
+        let used = self.targets.list().into_iter().filter(|target| target.connections() > 0);
+        used.map(|target| target.address().to_string()).collect()
+    }
+
     /// Returns true if new connections lead to `target`, by what a worker knows in this turn.
     pub(crate) fn is_present(&self, cached: &mut Cached, target: &Arc<Target>) -> bool {
         Arc::ptr_eq(&self.present(cached).target, target)
@@ -98,6 +113,7 @@ impl Upstream {
         found: Box<[SocketAddress]>,
     ) -> Arc<Target> {
         let (list, own, _listeners) = self.without_own(found);
+        target.is_at(&list);
         let mut present = self.lock();
         let addresses = present.addresses.replaced_by(list.into(), own.into());
         let next = Present { target: Arc::clone(target), addresses: Arc::new(addresses) };

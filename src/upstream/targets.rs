@@ -4,7 +4,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     admission::semaphore::{Permit, Semaphore},
     config::address::Address,
+    sys::SocketAddress,
 };
 
 /// Most earlier upstreams that still have connections.
@@ -29,6 +30,8 @@ pub(crate) struct UpstreamId(u8);
 pub(crate) struct Target {
     id: UpstreamId,
     address: Address,
+    /// Its socket addresses, as they were last known.
+    sockets: Mutex<Box<[SocketAddress]>>,
     /// Number of dials and of relayed connections.
     connections: AtomicU64,
     /// The permit to probe it while it is away. A probe of another upstream, however long it takes, does not count.
@@ -60,6 +63,8 @@ pub(crate) struct TooMany;
 pub(super) struct TargetWords {
     id: UpstreamId,
     address: String,
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    sockets: Box<[SocketAddress]>,
 }
 
 impl UpstreamId {
@@ -85,6 +90,17 @@ impl Target {
     pub(crate) fn connections(&self) -> u64 {
         // Sequentially consistent, as a waiter first asks to be told of the last one.
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Remembers its socket addresses. A failed look-up tells none, and takes none away.
+    pub(super) fn is_at(&self, sockets: &[SocketAddress]) {
+        if !sockets.is_empty() {
+            *self.lock_sockets() = sockets.into();
+        }
+    }
+
+    fn lock_sockets(&self) -> MutexGuard<'_, Box<[SocketAddress]>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the permit to probe it.
@@ -138,6 +154,15 @@ impl Targets {
         self.list().into_iter().find(|target| target.address == *address)
     }
 
+    /// Returns the number of connections to `address`, also to those of its `sockets` that lead there by another name.
+    pub(super) fn connections_to(&self, address: &Address, sockets: &[SocketAddress]) -> u64 {
+        let is_meant = |target: &&Arc<Target>| {
+            let has_socket = || sockets.iter().any(|it| target.lock_sockets().contains(it));
+            target.address == *address || has_socket()
+        };
+        self.list().iter().filter(is_meant).map(|target| target.connections()).sum()
+    }
+
     /// Returns the upstream at `address`, which is added if it is none of them, beside the `present` one. Those without
     /// connections are forgotten.
     pub(super) fn add(
@@ -171,8 +196,10 @@ impl Targets {
     /// Describes them for a hand-over.
     pub(super) fn describe(&self) -> Vec<TargetWords> {
         let words = |target: &Arc<Target>| {
-            let Target { id, address, connections: _, probe: _, watcher: _ } = &**target;
-            TargetWords { id: *id, address: address.to_string() }
+            let Target { id, address, sockets: _, connections: _, probe: _, watcher: _ } =
+                &**target;
+            let sockets = target.lock_sockets().clone();
+            TargetWords { id: *id, address: address.to_string(), sockets }
         };
         self.list().iter().map(words).collect()
     }
@@ -181,9 +208,9 @@ impl Targets {
     pub(super) fn restore(&self, words: &[TargetWords]) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.clear();
-        for TargetWords { id, address } in words {
+        for TargetWords { id, address, sockets } in words {
             if let Ok(address) = address.parse() {
-                self.insert(&mut list, Some(*id), address);
+                self.insert(&mut list, Some(*id), address).is_at(sockets);
             }
         }
     }
@@ -199,7 +226,7 @@ impl Targets {
         let id = id.unwrap_or_else(free);
         let watcher = Arc::clone(&self.watcher);
         let (connections, probe) = (AtomicU64::new(0), Arc::new(Semaphore::new(1)));
-        let target = Target { id, address, connections, probe, watcher };
+        let target = Target { id, address, sockets: Mutex::default(), connections, probe, watcher };
         let target = Arc::new(target);
         list.push(Arc::clone(&target));
         target
@@ -259,6 +286,26 @@ mod tests {
         let new = targets.add(&address(9), &present).unwrap();
         assert_eq!((new.id(), targets.find(&address(5)).is_none()), (UpstreamId(5), true));
         assert_eq!(targets.list().len(), EARLIER_MAX + 1);
+    }
+
+    #[test]
+    fn connections_count_for_every_spelling_of_their_upstream() {
+        let (targets, taker) = (Targets::default(), Targets::default());
+        let [here, there] = [1, 2]
+            .map(|port| SocketAddress::Inet(std::net::SocketAddr::from(([127, 0, 0, 1], port))));
+        let named = targets.add_beyond("LocalHost:1".parse().unwrap());
+        named.is_at(std::slice::from_ref(&here));
+        named.is_at(&[]);
+        let count = |targets: &Targets, text: &str, socket: Option<&SocketAddress>| {
+            targets.connections_to(&text.parse().unwrap(), socket.map_or(&[], std::slice::from_ref))
+        };
+        let _use = named.begin_use();
+        assert_eq!(count(&targets, "LOCALHOST:1", None), 1);
+        assert_eq!(count(&targets, "127.0.0.1:1", Some(&here)), 1);
+        assert_eq!(count(&targets, "127.0.0.1:2", Some(&there)), 0);
+        taker.restore(&targets.describe());
+        let _restored = taker.get(UpstreamId(0)).unwrap().begin_use();
+        assert_eq!(count(&taker, "127.0.0.1:1", Some(&here)), 1);
     }
 
     #[test]

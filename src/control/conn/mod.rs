@@ -378,9 +378,7 @@ impl ControlConn {
             Some(Awaited::Upgrade) => return self.begin_upgrade(context),
             Some(Awaited::Examination(wanted)) => return self.begin_switch(wanted, context),
             Some(Awaited::UpstreamIdle { address, timeout }) => {
-                let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-                self.deadline = until;
-                self.state = State::AwaitingUpstream { address, until };
+                self.begin_wait(address, timeout, context);
                 return Ok(());
             }
             Some(Awaited::Pause { .. }) | None => return self.submit(command, context),

@@ -98,6 +98,26 @@ impl ControlConn {
         }
     }
 
+    /// Begins to wait for the end of the connections to an upstream. A name that none is known by may be another one's.
+    pub(super) fn begin_wait(
+        &mut self,
+        address: Address,
+        timeout: Option<Duration>,
+        context: &ControlContext,
+    ) {
+        let others = context.handle.upstreams_beside(&address).join(", ");
+        if !others.is_empty() {
+            let text = format!(
+                "No upstream in use is called {address}. Write one of {others}, or the number of its address."
+            );
+            self.answer(unserved(&Response::error(404, &text), self.request.is_head()));
+            return;
+        }
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.deadline = until;
+        self.state = State::AwaitingUpstream { address, until };
+    }
+
     /// Waits until no connection to an upstream is left.
     pub(super) fn await_upstream(&mut self, context: &ControlContext) -> Result<(), Halt> {
         let State::AwaitingUpstream { address, .. } = &self.state else { return Ok(()) };

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::switch::{json_of, lettered, shown};
+use super::switch::{json_of, letter, lettered, shown, switch};
 use crate::harness::Proxy;
 
 #[test]
@@ -16,6 +16,7 @@ fn the_state_file_names_the_present_one_whichever_upgrade_comes_between() {
     const UPGRADES: usize = 6;
 
     let upstreams = [lettered(b'a'), lettered(b'b')];
+    let targets = upstreams.each_ref().map(|it| format!("/upstream?check=none&addr={}", it.addr()));
     let builder = Proxy::builder();
     let path = builder.path("state.json");
     let proxy = builder.upstream(&upstreams[0]).arg("--upstream-state-file").arg(&path).start();
@@ -23,9 +24,8 @@ fn the_state_file_names_the_present_one_whichever_upgrade_comes_between() {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                for upstream in upstreams.iter().rev().cycle() {
-                    let target = format!("/upstream?check=none&addr={}", upstream.addr());
-                    json_of(&proxy.control().put(&target));
+                for target in targets.iter().rev().cycle() {
+                    json_of(&proxy.control().put(target));
                     if is_over.load(Ordering::SeqCst) {
                         break;
                     }
@@ -36,5 +36,30 @@ fn the_state_file_names_the_present_one_whichever_upgrade_comes_between() {
         });
         let file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(file["upstream"], shown(&proxy)["upstream"]);
+    }
+}
+
+#[test]
+fn another_spelling_of_an_upstream_in_use_is_no_idle_one() {
+    let (old, new) = (lettered(b'a'), lettered(b'b'));
+    let port = old.addr().port();
+    let proxy = Proxy::builder().upstream_at(&format!("localhost:{port}")).start();
+    let mut staying = proxy.connect();
+    assert_eq!(letter(&mut staying), b'a');
+    switch(&proxy, &new);
+    proxy.upgrade();
+    let wait = |host: &str, timeout: &str| {
+        let target = format!("/upstream/block-until-idle?addr={host}:{port}&timeout={timeout}");
+        proxy.control().get(&target)
+    };
+    for host in ["localhost", "LOCALHOST", "127.0.0.1"] {
+        wait(host, "10ms").assert_error(504);
+    }
+    let unknown = wait("localhost.localdomain", "10ms").assert_error(404);
+    assert!(unknown.contains(&format!("tcp://localhost:{port}")), "{unknown}");
+    assert_eq!(wait("127.0.0.2", "10ms").status, 204);
+    staying.finish();
+    for host in ["localhost", "127.0.0.1", "another.name"] {
+        assert_eq!(wait(host, "30s").status, 204);
     }
 }
