@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -147,7 +148,7 @@ impl Handle {
         for (address, others) in found.iter().zip((0..found.len()).rev()) {
             let left = deadline.saturating_duration_since(Instant::now());
             let share = u32::try_from(others + 1).map_or(left, |count| left / count);
-            result = self.reach_from_any(address, share);
+            result = self.reach_from_any(address, share).map(drop);
             if result.is_ok() {
                 break;
             }
@@ -156,7 +157,7 @@ impl Handle {
     }
 
     /// Connects from the first source address that has a free port.
-    fn reach_from_any(&self, address: &SocketAddress, timeout: Duration) -> io::Result<()> {
+    fn reach_from_any(&self, address: &SocketAddress, timeout: Duration) -> io::Result<OwnedFd> {
         let version = self.0.proxy_headers.send;
         let mut result = Err(io::Error::other("upstream.source-addrs has none of its kind"));
         for &source in self.0.upstream.sources(address) {

@@ -4,12 +4,13 @@ use std::{
     borrow::Cow,
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    io::{Errno, retry_on_intr},
+    io::{Errno, ioctl_fionbio, retry_on_intr},
     net::{
         AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send,
         socket_with, sockopt,
@@ -21,14 +22,14 @@ use super::{Dialled, Socket, SocketAddress};
 /// Both addresses of a TCP connection: that of this end, and that of the other.
 pub(crate) type Ends = (SocketAddr, SocketAddr);
 
-/// Connects to `address` from `source`, or from an address that the system chooses, sends the bytes of `header`, which may tell
-/// both addresses, and closes in good order. An error tells that nothing has answered within `timeout`.
+/// Connects to `address` from `source`, or from an address that the system chooses, and sends the bytes of `header`, which may
+/// tell both addresses. Returns the connection. An error tells that nothing has answered within `timeout`.
 pub(crate) fn reach(
     address: &SocketAddress,
     source: Option<IpAddr>,
     header: impl FnOnce(Option<Ends>) -> Cow<'static, [u8]>,
     timeout: Duration,
-) -> io::Result<()> {
+) -> io::Result<OwnedFd> {
     let unix = match address {
         &SocketAddress::Inet(other) => {
             let header = |own: Option<SocketAddr>| header(own.map(|own| (own, other)));
@@ -48,7 +49,7 @@ pub(crate) fn reach(
     // A server that does not read it is there all the same.
     let header = header(None);
     retry_on_intr(|| send(&socket, &header, SendFlags::NOSIGNAL)).ok();
-    Ok(())
+    Ok(socket)
 }
 
 fn reach_tcp(
@@ -56,7 +57,7 @@ fn reach_tcp(
     source: Option<IpAddr>,
     header: impl FnOnce(Option<SocketAddr>) -> Cow<'static, [u8]>,
     timeout: Duration,
-) -> io::Result<()> {
+) -> io::Result<OwnedFd> {
     let deadline = Instant::now() + timeout;
     let (socket, dialled) = Socket::dial(address, source)?;
     if dialled == Dialled::InProgress {
@@ -78,7 +79,8 @@ fn reach_tcp(
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     socket.send(&header(socket.local_inet())).ok();
-    Ok(())
+    ioctl_fionbio(&socket, false)?;
+    Ok(socket.fd)
 }
 
 #[cfg(test)]
