@@ -15,7 +15,9 @@ impl Socket {
         }
         let address = SocketAddrUnix::try_from(address).ok()?;
         if let Some(path) = address.path() {
-            return Some(SocketAddress::Unix(OsStr::from_bytes(path.to_bytes()).into()));
+            // The longest path fills the kernel's structure, and the end that the kernel adds counts as a byte of it.
+            let path = path.to_bytes().split(|&byte| byte == 0).next().unwrap_or_default();
+            return Some(SocketAddress::Unix(OsStr::from_bytes(path).into()));
         }
         // A socket that is bound to nothing has an empty name.
         let name = address.abstract_name().filter(|name| !name.is_empty())?;
@@ -28,6 +30,16 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn the_longest_path_has_no_end_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let length = 107 - folder.path().as_os_str().len() - 1;
+        let path = folder.path().join("a".repeat(length));
+        let _listener = UnixListener::bind(&path).unwrap();
+        let (socket, _) = Socket::dial(&SocketAddress::Unix(path.clone()), None).unwrap();
+        assert_eq!(socket.peer_address(), Some(SocketAddress::Unix(path)));
+    }
 
     #[test]
     fn a_unix_peer_has_a_path_a_name_or_none() {
