@@ -304,7 +304,10 @@ impl ControlConn {
             State::AwaitingUpstream { ref address, until }
                 if until.is_some_and(|until| until <= now) =>
             {
-                let answer = upstream_in_use(address, handle.connections_to(address));
+                let answer = match handle.connections_to(address) {
+                    0 => Response::empty(204),
+                    left => upstream_in_use(address, left),
+                };
                 self.answer(answer.to_bytes(self.request.is_head()));
                 return Ok(());
             }

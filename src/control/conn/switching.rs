@@ -185,3 +185,26 @@ fn examine(
     let thread = thread::Builder::new().name("switch".to_owned()).spawn(examine);
     thread.map(|_thread| examination).map_err(|_error| Halt::Refused(STARVED))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::unix::net::UnixStream};
+
+    use super::*;
+    use crate::control::{index::Scope, tests::context};
+
+    #[test]
+    fn a_wait_that_ends_with_the_last_connection_is_no_wait_in_vain() {
+        let mut context = context();
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut caller = ControlConn::new(socket.into(), Scope::Full, context.timeouts);
+        let until = Some(Instant::now());
+        caller.deadline = until;
+        caller.state = State::AwaitingUpstream { address: Address::tcp("127.0.0.1", 9), until };
+        assert!(caller.drive(&mut context));
+        let mut line = [0; 12];
+        peer.read_exact(&mut line).unwrap();
+        assert_eq!(line, *b"HTTP/1.1 204");
+    }
+}
