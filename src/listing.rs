@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -49,14 +50,27 @@ pub(crate) struct Filter {
     pub(crate) idle: Option<Duration>,
 }
 
-/// Condition on the upstream of a relayed connection.
+/// Condition on the upstream of a relayed connection, of which one part has to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum UpstreamFilter {
-    /// An upstream as it was configured or switched to, whatever its addresses.
-    Named(Address),
-    At(SocketAddress),
-    /// A name that is none of these.
-    Unknown,
+pub(crate) struct UpstreamFilter {
+    /// The upstream as it was configured or switched to, whatever its addresses.
+    pub(crate) name: Address,
+    /// The address that the list shows. A name has none here.
+    pub(crate) at: Option<SocketAddress>,
+}
+
+impl From<Address> for UpstreamFilter {
+    fn from(name: Address) -> Self {
+        let at = match &name {
+            Address::Tcp { host, port } => {
+                let ip = host.parse().ok();
+                ip.map(|ip| SocketAddress::Inet(SocketAddr::new(ip, *port)))
+            }
+            Address::Unix(path) => Some(SocketAddress::Unix(path.clone())),
+            Address::Abstract(name) => Some(SocketAddress::Abstract(name.clone())),
+        };
+        Self { name, at }
+    }
 }
 
 /// Entry of a connection in the list.

@@ -31,10 +31,9 @@ impl Connection {
             && older.is_none_or(|least| lasts(self.accepted(), least))
             && idle.is_none_or(|least| moved.is_some_and(|moved| lasts(moved, least)))
             && client.is_none_or(|net| self.record.client().is_some_and(|it| net.contains(it.ip())))
-            && upstream.as_ref().is_none_or(|upstream| match upstream {
-                UpstreamFilter::Named(name) => self.target().is_some_and(|it| it.address() == name),
-                UpstreamFilter::At(at) => self.upstream_address().as_ref() == Some(at),
-                UpstreamFilter::Unknown => false,
+            && upstream.as_ref().is_none_or(|UpstreamFilter { name, at }| {
+                self.target().is_some_and(|it| it.address() == name)
+                    || at.is_some() && self.upstream_address() == *at
             })
     }
 

@@ -27,7 +27,8 @@ const KILL_ONE: &[&str] = &["how"];
 
 /// Entries of a page, if the request names no number.
 const LIMIT_DEFAULT: usize = 100;
-/// Most entries of a page. One has up to 300 bytes, and the backend takes an answer of 64 KiB.
+/// Most entries of a page. One has up to 300 bytes, or some more with the longest paths. The backend takes an answer of 64 KiB,
+/// and a longer one is written without it.
 const LIMIT_MAX: usize = 200;
 /// Longest time over which kills are spread.
 const SPREAD_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -134,7 +135,7 @@ impl Choice {
             );
             return Response::error(409, &text);
         }
-        filter.upstream = upstream.map(|upstream| handle.upstream_filter(&upstream));
+        filter.upstream = upstream.map(Into::into);
         let id = filter.id;
         let Some(selected) = handle.select(filter, purpose) else {
             let text = "A worker has not answered within a second: try again.";

@@ -5,7 +5,6 @@ mod status;
 pub(crate) mod switch;
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,11 +16,11 @@ use crate::{
     config::address::Address,
     fleet_view::FleetView,
     handover::{freeze::Freeze, request::UpgradeRequests},
-    listing::{Filter, Purpose, Selected, Selection, UpstreamFilter},
+    listing::{Filter, Purpose, Selected, Selection},
     pause::Pauses,
     shared::{Phase, Shared},
     stats::Balance,
-    sys::{self, SocketAddress},
+    sys,
 };
 
 /// Longest wait for the workers' lists of connections. A turn takes well below a millisecond, and many waits may end at once.
@@ -129,20 +128,6 @@ impl Handle {
         let begun = sys::now();
         let until = begun + SELECT_TIMEOUT;
         self.0.workers.select(Selection { filter, purpose, begun, until })
-    }
-
-    /// Returns the condition that a connection's upstream is the one of this address.
-    pub(crate) fn upstream_filter(&self, address: &Address) -> UpstreamFilter {
-        if self.0.upstream.targets().find(address).is_some() {
-            return UpstreamFilter::Named(address.clone());
-        }
-        match address {
-            Address::Tcp { host, port } => host.parse().map_or(UpstreamFilter::Unknown, |ip| {
-                UpstreamFilter::At(SocketAddress::Inet(SocketAddr::new(ip, *port)))
-            }),
-            Address::Unix(path) => UpstreamFilter::At(SocketAddress::Unix(path.clone())),
-            Address::Abstract(name) => UpstreamFilter::At(SocketAddress::Abstract(name.clone())),
-        }
     }
 
     /// Returns the address of the control API.

@@ -63,3 +63,20 @@ fn another_spelling_of_an_upstream_in_use_is_no_idle_one() {
         assert_eq!(wait(host, "30s").status, 204);
     }
 }
+
+#[test]
+fn connections_are_chosen_by_the_name_and_by_the_address_of_their_upstream() {
+    let upstream = lettered(b'a');
+    let [name, address] =
+        ["localhost", "127.0.0.1"].map(|host| format!("{host}:{}", upstream.addr().port()));
+    let proxy = Proxy::builder().upstream_at(&name).start();
+    let mut clients = vec![proxy.connect()];
+    letter(&mut clients[0]);
+    json_of(&proxy.control().put(&format!("/upstream?addr={address}")));
+    clients.push(proxy.connect());
+    letter(&mut clients[1]);
+    for (upstream, expected) in [(&name, 1), (&address, 2)] {
+        let list = json_of(&proxy.control().get(&format!("/connections?upstream={upstream}")));
+        assert_eq!(list["total"], expected, "{upstream}");
+    }
+}
