@@ -42,13 +42,15 @@ impl StateFile {
     /// Returns the address that was switched to, if the file is there and was written against the address `configured`.
     /// Otherwise the configuration holds. The log says which.
     pub(crate) fn recall(&self, configured: &Address) -> Result<Option<Address>, Error> {
-        self.check_folder()?;
+        let writable = self.check_folder();
         let Some(Remembered { configured: before, upstream }) = self.read()? else {
+            writable?;
             log::info!("{self} is not there: the upstream is {configured}, as configured");
             return Ok(None);
         };
         if before != configured.to_string() {
-            if upstream != before {
+            // Else the configuration has followed the switch, or there was none.
+            if upstream != before && upstream != configured.to_string() {
                 log::warn!(
                     "the upstream is {configured}, as configured: {self} remembered {upstream}, which was switched to when {before} was configured"
                 );
@@ -57,20 +59,24 @@ impl StateFile {
             return fs::remove_file(&self.0).map(|()| None).map_err(|error| self.unusable(&error));
         }
         let address = self.parse(&upstream)?;
+        // The switch is known, so that a disk that cannot be written any more is no reason to serve nobody.
+        if let Err(error) = writable {
+            log::warn!("{error}; until then, every other switch is refused");
+        }
         log::info!("the upstream is {address}, as {self} remembers; configured is {configured}");
         Ok(Some(address))
     }
 
     /// Checks that a start could use the file, and changes nothing.
     pub(crate) fn check(&self, configured: &Address) -> Result<(), Error> {
-        self.check_folder()?;
+        let writable = self.check_folder();
         match self.read()? {
             Some(Remembered { configured: before, upstream })
                 if before == configured.to_string() =>
             {
                 self.parse(&upstream).map(drop)
             }
-            _ => Ok(()),
+            _ => writable,
         }
     }
 
@@ -130,7 +136,7 @@ impl StateFile {
     }
 
     fn parse(&self, upstream: &str) -> Result<Address, Error> {
-        upstream.parse().map_err(|error: String| self.unusable(&error))
+        Address::of_server(upstream).map_err(|error| self.unusable(&error))
     }
 
     /// Checks that the folder takes a file, as the first switch would be too late to learn it.
@@ -206,9 +212,11 @@ mod tests {
             assert_eq!(file.check(&address(1)).unwrap_err(), error);
             assert!(error.to_string().contains("correct it, or remove it"), "{error}");
         }
-        let wrong = r#"{"configured": "tcp://localhost:1", "upstream": "nowhere"}"#;
-        fs::write(&file.0, wrong).unwrap();
-        assert!(file.recall(&address(1)).is_err());
+        for wrong in ["nowhere", ":7", "tcp://:0"] {
+            let wrong = format!(r#"{{"configured": "tcp://localhost:1", "upstream": "{wrong}"}}"#);
+            fs::write(&file.0, wrong).unwrap();
+            assert!(file.recall(&address(1)).is_err());
+        }
         assert!(file.check(&address(1)).is_err());
         assert_eq!(
             file.check(&address(2)),
@@ -222,15 +230,29 @@ mod tests {
         let error = file.recall(&address(1)).unwrap_err().to_string();
         assert!(error.contains("it is no regular file"), "{error}");
         fs::remove_file(&file.0).unwrap();
-        let later = r#"{"configured": "tcp://localhost:1", "upstream": ":7", "more": 1}"#;
+        let later = r#"{"configured": "tcp://localhost:1", "upstream": "a:7", "more": 1}"#;
         fs::write(&file.0, later).unwrap();
-        assert_eq!(file.recall(&address(1)), Ok(Some(Address::tcp("", 7))));
+        assert_eq!(file.recall(&address(1)), Ok(Some(Address::tcp("a", 7))));
         // Root may write to this folder, and cannot make a file in it.
         let proc = StateFile::new("/proc/state".into());
         assert!(proc.check(&address(1)).unwrap_err().to_string().contains("make the folder"));
         let nowhere = StateFile::new(folder.path().join("no/upstream.json"));
         assert!(nowhere.recall(&address(1)).unwrap_err().to_string().contains("make the folder"));
         assert!(nowhere.write(&address(1), &address(2)).is_err());
+    }
+
+    #[test]
+    fn a_switch_that_is_remembered_holds_even_if_no_other_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        // The name is so long that no other file can be made beside it.
+        let file = StateFile::new(folder.path().join("a".repeat(255)));
+        let error = file.recall(&address(1)).unwrap_err().to_string();
+        assert!(error.contains("make the folder"), "{error}");
+        assert!(file.check(&address(1)).is_err());
+        let text = r#"{"configured": "tcp://localhost:1", "upstream": "tcp://localhost:2"}"#;
+        fs::write(&file.0, text).unwrap();
+        assert_eq!(file.recall(&address(1)), Ok(Some(address(2))));
+        assert_eq!(file.check(&address(1)), Ok(()));
     }
 
     #[test]

@@ -133,7 +133,8 @@ impl Upstream {
             return;
         }
         let is_edited = was_configured != self.configured.to_string();
-        if is_edited && address != was_configured {
+        // Else the configuration has followed the switch, or there was none.
+        if is_edited && address != was_configured && address != self.configured.to_string() {
             log::warn!(
                 "the upstream is {}, as configured: {address}, which was switched to, was so when {was_configured} was configured",
                 self.configured

@@ -80,3 +80,17 @@ fn connections_are_chosen_by_the_name_and_by_the_address_of_their_upstream() {
         assert_eq!(list["total"], expected, "{upstream}");
     }
 }
+
+#[test]
+fn a_configuration_that_follows_the_switch_is_no_surprise() {
+    let (old, new) = (lettered(b'a'), lettered(b'b'));
+    let builder = Proxy::builder();
+    let path = builder.path("state.json");
+    let mut proxy = builder.upstream(&old).arg("--upstream-state-file").arg(&path).start();
+    switch(&proxy, &new);
+    proxy.terminate();
+    assert_eq!(proxy.exit_code(), 0);
+    let again = proxy.sibling().upstream(&new).arg("--upstream-state-file").arg(&path).start();
+    assert_eq!(letter(&mut again.connect()), b'b');
+    assert!(!again.log_so_far().contains("remembered"), "{}", again.log_so_far());
+}
