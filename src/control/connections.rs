@@ -128,7 +128,11 @@ impl Choice {
     pub(super) fn execute(self, caller: &Caller, handle: &Handle) -> Response {
         let is_change = self.is_change();
         let Self { mut filter, upstream, purpose } = self;
-        // A script that ends what is left at an old upstream may come behind a switch back. Switches wait for this thread.
+        let order = (is_change && upstream.is_some()).then(|| handle.try_lock_switches());
+        if matches!(order, Some(None)) {
+            return Response::error(503, "The upstream is being switched: try again.");
+        }
+        // A script that ends what is left at an old upstream may come behind a switch back. Switches wait for this one.
         if let Some(present) = upstream.as_ref().filter(|it| is_change && handle.is_upstream(it)) {
             let text = format!(
                 "New connections lead to {present}: nothing was ended. Switch to another upstream before, or choose without the parameter \"upstream\"."
@@ -138,8 +142,15 @@ impl Choice {
         filter.upstream = upstream.map(Into::into);
         let id = filter.id;
         let Some(selected) = handle.select(filter, purpose) else {
-            let text = "A worker has not answered within a second: try again.";
-            return Response::error(503, text);
+            let mut text = "A worker has not answered within a second: try again.".to_owned();
+            if is_change {
+                let by = &caller.name;
+                log::warn!(
+                    "{by} has connections ended, but a worker has not answered within a second: some may have ended, and are not counted"
+                );
+                text += " Some connections may have been ended.";
+            }
+            return Response::error(503, &text);
         };
         let Purpose::Kill { how, spread } = purpose else {
             let (total, next) = (selected.total, selected.next());

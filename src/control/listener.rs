@@ -163,7 +163,7 @@ impl ControlListener {
     fn stand_still(&self) {
         let must_wait = self.callers.iter().any(|(_, caller)| caller.must_stay());
         // A switch goes on even if its caller was given up.
-        if !self.is_freezing() || must_wait || self.context.handle.is_switching() {
+        if !self.is_freezing() || must_wait || self.context.handle.try_lock_switches().is_none() {
             return;
         }
         let freeze = self.context.handle.freeze();

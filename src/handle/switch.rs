@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
+    sync::MutexGuard,
     time::{Duration, Instant},
 };
 
@@ -179,9 +180,9 @@ impl Handle {
         SwitchError::Unreachable(format!("{address} does not answer{why}"))
     }
 
-    /// Returns true while a switch is made.
-    pub(crate) fn is_switching(&self) -> bool {
-        self.0.upstream.is_switching()
+    /// Keeps switches waiting. Returns none while one is made.
+    pub(crate) fn try_lock_switches(&self) -> Option<MutexGuard<'_, ()>> {
+        self.0.upstream.try_lock_switches()
     }
 
     /// Leads new connections to `address`. It was examined and `found`, unless it seemed to be the present upstream. Once this
@@ -279,7 +280,7 @@ impl std::fmt::Display for SwitchError {
 #[cfg(test)]
 impl Handle {
     /// Keeps switches waiting, as a slow disk does.
-    pub(crate) fn lock_switches(&self) -> std::sync::MutexGuard<'_, ()> {
+    pub(crate) fn lock_switches(&self) -> MutexGuard<'_, ()> {
         self.0.upstream.lock_switches()
     }
 }

@@ -71,9 +71,13 @@ impl Upstream {
         self.switching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns true while a switch is made, perhaps for a caller that was given up.
-    pub(crate) fn is_switching(&self) -> bool {
-        matches!(self.switching.try_lock(), Err(TryLockError::WouldBlock))
+    /// Excludes switches, unless one is being made, perhaps for a caller that was given up.
+    pub(crate) fn try_lock_switches(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.switching.try_lock() {
+            Ok(order) => Some(order),
+            Err(TryLockError::Poisoned(poison)) => Some(poison.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Remembers `address` in the state file. Returns false if there is none.

@@ -19,6 +19,7 @@ fn a_switch_that_waits_for_the_disk_keeps_no_other_request_waiting() {
     assert_eq!(status(&text), 504);
     assert!(text.contains("see GET /upstream"), "{text}");
     api.assert_answers("a switch that takes long");
+    assert_eq!(api.status("DELETE /connections?upstream=127.0.0.1:1 HTTP/1.0\r\n\r\n"), 503);
     api.handle.pause();
     assert_eq!(api.status("DELETE /paused HTTP/1.0\r\n\r\n"), 204);
     assert!(leads_to(&api, 9));
