@@ -188,7 +188,7 @@ impl Purpose {
 }
 
 impl ConnectionState {
-    /// Each with its word.
+    /// All states, each with its name in the API.
     pub(crate) const ALL: [(&str, Self); 4] = [
         ("held", Self::Held),
         ("connecting", Self::Connecting),
@@ -198,7 +198,7 @@ impl ConnectionState {
 }
 
 impl KillMode {
-    /// Each with its word.
+    /// All modes, each with its name in the API.
     pub(crate) const ALL: [(&str, Self); 2] = [("reset", Self::Reset), ("close", Self::Close)];
 }
 

@@ -72,7 +72,7 @@ pub(super) enum OnTimeout {
 }
 
 impl OnTimeout {
-    /// Each with its word.
+    /// All outcomes, each with its name in the API.
     pub(super) const ALL: [(&str, Self); 3] =
         [("resume", Self::Resume), ("keep", Self::Keep), ("kill", Self::Kill)];
 }

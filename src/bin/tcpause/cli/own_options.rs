@@ -84,24 +84,24 @@ pub(super) static WATCH_LIST: Opt =
 pub(super) static STATE: Opt = choice(
     "state",
     "STATE",
-    "Only those in this state: held, connecting, active or rejecting",
+    "Only connections in this state: held, connecting, active or rejecting",
     &["held", "connecting", "active", "rejecting"],
     None,
 );
 pub(super) static CLIENT: Opt = ask(
     "client",
     Some("CIDR"),
-    "Only those of clients with an address in this network, as in 10.0.0.0/8",
+    "Only connections of clients in this network, as in 10.0.0.0/8",
     Kind::Text,
 );
 pub(super) static UPSTREAM: Opt =
-    ask("upstream", Some("ADDRESS"), "Only those of this upstream", Kind::Text);
+    ask("upstream", Some("ADDRESS"), "Only connections to this upstream", Kind::Text);
 pub(super) static OLDER: Opt =
-    ask("older", Some("DURATION"), "Only those that are at least so old", Kind::Duration(None));
+    ask("older", Some("DURATION"), "Only connections of at least this age", Kind::Duration(None));
 pub(super) static IDLE: Opt = ask(
     "idle",
     Some("DURATION"),
-    "Only those that are relayed and have been silent for so long",
+    "Only relayed connections that have been silent for so long",
     Kind::Duration(None),
 );
 pub(super) static LIMIT: Opt =
