@@ -187,7 +187,7 @@ impl Case {
 
 /// Refuses for want of an answer in time.
 fn late() -> Refusal {
-    Refusal::unreachable("it has not answered in time; see the log")
+    Refusal::unreachable("etcd has not answered in time; see the log")
 }
 
 impl Fleets for Desk {

@@ -107,18 +107,18 @@ impl Refusal {
 
     /// Refuses what etcd has not answered to, for this reason.
     pub(crate) fn unreachable(why: &str) -> Self {
-        let text = format!("etcd cannot be reached: {why}. Whatever is paused stays paused.");
+        let text = format!("The fleet is out of reach: {why}. Whatever is paused stays paused.");
         Self::new(RefusalKind::Unreachable, text)
     }
 
     /// Refuses what etcd refuses, for this reason.
     pub(crate) fn denied(why: &str) -> Self {
-        Self::new(RefusalKind::Denied, format!("etcd refuses this host: {why}."))
+        Self::new(RefusalKind::Denied, format!("The fleet does not take this from here: {why}."))
     }
 
     /// Refuses what etcd has no room for, for this reason.
     pub(crate) fn full(why: &str) -> Self {
-        Self::new(RefusalKind::Full, format!("etcd takes no more data: {why}."))
+        Self::new(RefusalKind::Full, format!("The fleet takes nothing new: {why}."))
     }
 
     /// Refuses to forget a host that counts.

@@ -214,6 +214,8 @@ pub(crate) struct Coordinator {
     last_look: BootTime,
     /// Nothing is asked before.
     retry_at: BootTime,
+    /// Last failure to reach the store.
+    failure: Option<String>,
     /// First look at each host that has been without a session since, and its record then: a host that joins puts its
     /// record anew.
     lost_since: BTreeMap<String, (Option<Revision>, BootTime)>,
@@ -269,6 +271,7 @@ impl Coordinator {
             is_woken: false,
             last_look: BootTime::default(),
             retry_at: now,
+            failure: None,
             lost_since: BTreeMap::new(),
             acknowledged: Vec::new(),
             ending: None,
@@ -376,7 +379,9 @@ impl Coordinator {
         }
         self.last_poll = now;
         if self.committed.is_none() && now >= self.asked_for + BEGIN_TIME_MAX {
-            self.refuse(Refusal::Unreachable("no answer in time".to_owned()), now);
+            let why = self.failure.take();
+            let why = why.unwrap_or_else(|| "etcd has not answered in time".to_owned());
+            self.refuse(Refusal::Unreachable(why), now);
         } else if now >= self.caller_due() {
             let by = if self.config.is_bound { EndedBy::CallerGone } else { EndedBy::Ttl };
             self.end_by(by, now);

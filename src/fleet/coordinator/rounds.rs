@@ -268,7 +268,7 @@ impl Coordinator {
                 self.lose_lease();
                 self.retry_at = now;
             }
-            StoreError::Unreachable(_) | StoreError::TimedOut(_) => {}
+            StoreError::Unreachable(why) | StoreError::TimedOut(why) => self.failure = Some(why),
             error if self.committed.is_none() => self.refuse(error.into(), now),
             _ => {}
         }
