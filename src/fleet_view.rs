@@ -18,7 +18,7 @@ pub(crate) struct FleetStatus {
     pub(crate) name: String,
     /// Name of this host in it.
     pub(crate) host: String,
-    /// True while the store answers.
+    /// True while the store answers, and has this host as a member.
     pub(crate) connected: bool,
     /// Time of the last answer since the start of the host; none before the first one.
     pub(crate) last_contact: Option<Duration>,

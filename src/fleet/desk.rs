@@ -153,6 +153,17 @@ impl Desk {
         self.cases().retain(|_, case| case.outcome.ended.is_none_or(is_new));
     }
 
+    /// Refuses the pauses that nobody looks after yet.
+    pub(super) fn refuse_new(&self, is_new: impl Fn(u64) -> bool, refusal: &Refusal) {
+        self.cases().retain(|&id, case| {
+            let is_refused = case.outcome.ended.is_none() && is_new(id);
+            if is_refused {
+                case.answer(|_name| Err(refusal.clone()));
+            }
+            !is_refused
+        });
+    }
+
     /// Changes the case of a request, if it is there, and wakes the thread.
     fn wish(&self, request_id: u64, change: impl FnOnce(&mut Case)) {
         if let Some(case) = self.cases().get_mut(&request_id) {

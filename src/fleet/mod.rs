@@ -154,6 +154,7 @@ impl Membership {
             news: table::News::default(),
             census: thread::Census::default(),
             contact: thread::Contact::Never,
+            restores: 0,
             late_after: timing.period() + timing.timeout(),
             pauses_begun: 0,
             leaving_since: None,

@@ -172,12 +172,13 @@ fn judge(
     }
     let has_acked = |(name, record): (&String, &Record)| state.acks.get(name) == Some(&record.id);
     let acked = pauses.iter().filter(|pause| has_acked(*pause)).count();
-    if acked == 0 {
+    // Behind the end of a pause, a host is still paused for a moment; for long, if a restored store has lost the record.
+    if acked == 0 && (state.acks.is_empty() || !pauses.is_empty()) {
         let why = (!pauses.is_empty()).then(|| "has not answered".to_owned());
         return (HostState::Serving, why);
     }
     if !state.idle {
-        return (HostState::Busy, Some(carries(state)));
+        return (HostState::Busy, (acked > 0).then(|| carries(state)));
     }
     let why = (acked < pauses.len()).then(|| "has not answered".to_owned());
     (HostState::Idle, why)

@@ -19,7 +19,7 @@ use super::{
     desk::{Case, Desk, DeskEnds, Wishes},
     errand,
     etcd::WatchStopper,
-    facade::Fleets as _,
+    facade::{Fleets as _, Refusal},
     keys::KeySpace,
     member::Member,
     proxy::Proxy,
@@ -28,6 +28,9 @@ use super::{
     table::{HostState, News},
 };
 use crate::{fleet_view::FleetStatus, sys::boot::boot_time, timestamp::Rfc3339};
+
+/// Begin of the sentence about a store that is not the one of before.
+const RESTORED: &str = "etcd is another one than before, or was restored from a backup";
 
 /// Longest sleep, so that a machine that names a time far away costs no overflow.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
@@ -72,6 +75,8 @@ pub(super) struct FleetThread<S> {
     pub(super) news: News,
     pub(super) census: Census,
     pub(super) contact: Contact,
+    /// Restores of the store that were logged.
+    pub(super) restores: u64,
     /// Age of the last contact from which on it counts as lost.
     pub(super) late_after: Duration,
     pub(super) pauses_begun: u64,
@@ -144,6 +149,10 @@ impl<S: Store> FleetThread<S> {
     fn take_wishes(&mut self) {
         let now = now();
         self.desk.forget_ended(now);
+        if let Some(trouble) = self.member.trouble().filter(|_| self.member.is_nameless()) {
+            let refusal = Refusal::denied(&trouble.to_string());
+            self.desk.refuse_new(|id| !self.coordinators.contains_key(&id), &refusal);
+        }
         let had_none = self.coordinators.is_empty();
         for (&request_id, case) in self.desk.cases().iter_mut() {
             if case.outcome.ended.is_some() {
@@ -248,8 +257,9 @@ impl<S: Store> FleetThread<S> {
 
     /// Shows the state of the member to the status and the metrics, and logs each change of the contact once.
     fn publish(&mut self) {
-        let age = self.member.contact().map(|at| now() - at);
+        let age = self.member.present().map(|at| now() - at);
         let trouble = self.member.trouble().map(ToString::to_string);
+        let doubt = doubt(&self.member.doubted());
         let is_late = age.is_none_or(|age| age > self.late_after);
         match (&trouble, self.contact) {
             (Some(why), Contact::Never | Contact::Here) if is_late => {
@@ -268,6 +278,11 @@ impl<S: Store> FleetThread<S> {
             }
             _ => {}
         }
+        if self.restores != self.member.restores() {
+            self.restores = self.member.restores();
+            let what = doubt.clone().unwrap_or_else(|| format!("{RESTORED}; no pause holds here"));
+            warn!(event = "fleet-restored", fleet = self.identity.fleet; "the fleet {}: {what}", self.identity.fleet);
+        }
         self.proxy.handle.fleet().publish(FleetStatus {
             name: self.identity.fleet.clone(),
             host: self.identity.host.clone(),
@@ -276,11 +291,18 @@ impl<S: Store> FleetThread<S> {
             on_disconnect: self.identity.on_disconnect.to_owned(),
             rounds_failed: self.member.rounds_failed(),
             coordinating: self.desk.coordinating(),
-            trouble,
+            trouble: trouble.or(doubt),
             members: self.census.members,
             lost: self.census.lost,
         });
     }
+}
+
+/// Tells of pauses that hold here though a restored store does not have them, if there are any.
+fn doubt(pauses: &[&str]) -> Option<String> {
+    let end = "fleet.keep-paused-for is over, or tcpause resume --force ends it";
+    (!pauses.is_empty())
+        .then(|| format!("{RESTORED}; {} holds here until {end}", pauses.join(", ")))
 }
 
 /// Logs the end of a pause.

@@ -143,7 +143,7 @@ pub struct MemberStatus {
     pub name: String,
     /// Name of this host in it.
     pub host: String,
-    /// True while etcd answers.
+    /// True while etcd answers, and has this host as a member.
     pub connected: bool,
     /// Seconds since the last answer of etcd; null before the first one.
     pub last_contact_seconds: Option<f64>,

@@ -176,7 +176,7 @@ pub(super) static FAMILIES: &[Family] = &[
     }),
     gauge(
         "tcpause_fleet_connected",
-        "1 while etcd answers, else 0; absent without a fleet, as all of the fleet are.",
+        "1 while etcd answers and has this host as a member, else 0; absent without a fleet, as all of the fleet are.",
         |it, out| out.optional(fleet(it).map(|fleet| u8::from(fleet.connected))),
     ),
     gauge("tcpause_fleet_contact_age_seconds", "Time since the last answer of etcd.", |it, out| {

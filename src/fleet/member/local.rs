@@ -116,9 +116,17 @@ impl Member {
 
     /// Has absences mean nothing, as the store is another one or an older one.
     pub(super) fn distrust(&mut self) {
+        self.restores += 1;
         self.pauses.values_mut().for_each(|pause| pause.is_sure = false);
         self.orphans.clear();
         self.session = None;
+    }
+
+    /// Returns the pauses that hold here though the store does not have them, as it is another one or an older one.
+    pub(crate) fn doubted(&self) -> Vec<&str> {
+        let doubted = |it: &Local| it.standing == Standing::Holds && !it.is_sure;
+        let doubted = self.pauses.iter().filter(|(_, it)| doubted(it));
+        doubted.map(|(name, _)| name.as_str()).collect()
     }
 
     /// Returns the record without a holder whose time is over first, and when.

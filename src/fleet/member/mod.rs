@@ -88,6 +88,7 @@ pub(crate) struct Member {
     write_at: BootTime,
     asked: Option<Asked>,
     rounds_failed: u64,
+    restores: u64,
     trouble: Option<Trouble>,
 
     /// Pauses of this proxy by name.
@@ -133,6 +134,7 @@ impl Member {
             write_at: now,
             asked: None,
             rounds_failed: 0,
+            restores: 0,
             trouble: None,
             pauses: BTreeMap::new(),
             news: None,
@@ -215,6 +217,21 @@ impl Member {
     /// Returns the sending of the last read of all pauses that was answered.
     pub(crate) fn contact(&self) -> Option<BootTime> {
         self.contact
+    }
+
+    /// Returns the sending of the last read that found this host's session in the store, too.
+    pub(crate) fn present(&self) -> Option<BootTime> {
+        self.present
+    }
+
+    /// Returns true if this host is in no fleet, as another one has its name: a pause would not wait for it.
+    pub(crate) fn is_nameless(&self) -> bool {
+        self.session.is_none() && matches!(self.trouble, Some(Trouble::NameTaken(_)))
+    }
+
+    /// Returns the number of times at which the store was another one than before, or an older one.
+    pub(crate) fn restores(&self) -> u64 {
+        self.restores
     }
 
     /// Returns true if the host has a session, as far as it knows.

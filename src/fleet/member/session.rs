@@ -299,7 +299,8 @@ impl Member {
         self.has_written(seen.modified, written, now);
     }
 
-    /// Looks at the state that was in the way of a join. Returns true if it is this session's.
+    /// Looks at the state that was in the way of a join. Returns false if it was left behind here, and is to be replaced.
+    /// A host whose name is taken obeys the pauses all the same.
     fn find_rival(&mut self, own: &Host, now: BootTime) -> bool {
         self.find_own(own, now);
         if self.session.is_some() {
@@ -310,11 +311,11 @@ impl Member {
         if own.state.is_none() || identity.as_ref() == Some(&self.config.record.identity) {
             self.left_behind = own.state.as_ref().map(|seen| seen.modified);
             self.retry_at = if was_behind { now + RETRY } else { now };
-        } else {
-            self.trouble = Some(Trouble::NameTaken(identity.unwrap_or_default()));
-            self.retry_at = now + self.timing.period();
+            return false;
         }
-        false
+        self.trouble = Some(Trouble::NameTaken(identity.unwrap_or_default()));
+        self.retry_at = now + self.timing.period();
+        true
     }
 
     fn lose_session(&mut self) {
