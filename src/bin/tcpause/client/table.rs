@@ -125,8 +125,9 @@ fn member(fleet: &MemberStatus) -> String {
         [] => String::new(),
         names => format!("; looks after {}", names.join(", ")),
     };
+    let error = fleet.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default();
     format!(
-        "{} as {}, etcd {etcd} {contact}, without it: {}; {} hosts, {} lost{coordinating}",
+        "{} as {}, etcd {etcd} {contact}, without it: {}; {} hosts, {} lost{coordinating}{error}",
         fleet.name, fleet.host, fleet.policy, fleet.members, fleet.lost
     )
 }
@@ -336,6 +337,7 @@ mod tests {
             serde_json::json!({
                 "name": "shop", "host": "web-1", "connected": connected, "last_contact_seconds": contact,
                 "policy": "serve", "members": 24, "lost": 1, "rounds_failed": 3, "coordinating": coordinating,
+                "error": (!connected).then_some("no answer"),
             })
         };
         assert_eq!(
@@ -344,7 +346,7 @@ mod tests {
         );
         assert_eq!(
             row(fleet(false, None, &[])).unwrap(),
-            "shop as web-1, etcd NOT reached, last never, without it: serve; 24 hosts, 1 lost"
+            "shop as web-1, etcd NOT reached, last never, without it: serve; 24 hosts, 1 lost; no answer"
         );
     }
 
