@@ -11,6 +11,7 @@
 )]
 
 mod control;
+mod fleet;
 mod harness;
 mod library;
 mod load;

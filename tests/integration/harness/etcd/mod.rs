@@ -179,6 +179,13 @@ impl Cluster {
         }
     }
 
+    /// Restores the only member from a backup that was made before its first key.
+    pub(crate) fn restore(&mut self) {
+        self.kill(0);
+        std::fs::remove_dir_all(self.dir.path().join("m0")).expect("its data");
+        self.restart(0);
+    }
+
     /// Returns the index of the leader.
     pub(crate) fn leader(&self) -> usize {
         let deadline = Instant::now() + PATIENCE;

@@ -1,0 +1,4 @@
+//! Fleets of real proxies, over real etcd.
+
+mod access;
+mod recipe;
