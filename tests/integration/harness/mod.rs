@@ -5,7 +5,7 @@
 
 mod browser;
 mod control;
-#[allow(dead_code, unused_imports, reason = "the tests of fleets follow")]
+#[allow(dead_code, unused_imports, reason = "the library's tests of its client use the rest")]
 pub(crate) mod etcd;
 mod namespace;
 mod net;

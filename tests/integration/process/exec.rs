@@ -78,7 +78,7 @@ impl Exec {
     }
 
     #[track_caller]
-    pub(super) fn wait_told(&self, text: &str) {
+    pub(crate) fn wait_told(&self, text: &str) {
         let line = self.stderr.recv_timeout(PATIENCE).expect("a line on stderr");
         assert!(line.contains(text), "{line}");
     }
