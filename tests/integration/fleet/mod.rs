@@ -5,6 +5,7 @@
 
 mod access;
 mod death;
+mod members;
 mod operate;
 mod plain;
 mod recipe;
