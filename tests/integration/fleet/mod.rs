@@ -4,7 +4,9 @@
 //! asserted exactly.
 
 mod access;
+mod cut;
 mod death;
+mod lost;
 mod members;
 mod operate;
 mod plain;
@@ -77,6 +79,13 @@ impl Fleet {
             format!("--fleet-host={}", name(host)),
             format!("--fleet-ttl={}s", TTL.as_secs()),
         ])
+    }
+
+    /// Adds a host, and waits until it is a member.
+    fn add(&mut self, builder: Builder) {
+        let proxy = builder.start();
+        proxy.wait_for_log("is a member of the fleet");
+        self.hosts.push(Some(proxy));
     }
 
     #[track_caller]

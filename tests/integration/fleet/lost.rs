@@ -1,0 +1,99 @@
+//! A coordinator that loses etcd, a start without etcd, and stops.
+
+use std::time::Duration;
+
+use super::{Fleet, LINGER, TTL, clock, json, millis, row};
+use crate::harness::etcd::Relay;
+
+/// Time in which a process notices what has become of a request.
+const ROOM: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_command_is_ended_before_hosts_resume_without_their_coordinator() {
+    let Some(mut fleet) = Fleet::start(0, 1) else { return };
+    let relay = Relay::start(fleet.cluster.addr(0));
+    let coordinator = fleet.builder_at(0, &format!("http://{}", relay.addr()));
+    fleet.add(coordinator);
+    let builder = fleet.builder(1);
+    fleet.add(builder);
+    let asked = clock();
+    let (mut run, began) = fleet.run(0, "deploy", &["--wait=20s", "--if-lost=kill"]);
+    relay.cut();
+    let cut = clock();
+    run.0.wait_told("it is not certain any more that all hosts are paused, as etcd is not reached; the command is sent SIGTERM");
+    let told = clock();
+    let ended = run.told();
+    let resumed = fleet.resumed_at(1, "deploy");
+    println!(
+        "coordinator cut off: told after {} ms, the command ended after {} ms, the other host resumed after {} ms",
+        millis(cut, told),
+        millis(cut, ended),
+        millis(cut, resumed)
+    );
+    fleet.assert_quiet(began, resumed, |_host| true);
+    // k + ttl - 1 s, as k is behind the order.
+    assert!(told + Duration::from_secs(1) > asked + TTL, "too early");
+    assert!(ended < resumed, "a host has resumed before");
+    assert!(resumed < cut + TTL + LINGER + ROOM, "too late");
+    relay.heal();
+    fleet.resumed_at(0, "deploy");
+    assert_eq!(run.0.code(), 128 + 15);
+}
+
+#[test]
+fn a_host_that_starts_without_etcd_serves_after_a_while_or_holds_until_it_is_there() {
+    let Some(mut fleet) = Fleet::start(1, 1) else { return };
+    let relays = [(); 2].map(|()| Relay::start(fleet.cluster.addr(0)));
+    relays.iter().for_each(Relay::cut);
+    let (serves, holds) = (1, 2);
+    for (host, policy) in [(serves, "serve"), (holds, "hold")] {
+        let builder = fleet.builder_at(host, &format!("http://{}", relays[host - 1].addr()));
+        let policy = format!("--fleet-on-disconnect={policy}");
+        let builder = builder.args([&*policy, "--fleet-start-wait=2s"]);
+        fleet.hosts.push(Some(builder.start()));
+    }
+    let mut held = fleet.host(holds).connect_held();
+    held.send(&[2]);
+    let started = clock();
+    let mut client = fleet.host(serves).connect();
+    client.assert_echo(&[1]);
+    let waited = millis(fleet.paused_at(serves, "starting"), fleet.resumed_at(serves, "starting"));
+    println!("start without etcd: served after {waited} ms");
+    assert!((1_990..2_000 + ROOM.as_millis()).contains(&waited), "{waited} ms");
+    drop(client);
+    assert!(fleet.control(holds).is_paused());
+    fleet.assert_quiet(started, clock(), |host| host == 2);
+
+    relays.iter().for_each(Relay::heal);
+    assert_eq!(held.receive(1), [2]);
+    drop(held);
+    fleet.each(|_host, proxy| drop(proxy.wait_for_log("is a member of the fleet")));
+    let (run, began) = fleet.run(0, "deploy", &["--wait=20s"]);
+    let (ended, _lines) = run.end();
+    fleet.assert_quiet(began, ended, |_host| true);
+}
+
+#[test]
+fn a_member_that_stops_leaves_and_a_coordinator_ends_its_pause() {
+    let Some(mut fleet) = Fleet::start(3, 1) else { return };
+    let (run, began) = fleet.run(0, "deploy", &["--wait=20s"]);
+    fleet.host(2).terminate();
+    assert_eq!(fleet.hosts[2].as_mut().unwrap().exit_code(), 0);
+    fleet.hosts[2] = None;
+    let table = json(&fleet.control(1).get("/fleet/status"));
+    assert!(row(&table, 2).is_null() && !row(&table, 1).is_null(), "{table}");
+
+    let stopped = clock();
+    fleet.host(0).terminate();
+    let resumed = fleet.resumed_at(1, "deploy");
+    println!("coordinator stopped: resumed after {} ms", millis(stopped, resumed));
+    fleet.assert_quiet(began, resumed, |_host| true);
+    assert!(resumed < stopped + ROOM);
+    assert_eq!(fleet.hosts[0].as_mut().unwrap().exit_code(), 0);
+    fleet.hosts[0] = None;
+    run.0.wait_told("the command goes on");
+    let table = json(&fleet.control(1).get("/fleet/status"));
+    assert!(row(&table, 0).is_null() && table["pauses"] == serde_json::json!([]), "{table}");
+    let (run, _began) = fleet.run(1, "alone", &["--wait=20s"]);
+    run.end();
+}
