@@ -3,7 +3,7 @@
 use rustix::net::sockopt;
 
 use super::*;
-use crate::config::HalfClosed;
+use crate::{config::HalfClosed, stats::histogram::Histogram};
 
 /// Returns a held client that has sent a request and ended its stream, once that is known.
 fn half_closed(bench: &mut Bench, pair: (Socket, Socket)) -> (Socket, Connection) {
@@ -70,6 +70,21 @@ fn a_held_unix_client_leaves_by_closing_and_stays_by_half_closing() {
     let cause = bench.cause(&mut connection);
     assert_eq!(cause, CloseCause::LeftHeld);
     bench.close(connection, cause);
+}
+
+/// Their number is that of the causes.
+#[test]
+fn a_held_client_that_has_gone_at_once_counts_as_held() {
+    let bench = Bench::nowhere();
+    for (is_held, expected) in [(false, 0), (true, 1)] {
+        let (_client, accepted) = crate::sys::socket_pair().unwrap();
+        let mut connection = bench.newcomer(accepted);
+        if is_held {
+            connection.hold(None);
+        }
+        connection.observe_end(CloseCause::LeftHeld, &bench.counters, connection.accepted());
+        assert_eq!(Histogram::sum([&bench.counters.hold.left].into_iter()).count, expected);
+    }
 }
 
 #[test]
