@@ -321,17 +321,19 @@ mod tests {
     #[test]
     fn a_worker_that_is_asked_for_the_end_of_its_turn_knows_the_new_upstream() {
         let (handle, mut poll) = with_worker();
-        let worker = thread::spawn({
-            let handle = handle.clone();
-            move || {
-                let mut events = Events::with_capacity(1);
-                poll.poll(&mut events, Some(DEADLINE)).unwrap();
-                assert!(!events.is_empty());
-                let knows = handle.is_upstream(&Address::tcp("127.0.0.1", 7));
-                handle.pauses().barrier.leave(0);
-                knows
-            }
-        });
+        let worker = thread::Builder::new()
+            .spawn({
+                let handle = handle.clone();
+                move || {
+                    let mut events = Events::with_capacity(1);
+                    poll.poll(&mut events, Some(DEADLINE)).unwrap();
+                    assert!(!events.is_empty());
+                    let knows = handle.is_upstream(&Address::tcp("127.0.0.1", 7));
+                    handle.pauses().barrier.leave(0);
+                    knows
+                }
+            })
+            .unwrap();
         switch(&handle, 7);
         assert!(worker.join().unwrap());
     }

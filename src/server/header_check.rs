@@ -92,7 +92,7 @@ mod tests {
         };
         let config = Config { upstream, ..Config::default() };
         let (sender, asked) = channel();
-        thread::spawn(move || sender.send(ask(&config)));
+        let _asks = thread::Builder::new().spawn(move || sender.send(ask(&config))).unwrap();
         assert_eq!(asked.recv_timeout(DEADLINE).unwrap(), None);
     }
 
@@ -104,7 +104,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addresses = [gone, other, address(&listener)];
         let source = IpAddr::from([127, 0, 0, 9]);
-        let server = thread::spawn(move || listener.accept().unwrap().1.ip());
+        let accept = move || listener.accept().unwrap().1.ip();
+        let server = thread::Builder::new().spawn(accept).unwrap();
         let socket = reach_any(&addresses, &[source], SendProxy::V1).unwrap();
         assert!(ends_behind(&socket).unwrap());
         assert_eq!(server.join().unwrap(), source);

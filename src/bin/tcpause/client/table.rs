@@ -333,7 +333,7 @@ mod tests {
             text.lines().find_map(|line| line.strip_prefix("fleet       ")).map(str::to_owned)
         };
         assert_eq!(row(serde_json::Value::Null), None);
-        let fleet = |connected, contact: Option<f64>, coordinating: &[&str]| {
+        let fleet = |connected: bool, contact: Option<f64>, coordinating: &[&str]| {
             serde_json::json!({
                 "name": "shop", "host": "web-1", "connected": connected, "last_contact_seconds": contact,
                 "policy": "serve", "members": 24, "lost": 1, "rounds_failed": 3, "coordinating": coordinating,
