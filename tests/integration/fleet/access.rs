@@ -11,7 +11,11 @@ use crate::harness::{
 
 /// Returns a proxy that is to be the host of this name.
 fn host(upstream: &Upstream, endpoint: &str, name: &str) -> Builder {
-    let builder = Proxy::builder().upstream(upstream).args(["--fleet-ttl", "5s"]);
+    host_with(upstream, endpoint, name, "5s")
+}
+
+fn host_with(upstream: &Upstream, endpoint: &str, name: &str, ttl: &str) -> Builder {
+    let builder = Proxy::builder().upstream(upstream).args(["--fleet-ttl", ttl]);
     builder.args(["--fleet-endpoints", endpoint, "--fleet-host", name, "--fleet-start-wait", "1s"])
 }
 
@@ -104,7 +108,9 @@ fn certificates_users_and_rights_let_a_host_in_or_it_tells_why_not() {
     let Some(cluster) = Cluster::start_with(1, Transport::MutualTls, &[]) else { return };
     enable_users(&cluster);
     let (upstream, certs, url) = (Upstream::tcp(echo), &cluster.certs, &cluster.urls()[0]);
-    let bare = |name| with_ca(host(&upstream, url, name), &certs.ca_cert);
+    // A request has 3 s then: etcd takes its time for each password.
+    let host = |name| host_with(&upstream, url, name, "30s");
+    let bare = |name| with_ca(host(name), &certs.ca_cert);
     let known = |name| with_cert(bare(name), &certs.client_cert, &certs.client_key);
 
     let first = member(with_user(known("first"), "tcpause", "tcpause"));
@@ -117,7 +123,7 @@ fn certificates_users_and_rights_let_a_host_in_or_it_tells_why_not() {
 
     let named = with_cert(bare("named"), &certs.named_cert, &certs.named_key);
     let stranger = with_cert(bare("stranger"), &certs.stranger_cert, &certs.stranger_key);
-    let other_ca = with_ca(host(&upstream, url, "other-ca"), &certs.other_ca_cert);
+    let other_ca = with_ca(host("other-ca"), &certs.other_ca_cert);
     let kept_out: Vec<(Proxy, &str)> = [
         (with_user(named, "tcpause", "tcpause"), "no certificate with a CommonName"),
         (stranger, "refuses the certificate of fleet.tls.cert"),
@@ -210,8 +216,10 @@ fn a_restored_etcd_ends_no_pause_and_is_told() {
         "etcd is another one than before, or was restored from a backup; first holds here until";
     let line = proxy.wait_for_log(why);
     assert!(line.contains("WARN") && proxy.control().is_paused(), "{line}");
-    let status = proxy.control().get("/status");
-    assert!(String::from_utf8_lossy(&status.body).contains(why));
+    wait_until("the status tells it, too", || {
+        let status = proxy.control().get("/status");
+        String::from_utf8_lossy(&status.body).contains(why)
+    });
     // It is a member of the restored one, whose table shows it as paused.
     wait_until("it has joined again", || {
         let table = proxy.control().get("/fleet/status");
