@@ -1,7 +1,5 @@
 //! `FleetView`: the state of the fleet as its thread knows it, for the status and the metrics.
 
-#![allow(dead_code, reason = "the thread of the fleet and the status follow")]
-
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,

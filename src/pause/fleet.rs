@@ -1,8 +1,6 @@
 //! Leases of the fleet. Their names begin with [`FLEET_PREFIX`]: no caller of the API begins them, and none ends them but by
 //! force, on this host alone.
 
-#![allow(dead_code, reason = "the thread of the fleet follows")]
-
 use std::{collections::BTreeSet, time::Duration};
 
 use serde::Serialize;

@@ -1,7 +1,5 @@
 //! `boot_time`: the time since the start of this host, suspended times included.
 
-#![allow(dead_code, reason = "the thread of the fleet follows")]
-
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};

@@ -30,7 +30,7 @@ struct Play {
     ends_late: bool,
     /// State of a pause that begins.
     begins: Option<WaitState>,
-    /// What was asked for, in words.
+    /// Requests in words, in their order.
     done: Vec<String>,
     wanted: Vec<Wanted>,
     watchers: Vec<Arc<Watcher>>,

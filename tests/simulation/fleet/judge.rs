@@ -1,4 +1,4 @@
-//! What must hold: no host carries inside a command, a pause ends by its deletion alone and not too early, a host that
+//! Judgement of a course: no host carries inside a command, a pause ends by its deletion alone and not too early, a host that
 //! holds is fenced in time, and in the end nothing is left.
 
 use crate::{
