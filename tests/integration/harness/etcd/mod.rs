@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
 pub(crate) use certs::Certs;
@@ -156,7 +156,10 @@ impl Cluster {
 
     /// Stops a member (SIGSTOP) until [`Self::go_on`]: it holds its connections and answers nothing.
     pub(crate) fn stop(&self, index: usize) {
-        self.signal(index, Signal::STOP);
+        let pid = self.signal(index, Signal::STOP);
+        // The signal stops a process of many threads a moment later: until all have stopped, one of them may still answer.
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), options).expect("a process of ours");
     }
 
     pub(crate) fn go_on(&self, index: usize) {
@@ -237,9 +240,11 @@ impl Cluster {
         self.members.iter().map(lines).collect::<Vec<_>>().join("\n---\n")
     }
 
-    fn signal(&self, index: usize, signal: Signal) {
+    fn signal(&self, index: usize, signal: Signal) -> Pid {
         let process = self.members[index].process.as_ref().expect("a running member");
-        kill_process(Pid::from_child(process), signal).expect("a process of ours");
+        let pid = Pid::from_child(process);
+        kill_process(pid, signal).expect("a process of ours");
+        pid
     }
 
     fn spawn(&mut self, index: usize) {
