@@ -187,7 +187,7 @@ impl<S: Store> FleetThread<S> {
         match self.member.poll(began, &self.proxy.view()) {
             Step::Ask(request, timeout) => {
                 let sent = now();
-                let result = self.store.ask(&request, timeout);
+                let result = self.store.ask(&request, self.until_loss(timeout, sent));
                 self.member.answered(sent, now(), result);
             }
             Step::Do(doing) => {
@@ -205,11 +205,15 @@ impl<S: Store> FleetThread<S> {
         let mut next = now() + SLEEP_MAX;
         let ids: Vec<u64> = self.coordinators.keys().copied().collect();
         for id in ids {
+            let polled = now();
+            let until_loss = self.until_loss(SLEEP_MAX, polled);
             let Some(coordinator) = self.coordinators.get_mut(&id) else { continue };
-            match coordinator.poll(now()) {
+            // A loss is told before the store is asked again, which may take its time.
+            self.desk.settle(id, coordinator, polled);
+            match coordinator.poll(polled) {
                 Step::Ask(request, timeout) => {
                     let sent = now();
-                    let result = self.store.ask(&request, timeout);
+                    let result = self.store.ask(&request, timeout.min(until_loss));
                     coordinator.answered(sent, now(), result);
                     next = sent;
                 }
@@ -229,6 +233,12 @@ impl<S: Store> FleetThread<S> {
             }
         }
         next
+    }
+
+    /// Returns the time that a request may take: a caller is told of the loss of its pause in time, whoever asks.
+    fn until_loss(&self, timeout: Duration, now: BootTime) -> Duration {
+        let losses = self.coordinators.values().map(Coordinator::lost_at);
+        losses.filter(|at| *at > now).map(|at| at - now).fold(timeout, Duration::min)
     }
 
     /// Counts the hosts if that is due, more seldom the more there are. Returns the time of the next count.
