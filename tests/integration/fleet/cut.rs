@@ -37,7 +37,8 @@ fn a_host_that_is_cut_off_blocks_is_left_out_and_comes_back() {
     let Some((fleet, relay)) = start(&[]) else { return };
     let clients = fleet.clients([0, CUT]);
     relay.cut();
-    let (code, lines) = refused(fleet.exec(0, "blocked", &["--wait=7s"]));
+    fleet.wait_table(0, "it is lost", |table| super::row(table, CUT)["state"] == "lost");
+    let (code, lines) = refused(fleet.exec(0, "blocked", &["--wait=1s"]));
     assert_eq!(code, EX_TEMPFAIL, "{lines}");
     assert!(lines.contains("hosts left: 1 (h01: lost for "), "{lines}");
     let (run, began) = fleet.run(0, "without", &["--wait=20s", "--without=h01"]);
@@ -51,6 +52,33 @@ fn a_host_that_is_cut_off_blocks_is_left_out_and_comes_back() {
     fleet.wait_table(0, "it is back", |table| super::row(table, CUT)["state"] == "serving");
     println!("cut off: back {} ms after the end of the cut", millis(healed, clock()));
     let (run, began) = fleet.run(0, "whole", &["--wait=20s"]);
+    let (ended, _lines) = run.end();
+    fleet.assert_quiet(began, ended, |_host| true);
+    println!("{} clients, none failed", clients.end());
+}
+
+#[test]
+fn a_silent_watch_and_a_compacted_history_cost_a_moment() {
+    let Some((fleet, relay)) = start(&[]) else { return };
+    let clients = fleet.clients([0, CUT]);
+    relay.silence();
+    let asked = clock();
+    let (run, began) = fleet.run(0, "silent", &["--wait=20s"]);
+    let paused = fleet.paused_at(CUT, "silent");
+    println!("watch dead in silence: paused after {} ms", millis(asked, paused));
+    assert!(paused < asked + TTL / 3 + ROOM, "too late");
+    let (ended, _lines) = run.end();
+    fleet.assert_quiet(began, ended, |_host| true);
+    fleet.all_resumed("silent");
+
+    let state = fleet.cluster.ask(0, "/v3/kv/range", "{\"key\": \"AA==\"}");
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let compact = format!("{{\"revision\": {}, \"physical\": true}}", state["header"]["revision"]);
+    let done = fleet.cluster.ask(0, "/v3/kv/compaction", &compact);
+    assert!(done.contains("header"), "{done}");
+    let asked = clock();
+    let (run, began) = fleet.run(0, "compacted", &["--wait=20s"]);
+    println!("all revisions compacted: the command begins after {} ms", millis(asked, began));
     let (ended, _lines) = run.end();
     fleet.assert_quiet(began, ended, |_host| true);
     println!("{} clients, none failed", clients.end());

@@ -98,3 +98,22 @@ fn a_member_that_stops_leaves_and_a_coordinator_ends_its_pause() {
     let (run, _began) = fleet.run(1, "alone", &["--wait=20s"]);
     run.end();
 }
+
+#[test]
+fn a_paused_member_that_stops_serves_its_held_clients_first() {
+    let Some(mut fleet) = Fleet::start(2, 1) else { return };
+    let (run, began) = fleet.run(0, "deploy", &["--wait=20s"]);
+    let mut held = fleet.host(1).connect_held();
+    held.send(&[1]);
+    fleet.host(1).terminate();
+    fleet.host(1).wait_refused();
+    let table = json(&fleet.control(0).get("/fleet/status"));
+    assert_eq!(row(&table, 1)["state"], "idle", "{table}");
+    let (ended, _lines) = run.end();
+    fleet.assert_quiet(began, ended, |_host| true);
+    assert_eq!(held.receive(1), [1]);
+    drop(held);
+    assert_eq!(fleet.hosts[1].as_mut().unwrap().exit_code(), 0);
+    let table = json(&fleet.control(0).get("/fleet/status"));
+    assert!(row(&table, 1).is_null(), "{table}");
+}

@@ -85,7 +85,7 @@ fn a_host_that_carries_is_named_left_out_or_reset() {
 fn an_operators_force_is_told_to_the_coordinator() {
     let Some(fleet) = Fleet::start(3, 1) else { return };
     let mut busy = fleet.busy(2);
-    let exec: Exec = fleet.exec(0, "deploy", &["--wait=3s"]);
+    let exec: Exec = fleet.exec(0, "deploy", &["--wait=5s"]);
     fleet.paused_at(1, "deploy");
     let forced = fleet.control(1).delete("/paused?force=yes");
     assert_eq!(forced.status, 204, "{forced}");

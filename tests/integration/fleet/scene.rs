@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::harness::{Addr, End, Received, Stream, Upstream, spawn};
+use crate::harness::{Addr, End, PATIENCE, Received, Stream, Upstream, spawn};
 
 /// Time between two clients of a host.
 const CLIENT_INTERVAL: Duration = Duration::from_millis(100);
@@ -72,7 +72,7 @@ impl Server {
     pub(super) fn wait_empty(&self) {
         let open = self.seen.open.lock().unwrap();
         let waits = |open: &mut usize| *open > 0;
-        let waited = self.seen.changed.wait_timeout_while(open, crate::harness::PATIENCE, waits);
+        let waited = self.seen.changed.wait_timeout_while(open, PATIENCE, waits);
         assert_eq!(*waited.unwrap().0, 0, "connections that are left");
     }
 }
@@ -144,6 +144,8 @@ impl Drop for Clients {
 /// Plays a client: two requests with their answers, and an end in good order.
 fn talk(host: usize, addr: &Addr) -> io::Result<()> {
     let mut stream = addr.try_connect()?;
+    // A pause may last as long as etcd is away.
+    stream.read_timeout(3 * PATIENCE);
     let request = [u8::try_from(host).unwrap(), 1, 2, 3];
     for pause in [TALK, Duration::ZERO] {
         let mut answer = [0; 4];

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
 };
@@ -22,6 +22,8 @@ pub(crate) struct Relay {
 #[derive(Default)]
 struct RelayState {
     is_cut: AtomicBool,
+    /// Connections up to this one are cut for ever.
+    silent: AtomicU32,
     has_ended: AtomicBool,
     accepted: Mutex<u32>,
     grown: Condvar,
@@ -43,9 +45,12 @@ impl Relay {
                 if shared.has_ended.load(Ordering::SeqCst) {
                     break;
                 }
-                *shared.accepted.lock().expect("a count") += 1;
+                let mut accepted = shared.accepted.lock().expect("a count");
+                *accepted += 1;
+                let number = *accepted;
+                drop(accepted);
                 shared.grown.notify_all();
-                shared.relay(client, target);
+                shared.relay(client, target, number);
             }
         };
         drop(thread::Builder::new().spawn(accept).expect("a thread"));
@@ -76,6 +81,11 @@ impl Relay {
         self.shared.is_cut.store(true, Ordering::SeqCst);
     }
 
+    /// Swallows all bytes of the present connections, and none of later ones.
+    pub(crate) fn silence(&self) {
+        self.shared.silent.store(self.accepted(), Ordering::SeqCst);
+    }
+
     /// Ends the cut. Connections that have lost bytes are closed, as all are.
     pub(crate) fn heal(&self) {
         self.close();
@@ -102,7 +112,7 @@ impl Drop for Relay {
 
 impl RelayState {
     /// Carries the bytes of one client in two threads. A client whose server cannot be reached is closed, unless it is cut off.
-    fn relay(self: &Arc<Self>, client: TcpStream, target: SocketAddr) {
+    fn relay(self: &Arc<Self>, client: TcpStream, target: SocketAddr, number: u32) {
         let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
         let mut streams = self.streams.lock().expect("streams");
         let Ok(server) = TcpStream::connect(target) else {
@@ -115,17 +125,18 @@ impl RelayState {
         drop(streams);
         for (from, to) in [(clone(&client), clone(&server)), (server, client)] {
             let state = Arc::clone(self);
-            let carry = move || state.carry(from, to);
+            let carry = move || state.carry(from, to, number);
             drop(thread::Builder::new().spawn(carry).expect("a thread"));
         }
     }
 
-    fn carry(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn carry(&self, mut from: TcpStream, mut to: TcpStream, number: u32) {
         let mut bytes = vec![0; 16 << 10];
         loop {
             let length = from.read(&mut bytes).unwrap_or(0);
             // An end is not told either while it is cut.
-            if self.is_cut.load(Ordering::SeqCst) {
+            let is_silent = number <= self.silent.load(Ordering::SeqCst);
+            if is_silent || self.is_cut.load(Ordering::SeqCst) {
                 if length == 0 {
                     return;
                 }
