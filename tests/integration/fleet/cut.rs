@@ -1,9 +1,11 @@
 //! Hosts that are cut off from etcd, and go on: bytes to it are swallowed, and neither side is told.
 
-use std::{thread, time::Duration};
+use std::{fs, path::PathBuf, thread, time::Duration};
+
+use rustix::process::Signal;
 
 use super::{Fleet, TTL, clock, millis, refused, time_of};
-use crate::harness::{End, etcd::Relay};
+use crate::harness::{End, etcd::Relay, wait_until};
 
 /// Exit code of an exec whose command may not begin now.
 const EX_TEMPFAIL: i32 = 75;
@@ -128,6 +130,34 @@ fn a_host_that_holds_when_cut_off_need_not_be_waited_for() {
     relay.heal();
     assert_eq!(late.receive(1), [1]);
     fleet.host(CUT).wait_for_log("it was by the fleet as \"fleet/lost\"");
+}
+
+#[test]
+fn a_process_that_was_stopped_admits_nobody_behind_its_fence() {
+    let Some((fleet, relay)) = start(&["--fleet-on-disconnect=hold"]) else { return };
+    drop(fleet.busy(CUT));
+    relay.cut();
+    let cut = clock();
+    let host = fleet.host(CUT);
+    host.signal(Signal::STOP);
+    let is_stopped = |task: PathBuf| {
+        fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(") T "))
+    };
+    wait_until("all threads are stopped", || host.threads_named("").into_iter().all(is_stopped));
+    // The kernel takes them in.
+    let mut clients = [(); 4].map(|()| fleet.host(CUT).connect());
+    for client in &mut clients {
+        client.send(&[1]);
+    }
+    thread::sleep((cut + TTL).saturating_sub(clock()));
+    host.signal(Signal::CONT);
+    host.wait_for_log("as \"fleet/lost\"");
+    fleet.control(CUT).wait_status("all are held", |status| status.held == 4);
+    fleet.assert_quiet(cut, clock(), |_host| true);
+    relay.heal();
+    for client in &mut clients {
+        assert_eq!(client.receive(1), [1]);
+    }
 }
 
 #[test]
