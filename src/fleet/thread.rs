@@ -27,7 +27,12 @@ use super::{
     store::Store,
     table::{HostState, News},
 };
-use crate::{fleet_view::FleetStatus, sys::boot::boot_time, timestamp::Rfc3339};
+use crate::{
+    fleet_view::FleetStatus,
+    pause::fleet::{LOST, STARTING},
+    sys::boot::boot_time,
+    timestamp::Rfc3339,
+};
 
 /// Begin of the sentence about a store that is not the one of before.
 const RESTORED: &str = "etcd is another one than before, or was restored from a backup";
@@ -107,9 +112,11 @@ impl<S: Store> FleetThread<S> {
     /// Runs from the word to begin until the host has left the fleet.
     pub(super) fn run(mut self, begun: &Receiver<Option<BootTime>>) {
         let Ok(contact) = begun.recv() else { return };
-        if let Some(contact) = contact {
-            self.member.go_on(contact);
-        }
+        // The contact of a process that was there for a moment only is not known, though it has left pauses.
+        let mut paused = self.proxy.view().holding;
+        paused.remove(STARTING);
+        let is_lost = paused.remove(LOST);
+        self.member.go_on(contact, paused, is_lost);
         while !self.signals.ends.load(Ordering::Acquire) {
             self.take_signals();
             self.take_wishes();

@@ -158,7 +158,7 @@ impl Member {
             return Some(order);
         }
         self.news = None;
-        let has_contact = lost_at.is_none_or(|lost_at| now < lost_at);
+        let has_contact = lost_at.map_or(self.session.is_some(), |lost_at| now < lost_at);
         if self.is_lost && has_contact {
             return Some(Doing::Find);
         }
@@ -232,6 +232,17 @@ impl Member {
 }
 
 impl Local {
+    /// Returns a pause that another process of this host has put. No record has its id.
+    pub(super) fn left_behind() -> Self {
+        Self {
+            id: String::new(),
+            standing: Standing::Holds,
+            kill: 0,
+            renewed: BootTime::default(),
+            is_sure: true,
+        }
+    }
+
     /// Returns the order to begin its time anew, if the round sent then has not yet.
     fn renew(&self, name: &str, sent: BootTime) -> Option<Doing> {
         let is_due = self.standing == Standing::Holds && self.renewed < sent;

@@ -6,7 +6,11 @@
 mod local;
 mod session;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use local::{Local, News, Orphan};
 use session::{Asked, Session};
@@ -151,10 +155,17 @@ impl Member {
         }
     }
 
-    /// Goes on in place of another process of this host, from its last contact.
-    pub(crate) fn go_on(&mut self, contact: BootTime) {
-        self.contact = Some(contact);
-        self.is_started = true;
+    /// Goes on in place of another process of this host, if there was one, from its last contact, with the pauses that it
+    /// has left. Their ids did not come along, so that the first read renews or ends each of them.
+    pub(crate) fn go_on(
+        &mut self,
+        contact: Option<BootTime>,
+        paused: BTreeSet<String>,
+        is_lost: bool,
+    ) {
+        self.contact = contact;
+        (self.is_started, self.is_lost) = (contact.is_some(), is_lost);
+        self.pauses = paused.into_iter().map(|name| (name, Local::left_behind())).collect();
     }
 
     /// Returns the next step. Not called while one is under way.

@@ -1,6 +1,7 @@
 //! Upgrades of the members of a fleet.
 
 use super::{Fleet, row};
+use crate::harness::etcd::Relay;
 
 #[test]
 fn an_upgrade_is_refused_while_its_host_looks_after_a_pause() {
@@ -37,4 +38,24 @@ fn an_upgraded_member_keeps_its_pause_and_its_session() {
     assert!(fleet.control(0).is_paused());
     run.end();
     fleet.all_resumed("by-the-taker");
+}
+
+#[test]
+fn what_ends_during_an_upgrade_ends_in_the_taker() {
+    let Some(mut fleet) = Fleet::start(1, 1) else { return };
+    let relay = Relay::start(fleet.cluster.addr(0));
+    let builder = fleet.builder_at(1, &format!("http://{}", relay.addr()));
+    fleet.add(builder.arg("--fleet-on-disconnect=hold"));
+    let (run, _began) = fleet.run(0, "deploy", &["--wait=20s"]);
+    let mut held = fleet.host(1).connect_held();
+    held.send(&[1]);
+    relay.cut();
+    fleet.host(1).wait_for_log("as \"fleet/lost\"");
+    fleet.host(1).upgrade();
+    run.end();
+    assert!(fleet.control(1).is_paused());
+    relay.heal();
+    fleet.resumed_at(1, "deploy");
+    fleet.resumed_at(1, "lost");
+    assert_eq!(held.receive(1), [1]);
 }
