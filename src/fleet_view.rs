@@ -1,4 +1,4 @@
-//! `FleetView`: the state of the fleet as its thread knows it, for the status and the metrics.
+//! `FleetView`: the state of the fleet as its threads know it, for the status and the metrics.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -10,7 +10,7 @@ use std::{
 pub(crate) struct FleetView(Mutex<Option<FleetStatus>>);
 
 /// State of the fleet as one of its members knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct FleetStatus {
     /// Name of the fleet.
     pub(crate) name: String,
@@ -35,9 +35,14 @@ pub(crate) struct FleetStatus {
 }
 
 impl FleetView {
-    /// Publishes the state.
-    pub(crate) fn publish(&self, status: FleetStatus) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    /// Changes the state. Two threads know a part of it each.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut FleetStatus)) {
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default());
+    }
+
+    /// Tells that nobody looks after the membership any more, for this reason.
+    pub(crate) fn tell_trouble(&self, why: &str) {
+        self.update(|status| (status.connected, status.trouble) = (false, Some(why.to_owned())));
     }
 
     /// Returns the latest state.

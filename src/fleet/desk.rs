@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,7 @@ use super::{
     coordinator::{Coordinator, Phase, WaitingFor, Wanted},
     facade::{Fleets, Refusal},
     table::Table,
+    threads::Bell,
 };
 use crate::pause::WaitState;
 
@@ -27,18 +28,26 @@ const ERRAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses of all hosts that were asked for at this one, and errands.
 pub(super) struct Desk {
     cases: Mutex<BTreeMap<u64, Case>>,
+    standing: Mutex<Standing>,
     errands: Sender<Errand>,
-    wake: Sender<()>,
+    bell: Arc<Bell>,
     watchers: Mutex<Vec<Watcher>>,
 }
 
 type Watcher = Box<dyn Fn() + Send + Sync>;
 
-/// Ends of a desk that the thread holds.
-#[derive(Debug)]
-pub(super) struct DeskEnds {
-    pub(super) errands: Receiver<Errand>,
-    pub(super) wakes: Receiver<()>,
+/// Standing of this host in the fleet, on which it depends whether it may look after a pause.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The store has not answered yet.
+    #[default]
+    Unknown,
+    /// It has a session.
+    Member,
+    /// It has none at present. Whether a pause can begin is for the store to say.
+    Alone,
+    /// Another host has its name: a pause would not wait for this one.
+    Nameless(Refusal),
 }
 
 /// Pause that a request has asked for, until it has ended.
@@ -84,18 +93,26 @@ pub(super) enum Errand {
 }
 
 impl Desk {
-    pub(super) fn new() -> (Self, DeskEnds) {
+    /// Returns a desk whose bell wakes the thread, and the errands for it.
+    pub(super) fn new(bell: Arc<Bell>) -> (Self, Receiver<Errand>) {
         let (errands, errands_taken) = bounded(1);
-        // One notification is as good as several.
-        let (wake, wakes) = bounded(1);
-        let desk = Self { cases: Mutex::default(), errands, wake, watchers: Mutex::default() };
-        (desk, DeskEnds { errands: errands_taken, wakes })
+        let (cases, standing, watchers) = Default::default();
+        (Self { cases, standing, errands, bell, watchers }, errands_taken)
     }
 
-    /// Wakes the thread.
-    pub(super) fn wake(&self) {
-        // If the channel is full, a notification waits already.
-        self.wake.try_send(()).ok();
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the standing of this host, and wakes the thread if it has changed.
+    pub(super) fn set_standing(&self, standing: Standing) {
+        let mut present = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *present, standing);
+        let has_changed = before != *present;
+        drop(present);
+        if has_changed {
+            self.bell.wake();
+        }
     }
 
     /// Calls those that watch. Never under the lock of the cases.
@@ -164,12 +181,21 @@ impl Desk {
         });
     }
 
+    /// Counts all pauses as lost, and refuses new ones: nobody looks after them any more.
+    pub(super) fn abandon(&self, refusal: &Refusal) {
+        for case in self.cases().values_mut() {
+            case.answer(|_name| Err(refusal.clone()));
+            case.outcome.is_lost = true;
+        }
+        self.notify();
+    }
+
     /// Changes the case of a request, if it is there, and wakes the thread.
     fn wish(&self, request_id: u64, change: impl FnOnce(&mut Case)) {
         if let Some(case) = self.cases().get_mut(&request_id) {
             change(case);
         }
-        self.wake();
+        self.bell.wake();
     }
 
     /// Has the thread do an errand.
@@ -180,7 +206,7 @@ impl Desk {
         let deadline = Instant::now() + ERRAND_TIMEOUT;
         let (sender, answer) = bounded(1);
         let sent = self.errands.send_deadline(errand(sender), deadline);
-        self.wake();
+        self.bell.wake();
         let answered = sent.ok().and_then(|()| answer.recv_deadline(deadline).ok());
         answered.unwrap_or_else(|| Err(late()))
     }
@@ -212,7 +238,7 @@ impl Fleets for Desk {
             begun: Some(sender),
         };
         self.cases().insert(request_id, case);
-        self.wake();
+        self.bell.wake();
         begun.recv_timeout(PAUSE_TIMEOUT).unwrap_or_else(|_late| {
             self.end(request_id, "it was not committed in time");
             Err(late())

@@ -8,29 +8,35 @@ use super::{
     snapshot::Snapshot,
     store::{Answer, Compare, Keys, Operation, Reply, Request, Store, Transaction},
     table::{HostRow, News, PauseRow, Table},
-    thread::Identity,
+    threads::Identity,
 };
 use crate::sys::boot::boot_time;
 
-/// Longest wait for the answer of the store.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for the answer of the store; the caller may shorten it.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Does an errand, and answers its caller.
-pub(super) fn run(errand: Errand, store: &mut impl Store, identity: &Identity, news: &mut News) {
+pub(super) fn run(
+    errand: Errand,
+    store: &mut impl Store,
+    identity: &Identity,
+    news: &mut News,
+    timeout: Duration,
+) {
     // A caller that has gone misses nothing.
     match errand {
         Errand::Table(answer) => {
-            answer.send(table(store, identity, news)).ok();
+            answer.send(table(store, identity, news, timeout)).ok();
         }
         Errand::Resume { name, by, answer } => {
-            let result = resume(store, identity, &name);
+            let result = resume(store, identity, &name, timeout);
             if result.is_ok() {
                 log::info!(event = "fleet-resumed", by = by; "{by} ends the pause {name} of the fleet {}", identity.fleet);
             }
             answer.send(result).ok();
         }
         Errand::Forget { host, by, answer } => {
-            let result = forget(store, identity, &host);
+            let result = forget(store, identity, &host, timeout);
             if result.is_ok() {
                 log::info!(event = "fleet-forgot", by = by; "{by} takes the host {host} out of the fleet {}", identity.fleet);
             }
@@ -43,10 +49,11 @@ pub(super) fn table(
     store: &mut impl Store,
     identity: &Identity,
     news: &mut News,
+    timeout: Duration,
 ) -> Result<Table, Refusal> {
     let keys = Keys::Prefix(identity.keys.all().to_owned());
     let read = Transaction { then: vec![Operation::Range { keys }], ..Transaction::default() };
-    let snapshot = Snapshot::parse(&identity.keys, &ask(store, read)?);
+    let snapshot = Snapshot::parse(&identity.keys, &ask(store, read, timeout)?);
     let now = boot_time();
     let mut known = BTreeSet::new();
     let pauses = snapshot.pauses.iter().filter_map(|(name, pause)| {
@@ -70,14 +77,19 @@ pub(super) fn table(
 }
 
 /// Deletes the record of a pause, and its holder.
-fn resume(store: &mut impl Store, identity: &Identity, name: &str) -> Result<(), Refusal> {
+fn resume(
+    store: &mut impl Store,
+    identity: &Identity,
+    name: &str,
+    timeout: Duration,
+) -> Result<(), Refusal> {
     let (record, holder) = (identity.keys.record(name), identity.keys.holder(name));
     let delete = Transaction {
         compares: vec![Compare::Present { key: record.clone() }],
         then: vec![Operation::Delete { key: record }, Operation::Delete { key: holder }],
         otherwise: Vec::new(),
     };
-    if has_succeeded(&ask(store, delete)?) {
+    if has_succeeded(&ask(store, delete, timeout)?) {
         return Ok(());
     }
     Err(Refusal {
@@ -89,7 +101,12 @@ fn resume(store: &mut impl Store, identity: &Identity, name: &str) -> Result<(),
 }
 
 /// Deletes a member that has no session.
-fn forget(store: &mut impl Store, identity: &Identity, host: &str) -> Result<(), Refusal> {
+fn forget(
+    store: &mut impl Store,
+    identity: &Identity,
+    host: &str,
+    timeout: Duration,
+) -> Result<(), Refusal> {
     let (member, state) = (identity.keys.member(host), identity.keys.state(host));
     let read = Operation::Range { keys: Keys::One(state.clone()) };
     let delete = Transaction {
@@ -97,7 +114,7 @@ fn forget(store: &mut impl Store, identity: &Identity, host: &str) -> Result<(),
         then: vec![Operation::Delete { key: member }],
         otherwise: vec![read],
     };
-    let reply = ask(store, delete)?;
+    let reply = ask(store, delete, timeout)?;
     if has_succeeded(&reply) {
         return Ok(());
     }
@@ -106,8 +123,12 @@ fn forget(store: &mut impl Store, identity: &Identity, host: &str) -> Result<(),
     Err(if has_session { Refusal::has_session(host) } else { Refusal::unknown(host) })
 }
 
-fn ask(store: &mut impl Store, transaction: Transaction) -> Result<Reply, Refusal> {
-    store.ask(&Request::Transact(transaction), TIMEOUT).map_err(Refusal::from)
+fn ask(
+    store: &mut impl Store,
+    transaction: Transaction,
+    timeout: Duration,
+) -> Result<Reply, Refusal> {
+    store.ask(&Request::Transact(transaction), timeout).map_err(Refusal::from)
 }
 
 fn has_succeeded(reply: &Reply) -> bool {

@@ -1,8 +1,7 @@
 //! The fleet: many hosts that pause as one, by records in etcd (<https://etcd.io/docs/v3.5/learning/api/>).
 //!
-//! [`member`] and [`coordinator`] are plain state machines: moments and answers go in, requests and orders come out. The
-//! [`thread`] of the fleet asks the [`store`] and carries the orders out. A second one [watches](etcd::Watch) and wakes it.
-//! Callers of the control API leave their wishes at the [`desk`].
+//! [`member`] and [`coordinator`] are plain state machines: moments and answers go in, requests and orders come out. Two
+//! [`threads`] ask the [`store`] and carry the orders out. A third one [watches](etcd::Watch) and wakes them. Callers of the control API leave their wishes at the [`desk`].
 
 mod clock;
 mod coordinator;
@@ -20,14 +19,14 @@ mod step;
 mod store;
 mod table;
 mod terms;
-mod thread;
+mod threads;
 
 use std::{
     collections::BTreeMap,
     fs,
     hash::{BuildHasher as _, RandomState},
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread::{Builder, JoinHandle},
     time::Duration,
 };
@@ -45,7 +44,7 @@ use store::StoreSettings;
 #[cfg(test)]
 pub(crate) use table::Table;
 pub(crate) use terms::parse_quiet;
-use thread::{FleetThread, Identity, Signals};
+use threads::{Alarm, Bell, CoordinatorThread, Identity, Logged, MemberThread};
 
 use crate::{
     config::{Config, FleetConfig, OnDisconnect},
@@ -67,10 +66,12 @@ pub(crate) struct Membership {
 #[derive(Debug)]
 pub(crate) struct FleetThreads {
     desk: Arc<Desk>,
-    signals: Arc<Signals>,
+    /// Bells of the coordinators and of the member.
+    bells: [Arc<Bell>; 2],
     watch: WatchStopper,
     begin: Sender<Option<BootTime>>,
-    threads: Vec<JoinHandle<()>>,
+    /// Threads of the coordinators, of the member and of the watch, until they are joined.
+    threads: Option<[JoinHandle<()>; 3]>,
 }
 
 impl Membership {
@@ -119,11 +120,12 @@ impl Membership {
         let keys = KeySpace::new(&config.prefix.0, &config.name.0);
         let instance = format!("{:016x}", RandomState::new().hash_one(boot_time()));
         let timing = Timing::new(config.ttl);
-        let (desk, ends) = Desk::new();
-        let (desk, signals) = (Arc::new(desk), Arc::new(Signals::default()));
+        let bells = [Arc::new(Bell::new()), Arc::new(Bell::new())];
+        let [of_coordinators, of_member] = bells.clone();
+        let (desk, errands) = Desk::new(Arc::clone(&of_coordinators));
+        let desk = Arc::new(desk);
         let watch = etcd.watch();
         let stopper = watch.stopper();
-        let now = BootTime(boot_time());
         let member = MemberConfig {
             keys: keys.clone(),
             host: host.clone(),
@@ -131,49 +133,60 @@ impl Membership {
             record,
             start_wait: config.start_wait,
         };
-        let (idle, change) = (Arc::clone(&desk), Arc::clone(&desk));
-        handle.pauses().watch_idle(move || idle.wake());
+        let (idle, change) = (Arc::clone(&of_member), Arc::clone(&of_member));
+        handle.pauses().watch_idle(move || idle.tell_idle());
         handle.pauses().watch(move || change.wake());
         let prefix = keys.pauses();
-        let thread = FleetThread {
-            identity: Identity {
-                fleet: config.name.0,
-                host,
-                keys,
-                on_disconnect: config.on_disconnect.word(),
-                instance,
-            },
-            store: etcd,
-            proxy: Proxy { handle, keep_paused_for: config.keep_paused_for },
-            member: Member::new(member, now),
+        let identity = Identity {
+            fleet: config.name.0,
+            host,
+            keys,
+            on_disconnect: config.on_disconnect.word(),
+            instance,
+        };
+        let coordinators = CoordinatorThread {
+            identity: identity.clone(),
+            store: etcd.another(),
+            handle: handle.clone(),
             coordinators: BTreeMap::new(),
             watch: stopper.clone(),
+            bell: of_coordinators,
             desk: Arc::clone(&desk),
-            ends,
-            signals: Arc::clone(&signals),
+            errands,
             news: table::News::default(),
-            census: thread::Census::default(),
-            contact: thread::Contact::Never,
-            restores: 0,
-            late_after: timing.period() + timing.timeout(),
+            census_due: BootTime::default(),
             pauses_begun: 0,
             leaving_since: None,
             leave_timeout: 3 * timing.timeout(),
         };
-        let (rings, woken) = (Arc::clone(&signals), Arc::clone(&desk));
-        let ring = move || {
-            rings.rang.store(true, Ordering::Release);
-            woken.wake();
+        let member = MemberThread {
+            identity,
+            store: etcd,
+            proxy: Proxy { handle, keep_paused_for: config.keep_paused_for },
+            member: Member::new(member, BootTime(boot_time())),
+            bell: of_member,
+            desk: Arc::clone(&desk),
+            late_after: timing.period() + timing.timeout(),
+            logged: Logged::default(),
         };
+        let rung = bells.clone();
+        let ring = move || rung.iter().for_each(|bell| bell.ring());
         let (begin, word) = bounded(1);
         let silence = 2 * timing.period();
-        let threads = vec![
-            Builder::new().name("fleet".into()).spawn(move || thread.run(&word))?,
-            Builder::new()
-                .name("fleet-watch".into())
-                .spawn(move || watch.run(&prefix, silence, ring))?,
+        let spawn = |name: &str| Builder::new().name(name.into());
+        let (panicked, left) = (coordinators.desk.clone(), member.proxy.handle.clone());
+        let threads = [
+            spawn("fleet-pauses").spawn(move || {
+                let _alarm = Alarm(|why: &str| panicked.abandon(&Refusal::denied(why)));
+                coordinators.run();
+            })?,
+            spawn("fleet").spawn(move || {
+                let _alarm = Alarm(|why: &str| left.fleet().tell_trouble(why));
+                member.run(&word);
+            })?,
+            spawn("fleet-watch").spawn(move || watch.run(&prefix, silence, ring))?,
         ];
-        Ok(FleetThreads { desk, signals, watch: stopper, begin, threads })
+        Ok(FleetThreads { desk, bells, watch: stopper, begin, threads: Some(threads) })
     }
 }
 
@@ -190,25 +203,31 @@ impl FleetThreads {
         self.begin.try_send(contact.map(BootTime)).ok();
     }
 
-    /// Leaves the fleet, for a few seconds at most: the proxy carries nothing any more.
+    /// Leaves the fleet, for a few seconds at most: the proxy carries nothing any more. The member goes behind the ends of the
+    /// pauses that were asked for here.
     pub(crate) fn leave(mut self) {
-        self.signals.leaves.store(true, Ordering::Release);
-        self.desk.wake();
         self.watch.stop();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                log::error!("a defect: a thread of the fleet panicked");
-            }
-        }
+        let [of_coordinators, of_member] = &self.bells;
+        let Some([coordinators, member, watch]) = self.threads.take() else { return };
+        of_coordinators.leave();
+        join(coordinators);
+        of_member.leave();
+        join(member);
+        join(watch);
     }
 }
 
 impl Drop for FleetThreads {
     /// Ends the threads without leaving: the host counts as lost.
     fn drop(&mut self) {
-        self.signals.ends.store(true, Ordering::Release);
-        self.desk.wake();
+        self.bells.iter().for_each(|bell| bell.end());
         self.watch.stop();
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        log::error!("a defect: a thread of the fleet panicked");
     }
 }
 

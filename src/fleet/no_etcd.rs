@@ -27,6 +27,10 @@ impl Etcd {
         ))
     }
 
+    pub(crate) fn another(&self) -> Self {
+        Self(())
+    }
+
     pub(crate) fn watch(&self) -> Watch {
         Watch(())
     }

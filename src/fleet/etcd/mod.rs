@@ -67,6 +67,18 @@ impl Etcd {
         })
     }
 
+    /// Returns another client of the same store. It has connections and a login of its own.
+    pub(crate) fn another(&self) -> Self {
+        let another = |endpoint: &Endpoint| Endpoint::new(endpoint.url.clone());
+        Self {
+            http: Http::new(self.http.tls()),
+            endpoint: another(&self.endpoint),
+            others: self.others.iter().map(another).collect(),
+            login: self.login.clone(),
+            shared: Arc::new(Shared::new(&self.endpoint.url)),
+        }
+    }
+
     /// Returns a watch that follows this client: it asks the same endpoint, by the same rights.
     pub(crate) fn watch(&self) -> Watch {
         Watch::new(self.http.tls(), self.login.is_some(), Arc::clone(&self.shared))

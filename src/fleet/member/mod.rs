@@ -250,6 +250,11 @@ impl Member {
         self.session.is_some()
     }
 
+    /// Returns true while a pause of the fleet is known here.
+    pub(crate) fn has_pauses(&self) -> bool {
+        !self.pauses.is_empty()
+    }
+
     pub(crate) fn rounds_failed(&self) -> u64 {
         self.rounds_failed
     }

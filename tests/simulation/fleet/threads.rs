@@ -1,4 +1,4 @@
-//! The threads of the fleet: each drives one machine, one step after the other, as `src/fleet/thread.rs` does.
+//! The threads of the fleet: each drives one machine, one step after the other, as `src/fleet/threads` does.
 
 use std::collections::BTreeSet;
 

@@ -1,0 +1,150 @@
+//! The thread of a member: it asks the store, carries out what the machine orders, and sleeps until the next is due. It has a
+//! client of the store of its own, as what it is late with lets clients in.
+
+use std::{sync::Arc, time::Duration};
+
+use crossbeam_channel::Receiver;
+use log::{info, warn};
+
+use super::{Bell, Identity, now};
+use crate::{
+    fleet::{
+        clock::BootTime,
+        desk::{Desk, Standing},
+        facade::Refusal,
+        member::Member,
+        proxy::Proxy,
+        step::Step,
+        store::Store,
+    },
+    pause::fleet::{LOST, STARTING},
+};
+
+/// Begin of the sentence about a store that is not the one of before.
+const RESTORED: &str = "etcd is another one than before, or was restored from a backup";
+
+/// Thread that drives the member of one host.
+pub(in crate::fleet) struct MemberThread<S> {
+    pub(in crate::fleet) identity: Identity,
+    pub(in crate::fleet) store: S,
+    pub(in crate::fleet) proxy: Proxy,
+    pub(in crate::fleet) member: Member,
+    pub(in crate::fleet) bell: Arc<Bell>,
+    pub(in crate::fleet) desk: Arc<Desk>,
+    /// Age of the last contact from which on it counts as lost.
+    pub(in crate::fleet) late_after: Duration,
+    pub(in crate::fleet) logged: Logged,
+}
+
+/// State of the contact with the store, as it was logged.
+#[derive(Debug, Default)]
+pub(in crate::fleet) struct Logged {
+    contact: Contact,
+    /// Restores of the store.
+    restores: u64,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Contact {
+    #[default]
+    Never,
+    Here,
+    Lost,
+}
+
+impl<S: Store> MemberThread<S> {
+    /// Runs from the word to begin until the host has left the fleet.
+    pub(in crate::fleet) fn run(mut self, begun: &Receiver<Option<BootTime>>) {
+        let Ok(contact) = begun.recv() else { return };
+        // The contact of a process that was there for a moment only is not known, though it has left pauses.
+        let mut paused = self.proxy.view().holding;
+        paused.remove(STARTING);
+        let is_lost = paused.remove(LOST);
+        self.member.go_on(contact, paused, is_lost);
+        while !self.bell.ends() {
+            if self.bell.take_ring() {
+                self.member.woken();
+            }
+            if self.bell.leaves() {
+                self.member.stop();
+            }
+            let Some(next) = self.drive() else { return };
+            self.publish();
+            self.bell.sleep(next);
+        }
+    }
+
+    /// Drives the member by one step. Returns the time of its next step; none once it has left.
+    fn drive(&mut self) -> Option<BootTime> {
+        let began = now();
+        self.bell.heed_idle(self.member.has_pauses());
+        match self.member.poll(began, &self.proxy.view()) {
+            Step::Ask(request, timeout) => {
+                let sent = now();
+                let result = self.store.ask(&request, timeout);
+                self.member.answered(sent, now(), result);
+            }
+            Step::Do(doing) => {
+                self.proxy.carry_out(&doing);
+                self.member.done(now());
+            }
+            Step::Wait(until) => return Some(until),
+            Step::Over => return None,
+        }
+        Some(began)
+    }
+
+    /// Shows the state of the member to the status and the metrics, and logs each change of the contact once.
+    fn publish(&mut self) {
+        let age = self.member.present().map(|at| now() - at);
+        self.desk.set_standing(match self.member.trouble() {
+            Some(trouble) if self.member.is_nameless() => {
+                Standing::Nameless(Refusal::denied(&trouble.to_string()))
+            }
+            Some(_) => Standing::Alone,
+            None if self.member.has_session() => Standing::Member,
+            None => Standing::Unknown,
+        });
+        let trouble = self.member.trouble().map(ToString::to_string);
+        let doubt = doubt(&self.member.doubted());
+        let is_late = age.is_none_or(|age| age > self.late_after);
+        match (&trouble, self.logged.contact) {
+            (Some(why), Contact::Never | Contact::Here) if is_late => {
+                warn!(
+                    event = "fleet-lost", fleet = self.identity.fleet;
+                    "the fleet {} is out of reach: {why}; its pauses stay as they are", self.identity.fleet
+                );
+                self.logged.contact = Contact::Lost;
+            }
+            (None, Contact::Never | Contact::Lost) if !is_late => {
+                info!(
+                    event = "fleet-joined", fleet = self.identity.fleet;
+                    "is a member of the fleet {} as {}", self.identity.fleet, self.identity.host
+                );
+                self.logged.contact = Contact::Here;
+            }
+            _ => {}
+        }
+        if self.logged.restores != self.member.restores() {
+            self.logged.restores = self.member.restores();
+            let what = doubt.clone().unwrap_or_else(|| format!("{RESTORED}; no pause holds here"));
+            warn!(event = "fleet-restored", fleet = self.identity.fleet; "the fleet {}: {what}", self.identity.fleet);
+        }
+        self.proxy.handle.fleet().update(|status| {
+            status.name.clone_from(&self.identity.fleet);
+            status.host.clone_from(&self.identity.host);
+            status.connected = self.logged.contact == Contact::Here;
+            status.last_contact = self.member.contact().map(|at| at.0);
+            self.identity.on_disconnect.clone_into(&mut status.on_disconnect);
+            status.rounds_failed = self.member.rounds_failed();
+            status.trouble = trouble.or(doubt);
+        });
+    }
+}
+
+/// Tells of pauses that hold here though a restored store does not have them, if there are any.
+fn doubt(pauses: &[&str]) -> Option<String> {
+    let end = "fleet.keep-paused-for is over, or tcpause resume --force ends it";
+    (!pauses.is_empty())
+        .then(|| format!("{RESTORED}; {} holds here until {end}", pauses.join(", ")))
+}
