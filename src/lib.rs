@@ -57,6 +57,7 @@ mod proxy_header;
 mod server;
 mod shared;
 mod stats;
+mod steering;
 mod sys;
 #[cfg(test)]
 mod tests;

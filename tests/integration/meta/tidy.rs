@@ -129,7 +129,7 @@ fn the_wall_clock_is_only_shown() {
 }
 
 /// The rooms of the library, each with those it may import from: the house is read from the bottom up, without a circle.
-const ROOMS: [(&str, &[&str]); 21] = [
+const ROOMS: [(&str, &[&str]); 22] = [
     (
         "server",
         &[
@@ -148,6 +148,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
     ),
     ("control", &["fleet", "handle", "pause"]),
     ("fleet", &["handle", "pause"]),
+    ("steering", &[]),
     ("worker", &["shared", "connection", "pause", "upstream", "worker_pool", "admission"]),
     ("handle", &["shared", "pause", "proxy_header", "upstream"]),
     ("shared", &["connection", "pause", "proxy_header", "upstream", "worker_pool", "admission"]),

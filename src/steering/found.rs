@@ -1,0 +1,44 @@
+//! Answers of the BPF side that are for people, too.
+
+use std::fmt;
+
+/// Result of a search for the server's listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A listener, to which clients can be steered from now on.
+    Listener,
+    /// No listener: a dial would be refused.
+    Nobody,
+    /// An address of another host.
+    Elsewhere,
+    /// One of our own addresses.
+    Own,
+    /// A listener that the kernel does not steer to.
+    Mptcp,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listener => "the server listens",
+            Self::Nobody => "nobody listens at upstream.addr in this network namespace",
+            Self::Elsewhere => "upstream.addr is not an address of this host and network namespace",
+            Self::Own => "upstream.addr is an address of the proxy itself",
+            Self::Mptcp => {
+                "the server listens by MPTCP, which the kernel does not steer to; a server in Go needs GODEBUG=multipathtcp=0"
+            }
+        })
+    }
+}
+
+/// Refusal to steer, in one sentence that names the remedy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unavailable {
+    pub(super) why: String,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
