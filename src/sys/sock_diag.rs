@@ -14,19 +14,22 @@ use rustix::{
     },
 };
 
-/// `SOCK_DIAG_BY_FAMILY`: the type of a question about one socket, and of its answer.
-const BY_FAMILY: u16 = 20;
+/// `SOCK_DIAG_BY_FAMILY`: the type of a question about sockets, and of its answer.
+pub(super) const BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST`.
-const REQUEST: u16 = 1;
+pub(super) const REQUEST: u16 = 1;
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
-/// Length of a question: `nlmsghdr` and `inet_diag_req_v2`.
-const QUESTION_BYTES: u32 = 72;
+/// Every state of a socket.
+pub(super) const ALL_STATES: u32 = u32::MAX;
 /// Places in an answer, which is `nlmsghdr` and `inet_diag_msg`.
 const TYPE: usize = 4;
 const PORTS: usize = 20;
 const UID: usize = 80;
 const INODE: usize = 84;
+
+/// Ports, addresses, interface and cookie of a connection, as the kernel writes them: `inet_diag_sockid`.
+pub(super) type Id = [u8; 48];
 
 /// Returns the user whose socket the peer is; none if it is on another host, has closed, or the system refuses to tell.
 pub(crate) fn peer_uid(socket: &OwnedFd) -> Option<u32> {
@@ -40,40 +43,57 @@ pub(crate) fn peer_uid(socket: &OwnedFd) -> Option<u32> {
     uid(&ask(&question(peer, own)).ok()?, peer.port(), own.port())
 }
 
-/// Sends a question to the kernel, which answers before the call returns.
+/// Returns the kernel's answer.
 fn ask(question: &[u8]) -> Result<Vec<u8>> {
+    let mut answer = vec![0; 512];
+    let (length, _) = recv(send(question)?, &mut answer[..], RecvFlags::empty())?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+/// Sends a question to the kernel, which answers before the call returns. Returns the socket that has the answer.
+pub(super) fn send(question: &[u8]) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let netlink = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(SOCK_DIAG))?;
     sendto(&netlink, question, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    let mut answer = vec![0; 512];
-    let (length, _) = recv(&netlink, &mut answer[..], RecvFlags::empty())?;
-    answer.truncate(length);
-    Ok(answer)
+    Ok(netlink)
 }
 
 /// Returns the question for the socket at `address` that is connected to `other`.
 fn question(address: SocketAddr, other: SocketAddr) -> Vec<u8> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let mut bytes = Vec::from(QUESTION_BYTES.to_ne_bytes());
-    bytes.extend([BY_FAMILY.to_ne_bytes(), REQUEST.to_ne_bytes()].concat());
-    // Neither a sequence number nor a port of netlink.
-    bytes.extend([0; 8]);
-    bytes.extend([family.as_raw().to_le_bytes()[0], TCP, 0, 0]);
-    // In every state.
-    bytes.extend(u32::MAX.to_ne_bytes());
-    bytes.extend([address.port().to_be_bytes(), other.port().to_be_bytes()].concat());
+    let mut id = [address.port().to_be_bytes(), other.port().to_be_bytes()].concat();
     for ip in [address.ip(), other.ip()] {
         let mut padded = [0; 16];
         match ip {
             IpAddr::V4(ip) => padded[..4].copy_from_slice(&ip.octets()),
             IpAddr::V6(ip) => padded = ip.octets(),
         }
-        bytes.extend(padded);
+        id.extend(padded);
     }
     // At any interface, and without a cookie.
-    bytes.extend([0; 4]);
-    bytes.extend([u8::MAX; 8]);
-    bytes
+    id.extend([0; 4]);
+    id.extend([u8::MAX; 8]);
+    request([BY_FAMILY, REQUEST], family, ALL_STATES, &id, &[])
+}
+
+/// Returns a question of a type and with flags of netlink. Its `id` has the length of an [`Id`].
+pub(super) fn request(
+    type_and_flags: [u16; 2],
+    family: AddressFamily,
+    states: u32,
+    id: &[u8],
+    attributes: &[u8],
+) -> Vec<u8> {
+    let mut body = type_and_flags.map(u16::to_ne_bytes).concat();
+    // Neither a sequence number nor a port of netlink.
+    body.extend([0; 8]);
+    body.extend([family.as_raw().to_le_bytes()[0], TCP, 0, 0]);
+    body.extend(states.to_ne_bytes());
+    body.extend(id);
+    body.extend(attributes);
+    let length = u32::try_from(size_of::<u32>() + body.len()).unwrap_or(u32::MAX);
+    [&length.to_ne_bytes()[..], &body].concat()
 }
 
 /// Takes the user out of an answer. Where no connection has these ports, the kernel tells of a listener; and a socket that
@@ -96,7 +116,9 @@ mod tests {
     fn a_question_has_the_length_that_it_tells() {
         for ip in ["127.0.0.1", "::1"] {
             let address = SocketAddr::new(ip.parse().unwrap(), 80);
-            assert_eq!(question(address, address).len(), QUESTION_BYTES as usize);
+            let question = question(address, address);
+            assert_eq!(question.len(), 72, "nlmsghdr and inet_diag_req_v2");
+            assert_eq!(question[..4], 72_u32.to_ne_bytes());
         }
     }
 
