@@ -6,6 +6,7 @@
 
 #[cfg_attr(not(feature = "steering"), path = "no_bpf.rs")]
 mod bpf;
+mod count;
 mod found;
 #[cfg(test)]
 mod tests;
