@@ -57,6 +57,7 @@ mod proxy_header;
 mod server;
 mod shared;
 mod stats;
+#[allow(dead_code, reason = "a listener of our own on another port follows")]
 mod steering;
 mod sys;
 #[cfg(test)]
@@ -69,7 +70,7 @@ mod worker_pool;
 pub use config::{
     Config, ConnectionLog, ControlConfig, Endpoint, FleetConfig, FleetName, FleetPrefix, GroupName,
     HalfClosed, HoldConfig, LogConfig, LogFormat, MonitorConfig, OnDisconnect, Overflow,
-    PauseConfig, ProxyConfig, ProxySource, RejectWith, ResumeConfig, SendProxy, TlsConfig,
+    PauseConfig, ProxyConfig, ProxySource, RejectWith, ResumeConfig, SendProxy, Steer, TlsConfig,
     UpstreamConfig, Username,
     address::Address,
     duration::{format_duration, parse_duration},
@@ -78,7 +79,7 @@ pub use config::{
 #[doc(hidden)]
 pub use config::{settings, suggest};
 pub use error::Error;
-pub use handle::{Handle, LeaseStatus, MemberStatus, Status};
+pub use handle::{Handle, LeaseStatus, MemberStatus, Status, SteeringStatus};
 pub use handover::upgrades::LastUpgrade;
 #[doc(hidden)]
 pub use log_limit::LOG_LINES_DROPPED;

@@ -24,6 +24,7 @@ use crate::{
     pause::{
         Pauses,
         gate::{Mode, Pass},
+        steer::Steer,
     },
     proxy_header::ProxyHeaders,
     stats::{Count, Counters, cause::CloseCause},
@@ -103,12 +104,14 @@ impl Shared {
     /// Begins to stop, and wakes the workers. The first call sets the deadline.
     pub(crate) fn stop(&self) {
         self.shutdown.begin();
+        self.pauses.steer().into_iter().for_each(Steer::suspend);
         self.workers.wake_all();
     }
 
     /// Makes the workers close every connection at once.
     pub(crate) fn abort(&self) {
         self.shutdown.raise(ABORTING);
+        self.pauses.steer().into_iter().for_each(Steer::suspend);
         self.workers.wake_all();
     }
 

@@ -14,7 +14,7 @@ use super::{
         Config, ControlConfig, HoldConfig, LogConfig, MonitorConfig, PauseConfig, ProxyConfig,
         ResumeConfig, TlsConfig, UpstreamConfig,
     },
-    values::{ConnectionLog, LogFormat, RejectWith, SendProxy},
+    values::{ConnectionLog, LogFormat, RejectWith, SendProxy, Steer},
 };
 
 /// Default of `log.connections-rate`. The journal of systemd drops the lines of a service beyond some 300 in a second.
@@ -104,6 +104,7 @@ impl Default for UpstreamConfig {
             retry_for: Duration::ZERO,
             source_addrs: Vec::new(),
             send_proxy: SendProxy::default(),
+            steer: Steer::default(),
             state_file: None,
         }
     }

@@ -27,7 +27,7 @@ pub use self::{
     },
     values::{
         ConnectionLog, GroupName, HalfClosed, LogFormat, Overflow, ProxySource, RejectWith,
-        SendProxy,
+        SendProxy, Steer,
     },
 };
 use crate::error::Error;

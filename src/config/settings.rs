@@ -16,7 +16,7 @@ use super::{
     values::{
         CONNECTION_LOGS, ConnectionLog, Count, GroupName, HALF_CLOSED, HalfClosed, LEVELS,
         LOG_FORMATS, LogFormat, OVERFLOWS, Overflow, PROXY_VERSIONS, ProxySource, REJECTIONS,
-        RejectWith, SendProxy, Value,
+        RejectWith, STEER, SendProxy, Steer, Value,
     },
 };
 
@@ -215,6 +215,10 @@ pub(super) static SETTINGS: &[Setting] = &[
         .file()
         .help("File that remembers a switch to another server over restarts; none if not set")
         .more("It holds as long as --upstream-addr stays as it was at the switch. Its folder has to be there, and its path is absolute."),
+    setting("upstream.steer", "WHEN", field!(upstream.steer))
+        .choices(&STEER)
+        .help("Steer connections past the proxy to a server on this host: off, auto or on")
+        .more("While nothing is paused, no byte of new connections passes tcpause, and the server sees their clients' own addresses. It needs CAP_BPF and CAP_NET_ADMIN. With auto, connections that cannot be steered are relayed; with on, tcpause does not start without the rights."),
     setting("fleet.endpoints", "URLS", field!(fleet.endpoints))
         .help("Members of etcd, with commas between them, as in https://etcd1:2379; no fleet if not set")
         .more("At least one makes this proxy a member of the fleet."),
@@ -466,6 +470,8 @@ pub struct UpstreamConfig {
     pub source_addrs: Vec<IpAddr>,
     /// Version of the PROXY protocol that tells the upstream each client's address.
     pub send_proxy: SendProxy,
+    /// Steering of new connections straight to an upstream on this host.
+    pub steer: Steer,
     /// File that remembers a switch of the upstream; a switch ends with the process when absent.
     pub state_file: Option<PathBuf>,
 }

@@ -6,6 +6,7 @@ use super::{
     address::Address,
     fleet,
     settings::{Config, ControlConfig, MonitorConfig, TlsConfig, UpstreamConfig},
+    values::{SendProxy, Steer},
 };
 
 /// Most worker threads: far more than a machine has cores, and few enough to start.
@@ -30,7 +31,46 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     config.upstream.addr.check_dialled().map_err(|error| format!("upstream.addr: {error}"))?;
     check_dialling(&config.upstream)?;
     check_listeners(config)?;
+    check_steering(config)?;
     fleet::validate(config)
+}
+
+/// Refuses settings that steered connections would escape, or that leave nobody to be steered.
+fn check_steering(config: &Config) -> Result<(), String> {
+    match config.steering_conflict() {
+        Some((key, why)) if config.upstream.steer == Steer::On => Err(format!(
+            "upstream.steer: on goes with no {key}, as {why}; write `auto` or `off`, or leave {key} away"
+        )),
+        _ => Ok(()),
+    }
+}
+
+impl Config {
+    /// Returns the setting that keeps connections from being steered, and the reason.
+    pub(crate) fn steering_conflict(&self) -> Option<(&'static str, &'static str)> {
+        let (proxy, upstream) = (&self.proxy, &self.upstream);
+        let is_tcp = |address: &Address| matches!(address, Address::Tcp { .. });
+        let conflicts = [
+            (!is_tcp(&proxy.addr), "proxy.addr of a UNIX socket", "only TCP can be steered"),
+            (!is_tcp(&upstream.addr), "upstream.addr of a UNIX socket", "only TCP can be steered"),
+            (
+                upstream.send_proxy != SendProxy::Off,
+                "upstream.send-proxy",
+                "the server would get no header from steered clients, whose own addresses it sees",
+            ),
+            (
+                !proxy.accept_proxy_from.is_empty(),
+                "proxy.accept-proxy-from",
+                "the server would get the headers of steered clients",
+            ),
+            (
+                !upstream.source_addrs.is_empty(),
+                "upstream.source-addrs",
+                "steered clients come from their own addresses",
+            ),
+        ];
+        conflicts.into_iter().find(|(is_set, ..)| *is_set).map(|(_, key, why)| (key, why))
+    }
 }
 
 /// Refuses the mode of a file that there is not.

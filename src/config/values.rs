@@ -34,6 +34,9 @@ pub(super) const REJECTIONS: [&str; 3] = ["http", "close", "reset"];
 /// The words of `upstream.send-proxy`.
 pub(super) const PROXY_VERSIONS: [&str; 3] = ["off", "v1", "v2"];
 
+/// The words of `upstream.steer`.
+pub(super) const STEER: [&str; 3] = ["off", "auto", "on"];
+
 /// Response to rejected clients, as `proxy.reject-with` names it; `RejectResponse` is the loaded answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RejectWith {
@@ -118,6 +121,18 @@ pub enum SendProxy {
     V1,
     /// The binary header.
     V2,
+}
+
+/// Steering of new connections straight to the upstream while nothing is paused: `upstream.steer`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Steer {
+    /// All connections are relayed.
+    #[default]
+    Off,
+    /// They are steered where that is possible, and relayed elsewhere.
+    Auto,
+    /// A host on which they cannot be steered is an error at the start.
+    On,
 }
 
 /// Clients that begin with a header of the PROXY protocol: an item of `proxy.accept-proxy-from`.
@@ -220,37 +235,27 @@ impl Value for LevelFilter {
     }
 }
 
-impl Value for LogFormat {
-    fn parse(text: &str, _: Count) -> Result<Self, String> {
-        let values = [Self::Auto, Self::Text, Self::Json];
-        choose(text, &LOG_FORMATS, values, "is no format of the log")
-    }
+/// Makes values of enums whose words stand in the order of their variants.
+macro_rules! words {
+    ($($name:ident = $words:ident of $values:expr, $complaint:literal;)+) => {$(
+        impl Value for $name {
+            fn parse(text: &str, _: Count) -> Result<Self, String> {
+                choose(text, &$words, $values, $complaint)
+            }
 
-    fn to_yaml(&self) -> Yaml {
-        word(*self as usize, &LOG_FORMATS)
-    }
+            fn to_yaml(&self) -> Yaml {
+                word(*self as usize, &$words)
+            }
+        }
+    )+};
 }
 
-impl Value for ConnectionLog {
-    fn parse(text: &str, _: Count) -> Result<Self, String> {
-        let values = [Self::Off, Self::Failures, Self::All];
-        choose(text, &CONNECTION_LOGS, values, "names no connections to be logged")
-    }
-
-    fn to_yaml(&self) -> Yaml {
-        word(*self as usize, &CONNECTION_LOGS)
-    }
-}
-
-impl Value for Overflow {
-    fn parse(text: &str, _: Count) -> Result<Self, String> {
-        let values = [Self::Reject, Self::Close, Self::Backlog];
-        choose(text, &OVERFLOWS, values, "is nothing that can be done with a client")
-    }
-
-    fn to_yaml(&self) -> Yaml {
-        word(*self as usize, &OVERFLOWS)
-    }
+words! {
+    LogFormat = LOG_FORMATS of [LogFormat::Auto, LogFormat::Text, LogFormat::Json], "is no format of the log";
+    ConnectionLog = CONNECTION_LOGS of [ConnectionLog::Off, ConnectionLog::Failures, ConnectionLog::All], "names no connections to be logged";
+    Overflow = OVERFLOWS of [Overflow::Reject, Overflow::Close, Overflow::Backlog], "is nothing that can be done with a client";
+    SendProxy = PROXY_VERSIONS of [SendProxy::Off, SendProxy::V1, SendProxy::V2], "is no version of the PROXY protocol";
+    Steer = STEER of [Steer::Off, Steer::Auto, Steer::On], "is no way to steer connections";
 }
 
 impl Value for HalfClosed {
@@ -260,17 +265,6 @@ impl Value for HalfClosed {
 
     fn to_yaml(&self) -> Yaml {
         word(*self as usize, &HALF_CLOSED)
-    }
-}
-
-impl Value for SendProxy {
-    fn parse(text: &str, _: Count) -> Result<Self, String> {
-        let values = [Self::Off, Self::V1, Self::V2];
-        choose(text, &PROXY_VERSIONS, values, "is no version of the PROXY protocol")
-    }
-
-    fn to_yaml(&self) -> Yaml {
-        word(*self as usize, &PROXY_VERSIONS)
     }
 }
 

@@ -44,7 +44,7 @@ use store::StoreSettings;
 #[cfg(test)]
 pub(crate) use table::Table;
 pub(crate) use terms::parse_quiet;
-use threads::{Alarm, Bell, CoordinatorThread, Identity, Logged, MemberThread};
+use threads::{Bell, CoordinatorThread, Identity, Logged, MemberThread};
 
 use crate::{
     config::{Config, FleetConfig, OnDisconnect},
@@ -169,21 +169,14 @@ impl Membership {
             late_after: timing.period() + timing.timeout(),
             logged: Logged::default(),
         };
-        let rung = bells.clone();
-        let ring = move || rung.iter().for_each(|bell| bell.ring());
+        let woken = bells.clone();
+        let ring = move || woken.iter().for_each(|bell| bell.ring());
         let (begin, word) = bounded(1);
         let silence = 2 * timing.period();
         let spawn = |name: &str| Builder::new().name(name.into());
-        let (panicked, left) = (coordinators.desk.clone(), member.proxy.handle.clone());
         let threads = [
-            spawn("fleet-pauses").spawn(move || {
-                let _alarm = Alarm(|why: &str| panicked.abandon(&Refusal::denied(why)));
-                coordinators.run();
-            })?,
-            spawn("fleet").spawn(move || {
-                let _alarm = Alarm(|why: &str| left.fleet().tell_trouble(why));
-                member.run(&word);
-            })?,
+            spawn("fleet-pauses").spawn(move || coordinators.run())?,
+            spawn("fleet").spawn(move || member.run(&word))?,
             spawn("fleet-watch").spawn(move || watch.run(&prefix, silence, ring))?,
         ];
         Ok(FleetThreads { desk, bells, watch: stopper, begin, threads: Some(threads) })

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use crate::pause::steer::SteeringStatus;
 pub(crate) use metrics::Metrics;
 pub use status::{LeaseStatus, MemberStatus, Status};
 

@@ -15,6 +15,7 @@ use crate::{
     pause::{
         gate::Mode,
         leases::{FLEET_PREFIX, Lease, Quiet, mode_name},
+        steer::{Steer, SteeringStatus},
     },
     shared::{Phase, Shared},
     stats::{Count, Counters, cause::CloseCause},
@@ -128,6 +129,9 @@ pub struct Status {
     /// The fleet, as this proxy knows it; null without one.
     #[serde(default)]
     pub fleet: Option<MemberStatus>,
+    /// The steering of new connections straight to the server; null where all are relayed.
+    #[serde(default)]
+    pub steering: Option<SteeringStatus>,
     /// The upstream in the configuration, which `upstream` differs from while a switch is in force.
     #[serde(default)]
     pub upstream_configured: String,
@@ -208,6 +212,7 @@ impl Status {
         let breaker = upstream.breaker();
         let UpgradesWords { count: upgrades, failed: _, last: last_upgrade } =
             shared.upgrades.describe();
+        let steering = pauses.steer().map(Steer::status);
         let mut status = Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: seconds(started.elapsed()),
@@ -216,7 +221,7 @@ impl Status {
             leases,
             held: balance.held,
             connecting: balance.connecting,
-            active: balance.active,
+            active: balance.active + steering.as_ref().map_or(0, |it| it.active),
             oldest_seconds: age(|counters| &counters.oldest),
             rejecting: balance.rejecting,
             accepted: balance.accepted,
@@ -247,6 +252,7 @@ impl Status {
             upgrades,
             last_upgrade,
             fleet: shared.fleet.read().map(MemberStatus::new),
+            steering,
             upstream_configured: upstream.configured().to_string(),
             upstream_persistent: upstream.is_persistent(),
         };

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::Handle;
 use crate::{
     config::{address::Address, duration::format_duration},
+    pause::steer::Steer,
     proxy_header::own_header,
     sys::{SocketAddress, reach::reach},
     upstream::{
@@ -215,6 +216,7 @@ impl Handle {
         let is_remembered =
             remembered.map_err(|error| SwitchError::NotRemembered(without_number(&error)))?;
         let before = upstream.switch_to(&target, found);
+        pauses.steer().into_iter().for_each(Steer::stop);
         // The name may have other addresses by now, or none was found.
         upstream.ask();
         pauses.await_workers();

@@ -58,6 +58,7 @@ impl Pauses {
     /// Admits nobody from this time since the start of the host on, unless it is moved before; none takes it back. Released
     /// clients go through all the same.
     pub(crate) fn fence_at(&self, deadline: Option<Duration>) {
+        self.steer().into_iter().for_each(|steer| steer.fence_at(deadline));
         if self.gate.fence_at(deadline) {
             self.workers.wake_all();
         }

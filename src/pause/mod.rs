@@ -12,12 +12,13 @@ pub(crate) mod fleet;
 pub(crate) mod gate;
 pub(crate) mod leases;
 mod lines;
+pub(crate) mod steer;
 pub(crate) mod words;
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -33,6 +34,7 @@ use barrier::Barrier;
 use drain::DrainOrders;
 use gate::{Gate, Mode};
 use leases::{Full, Lease, Leases, Lifetime, NAME_DEFAULT, PROGRAM, Terms, Timestamp};
+use steer::Steer;
 
 /// Longest wait of a pause for every worker to end its turn, which takes well below a millisecond.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,6 +64,8 @@ pub(crate) struct Pauses {
     /// True in a taker until it goes on: its leases do not expire before.
     awaits_word: AtomicBool,
     watchers: Mutex<Vec<Watcher>>,
+    /// Way past the workers; empty where all connections are relayed.
+    steer: OnceLock<Box<dyn Steer>>,
     queue: Arc<WaitQueue>,
     upstream: Arc<Upstream>,
     workers: Arc<WorkerPool>,
@@ -129,6 +133,7 @@ impl Pauses {
             expiry,
             awaits_word: AtomicBool::new(false),
             watchers: Mutex::default(),
+            steer: OnceLock::new(),
             queue,
             upstream,
             workers,
@@ -246,6 +251,7 @@ impl Pauses {
         );
         self.drain.reset_all();
         self.workers.wake_all();
+        self.steer().into_iter().for_each(Steer::reset);
         count
     }
 
@@ -306,6 +312,7 @@ impl Pauses {
         if !self.await_turns(TURN_TIMEOUT) {
             log::warn!("a worker's turn takes long: what it has admitted may still be under way");
         }
+        self.steer().into_iter().for_each(Steer::settle);
     }
 
     /// Waits until every worker has ended a turn. Returns false if `timeout` is over first.
@@ -320,6 +327,7 @@ impl Pauses {
         // Before the gate opens, so that nobody is dropped behind a pause.
         self.drain.treat_half_closed(leases.half_closed());
         let was_open = if let Some(mode) = leases.mode() {
+            self.steer().into_iter().for_each(Steer::stop);
             self.gate.pause(mode)
         } else {
             self.queue.end_bypass();

@@ -77,6 +77,7 @@ impl FrozenPauses<'_> {
         let Pauses {
             gate,
             barrier: _,
+            steer: _,
             drain: _,
             default_mode: _,
             default_half_closed: _,

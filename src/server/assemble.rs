@@ -16,14 +16,15 @@ use nix::unistd::Group;
 
 use super::{
     Server, Sockets,
-    limits::{Limits, counted},
+    announce::ListenedAt,
+    limits::Limits,
     listen::{Listeners, Listening, listen},
     supervisor::start_worker,
     take::Rebuilding,
 };
 use crate::{
     admission::Admission,
-    config::{Config, ControlConfig, GroupName, address::Address},
+    config::{Config, ControlConfig, GroupName},
     connection::reject::policy::RejectPolicy,
     control::{Control, ControlWords, HostPolicy, Scope},
     error::Error,
@@ -34,6 +35,7 @@ use crate::{
     proxy_header::ProxyHeaders,
     shared::{Shared, Shutdown, SocketFiles},
     stats::Counters,
+    steering::{self, Starter},
     sys::{self, Listener, SocketAddress, socket_file::Access},
     upstream::{self, Upstream, loop_guard::LoopGuard},
     worker::{WAKER, WorkerResources},
@@ -72,12 +74,6 @@ pub(super) struct Written {
     pub(super) proxy: Option<String>,
     pub(super) control: Option<String>,
     pub(super) monitor: Option<String>,
-}
-
-/// Addresses of the API and of the monitor, for the log.
-pub(super) struct ListenedAt {
-    control: Vec<Address>,
-    monitor: Option<Vec<Address>>,
 }
 
 impl Plan {
@@ -168,6 +164,7 @@ impl Plan {
         let hosts = HostPolicy::new(named.into_iter().flatten(), &self.config.control.hosts);
         let membership = self.membership.take();
         let start_wait = membership.as_ref().map(Membership::start_wait);
+        let steering = Starter::new(&self.config, listeners.proxy.listeners.iter().flatten());
         let (shared, ends) = self.share(&mut listeners, limits, rebuilding.as_ref())?;
         let Listeners { proxy, control, monitor } = listeners;
         let mut server = Server {
@@ -178,6 +175,7 @@ impl Plan {
             control_addr: control.address.clone(),
             monitor_addr: monitor.as_ref().map(|it| it.address.clone()),
             fleet: None,
+            steering,
             written,
         };
         // A taker that serves without contact holds nobody.
@@ -193,6 +191,9 @@ impl Plan {
         };
         let started = server.start_workers(ends, proxy.listeners, rebuilding.as_mut());
         let started = started.and_then(|()| {
+            if !is_taker {
+                server.start_steering()?;
+            }
             server.fleet = membership.map(|it| it.start(server.handle())).transpose()?;
             let callers = rebuilding.map(Rebuilding::into_control);
             server.start_control((control, monitor), hosts, limits.callers, callers)
@@ -331,13 +332,22 @@ impl Server {
         Ok(())
     }
 
+    /// Lets the steering begin, if there is to be one.
+    pub(super) fn start_steering(&mut self) -> Result<(), Error> {
+        let starter = self.steering.take();
+        starter.map_or(Ok(()), |starter| starter.start(&self.shared))
+    }
+
     /// Makes listeners for workers that have none, as a TCP port may have one for each.
     pub(super) fn listen_on_all_workers(&self) {
         let shared = &self.shared;
         for worker in shared.workers.listening()..shared.workers.len() {
             for address in shared.joinable() {
                 match Listener::join(address) {
-                    Ok(listener) => shared.workers.listen(worker, listener),
+                    Ok(listener) => {
+                        shared.pauses.steer().into_iter().for_each(|it| it.mark(listener.lend()));
+                        shared.workers.listen(worker, listener);
+                    }
                     Err(error) => log::warn!(
                         "proxy.addr: no listener at {address} for a further thread, which gets no clients there: {error}"
                     ),
@@ -345,75 +355,13 @@ impl Server {
             }
         }
     }
-
-    /// Warns of each socket file that is gone or has been replaced: its listener goes on, and no client finds it any more.
-    pub(super) fn warn_of_lost_files(&self) {
-        let Self { shared, written, proxy_addr, control_addr, monitor_addr, .. } = self;
-        for (setting, is_written, address) in [
-            ("proxy.addr", written.proxy.is_some(), Some(proxy_addr)),
-            ("control.addr", written.control.is_some(), Some(control_addr)),
-            ("monitor.addr", written.monitor.is_some(), monitor_addr.as_ref()),
-        ] {
-            // The file of a socket that was passed belongs to the manager.
-            if is_written
-                && let Some(Address::Unix(path)) = address
-                && !shared.socket_files.has(path)
-            {
-                log::warn!(
-                    "{setting}: the socket file {} is gone or is another one, so nobody can connect to tcpause by it; stop tcpause and start it again",
-                    path.display()
-                );
-            }
-        }
-    }
-
-    /// Logs what is in force from now on.
-    pub(super) fn announce(&self, listened_at: &ListenedAt) {
-        let ListenedAt { control, monitor } = listened_at;
-        log::info!(
-            "proxy listens on {} with {}, for up to {}",
-            list(&self.shared.listeners),
-            counted(self.workers.len(), "thread"),
-            counted(self.shared.admission.clients.max(), "client")
-        );
-        log::info!("control listens on {}", list(control));
-        let while_paused = match self.shared.pauses.default_mode {
-            Mode::Hold => "held",
-            Mode::Reject => self.shared.reject_policy.describe(),
-        };
-        log::info!(
-            "upstream is {}; while paused, new clients are {while_paused}",
-            self.shared.upstream.target().address()
-        );
-        let is_beyond_loopback = |address: &Address| match address {
-            Address::Tcp { host, .. } => !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
-            Address::Unix(_) | Address::Abstract(_) => false,
-        };
-        if control.iter().any(is_beyond_loopback) {
-            log::warn!(
-                "control listens beyond loopback and has no login: whoever reaches it can pause the proxy"
-            );
-        }
-        if let Address::Abstract(_) = &self.control_addr {
-            log::warn!(
-                "control listens on a socket without a file, which has no mode, and has no login: every user of this network namespace can pause the proxy"
-            );
-        }
-        if let Some(monitor) = monitor {
-            log::info!("monitor listens on {}", list(monitor));
-        }
-    }
-}
-
-/// Lists addresses for the log.
-fn list(addresses: &[Address]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 /// Checks the configuration, loads the files of the rejection, and looks the group of the control socket up.
 pub(super) fn load(config: &Config) -> Result<(RejectPolicy, Access, Option<Membership>), Error> {
     config.validate()?;
     let reject_policy = RejectPolicy::load(&config.proxy)?;
+    steering::check(config)?;
     Ok((reject_policy, control_access(&config.control)?, Membership::new(config)?))
 }
 

@@ -29,7 +29,7 @@ use crate::{
         fault,
         parcel::Outgoing,
     },
-    pause::words::FrozenPauses,
+    pause::{steer::Steer, words::FrozenPauses},
     shared::{Phase, Shared},
     sys,
 };
@@ -258,6 +258,8 @@ impl Giver {
     ) -> Result<Given, Failure> {
         let shared = &self.shared;
         self.check_running()?;
+        // Before anything stands still, as it waits for the kernel.
+        shared.pauses.steer().into_iter().for_each(Steer::suspend);
         shared.freeze.ask_front();
         self.wake_front();
         if !shared.freeze.await_standing(Instant::now() + FRONT_TIMEOUT) {
@@ -327,6 +329,7 @@ impl Giver {
     fn thaw(&self) {
         self.shared.freeze.thaw();
         self.shared.workers.wake_all();
+        self.shared.pauses.steer().into_iter().for_each(Steer::go_on);
         self.wake_front();
     }
 

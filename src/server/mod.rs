@@ -1,5 +1,6 @@
 //! `Server`: binds everything, starts every thread, and ends them all.
 
+mod announce;
 mod assemble;
 mod give;
 mod header_check;
@@ -29,6 +30,7 @@ use crate::{
     fleet::FleetThreads,
     handle::Handle,
     shared::{Phase, Shared},
+    steering::Starter,
     upstream::state_file::StateFile,
     worker::End,
 };
@@ -44,6 +46,8 @@ pub struct Server {
     control_addr: Address,
     monitor_addr: Option<Address>,
     fleet: Option<FleetThreads>,
+    /// Means to steer, until it begins.
+    steering: Option<Starter>,
     written: Written,
 }
 

@@ -16,7 +16,8 @@ use std::{
 
 use super::{
     Server,
-    assemble::{ListenedAt, Plan},
+    announce::ListenedAt,
+    assemble::Plan,
     listen::{Listeners, Listening, address_of},
     messages::{Begin, FORMAT, FORMATS, GiverHello, Message, READ_PROXY_HEADERS, TakerHello},
     predecessor::{Predecessor, record_upgrade},
@@ -274,7 +275,7 @@ fn receive_all(
         control_access: plan.control_access,
         monitor_access: Access { mode: Some(plan.config.monitor.mode), group: None },
     };
-    let (server, listened_at) = plan.rebuild(rebuilding)?;
+    let (mut server, listened_at) = plan.rebuild(rebuilding)?;
     let rebuilt = server.shared.freeze.await_rebuilt(Instant::now() + MESSAGE_TIMEOUT);
     let word = rebuilt.map_err(Error::System).and_then(|()| await_word(channel, goes_on));
     if let Err(error) = word {
@@ -434,7 +435,13 @@ fn receive_description(channel: &mut Channel, begin: &Begin) -> Result<Rebuildin
 impl Server {
     /// Lets all threads go on. What may fail comes behind that, and is logged. Returns the time for which nothing has moved, and the
     /// number of clients.
-    fn go_on(&self, later: &Later, listened_at: &ListenedAt) -> (Duration, u64) {
+    fn go_on(&mut self, later: &Later, listened_at: &ListenedAt) -> (Duration, u64) {
+        // What the giver has steered counts before anybody is told of an idle proxy.
+        if !later.is_halfway
+            && let Err(error) = self.start_steering()
+        {
+            log::error!("{error}");
+        }
         let shared = &self.shared;
         shared.pauses.go_on();
         // As the giver has counted them, before any ends or joins.

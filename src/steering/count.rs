@@ -20,13 +20,29 @@ pub(super) struct Counter {
     handshakes: HashSet<u64>,
     /// Set while the last dump has shown no steered connection.
     was_none: bool,
+    /// Inodes of tcpause's own connections that were there before a mark could be.
+    spared: HashSet<u32>,
 }
 
 impl Counter {
     /// Makes one for the addresses that the proxy listens on.
     pub(super) fn new(local: impl IntoIterator<Item = IpAddr>) -> Self {
         let local = local.into_iter().map(|ip| ip.to_canonical()).collect();
-        Self { local, handshakes: HashSet::new(), was_none: false }
+        Self { local, handshakes: HashSet::new(), was_none: false, spared: HashSet::new() }
+    }
+
+    /// Counts no connection with one of these inodes.
+    pub(super) fn spare(&mut self, inodes: HashSet<u32>) {
+        self.spared = inodes;
+    }
+
+    /// Returns the steered connections among those of a dump.
+    pub(super) fn steered(&self, rows: Vec<Row>) -> impl Iterator<Item = Row> {
+        rows.into_iter().filter(|row| self.is_steered(row))
+    }
+
+    fn is_steered(&self, row: &Row) -> bool {
+        !row.is_marked && !self.spared.contains(&row.inode) && self.is_ours(row.local().ip())
     }
 
     /// Counts the steered connections of a dump while SYNs are steered, and of the first one behind the barrier. Every
@@ -40,7 +56,7 @@ impl Counter {
     /// Counts the steered connections of a later dump. A handshake that has begun since the one before is not the server's.
     pub(super) fn count_known(&mut self, rows: &[Row]) -> u64 {
         let (mut handshakes, mut count) = (HashSet::new(), 0);
-        for row in rows.iter().filter(|row| !row.is_marked && self.is_ours(row.local().ip())) {
+        for row in rows.iter().filter(|row| self.is_steered(row)) {
             let counts = match row.state {
                 State::Established | State::CloseWait => true,
                 // By TCP Fast Open, the server may have accepted it before the handshake ends.

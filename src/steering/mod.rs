@@ -1,8 +1,8 @@
-//! Steering: a BPF program sends new clients straight to the server's own listener, so that no byte passes this process.
+//! Steering: while nothing is paused, new connections lead straight to the server's own listener, and no byte of them passes
+//! tcpause.
 //!
-//! While it does not, because of a pause or as nobody listens, clients reach our own listener and are relayed as always.
-
-#![allow(dead_code, reason = "nothing steers yet")]
+//! `bpf` has the programs in the kernel, `count` tells the connections that were steered, and the thread raises and lowers
+//! the steering. A pause stops it by way of [`Steer`].
 
 #[cfg_attr(not(feature = "steering"), path = "no_bpf.rs")]
 mod bpf;
@@ -10,3 +10,333 @@ mod count;
 mod found;
 #[cfg(test)]
 mod tests;
+mod thread;
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Sender, bounded};
+use rustix::net::AddressFamily;
+
+use self::{bpf::Bpf, count::Counter, found::Unavailable, thread::SteeringThread};
+use crate::{
+    config::{self, Config},
+    error::Error,
+    pause::steer::{Steer, SteeringStatus},
+    shared::Shared,
+    sys::{
+        Listener,
+        tcp_table::{self, Row},
+    },
+};
+
+/// Reason of a proxy that is paused, which the log does not repeat.
+const PAUSED: &str = "it is paused";
+
+/// Steering of one proxy.
+struct Steering {
+    /// Port of the proxy.
+    port: u16,
+    /// Programs in the kernel, once they are loaded.
+    bpf: OnceLock<Bpf>,
+    /// Listeners that are to be marked as soon as the programs are loaded; none from then on.
+    unmarked: Mutex<Option<Vec<OwnedFd>>>,
+    state: Mutex<State>,
+    counting: Mutex<Counting>,
+    /// Set from a stop until the kernel has taken notice of it.
+    is_unsettled: AtomicBool,
+    /// Set while a successful dial is news: the server may listen again.
+    heeds_dials: AtomicBool,
+    has_dialled: AtomicBool,
+    wake: Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    standing: Standing,
+    is_suspended: bool,
+    /// Time since the start of the host from which on nobody is steered.
+    fence: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    Steering,
+    /// All connections are relayed, for this reason.
+    Relaying(String),
+    /// None will ever be steered, for this reason.
+    Unavailable(String),
+}
+
+/// Count of the steered connections, and the time at which it was made.
+#[derive(Debug)]
+struct Counting {
+    counter: Counter,
+    active: u64,
+    next_look: Instant,
+}
+
+/// Refuses a start with `on` where nothing can be steered.
+pub(crate) fn check(config: &Config) -> Result<(), Error> {
+    if config.upstream.steer != config::Steer::On {
+        return Ok(());
+    }
+    Bpf::load(&[], None).map(drop).map_err(|Unavailable { why }| {
+        Error::System(format!("upstream.steer: on, but connections cannot be steered: {why}"))
+    })
+}
+
+/// Means to begin the steering of a proxy whose threads run.
+#[derive(Debug)]
+pub(crate) struct Starter {
+    conflict: Option<String>,
+    listeners: Vec<OwnedFd>,
+    own: Vec<SocketAddr>,
+}
+
+impl Starter {
+    /// Keeps what is needed of these listeners. Returns none if nothing is to be steered.
+    pub(crate) fn new<'a>(
+        config: &Config,
+        listeners: impl Iterator<Item = &'a Listener>,
+    ) -> Option<Self> {
+        if config.upstream.steer == config::Steer::Off {
+            return None;
+        }
+        let conflict = config.steering_conflict().map(|(key, why)| format!("{key} is set: {why}"));
+        let mut starter = Self { conflict, listeners: Vec::new(), own: Vec::new() };
+        for listener in listeners {
+            let Ok(address) = listener.local_inet() else { continue };
+            if !starter.own.contains(&address) {
+                starter.own.push(address);
+            }
+            starter.listeners.extend(listener.lend().try_clone_to_owned());
+        }
+        Some(starter)
+    }
+
+    /// Lets the thread begin. What an earlier process has steered counts from now on.
+    pub(crate) fn start(self, shared: &Arc<Shared>) -> Result<(), Error> {
+        let Self { conflict, listeners, own } = self;
+        let (wake, wakes) = bounded(1);
+        let standing = match conflict {
+            Some(why) => Standing::Unavailable(why),
+            None => Standing::Relaying("it begins".to_owned()),
+        };
+        let steering = Arc::new(Steering {
+            port: own.first().map_or(0, SocketAddr::port),
+            bpf: OnceLock::new(),
+            unmarked: Mutex::new(Some(listeners)),
+            state: Mutex::new(State {
+                standing: standing.clone(),
+                is_suspended: false,
+                fence: shared.pauses.gate.fence(),
+            }),
+            counting: Mutex::new(Counting {
+                counter: Counter::new(own.iter().map(SocketAddr::ip)),
+                active: 0,
+                next_look: Instant::now(),
+            }),
+            is_unsettled: AtomicBool::new(false),
+            heeds_dials: AtomicBool::new(false),
+            has_dialled: AtomicBool::new(false),
+            wake,
+        });
+        shared.pauses.steer_by(Box::new(Way(Arc::clone(&steering))));
+        if let Standing::Unavailable(why) = standing {
+            log::warn!("upstream.steer: connections are relayed: {why}");
+            return Ok(());
+        }
+        let (pauses, dials) = (Arc::clone(&steering), Arc::clone(&steering));
+        shared.pauses.watch(move || pauses.wake());
+        shared.upstream.watch_dials(move || dials.tell_dial());
+        SteeringThread::new(steering, Arc::clone(shared), wakes)
+            .start(own)
+            .map_err(|error| Error::no_thread("steers connections", &error))
+    }
+}
+
+impl Steering {
+    fn wake(&self) {
+        // If the channel is full, a notification waits already.
+        self.wake.try_send(()).ok();
+    }
+
+    /// Tells of a successful dial, if that is news.
+    fn tell_dial(&self) {
+        if self.heeds_dials.load(Ordering::Relaxed)
+            && self.heeds_dials.swap(false, Ordering::AcqRel)
+        {
+            self.has_dialled.store(true, Ordering::Release);
+            self.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_counting(&self) -> MutexGuard<'_, Counting> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and tells the kernel how long to steer. Returns true if that has stopped the steering.
+    fn change(&self, change: impl FnOnce(&mut State)) -> bool {
+        let mut state = self.lock();
+        let was_steering = state.standing == Standing::Steering;
+        change(&mut state);
+        let is_steering = state.standing == Standing::Steering;
+        if was_steering && !is_steering {
+            self.is_unsettled.store(true, Ordering::Release);
+        }
+        if let Some(bpf) = self.bpf.get().filter(|_| was_steering || is_steering) {
+            let fence = state.fence.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
+            let until = if is_steering { fence.unwrap_or(u64::MAX) } else { 0 };
+            if let Err(error) = bpf.steer_until(until) {
+                log::error!("a defect: the kernel keeps the steering of connections: {error}");
+            }
+        }
+        was_steering && !is_steering
+    }
+
+    /// Relays from now on, for this reason, unless it never steers.
+    fn relay(&self, why: &str) -> bool {
+        let stopped = self.change(|state| {
+            if !matches!(state.standing, Standing::Unavailable(_)) {
+                state.standing = Standing::Relaying(why.to_owned());
+            }
+        });
+        if stopped {
+            self.wake();
+        }
+        stopped
+    }
+
+    fn is_steering(&self) -> bool {
+        self.lock().standing == Standing::Steering
+    }
+
+    /// Marks all listeners, and has those marked that follow.
+    fn mark_listeners(&self, bpf: Bpf) -> io::Result<()> {
+        let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        for listener in unmarked.take().into_iter().flatten() {
+            bpf.mark(listener.as_fd())?;
+        }
+        // The programs are loaded once.
+        self.bpf.set(bpf).ok();
+        Ok(())
+    }
+
+    /// Lists what is connected to the port of the proxy.
+    fn table(&self, bpf: &Bpf) -> io::Result<Vec<Row>> {
+        let families = [AddressFamily::INET, AddressFamily::INET6];
+        tcp_table::dump(self.port, &families, Some(bpf.marks()))
+    }
+
+    /// Looks at the table of connections, not more often than that costs a tenth of the time. `is_open` if more may be
+    /// steered, or could until this look.
+    fn count(&self, is_open: bool) -> u64 {
+        let mut counting = self.lock_counting();
+        let began = Instant::now();
+        let Some(bpf) = self.bpf.get().filter(|_| began >= counting.next_look) else {
+            return counting.active;
+        };
+        match self.table(bpf) {
+            Ok(rows) => {
+                let Counting { counter, active, .. } = &mut *counting;
+                *active =
+                    if is_open { counter.count_all(&rows) } else { counter.count_known(&rows) };
+            }
+            Err(error) => log::warn!("cannot count the steered connections: {error}"),
+        }
+        counting.next_look = Instant::now() + count::rest_after(began.elapsed());
+        counting.active
+    }
+}
+
+/// Steering, as the pauses know it.
+#[derive(Debug)]
+struct Way(Arc<Steering>);
+
+impl Steer for Way {
+    fn stop(&self) {
+        self.0.relay(PAUSED);
+    }
+
+    fn settle(&self) {
+        // The thread clears this only behind a wait of its own.
+        if self.0.is_unsettled.load(Ordering::Acquire)
+            && let Err(Unavailable { why }) = Bpf::settle()
+        {
+            log::error!("connections that were steered a moment ago may still come: {why}");
+        }
+    }
+
+    fn suspend(&self) {
+        self.0.lock().is_suspended = true;
+        self.0.relay("it hands over or stops");
+        self.0.wake();
+        self.settle();
+    }
+
+    fn go_on(&self) {
+        self.0.lock().is_suspended = false;
+        self.0.wake();
+    }
+
+    fn fence_at(&self, deadline: Option<Duration>) {
+        self.0.change(|state| state.fence = deadline);
+    }
+
+    fn mark(&self, listener: BorrowedFd<'_>) {
+        let mut unmarked = self.0.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        let marked = match (&mut *unmarked, self.0.bpf.get()) {
+            (Some(unmarked), _) => listener.try_clone_to_owned().map(|it| unmarked.push(it)),
+            (None, Some(bpf)) => bpf.mark(listener),
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = marked {
+            log::warn!("relayed clients of a further listener count as steered: {error}");
+        }
+    }
+
+    fn reset(&self) {
+        let Some(bpf) = self.0.bpf.get() else { return };
+        let rows = match self.0.table(bpf) {
+            Ok(rows) => rows,
+            Err(error) => return log::error!("cannot reset the steered connections: {error}"),
+        };
+        for row in self.0.lock_counting().counter.steered(rows) {
+            if let Err(error) = tcp_table::destroy(&row) {
+                return log::error!("cannot reset the steered connections: {error}");
+            }
+        }
+    }
+
+    fn status(&self) -> SteeringStatus {
+        let standing = self.0.lock().standing.clone();
+        let is_steering = standing == Standing::Steering;
+        let active = if is_steering { self.0.count(true) } else { self.0.lock_counting().active };
+        let (state, why) = match standing {
+            Standing::Steering => ("steering", None),
+            Standing::Relaying(why) => ("relaying", Some(why)),
+            Standing::Unavailable(why) => ("unavailable", Some(why)),
+        };
+        let total = self.0.bpf.get().map_or(0, Bpf::assigned);
+        SteeringStatus { state: state.to_owned(), why, active, total }
+    }
+}
+
+impl fmt::Debug for Steering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Steering").field("state", &self.state).finish_non_exhaustive()
+    }
+}

@@ -14,8 +14,6 @@ pub(crate) mod reach;
 pub(crate) mod sock_diag;
 pub(crate) mod socket_file;
 pub(crate) mod tcp_info;
-// Nothing steers yet.
-#[allow(dead_code)]
 pub(crate) mod tcp_table;
 mod words;
 

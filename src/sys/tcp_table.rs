@@ -93,6 +93,7 @@ impl Row {
     }
 
     /// Returns the address of its client, in the same form.
+    #[allow(dead_code, reason = "lists of steered connections follow")]
     pub(crate) fn peer(&self) -> SocketAddr {
         self.address(2, 20)
     }

@@ -1,6 +1,6 @@
 //! `Dialer`: begins the dials of a worker, each from the next source address.
 
-use std::io;
+use std::{fmt, io, sync::OnceLock};
 
 use super::Upstream;
 use crate::sys::{Dialled, Socket, SocketAddress};
@@ -17,10 +17,21 @@ pub(crate) struct Dialer {
     has_ended_outage: bool,
 }
 
+/// Callback at each successful dial of any worker.
+#[derive(Default)]
+pub(super) struct DialWatcher(pub(super) OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for DialWatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DialWatcher").field(&self.0.get().is_some()).finish()
+    }
+}
+
 impl Dialer {
     /// Reports a successful dial.
     pub(crate) fn succeeded(&mut self, upstream: &Upstream) {
         self.has_ended_outage |= upstream.breaker().succeeded();
+        upstream.dials.0.get().into_iter().for_each(|watcher| watcher());
     }
 
     /// Returns true once if the upstream is back, and the other workers are to be woken.

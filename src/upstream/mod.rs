@@ -31,6 +31,7 @@ use crate::{
 use addresses::Addresses;
 use addresses::Route;
 use breaker::CircuitBreaker;
+use dialer::DialWatcher;
 use loop_guard::{LoopGuard, Own};
 pub(crate) use names::look_up;
 use names::{Request, is_name};
@@ -72,6 +73,7 @@ pub(crate) struct Upstream {
     /// Lock of a switch, with its write to the state file.
     switching: Mutex<()>,
     guard: LoopGuard,
+    dials: DialWatcher,
     /// Sender to the look-up thread; empty before [`Upstream::start`].
     look_up: OnceLock<Sender<Request>>,
 }
@@ -140,8 +142,14 @@ impl Upstream {
             state_file: settings.state_file.map(StateFile::new),
             switching: Mutex::new(()),
             guard,
+            dials: DialWatcher::default(),
             look_up: OnceLock::new(),
         })
+    }
+
+    /// Registers the callback for each successful dial. It runs on a worker, and must not wait. There is one.
+    pub(crate) fn watch_dials(&self, watcher: impl Fn() + Send + Sync + 'static) {
+        self.dials.0.get_or_init(|| Box::new(watcher));
     }
 
     /// Returns the address as configured.

@@ -57,6 +57,7 @@ impl Upstream {
         let Self {
             configured,
             connect_timeout: _,
+            dials: _,
             retry_for: _,
             breaker,
             last_error,

@@ -88,6 +88,7 @@ upstream:
   retry-for: 2m
   source-addrs: ['::1', 127.0.0.2]
   send-proxy: v2
+  steer: auto
   state-file: /var/lib/a.json
 fleet: {name: shop}
 ";
@@ -141,6 +142,7 @@ fleet: {name: shop}
             retry_for: Duration::from_secs(120),
             source_addrs: ["::1", "127.0.0.2"].map(|ip| ip.parse().unwrap()).into(),
             send_proxy: SendProxy::V2,
+            steer: Steer::Auto,
             state_file: Some("/var/lib/a.json".into()),
         },
         fleet: FleetConfig { name: FleetName("shop".to_owned()), ..FleetConfig::default() },

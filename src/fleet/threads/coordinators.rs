@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use crossbeam_channel::Receiver;
 use log::{info, warn};
 
-use super::{Bell, Identity, SLEEP_MAX, now};
+use super::{Alarm, Bell, Identity, SLEEP_MAX, now};
 use crate::{
     fleet::{
         clock::BootTime,
@@ -13,7 +13,7 @@ use crate::{
         desk::{Case, Desk, Errand, Standing, Wishes},
         errand,
         etcd::WatchStopper,
-        facade::Fleets as _,
+        facade::{Fleets as _, Refusal},
         step::Step,
         store::Store,
         table::{HostState, News},
@@ -49,6 +49,8 @@ pub(in crate::fleet) struct CoordinatorThread<S> {
 impl<S: Store> CoordinatorThread<S> {
     /// Runs until all pauses that were asked for here have ended behind the order to leave.
     pub(in crate::fleet) fn run(mut self) {
+        let desk = Arc::clone(&self.desk);
+        let _alarm = Alarm(|why: &str| desk.abandon(&Refusal::denied(why)));
         while !self.bell.ends() && !self.has_left() {
             if self.bell.take_ring() {
                 self.coordinators.values_mut().for_each(Coordinator::woken);

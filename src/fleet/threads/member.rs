@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use crossbeam_channel::Receiver;
 use log::{info, warn};
 
-use super::{Bell, Identity, now};
+use super::{Alarm, Bell, Identity, now};
 use crate::{
     fleet::{
         clock::BootTime,
@@ -56,6 +56,8 @@ impl<S: Store> MemberThread<S> {
     /// Runs from the word to begin until the host has left the fleet.
     pub(in crate::fleet) fn run(mut self, begun: &Receiver<Option<BootTime>>) {
         let Ok(contact) = begun.recv() else { return };
+        let handle = self.proxy.handle.clone();
+        let _alarm = Alarm(|why: &str| handle.fleet().tell_trouble(why));
         // The contact of a process that was there for a moment only is not known, though it has left pauses.
         let mut paused = self.proxy.view().holding;
         paused.remove(STARTING);

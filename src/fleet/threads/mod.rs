@@ -110,7 +110,7 @@ impl Bell {
 }
 
 /// Tells of a panic of a thread of the fleet, as nobody joins it before the end.
-pub(super) struct Alarm<F: Fn(&str)>(pub(super) F);
+struct Alarm<F: Fn(&str)>(F);
 
 impl<F: Fn(&str)> Drop for Alarm<F> {
     fn drop(&mut self) {

@@ -15,7 +15,7 @@ const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
 /// The hand-over has some 2,300, as each struct that travels says what of it does, and the fleet some 1,800.
-const CODE_LINES_MAX: usize = 29_600;
+const CODE_LINES_MAX: usize = 31_600;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -135,6 +135,7 @@ const ROOMS: [(&str, &[&str]); 22] = [
         &[
             "control",
             "fleet",
+            "steering",
             "worker",
             "handle",
             "shared",
@@ -148,7 +149,7 @@ const ROOMS: [(&str, &[&str]); 22] = [
     ),
     ("control", &["fleet", "handle", "pause"]),
     ("fleet", &["handle", "pause"]),
-    ("steering", &[]),
+    ("steering", &["shared", "pause", "upstream"]),
     ("worker", &["shared", "connection", "pause", "upstream", "worker_pool", "admission"]),
     ("handle", &["shared", "pause", "proxy_header", "upstream"]),
     ("shared", &["connection", "pause", "proxy_header", "upstream", "worker_pool", "admission"]),

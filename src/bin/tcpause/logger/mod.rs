@@ -136,11 +136,11 @@ impl Write for Queue {
 }
 
 /// Returns true for a line of `tiny_http` about its own threads, which tells an operator nothing, and for all lines of the
-/// client of etcd and of TLS: clients that are rejected could write into the log at will.
+/// client of etcd, of TLS and of the loader of BPF: clients that are rejected could write into the log at will.
 fn is_noise(record: &Record<'_>) -> bool {
     match record.target().split("::").next() {
         Some("tiny_http") => record.level() > Level::Error,
-        Some("rustls" | "ureq" | "ureq_proto") => true,
+        Some("rustls" | "ureq" | "ureq_proto" | "aya" | "aya_obj") => true,
         _ => false,
     }
 }
@@ -386,6 +386,7 @@ mod tests {
             ("rustls::common_state", Level::Error, true),
             ("ureq::run", Level::Debug, true),
             ("ureq_proto::util", Level::Debug, true),
+            ("aya_obj::relocation", Level::Debug, true),
             ("tcpause::control", Level::Debug, false),
         ] {
             let record = Record::builder().target(target).level(level).build();

@@ -1,0 +1,61 @@
+//! `Steer`: the way past the workers, on which new connections lead straight to the upstream, as a pause sees it.
+//!
+//! Steered connections hold passes of the gate like all others, so that only their begin and their reset need words here.
+
+use std::{fmt, os::fd::BorrowedFd, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::Pauses;
+
+/// Way past the workers.
+pub(crate) trait Steer: fmt::Debug + Send + Sync {
+    /// Steers nobody from now on. Called under locks: it must not wait. Connections under way are known behind
+    /// [`Steer::settle`].
+    fn stop(&self);
+    /// Waits until all that was steered before a stop is known and counted.
+    fn settle(&self);
+    /// Stops, and keeps it so until [`Steer::go_on`].
+    fn suspend(&self);
+    fn go_on(&self);
+    /// Steers nobody from this time since the start of the host on, until another one is set.
+    fn fence_at(&self, deadline: Option<Duration>);
+    /// Tells of a listener of tcpause, whose clients do not count as steered.
+    fn mark(&self, listener: BorrowedFd<'_>);
+    /// Resets all steered connections.
+    fn reset(&self);
+    fn status(&self) -> SteeringStatus;
+}
+
+/// State of the steering, as `GET /status` shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SteeringStatus {
+    /// `steering`, `relaying` or `unavailable`.
+    pub state: String,
+    /// Reason for another state than `steering`; null in that one.
+    pub why: Option<String>,
+    /// Connections that were steered and are there. They are among the active ones.
+    pub active: u64,
+    /// SYN packets that were steered since the start, with repeated ones.
+    pub total: u64,
+}
+
+impl Pauses {
+    /// Sets the way past the workers. There is one.
+    pub(crate) fn steer_by(&self, steer: Box<dyn Steer>) {
+        self.steer.get_or_init(|| steer);
+    }
+
+    /// Returns the way past the workers, if there is one.
+    pub(crate) fn steer(&self) -> Option<&dyn Steer> {
+        self.steer.get().map(AsRef::as_ref)
+    }
+
+    /// Runs `begin` unless it is paused. No pause begins meanwhile.
+    pub(crate) fn while_open(&self, begin: impl FnOnce()) {
+        let leases = self.lock();
+        if leases.mode().is_none() && !self.gate.is_paused() {
+            begin();
+        }
+    }
+}

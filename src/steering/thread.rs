@@ -1,0 +1,247 @@
+//! The thread of the steering: it looks for the server's listener, raises the steering, and counts down behind a stop.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    thread::Builder,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Receiver;
+
+use super::{
+    PAUSED, Standing, Steering,
+    bpf::Bpf,
+    found::{Found, Unavailable},
+};
+use crate::{
+    pause::gate::Pass,
+    shared::{Phase, Shared},
+    sys::SocketAddress,
+    upstream::targets::{Target, TargetUse},
+};
+
+/// Least time between two looks for the server's listener because of dials.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Thread that raises and lowers the steering of one proxy.
+pub(super) struct SteeringThread {
+    steering: Arc<Steering>,
+    shared: Arc<Shared>,
+    wakes: Receiver<()>,
+    /// Steered connections, each as a use of the upstream and a pass of the gate. Before the steering begins and until the
+    /// first count behind its end, there is at least one.
+    held: Vec<(TargetUse, Pass)>,
+    /// True until the first count behind a stop.
+    is_first_count: bool,
+    /// Time from which on a successful dial is news again.
+    heeds_dials_at: Instant,
+    /// What was logged last: that connections are steered, or why not.
+    logged: Option<Result<(), String>>,
+    /// Number of SYNs that another program of the namespace has taken.
+    taken: u64,
+}
+
+impl SteeringThread {
+    pub(super) fn new(steering: Arc<Steering>, shared: Arc<Shared>, wakes: Receiver<()>) -> Self {
+        let mut thread = Self {
+            steering,
+            shared,
+            wakes,
+            held: Vec::new(),
+            is_first_count: true,
+            heeds_dials_at: Instant::now(),
+            logged: None,
+            taken: 0,
+        };
+        // An earlier process may have steered.
+        thread.hold(1, &thread.shared.upstream.target());
+        thread
+    }
+
+    pub(super) fn start(self, own: Vec<SocketAddr>) -> io::Result<()> {
+        Builder::new().name("steering".into()).spawn(move || match self.prepare(&own) {
+            Ok(()) => self.run(),
+            Err(Unavailable { why }) => {
+                log::warn!("upstream.steer: connections are relayed: {why}");
+                self.steering.change(|state| state.standing = Standing::Unavailable(why));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Loads and attaches the programs, and marks what is tcpause's own.
+    fn prepare(&self, own: &[SocketAddr]) -> Result<(), Unavailable> {
+        let mut bpf = Bpf::load(own, None)?;
+        bpf.attach()?;
+        let marked = self.steering.mark_listeners(bpf);
+        marked.map_err(|error| Unavailable {
+            why: format!("the kernel does not mark a listener: {error}"),
+        })?;
+        // Clients that came before the mark are accepted by now.
+        self.shared.pauses.await_workers();
+        let own = own_sockets();
+        self.steering.lock_counting().counter.spare(own);
+        Ok(())
+    }
+
+    fn run(mut self) {
+        while self.shared.phase() == Phase::Running {
+            let next = self.turn();
+            let now = Instant::now();
+            let heeds_dials = now >= self.heeds_dials_at;
+            self.steering.heeds_dials.store(heeds_dials, Ordering::Release);
+            let until = [next, (!heeds_dials).then_some(self.heeds_dials_at)];
+            match until.into_iter().flatten().min() {
+                Some(until) => drop(self.wakes.recv_deadline(until)),
+                // The sender lives as long as the steering, so that there is no error.
+                None => drop(self.wakes.recv()),
+            }
+        }
+    }
+
+    /// Does what is to be done now. Returns the time of the next look at the table of connections, if there is to be one.
+    fn turn(&mut self) -> Option<Instant> {
+        let has_dialled = self.steering.has_dialled.swap(false, Ordering::AcqRel);
+        if has_dialled {
+            self.heeds_dials_at = Instant::now() + LOOK_INTERVAL;
+        }
+        if self.steering.is_steering() {
+            // A client was relayed all the same: the server may have another listener by now.
+            if !has_dialled || self.look().is_ok() {
+                return None;
+            }
+        }
+        self.warn_of_taken();
+        let next_count = self.count_down();
+        match self.raise() {
+            Ok(()) => None,
+            Err(why) => {
+                self.steering.relay(&why);
+                self.log(Err(&why));
+                next_count
+            }
+        }
+    }
+
+    /// Holds as many passes as there are steered connections. Returns the time of the next count, if there is to be one.
+    fn count_down(&mut self) -> Option<Instant> {
+        let (target, _) = self.held.first()?;
+        let target = Arc::clone(target.target());
+        if self.steering.is_unsettled.load(Ordering::Acquire) {
+            if let Err(Unavailable { why }) = Bpf::settle() {
+                log::error!("connections that were steered a moment ago may still come: {why}");
+            }
+            // Nobody but this thread raises the steering, so that no other stop has come since.
+            self.steering.is_unsettled.store(false, Ordering::Release);
+            self.is_first_count = true;
+        }
+        let count = self.steering.count(self.is_first_count);
+        self.is_first_count = false;
+        self.hold(count, &target);
+        (count > 0).then(|| self.steering.lock_counting().next_look)
+    }
+
+    fn hold(&mut self, count: u64, target: &Arc<Target>) {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        self.held.truncate(count);
+        while self.held.len() < count {
+            self.held.push((target.begin_use(), self.shared.pauses.gate.restore(true)));
+        }
+    }
+
+    /// Steers from now on, unless there is a reason not to, which it returns.
+    fn raise(&mut self) -> Result<(), String> {
+        let Shared { pauses, upstream, workers, .. } = &*self.shared;
+        if self.steering.lock().is_suspended {
+            return Err("it hands over or stops".into());
+        }
+        if pauses.gate.is_paused() || pauses.gate.is_fenced() {
+            return Err(PAUSED.into());
+        }
+        if workers.held() > 0 {
+            return Err("clients that have waited come first".into());
+        }
+        let target = upstream.target();
+        if let Some((earlier, _)) = self.held.first()
+            && !Arc::ptr_eq(earlier.target(), &target)
+        {
+            let address = earlier.target().address();
+            return Err(format!("connections that were steered to {address} are still there"));
+        }
+        self.look()?;
+        // Before the first one is steered.
+        self.hold((self.held.len() as u64).max(1), &target);
+        let Shared { pauses, upstream, .. } = &*self.shared;
+        pauses.while_open(|| {
+            self.steering.change(|state| {
+                if !state.is_suspended && Arc::ptr_eq(&target, &upstream.target()) {
+                    state.standing = Standing::Steering;
+                }
+            });
+        });
+        if !self.steering.is_steering() {
+            return Err(PAUSED.into());
+        }
+        self.log(Ok(&target));
+        Ok(())
+    }
+
+    /// Looks for the listener of the server.
+    fn look(&self) -> Result<(), String> {
+        let Some(bpf) = self.steering.bpf.get() else { return Err("it begins".into()) };
+        let known = self.shared.upstream.known();
+        let addresses: Vec<SocketAddr> = known.list().iter().filter_map(inet).collect();
+        match bpf.find(&addresses) {
+            Ok(Found::Listener) => Ok(()),
+            Ok(other) => Err(other.to_string()),
+            Err(Unavailable { why }) => Err(why),
+        }
+    }
+
+    /// Logs each change once, but for pauses, which have lines of their own.
+    fn log(&mut self, now: Result<&Arc<Target>, &str>) {
+        let said = now.map(drop).map_err(str::to_owned);
+        if now.err() == Some(PAUSED) || self.logged.as_ref() == Some(&said) {
+            return;
+        }
+        match now {
+            Ok(target) => log::info!(
+                event = "steering";
+                "new connections are steered straight to the server at {}", target.address()
+            ),
+            Err(why) => log::info!(event = "relaying"; "new connections are relayed: {why}"),
+        }
+        self.logged = Some(said);
+    }
+
+    /// Warns of another program of the network namespace that decides about clients first.
+    fn warn_of_taken(&mut self) {
+        let taken = self.steering.bpf.get().map_or(0, Bpf::taken);
+        if taken > self.taken {
+            log::warn!(
+                "another BPF program of this network namespace has taken clients of the proxy, {taken} until now: it decides before tcpause, and no pause holds them; detach it (`bpftool net` and `bpftool link` show it)"
+            );
+        }
+        self.taken = taken;
+    }
+}
+
+/// Returns the inodes of all sockets of this process.
+fn own_sockets() -> HashSet<u32> {
+    let Ok(open) = fs::read_dir("/proc/self/fd") else { return HashSet::new() };
+    let targets = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let inodes = targets.filter_map(|target| {
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    });
+    inodes.collect()
+}
+
+fn inet(address: &SocketAddress) -> Option<SocketAddr> {
+    match address {
+        SocketAddress::Inet(address) => Some(*address),
+        SocketAddress::Unix(_) | SocketAddress::Abstract(_) => None,
+    }
+}
