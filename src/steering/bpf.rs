@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,11 +16,15 @@ use aya::{
 };
 use rustix::{
     io::Errno,
+    net::getsockname,
     thread::{MembarrierCommand, MembarrierQuery, membarrier, membarrier_query},
 };
 
 use super::found::{Found, Unavailable};
 
+/// Programs of the object.
+const STEER: &str = "steer";
+const FIND: &str = "find";
 /// Words of the map `state`.
 const UNTIL: u32 = 0;
 const ASSIGNED: u32 = 1;
@@ -48,7 +52,7 @@ pub(super) struct Bpf {
 struct Maps {
     state: Array<MapData, u64>,
     servers: SockMap<MapData>,
-    catcher: SockMap<MapData>,
+    catchers: SockMap<MapData>,
     marks: SkStorage<MapData, u32>,
 }
 
@@ -67,7 +71,7 @@ impl Bpf {
         let opens = |error: MapError| unavailable("opens a map", &error);
         let state = Array::try_from(take("state")?).map_err(opens)?;
         let servers = SockMap::try_from(take("servers")?).map_err(opens)?;
-        let catcher = SockMap::try_from(take("catcher")?).map_err(opens)?;
+        let catchers = SockMap::try_from(take("catchers")?).map_err(opens)?;
         let storage = match marks {
             Some(marks) => MapData::from_fd(marks).and_then(Map::from_map_data).map_err(opens)?,
             None => take("marks")?,
@@ -78,12 +82,11 @@ impl Bpf {
         };
         let descriptor = descriptor.map_err(|error| unavailable("copies a map", &error))?;
         let storage = SkStorage::try_from(storage).map_err(opens)?;
-        let maps = Mutex::new(Maps { state, servers, catcher, marks: storage });
-        let mut bpf = Self { listen: listen.into(), programs, link: None, maps, marks: descriptor };
+        let maps = Mutex::new(Maps { state, servers, catchers, marks: storage });
         let loads = |error: ProgramError| unavailable("loads a program", &error);
-        bpf.steer()?.load().map_err(loads)?;
-        bpf.find_program()?.load().map_err(loads)?;
-        Ok(bpf)
+        program::<SkLookup>(&mut programs, STEER)?.load().map_err(loads)?;
+        program::<SchedClassifier>(&mut programs, FIND)?.load().map_err(loads)?;
+        Ok(Self { listen: listen.into(), programs, link: None, maps, marks: descriptor })
     }
 
     /// Attaches the program to this thread's network namespace. It steers nothing before [`Self::steer_until`].
@@ -93,15 +96,14 @@ impl Bpf {
         }
         let namespace = File::open("/proc/thread-self/ns/net")
             .map_err(|error| unavailable("opens the network namespace", &error))?;
-        let attached = self.steer()?.attach(namespace);
-        self.link = Some(attached.map_err(|error| unavailable("attaches the program", &error))?);
+        self.link = Some(self.attach_to(namespace)?);
         Ok(())
     }
 
     /// Detaches the program: new clients reach the sockets that are bound. The maps stay.
     pub(super) fn detach(&mut self) {
         if let Some(link) = self.link.take()
-            && let Ok(program) = self.steer()
+            && let Ok(program) = program::<SkLookup>(&mut self.programs, STEER)
             && let Err(error) = program.detach(link)
         {
             log::warn!("the program that steers stays attached: {error}");
@@ -164,9 +166,11 @@ impl Bpf {
         self.marks.as_fd()
     }
 
-    /// Gives `listener`, which is bound to another port, all clients that are not steered. It ends when the listener closes.
+    /// Gives `listener`, which is bound to another port, all clients of its family that are not steered; one of `::` gets those
+    /// of IPv4 too, where no other does. It ends when the listener closes.
     pub(super) fn catch(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
-        self.lock().catcher.set(0, &listener, 0).map_err(io::Error::other)
+        let is_ipv6 = SocketAddr::try_from(getsockname(listener)?)?.is_ipv6();
+        self.lock().catchers.set(is_ipv6.into(), &listener, 0).map_err(io::Error::other)
     }
 
     /// Waits until each SYN that was under way has passed the program and is in the table of connections.
@@ -193,16 +197,10 @@ impl Bpf {
         })
     }
 
-    fn steer(&mut self) -> Result<&mut SkLookup, Unavailable> {
-        let program = self.programs.program_mut("steer");
-        let program = program.ok_or(ProgramError::NotLoaded).and_then(TryInto::try_into);
-        program.map_err(|error| unavailable("takes a program", &error))
-    }
-
-    fn find_program(&mut self) -> Result<&mut SchedClassifier, Unavailable> {
-        let program = self.programs.program_mut("find");
-        let program = program.ok_or(ProgramError::NotLoaded).and_then(TryInto::try_into);
-        program.map_err(|error| unavailable("takes a program", &error))
+    /// Attaches it to a network namespace.
+    fn attach_to(&mut self, namespace: impl AsFd) -> Result<SkLookupLinkId, Unavailable> {
+        let attached = program::<SkLookup>(&mut self.programs, STEER)?.attach(namespace);
+        attached.map_err(|error| unavailable("attaches the program", &error))
     }
 
     /// Runs the program that searches.
@@ -211,7 +209,7 @@ impl Bpf {
             let program: &SchedClassifier = program.try_into()?;
             program.test_run(TestRunOptions { data_in: Some(question), ..TestRunOptions::new() })
         };
-        let program = self.programs.program("find").ok_or(ProgramError::NotLoaded);
+        let program = self.programs.program(FIND).ok_or(ProgramError::NotLoaded);
         let answer =
             program.and_then(run).map_err(|error| unavailable("runs a program", &error))?;
         match i32::try_from(answer.return_value).unwrap_or_default() {
@@ -225,6 +223,15 @@ impl Bpf {
             }
         }
     }
+}
+
+/// Returns a program of the object.
+fn program<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, Unavailable>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = programs.program_mut(name).ok_or(ProgramError::NotLoaded);
+    program.and_then(TryInto::try_into).map_err(|error| unavailable("takes a program", &error))
 }
 
 /// Makes the maps, with our own addresses in them.
@@ -324,3 +331,6 @@ fn unavailable(does: &str, error: &(dyn Error + 'static)) -> Unavailable {
     };
     Unavailable { why }
 }
+
+#[cfg(test)]
+mod tests;

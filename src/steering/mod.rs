@@ -8,8 +8,6 @@
 mod bpf;
 mod count;
 mod found;
-#[cfg(test)]
-mod tests;
 mod thread;
 
 use std::{

@@ -51,13 +51,13 @@ struct {
     TYPE(value, u32);
 } servers SEC(".maps");
 
-// Our own listener while it is bound to another port.
+// Our own listeners of IPv4 and IPv6 while they are bound to another port.
 struct {
     INT(type, SOCKMAP);
-    INT(max_entries, 1);
+    INT(max_entries, 2);
     TYPE(key, u32);
     TYPE(value, u32);
-} catcher SEC(".maps");
+} catchers SEC(".maps");
 
 // Sockets that are ours; what a listener accepts inherits its mark. No program reads them, but the count does.
 struct {
@@ -131,7 +131,8 @@ SEC("sk_lookup") int steer(struct bpf_sk_lookup *ctx) {
                 return PASS;
             }
     }
-    assign(ctx, &catcher, 0);
+    if (!assign(ctx, &catchers, 0))
+        assign(ctx, &catchers, 1);
     return PASS;
 }
 
