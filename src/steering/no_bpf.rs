@@ -17,9 +17,7 @@ pub(super) struct Bpf(Infallible);
 impl Bpf {
     /// Refuses.
     pub(super) fn load(_: &[SocketAddr], _: Option<OwnedFd>) -> Result<Self, Unavailable> {
-        Err(Unavailable {
-            why: "this tcpause was built without the feature `steering`; build it with its default features".to_owned(),
-        })
+        Err(unavailable())
     }
 
     pub(super) fn attach(&mut self) -> Result<(), Unavailable> {
@@ -59,6 +57,12 @@ impl Bpf {
     }
 
     pub(super) fn settle() -> Result<(), Unavailable> {
-        Ok(())
+        Err(unavailable())
+    }
+}
+
+fn unavailable() -> Unavailable {
+    Unavailable {
+        why: "this tcpause was built without the feature `steering`; build it with its default features".to_owned(),
     }
 }
