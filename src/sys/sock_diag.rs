@@ -14,14 +14,14 @@ use rustix::{
     },
 };
 
-/// `SOCK_DIAG_BY_FAMILY`: the type of a question about sockets, and of its answer.
-pub(super) const BY_FAMILY: u16 = 20;
+/// `SOCK_DIAG_BY_FAMILY`: the type of a question about one socket, and of its answer.
+const BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST`.
 pub(super) const REQUEST: u16 = 1;
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
-/// Every state of a socket.
-pub(super) const ALL_STATES: u32 = u32::MAX;
+/// Length of `nlmsghdr`.
+pub(super) const HEADER_BYTES: usize = 16;
 /// Places in an answer, which is `nlmsghdr` and `inet_diag_msg`.
 const TYPE: usize = 4;
 const PORTS: usize = 20;
@@ -74,26 +74,21 @@ fn question(address: SocketAddr, other: SocketAddr) -> Vec<u8> {
     // At any interface, and without a cookie.
     id.extend([0; 4]);
     id.extend([u8::MAX; 8]);
-    request([BY_FAMILY, REQUEST], family, ALL_STATES, &id, &[])
+    message([BY_FAMILY, REQUEST], &question_body(family, &id))
 }
 
-/// Returns a question of a type and with flags of netlink. Its `id` has the length of an [`Id`].
-pub(super) fn request(
-    type_and_flags: [u16; 2],
-    family: AddressFamily,
-    states: u32,
-    id: &[u8],
-    attributes: &[u8],
-) -> Vec<u8> {
-    let mut body = type_and_flags.map(u16::to_ne_bytes).concat();
-    // Neither a sequence number nor a port of netlink.
-    body.extend([0; 8]);
-    body.extend([family.as_raw().to_le_bytes()[0], TCP, 0, 0]);
-    body.extend(states.to_ne_bytes());
-    body.extend(id);
-    body.extend(attributes);
-    let length = u32::try_from(size_of::<u32>() + body.len()).unwrap_or(u32::MAX);
-    [&length.to_ne_bytes()[..], &body].concat()
+/// Returns `inet_diag_req_v2`. `id` has the length of an [`Id`].
+pub(super) fn question_body(family: AddressFamily, id: &[u8]) -> Vec<u8> {
+    // In every state.
+    let begin = [family.as_raw().to_le_bytes()[0], TCP, 0, 0, u8::MAX, u8::MAX, u8::MAX, u8::MAX];
+    [&begin, id].concat()
+}
+
+/// Returns a message of a type and with flags of netlink, with neither a sequence number nor a port of netlink.
+pub(super) fn message(type_and_flags: [u16; 2], body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or(u32::MAX);
+    let type_and_flags = type_and_flags.map(u16::to_ne_bytes).concat();
+    [&length.to_ne_bytes()[..], &type_and_flags, &[0; 8], body].concat()
 }
 
 /// Takes the user out of an answer. Where no connection has these ports, the kernel tells of a listener; and a socket that

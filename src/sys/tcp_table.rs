@@ -1,6 +1,6 @@
 //! The TCP connections of a local port, from the kernel's table: `sock_diag(7)` lists them, and resets one.
 //!
-//! The kernel picks the rows by port, family and state, so a table full of others costs its walk only. A socket may bear a mark:
+//! The kernel picks the rows by port and state, so a table full of others costs its walk only. A socket may bear a mark:
 //! a value in a socket storage of BPF, which the kernel shows to a holder of `CAP_BPF`.
 
 use std::{
@@ -14,8 +14,10 @@ use rustix::{
     net::{AddressFamily, RecvFlags, recv},
 };
 
-use super::sock_diag::{ALL_STATES, BY_FAMILY, Id, REQUEST, request, send};
+use super::sock_diag::{HEADER_BYTES, Id, REQUEST, message, question_body, send};
 
+/// `TCPDIAG_GETSOCK`: the type of a list, and of its rows. Its successor walks through the table once for each family.
+const LIST: u16 = 18;
 /// `SOCK_DESTROY`: the type of a request to reset a connection.
 const DESTROY: u16 = 21;
 /// `NLM_F_ACK`: success is answered too.
@@ -28,8 +30,6 @@ const CHANGED: u16 = 0x10;
 const ERROR: u16 = 2;
 /// `NLMSG_DONE`.
 const DONE: u16 = 3;
-/// Length of `nlmsghdr`.
-const HEADER_BYTES: usize = 16;
 /// Length of `inet_diag_msg`. Attributes follow.
 const ROW_BYTES: usize = 72;
 /// `NLA_TYPE_MASK`: bits of an attribute's type without its flags.
@@ -128,30 +128,21 @@ impl Row {
     }
 }
 
-/// Lists the connections of `port` that belong to `families`: all of a listener for both belong to `INET6`. Marked are those
-/// with a value in the storage `marks`; without it, none. A list of less than [`SURE_BELOW`] rows is complete.
-pub(crate) fn dump(
-    port: u16,
-    families: &[AddressFamily],
-    marks: Option<BorrowedFd<'_>>,
-) -> io::Result<Vec<Row>> {
-    let mut rows = Vec::new();
+/// Lists the connections of `port`, of both families. Marked are those with a value in the storage `marks`; without it, none.
+/// A list of less than [`SURE_BELOW`] rows is complete.
+pub(crate) fn dump(port: u16, marks: Option<BorrowedFd<'_>>) -> io::Result<Vec<Row>> {
+    let question = dump_question(port, marks);
     let mut buffer = vec![0; BUFFER_BYTES];
-    for &family in families {
-        let question = dump_question(port, family, marks);
-        let mut attempts = (0..ATTEMPTS).map(|_| list(&question, &mut buffer));
-        let Some(found) = attempts.find_map(io::Result::transpose) else {
-            return Err(io::Error::other("the table of connections changes while it is read"));
-        };
-        rows.extend(found?);
-    }
-    Ok(rows)
+    let mut attempts = (0..ATTEMPTS).map(|_| list(&question, &mut buffer));
+    attempts.find_map(Result::transpose).unwrap_or_else(|| {
+        Err(io::Error::other("the kernel's table of connections changes while it is read"))
+    })
 }
 
 /// Resets a connection, for both sides. Whatever else has its addresses by now stays as it is. Needs `CAP_NET_ADMIN`.
 pub(crate) fn destroy(row: &Row) -> io::Result<()> {
     let family = if row.is_ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    let question = request([DESTROY, REQUEST | ACKNOWLEDGE], family, ALL_STATES, &row.id, &[]);
+    let question = message([DESTROY, REQUEST | ACKNOWLEDGE], &question_body(family, &row.id));
     let mut answer = [0; 512];
     let (length, _) = recv(send(&question)?, &mut answer, RecvFlags::empty())?;
     match read(answer.get(..length).unwrap_or_default(), &mut Vec::new()) {
@@ -161,17 +152,22 @@ pub(crate) fn destroy(row: &Row) -> io::Result<()> {
     }
 }
 
-fn dump_question(port: u16, family: AddressFamily, marks: Option<BorrowedFd<'_>>) -> Vec<u8> {
-    // A dump looks at the ports of an id only, and 0 stands for every port.
-    let mut id: Id = [0; 48];
-    id[..2].copy_from_slice(&port.to_be_bytes());
-    let states = State::ALL.into_iter().fold(0, |states, state| states | 1 << state as u32);
-    let storages = marks.map_or_else(Vec::new, |map| {
+/// Returns the question for a list: `inet_diag_req` and the map of marks.
+fn dump_question(port: u16, marks: Option<BorrowedFd<'_>>) -> Vec<u8> {
+    // It has neither a family nor prefixes nor extensions, and of the id the ports only; 0 stands for every port.
+    let mut body = vec![0; 4];
+    body.extend(port.to_be_bytes());
+    body.resize(4 + size_of::<Id>(), 0);
+    let states = State::ALL.into_iter().fold(0, |states, state| states | 1_u32 << state as u32);
+    body.extend(states.to_ne_bytes());
+    // A place that the kernel does not look at.
+    body.extend([0; 4]);
+    if let Some(map) = marks {
         // Two headers, one in the other, and the descriptor.
-        let headers = [12, WANTED_STORAGES, 8, WANTED_MAP].map(u16::to_ne_bytes);
-        [headers.concat(), map.as_raw_fd().to_ne_bytes().to_vec()].concat()
-    });
-    request([BY_FAMILY, REQUEST | DUMP], family, states, &id, &storages)
+        body.extend([12, WANTED_STORAGES, 8, WANTED_MAP].map(u16::to_ne_bytes).concat());
+        body.extend(map.as_raw_fd().to_ne_bytes());
+    }
+    message([LIST, REQUEST | DUMP], &body)
 }
 
 /// Returns the rows of an answer; none if it has to be asked for once more.
@@ -213,7 +209,7 @@ fn read(mut messages: &[u8], rows: &mut Vec<Row>) -> io::Result<Progress> {
             return Ok(Progress::Changed);
         }
         match u16::from_ne_bytes([type_low, type_high]) {
-            BY_FAMILY => rows.extend(Row::read(body)?),
+            LIST => rows.extend(Row::read(body)?),
             ERROR | DONE => {
                 let code = i32::from_ne_bytes(field(body, 0).ok_or_else(malformed)?);
                 return match code {
