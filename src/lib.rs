@@ -57,7 +57,6 @@ mod proxy_header;
 mod server;
 mod shared;
 mod stats;
-#[allow(dead_code, reason = "a listener of our own on another port follows")]
 mod steering;
 mod sys;
 #[cfg(test)]

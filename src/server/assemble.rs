@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     admission::Admission,
-    config::{Config, ControlConfig, GroupName},
+    config::{Config, ControlConfig, GroupName, Steer},
     connection::reject::policy::RejectPolicy,
     control::{Control, ControlWords, HostPolicy, Scope},
     error::Error,
@@ -125,14 +125,16 @@ impl Plan {
         }
         let config = &self.config;
         let listen_for_control =
-            || listen("control.addr", &config.control.addr, 1, self.control_access);
+            || listen("control.addr", &config.control.addr, 1, self.control_access, false);
         let control = control.map_or_else(listen_for_control, Ok)?;
         let monitor = match monitor {
             None => self.listen_for_monitor()?,
             passed => passed,
         };
         let access = Access { mode: config.proxy.mode, group: None };
-        let listen_there = || listen("proxy.addr", &config.proxy.addr, self.threads, access);
+        let may_catch = config.upstream.steer != Steer::Off;
+        let listen_there =
+            || listen("proxy.addr", &config.proxy.addr, self.threads, access, may_catch);
         let proxy = proxy.map_or_else(listen_there, Ok)?;
         Ok(Listeners { proxy, control, monitor })
     }
@@ -141,7 +143,7 @@ impl Plan {
     pub(super) fn listen_for_monitor(&self) -> Result<Option<Listening>, Error> {
         let monitor = &self.config.monitor;
         let access = Access { mode: Some(monitor.mode), group: None };
-        monitor.addr.as_ref().map(|addr| listen("monitor.addr", addr, 1, access)).transpose()
+        monitor.addr.as_ref().map(|addr| listen("monitor.addr", addr, 1, access, false)).transpose()
     }
 
     /// Starts every thread behind these listeners. With a state that is to be rebuilt, they rebuild it and stand still. Returns the
@@ -164,7 +166,11 @@ impl Plan {
         let hosts = HostPolicy::new(named.into_iter().flatten(), &self.config.control.hosts);
         let membership = self.membership.take();
         let start_wait = membership.as_ref().map(Membership::start_wait);
-        let steering = Starter::new(&self.config, listeners.proxy.listeners.iter().flatten());
+        let steering = Starter::new(
+            &self.config,
+            &listeners.proxy.caught,
+            listeners.proxy.listeners.iter().flatten(),
+        );
         let (shared, ends) = self.share(&mut listeners, limits, rebuilding.as_ref())?;
         let Listeners { proxy, control, monitor } = listeners;
         let mut server = Server {
@@ -191,7 +197,7 @@ impl Plan {
         };
         let started = server.start_workers(ends, proxy.listeners, rebuilding.as_mut());
         let started = started.and_then(|()| {
-            if !is_taker {
+            if !is_taker || server.steering.as_ref().is_some_and(Starter::is_needed) {
                 server.start_steering()?;
             }
             server.fleet = membership.map(|it| it.start(server.handle())).transpose()?;

@@ -13,6 +13,7 @@ use crate::{
     sys::{
         self, Listener, SocketAddress,
         socket_file::{self, Access, SocketFile},
+        tcp_table,
     },
     upstream::loop_guard::LoopGuard,
 };
@@ -29,6 +30,9 @@ pub(super) struct Listening {
     /// First of `addresses`, which the server tells as its own.
     pub(super) address: Address,
     pub(super) addresses: Vec<Address>,
+    /// Addresses whose port cannot be bound, as connections that were steered have it. The listeners are at another port, and
+    /// the steering leads clients there.
+    pub(super) caught: Vec<SocketAddr>,
 }
 
 /// Sockets of the whole server.
@@ -70,7 +74,24 @@ impl Listening {
             }
         }
         let address = addresses.first().cloned().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { listeners, file: None, address, addresses })
+        Ok(Self { listeners, file: None, address, addresses, caught: Vec::new() })
+    }
+
+    /// Listens at a free port of the loopback in place of `wanted`.
+    fn catching(wanted: Vec<SocketAddr>, threads: usize) -> io::Result<Self> {
+        let takes_ipv4 = wanted.iter().any(|it| it.is_ipv4() || it.ip().is_unspecified());
+        let takes_ipv6 = wanted.iter().any(SocketAddr::is_ipv6);
+        let ipv4 = takes_ipv4.then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let ipv6 = takes_ipv6.then(|| SocketAddr::from((Ipv6Addr::LOCALHOST, 0)));
+        let found: Vec<SocketAddr> = ipv4.into_iter().chain(ipv6).collect();
+        Ok(Self::tcp(&found, threads)?.is_to_catch(wanted))
+    }
+
+    fn is_to_catch(self, wanted: Vec<SocketAddr>) -> Self {
+        let addresses: Vec<Address> =
+            wanted.iter().map(|it| Address::tcp(it.ip().to_string(), it.port())).collect();
+        let address = addresses.first().cloned().unwrap_or(self.address);
+        Self { address, addresses, caught: wanted, ..self }
     }
 
     /// Returns what listens already.
@@ -89,15 +110,22 @@ impl Listening {
             }
         }
         let address = addresses.first().cloned().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { listeners, file: None, address, addresses })
+        Ok(Self { listeners, file: None, address, addresses, caught: Vec::new() })
     }
 
-    /// Returns the same at `address`, if that is a path: the kernel tells the name that a UNIX listener had before its file
-    /// got its path.
+    /// Returns the same at `address`, if that is a path, or another port: the kernel tells the name that a UNIX listener had
+    /// before its file got its path, and the port of listeners that the steering leads clients to.
     pub(super) fn named(self, address: &Address) -> Self {
         match address {
             Address::Unix(_) => {
                 Self { address: address.clone(), addresses: vec![address.clone()], ..self }
+            }
+            Address::Tcp { host, port } if *port != 0 => {
+                let is_there = |it: &Listener| it.local_inet().is_ok_and(|it| it.port() == *port);
+                if self.listeners.iter().flatten().all(is_there) {
+                    return self;
+                }
+                self.is_to_catch(look_up(host, *port).unwrap_or_default())
             }
             Address::Tcp { .. } | Address::Abstract(_) => self,
         }
@@ -114,7 +142,8 @@ impl Listening {
 
     fn unix(listener: Listener, file: Option<SocketFile>, address: &Address) -> Self {
         let (address, addresses) = (address.clone(), vec![address.clone()]);
-        Self { listeners: vec![vec![listener]], file, address, addresses }
+        let listeners = vec![vec![listener]];
+        Self { listeners, file, address, addresses, caught: Vec::new() }
     }
 
     fn add_to(&self, guard: &mut LoopGuard, setting: &'static str) {
@@ -134,16 +163,21 @@ impl Listening {
         for address in self.listeners.iter().flatten().filter_map(|it| it.local_inet().ok()) {
             guard.add(setting, SocketAddress::Inet(address), None);
         }
+        for &address in &self.caught {
+            guard.add(setting, SocketAddress::Inet(address), None);
+        }
     }
 }
 
 /// Listens at `address`. TCP gets a listener for each of `count` threads, among which the kernel spreads the clients; a UNIX
-/// socket has one listener.
+/// socket has one listener. If `may_catch`, the listeners are at another port where connections without a listener have this
+/// one: a steered connection has the port of the proxy, and the server may keep others from it (`SO_REUSEADDR`).
 pub(super) fn listen(
     setting: &str,
     address: &Address,
     count: usize,
     access: Access,
+    may_catch: bool,
 ) -> Result<Listening, Error> {
     let refuse = |error: io::Error| {
         let remedy = remedy(address, error.kind());
@@ -164,7 +198,19 @@ pub(super) fn listen(
                     "{setting}: cannot look up {host}: {error}; use a name or IP of this host"
                 ))
             })?;
-            Listening::tcp(&found, count).map_err(refuse)
+            match Listening::tcp(&found, count) {
+                Err(error)
+                    if may_catch
+                        && error.kind() == io::ErrorKind::AddrInUse
+                        && tcp_table::is_listened(*port).is_ok_and(|is_listened| !is_listened) =>
+                {
+                    log::warn!(
+                        "{setting}: steered connections of the server have the port of {address}, so it is not bound: the kernel leads new clients to tcpause at another one"
+                    );
+                    Listening::catching(found, count).map_err(refuse)
+                }
+                listening => listening.map_err(refuse),
+            }
         }
     }
 }

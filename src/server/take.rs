@@ -24,7 +24,7 @@ use super::{
     rest::{FilesWords, RestWords},
 };
 use crate::{
-    config::{Config, address::Address},
+    config::{Config, Steer, address::Address},
     control::{ControlListenersWords, ControlWords, Scope},
     error::Error,
     handover::{
@@ -342,6 +342,9 @@ impl Plan {
             if written.is_some() { listening.named(address) } else { listening }
         };
         let proxy = named(proxy, &self.written.proxy, &proxy_config.addr);
+        if !proxy.caught.is_empty() && self.config.upstream.steer == Steer::Off {
+            return Err(Error::Config("upstream.steer: off is not possible in an upgrade while steered connections have the port of proxy.addr, so that clients come by the steering alone; write auto, or stop and start".into()));
+        }
         let control = named(control, &self.written.control, &control_config.addr);
         let monitor = match (monitor, &monitor_config.addr) {
             (Some(monitor), Some(address)) if self.keeps_monitor => {

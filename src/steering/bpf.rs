@@ -100,16 +100,6 @@ impl Bpf {
         Ok(())
     }
 
-    /// Detaches the program: new clients reach the sockets that are bound. The maps stay.
-    pub(super) fn detach(&mut self) {
-        if let Some(link) = self.link.take()
-            && let Ok(program) = program::<SkLookup>(&mut self.programs, STEER)
-            && let Err(error) = program.detach(link)
-        {
-            log::warn!("the program that steers stays attached: {error}");
-        }
-    }
-
     /// Finds the listeners that a dial to `server` would reach, and steers to them from now on. Those found before are
     /// forgotten.
     pub(super) fn find(&self, server: &[SocketAddr]) -> Result<Found, Unavailable> {

@@ -22,7 +22,6 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded};
-use rustix::net::AddressFamily;
 
 use self::{bpf::Bpf, count::Counter, found::Unavailable, thread::SteeringThread};
 use crate::{
@@ -41,8 +40,10 @@ const PAUSED: &str = "it is paused";
 
 /// Steering of one proxy.
 struct Steering {
-    /// Port of the proxy.
-    port: u16,
+    /// Addresses of the proxy, which have one port.
+    own: Vec<SocketAddr>,
+    /// True if the listeners of the proxy are at another port.
+    catches: bool,
     /// Programs in the kernel, once they are loaded.
     bpf: OnceLock<Bpf>,
     /// Listeners that are to be marked as soon as the programs are loaded; none from then on.
@@ -82,6 +83,16 @@ struct Counting {
     next_look: Instant,
 }
 
+/// Look at the table of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// While connections are steered.
+    Open,
+    /// First one behind a stop.
+    First,
+    Later,
+}
+
 /// Refuses a start with `on` where nothing can be steered.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
     if config.upstream.steer != config::Steer::On {
@@ -98,22 +109,27 @@ pub(crate) struct Starter {
     conflict: Option<String>,
     listeners: Vec<OwnedFd>,
     own: Vec<SocketAddr>,
+    /// True if the listeners are not bound to `own`, so that clients come by the steering alone.
+    catches: bool,
 }
 
 impl Starter {
-    /// Keeps what is needed of these listeners. Returns none if nothing is to be steered.
+    /// Keeps what is needed of these listeners, which are to get the clients of the addresses `caught`, if there are any, in
+    /// place of their own. Returns none if nothing is to be steered.
     pub(crate) fn new<'a>(
         config: &Config,
+        caught: &[SocketAddr],
         listeners: impl Iterator<Item = &'a Listener>,
     ) -> Option<Self> {
         if config.upstream.steer == config::Steer::Off {
             return None;
         }
         let conflict = config.steering_conflict().map(|(key, why)| format!("{key} is set: {why}"));
-        let mut starter = Self { conflict, listeners: Vec::new(), own: Vec::new() };
+        let catches = !caught.is_empty();
+        let mut starter = Self { conflict, listeners: Vec::new(), own: caught.into(), catches };
         for listener in listeners {
             let Ok(address) = listener.local_inet() else { continue };
-            if !starter.own.contains(&address) {
+            if !catches && !starter.own.contains(&address) {
                 starter.own.push(address);
             }
             starter.listeners.extend(listener.lend().try_clone_to_owned());
@@ -121,16 +137,20 @@ impl Starter {
         Some(starter)
     }
 
+    /// Returns true if no client comes without the steering.
+    pub(crate) fn is_needed(&self) -> bool {
+        self.catches
+    }
+
     /// Lets the thread begin. What an earlier process has steered counts from now on.
     pub(crate) fn start(self, shared: &Arc<Shared>) -> Result<(), Error> {
-        let Self { conflict, listeners, own } = self;
+        let Self { conflict, listeners, own, catches } = self;
         let (wake, wakes) = bounded(1);
         let standing = match conflict {
             Some(why) => Standing::Unavailable(why),
             None => Standing::Relaying("it begins".to_owned()),
         };
         let steering = Arc::new(Steering {
-            port: own.first().map_or(0, SocketAddr::port),
             bpf: OnceLock::new(),
             unmarked: Mutex::new(Some(listeners)),
             state: Mutex::new(State {
@@ -147,8 +167,15 @@ impl Starter {
             heeds_dials: AtomicBool::new(false),
             has_dialled: AtomicBool::new(false),
             wake,
+            own,
+            catches,
         });
         shared.pauses.steer_by(Box::new(Way(Arc::clone(&steering))));
+        if catches && let Err(Unavailable { why }) = steering.load() {
+            return Err(Error::System(format!(
+                "proxy.addr: steered connections of the server have the port, and clients cannot be led past them: {why}; or wait until they have ended"
+            )));
+        }
         if let Standing::Unavailable(why) = standing {
             log::warn!("upstream.steer: connections are relayed: {why}");
             return Ok(());
@@ -157,7 +184,7 @@ impl Starter {
         shared.pauses.watch(move || pauses.wake());
         shared.upstream.watch_dials(move || dials.tell_dial());
         SteeringThread::new(steering, Arc::clone(shared), wakes)
-            .start(own)
+            .start()
             .map_err(|error| Error::no_thread("steers connections", &error))
     }
 }
@@ -222,12 +249,23 @@ impl Steering {
         self.lock().standing == Standing::Steering
     }
 
-    /// Marks all listeners, and has those marked that follow.
-    fn mark_listeners(&self, bpf: Bpf) -> io::Result<()> {
+    /// Loads and attaches the programs, unless that was done, and marks all listeners.
+    fn load(&self) -> Result<(), Unavailable> {
+        if self.bpf.get().is_some() {
+            return Ok(());
+        }
+        let mut bpf = Bpf::load(&self.own, None)?;
         let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
         for listener in unmarked.take().into_iter().flatten() {
-            bpf.mark(listener.as_fd())?;
+            let known = bpf.mark(listener.as_fd()).and_then(|()| match self.catches {
+                true => bpf.catch(listener.as_fd()),
+                false => Ok(()),
+            });
+            known.map_err(|error| Unavailable {
+                why: format!("the kernel does not take a listener: {error}"),
+            })?;
         }
+        bpf.attach()?;
         // The programs are loaded once.
         self.bpf.set(bpf).ok();
         Ok(())
@@ -235,28 +273,33 @@ impl Steering {
 
     /// Lists what is connected to the port of the proxy.
     fn table(&self, bpf: &Bpf) -> io::Result<Vec<Row>> {
-        let families = [AddressFamily::INET, AddressFamily::INET6];
-        tcp_table::dump(self.port, &families, Some(bpf.marks()))
+        let port = self.own.first().map_or(0, SocketAddr::port);
+        tcp_table::dump(port, Some(bpf.marks()))
     }
 
-    /// Looks at the table of connections, not more often than that costs a tenth of the time. `is_open` if more may be
-    /// steered, or could until this look.
-    fn count(&self, is_open: bool) -> u64 {
+    /// Looks at the table of connections. Returns the number of the steered ones; none if it is too early for another look,
+    /// or the kernel does not answer.
+    fn count(&self, look: Look) -> Option<u64> {
         let mut counting = self.lock_counting();
         let began = Instant::now();
-        let Some(bpf) = self.bpf.get().filter(|_| began >= counting.next_look) else {
-            return counting.active;
-        };
-        match self.table(bpf) {
-            Ok(rows) => {
-                let Counting { counter, active, .. } = &mut *counting;
-                *active =
-                    if is_open { counter.count_all(&rows) } else { counter.count_known(&rows) };
-            }
-            Err(error) => log::warn!("cannot count the steered connections: {error}"),
-        }
+        // The first look behind a stop is the one that no earlier look may stand for.
+        let is_due = look == Look::First || began >= counting.next_look;
+        let bpf = self.bpf.get().filter(|_| is_due)?;
+        let rows = self.table(bpf);
         counting.next_look = Instant::now() + count::rest_after(began.elapsed());
-        counting.active
+        match rows {
+            Ok(rows) => {
+                counting.active = match look {
+                    Look::Open | Look::First => counting.counter.count_all(&rows),
+                    Look::Later => counting.counter.count_known(&rows),
+                };
+                Some(counting.active)
+            }
+            Err(error) => {
+                log::warn!("cannot count the steered connections: {error}");
+                None
+            }
+        }
     }
 }
 
@@ -322,7 +365,8 @@ impl Steer for Way {
     fn status(&self) -> SteeringStatus {
         let standing = self.0.lock().standing.clone();
         let is_steering = standing == Standing::Steering;
-        let active = if is_steering { self.0.count(true) } else { self.0.lock_counting().active };
+        let counted = if is_steering { self.0.count(Look::Open) } else { None };
+        let active = counted.unwrap_or_else(|| self.0.lock_counting().active);
         let (state, why) = match standing {
             Standing::Steering => ("steering", None),
             Standing::Relaying(why) => ("relaying", Some(why)),

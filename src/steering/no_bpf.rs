@@ -24,10 +24,6 @@ impl Bpf {
         match self.0 {}
     }
 
-    pub(super) fn detach(&mut self) {
-        match self.0 {}
-    }
-
     pub(super) fn find(&self, _: &[SocketAddr]) -> Result<Found, Unavailable> {
         match self.0 {}
     }

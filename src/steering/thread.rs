@@ -12,7 +12,7 @@ use std::{
 use crossbeam_channel::Receiver;
 
 use super::{
-    PAUSED, Standing, Steering,
+    Look, PAUSED, Standing, Steering,
     bpf::Bpf,
     found::{Found, Unavailable},
 };
@@ -61,8 +61,8 @@ impl SteeringThread {
         thread
     }
 
-    pub(super) fn start(self, own: Vec<SocketAddr>) -> io::Result<()> {
-        Builder::new().name("steering".into()).spawn(move || match self.prepare(&own) {
+    pub(super) fn start(self) -> io::Result<()> {
+        Builder::new().name("steering".into()).spawn(move || match self.steering.load() {
             Ok(()) => self.run(),
             Err(Unavailable { why }) => {
                 log::warn!("upstream.steer: connections are relayed: {why}");
@@ -72,22 +72,10 @@ impl SteeringThread {
         Ok(())
     }
 
-    /// Loads and attaches the programs, and marks what is tcpause's own.
-    fn prepare(&self, own: &[SocketAddr]) -> Result<(), Unavailable> {
-        let mut bpf = Bpf::load(own, None)?;
-        bpf.attach()?;
-        let marked = self.steering.mark_listeners(bpf);
-        marked.map_err(|error| Unavailable {
-            why: format!("the kernel does not mark a listener: {error}"),
-        })?;
-        // Clients that came before the mark are accepted by now.
-        self.shared.pauses.await_workers();
-        let own = own_sockets();
-        self.steering.lock_counting().counter.spare(own);
-        Ok(())
-    }
-
     fn run(mut self) {
+        // Clients that came before the marks are accepted by now.
+        self.shared.pauses.await_workers();
+        self.steering.lock_counting().counter.spare(own_sockets());
         while self.shared.phase() == Phase::Running {
             let next = self.turn();
             let now = Instant::now();
@@ -138,10 +126,12 @@ impl SteeringThread {
             self.steering.is_unsettled.store(false, Ordering::Release);
             self.is_first_count = true;
         }
-        let count = self.steering.count(self.is_first_count);
-        self.is_first_count = false;
-        self.hold(count, &target);
-        (count > 0).then(|| self.steering.lock_counting().next_look)
+        let look = if self.is_first_count { Look::First } else { Look::Later };
+        if let Some(count) = self.steering.count(look) {
+            self.is_first_count = false;
+            self.hold(count, &target);
+        }
+        (!self.held.is_empty()).then(|| self.steering.lock_counting().next_look)
     }
 
     fn hold(&mut self, count: u64, target: &Arc<Target>) {

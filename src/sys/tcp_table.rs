@@ -58,11 +58,13 @@ pub(crate) enum State {
     FinWait2 = 5,
     CloseWait = 8,
     LastAck = 9,
+    /// A listener, which is no connection.
+    Listen = 10,
     Closing = 11,
 }
 
 impl State {
-    const ALL: [Self; 7] = [
+    const CONNECTED: [Self; 7] = [
         Self::Established,
         Self::SynRecv,
         Self::FinWait1,
@@ -115,7 +117,8 @@ impl Row {
     fn read(message: &[u8]) -> io::Result<Option<Self>> {
         let (row, attributes) = message.split_first_chunk::<ROW_BYTES>().ok_or_else(malformed)?;
         let [family, state, _timer, repeats, ..] = *row;
-        let state = State::ALL.into_iter().find(|it| *it as u8 == state);
+        let mut states = State::CONNECTED.into_iter().chain([State::Listen]);
+        let state = states.find(|it| *it as u8 == state);
         let storages = attribute(attributes, STORAGES).unwrap_or_default();
         Ok(state.map(|state| Self {
             id: field(row, 4).unwrap_or([0; 48]),
@@ -131,7 +134,16 @@ impl Row {
 /// Lists the connections of `port`, of both families. Marked are those with a value in the storage `marks`; without it, none.
 /// A list of less than [`SURE_BELOW`] rows is complete.
 pub(crate) fn dump(port: u16, marks: Option<BorrowedFd<'_>>) -> io::Result<Vec<Row>> {
-    let question = dump_question(port, marks);
+    list_states(&State::CONNECTED, port, marks)
+}
+
+/// Returns true if a socket listens on `port`, at whichever address.
+pub(crate) fn is_listened(port: u16) -> io::Result<bool> {
+    list_states(&[State::Listen], port, None).map(|rows| !rows.is_empty())
+}
+
+fn list_states(states: &[State], port: u16, marks: Option<BorrowedFd<'_>>) -> io::Result<Vec<Row>> {
+    let question = dump_question(states, port, marks);
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut attempts = (0..ATTEMPTS).map(|_| list(&question, &mut buffer));
     attempts.find_map(Result::transpose).unwrap_or_else(|| {
@@ -153,12 +165,12 @@ pub(crate) fn destroy(row: &Row) -> io::Result<()> {
 }
 
 /// Returns the question for a list: `inet_diag_req` and the map of marks.
-fn dump_question(port: u16, marks: Option<BorrowedFd<'_>>) -> Vec<u8> {
+fn dump_question(states: &[State], port: u16, marks: Option<BorrowedFd<'_>>) -> Vec<u8> {
     // It has neither a family nor prefixes nor extensions, and of the id the ports only; 0 stands for every port.
     let mut body = vec![0; 4];
     body.extend(port.to_be_bytes());
     body.resize(4 + size_of::<Id>(), 0);
-    let states = State::ALL.into_iter().fold(0, |states, state| states | 1_u32 << state as u32);
+    let states = states.iter().fold(0, |states, state| states | 1_u32 << *state as u32);
     body.extend(states.to_ne_bytes());
     // A place that the kernel does not look at.
     body.extend([0; 4]);

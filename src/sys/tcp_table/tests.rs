@@ -165,7 +165,7 @@ fn no_bytes_make_it_panic_or_run_on() {
 fn a_question_names_the_port_and_the_storage() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     for map in [None, Some(listener.as_fd())] {
-        let question = dump_question(258, map);
+        let question = dump_question(&State::CONNECTED, 258, map);
         assert_eq!(question[..4], u32::try_from(question.len()).unwrap().to_ne_bytes());
         assert_eq!(question[16..24], [0, 0, 0, 0, 1, 2, 0, 0]);
         let states = u32::from_ne_bytes(question[68..72].try_into().unwrap());
@@ -308,7 +308,7 @@ fn a_long_list_comes_in_several_messages() {
     rows.dedup();
     assert_eq!(rows.len(), callers.len());
     // A buffer that is too small grows, and the question is asked once more.
-    let question = dump_question(address.port(), None);
+    let question = dump_question(&State::CONNECTED, address.port(), None);
     let mut buffer = vec![0; 256];
     assert_eq!(list(&question, &mut buffer).unwrap(), None);
     assert!(buffer.len() > 256);
