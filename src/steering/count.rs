@@ -36,13 +36,24 @@ impl Counter {
         self.spared = inodes;
     }
 
-    /// Returns the steered connections among those of a dump.
+    /// Returns the steered connections among those of a dump that follows a count. A handshake that has begun since is
+    /// not among them: it may be a held client's.
     pub(super) fn steered(&self, rows: Vec<Row>) -> impl Iterator<Item = Row> {
         rows.into_iter().filter(|row| self.is_steered(row))
     }
 
     fn is_steered(&self, row: &Row) -> bool {
-        !row.is_marked && !self.spared.contains(&row.inode) && self.is_ours(row.local().ip())
+        let is_own = row.is_marked || self.spared.contains(&row.inode);
+        let is_in_use = match row.state {
+            State::Established | State::CloseWait => true,
+            // By TCP Fast Open, the server may have accepted it before the handshake ends.
+            State::SynRecv if row.inode == 0 => {
+                row.repeats < REPEATS_MAX && self.handshakes.contains(&row.cookie())
+            }
+            // The server owes nothing to a client that it has closed.
+            _ => row.inode != 0,
+        };
+        is_in_use && !is_own && self.is_ours(row.local().ip())
     }
 
     /// Counts the steered connections of a dump while SYNs are steered, and of the first one behind the barrier. Every
@@ -57,18 +68,9 @@ impl Counter {
     pub(super) fn count_known(&mut self, rows: &[Row]) -> u64 {
         let (mut handshakes, mut count) = (HashSet::new(), 0);
         for row in rows.iter().filter(|row| self.is_steered(row)) {
-            let counts = match row.state {
-                State::Established | State::CloseWait => true,
-                // By TCP Fast Open, the server may have accepted it before the handshake ends.
-                State::SynRecv if row.inode == 0 => {
-                    let counts =
-                        row.repeats < REPEATS_MAX && self.handshakes.contains(&row.cookie());
-                    counts && handshakes.insert(row.cookie())
-                }
-                // The server owes nothing to a client that it has closed.
-                _ => row.inode != 0,
-            };
-            count += u64::from(counts);
+            let is_handshake = row.state == State::SynRecv && row.inode == 0;
+            // A row may come twice.
+            count += u64::from(!is_handshake || handshakes.insert(row.cookie()));
         }
         self.handshakes = handshakes;
         let is_sure = rows.len() < SURE_BELOW || self.was_none;

@@ -77,6 +77,10 @@ fn only_handshakes_of_before_the_barrier_count_and_not_for_ever() {
     assert_eq!(counter.count_known(&[half(1, 1), half(2, 1), half(3, 2), half(4, 0)]), 2);
     // One completes, and one is repeated a second time.
     assert_eq!(counter.count_known(&[row(State::Established, 0, 1), half(2, 2)]), 1);
+    // A reset must not meet the handshakes of the proxy's own clients.
+    let rows = vec![half(1, 0), row(State::Established, 0, 4), row(State::FinWait2, 0, 5)];
+    let steered: Vec<u64> = counter.steered(rows.clone()).map(|row| row.cookie()).collect();
+    assert_eq!(steered, [rows[1].cookie()]);
     // A client that begins anew meets the proxy.
     assert_eq!(counter.count_known(&[half(1, 0), half(2, 0)]), 0);
 }
