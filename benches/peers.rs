@@ -3,7 +3,8 @@
 //! `make bench-peers`, or `cargo bench --bench peers -- [rows whose name contains this [programs, by name]]`. With
 //! `TCPAUSE_BASELINE=FILE` another build of tcpause is measured as well. CPU time is measured, as wall-clock figures mislead on
 //! shared machines. The proxy's CPU time leaves out the work that it causes elsewhere; the whole system's includes it (see
-//! `peers/meter.rs`). *Direct* is the load without any proxy.
+//! `peers/meter.rs`). *Direct* is the load without any proxy, and *steered* is tcpause
+//! with `upstream.steer`, which needs root or the two rights.
 //!
 //! All programs run in turn in each round (A B A B ...), one worker each, and the figure is the median of the rounds. The load
 //! has one processor and the programs the other. Rows with a single connection use one processor for both: over two, a round
@@ -175,8 +176,9 @@ fn measure(
     dir: &Path,
 ) -> Vec<(Program, Figure)> {
     program::pin_load(row.load);
+    let measured = programs.iter().filter(|program| program.is_for(row.front, row.back));
     let mut figures: Vec<(Program, Vec<Figure>)> =
-        programs.iter().map(|&program| (program, Vec::new())).collect();
+        measured.map(|&program| (program, Vec::new())).collect();
     for _round in 0..ROUNDS {
         for (program, figures) in &mut figures {
             let done =

@@ -1,8 +1,10 @@
 //! The programs under test: their start in front of an upstream, and their CPU time and memory.
 
 use std::{
-    env, fmt, fs, io,
+    env, fmt, fs,
+    io::{self, Write as _},
     net::TcpListener,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -22,6 +24,8 @@ const BASELINE: &str = "TCPAUSE_BASELINE";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
     Direct,
+    /// Tcpause that steers: no byte passes it.
+    Steered,
     Tcpause,
     /// Build of tcpause that [`BASELINE`] names, to show the cost of a change.
     Baseline,
@@ -56,8 +60,9 @@ pub(crate) struct Running {
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Direct,
+        Self::Steered,
         Self::Tcpause,
         Self::Baseline,
         Self::HaproxySplicing,
@@ -71,6 +76,7 @@ impl Program {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Steered => "steered",
             Self::Tcpause => "tcpause",
             Self::Baseline => "baseline",
             Self::HaproxySplicing => "haproxy splicing",
@@ -85,7 +91,7 @@ impl Program {
     pub(crate) fn version(self) -> Option<String> {
         let (file, argument) = match self {
             Self::Direct => return Some("no proxy".into()),
-            Self::Tcpause | Self::Baseline => (self.tcpause()?, "--version"),
+            Self::Tcpause | Self::Steered | Self::Baseline => (self.tcpause()?, "--version"),
             Self::HaproxySplicing | Self::Haproxy => (find("haproxy")?, "-v"),
             Self::Nginx if Path::new(NGINX_MODULE).exists() => (find("nginx")?, "-v"),
             Self::Nginx => return None,
@@ -101,6 +107,11 @@ impl Program {
         text.lines()
             .find(|line| line.contains(|letter: char| letter.is_ascii_digit()))
             .map(Into::into)
+    }
+
+    /// Returns true if it can do what it is measured for between such addresses.
+    pub(crate) fn is_for(self, front: Kind, back: Kind) -> bool {
+        self != Self::Steered || (front, back) == (Kind::Tcp, Kind::Tcp)
     }
 
     /// Starts it with one worker, in front of `upstream`, with its files in `dir`.
@@ -123,7 +134,12 @@ impl Program {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let running = Running { child: Some(child), front };
         let deadline = Instant::now() + START_TIMEOUT;
-        while load::idle(&running.front, 1).is_err() {
+        let control = dir.join(&stem).with_extension("control");
+        let is_ready = || match self {
+            Self::Steered => is_steering(&control),
+            _ => load::idle(&running.front, 1).is_ok(),
+        };
+        while !is_ready() {
             if Instant::now() > deadline {
                 return Err(io::Error::other(format!("{} does not start", self.name())));
             }
@@ -149,7 +165,7 @@ impl Program {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let command = match self {
             Self::Direct => return Err(missing()),
-            Self::Tcpause | Self::Baseline => {
+            Self::Tcpause | Self::Steered | Self::Baseline => {
                 let mut command = Command::new(self.tcpause().ok_or_else(missing)?);
                 fs::write(&config, "")?;
                 command.arg("--config").arg(&config).args([
@@ -167,6 +183,9 @@ impl Program {
                 command
                     .arg("--control-addr")
                     .arg(format!("unix://{}", stem.with_extension("control").display()));
+                if self == Self::Steered {
+                    command.args(["--upstream-steer", "on"]);
+                }
                 command
             }
             Self::HaproxySplicing | Self::Haproxy => {
@@ -348,6 +367,16 @@ fn pinned(command: &Command) -> Command {
     let mut pinned = Command::new("taskset");
     pinned.args(["-c", PROGRAMS]).arg(command.get_program()).args(command.get_args());
     pinned
+}
+
+/// Returns true if the tcpause with this control socket steers new connections.
+fn is_steering(control: &Path) -> bool {
+    let ask = || {
+        let mut control = UnixStream::connect(control)?;
+        control.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        io::read_to_string(control)
+    };
+    ask().is_ok_and(|status: String| status.contains("\"state\":\"steering\""))
 }
 
 const NGINX_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";

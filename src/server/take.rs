@@ -440,10 +440,8 @@ impl Server {
     /// number of clients.
     fn go_on(&mut self, later: &Later, listened_at: &ListenedAt) -> (Duration, u64) {
         // What the giver has steered counts before anybody is told of an idle proxy.
-        if !later.is_halfway
-            && let Err(error) = self.start_steering()
-        {
-            log::error!("{error}");
+        if !later.is_halfway {
+            self.start_steering().unwrap_or_else(|error| log::error!("{error}"));
         }
         let shared = &self.shared;
         shared.pauses.go_on();
