@@ -97,20 +97,8 @@ static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// The payload of an injected panic.
 struct Injected;
 
-/// Tells, when something does not hold, how to see it again.
-struct Replay(u64);
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("replay with TCPAUSE_SEED={}", self.0);
-        }
-    }
-}
-
 /// Runs the schedule of `seed` to its end. Panics when something does not hold.
 pub fn run(seed: u64) -> Tally {
-    let _replay = Replay(seed);
     let mut schedule = drive::Schedule::new(seed);
     loop {
         // As server/supervisor.rs does.

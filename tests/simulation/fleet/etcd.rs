@@ -134,6 +134,13 @@ impl Etcd {
         serde_json::from_str(&pair.value).ok()
     }
 
+    /// Returns true if the record of this pause is there. Asked so often that the rest of it is not read.
+    pub(crate) fn has_record(&self, name: &str, id: &str) -> bool {
+        let begin = format!("{{\"id\":\"{id}\"");
+        let pair = self.keys.get(&format!("/t/f/pause/record/{name}"));
+        pair.is_some_and(|pair| pair.value.starts_with(&begin))
+    }
+
     pub(crate) fn holder(&self, name: &str) -> Option<&KeyValue> {
         self.keys.get(&format!("/t/f/pause/holder/{name}"))
     }

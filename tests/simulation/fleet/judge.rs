@@ -97,7 +97,7 @@ impl World {
             Doing::Pause { name, record } => {
                 let was_forced = self.hosts[number].forced_ids.contains(&record.id);
                 assert!(!was_forced, "h{number} pauses what an operator has lifted");
-                let is_there = self.etcd.record(name).is_some_and(|it| it.id == record.id);
+                let is_there = self.etcd.has_record(name, &record.id);
                 let may_be = self.weather.is_lossy || self.etcd.restores > 0;
                 let was_ended = self.ended.contains(&record.id) && !may_be;
                 assert!(!is_there || !was_ended, "{} is there again", record.id);
@@ -110,8 +110,7 @@ impl World {
                     return;
                 }
                 assert!(host.is_denied, "h{number} resumes {id}, whose record is not deleted");
-                let is_orphan =
-                    self.etcd.record(name).is_some_and(|it| it.id == id) && self.has_lingered(&id);
+                let is_orphan = self.etcd.has_record(name, &id) && self.has_lingered(&id);
                 assert!(is_orphan, "h{number} resumes {id}, though somebody looks after it");
                 if let Some(command) = self.command_of(&id) {
                     command.exempt.insert(number);
@@ -146,12 +145,14 @@ impl World {
     /// A coordinator must not believe that its holder stays for longer than its lease does.
     pub(crate) fn judge_belief(&self, command: &Command) {
         let Some(coordinator) = &command.coordinator else { return };
+        if !matches!(coordinator.phase(), Phase::Waiting(_) | Phase::Idle) || self.etcd.restores > 0
+        {
+            return;
+        }
         let host = &self.hosts[command.host];
         let lease = self.etcd.holder(&command.name).and_then(|holder| holder.lease);
         let Some(expires) = lease.and_then(|lease| self.etcd.expires(lease)) else { return };
-        let is_sure = matches!(coordinator.phase(), Phase::Waiting(_) | Phase::Idle);
-        let is_own = self.etcd.record(&command.name).is_some_and(|it| it.id == command.id);
-        if is_sure && is_own && self.etcd.restores == 0 {
+        if self.etcd.has_record(&command.name, &command.id) {
             let believed = host.real(coordinator.kept_until());
             let most = expires + micros(command.ttl) / 900 + MILLI;
             assert!(believed <= most, "{} believes in its lease for too long", command.id);
@@ -278,7 +279,7 @@ impl World {
     /// A process has not heard of a pause, and the store does not know of it any more.
     pub(crate) fn except_newcomer(&mut self, number: usize) {
         for command in &mut self.commands {
-            let is_there = self.etcd.record(&command.name).is_some_and(|it| it.id == command.id);
+            let is_there = self.etcd.has_record(&command.name, &command.id);
             let has_heard = self.hosts[number].ids.get(&command.name) == Some(&command.id);
             if command.stage != Stage::Over && !is_there && !has_heard {
                 command.exempt.insert(number);

@@ -1,8 +1,8 @@
 //! The course of events: hosts with clocks of their own, one store, and what lies between.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
+    ops::AddAssign,
     time::Duration,
 };
 
@@ -123,15 +123,15 @@ pub(crate) struct Tally {
     pub(crate) steps: u64,
 }
 
-impl Tally {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.commands += other.commands;
-        self.runs += other.runs;
-        self.with_lost += other.with_lost;
-        self.reaped += other.reaped;
-        self.fenced += other.fenced;
-        self.restored += other.restored;
-        self.steps += other.steps;
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.commands += more.commands;
+        self.runs += more.runs;
+        self.with_lost += more.with_lost;
+        self.reaped += more.reaped;
+        self.fenced += more.fenced;
+        self.restored += more.restored;
+        self.steps += more.steps;
     }
 }
 
@@ -139,8 +139,8 @@ impl Tally {
 pub(crate) struct World {
     pub(crate) now: Micros,
     pub(crate) random: Random,
-    events: BinaryHeap<Reverse<(Micros, u64)>>,
-    scheduled: BTreeMap<u64, Event>,
+    /// By their time, and in the order in which they were made.
+    events: BTreeMap<(Micros, u64), Event>,
     sequence: u64,
     pub(crate) etcd: Etcd,
     pub(crate) backup: Option<Etcd>,
@@ -173,8 +173,7 @@ impl World {
         let heals_at = random.below(20) * SECOND + 10 * SECOND;
         let mut world = Self {
             now: 0,
-            events: BinaryHeap::new(),
-            scheduled: BTreeMap::new(),
+            events: BTreeMap::new(),
             sequence: 0,
             etcd: Etcd::new(),
             backup: None,
@@ -252,8 +251,7 @@ impl World {
 
     /// Runs to the end, and judges it.
     pub(crate) fn run(mut self) -> Tally {
-        while let Some(Reverse((at, sequence))) = self.events.pop() {
-            let event = self.scheduled.remove(&sequence).expect("an event");
+        while let Some(((at, _), event)) = self.events.pop_first() {
             assert!(at < self.ends_at, "{}", self.leftover().unwrap_or_default());
             self.now = at;
             if at >= self.looks_at {
@@ -277,8 +275,7 @@ impl World {
 
     pub(crate) fn after(&mut self, time: Micros, event: Event) {
         self.sequence += 1;
-        self.events.push(Reverse((self.now + time, self.sequence)));
-        self.scheduled.insert(self.sequence, event);
+        self.events.insert((self.now + time, self.sequence), event);
     }
 
     /// Writes down what happens, if somebody replays it.
