@@ -353,7 +353,8 @@ impl Coordinator {
         self.ending =
             Some(Ending { by, since: now, deleted, is_revoked: false, is_refused: false });
         self.phase = Phase::Ending;
-        self.retry_at = now;
+        // Nothing waits for a proof any more.
+        (self.unproven, self.retry_at) = (None, now);
     }
 
     /// Gives up a pause that has not begun. What was asked for may be carried out late, and is undone.
@@ -378,6 +379,9 @@ impl Coordinator {
             self.caller_renewed = self.caller_renewed + gap;
         }
         self.last_poll = now;
+        if self.ending.is_some() {
+            return;
+        }
         if self.committed.is_none() && now >= self.asked_for + BEGIN_TIME_MAX {
             let why = self.failure.take();
             let why = why.unwrap_or_else(|| "etcd has not answered in time".to_owned());
