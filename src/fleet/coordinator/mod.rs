@@ -190,8 +190,9 @@ pub(crate) struct Coordinator {
     phase: Phase,
     asked_for: BootTime,
 
-    /// Record as it is in the store.
+    /// Record as it is in the store, and the revision that has put it there.
     record: Record,
+    record_at: Revision,
     /// Number of orders to reset so far.
     kill_wanted: u64,
     lease: Option<LeaseId>,
@@ -201,7 +202,7 @@ pub(crate) struct Coordinator {
     renewed: BootTime,
     /// Renewal without a proof yet: its connection, unless it has passed through consensus, and its sending.
     unproven: Option<(Option<u64>, BootTime)>,
-    /// True if the holder is missing, or hangs on another lease.
+    /// True if the holder is missing, or hangs on the lease before this one.
     needs_repair: bool,
     /// Store that answered last, and its revision then.
     known: Option<(u64, Revision)>,
@@ -258,6 +259,7 @@ impl Coordinator {
             phase: Phase::Asking,
             asked_for: now,
             record,
+            record_at: Revision(0),
             kill_wanted: 0,
             lease: None,
             committed: None,

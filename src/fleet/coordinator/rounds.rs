@@ -9,7 +9,10 @@ use crate::fleet::{
     keys::{Holder, Record},
     snapshot::{FleetPause, Snapshot},
     step::Step,
-    store::{Answer, Compare, Keys, LeaseId, Operation, Reply, Request, StoreError, Transaction},
+    store::{
+        Answer, Compare, Keys, LeaseId, Operation, Reply, Request, Revision, StoreError,
+        Transaction,
+    },
 };
 
 /// Request under way.
@@ -97,18 +100,22 @@ impl Coordinator {
         self.ask(Asked::Begin, Request::Transact(request))
     }
 
-    /// Puts the holder anew, and the record with it: a member that deletes records without holder compares their
-    /// revision, and so sees that there was one in between.
+    /// Puts the holder anew, and the record with it. A member that deletes records without holder compares their revision,
+    /// and so sees that there was one in between. A repair by the lease before, which is late, finds another revision, too:
+    /// else the holder would hang on a lease that nobody renews.
     fn repair(&mut self, lease: LeaseId) -> Request {
         let record = Record { kill: self.kill_wanted, ..self.record.clone() };
         let then = self.puts(&record, lease);
         let request =
-            Transaction { compares: vec![self.unchanged()], then, otherwise: self.read_own() };
+            Transaction { compares: self.unchanged().into(), then, otherwise: self.read_own() };
         self.ask(Asked::Repair(record), Request::Transact(request))
     }
 
-    fn unchanged(&self) -> Compare {
-        Compare::Value { key: self.record_key(), value: json(&self.record) }
+    /// Compares the record with that of before. In a store that was restored, its revision may be that of another.
+    fn unchanged(&self) -> [Compare; 2] {
+        let (key, revision) = (self.record_key(), self.record_at);
+        let value = Compare::Value { key: key.clone(), value: json(&self.record) };
+        [Compare::ModifiedAt { key, revision }, value]
     }
 
     /// Returns the time of the next look.
@@ -166,7 +173,8 @@ impl Coordinator {
                 match asked {
                     Asked::Begin => self.has_begun(*succeeded, now, &own, snapshot.pauses.len()),
                     Asked::Repair(record) if *succeeded => {
-                        (self.record, self.needs_repair, self.is_woken) = (record, false, true);
+                        (self.record, self.record_at) = (record, reply.revision);
+                        (self.needs_repair, self.is_woken) = (false, true);
                     }
                     Asked::Repair(_) => self.find_record(&own, now),
                     Asked::Look => {
@@ -181,18 +189,16 @@ impl Coordinator {
     }
 
     fn has_begun(&mut self, succeeded: bool, now: BootTime, own: &FleetPause, pauses: usize) {
-        if succeeded {
-            if pauses > PAUSES_MAX {
-                return self.refuse(Refusal::TooMany, now);
-            }
-        } else {
-            let Some(seen) = &own.record else { return };
-            let record = seen.value.as_ref();
-            if record.is_none_or(|record| record.id != self.config.id) {
-                let by = record.map(|record| record.by.clone()).unwrap_or_default();
-                let began = record.map(|record| record.began).unwrap_or_default();
-                return self.refuse(Refusal::Taken { by, began }, now);
-            }
+        let Some(seen) = &own.record else { return };
+        let record = seen.value.as_ref();
+        if record.is_none_or(|record| record.id != self.config.id) {
+            let by = record.map(|record| record.by.clone()).unwrap_or_default();
+            let began = record.map(|record| record.began).unwrap_or_default();
+            return self.refuse(Refusal::Taken { by, began }, now);
+        }
+        self.record_at = seen.modified;
+        if succeeded && pauses > PAUSES_MAX {
+            return self.refuse(Refusal::TooMany, now);
         }
         self.committed = Some(now);
         self.caller_renewed = self.caller_renewed.max(now);
@@ -202,14 +208,20 @@ impl Coordinator {
 
     /// Takes the record as it is: the answer to a write was lost, or somebody has deleted it.
     fn find_record(&mut self, own: &FleetPause, now: BootTime) {
-        let record = own.record.as_ref().map(|seen| seen.value.as_ref());
-        match record {
-            Some(Some(record)) if record.id == self.config.id => {
+        match self.own_record(own) {
+            Some((record, modified)) => {
                 self.kill_wanted = self.kill_wanted.max(record.kill);
-                self.record = record.clone();
+                (self.record, self.record_at) = (record, modified);
             }
-            _ => self.end_by(EndedBy::Others, now),
+            None => self.end_by(EndedBy::Others, now),
         }
+    }
+
+    /// Returns the record and its revision, if it is the one of this pause.
+    fn own_record(&self, own: &FleetPause) -> Option<(Record, Revision)> {
+        let seen = own.record.as_ref()?;
+        let record = seen.value.as_ref().filter(|record| record.id == self.config.id)?;
+        Some((record.clone(), seen.modified))
     }
 
     fn has_looked(
@@ -225,9 +237,7 @@ impl Coordinator {
         if self.ending.is_some() {
             return;
         }
-        // The holder must hang on the lease that is renewed: a first try that was late has left it on another.
-        let holder = own.holder.as_ref();
-        self.needs_repair = holder.is_none_or(|holder| holder.lease != self.lease);
+        self.needs_repair = own.holder.is_none();
         self.prove(connection, now);
         if let Phase::Waiting(_) = self.phase {
             self.remember(snapshot, now);
@@ -296,7 +306,7 @@ impl Coordinator {
             ];
             let otherwise = self.read_own();
             self.asked = Some(Asked::Delete);
-            let compares = vec![self.unchanged()];
+            let compares = self.unchanged().into();
             return Step::Ask(
                 Request::Transact(Transaction { compares, then, otherwise }),
                 timeout,
@@ -339,12 +349,11 @@ impl Coordinator {
             self.acknowledged = self.acknowledgers(snapshot);
             return;
         }
-        let own = snapshot.pauses.get(&self.name);
-        let record = own.and_then(|own| own.record.as_ref()?.value.clone());
-        let record = record.filter(|record| record.id == self.config.id && !succeeded);
+        let own = snapshot.pauses.get(&self.name).filter(|_| !succeeded);
+        let record = own.and_then(|own| self.own_record(own));
         let Some(ending) = self.ending.as_mut().filter(|_| *asked == Asked::Delete) else { return };
         match record {
-            Some(record) => self.record = record,
+            Some(record) => (self.record, self.record_at) = record,
             None => ending.deleted = Some(now),
         }
     }
