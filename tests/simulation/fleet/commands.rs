@@ -56,6 +56,16 @@ pub(crate) struct Command {
     pub(crate) troubled_at: Micros,
     kills: bool,
     is_caller_dead: bool,
+    /// Wishes that its thread has not taken yet.
+    wishes: Wishes,
+}
+
+/// Wishes of a caller.
+#[derive(Debug, Default)]
+struct Wishes {
+    kills: bool,
+    renews: bool,
+    ends: bool,
 }
 
 impl World {
@@ -111,11 +121,32 @@ impl World {
             troubled_at: 0,
             kills,
             is_caller_dead: false,
+            wishes: Wishes::default(),
         });
         self.tally.commands += 1;
         self.go_to_poll(ThreadId::Coordinator(command), 0);
         self.after(wait, Event::Command(command, Order::WaitOver));
         self.after(micros(ttl) / 3, Event::Command(command, Order::Renew));
+        if !self.weather.is_calm && self.random.below(3) == 0 {
+            self.beset(command);
+        }
+    }
+
+    /// Passes what a caller wishes on to its coordinator, before the next step.
+    pub(crate) fn pass_wishes(&mut self, number: usize) {
+        let local = self.hosts[self.commands[number].host].local(self.now);
+        let command = &mut self.commands[number];
+        let Wishes { kills, renews, ends } = std::mem::take(&mut command.wishes);
+        let Some(coordinator) = &mut command.coordinator else { return };
+        if kills {
+            coordinator.kill();
+        }
+        if renews {
+            coordinator.renew(local);
+        }
+        if ends {
+            coordinator.end(local);
+        }
     }
 
     /// Looks what a coordinator tells its caller.
@@ -143,31 +174,27 @@ impl World {
     }
 
     pub(crate) fn order(&mut self, number: usize, order: Order) {
-        let host = self.commands[number].host;
-        let local = self.hosts[host].local(self.now);
         let command = &mut self.commands[number];
+        let has_coordinator = command.coordinator.is_some();
         match order {
             Order::Begin => self.begin(number),
             Order::Renew => {
-                if let Some(coordinator) = &mut command.coordinator
-                    && command.is_bound
-                    && !command.is_caller_dead
-                {
-                    coordinator.renew(local);
+                if has_coordinator && command.is_bound && !command.is_caller_dead {
+                    command.wishes.renews = true;
                     let next = micros(command.ttl) / 3;
                     self.after(next, Event::Command(number, Order::Renew));
+                    self.nudge(ThreadId::Coordinator(number));
                 }
             }
             Order::WaitOver => {
-                if command.stage != Stage::Waiting {
+                if command.stage != Stage::Waiting || !has_coordinator {
                     return;
                 }
-                let Some(coordinator) = &mut command.coordinator else { return };
                 if std::mem::take(&mut command.kills) {
-                    coordinator.kill();
+                    command.wishes.kills = true;
                     self.after(2 * SECOND, Event::Command(number, Order::WaitOver));
                 } else {
-                    coordinator.end(local);
+                    command.wishes.ends = true;
                     command.stage = Stage::Over;
                 }
                 self.nudge(ThreadId::Coordinator(number));
@@ -185,8 +212,8 @@ impl World {
                 }
             }
             Order::Finish => {
-                if let Some(coordinator) = &mut command.coordinator {
-                    coordinator.end(local);
+                if has_coordinator {
+                    command.wishes.ends = true;
                     self.nudge(ThreadId::Coordinator(number));
                     self.after(SECOND / 2, Event::Command(number, Order::Check));
                 }

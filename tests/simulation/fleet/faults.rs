@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     proxy::Proxy,
     random::Random,
-    threads::ThreadId,
+    threads::{Client, ThreadId},
     world::{Event, MILLI, Micros, SECOND, World},
 };
 
@@ -33,12 +33,27 @@ pub(crate) struct Weather {
     pub(crate) full_until: Micros,
 }
 
+/// One thing that goes wrong.
+#[derive(Debug)]
+pub(crate) enum Blow {
+    /// The network of a host.
+    Cut(usize, Micros),
+    /// The session of a host ends in the store.
+    EndSession(usize),
+    /// The holder of a command's pause ends in the store.
+    EndHolder(usize),
+    /// The endpoint that a host's coordinators ask.
+    Stall(usize, Micros),
+}
+
 impl Weather {
     pub(crate) fn new(random: &mut Random) -> Self {
         let is_calm = random.below(10) == 0;
         let mut some =
             |most: u32| if is_calm || random.below(2) == 0 { 0 } else { random.below(most) };
         let (lost, doubled, late) = (some(40), some(60), some(40));
+        // Some repeat as much as not.
+        let doubled = if doubled > 52 { 500 } else { doubled };
         Self {
             is_calm,
             is_lossy: lost + doubled + late > 0,
@@ -74,8 +89,7 @@ impl World {
                     1..5 => self.random.below(20 * SECOND),
                     _ => time,
                 };
-                self.tell(|| format!("h{host} is cut off for {time} us"));
-                self.hosts[host].cut_until = self.now + time;
+                self.strike(Blow::Cut(host, time));
             }
             7..=9 => self.hosts[host].deaf_until = self.now + time,
             10..=13 => self.stop_process(host),
@@ -111,6 +125,64 @@ impl World {
             37..=38 => self.backup = Some(self.etcd.clone()),
             _ => self.restore(),
         }
+    }
+
+    pub(crate) fn strike(&mut self, blow: Blow) {
+        if self.is_healed {
+            return;
+        }
+        self.tell(|| format!("{blow:?}"));
+        let lease = match blow {
+            Blow::Cut(host, time) => {
+                self.hosts[host].cut_until = self.now + time;
+                return;
+            }
+            Blow::Stall(host, time) => {
+                let Client { endpoint, .. } = self.hosts[host].clients[1];
+                self.weather.stalled_until[endpoint] = self.now + time;
+                return;
+            }
+            Blow::EndSession(host) => {
+                let key = format!("/t/f/state/{}", self.hosts[host].name);
+                self.etcd.keys.get(&key).and_then(|state| state.lease)
+            }
+            Blow::EndHolder(command) => {
+                self.etcd.holder(&self.commands[command].name).and_then(|holder| holder.lease)
+            }
+        };
+        lease.into_iter().for_each(|lease| self.etcd.revoke(self.now, lease));
+    }
+
+    /// Has a command meet what by chance alone would be rare.
+    pub(crate) fn beset(&mut self, command: usize) {
+        let coordinator = self.commands[command].host;
+        let begins = self.random.below(3 * SECOND);
+        let gap = self.random.below(9 * SECOND);
+        if self.random.below(3) == 0 {
+            // Its holder must be put anew, and its new lease is counted as gone.
+            self.after(begins, Event::Blow(Blow::EndHolder(command)));
+            self.after(begins + gap / 6, Event::Blow(Blow::Stall(coordinator, 4 * SECOND)));
+            return;
+        }
+        let victim = self.random.below(self.hosts.len());
+        if victim == coordinator || !self.hosts[victim].holds() {
+            return;
+        }
+        // A host that holds, and carries somebody, loses its session and all contact at once.
+        self.hosts[victim].proxy.stays = self.random.below(30 * SECOND);
+        self.client_tries(victim);
+        self.after(begins, Event::Blow(Blow::EndSession(victim)));
+        let mut ends = begins;
+        if self.random.below(2) == 0 {
+            // Before that it loses its session alone, and the coordinator does not see that it has another one.
+            ends += gap;
+            let unseen = gap.saturating_sub(300 * MILLI);
+            self.after(begins + 300 * MILLI, Event::Blow(Blow::Cut(coordinator, unseen)));
+            let ends = ends.saturating_sub(50 * MILLI);
+            self.after(ends, Event::Blow(Blow::EndSession(victim)));
+        }
+        let ends = ends.saturating_sub(50 * MILLI);
+        self.after(ends, Event::Blow(Blow::Cut(victim, 30 * SECOND)));
     }
 
     /// Has a process stand still for a while. Turns that have admitted a client end before.

@@ -77,6 +77,7 @@ impl World {
         let is_long = self.random.below(10) == 0;
         let most = if is_long { self.random.below(15_000) + 1 } else { 1 };
         let time = self.random.spread(8_000).max(most) * MILLI;
+        let time = time.max(std::mem::take(&mut self.hosts[number].proxy.stays));
         self.after(time, Event::Close(number, generation, connection));
     }
 
@@ -182,7 +183,7 @@ impl World {
                 host.forced_ids.remove(&id);
             }
             Doing::FenceAt(Some(at)) => {
-                let cut = host.real(*at + host.record.grace) + DEED_TIME;
+                let cut = host.real(*at + host.record.grace).max(self.now) + DEED_TIME;
                 let event = Event::CutDue(number, host.generation, *at);
                 self.after(cut.saturating_sub(self.now), event);
             }

@@ -28,6 +28,8 @@ pub(crate) struct Proxy {
     pub(crate) carried: BTreeSet<u64>,
     /// Ends of turns that have admitted a client, which is not counted before.
     pub(crate) turns: Vec<Micros>,
+    /// Time for which the next client stays at least.
+    pub(crate) stays: Micros,
 }
 
 impl Proxy {

@@ -1,4 +1,5 @@
-//! The threads of the fleet: each drives one machine, one step after the other, as `src/fleet/threads` does.
+//! The threads of the fleet, as in `src/fleet/threads`: one drives the member of a host, and one all of its coordinators. Each takes
+//! one step after the other, and asks by a client of its own, for one machine at a time.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +13,9 @@ use crate::{
     world::{Event, MILLI, Message, Micros, SECOND, World, micros},
 };
 
+/// Most requests of a machine within a second: more are a loop that nothing slows down.
+const REQUESTS_MAX: u32 = 150;
+
 /// A thread, by the machine that it drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadId {
@@ -19,7 +23,14 @@ pub(crate) enum ThreadId {
     Coordinator(usize),
 }
 
-/// Thread of one machine.
+/// Client of the store, of one thread.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Client {
+    pub(crate) endpoint: usize,
+    pub(crate) connection: u64,
+}
+
+/// Place of one machine in its thread.
 #[derive(Debug, Default)]
 pub(crate) struct Thread {
     /// Number of the step: news of older ones are void.
@@ -27,7 +38,11 @@ pub(crate) struct Thread {
     pub(crate) doing: Option<Doing>,
     is_waiting: bool,
     is_asking: bool,
+    /// True if it is to be polled behind the answer to another coordinator of its host.
+    is_blocked: bool,
     is_woken: bool,
+    /// Requests within one second, and its begin.
+    requests: (Micros, u32),
 }
 
 impl World {
@@ -45,6 +60,11 @@ impl World {
         }
     }
 
+    pub(crate) fn client(&mut self, thread: ThreadId) -> &mut Client {
+        let number = self.host_of(thread);
+        &mut self.hosts[number].clients[usize::from(matches!(thread, ThreadId::Coordinator(_)))]
+    }
+
     /// Has a thread poll its machine next.
     pub(crate) fn go_to_poll(&mut self, id: ThreadId, after: Micros) {
         let thread = self.thread(id);
@@ -57,11 +77,15 @@ impl World {
     /// Goes on with the next step, at once or a moment later.
     fn go_on_with(&mut self, id: ThreadId) {
         let pause = self.moment(2 * MILLI);
+        self.stop_at_times(id);
+        self.go_to_poll(id, pause);
+    }
+
+    fn stop_at_times(&mut self, id: ThreadId) {
         if self.random.below(2_000_u32) < self.weather.stops && !self.is_healed {
             let host = self.host_of(id);
             self.stop_process(host);
         }
-        self.go_to_poll(id, pause);
     }
 
     /// Wakes a thread that waits; another looks before it polls.
@@ -83,6 +107,15 @@ impl World {
     pub(crate) fn poll_thread(&mut self, id: ThreadId, token: u64) {
         if self.thread(id).token != token {
             return;
+        }
+        self.thread(id).is_waiting = false;
+        if let ThreadId::Coordinator(command) = id {
+            let host = self.commands[command].host;
+            if self.commands.iter().any(|other| other.host == host && other.thread.is_asking) {
+                self.commands[command].thread.is_blocked = true;
+                return;
+            }
+            self.pass_wishes(command);
         }
         self.count_step(id);
         let is_woken = std::mem::take(&mut self.thread(id).is_woken);
@@ -110,7 +143,16 @@ impl World {
         });
         match step {
             Step::Ask(request, timeout) => self.ask(id, local, request, micros(timeout)),
-            Step::Do(doing) => self.begin_doing(id, doing),
+            Step::Do(doing) => {
+                // It can stand still between the decision and the deed.
+                let pause = self.moment(MILLI);
+                self.stop_at_times(id);
+                let thread = self.thread(id);
+                thread.token += 1;
+                thread.doing = Some(doing);
+                let token = thread.token;
+                self.after(pause, Event::Do(id, token));
+            }
             Step::Wait(at) => {
                 let wait = self.hosts[number].real(at).saturating_sub(self.now);
                 self.go_to_poll(id, wait);
@@ -152,8 +194,12 @@ impl World {
         }
     }
 
-    fn begin_doing(&mut self, id: ThreadId, doing: Doing) {
+    pub(crate) fn carry_out(&mut self, id: ThreadId, token: u64) {
         let number = self.host_of(id);
+        let Some(doing) = self.thread(id).doing.clone().filter(|_| self.thread(id).token == token)
+        else {
+            return;
+        };
         self.tell(|| format!("h{number} {doing:?}"));
         self.judge_doing(number, &doing);
         let local = self.hosts[number].local(self.now);
@@ -165,10 +211,6 @@ impl World {
             _ => 0,
         };
         self.after_deed(number, &doing);
-        let thread = self.thread(id);
-        thread.token += 1;
-        thread.doing = Some(doing);
-        let token = thread.token;
         let more = self.moment(MILLI);
         self.after(takes + more, Event::Done(id, token));
         self.client_tries(number);
@@ -191,24 +233,29 @@ impl World {
         if let ThreadId::Member(_) = id {
             self.judge_request(number, &request);
         }
+        let now = self.now;
         let thread = self.thread(id);
+        let (begin, count) = thread.requests;
+        thread.requests = if now < begin + SECOND { (begin, count + 1) } else { (now, 1) };
+        assert!(thread.requests.1 < REQUESTS_MAX, "{id:?} asks without a pause");
         thread.token += 1;
         thread.is_asking = true;
         let token = thread.token;
         let error = Err(StoreError::TimedOut("no answer in time".to_owned()));
         self.after(timeout + 1, Event::Answer(id, token, sent, error));
-        let host = &self.hosts[number];
+        let Client { endpoint, connection } = *self.client(id);
+        let asked_at = self.now;
         let message = Message {
             thread: id,
             token,
             sent,
-            asked_at: self.now,
-            endpoint: host.endpoint,
-            connection: host.connection,
+            asked_at,
+            endpoint,
+            connection,
             request,
             is_copy: false,
         };
-        if self.now < host.cut_until {
+        if self.now < self.hosts[number].cut_until {
             // Some networks refuse at once.
             if self.random.below(3) == 0 {
                 let error = Err(StoreError::Unreachable("refused".to_owned()));
@@ -235,10 +282,11 @@ impl World {
         let is_stalled = self.now < self.weather.stalled_until[message.endpoint]
             || self.weather.stalled.contains(&message.connection);
         if is_stalled && !message.is_copy {
-            // It renews what the others have ended, and agrees on nothing.
+            // It renews what the others have ended, or does not know what they have granted, and agrees on nothing.
             if let Request::KeepAlive { .. } = message.request {
                 self.weather.stalled.insert(message.connection);
-                let ttl = Some(std::time::Duration::from_secs(5));
+                let is_known = self.random.below(3) > 0;
+                let ttl = is_known.then_some(std::time::Duration::from_secs(5));
                 let reply = self.etcd.reply(message.connection, Answer::Renewed { ttl });
                 self.reply(&message, Ok(reply));
             }
@@ -332,9 +380,8 @@ impl World {
             matches!(result, Err(StoreError::TimedOut(_) | StoreError::Unreachable(_)));
         if has_failed {
             let connection = self.new_connection();
-            let host = &mut self.hosts[number];
-            host.endpoint = (host.endpoint + 1) % 3;
-            host.connection = connection;
+            let client = self.client(id);
+            *client = Client { endpoint: (client.endpoint + 1) % 3, connection };
         }
         let now = self.hosts[number].local(self.now);
         match id {
@@ -357,6 +404,17 @@ impl World {
         self.go_on_with(id);
         if let ThreadId::Coordinator(command) = id {
             self.look_at_phase(command);
+            self.unblock(number);
+        }
+    }
+
+    /// Has the coordinators of a host go on that have waited for the answer to another one.
+    fn unblock(&mut self, host: usize) {
+        for number in 0..self.commands.len() {
+            let command = &mut self.commands[number];
+            if command.host == host && std::mem::take(&mut command.thread.is_blocked) {
+                self.go_to_poll(ThreadId::Coordinator(number), 0);
+            }
         }
     }
 
@@ -374,7 +432,7 @@ impl World {
         for command in &mut self.commands {
             if command.host == number {
                 command.coordinator = None;
-                command.thread.token += 1;
+                command.thread = Thread { token: command.thread.token + 1, ..Thread::default() };
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     commands::{Command, Order},
     etcd::{EXPIRY_DELAY_MAX, Etcd},
-    faults::Weather,
+    faults::{Blow, Weather},
     fleet::{
         clock::{BootTime, Timing},
         coordinator::Margins,
@@ -19,7 +19,7 @@ use crate::{
     },
     proxy::Proxy,
     random::Random,
-    threads::{Thread, ThreadId},
+    threads::{Client, Thread, ThreadId},
 };
 
 /// Real time in microseconds.
@@ -40,6 +40,7 @@ const STEPS_MAX: u32 = 60;
 pub(crate) enum Event {
     /// A thread goes on, unless it has taken another step since.
     Poll(ThreadId, u64),
+    Do(ThreadId, u64),
     Done(ThreadId, u64),
     Answer(ThreadId, u64, BootTime, Result<Reply, StoreError>),
     Wake(ThreadId),
@@ -58,6 +59,7 @@ pub(crate) enum Event {
     Command(usize, Order),
     NewCommand,
     Fault,
+    Blow(Blow),
     Heal,
 }
 
@@ -93,8 +95,8 @@ pub(crate) struct Host {
     pub(crate) cut_until: Micros,
     pub(crate) deaf_until: Micros,
     pub(crate) is_denied: bool,
-    pub(crate) endpoint: usize,
-    pub(crate) connection: u64,
+    /// Of its member and of its coordinators.
+    pub(crate) clients: [Client; 2],
     /// Sending of the last read of all pauses that this process has an answer to.
     pub(crate) contact: Option<BootTime>,
     /// Revision of the last answer, and the number of restores before it.
@@ -211,7 +213,7 @@ impl World {
                 identity: format!("machine-{number}"),
                 on_disconnect: if holds { OnDisconnect::Hold } else { OnDisconnect::Serve },
                 fence: Duration::from_secs(ttl),
-                grace: Duration::from_secs(random.below(4)),
+                grace: Duration::from_secs(random.below(9)),
                 version: "1".to_owned(),
             };
             let rate = if self.is_exact { 0 } else { i64::from(random.below(2_001_u32)) - 1_000 };
@@ -230,8 +232,7 @@ impl World {
                 cut_until: 0,
                 deaf_until: 0,
                 is_denied: number > 0 && random.below(20) == 0,
-                endpoint: 0,
-                connection: 0,
+                clients: [Client::default(); 2],
                 contact: None,
                 known: None,
                 is_hole: false,
@@ -294,6 +295,7 @@ impl World {
     fn process_of(&self, event: &Event) -> Option<usize> {
         match event {
             Event::Poll(thread, _)
+            | Event::Do(thread, _)
             | Event::Done(thread, _)
             | Event::Answer(thread, ..)
             | Event::Wake(thread) => Some(self.host_of(*thread)),
@@ -313,6 +315,7 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Poll(thread, token) => self.poll_thread(thread, token),
+            Event::Do(thread, token) => self.carry_out(thread, token),
             Event::Done(thread, token) => self.thread_has_done(thread, token),
             Event::Answer(thread, token, sent, result) => {
                 self.thread_is_answered(thread, token, sent, result);
@@ -335,6 +338,7 @@ impl World {
             Event::Command(command, order) => self.order(command, order),
             Event::NewCommand => self.new_command(),
             Event::Fault => self.fault(),
+            Event::Blow(blow) => self.strike(blow),
             Event::Heal => self.heal(),
         }
     }
@@ -390,7 +394,7 @@ impl World {
         if self.hosts[number].member.is_some() || self.is_healed && number > 0 {
             return;
         }
-        let connection = self.new_connection();
+        let connections = [self.new_connection(), self.new_connection()];
         let now = self.hosts[number].local(self.now);
         let host = &mut self.hosts[number];
         host.generation += 1;
@@ -403,7 +407,7 @@ impl World {
         };
         host.member = Some(Member::new(config, now));
         host.proxy = Proxy::starting();
-        host.connection = connection;
+        host.clients = connections.map(|connection| Client { endpoint: 0, connection });
         (host.contact, host.known, host.is_hole, host.is_blind) = (None, None, false, false);
         host.forced_ids.clear();
         host.ids.clear();
