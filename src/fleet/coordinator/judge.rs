@@ -10,8 +10,14 @@ use crate::fleet::{
 };
 
 impl Margins {
-    /// Returns the time from the first look at a member without a session until it is quiet for sure. Its last contact
-    /// with one was before: what it has read since does not put its fence off.
+    /// Returns the time from the first look at a member without a session until it is quiet for sure: (T + G)(1 + 2ρ) + slack.
+    ///
+    /// The member admits nobody from s + T by its clock, and has reset all by s + T + G + δ; s is the sending of the last
+    /// read that found its own state. The first look was answered at c, without that state. A later read finds one only
+    /// behind another join, which puts the member's record anew, and so begins the count anew. Thus s ≤ c in real time. A
+    /// join behind the last look reads the pause, and is fenced behind it. By clocks that differ from time by ρ each, T + G
+    /// of the member end within (T + G)(1 + ρ) / (1 − ρ) of the coordinator's: 2ρ is short by 2ρ², which the slack covers
+    /// beside δ. No clock of etcd takes part, nor the wall clock.
     fn quiet_after(self, member: &MemberRecord) -> Duration {
         let time = member.fence + member.grace;
         time + time * 2 * self.rate / 1_000_000 + self.slack
@@ -79,5 +85,35 @@ fn carries(state: &State) -> String {
     match state.oldest {
         Some(oldest) => format!("carries {count}, the oldest for {oldest} s"),
         None => format!("carries {count}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// δ: the time of a worker's turn, and of the barrier.
+    const TURN: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_lost_host_is_quiet_before_it_counts_as_quiet() {
+        let margins = Margins::default();
+        let rho = f64::from(margins.rate) / 1e6;
+        for seconds in [0, 1, 5, 15, 600, 24 * 3600] {
+            for grace in [0, 5, 3600] {
+                let (fence, grace) = (Duration::from_secs(seconds), Duration::from_secs(grace));
+                let member = MemberRecord {
+                    identity: String::new(),
+                    on_disconnect: OnDisconnect::Hold,
+                    fence,
+                    grace,
+                    version: String::new(),
+                };
+                // The clock of the member is slow, that of the coordinator is fast.
+                let real = (fence + grace).as_secs_f64() / (1.0 - rho) + TURN.as_secs_f64();
+                let counted = margins.quiet_after(&member).as_secs_f64();
+                assert!(counted >= real * (1.0 + rho), "{fence:?} and {grace:?}: {counted}");
+            }
+        }
     }
 }

@@ -300,7 +300,7 @@ impl World {
                 command.exempt.insert(number);
             }
         }
-        self.wake(ThreadId::Member(number));
+        self.nudge(ThreadId::Member(number));
         self.client_tries(number);
     }
 

@@ -88,7 +88,7 @@ impl World {
             && host.proxy.carried.is_empty()
             && !host.proxy.leases.is_empty()
         {
-            self.wake(ThreadId::Member(number));
+            self.nudge(ThreadId::Member(number));
         }
     }
 

@@ -172,6 +172,23 @@ fn a_second_pause_of_a_name_is_told_whose_it_is() {
 }
 
 #[test]
+fn a_restored_store_may_have_the_record_of_another_at_the_same_revision() {
+    let mut etcd = Etcd::new();
+    let backup = etcd.clone();
+    let mut first = coordinator("id-1", seconds(1));
+    coordinate(&mut first, &mut etcd, seconds(1));
+    etcd.restore(&backup, micros(seconds(2).0), false);
+    let mut second = coordinator("id-2", seconds(2));
+    coordinate(&mut second, &mut etcd, seconds(2));
+
+    // Its lease is not there any more, so that it puts its record anew before it has looked.
+    coordinate(&mut first, &mut etcd, seconds(7));
+    let phase = Phase::Ended { by: EndedBy::Others, still_paused: Vec::new() };
+    assert_eq!(first.phase(), &phase);
+    assert_eq!(etcd.record("db").map(|record| record.id).as_deref(), Some("id-2"));
+}
+
+#[test]
 fn a_fleet_without_this_host_is_not_idle() {
     let mut etcd = Etcd::new();
     let mut pause = coordinator("id-1", seconds(1));

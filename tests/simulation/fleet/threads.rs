@@ -1,5 +1,5 @@
-//! The threads of the fleet, as in `src/fleet/threads`: one drives the member of a host, and one all of its coordinators. Each takes
-//! one step after the other, and asks by a client of its own, for one machine at a time.
+//! The threads of the fleet, as in `src/fleet/threads`: one drives the member of a host, and one all of its coordinators.
+//! Each takes one step after the other, and asks by a client of its own, for one machine at a time.
 
 use std::collections::BTreeSet;
 
@@ -230,9 +230,19 @@ impl World {
 
     fn ask(&mut self, id: ThreadId, sent: BootTime, request: Request, timeout: Micros) {
         let number = self.host_of(id);
-        if let ThreadId::Member(_) = id {
-            self.judge_request(number, &request);
-        }
+        let timeout = match id {
+            ThreadId::Member(_) => {
+                self.judge_request(number, &request);
+                timeout
+            }
+            // A caller is told of the loss of its pause in time, whichever is asked for.
+            ThreadId::Coordinator(_) => {
+                let of_host = self.commands.iter().filter(|command| command.host == number);
+                let losses = of_host.filter_map(|it| Some(it.coordinator.as_ref()?.lost_at()));
+                let left = losses.filter(|at| *at > sent).map(|at| micros(at - sent)).min();
+                timeout.min(left.unwrap_or(timeout))
+            }
+        };
         let now = self.now;
         let thread = self.thread(id);
         let (begin, count) = thread.requests;
@@ -304,6 +314,10 @@ impl World {
             Some(error) => Err(error),
             None => {
                 let before = self.etcd.deleted.len();
+                // A connection can break behind it, and the next endpoint is asked for the same.
+                if !message.is_copy && self.random.below(1_000_u32) < self.weather.doubled {
+                    self.etcd.ask(self.now, &message.request, message.connection).ok();
+                }
                 let result = self.etcd.ask(self.now, &message.request, message.connection);
                 if self.etcd.deleted.len() > before {
                     self.judge_deletion(message.thread);
