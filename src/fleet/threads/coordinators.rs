@@ -120,8 +120,6 @@ impl<S: Store> CoordinatorThread<S> {
             let polled = now();
             let until_loss = self.until_loss(SLEEP_MAX, polled);
             let Some(coordinator) = self.coordinators.get_mut(&id) else { continue };
-            // A loss is told before the store is asked again, which may take its time.
-            self.desk.settle(id, coordinator, polled);
             match coordinator.poll(polled) {
                 Step::Ask(request, timeout) => {
                     let sent = now();
@@ -147,10 +145,17 @@ impl<S: Store> CoordinatorThread<S> {
         next
     }
 
-    /// Returns the time that a request may take: a caller is told of the loss of its pause in time, whoever asks.
+    /// Tells the callers of all pauses that are lost by now, and returns the time that a request may take: each of the others
+    /// is told in time, too, whichever pause asks.
     fn until_loss(&self, timeout: Duration, now: BootTime) -> Duration {
-        let losses = self.coordinators.values().map(Coordinator::lost_at);
-        losses.filter(|at| *at > now).map(|at| at - now).fold(timeout, Duration::min)
+        self.coordinators.iter().fold(timeout, |timeout, (&id, coordinator)| {
+            let lost_at = coordinator.lost_at();
+            if lost_at > now {
+                return timeout.min(lost_at - now);
+            }
+            self.desk.settle(id, coordinator, now);
+            timeout
+        })
     }
 
     /// Counts the hosts if that is due, more seldom the more there are. Returns the time of the next count.

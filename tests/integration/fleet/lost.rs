@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Fleet, LINGER, TTL, clock, json, millis, row};
-use crate::harness::etcd::Relay;
+use crate::harness::{End, etcd::Relay};
 
 /// Time in which a process notices what has become of a request.
 const ROOM: Duration = Duration::from_secs(5);
@@ -39,6 +39,41 @@ fn a_command_is_ended_before_hosts_resume_without_their_coordinator() {
     relay.heal();
     fleet.resumed_at(0, "deploy");
     assert_eq!(run.0.code(), 128 + 15);
+}
+
+#[test]
+fn a_host_that_looks_after_pauses_is_fenced_and_tells_of_their_loss_in_time() {
+    let Some(mut fleet) = Fleet::start(0, 1) else { return };
+    let grace = Duration::from_secs(2);
+    let builder = fleet.builder(0);
+    fleet.add(builder.args(["--fleet-on-disconnect=hold", "--grace-period=2s"]));
+    let mut busy = fleet.busy(0);
+    let run = |pause: u8| fleet.run(0, &format!("p{pause}"), &["--wait=20s", "--without=h00"]).0;
+    let runs: Vec<_> = (0..8).map(run).collect();
+    fleet.paused_at(0, "p7");
+    fleet.cluster.stop(0);
+    let stopped = clock();
+    busy.assert_echo(&[0]);
+    for run in &runs {
+        run.0.wait_told(
+            "it is not certain any more that all hosts are paused, as etcd is not reached",
+        );
+    }
+    let told = clock();
+    assert_eq!(busy.receive_all().end, End::Reset);
+    let reset = clock();
+    println!(
+        "etcd stopped under 8 pauses: told after {} ms, reset after {} ms",
+        millis(stopped, told),
+        millis(stopped, reset)
+    );
+    // All was sent before the stop: k + ttl - 1 s, and s + T + G.
+    let second = Duration::from_secs(1);
+    assert!(told < stopped + TTL, "told too late");
+    assert!(reset < stopped + TTL + grace + second, "reset too late");
+    // The last round was a period before the stop at the earliest.
+    assert!(reset > stopped + TTL + grace - TTL / 3 - second, "reset too early");
+    fleet.cluster.go_on(0);
 }
 
 #[test]
