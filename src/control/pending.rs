@@ -106,6 +106,14 @@ impl PendingPause {
         }
     }
 
+    /// Returns the hosts that an operator has resumed since all were idle; none for a pause of this proxy.
+    pub(super) fn forced(&self) -> Vec<String> {
+        match &self.pauser {
+            Pauser::Proxy(_) => Vec::new(),
+            Pauser::Fleet(fleet) => fleet.forced(self.caller.request_id),
+        }
+    }
+
     /// Begins its time anew, as the caller has sent a byte.
     pub(super) fn renew(&self) {
         let request_id = self.caller.request_id;

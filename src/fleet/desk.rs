@@ -80,6 +80,8 @@ pub(super) struct Outcome {
     pub(super) waiting_for: Vec<WaitingFor>,
     /// True while it cannot be proven that the pause holds.
     pub(super) is_lost: bool,
+    /// Hosts that an operator has resumed since all were idle.
+    pub(super) forced: Vec<String>,
     /// Time of the end. Until its caller has read of it, `waiting_for` has the hosts that have not resumed.
     pub(super) ended: Option<BootTime>,
 }
@@ -142,7 +144,10 @@ impl Desk {
                 return None;
             }
             Phase::Waiting(hosts) => outcome.waiting_for.clone_from(hosts),
-            Phase::Idle => outcome.is_idle = true,
+            Phase::Idle => {
+                outcome.is_idle = true;
+                outcome.forced = coordinator.forced().to_vec();
+            }
             Phase::Ended { still_paused, .. } => {
                 let why = "has not told of its resume";
                 let waiting =
@@ -265,6 +270,11 @@ impl Fleets for Desk {
 
     fn is_lost(&self, request_id: u64) -> bool {
         self.cases().get(&request_id).is_none_or(|case| case.outcome.is_lost)
+    }
+
+    fn forced(&self, request_id: u64) -> Vec<String> {
+        let cases = self.cases();
+        cases.get(&request_id).map(|case| case.outcome.forced.clone()).unwrap_or_default()
     }
 
     fn kill(&self, request_id: u64) {

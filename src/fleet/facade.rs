@@ -31,6 +31,9 @@ pub(crate) trait Fleets: fmt::Debug + Send + Sync {
     /// Returns true while it cannot be proven that a request's pause holds, from one second before another host may end it.
     fn is_lost(&self, request_id: u64) -> bool;
 
+    /// Returns the hosts that an operator has resumed since all were idle. Each stays in its place.
+    fn forced(&self, request_id: u64) -> Vec<String>;
+
     /// Has every host reset the connections that are left.
     fn kill(&self, request_id: u64);
 

@@ -152,8 +152,9 @@ enum State {
     AwaitingUpstream { address: Address, until: Option<Instant> },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
-    /// The answer is written; the pause lasts until the caller closes. It was told whether the pause is lost.
-    ConnectionBound { told_lost: bool },
+    /// The answer is written; the pause lasts until the caller closes. It was told whether the pause is lost, and of so many hosts
+    /// that an operator has resumed.
+    ConnectionBound { told_lost: bool, told_forced: usize },
     /// The caller has ended its pause of the fleet, and waits until it has ended on all hosts.
     Ending,
     /// The answer is written; further bytes of the caller are discarded until it closes.
@@ -435,7 +436,7 @@ impl ControlConn {
                 self.end_answer()
             }
             Then::ConnectionBound => {
-                self.state = State::ConnectionBound { told_lost: false };
+                self.state = State::ConnectionBound { told_lost: false, told_forced: 0 };
                 self.deadline = None;
                 Ok(())
             }

@@ -1,6 +1,9 @@
 //! Callers whose pause waits for idle, or lasts as long as their connection.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     io::{Errno, retry_on_intr},
@@ -112,7 +115,7 @@ impl ControlConn {
 
     /// Keeps the pause until the caller's end of stream, or until it ends otherwise.
     pub(super) fn attend(&mut self, context: &mut ControlContext) -> Result<(), Halt> {
-        if let Err(halt) = self.hear(context).and_then(|()| self.tell_lost()) {
+        if let Err(halt) = self.hear(context).and_then(|()| self.tell_news()) {
             if self.pause.as_mut().is_some_and(PendingPause::begin_end) {
                 self.state = State::Ending;
                 self.deadline = Some(Instant::now() + END_TIMEOUT);
@@ -152,23 +155,27 @@ impl ControlConn {
         self.end_answer()
     }
 
-    /// Tells the caller in a line when it cannot be proven any more that its pause holds, and when it can be again.
-    fn tell_lost(&mut self) -> Result<(), Halt> {
-        let State::ConnectionBound { told_lost } = &mut self.state else { return Ok(()) };
-        let is_lost = self.pause.as_ref().is_some_and(PendingPause::is_lost);
-        if is_lost == *told_lost {
+    /// Tells the caller in a line when it cannot be proven any more that its pause holds, and when it can be again; and which
+    /// hosts an operator has resumed.
+    fn tell_news(&mut self) -> Result<(), Halt> {
+        let State::ConnectionBound { told_lost, told_forced } = &mut self.state else {
             return Ok(());
+        };
+        let Some(pause) = &self.pause else { return Ok(()) };
+        let is_lost = pause.is_lost();
+        if is_lost != *told_lost && send_line(&self.socket, &format!("{{\"lost\": {is_lost}}}\n"))?
+        {
+            *told_lost = is_lost;
         }
-        let line = format!("{{\"lost\": {is_lost}}}\n");
-        match retry_on_intr(|| send(&self.socket, line.as_bytes(), SendFlags::NOSIGNAL)) {
-            Ok(count) if count == line.len() => {
-                *told_lost = is_lost;
-                Ok(())
+        let forced = pause.forced();
+        let new = forced.get(*told_forced..).unwrap_or_default();
+        if !new.is_empty() {
+            let line = serde_json::json!({"forced": new});
+            if send_line(&self.socket, &format!("{line}\n"))? {
+                *told_forced = forced.len();
             }
-            // It is told once there is room.
-            Err(Errno::AGAIN) => Ok(()),
-            Ok(_) | Err(_) => Err(Halt::Done),
         }
+        Ok(())
     }
 
     /// Renews the pause by the bytes that the caller sends, one read a turn, so that others have theirs.
@@ -188,5 +195,14 @@ impl ControlConn {
     /// Lets go of a pause that has ended.
     fn forget_pause(&mut self) {
         self.pause.take().into_iter().for_each(PendingPause::forget);
+    }
+}
+
+/// Sends a line. Returns false if there is no room for it now.
+fn send_line(socket: &OwnedFd, line: &str) -> Result<bool, Halt> {
+    match retry_on_intr(|| send(socket, line.as_bytes(), SendFlags::NOSIGNAL)) {
+        Ok(count) if count == line.len() => Ok(true),
+        Err(Errno::AGAIN) => Ok(false),
+        Ok(_) | Err(_) => Err(Halt::Done),
     }
 }

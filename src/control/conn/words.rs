@@ -148,7 +148,7 @@ impl State {
                 StateWords::Answering { bytes: parcel.append(bytes), sent: *sent, then: *then }
             }
             // Only pauses of the fleet can be lost, and they stay.
-            Self::ConnectionBound { told_lost: _ } => StateWords::ConnectionBound,
+            Self::ConnectionBound { told_lost: _, told_forced: _ } => StateWords::ConnectionBound,
             Self::Lingering { discarded } => StateWords::Lingering { discarded: *discarded },
         })
     }
@@ -173,7 +173,9 @@ impl State {
             StateWords::Answering { bytes, sent, then } => {
                 Self::Answering { bytes: parcel.bytes(bytes)?.to_vec(), sent, then }
             }
-            StateWords::ConnectionBound => Self::ConnectionBound { told_lost: false },
+            StateWords::ConnectionBound => {
+                Self::ConnectionBound { told_lost: false, told_forced: 0 }
+            }
             StateWords::Lingering { discarded } => Self::Lingering { discarded },
         })
     }
@@ -237,7 +239,7 @@ mod tests {
             },
             answer(0, Then::Linger),
             answer(12, Then::ConnectionBound),
-            State::ConnectionBound { told_lost: false },
+            State::ConnectionBound { told_lost: false, told_forced: 0 },
             State::Lingering { discarded: 5 },
         ];
         for (_, on_timeout) in OnTimeout::ALL {

@@ -26,6 +26,7 @@ struct Play {
     refusal: Option<Refusal>,
     waits: BTreeMap<u64, WaitState>,
     is_lost: bool,
+    forced: Vec<String>,
     /// True if the end of a pause takes its time.
     ends_late: bool,
     /// State of a pause that begins.
@@ -100,6 +101,10 @@ impl Fleets for Played {
 
     fn is_lost(&self, _: u64) -> bool {
         self.lock().is_lost
+    }
+
+    fn forced(&self, _: u64) -> Vec<String> {
+        self.lock().forced.clone()
     }
 
     fn kill(&self, _: u64) {
@@ -318,6 +323,10 @@ fn a_bound_pause_lasts_as_long_as_its_caller() {
     for is_lost in [true, false, true] {
         played.change(|play| play.is_lost = is_lost);
         assert_eq!(lines.next().unwrap(), format!("{{\"lost\": {is_lost}}}"));
+    }
+    for (forced, told) in [(&["a"][..], "[\"a\"]"), (&["a", "c", "b"], "[\"c\",\"b\"]")] {
+        played.change(|play| play.forced = forced.iter().map(ToString::to_string).collect());
+        assert_eq!(lines.next().unwrap(), format!("{{\"forced\":{told}}}"));
     }
     caller.shutdown(Shutdown::Write).unwrap();
     played.await_done("end: its caller has gone");

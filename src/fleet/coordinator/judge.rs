@@ -69,6 +69,17 @@ impl Coordinator {
         Some(since + self.config.margins.quiet_after(member))
     }
 
+    /// Notes the hosts that an operator has resumed since the command may run.
+    pub(super) fn note_forced(&mut self, snapshot: &Snapshot) {
+        for (name, host) in &snapshot.hosts {
+            let state = host.state.as_ref().and_then(|seen| seen.value.as_ref());
+            let is_forced = state.is_some_and(|state| state.forced.contains(&self.config.id));
+            if is_forced && !self.without.contains(name) && !self.forced.contains(name) {
+                self.forced.push(name.clone());
+            }
+        }
+    }
+
     /// Returns the hosts that have acknowledged.
     pub(super) fn acknowledgers(&self, snapshot: &Snapshot) -> Vec<String> {
         let has_acknowledged = |host: &Host| {

@@ -222,6 +222,8 @@ pub(crate) struct Coordinator {
     lost_since: BTreeMap<String, (Option<Revision>, BootTime)>,
     /// Hosts that have acknowledged, by the last look.
     acknowledged: Vec<String>,
+    /// Hosts that an operator has resumed since all were idle, in the order in which it was noticed.
+    forced: Vec<String>,
     ending: Option<Ending>,
 }
 
@@ -276,6 +278,7 @@ impl Coordinator {
             failure: None,
             lost_since: BTreeMap::new(),
             acknowledged: Vec::new(),
+            forced: Vec::new(),
             ending: None,
         }
     }
@@ -335,6 +338,11 @@ impl Coordinator {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the hosts that an operator has resumed since all were idle. Each stays in its place.
+    pub(crate) fn forced(&self) -> &[String] {
+        &self.forced
     }
 
     /// Returns the time at which the holder may be gone without another renewal: a linger later, hosts may resume.

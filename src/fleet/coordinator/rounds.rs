@@ -22,7 +22,7 @@ pub(super) enum Asked {
     /// Puts record and holder.
     Begin,
     KeepAlive,
-    /// Reads the whole fleet, or this pause alone once the command runs.
+    /// Reads the whole fleet.
     Look,
     /// Puts record and holder anew, with the number of orders to reset.
     Repair(Record),
@@ -48,11 +48,7 @@ impl Coordinator {
         if now < self.look_due_at() {
             return None;
         }
-        let keys = match self.phase {
-            Phase::Idle => self.own_keys().to_vec(),
-            _ => vec![Keys::Prefix(self.config.keys.all().to_owned())],
-        };
-        Some(self.look(keys))
+        Some(self.look())
     }
 
     fn ask(&mut self, asked: Asked, request: Request) -> Request {
@@ -60,9 +56,10 @@ impl Coordinator {
         request
     }
 
-    fn look(&mut self, keys: Vec<Keys>) -> Request {
+    fn look(&mut self) -> Request {
         self.is_woken = false;
-        let then = keys.into_iter().map(|keys| Operation::Range { keys }).collect();
+        let keys = Keys::Prefix(self.config.keys.all().to_owned());
+        let then = vec![Operation::Range { keys }];
         self.ask(Asked::Look, Request::Transact(Transaction { then, ..Transaction::default() }))
     }
 
@@ -74,12 +71,9 @@ impl Coordinator {
         self.config.keys.holder(&self.name)
     }
 
-    fn own_keys(&self) -> [Keys; 2] {
-        [Keys::One(self.record_key()), Keys::One(self.holder_key())]
-    }
-
     fn read_own(&self) -> Vec<Operation> {
-        self.own_keys().into_iter().map(|keys| Operation::Range { keys }).collect()
+        let keys = [self.record_key(), self.holder_key()].map(Keys::One);
+        keys.into_iter().map(|keys| Operation::Range { keys }).collect()
     }
 
     fn puts(&self, record: &Record, lease: LeaseId) -> Vec<Operation> {
@@ -239,11 +233,13 @@ impl Coordinator {
         }
         self.needs_repair = own.holder.is_none();
         self.prove(connection, now);
+        self.remember(snapshot, now);
         if let Phase::Waiting(_) = self.phase {
-            self.remember(snapshot, now);
             let waiting_for = self.judge(snapshot, sent);
             self.phase =
                 if waiting_for.is_empty() { Phase::Idle } else { Phase::Waiting(waiting_for) };
+        } else {
+            self.note_forced(snapshot);
         }
     }
 
@@ -323,8 +319,7 @@ impl Coordinator {
         if now < self.look_due_at() {
             return Step::Wait(self.look_due_at().min(deleted + RESUME_TIME_MAX));
         }
-        let keys = vec![Keys::Prefix(self.config.keys.all().to_owned())];
-        Step::Ask(self.look(keys), timeout)
+        Step::Ask(self.look(), timeout)
     }
 
     fn over(&mut self) -> Step {

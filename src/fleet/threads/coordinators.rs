@@ -124,7 +124,9 @@ impl<S: Store> CoordinatorThread<S> {
                 Step::Ask(request, timeout) => {
                     let sent = now();
                     let result = self.store.ask(&request, timeout.min(until_loss));
+                    let known = coordinator.forced().len();
                     coordinator.answered(sent, now(), result);
+                    log_forced(coordinator, known);
                     next = sent;
                 }
                 Step::Wait(until) => next = next.min(until),
@@ -185,6 +187,17 @@ impl<S: Store> CoordinatorThread<S> {
         let timeout = self.until_loss(errand::TIMEOUT, now());
         errand::run(errand, &mut self.store, &self.identity, &mut self.news, timeout);
         true
+    }
+}
+
+/// Logs the hosts that an operator has resumed in the middle, beyond those that were known.
+fn log_forced(coordinator: &Coordinator, known: usize) {
+    let name = coordinator.name();
+    for host in coordinator.forced().iter().skip(known) {
+        warn!(
+            event = "fleet-forced", name = name, host = host.as_str();
+            "an operator has resumed the host {host} in the middle of the pause {name} of the fleet"
+        );
     }
 }
 

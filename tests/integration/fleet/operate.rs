@@ -98,9 +98,14 @@ fn an_operators_force_is_told_to_the_coordinator() {
     assert!(lines.contains("h01: was resumed by an operator; h02: carries 1"), "{lines}");
     // The next pause holds there too.
     drop(busy);
-    let (run, _began) = fleet.run(0, "next", &["--wait=20s"]);
+    let (mut run, _began) = fleet.run(0, "next", &["--wait=20s", "--if-lost=kill"]);
     assert!(fleet.control(1).is_paused());
-    run.end();
+    // One that comes while the command runs is told at once, as a loss.
+    let forced = fleet.control(2).delete("/paused?force=yes");
+    assert_eq!(forced.status, 204, "{forced}");
+    run.0.wait_told("an operator has resumed hosts by force: h02; the command is sent SIGTERM");
+    fleet.host(0).wait_for_log("has resumed the host h02 in the middle of the pause next");
+    assert_eq!(run.0.code(), 128 + 15);
 }
 
 #[test]

@@ -152,6 +152,30 @@ fn paused_and_idle_at_once_is_one_write() {
 }
 
 #[test]
+fn a_force_in_the_middle_of_a_command_is_noticed_once() {
+    let mut etcd = Etcd::new();
+    let mut host = member("machine-1", "a");
+    drive(&mut host, &mut etcd, 0, 1);
+    let mut pause = coordinator("id-1", seconds(1));
+    coordinate(&mut pause, &mut etcd, seconds(1));
+    host.0.woken();
+    drive(&mut host, &mut etcd, 1, 2);
+    pause.woken();
+    coordinate(&mut pause, &mut etcd, seconds(2));
+    assert_eq!((pause.phase(), pause.forced()), (&Phase::Idle, &[][..]));
+
+    host.1.leases.clear();
+    host.1.forced.insert("db".to_owned());
+    host.0.woken();
+    drive(&mut host, &mut etcd, 2, 3);
+    for _ in 0..2 {
+        pause.woken();
+        coordinate(&mut pause, &mut etcd, seconds(3));
+        assert_eq!((pause.phase(), pause.forced()), (&Phase::Idle, &["web-1".to_owned()][..]));
+    }
+}
+
+#[test]
 fn a_second_pause_of_a_name_is_told_whose_it_is() {
     let mut etcd = Etcd::new();
     let mut host = member("machine-1", "a");

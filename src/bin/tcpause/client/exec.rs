@@ -81,6 +81,8 @@ enum Event {
     Answered(Result<Answer, Failure>),
     /// It is not certain any more that the pause holds, or it is again.
     Lost(bool),
+    /// An operator has resumed these hosts.
+    Forced(Vec<String>),
     /// The pause of a fleet has ended, or is going to, but for these hosts.
     Resumed { ended: bool, still_paused: Vec<String> },
     /// The pause has ended.
@@ -220,7 +222,11 @@ impl Exec {
                         "interrupted while waiting; the pause is undone and the command was not run",
                     ));
                 }
-                Event::Lost(_) | Event::Resumed { .. } | Event::Ended(_) | Event::Exited => {}
+                Event::Lost(_)
+                | Event::Forced(_)
+                | Event::Resumed { .. }
+                | Event::Ended(_)
+                | Event::Exited => {}
             }
         }
     }
@@ -270,6 +276,13 @@ impl Exec {
                     "it is not certain any more that all hosts are paused, as etcd is not reached",
                 ),
                 Event::Lost(false) => tell("all hosts are paused, as etcd is reached again"),
+                Event::Forced(hosts) => {
+                    let hosts = hosts.join(", ");
+                    self.note_loss(
+                        pid,
+                        &format!("an operator has resumed hosts by force: {hosts}"),
+                    );
+                }
                 Event::Ended(end) => {
                     self.note_end(end);
                     self.note_loss(pid, end.early());
@@ -386,8 +399,14 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
     connection.lines_to_end(|line| {
         let line = serde_json::from_slice::<Value>(line).unwrap_or_default();
         let flag = |name| line.get(name).and_then(Value::as_bool);
-        let hosts = line.get("still_paused").and_then(Value::as_array).into_iter().flatten();
-        let still_paused = hosts.filter_map(Value::as_str).map(str::to_owned).collect();
+        let hosts = |name| -> Vec<String> {
+            let hosts = line.get(name).and_then(Value::as_array).into_iter().flatten();
+            hosts.filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let (forced, still_paused) = (hosts("forced"), hosts("still_paused"));
+        if !forced.is_empty() {
+            drop(events.send(Event::Forced(forced)));
+        }
         match (flag("lost"), flag("ended")) {
             (Some(is_lost), _) => drop(events.send(Event::Lost(is_lost))),
             (None, Some(ended)) => drop(events.send(Event::Resumed { ended, still_paused })),
