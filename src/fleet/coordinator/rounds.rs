@@ -264,7 +264,7 @@ impl Coordinator {
         let has_waited = matches!(error, StoreError::TimedOut(_));
         self.retry_at = if has_waited { now } else { now + RETRY };
         if self.ending.is_some() {
-            if *asked == Asked::Revoke {
+            if *asked == Asked::Revoke && error == StoreError::NoSuchLease {
                 self.was_revoked();
             }
             return;
@@ -308,8 +308,10 @@ impl Coordinator {
                 timeout,
             );
         };
-        // A commit that is carried out late fails without its lease.
-        if let Some(lease) = self.lease.filter(|_| !ending.is_revoked) {
+        // A commit that is carried out late fails without its lease. If that cannot be ended in time, such a commit is a pause that
+        // nobody looks after: it ends a linger behind the lease's time.
+        let may_revoke = !ending.is_revoked && now < deleted + RESUME_TIME_MAX;
+        if let Some(lease) = self.lease.filter(|_| may_revoke) {
             self.asked = Some(Asked::Revoke);
             return Step::Ask(Request::Revoke { lease }, timeout);
         }

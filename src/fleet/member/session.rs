@@ -328,7 +328,8 @@ impl Member {
         let is_denied = matches!(error, StoreError::Denied(_) | StoreError::Full(_));
         match (&error, asked) {
             _ if self.stopped.is_some() => {
-                self.is_over |= *asked == Asked::Revoke;
+                // Without its lease, a join that is carried out late fails: else it would leave a host that is lost.
+                self.is_over |= *asked == Asked::Revoke && error == StoreError::NoSuchLease;
                 self.retry_at = now + RETRY;
             }
             (StoreError::NoSuchLease, _) => self.lose_session(),

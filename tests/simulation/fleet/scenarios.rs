@@ -10,6 +10,7 @@ use crate::{
         keys::{KeySpace, MemberRecord, OnDisconnect},
         member::{Member, MemberConfig, Trouble},
         step::{Doing, Step},
+        store::{Request, StoreError},
     },
     proxy::Proxy,
     world::micros,
@@ -172,6 +173,31 @@ fn a_force_in_the_middle_of_a_command_is_noticed_once() {
         pause.woken();
         coordinate(&mut pause, &mut etcd, seconds(3));
         assert_eq!((pause.phase(), pause.forced()), (&Phase::Idle, &["web-1".to_owned()][..]));
+    }
+}
+
+#[test]
+fn the_end_of_a_lease_that_fails_is_tried_again_for_a_while() {
+    for (fails, leases) in [(1, 0), (usize::MAX, 1)] {
+        let mut etcd = Etcd::new();
+        let mut pause = coordinator("id-1", seconds(1));
+        coordinate(&mut pause, &mut etcd, seconds(1));
+        pause.end(seconds(2));
+        let (mut now, mut tries) = (seconds(2), 0);
+        while let Step::Ask(request, timeout) = pause.poll(now) {
+            tries += usize::from(matches!(request, Request::Revoke { .. }));
+            if (1..=fails).contains(&tries) {
+                now = now + timeout;
+                pause.answered(now, now, Err(StoreError::TimedOut("silence".to_owned())));
+            } else {
+                let result = etcd.ask(micros(now.0), &request, 1);
+                pause.answered(now, now, result);
+            }
+        }
+        let phase = Phase::Ended { by: EndedBy::Caller, still_paused: Vec::new() };
+        assert_eq!((pause.phase(), tries), (&phase, 2));
+        assert_eq!(etcd.any_lease(0).iter().count(), leases);
+        assert!(now <= seconds(5), "{now:?}");
     }
 }
 
