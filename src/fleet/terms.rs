@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::keys::Record;
+use super::{clock::Timing, keys::Record};
 use crate::{
     config::{HalfClosed, duration::parse_duration, suggest::nearest},
     pause::{
@@ -14,23 +14,25 @@ use crate::{
 /// Shortest silence of a quiet connection: below, it may wait for its answer.
 const QUIET_MIN: Duration = Duration::from_millis(100);
 
-/// Returns the terms of the lease for a record. It lasts for `ttl` without a renewal. What a later version has written, and
-/// this one cannot read, is the default.
+/// Returns the terms of the lease for a record. Without a renewal it lasts for `keep_paused_for`, or for twice the time in which
+/// the pause ends without its coordinator, if that is longer: this host does not resume before the others. What a later version
+/// has written, and this one cannot read, is the default.
 pub(crate) fn terms(
     name: &str,
     record: &Record,
-    ttl: Duration,
+    keep_paused_for: Duration,
     (mode, half_closed): (Mode, HalfClosed),
 ) -> Terms {
     let modes = [Mode::Hold, Mode::Reject];
     let found = modes.into_iter().find(|mode| record.mode.as_deref() == Some(mode_name(*mode)));
+    let ends_alone = record.ttl.saturating_add(Timing::new(record.ttl).linger());
     let word = |treatment: &HalfClosed| record.half_closed.as_deref() == Some(treatment.word());
     Terms {
         name: format!("{FLEET_PREFIX}{name}"),
         reason: record.reason.clone(),
         by: record.by.clone(),
         mode: found.unwrap_or(mode),
-        ttl: Some(ttl),
+        ttl: Some(keep_paused_for.max(ends_alone.saturating_mul(2))),
         quiet: record.drain.as_deref().and_then(|drain| parse_quiet(drain).ok()),
         half_closed: HalfClosed::ALL.into_iter().find(word).unwrap_or(half_closed),
     }
@@ -60,6 +62,25 @@ pub(crate) fn parse_quiet(value: &str) -> Result<Quiet, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_kept_for_twice_its_own_end_if_that_is_longer() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        for (keep, ttl, kept) in [
+            (minutes(10), Duration::from_secs(15), minutes(10)),
+            // 2 (ttl + ttl / 3 + 3 τ)
+            (minutes(10), minutes(9), minutes(24) + Duration::from_secs(18)),
+            (minutes(10), Duration::MAX, Duration::MAX),
+        ] {
+            let record = Record { ttl, ..record() };
+            let terms = terms("deploy", &record, keep, (Mode::Hold, HalfClosed::Drop));
+            assert_eq!(terms.ttl, Some(kept), "{ttl:?}");
+        }
+    }
+
+    fn record() -> Record {
+        serde_json::from_str(r#"{"id": "1", "by": "a", "ttl": {"secs": 15, "nanos": 0}}"#).unwrap()
+    }
 
     #[test]
     fn a_record_gives_the_terms_of_a_lease() {
