@@ -204,6 +204,8 @@ pub(crate) struct Coordinator {
     unproven: Option<(Option<u64>, BootTime)>,
     /// True if the holder is missing, or hangs on the lease before this one.
     needs_repair: bool,
+    /// Sending of the last request that has put the holder, or has found it on the lease: no member has missed it before.
+    intact: BootTime,
     /// Store that answered last, and its revision then.
     known: Option<(u64, Revision)>,
     /// Last renewal by the caller.
@@ -268,6 +270,7 @@ impl Coordinator {
             renewed: now,
             unproven: None,
             needs_repair: false,
+            intact: now,
             known: None,
             caller_renewed: now,
             last_poll: now,
@@ -350,9 +353,12 @@ impl Coordinator {
         self.renewed + self.record.ttl
     }
 
-    /// Returns the time from which on a caller is told that the pause may not be kept.
+    /// Returns the time from which on a caller is told that the pause may not be kept. A holder that is missed is put anew within
+    /// moments, unless the store takes none, as it is full: members end the pause a linger behind its loss.
     pub(crate) fn lost_at(&self) -> BootTime {
-        BootTime(self.kept_until() - BootTime(LOST_MARGIN))
+        let missed = self.needs_repair.then(|| self.intact + self.timing.linger());
+        let until = missed.into_iter().fold(self.kept_until(), BootTime::min);
+        BootTime(until - BootTime(LOST_MARGIN))
     }
 
     fn end_by(&mut self, by: EndedBy, now: BootTime) {

@@ -33,6 +33,11 @@ pub(super) enum Asked {
 impl Coordinator {
     /// Returns the next request of a pause that begins or holds.
     pub(super) fn next_request(&mut self, now: BootTime) -> Option<Request> {
+        // What cannot be repaired may have ended.
+        let is_told = self.committed.is_some() && self.is_woken;
+        if is_told && self.unproven.is_none() && now >= self.look_due_at() {
+            return Some(self.look());
+        }
         let Some(lease) = self.lease else {
             return Some(self.ask(Asked::Grant, Request::Grant { ttl: self.record.ttl }));
         };
@@ -165,10 +170,13 @@ impl Coordinator {
                 }
                 let own = snapshot.pauses.get(&self.name).cloned().unwrap_or_default();
                 match asked {
-                    Asked::Begin => self.has_begun(*succeeded, now, &own, snapshot.pauses.len()),
+                    Asked::Begin => {
+                        self.has_begun(*succeeded, (sent, now), &own, snapshot.pauses.len());
+                    }
                     Asked::Repair(record) if *succeeded => {
                         (self.record, self.record_at) = (record, reply.revision);
                         (self.needs_repair, self.is_woken) = (false, true);
+                        self.intact = sent;
                     }
                     Asked::Repair(_) => self.find_record(&own, now),
                     Asked::Look => {
@@ -182,7 +190,13 @@ impl Coordinator {
         }
     }
 
-    fn has_begun(&mut self, succeeded: bool, now: BootTime, own: &FleetPause, pauses: usize) {
+    fn has_begun(
+        &mut self,
+        succeeded: bool,
+        (sent, now): (BootTime, BootTime),
+        own: &FleetPause,
+        pauses: usize,
+    ) {
         let Some(seen) = &own.record else { return };
         let record = seen.value.as_ref();
         if record.is_none_or(|record| record.id != self.config.id) {
@@ -191,8 +205,11 @@ impl Coordinator {
             return self.refuse(Refusal::Taken { by, began }, now);
         }
         self.record_at = seen.modified;
-        if succeeded && pauses > PAUSES_MAX {
-            return self.refuse(Refusal::TooMany, now);
+        if succeeded {
+            self.intact = sent;
+            if pauses > PAUSES_MAX {
+                return self.refuse(Refusal::TooMany, now);
+            }
         }
         self.committed = Some(now);
         self.caller_renewed = self.caller_renewed.max(now);
@@ -232,6 +249,9 @@ impl Coordinator {
             return;
         }
         self.needs_repair = own.holder.is_none();
+        if !self.needs_repair {
+            self.intact = sent;
+        }
         self.prove(connection, now);
         self.remember(snapshot, now);
         if let Phase::Waiting(_) = self.phase {
@@ -257,6 +277,7 @@ impl Coordinator {
 
     fn lose_lease(&mut self) {
         (self.lease, self.unproven) = (None, None);
+        self.needs_repair = self.committed.is_some();
     }
 
     /// Takes the failure of a request.

@@ -20,7 +20,7 @@ fn a_command_is_ended_before_hosts_resume_without_their_coordinator() {
     let (mut run, began) = fleet.run(0, "deploy", &["--wait=20s", "--if-lost=kill"]);
     relay.cut();
     let cut = clock();
-    run.0.wait_told("it is not certain any more that all hosts are paused, as etcd is not reached; the command is sent SIGTERM");
+    run.0.wait_told("it is not certain any more that all hosts are paused, as the pause cannot be renewed in etcd; the command is sent SIGTERM");
     let told = clock();
     let ended = run.told();
     let resumed = fleet.resumed_at(1, "deploy");
@@ -56,7 +56,7 @@ fn a_host_that_looks_after_pauses_is_fenced_and_tells_of_their_loss_in_time() {
     busy.assert_echo(&[0]);
     for run in &runs {
         run.0.wait_told(
-            "it is not certain any more that all hosts are paused, as etcd is not reached",
+            "it is not certain any more that all hosts are paused, as the pause cannot be renewed in etcd",
         );
     }
     let told = clock();
@@ -74,6 +74,38 @@ fn a_host_that_looks_after_pauses_is_fenced_and_tells_of_their_loss_in_time() {
     // The last round was a period before the stop at the earliest.
     assert!(reset > stopped + TTL + grace - TTL / 3 - second, "reset too early");
     fleet.cluster.go_on(0);
+}
+
+#[test]
+fn a_full_etcd_that_loses_a_holder_ends_the_pause_and_that_is_told_before() {
+    let Some(fleet) = Fleet::start(2, 1) else { return };
+    let long = ["--wait=20s", "--ttl=12s", "--if-lost=kill"];
+    let (mut run, began) = fleet.run(0, "deploy", &long);
+    let ask = |path: &str, body: &str| -> serde_json::Value {
+        serde_json::from_str(&fleet.cluster.ask(0, path, body)).unwrap()
+    };
+    let alarm = ask("/v3/maintenance/alarm", r#"{"action": "ACTIVATE", "alarm": "NOSPACE"}"#);
+    assert_eq!(alarm["alarms"][0]["alarm"], "NOSPACE", "{alarm}");
+    // The key of the holder, in base64.
+    let holder = r#"{"key": "L3RjcGF1c2UvZGVmYXVsdC9wYXVzZS9ob2xkZXIvZGVwbG95"}"#;
+    let holder = ask("/v3/kv/range", holder);
+    let lease = format!("{{\"ID\": {}}}", holder["kvs"][0]["lease"]);
+    let revoked = clock();
+    ask("/v3/lease/revoke", &lease);
+    run.0.wait_told("it is not certain any more that all hosts are paused, as the pause cannot be renewed in etcd; the command is sent SIGTERM");
+    let told = clock();
+    let ended = run.told();
+    let resumed = fleet.resumed_at(1, "deploy");
+    println!(
+        "holder lost in a full etcd: told after {} ms, resumed after {} ms",
+        millis(revoked, told),
+        millis(revoked, resumed)
+    );
+    // P + 3τ of 12 s: 7.6 s, and so before its time would be over.
+    assert!(ended + Duration::from_millis(500) < resumed, "too near to the resume");
+    assert!(resumed < revoked + Duration::from_secs(8) + ROOM, "too late");
+    fleet.assert_quiet(began, resumed, |_host| true);
+    assert_eq!(run.0.code(), 128 + 15);
 }
 
 #[test]

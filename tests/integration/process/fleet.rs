@@ -192,8 +192,7 @@ fn losing(lines: &'static [&'static str]) -> Upstream {
 #[test]
 fn a_command_goes_on_when_its_pause_is_lost_unless_it_is_to_be_killed() {
     const LOST: &[&str] = &["{\"lost\": tr", "ue}\n{\"lost\": false}\n"];
-    let told =
-        "it is not certain any more that all hosts are paused, as etcd is not reached; the command";
+    let told = "it is not certain any more that all hosts are paused, as the pause cannot be renewed in etcd; the command";
     let begin = |choice: &str, api: &Upstream| {
         let control = Control::new(api.addr().clone());
         let command = ["--", "sh", "-c", "echo started; read ended; exit 7"];
@@ -205,7 +204,7 @@ fn a_command_goes_on_when_its_pause_is_lost_unless_it_is_to_be_killed() {
     let api = losing(LOST);
     let mut kept = begin("--if-lost=keep", &api);
     kept.wait_told(&format!("{told} goes on"));
-    kept.wait_told("all hosts are paused, as etcd is reached again");
+    kept.wait_told("all hosts are paused, as the pause is renewed in etcd again");
     kept.end();
     assert_eq!(kept.code(), 7);
     kept.wait_told("hosts that have not resumed yet: web-3");

@@ -10,7 +10,7 @@ use crate::{
         keys::{KeySpace, MemberRecord, OnDisconnect},
         member::{Member, MemberConfig, Trouble},
         step::{Doing, Step},
-        store::{Request, StoreError},
+        store::{Operation, Request, StoreError},
     },
     proxy::Proxy,
     world::micros,
@@ -199,6 +199,53 @@ fn the_end_of_a_lease_that_fails_is_tried_again_for_a_while() {
         assert_eq!(etcd.any_lease(0).iter().count(), leases);
         assert!(now <= seconds(5), "{now:?}");
     }
+}
+
+/// Drives a coordinator until it waits, with a store that takes no more data.
+fn coordinate_full(coordinator: &mut Coordinator, etcd: &mut Etcd, now: BootTime) {
+    while let Step::Ask(request, _) = coordinator.poll(now) {
+        let puts = |it: &Operation| matches!(it, Operation::Put { .. });
+        let is_refused = match &request {
+            Request::Grant { .. } => true,
+            Request::Transact(request) => request.then.iter().any(puts),
+            _ => false,
+        };
+        let full = || Err(StoreError::Full("no space".to_owned()));
+        let result = if is_refused { full() } else { etcd.ask(micros(now.0), &request, 1) };
+        coordinator.answered(now, now, result);
+    }
+}
+
+#[test]
+fn a_pause_that_a_full_store_lets_end_is_told_as_lost_before() {
+    let mut etcd = Etcd::new();
+    let mut host = member("machine-1", "a");
+    drive(&mut host, &mut etcd, 0, 1);
+    let mut pause = coordinator("id-1", seconds(1));
+    coordinate(&mut pause, &mut etcd, seconds(1));
+    host.0.woken();
+    drive(&mut host, &mut etcd, 1, 2);
+    pause.woken();
+    coordinate(&mut pause, &mut etcd, seconds(2));
+    assert_eq!((pause.phase(), pause.lost_at()), (&Phase::Idle, seconds(1 + 15 - 1)));
+
+    let lease = etcd.holder("db").and_then(|holder| holder.lease).expect("a holder");
+    etcd.revoke(micros(seconds(3).0), lease);
+    host.0.woken();
+    let mut now = 3;
+    while etcd.record("db").is_some() {
+        pause.woken();
+        coordinate_full(&mut pause, &mut etcd, seconds(now));
+        drive(&mut host, &mut etcd, now, now + 1);
+        now += 1;
+    }
+    // A linger of 9.5 s behind the revocation, and behind the last look that has found the holder.
+    assert_eq!(now, 3 + 10);
+    assert_eq!(pause.lost_at(), seconds(2) + Duration::from_millis(8_500));
+    pause.woken();
+    coordinate_full(&mut pause, &mut etcd, seconds(now));
+    let phase = Phase::Ended { by: EndedBy::Others, still_paused: Vec::new() };
+    assert!(pause.phase() == &phase || pause.phase() == &Phase::Ending, "{:?}", pause.phase());
 }
 
 #[test]

@@ -273,9 +273,9 @@ impl Exec {
                 }
                 Event::Lost(true) => self.note_loss(
                     pid,
-                    "it is not certain any more that all hosts are paused, as etcd is not reached",
+                    "it is not certain any more that all hosts are paused, as the pause cannot be renewed in etcd",
                 ),
-                Event::Lost(false) => tell("all hosts are paused, as etcd is reached again"),
+                Event::Lost(false) => tell("all hosts are paused, as the pause is renewed in etcd again"),
                 Event::Forced(hosts) => {
                     let hosts = hosts.join(", ");
                     self.note_loss(
