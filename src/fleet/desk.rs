@@ -285,10 +285,6 @@ impl Fleets for Desk {
         self.wish(request_id, |case| case.wishes.is_renewed = true);
     }
 
-    fn commit(&self, request_id: u64) {
-        self.wish(request_id, |case| case.is_bound = false);
-    }
-
     fn end(&self, request_id: u64, because: &str) {
         self.wish(request_id, |case| case.wishes.end = Some(because.to_owned()));
     }

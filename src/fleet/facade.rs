@@ -40,9 +40,6 @@ pub(crate) trait Fleets: fmt::Debug + Send + Sync {
     /// Begins the time of a request's pause anew, as its caller has sent a byte.
     fn renew(&self, request_id: u64);
 
-    /// Commits a request's pause, which goes on without its caller.
-    fn commit(&self, request_id: u64);
-
     /// Ends a request's pause, for this reason. Never blocks: its state is `Ended` once the record is gone and the hosts have
     /// had a moment to resume. Does nothing for a request that is not known.
     fn end(&self, request_id: u64, because: &str);

@@ -116,10 +116,6 @@ impl Fleets for Played {
         self.note("renew".to_owned()).unwrap();
     }
 
-    fn commit(&self, _: u64) {
-        self.note("commit".to_owned()).unwrap();
-    }
-
     fn end(&self, request_id: u64, because: &str) {
         let mut play = self.lock();
         let is_known = play.waits.contains_key(&request_id);
@@ -281,12 +277,15 @@ fn a_wait_ends_as_its_caller_has_asked() {
     let hosts = json!([{"host": "web-17", "why": "lost for 40 s"}]);
     for (query, status, paused, done) in [
         ("wait=0s", 504, false, "end: it was not idle in time"),
-        ("wait=0s&on-timeout=keep", 504, true, "commit"),
+        ("wait=0s&on-timeout=keep", 504, true, "pause default false"),
     ] {
+        played.lock().done.clear();
         let (answered, body) = ask(&api, &format!("PUT /fleet/paused?{query}"));
         assert_eq!(answered, status, "{query}");
         assert_eq!((&body["waiting_for"], &body["paused"]), (&hosts, &json!(paused)), "{query}");
         played.await_done(done);
+        let is_undone = played.lock().done.iter().any(|done| done.starts_with("end"));
+        assert_eq!(is_undone, !paused, "{query}");
     }
     let (status, body) = ask(&api, "PUT /fleet/paused?wait=0s&on-timeout=kill");
     assert_eq!((status, &body["idle"]), (201, &json!(true)), "{body}");
