@@ -58,6 +58,8 @@ pub(super) struct Case {
     pub(super) is_bound: bool,
     pub(super) wishes: Wishes,
     pub(super) outcome: Outcome,
+    /// True if its caller has ended it. It goes on until the store takes its end.
+    pub(super) is_given_up: bool,
     /// Tells the caller that the record is committed, or why not.
     pub(super) begun: Option<Sender<Result<(), Refusal>>>,
 }
@@ -137,7 +139,13 @@ impl Desk {
         let lost_at = coordinator.lost_at();
         let mut outcome = Outcome { is_lost: now >= lost_at, ..Outcome::default() };
         match coordinator.phase() {
-            Phase::Asking | Phase::Ending => return None,
+            Phase::Asking => return None,
+            Phase::Ending => {
+                if let Some(case) = self.cases().get_mut(&request_id) {
+                    case.outcome.is_lost = outcome.is_lost;
+                }
+                return None;
+            }
             Phase::Refused(refusal) => {
                 let case = self.cases().remove(&request_id);
                 case?.answer(|name| Err(Refusal::of_pause(name, refusal)));
@@ -169,10 +177,14 @@ impl Desk {
         is_held.then_some(lost_at)
     }
 
-    /// Forgets the pauses that have ended long enough ago for their callers to have read of it.
-    pub(super) fn forget_ended(&self, now: BootTime) {
-        let is_new = |at: BootTime| now - at < ENDED_SHOWN_FOR;
-        self.cases().retain(|_, case| case.outcome.ended.is_none_or(is_new));
+    /// Forgets the pauses that have ended long enough ago for their callers to have read of it, and those that were given up
+    /// before anybody looked after them.
+    pub(super) fn forget_ended(&self, now: BootTime, is_new: impl Fn(u64) -> bool) {
+        let is_shown = |at: BootTime| now - at < ENDED_SHOWN_FOR;
+        self.cases().retain(|&id, case| match case.outcome.ended {
+            Some(at) => is_shown(at),
+            None => !(case.is_given_up && is_new(id)),
+        });
     }
 
     /// Refuses the pauses that nobody looks after yet.
@@ -218,6 +230,13 @@ impl Desk {
 }
 
 impl Case {
+    /// Returns true while the pause is kept, or its end is owed to the other hosts. Without a commit or behind its loss nothing is
+    /// owed: what is left in the store ends without this host.
+    fn is_looked_after(&self) -> bool {
+        let is_owed = self.begun.is_none() && !self.outcome.is_lost;
+        self.outcome.ended.is_none() && (!self.is_given_up || is_owed)
+    }
+
     /// Tells the caller once that the record is committed, or why not.
     fn answer(&mut self, result: impl FnOnce(&str) -> Result<(), Refusal>) {
         if let Some(begun) = self.begun.take() {
@@ -240,6 +259,7 @@ impl Fleets for Desk {
             is_bound,
             wishes: Wishes::default(),
             outcome: Outcome::default(),
+            is_given_up: false,
             begun: Some(sender),
         };
         self.cases().insert(request_id, case);
@@ -286,7 +306,10 @@ impl Fleets for Desk {
     }
 
     fn end(&self, request_id: u64, because: &str) {
-        self.wish(request_id, |case| case.wishes.end = Some(because.to_owned()));
+        self.wish(request_id, |case| {
+            case.is_given_up = true;
+            case.wishes.end = Some(because.to_owned());
+        });
     }
 
     fn resume(&self, name: &str, by: &str) -> Result<(), Refusal> {
@@ -305,7 +328,7 @@ impl Fleets for Desk {
 
     fn coordinating(&self) -> Vec<String> {
         let cases = self.cases();
-        let holding = cases.values().filter(|case| case.outcome.ended.is_none());
+        let holding = cases.values().filter(|case| case.is_looked_after());
         holding.map(|case| case.wanted.name.clone()).collect()
     }
 
@@ -317,5 +340,39 @@ impl Fleets for Desk {
 impl fmt::Debug for Desk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Desk").field("cases", &self.cases).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_that_was_given_up_counts_until_it_is_lost_if_it_was_committed() {
+        let desk = Desk::new(Arc::new(Bell::new())).0;
+        let (sender, begun) = bounded(1);
+        let case = Case {
+            wanted: Wanted { name: "db".to_owned(), ..Wanted::default() },
+            is_bound: true,
+            wishes: Wishes::default(),
+            outcome: Outcome::default(),
+            is_given_up: false,
+            begun: Some(sender),
+        };
+        desk.cases().insert(1, case);
+        assert_eq!(desk.coordinating(), ["db"]);
+        // Its caller has waited for a commit in vain.
+        desk.end(1, "a test");
+        assert_eq!(desk.coordinating(), Vec::<String>::new());
+        // The commit was late: its end is owed.
+        desk.cases().get_mut(&1).unwrap().answer(|_name| Ok(()));
+        assert_eq!((begun.recv(), desk.coordinating()), (Ok(Ok(())), vec!["db".to_owned()]));
+        desk.cases().get_mut(&1).unwrap().outcome.is_lost = true;
+        assert_eq!(desk.coordinating(), Vec::<String>::new());
+        // Nobody has begun to look after it.
+        desk.forget_ended(BootTime::default(), |_id| false);
+        assert!(desk.cases().contains_key(&1));
+        desk.forget_ended(BootTime::default(), |_id| true);
+        assert!(desk.cases().is_empty());
     }
 }

@@ -53,7 +53,7 @@ pub(crate) trait Fleets: fmt::Debug + Send + Sync {
     /// Takes a host without a session out of the fleet. Blocks for 2 s at most.
     fn forget(&self, host: &str, by: &str) -> Result<(), Refusal>;
 
-    /// Returns the names of the pauses that were asked for here and hold.
+    /// Returns the names of the pauses that were asked for here and are looked after here.
     fn coordinating(&self) -> Vec<String>;
 
     /// Registers a callback for each change of a request's state. It runs on the thread that makes the change.

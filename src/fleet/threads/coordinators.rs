@@ -78,7 +78,7 @@ impl<S: Store> CoordinatorThread<S> {
     /// Makes coordinators of new cases, and passes wishes on.
     fn take_wishes(&mut self) {
         let now = now();
-        self.desk.forget_ended(now);
+        self.desk.forget_ended(now, |id| !self.coordinators.contains_key(&id));
         let standing = self.desk.standing();
         if let Standing::Nameless(refusal) = &standing {
             self.desk.refuse_new(|id| !self.coordinators.contains_key(&id), refusal);
