@@ -3,10 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
+    clock::BootTime,
     desk::Errand,
-    facade::{Refusal, RefusalKind},
+    facade::Refusal,
+    keys::Record,
     snapshot::Snapshot,
-    store::{Answer, Compare, Keys, Operation, Reply, Request, Store, Transaction},
+    store::{Answer, Compare, KeyValue, Keys, Operation, Reply, Request, Store, Transaction},
     table::{HostRow, News, PauseRow, Table},
     threads::Identity,
 };
@@ -14,6 +16,9 @@ use crate::sys::boot::boot_time;
 
 /// Longest wait for the answer of the store; the caller may shorten it.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Most requests for the end of a pause: a look at its record, its deletion, and more if the record changes in between.
+const RESUME_TRIES: usize = 4;
 
 /// Does an errand, and answers its caller.
 pub(super) fn run(
@@ -76,7 +81,7 @@ pub(super) fn table(
     Ok(Table::new(identity.fleet.clone(), rows, hosts))
 }
 
-/// Deletes the record of a pause, and its holder.
+/// Deletes the record of a pause that is there now, and its holder. A pause of the same name that begins meanwhile stays.
 fn resume(
     store: &mut impl Store,
     identity: &Identity,
@@ -84,20 +89,33 @@ fn resume(
     timeout: Duration,
 ) -> Result<(), Refusal> {
     let (record, holder) = (identity.keys.record(name), identity.keys.holder(name));
-    let delete = Transaction {
-        compares: vec![Compare::Present { key: record.clone() }],
-        then: vec![Operation::Delete { key: record }, Operation::Delete { key: holder }],
-        otherwise: Vec::new(),
-    };
-    if has_succeeded(&ask(store, delete, timeout)?) {
-        return Ok(());
+    let read = vec![Operation::Range { keys: Keys::One(record.clone()) }];
+    let deadline = BootTime(boot_time()) + timeout;
+    let mut request = Transaction { then: read.clone(), ..Transaction::default() };
+    let mut id = None;
+    for _ in 0..RESUME_TRIES {
+        let reply = ask(store, request, deadline - BootTime(boot_time()))?;
+        if id.is_some() && has_succeeded(&reply) {
+            return Ok(());
+        }
+        let Answer::Transacted { mut found, .. } = reply.answer else { break };
+        let Some(KeyValue { value, .. }) = found.pop().and_then(|mut pairs| pairs.pop()) else {
+            // What was there has ended by itself.
+            return if id.is_some() { Ok(()) } else { Err(Refusal::no_pause(name)) };
+        };
+        let present = serde_json::from_str::<Record>(&value).map(|it| it.id).unwrap_or_default();
+        // The same pause may have been written anew, with the next order to reset what is left.
+        if *id.get_or_insert_with(|| present.clone()) != present {
+            return Ok(());
+        }
+        let (key, delete) = (record.clone(), |key: &String| Operation::Delete { key: key.clone() });
+        request = Transaction {
+            compares: vec![Compare::Value { key, value }],
+            then: vec![delete(&record), delete(&holder)],
+            otherwise: read.clone(),
+        };
     }
-    Err(Refusal {
-        kind: RefusalKind::Unknown,
-        text: format!(
-            "The fleet has no pause of the name {name:?}; tcpause status --fleet lists them."
-        ),
-    })
+    Err(Refusal::unreachable("the record of the pause changes all the time"))
 }
 
 /// Deletes a member that has no session.
@@ -133,4 +151,74 @@ fn ask(
 
 fn has_succeeded(reply: &Reply) -> bool {
     matches!(reply.answer, Answer::Transacted { succeeded: true, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::fleet::{
+        keys::KeySpace,
+        store::{Answered, Revision},
+    };
+
+    /// Store with one record, which others put in place of it before each of the next requests.
+    struct Played {
+        record: Option<String>,
+        next: VecDeque<Option<String>>,
+    }
+
+    impl Store for Played {
+        fn ask(&mut self, request: &Request, _: Duration) -> Answered {
+            let Request::Transact(request) = request else { panic!("{request:?}") };
+            let is_same = |compare: &Compare| matches!(compare, Compare::Value { value, .. } if Some(value) == self.record.as_ref());
+            let succeeded = request.compares.iter().all(is_same);
+            let pair = self.record.clone().map(|value| KeyValue {
+                key: "/t/f/pause/record/db".to_owned(),
+                value,
+                modified: Revision(1),
+                lease: None,
+            });
+            let operations = if succeeded { &request.then } else { &request.otherwise };
+            let reads = matches!(operations[0], Operation::Range { .. });
+            let found = if reads { vec![pair.into_iter().collect()] } else { Vec::new() };
+            if !reads {
+                self.record = None;
+            }
+            self.record = self.next.pop_front().unwrap_or_else(|| self.record.clone());
+            let answer = Answer::Transacted { succeeded, found };
+            Ok(Reply { cluster: 1, revision: Revision(1), connection: 1, answer })
+        }
+    }
+
+    #[test]
+    fn a_resume_ends_the_pause_that_it_has_found_and_no_other() {
+        let identity = Identity {
+            fleet: "f".to_owned(),
+            host: "a".to_owned(),
+            keys: KeySpace::new("/t", "f"),
+            on_disconnect: "serve",
+            instance: "1".to_owned(),
+        };
+        let record = |id: &str, kill: u64| {
+            let ttl = r#"{"secs": 15, "nanos": 0}"#;
+            Some(format!(r#"{{"id": "{id}", "by": "a", "ttl": {ttl}, "kill": {kill}}}"#))
+        };
+        let unknown = || Err(Refusal::no_pause("db"));
+        for (first, next, result, last) in [
+            (None, vec![], unknown(), None),
+            (record("1", 0), vec![], Ok(()), None),
+            // Another order to reset, behind the first look.
+            (record("1", 0), vec![record("1", 1)], Ok(()), None),
+            // The next pause of the name, behind the first look, and behind the second one.
+            (record("1", 0), vec![record("2", 0)], Ok(()), record("2", 0)),
+            (record("1", 0), vec![record("1", 1), record("2", 0)], Ok(()), record("2", 0)),
+            (record("1", 0), vec![None], Ok(()), None),
+        ] {
+            let mut store = Played { record: first, next: next.into() };
+            assert_eq!(resume(&mut store, &identity, "db", TIMEOUT), result);
+            assert_eq!(store.record, last);
+        }
+    }
 }

@@ -121,6 +121,14 @@ impl Refusal {
         Self::new(RefusalKind::Full, format!("The fleet takes nothing new: {why}."))
     }
 
+    /// Refuses to end a pause that is not there.
+    pub(crate) fn no_pause(name: &str) -> Self {
+        let text = format!(
+            "The fleet has no pause of the name {name:?}; tcpause status --fleet lists them."
+        );
+        Self::new(RefusalKind::Unknown, text)
+    }
+
     /// Refuses to forget a host that counts.
     pub(crate) fn has_session(host: &str) -> Self {
         let text = format!("The host {host} is there: stop its tcpause before it is forgotten.");
