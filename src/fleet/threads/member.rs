@@ -1,7 +1,11 @@
 //! The thread of a member: it asks the store, carries out what the machine orders, and sleeps until the next is due. It has a
 //! client of the store of its own, as what it is late with lets clients in.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    mem::{Discriminant, discriminant},
+    sync::Arc,
+    time::Duration,
+};
 
 use crossbeam_channel::Receiver;
 use log::{info, warn};
@@ -12,10 +16,10 @@ use crate::{
         clock::BootTime,
         desk::{Desk, Standing},
         facade::Refusal,
-        member::Member,
+        member::{Member, Trouble},
         proxy::Proxy,
         step::Step,
-        store::Store,
+        store::{Store, StoreError},
     },
     pause::fleet::{LOST, STARTING},
 };
@@ -40,6 +44,8 @@ pub(in crate::fleet) struct MemberThread<S> {
 #[derive(Debug, Default)]
 pub(in crate::fleet) struct Logged {
     contact: Contact,
+    /// Reasons of the present loss that were told, by their kind; none for a host of the same name.
+    reasons: Vec<Option<Discriminant<StoreError>>>,
     /// Restores of the store.
     restores: u64,
 }
@@ -50,6 +56,20 @@ enum Contact {
     Never,
     Here,
     Lost,
+}
+
+impl Logged {
+    /// Notes a loss of the contact. Returns true if its reason is to be logged: once for each kind until the contact is back.
+    fn is_news(&mut self, why: &Trouble) -> bool {
+        let kind = match why {
+            Trouble::Store(error) => Some(discriminant(error)),
+            Trouble::NameTaken(_) => None,
+        };
+        let is_new = !self.reasons.contains(&kind);
+        self.contact = Contact::Lost;
+        self.reasons.extend(is_new.then_some(kind));
+        is_new
+    }
 }
 
 impl<S: Store> MemberThread<S> {
@@ -96,7 +116,8 @@ impl<S: Store> MemberThread<S> {
         Some(began)
     }
 
-    /// Shows the state of the member to the status and the metrics, and logs each change of the contact once.
+    /// Shows the state of the member to the status and the metrics, and logs each change of the contact, and each new reason of a
+    /// loss, once.
     fn publish(&mut self) {
         let age = self.member.present().map(|at| now() - at);
         self.desk.set_standing(match self.member.trouble() {
@@ -110,20 +131,19 @@ impl<S: Store> MemberThread<S> {
         let trouble = self.member.trouble().map(ToString::to_string);
         let doubt = doubt(&self.member.doubted());
         let is_late = age.is_none_or(|age| age > self.late_after);
-        match (&trouble, self.logged.contact) {
-            (Some(why), Contact::Never | Contact::Here) if is_late => {
+        match self.member.trouble() {
+            Some(why) if is_late && self.logged.is_news(why) => {
                 warn!(
                     event = "fleet-lost", fleet = self.identity.fleet;
                     "the fleet {} is out of reach: {why}; its pauses stay as they are", self.identity.fleet
                 );
-                self.logged.contact = Contact::Lost;
             }
-            (None, Contact::Never | Contact::Lost) if !is_late => {
+            None if !is_late && self.logged.contact != Contact::Here => {
                 info!(
                     event = "fleet-joined", fleet = self.identity.fleet;
                     "is a member of the fleet {} as {}", self.identity.fleet, self.identity.host
                 );
-                self.logged.contact = Contact::Here;
+                (self.logged.contact, self.logged.reasons) = (Contact::Here, Vec::new());
             }
             _ => {}
         }
@@ -149,4 +169,26 @@ fn doubt(pauses: &[&str]) -> Option<String> {
     let end = "fleet.keep-paused-for is over, or tcpause resume --force ends it";
     (!pauses.is_empty())
         .then(|| format!("{RESTORED}; {} holds here until {end}", pauses.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_reason_is_news_once() {
+        let store = |error: fn(String) -> StoreError, why: &str| Trouble::Store(error(why.into()));
+        let mut logged = Logged::default();
+        for (why, is_news) in [
+            (store(StoreError::TimedOut, "a"), true),
+            (store(StoreError::TimedOut, "b"), false),
+            (store(StoreError::Denied, "a"), true),
+            (Trouble::NameTaken("a".to_owned()), true),
+            (store(StoreError::TimedOut, "a"), false),
+            (Trouble::NameTaken("b".to_owned()), false),
+        ] {
+            assert_eq!(logged.is_news(&why), is_news, "{why:?}");
+            assert_eq!(logged.contact, Contact::Lost);
+        }
+    }
 }
