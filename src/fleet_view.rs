@@ -1,13 +1,20 @@
 //! `FleetView`: the state of the fleet as its threads know it, for the status and the metrics.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use serde_json::Value;
+
 /// Latest state of the fleet; none where the proxy is in no fleet.
 #[derive(Debug, Default)]
-pub(crate) struct FleetView(Mutex<Option<FleetStatus>>);
+pub(crate) struct FleetView {
+    status: Mutex<Option<FleetStatus>>,
+    /// Description of the member for another process, in words of the fleet's own: as it came from the process before, until
+    /// the member has told anew.
+    parcel: Mutex<Option<Value>>,
+}
 
 /// State of the fleet as one of its members knows it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -37,7 +44,7 @@ pub(crate) struct FleetStatus {
 impl FleetView {
     /// Changes the state. Two threads know a part of it each.
     pub(crate) fn update(&self, change: impl FnOnce(&mut FleetStatus)) {
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default());
+        change(lock(&self.status).get_or_insert_default());
     }
 
     /// Tells that nobody looks after the membership any more, for this reason.
@@ -47,6 +54,20 @@ impl FleetView {
 
     /// Returns the latest state.
     pub(crate) fn read(&self) -> Option<FleetStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.status).clone()
     }
+
+    /// Has the next process go on from this description.
+    pub(crate) fn put_parcel(&self, parcel: Option<Value>) {
+        *lock(&self.parcel) = parcel;
+    }
+
+    /// Returns the latest description of the member.
+    pub(crate) fn parcel(&self) -> Option<Value> {
+        lock(&self.parcel).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,7 +28,6 @@ use std::{
     io,
     sync::Arc,
     thread::{Builder, JoinHandle},
-    time::Duration,
 };
 
 use clock::{BootTime, Timing};
@@ -38,7 +37,7 @@ use desk::Desk;
 use etcd::{Etcd, WatchStopper};
 pub(crate) use facade::{Fleet, Fleets, Refusal, RefusalKind};
 use keys::{KeySpace, MemberRecord};
-use member::{Member, MemberConfig};
+use member::{Member, MemberConfig, parcel::MemberWords};
 use proxy::Proxy;
 use store::StoreSettings;
 #[cfg(test)]
@@ -69,7 +68,7 @@ pub(crate) struct FleetThreads {
     /// Bells of the coordinators and of the member.
     bells: [Arc<Bell>; 2],
     watch: WatchStopper,
-    begin: Sender<Option<BootTime>>,
+    begin: Sender<()>,
     /// Threads of the coordinators, of the member and of the watch, until they are joined.
     threads: Option<[JoinHandle<()>; 3]>,
 }
@@ -101,11 +100,16 @@ impl Membership {
         Ok(Some(Self { etcd, config: fleet.clone(), host, record }))
     }
 
-    /// Returns the longest time for which clients wait at a start for the first contact; none for ever.
-    pub(crate) fn start_wait(&self) -> Option<Duration> {
-        match self.config.on_disconnect {
+    /// Has clients wait for the first contact at a start, before any worker runs. A taker that serves without contact holds
+    /// nobody, and no taker does where the process before has joined.
+    pub(crate) fn hold_clients(&self, handle: &Handle, is_taker: bool) {
+        let wait = match self.config.on_disconnect {
+            OnDisconnect::Serve if is_taker => return,
             OnDisconnect::Serve => Some(self.config.start_wait),
             OnDisconnect::Hold => None,
+        };
+        if !words(handle).has_joined() {
+            handle.pauses().begin_starting(wait);
         }
     }
 
@@ -190,10 +194,10 @@ impl FleetThreads {
         Fleet::new(desk)
     }
 
-    /// Lets the threads go. Those of a process that goes on in place of another one know of its last `contact`.
-    pub(crate) fn begin(&self, contact: Option<Duration>) {
+    /// Lets the threads go.
+    pub(crate) fn begin(&self) {
         // It is said once, and there is room for it.
-        self.begin.try_send(contact.map(BootTime)).ok();
+        self.begin.try_send(()).ok();
     }
 
     /// Leaves the fleet, for a few seconds at most: the proxy carries nothing any more. The member goes behind the ends of the
@@ -222,6 +226,15 @@ fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         log::error!("a defect: a thread of the fleet panicked");
     }
+}
+
+/// Returns the words of the process before, if there was one in a fleet.
+fn words(handle: &Handle) -> MemberWords {
+    let Some(parcel) = handle.fleet().parcel() else { return MemberWords::default() };
+    serde_json::from_value(parcel).unwrap_or_else(|error| {
+        log::error!("what the old process told of its fleet cannot be read: {error}");
+        MemberWords::default()
+    })
 }
 
 /// Returns the id of this machine, or of its last start where it has none.

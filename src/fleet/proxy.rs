@@ -25,7 +25,10 @@ pub(super) struct Proxy {
 impl Proxy {
     /// Looks at the proxy. Leases and idleness are those of one moment.
     pub(super) fn view(&self) -> ProxyView {
-        let FleetLedger { is_idle, holding, forced } = self.handle.pauses().fleet_ledger();
+        let ledger = self.handle.pauses().fleet_ledger();
+        let FleetLedger { is_idle, mut holding, mut forced } = ledger;
+        let mut take = |name| holding.remove(name) | forced.remove(name);
+        let (is_starting, is_lost) = (take(STARTING), take(LOST));
         let balance = self.handle.balance();
         ProxyView {
             is_idle,
@@ -33,6 +36,8 @@ impl Proxy {
             active: balance.active,
             connecting: balance.connecting,
             oldest: self.handle.oldest(),
+            is_starting,
+            is_lost,
             holding,
             forced,
         }

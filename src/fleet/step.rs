@@ -51,7 +51,11 @@ pub(crate) struct ProxyView {
     pub(crate) connecting: u64,
     /// Age of the oldest connection.
     pub(crate) oldest: Option<Duration>,
-    /// Names of the fleet's leases that hold, without their prefix.
+    /// True from `fleet/starting` until the member has lifted it, also once an operator has.
+    pub(crate) is_starting: bool,
+    /// The same of `fleet/lost`.
+    pub(crate) is_lost: bool,
+    /// Names of the leases of pauses that hold, without their prefix.
     pub(crate) holding: BTreeSet<String>,
     /// Names of those that an operator has lifted here alone.
     pub(crate) forced: BTreeSet<String>,

@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 /// Outcome of a request.
 pub(crate) type Answered = Result<Reply, StoreError>;
 
@@ -29,7 +31,9 @@ pub(crate) struct StoreSettings {
 pub(crate) struct LeaseId(pub(crate) i64);
 
 /// Number of a state of the whole store, which grows with each change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
 pub(crate) struct Revision(pub(crate) i64);
 
 /// One request.

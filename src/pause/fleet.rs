@@ -43,8 +43,12 @@ impl Pauses {
         Ok(())
     }
 
-    /// Holds clients until the fleet lifts [`STARTING`], or for this time at most. No worker runs yet.
+    /// Holds clients until the fleet lifts [`STARTING`], or for this time at most, unless an operator of the process
+    /// before has lifted it by force. No worker runs yet.
     pub(crate) fn begin_starting(&self, ttl: Option<Duration>) {
+        if self.fleet_ledger().forced.contains(STARTING) {
+            return;
+        }
         // The program always has room.
         self.begin_fleet(self.own_terms(STARTING, "it joins its fleet", ttl), PROGRAM).ok();
     }

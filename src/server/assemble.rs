@@ -165,7 +165,6 @@ impl Plan {
         ];
         let hosts = HostPolicy::new(named.into_iter().flatten(), &self.config.control.hosts);
         let membership = self.membership.take();
-        let start_wait = membership.as_ref().map(Membership::start_wait);
         let steering = Starter::new(
             &self.config,
             &listeners.proxy.caught,
@@ -184,12 +183,8 @@ impl Plan {
             steering,
             written,
         };
-        // A taker that serves without contact holds nobody.
-        if let Some(wait) = start_wait
-            && (!is_taker
-                || wait.is_none() && !rebuilding.as_ref().is_some_and(Rebuilding::was_in_fleet))
-        {
-            server.shared.pauses.begin_starting(wait);
+        if let Some(membership) = &membership {
+            membership.hold_clients(&server.handle(), is_taker);
         }
         let listened_at = ListenedAt {
             control: control.addresses.clone(),
@@ -211,7 +206,7 @@ impl Plan {
             return Err(error);
         }
         if !is_taker {
-            server.fleet.iter().for_each(|fleet| fleet.begin(None));
+            server.fleet.iter().for_each(FleetThreads::begin);
         }
         Ok((server, listened_at))
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
     admission::{pace::PaceWords, queue::QueueWords},
@@ -38,9 +39,12 @@ pub(super) struct RestWords {
     pace: Option<PaceWords>,
     upstream: UpstreamWords,
     upgrades: UpgradesWords,
-    /// Last contact with the fleet, since the start of the host.
-    #[serde(default)]
-    pub(super) fleet_contact: Option<Duration>,
+    /// Member of a fleet, in words of the fleet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fleet: Option<Value>,
+    /// Last contact with the fleet, since the start of the host: all that earlier programs tell of it.
+    #[serde(default, skip_serializing)]
+    fleet_contact: Option<Duration>,
     pub(super) files: FilesWords,
 }
 
@@ -93,7 +97,8 @@ impl RestWords {
             pace: Some(admission.queue.pace().describe(parcel)),
             upstream: upstream.describe(parcel),
             upgrades: upgrades.describe(),
-            fleet_contact: fleet.read().and_then(|fleet| fleet.last_contact),
+            fleet: fleet.parcel(),
+            fleet_contact: None,
             files: FilesWords {
                 proxy: proxy.as_ref().map(SocketFile::describe),
                 control: control.iter().map(SocketFile::describe).collect(),
@@ -118,7 +123,8 @@ impl RestWords {
             pace,
             upstream,
             upgrades,
-            fleet_contact: _,
+            fleet,
+            fleet_contact,
             files: _,
         } = self;
         let workers = &shared.workers;
@@ -136,6 +142,9 @@ impl RestWords {
             shared.admission.queue.pace().restore(pace, parcel);
         }
         shared.upgrades.restore(upgrades.clone());
+        // An earlier program has had a session at its last contact, unless the store has refused one.
+        let earlier = fleet_contact.map(|at| json!({ "contact": at, "present": at }));
+        shared.fleet.put_parcel(fleet.clone().or(earlier));
     }
 }
 

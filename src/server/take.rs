@@ -74,7 +74,6 @@ struct Later {
     is_halfway: bool,
     stall: Stall,
     files: FilesWords,
-    fleet_contact: Option<Duration>,
     proxy_access: Access,
     control_access: Access,
     monitor_access: Access,
@@ -131,11 +130,6 @@ impl Rebuilding {
     pub(super) fn restore(&self, shared: &Shared) {
         self.rest.restore(shared, &self.rest_parcel);
         shared.upgrade_requests.expect_program();
-    }
-
-    /// Returns true if the giver has had contact with a fleet.
-    pub(super) fn was_in_fleet(&self) -> bool {
-        self.rest.fleet_contact.is_some()
     }
 
     /// Takes the connections of the worker `index` of so many.
@@ -270,7 +264,6 @@ fn receive_all(
         is_halfway: giver.takes_back,
         stall: rebuilding.stall,
         files: rebuilding.rest.files.clone(),
-        fleet_contact: rebuilding.rest.fleet_contact,
         proxy_access: Access { mode: plan.config.proxy.mode, group: None },
         control_access: plan.control_access,
         monitor_access: Access { mode: Some(plan.config.monitor.mode), group: None },
@@ -463,7 +456,7 @@ impl Server {
         later.adopt_files(self);
         shared.upstream.remember_present();
         match &self.fleet {
-            Some(fleet) => fleet.begin(later.fleet_contact),
+            Some(fleet) => fleet.begin(),
             None => shared.pauses.leave_fleet(),
         }
         // The manager's sockets are its own.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::Member;
 use crate::fleet::{
     clock::{BootTime, Timing},
@@ -12,7 +14,7 @@ use crate::fleet::{
 };
 
 /// A pause of this proxy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Local {
     pub(super) id: String,
     pub(super) standing: Standing,
@@ -25,7 +27,8 @@ pub(super) struct Local {
 }
 
 /// Standing of a pause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Standing {
     /// Its lease is in the ledger, and the barrier behind it.
     Holds,
@@ -138,11 +141,15 @@ impl Member {
 
     /// Returns the next deed, if there is one.
     pub(super) fn next_doing(&mut self, now: BootTime) -> Option<Doing> {
-        if let Some(lost_at) = self.lost_at() {
+        let is_late = !self.holds_when_lost() && now >= self.began + self.config.start_wait;
+        if is_late {
+            self.promised = None;
+        }
+        if let Some((lost_at, cut_at)) = self.deadlines() {
             if !self.is_lost && now >= lost_at {
                 return Some(Doing::Lose);
             }
-            if self.is_lost && !self.is_cut && now >= lost_at + self.config.record.grace {
+            if self.is_lost && !self.is_cut && now >= cut_at {
                 return Some(Doing::Cut);
             }
         }
@@ -158,11 +165,11 @@ impl Member {
             return Some(order);
         }
         self.news = None;
-        let has_contact = lost_at.map_or(self.session.is_some(), |lost_at| now < lost_at);
+        let has_contact =
+            lost_at.map_or(self.session.is_some() || is_late, |lost_at| now < lost_at);
         if self.is_lost && has_contact {
             return Some(Doing::Find);
         }
-        let is_late = !self.holds_when_lost() && now >= self.began + self.config.start_wait;
         let may_start = self.session.is_some() && has_contact || is_late;
         (!self.is_started && may_start).then_some(Doing::Start)
     }
@@ -232,8 +239,8 @@ impl Member {
 }
 
 impl Local {
-    /// Returns a pause that another process of this host has put. No record has its id.
-    pub(super) fn left_behind() -> Self {
+    /// Returns a pause of which another process of this host had not told yet when it stood still. No record has its id.
+    pub(super) fn nameless() -> Self {
         Self {
             id: String::new(),
             standing: Standing::Holds,

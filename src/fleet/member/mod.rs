@@ -4,13 +4,10 @@
 //! `session.rs` asks and reads the answers, `local.rs` orders what they mean for the proxy.
 
 mod local;
+pub(crate) mod parcel;
 mod session;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use local::{Local, News, Orphan};
 use session::{Asked, Session};
@@ -81,6 +78,10 @@ pub(crate) struct Member {
     /// Sending of the last of them that found the state of this session in the store, too. From then on a coordinator
     /// that does not see it counts the time until this host is quiet.
     present: Option<BootTime>,
+    /// Record in the store of the process before, by which coordinators count until this one has joined.
+    promised: Option<MemberRecord>,
+    /// True once this process has joined.
+    has_joined: bool,
     /// Sending of the last renewal that is proven.
     renewed: BootTime,
     /// Renewal without a proof yet: its connection and its sending.
@@ -131,6 +132,8 @@ impl Member {
             known: None,
             contact: None,
             present: None,
+            promised: None,
+            has_joined: false,
             renewed: now,
             unproven: None,
             next_round: now,
@@ -153,19 +156,6 @@ impl Member {
             has_left: false,
             is_over: false,
         }
-    }
-
-    /// Goes on in place of another process of this host, if there was one, from its last contact, with the pauses that it
-    /// has left. Their ids did not come along, so that the first read renews or ends each of them.
-    pub(crate) fn go_on(
-        &mut self,
-        contact: Option<BootTime>,
-        paused: BTreeSet<String>,
-        is_lost: bool,
-    ) {
-        self.contact = contact;
-        (self.is_started, self.is_lost) = (contact.is_some(), is_lost);
-        self.pauses = paused.into_iter().map(|name| (name, Local::left_behind())).collect();
     }
 
     /// Returns the next step. Not called while one is under way.
@@ -268,18 +258,28 @@ impl Member {
         self.config.record.on_disconnect == OnDisconnect::Hold
     }
 
-    /// Returns the time from which on nobody is admitted without another proof of the session.
+    /// Returns the time from which on nobody is admitted without another proof of the session, and the time at which what is
+    /// left is reset then.
+    fn deadlines(&self) -> Option<(BootTime, BootTime)> {
+        let present = self.present?;
+        // Its own word binds a host that has served without contact from now on.
+        let own = (present.max(self.began), &self.config.record);
+        let promised = self.promised.iter().map(|record| (present, record));
+        let held = promised.chain([own]).filter(|(_, it)| it.on_disconnect == OnDisconnect::Hold);
+        held.map(|(from, it)| (from + it.fence, from + it.fence + it.grace))
+            .reduce(|a, b| (a.0.min(b.0), a.1.min(b.1)))
+    }
+
     fn lost_at(&self) -> Option<BootTime> {
-        let present = self.present.filter(|_| self.holds_when_lost())?;
-        Some(present + self.config.record.fence)
+        self.deadlines().map(|(lost_at, _)| lost_at)
     }
 
     /// Returns the next time at which the proxy must be stopped without another contact.
     fn deadline(&self) -> Option<BootTime> {
-        let lost_at = self.lost_at()?;
+        let (lost_at, cut_at) = self.deadlines()?;
         match (self.is_lost, self.is_cut) {
             (false, _) => Some(lost_at),
-            (true, false) => Some(lost_at + self.config.record.grace),
+            (true, false) => Some(cut_at),
             (true, true) => None,
         }
     }
@@ -288,8 +288,9 @@ impl Member {
     fn wake_up_at(&self, now: BootTime, view: &ProxyView) -> BootTime {
         let asks = self.round_due_at(now, view).max(self.retry_at);
         let reaps = self.reap_due().map(|(_, at)| at.max(self.retry_at));
-        let starts = (!self.is_started && !self.holds_when_lost())
-            .then_some(self.began + self.config.start_wait);
+        let waits = !self.is_started || self.promised.is_some();
+        let starts =
+            (waits && !self.holds_when_lost()).then_some(self.began + self.config.start_wait);
         [reaps, starts, self.deadline()].into_iter().flatten().fold(asks, BootTime::min)
     }
 }

@@ -284,7 +284,7 @@ impl Member {
 
     fn has_written(&mut self, revision: Revision, written: Written, now: BootTime) {
         self.session = Some(Session { revision, written, at: now });
-        self.left_behind = None;
+        (self.left_behind, self.promised, self.has_joined) = (None, None, true);
     }
 
     /// Goes on with the state that is there, if it was made here: the answer to its writing was lost. Else the session

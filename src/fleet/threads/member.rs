@@ -11,17 +11,15 @@ use crossbeam_channel::Receiver;
 use log::{info, warn};
 
 use super::{Alarm, Bell, Identity, now};
-use crate::{
-    fleet::{
-        clock::BootTime,
-        desk::{Desk, Standing},
-        facade::Refusal,
-        member::{Member, Trouble},
-        proxy::Proxy,
-        step::Step,
-        store::{Store, StoreError},
-    },
-    pause::fleet::{LOST, STARTING},
+use crate::fleet::{
+    clock::BootTime,
+    desk::{Desk, Standing},
+    facade::Refusal,
+    member::{Member, Trouble},
+    proxy::Proxy,
+    step::Step,
+    store::{Store, StoreError},
+    words,
 };
 
 /// Begin of the sentence about a store that is not the one of before.
@@ -74,15 +72,11 @@ impl Logged {
 
 impl<S: Store> MemberThread<S> {
     /// Runs from the word to begin until the host has left the fleet.
-    pub(in crate::fleet) fn run(mut self, begun: &Receiver<Option<BootTime>>) {
-        let Ok(contact) = begun.recv() else { return };
+    pub(in crate::fleet) fn run(mut self, begun: &Receiver<()>) {
+        let Ok(()) = begun.recv() else { return };
         let handle = self.proxy.handle.clone();
         let _alarm = Alarm(|why: &str| handle.fleet().tell_trouble(why));
-        // The contact of a process that was there for a moment only is not known, though it has left pauses.
-        let mut paused = self.proxy.view().holding;
-        paused.remove(STARTING);
-        let is_lost = paused.remove(LOST);
-        self.member.go_on(contact, paused, is_lost);
+        self.member.go_on(words(&self.proxy.handle), &self.proxy.view());
         while !self.bell.ends() {
             if self.bell.take_ring() {
                 self.member.woken();
@@ -138,7 +132,10 @@ impl<S: Store> MemberThread<S> {
                     "the fleet {} is out of reach: {why}; its pauses stay as they are", self.identity.fleet
                 );
             }
-            None if !is_late && self.logged.contact != Contact::Here => {
+            None if !is_late
+                && self.logged.contact != Contact::Here
+                && self.member.has_session() =>
+            {
                 info!(
                     event = "fleet-joined", fleet = self.identity.fleet;
                     "is a member of the fleet {} as {}", self.identity.fleet, self.identity.host
@@ -152,6 +149,8 @@ impl<S: Store> MemberThread<S> {
             let what = doubt.clone().unwrap_or_else(|| format!("{RESTORED}; no pause holds here"));
             warn!(event = "fleet-restored", fleet = self.identity.fleet; "the fleet {}: {what}", self.identity.fleet);
         }
+        let parcel = serde_json::to_value(self.member.describe());
+        self.proxy.handle.fleet().put_parcel(parcel.ok());
         self.proxy.handle.fleet().update(|status| {
             status.name.clone_from(&self.identity.fleet);
             status.host.clone_from(&self.identity.host);

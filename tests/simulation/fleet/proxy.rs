@@ -49,6 +49,8 @@ impl Proxy {
             active: self.carried.len() as u64,
             connecting: 0,
             oldest: (!self.carried.is_empty()).then_some(Duration::from_secs(1)),
+            is_starting: self.is_starting,
+            is_lost: self.is_lost,
             holding: self.leases.keys().cloned().collect(),
             forced: self.forced.clone(),
         }

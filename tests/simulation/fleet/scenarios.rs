@@ -293,3 +293,42 @@ fn a_fleet_without_this_host_is_not_idle() {
     let Phase::Waiting(waiting_for) = pause.phase() else { panic!("{:?}", pause.phase()) };
     assert_eq!(waiting_for[0].why, "has not joined");
 }
+
+#[test]
+fn a_pause_goes_on_in_another_process_and_one_that_was_forced_does_not() {
+    let mut etcd = Etcd::new();
+    let mut host = member("machine-1", "giver");
+    drive(&mut host, &mut etcd, 0, 1);
+    let mut pause = coordinator("id-1", seconds(1));
+    coordinate(&mut pause, &mut etcd, seconds(1));
+    pause.kill();
+    host.0.woken();
+    drive(&mut host, &mut etcd, 1, 2);
+    coordinate(&mut pause, &mut etcd, seconds(2));
+    assert_eq!(pause.phase(), &Phase::Idle);
+    host.0.woken();
+    drive(&mut host, &mut etcd, 2, 3);
+    for is_forced in [false, true] {
+        if is_forced {
+            host.1.leases.clear();
+            host.1.forced.insert("db".to_owned());
+        }
+        let mut taker = member("machine-1", "taker");
+        taker.1 = host.1;
+        taker.0.go_on(host.0.describe(), &taker.1.view());
+        let before = etcd.revision;
+        let deeds = drive(&mut taker, &mut etcd, 3, 4);
+        let is_renewal =
+            |doing: &Doing| matches!(doing, Doing::Renew { .. } | Doing::FenceAt(None));
+        assert!(deeds.iter().all(is_renewal), "{deeds:?}");
+        assert_eq!(etcd.revision - before, 1, "a join tells of the pause, too");
+        host = taker;
+    }
+    pause.end(seconds(4));
+    coordinate(&mut pause, &mut etcd, seconds(4));
+    let mut taker = member("machine-1", "last");
+    taker.1 = host.1;
+    taker.0.go_on(host.0.describe(), &taker.1.view());
+    let deeds = drive(&mut taker, &mut etcd, 4, 5);
+    assert!(deeds.contains(&Doing::Resume { name: "db".to_owned() }), "{deeds:?}");
+}
