@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use crate::config::OnDisconnect;
 
 /// Names of a fleet's keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeySpace {
     /// `PREFIX/NAME/`.
     root: String,

@@ -37,7 +37,10 @@ use desk::Desk;
 use etcd::{Etcd, WatchStopper};
 pub(crate) use facade::{Fleet, Fleets, Refusal, RefusalKind};
 use keys::{KeySpace, MemberRecord};
-use member::{Member, MemberConfig, parcel::MemberWords};
+use member::{
+    Member, MemberConfig,
+    parcel::{MemberWords, Stranded},
+};
 use proxy::Proxy;
 use store::StoreSettings;
 #[cfg(test)]
@@ -226,6 +229,20 @@ fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         log::error!("a defect: a thread of the fleet panicked");
     }
+}
+
+/// Forgets the fleet of the process before, as this one is in none.
+pub(crate) fn abandon(handle: &Handle) {
+    words(handle).stranded().iter().for_each(warn_of_stranded);
+    handle.fleet().put_parcel(None);
+    handle.pauses().leave_fleet();
+}
+
+fn warn_of_stranded(Stranded { host, key }: &Stranded) {
+    log::warn!(
+        event = "fleet-stranded", host = host.as_str();
+        "the member {host} that this host was before stays in etcd as lost, as {key}, and pauses of its fleet wait for it; on another host of that fleet, tcpause fleet forget {host} takes it out"
+    );
 }
 
 /// Returns the words of the process before, if there was one in a fleet.

@@ -123,8 +123,8 @@ impl RestWords {
             pace,
             upstream,
             upgrades,
-            fleet,
-            fleet_contact,
+            fleet: _,
+            fleet_contact: _,
             files: _,
         } = self;
         let workers = &shared.workers;
@@ -142,9 +142,15 @@ impl RestWords {
             shared.admission.queue.pace().restore(pace, parcel);
         }
         shared.upgrades.restore(upgrades.clone());
+        shared.fleet.put_parcel(self.member());
+    }
+
+    /// Returns the member of a fleet that the giver was.
+    pub(super) fn member(&self) -> Option<Value> {
         // An earlier program has had a session at its last contact, unless the store has refused one.
-        let earlier = fleet_contact.map(|at| json!({ "contact": at, "present": at }));
-        shared.fleet.put_parcel(fleet.clone().or(earlier));
+        let earlier =
+            || Some(json!({ "contact": self.fleet_contact?, "present": self.fleet_contact? }));
+        self.fleet.clone().or_else(earlier)
     }
 }
 

@@ -27,6 +27,7 @@ use crate::{
     config::{Config, Steer, address::Address},
     control::{ControlListenersWords, ControlWords, Scope},
     error::Error,
+    fleet,
     handover::{
         channel::{Channel, ChannelError},
         fault,
@@ -457,7 +458,7 @@ impl Server {
         shared.upstream.remember_present();
         match &self.fleet {
             Some(fleet) => fleet.begin(),
-            None => shared.pauses.leave_fleet(),
+            None => fleet::abandon(&self.handle()),
         }
         // The manager's sockets are its own.
         if self.written.proxy.is_some() {

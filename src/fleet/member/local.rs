@@ -23,7 +23,7 @@ pub(super) struct Local {
     /// Sending of the round that has renewed it last.
     renewed: BootTime,
     /// False if the store is another one, or an older one, and does not have the record: its absence means nothing.
-    is_sure: bool,
+    pub(super) is_sure: bool,
 }
 
 /// Standing of a pause.

@@ -10,6 +10,7 @@ mod session;
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use local::{Local, News, Orphan};
+use parcel::{Place, Stranded};
 use session::{Asked, Session};
 
 use crate::fleet::{
@@ -82,6 +83,10 @@ pub(crate) struct Member {
     promised: Option<MemberRecord>,
     /// True once this process has joined.
     has_joined: bool,
+    /// Members that processes before were, which go once this one has joined.
+    former: Vec<Place>,
+    /// Those of them that stay, until somebody is told.
+    stranded: Vec<Stranded>,
     /// Sending of the last renewal that is proven.
     renewed: BootTime,
     /// Renewal without a proof yet: its connection and its sending.
@@ -134,6 +139,8 @@ impl Member {
             present: None,
             promised: None,
             has_joined: false,
+            former: Vec::new(),
+            stranded: Vec::new(),
             renewed: now,
             unproven: None,
             next_round: now,
@@ -228,6 +235,11 @@ impl Member {
     /// Returns true if this host is in no fleet, as another one has its name: a pause would not wait for it.
     pub(crate) fn is_nameless(&self) -> bool {
         self.session.is_none() && matches!(self.trouble, Some(Trouble::NameTaken(_)))
+    }
+
+    /// Returns the members that this host was before and that stay in the store, each once.
+    pub(crate) fn take_stranded(&mut self) -> Vec<Stranded> {
+        std::mem::take(&mut self.stranded)
     }
 
     /// Returns the number of times at which the store was another one than before, or an older one.

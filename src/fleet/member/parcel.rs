@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Member, local::Local};
+use super::{Member, local::Local, session::json};
 use crate::fleet::{
     clock::BootTime,
-    keys::MemberRecord,
+    keys::{KeySpace, MemberRecord},
     step::{Doing, ProxyView},
     store::Revision,
 };
@@ -20,6 +20,10 @@ pub(crate) struct MemberWords {
     contact: Option<BootTime>,
     present: Option<BootTime>,
     known: Option<(u64, Revision)>,
+    /// Fleet of the process before; earlier programs do not tell it.
+    keys: Option<KeySpace>,
+    /// Members that this host is in its fleet.
+    places: Vec<Place>,
     /// Record of this host in the store, if it has joined.
     promised: Option<MemberRecord>,
     pauses: BTreeMap<String, Local>,
@@ -29,10 +33,38 @@ pub(crate) struct MemberWords {
     rounds_failed: u64,
 }
 
+/// Member that this host is or was in its fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    pub(super) host: String,
+    /// Value of its key.
+    pub(super) record: String,
+}
+
+/// Member that stays in a store as lost, as the process that goes on does not reach it or must not delete it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stranded {
+    pub(crate) host: String,
+    pub(crate) key: String,
+}
+
 impl MemberWords {
     /// Returns true if a coordinator may count on this host.
     pub(crate) fn has_joined(&self) -> bool {
         self.present.is_some()
+    }
+
+    /// Returns the members that stay behind if the host leaves its fleet without a word.
+    pub(crate) fn stranded(self) -> Vec<Stranded> {
+        let Self { keys, places, .. } = self;
+        let strand = |keys: KeySpace| places.into_iter().map(move |it| it.strand(&keys)).collect();
+        keys.map(strand).unwrap_or_default()
+    }
+}
+
+impl Place {
+    fn strand(self, keys: &KeySpace) -> Stranded {
+        Stranded { key: keys.member(&self.host), host: self.host }
     }
 }
 
@@ -53,6 +85,8 @@ impl Member {
             present,
             promised,
             has_joined,
+            former,
+            stranded: _,
             renewed: _,
             unproven: _,
             next_round: _,
@@ -75,10 +109,14 @@ impl Member {
             has_left: _,
             is_over: _,
         } = self;
+        let own =
+            has_joined.then(|| Place { host: config.host.clone(), record: json(&config.record) });
         MemberWords {
             contact: *contact,
             present: *present,
             known: *known,
+            keys: Some(config.keys.clone()),
+            places: former.iter().cloned().chain(own).collect(),
             promised: if *has_joined { Some(config.record.clone()) } else { promised.clone() },
             pauses: pauses.clone(),
             is_cut: *is_cut,
@@ -90,17 +128,38 @@ impl Member {
         }
     }
 
+    /// Gives up the members that this host was before, with those keys: they stay in the store.
+    pub(super) fn strand_former(&mut self, keys: &KeySpace) {
+        self.stranded.extend(self.former.drain(..).map(|place| place.strand(keys)));
+    }
+
     /// Goes on where another process of this host stood, if there was one. The ledger is that of its standstill, and the words
     /// may be those of a step before.
     pub(crate) fn go_on(&mut self, words: MemberWords, view: &ProxyView) {
-        let MemberWords { contact, present, known, promised, pauses, is_cut, fence, rounds_failed } =
-            words;
+        let MemberWords {
+            contact,
+            present,
+            known,
+            keys,
+            places,
+            promised,
+            pauses,
+            is_cut,
+            fence,
+            rounds_failed,
+        } = words;
         (self.contact, self.present, self.known) = (contact, present, known);
-        (self.promised, self.pauses, self.rounds_failed) = (promised, pauses, rounds_failed);
+        (self.former, self.promised, self.pauses) = (places, promised, pauses);
+        if let Some(keys) = keys.filter(|keys| *keys != self.config.keys) {
+            self.strand_former(&keys);
+            // The pauses of another fleet are not to be found in this one.
+            self.pauses.values_mut().for_each(|pause| pause.is_sure = false);
+        }
         for name in &view.holding {
             self.pauses.entry(name.clone()).or_insert_with(Local::nameless);
         }
         (self.is_started, self.is_lost, self.is_cut) = (!view.is_starting, view.is_lost, is_cut);
+        self.rounds_failed = rounds_failed;
         self.fence = fence.map(|at| Doing::FenceAt(Some(at)));
     }
 }
@@ -111,7 +170,7 @@ mod tests {
 
     use super::*;
     use crate::fleet::{
-        keys::{KeySpace, OnDisconnect},
+        keys::OnDisconnect,
         member::{MemberConfig, local::Standing},
         step::Step,
     };
@@ -151,6 +210,8 @@ mod tests {
             contact,
             present,
             known: Some((7, Revision(9))),
+            keys: Some(KeySpace::new("/t", "f")),
+            places: vec![Place { host: "web-1".to_owned(), record: json(&promised) }],
             promised,
             pauses: [("deploy", Local::nameless()), ("forced", forced)]
                 .map(|(name, local)| (name.to_owned(), local))

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Member, Trouble, local::Standing};
+use super::{Member, Trouble, local::Standing, parcel::Place};
 use crate::fleet::{
     clock::{BootTime, RETRY},
     keys::State,
@@ -42,6 +42,8 @@ pub(super) enum Asked {
     /// A read of all pauses without a session.
     Read,
     Reap(String),
+    /// The end of a member that a process before was.
+    Forget,
     Leave,
     Revoke,
 }
@@ -73,7 +75,7 @@ impl Member {
             };
         };
         if !is_due {
-            return None;
+            return self.forget();
         }
         if let Some(lease) = self.lease.filter(|_| self.renewal_is_due(now)) {
             self.asked = Some(Asked::KeepAlive);
@@ -139,6 +141,19 @@ impl Member {
         let then = vec![Operation::Delete { key: record }, self.read_pauses()];
         let request = Transaction { compares, then, otherwise: vec![self.read_pauses()] };
         Some(self.ask(Asked::Reap(name), request))
+    }
+
+    /// Deletes a member that a process before was, unless another host has its name by now. This host counts under its own.
+    fn forget(&mut self) -> Option<Request> {
+        let Place { host, record } = self.former.last()?.clone();
+        let [member, state] = [self.config.keys.member(&host), self.config.keys.state(&host)];
+        let delete = [&state, &member].map(|key| Operation::Delete { key: key.clone() });
+        let request = Transaction {
+            compares: vec![Compare::Value { key: member, value: record }],
+            then: delete.into_iter().chain([self.read_pauses()]).collect(),
+            otherwise: vec![self.read_pauses()],
+        };
+        Some(self.ask(Asked::Forget, request))
     }
 
     /// Returns the state that should be in the store.
@@ -233,6 +248,9 @@ impl Member {
         succeeded: bool,
     ) {
         let is_older = |(cluster, revision)| cluster != reply.cluster || reply.revision < revision;
+        if self.known.is_some_and(|(cluster, _)| cluster != reply.cluster) && !self.has_joined {
+            self.strand_former(&self.config.keys.clone());
+        }
         if self.known.is_some_and(is_older) {
             self.distrust();
         }
@@ -261,6 +279,7 @@ impl Member {
                 }
                 self.prove(reply.connection, now);
             }
+            Asked::Forget => drop(self.former.pop()),
             _ => {}
         }
         if self.stopped.is_none() {
@@ -285,6 +304,7 @@ impl Member {
     fn has_written(&mut self, revision: Revision, written: Written, now: BootTime) {
         self.session = Some(Session { revision, written, at: now });
         (self.left_behind, self.promised, self.has_joined) = (None, None, true);
+        self.former.retain(|place| place.host != self.config.host);
     }
 
     /// Goes on with the state that is there, if it was made here: the answer to its writing was lost. Else the session
@@ -337,6 +357,7 @@ impl Member {
                 self.orphans.entry(name.clone()).and_modify(|orphan| orphan.is_denied = true);
                 self.next_round = now;
             }
+            (_, Asked::Forget) if is_denied => self.strand_former(&self.config.keys.clone()),
             (_, Asked::Grant | Asked::Join(_) | Asked::Round(Some(_))) if is_denied => {
                 self.write_at = now + COUNTS_INTERVAL;
             }
@@ -387,7 +408,7 @@ impl Member {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> String {
+pub(super) fn json(value: &impl serde::Serialize) -> String {
     // Structs of strings and numbers always have a form.
     serde_json::to_string(value).unwrap_or_default()
 }

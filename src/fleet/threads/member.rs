@@ -19,7 +19,7 @@ use crate::fleet::{
     proxy::Proxy,
     step::Step,
     store::{Store, StoreError},
-    words,
+    warn_of_stranded, words,
 };
 
 /// Begin of the sentence about a store that is not the one of before.
@@ -149,6 +149,7 @@ impl<S: Store> MemberThread<S> {
             let what = doubt.clone().unwrap_or_else(|| format!("{RESTORED}; no pause holds here"));
             warn!(event = "fleet-restored", fleet = self.identity.fleet; "the fleet {}: {what}", self.identity.fleet);
         }
+        self.member.take_stranded().iter().for_each(warn_of_stranded);
         let parcel = serde_json::to_value(self.member.describe());
         self.proxy.handle.fleet().put_parcel(parcel.ok());
         self.proxy.handle.fleet().update(|status| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::server::messages::Message;
 
@@ -64,4 +64,21 @@ fn a_recorded_hand_over_of_format_1_is_read_and_nothing_of_it_is_lost() {
         assert_kept(&recorded, &serde_json::to_value(&message).unwrap(), line);
     }
     assert!(kinds.iter().eq(KINDS), "{kinds:?}");
+}
+
+#[test]
+fn a_contact_is_all_that_an_earlier_program_tells_of_its_fleet() {
+    let rest = FORMAT_1.lines().find(|line| line.starts_with("{\"rest\"")).unwrap();
+    let mut message: Value = serde_json::from_str(rest).unwrap();
+    let told = |message: &Value| {
+        let message: Message = serde_json::from_value(message.clone()).unwrap();
+        let Message::Rest(rest) = message else { panic!("{message:?}") };
+        rest.member()
+    };
+    assert_eq!(told(&message), None);
+    let contact = json!({ "secs": 5, "nanos": 0 });
+    message["rest"]["fleet_contact"] = contact.clone();
+    assert_eq!(told(&message), Some(json!({ "contact": contact, "present": contact })));
+    message["rest"]["fleet"] = json!({ "is_cut": true });
+    assert_eq!(told(&message), Some(json!({ "is_cut": true })));
 }

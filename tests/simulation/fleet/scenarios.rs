@@ -23,6 +23,10 @@ fn seconds(count: u64) -> BootTime {
 }
 
 fn member(identity: &str, instance: &str) -> (Member, Proxy) {
+    named("web-1", identity, instance)
+}
+
+fn named(host: &str, identity: &str, instance: &str) -> (Member, Proxy) {
     let record = MemberRecord {
         identity: identity.to_owned(),
         on_disconnect: OnDisconnect::Serve,
@@ -32,7 +36,7 @@ fn member(identity: &str, instance: &str) -> (Member, Proxy) {
     };
     let config = MemberConfig {
         keys: KeySpace::new("/t", "f"),
-        host: "web-1".to_owned(),
+        host: host.to_owned(),
         instance: instance.to_owned(),
         record,
         start_wait: Duration::from_secs(30),
@@ -331,4 +335,60 @@ fn a_pause_goes_on_in_another_process_and_one_that_was_forced_does_not() {
     taker.0.go_on(host.0.describe(), &taker.1.view());
     let deeds = drive(&mut taker, &mut etcd, 4, 5);
     assert!(deeds.contains(&Doing::Resume { name: "db".to_owned() }), "{deeds:?}");
+}
+
+#[test]
+fn a_host_with_another_name_joins_and_then_takes_its_old_one_out() {
+    let mut etcd = Etcd::new();
+    let mut giver = member("machine-1", "giver");
+    drive(&mut giver, &mut etcd, 0, 1);
+    let mut taker = named("web-2", "machine-1", "taker");
+    taker.1 = giver.1;
+    taker.0.go_on(giver.0.describe(), &taker.1.view());
+    let keys = KeySpace::new("/t", "f");
+    let (old, new) = (keys.member("web-1"), keys.member("web-2"));
+    while etcd.keys.contains_key(&old) {
+        match taker.0.poll(seconds(1), &taker.1.view()) {
+            Step::Ask(request, _) => {
+                let result = etcd.ask(micros(seconds(1).0), &request, 1);
+                taker.0.answered(seconds(1), seconds(1), result);
+            }
+            Step::Do(_) => taker.0.done(seconds(1)),
+            step => panic!("{step:?}"),
+        }
+        assert!(etcd.keys.contains_key(&old) || etcd.keys.contains_key(&new), "a gap");
+    }
+    assert!(etcd.keys.contains_key(&new) && !etcd.keys.contains_key(&keys.state("web-1")));
+    assert_eq!(taker.0.take_stranded(), []);
+
+    // Another host has the name by now, so that it stays.
+    let mut third = named("web-3", "machine-1", "third");
+    third.1 = taker.1;
+    third.0.go_on(taker.0.describe(), &third.1.view());
+    let mut stranger = named("web-2", "machine-2", "stranger");
+    etcd.keys.remove(&keys.state("web-2"));
+    drive(&mut stranger, &mut etcd, 1, 2);
+    drive(&mut third, &mut etcd, 2, 3);
+    assert!(third.0.has_session() && stranger.0.has_session());
+    assert!(etcd.keys.contains_key(&new) && etcd.keys.contains_key(&keys.state("web-2")));
+}
+
+#[test]
+fn what_a_host_leaves_in_another_fleet_or_store_is_told_once() {
+    let mut etcd = Etcd::new();
+    let mut giver = member("machine-1", "giver");
+    drive(&mut giver, &mut etcd, 0, 1);
+    let mut elsewhere = Etcd::new();
+    elsewhere.cluster += 1;
+    let mut taker = named("web-2", "machine-1", "taker");
+    taker.0.go_on(giver.0.describe(), &taker.1.view());
+    assert_eq!(taker.0.take_stranded(), []);
+    drive(&mut taker, &mut elsewhere, 1, 2);
+    let stranded = taker.0.take_stranded();
+    let keys: Vec<_> = stranded.iter().map(|it| (it.host.as_str(), it.key.as_str())).collect();
+    assert_eq!(keys, [("web-1", "/t/f/member/web-1")]);
+    let mut next = named("web-2", "machine-1", "next");
+    next.0.go_on(taker.0.describe(), &next.1.view());
+    drive(&mut next, &mut elsewhere, 2, 3);
+    assert_eq!(next.0.take_stranded(), []);
 }
