@@ -1,8 +1,8 @@
 //! The state machines of a fleet against a model of etcd: one seed is one schedule.
 //!
-//! `TCPAUSE_SEED=n` replays one, with all that happens (`../schedules.rs`). `etcd.rs` and `proxy.rs` are the models,
-//! `world.rs` is the course of events, `threads.rs` drives the machines as the fleet's threads do, `commands.rs` is the
-//! operator, `faults.rs` what goes wrong, and `judge.rs` says what must hold.
+//! `TCPAUSE_SEED=n` replays one, with all that happens (`tests/simulation/schedules.rs`). `etcd.rs` and `proxy.rs` are the
+//! models, `world.rs` is the course of events, `threads.rs` drives the machines as the fleet's threads do, `commands.rs` is
+//! the operator, `faults.rs` what goes wrong, and `judge.rs` says what must hold.
 
 #![allow(dead_code, reason = "the sources serve more than the simulation")]
 
