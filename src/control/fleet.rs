@@ -26,8 +26,10 @@ const WITHOUT: &str = "without";
 const WITHOUT_MAX: usize = 64;
 /// Longest name of a pause: it is that of a lease, which has a prefix there.
 const NAME_BYTES_MAX: usize = 58;
-/// Longest reason, which is kept with the pause in 400 bytes.
+/// Longest reason. With the caller's name, which has some 130 bytes at most, it is kept in each record of a pause.
 const REASON_BYTES_MAX: usize = 100;
+/// Longest order to close quiet connections, which is kept there as it was written.
+const DRAIN_BYTES_MAX: usize = 40;
 
 /// Shortest time of a pause.
 const TTL_MIN: Duration = Duration::from_secs(5);
@@ -85,10 +87,11 @@ impl FleetRequest {
         let query = Query::parse(query, &[PAUSE, &[WITHOUT]].concat())?;
         let pause = Pause::read(&query)?;
         for (parameter, text, most) in [
-            ("name", Some(&pause.name), NAME_BYTES_MAX),
-            ("reason", pause.reason.as_ref(), REASON_BYTES_MAX),
+            ("name", Some(&*pause.name), NAME_BYTES_MAX),
+            ("reason", pause.reason.as_deref(), REASON_BYTES_MAX),
+            ("drain", query.get("drain"), DRAIN_BYTES_MAX),
         ] {
-            if let Some(bytes) = text.map(String::len).filter(|bytes| *bytes > most) {
+            if let Some(bytes) = text.map(str::len).filter(|bytes| *bytes > most) {
                 let text = format!("it has {bytes} bytes; a fleet takes {most} at most");
                 return Err(wrong(parameter, &text));
             }

@@ -224,6 +224,7 @@ fn what_is_wrong_is_told_before_anybody_is_asked() {
     let played = Played::default();
     let api = start_with(&played);
     let long = format!("PUT /fleet/paused?name={}", "x".repeat(59));
+    let drain = format!("PUT /fleet/paused?drain=quiet:{}2s", "0".repeat(33));
     let reason = format!("PUT /fleet/paused?reason={}", "x".repeat(101));
     for (line, part) in [
         ("PUT /fleet/paused?withot=a", "did you mean without?"),
@@ -233,6 +234,7 @@ fn what_is_wrong_is_told_before_anybody_is_asked() {
         ("PUT /fleet/paused?wait=1s&on-timeout=keep&while=connected", "use resume or kill"),
         ("PUT /fleet/paused?drain=2s", "quiet:2s"),
         (&long, "it has 59 bytes; a fleet takes 58 at most"),
+        (&drain, "The parameter \"drain\": it has 41 bytes; a fleet takes 40 at most"),
         (&reason, "it has 101 bytes; a fleet takes 100 at most"),
         ("DELETE /fleet/paused", "The parameter \"name\": it is missing"),
         ("DELETE /fleet/paused?nme=a", "did you mean name?"),
