@@ -55,6 +55,9 @@ pub(crate) struct Holder {
 pub(crate) struct MemberRecord {
     /// Machine and address of the proxy: the same over restarts.
     pub(crate) identity: String,
+    /// Start of the machine: copies of one have the same identity, and are told apart by this. Empty if it is not known.
+    #[serde(default)]
+    pub(crate) boot: String,
     pub(crate) on_disconnect: OnDisconnect,
     /// T: without contact for so long, a member that holds admits nobody.
     pub(crate) fence: Duration,

@@ -55,6 +55,9 @@ use crate::{
     sys::boot::boot_time,
 };
 
+/// File with an id of the machine's last start.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Membership of a fleet whose threads do not run yet: its files are read, and nothing is connected.
 #[derive(Debug)]
 pub(crate) struct Membership {
@@ -93,6 +96,7 @@ impl Membership {
         };
         let record = MemberRecord {
             identity: format!("{} {}", machine_id(), config.proxy.addr),
+            boot: read_id(BOOT_ID).unwrap_or_default(),
             on_disconnect: fleet.on_disconnect,
             fence: fleet.ttl,
             grace: config.grace_period,
@@ -140,9 +144,7 @@ impl Membership {
             record,
             start_wait: config.start_wait,
         };
-        let (idle, change) = (Arc::clone(&of_member), Arc::clone(&of_member));
-        handle.pauses().watch_idle(move || idle.tell_idle());
-        handle.pauses().watch(move || change.wake());
+        wake_by_pauses(&of_member, &handle);
         let prefix = keys.pauses();
         let identity = Identity {
             fleet: config.name.0,
@@ -179,12 +181,11 @@ impl Membership {
         let woken = bells.clone();
         let ring = move || woken.iter().for_each(|bell| bell.ring());
         let (begin, word) = bounded(1);
-        let silence = 2 * timing.period();
         let spawn = |name: &str| Builder::new().name(name.into());
         let threads = [
             spawn("fleet-pauses").spawn(move || coordinators.run())?,
             spawn("fleet").spawn(move || member.run(&word))?,
-            spawn("fleet-watch").spawn(move || watch.run(&prefix, silence, ring))?,
+            spawn("fleet-watch").spawn(move || watch.run(&prefix, 2 * timing.period(), ring))?,
         ];
         Ok(FleetThreads { desk, bells, watch: stopper, begin, threads: Some(threads) })
     }
@@ -225,6 +226,13 @@ impl Drop for FleetThreads {
     }
 }
 
+/// Has the member be woken by each change of the pauses of its proxy.
+fn wake_by_pauses(of_member: &Arc<Bell>, handle: &Handle) {
+    let (idle, change) = (Arc::clone(of_member), Arc::clone(of_member));
+    handle.pauses().watch_idle(move || idle.tell_idle());
+    handle.pauses().watch(move || change.wake());
+}
+
 fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         log::error!("a defect: a thread of the fleet panicked");
@@ -256,7 +264,10 @@ fn words(handle: &Handle) -> MemberWords {
 
 /// Returns the id of this machine, or of its last start where it has none.
 fn machine_id() -> String {
-    let files = ["/etc/machine-id", "/proc/sys/kernel/random/boot_id"];
-    let mut found = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-    found.find(|id| !id.trim().is_empty()).unwrap_or_default().trim().to_owned()
+    read_id("/etc/machine-id").or_else(|| read_id(BOOT_ID)).unwrap_or_default()
+}
+
+fn read_id(file: &str) -> Option<String> {
+    let id = fs::read_to_string(file).ok()?.trim().to_owned();
+    (!id.is_empty()).then_some(id)
 }

@@ -224,6 +224,7 @@ mod tests {
     fn member() -> MemberRecord {
         MemberRecord {
             identity: "m".to_owned(),
+            boot: "b".to_owned(),
             on_disconnect: OnDisconnect::Hold,
             fence: Duration::from_secs(15),
             grace: Duration::from_secs(10),

@@ -115,6 +115,7 @@ mod tests {
                 let (fence, grace) = (Duration::from_secs(seconds), Duration::from_secs(grace));
                 let member = MemberRecord {
                     identity: String::new(),
+                    boot: String::new(),
                     on_disconnect: OnDisconnect::Hold,
                     fence,
                     grace,

@@ -184,7 +184,14 @@ mod tests {
 
     fn record(on_disconnect: OnDisconnect) -> MemberRecord {
         let (identity, version) = ("machine".to_owned(), "1".to_owned());
-        MemberRecord { identity, on_disconnect, fence: TTL, grace: GRACE, version }
+        MemberRecord {
+            identity,
+            boot: String::new(),
+            on_disconnect,
+            fence: TTL,
+            grace: GRACE,
+            version,
+        }
     }
 
     /// Returns a member that was made at 60 s.

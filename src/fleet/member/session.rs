@@ -327,13 +327,22 @@ impl Member {
             return true;
         }
         let was_behind = self.left_behind.take().is_some();
-        let identity = own.record().map(|record| record.identity.clone());
-        if own.state.is_none() || identity.as_ref() == Some(&self.config.record.identity) {
+        let (mine, rival) = (&self.config.record, own.record());
+        let is_same = rival.is_some_and(|rival| rival.identity == mine.identity);
+        // Without a word about the start of one of them, the process has restarted.
+        let is_of_other_start = rival.is_some_and(|rival| {
+            rival.boot != mine.boot && !rival.boot.is_empty() && !mine.boot.is_empty()
+        });
+        if own.state.is_none() || is_same && !is_of_other_start {
             self.left_behind = own.state.as_ref().map(|seen| seen.modified);
             self.retry_at = if was_behind { now + RETRY } else { now };
             return false;
         }
-        self.trouble = Some(Trouble::NameTaken(identity.unwrap_or_default()));
+        let mut identity = rival.map(|rival| rival.identity.clone()).unwrap_or_default();
+        if is_same {
+            identity.push_str(", a copy of this machine or this one before its last start");
+        }
+        self.trouble = Some(Trouble::NameTaken(identity));
         self.retry_at = now + self.timing.period();
         true
     }

@@ -27,8 +27,13 @@ fn member(identity: &str, instance: &str) -> (Member, Proxy) {
 }
 
 fn named(host: &str, identity: &str, instance: &str) -> (Member, Proxy) {
+    of_start("b", host, identity, instance)
+}
+
+fn of_start(boot: &str, host: &str, identity: &str, instance: &str) -> (Member, Proxy) {
     let record = MemberRecord {
         identity: identity.to_owned(),
+        boot: boot.to_owned(),
         on_disconnect: OnDisconnect::Serve,
         fence: Duration::from_secs(15),
         grace: Duration::from_secs(5),
@@ -109,6 +114,26 @@ fn the_name_of_a_host_with_a_session_is_taken() {
     // The same machine has restarted.
     let mut restarted = member("machine-1", "restarted");
     drive(&mut restarted, &mut etcd, 2, 3);
+    assert!(restarted.0.has_session() && !restarted.1.is_starting);
+}
+
+#[test]
+fn a_copy_of_a_machine_is_told_apart_from_a_restart() {
+    let mut etcd = Etcd::new();
+    let mut first = of_start("b", "web-1", "machine-1", "first");
+    drive(&mut first, &mut etcd, 0, 1);
+    let mut copy = of_start("c", "web-1", "machine-1", "copy");
+    drive(&mut copy, &mut etcd, 1, 10);
+    let taken = "machine-1, a copy of this machine or this one before its last start";
+    assert_eq!(copy.0.trouble(), Some(&Trouble::NameTaken(taken.to_owned())));
+    assert!(copy.0.is_nameless());
+    // Where nothing is known of the start, the process has restarted.
+    let mut unknown = of_start("", "web-1", "machine-1", "unknown");
+    drive(&mut unknown, &mut etcd, 10, 11);
+    assert!(unknown.0.has_session());
+    // The machine has started anew, and its session ends.
+    let mut restarted = of_start("d", "web-1", "machine-1", "restarted");
+    drive(&mut restarted, &mut etcd, 11, 40);
     assert!(restarted.0.has_session() && !restarted.1.is_starting);
 }
 

@@ -211,6 +211,7 @@ impl World {
             let holds = random.below(2) == 0;
             let record = MemberRecord {
                 identity: format!("machine-{number}"),
+                boot: "b".to_owned(),
                 on_disconnect: if holds { OnDisconnect::Hold } else { OnDisconnect::Serve },
                 fence: Duration::from_secs(ttl),
                 grace: Duration::from_secs(random.below(9)),

@@ -145,6 +145,7 @@ fn drive_one(member: &mut Member, view: &mut ProxyView, etcd: &mut Etcd) -> Boot
 fn config(host: String, keys: &KeySpace) -> MemberConfig {
     let record = MemberRecord {
         identity: host.clone(),
+        boot: "b".to_owned(),
         on_disconnect: OnDisconnect::Serve,
         fence: TTL,
         grace: TTL,
