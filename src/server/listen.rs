@@ -84,10 +84,10 @@ impl Listening {
         let ipv4 = takes_ipv4.then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let ipv6 = takes_ipv6.then(|| SocketAddr::from((Ipv6Addr::LOCALHOST, 0)));
         let found: Vec<SocketAddr> = ipv4.into_iter().chain(ipv6).collect();
-        Ok(Self::tcp(&found, threads)?.is_to_catch(wanted))
+        Ok(Self::tcp(&found, threads)?.instead_of(wanted))
     }
 
-    fn is_to_catch(self, wanted: Vec<SocketAddr>) -> Self {
+    fn instead_of(self, wanted: Vec<SocketAddr>) -> Self {
         let addresses: Vec<Address> =
             wanted.iter().map(|it| Address::tcp(it.ip().to_string(), it.port())).collect();
         let address = addresses.first().cloned().unwrap_or(self.address);
@@ -125,7 +125,7 @@ impl Listening {
                 if self.listeners.iter().flatten().all(is_there) {
                     return self;
                 }
-                self.is_to_catch(look_up(host, *port).unwrap_or_default())
+                self.instead_of(look_up(host, *port).unwrap_or_default())
             }
             Address::Tcp { .. } | Address::Abstract(_) => self,
         }

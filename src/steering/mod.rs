@@ -257,10 +257,8 @@ impl Steering {
         let mut bpf = Bpf::load(&self.own, None)?;
         let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
         for listener in unmarked.take().into_iter().flatten() {
-            let known = bpf.mark(listener.as_fd()).and_then(|()| match self.catches {
-                true => bpf.catch(listener.as_fd()),
-                false => Ok(()),
-            });
+            let catch = || if self.catches { bpf.catch(listener.as_fd()) } else { Ok(()) };
+            let known = bpf.mark(listener.as_fd()).and_then(|()| catch());
             known.map_err(|error| Unavailable {
                 why: format!("the kernel does not take a listener: {error}"),
             })?;
