@@ -7,6 +7,7 @@
 #[cfg_attr(not(feature = "steering"), path = "no_bpf.rs")]
 mod bpf;
 mod count;
+#[cfg_attr(not(feature = "steering"), allow(dead_code, reason = "nothing is searched"))]
 mod found;
 mod thread;
 
