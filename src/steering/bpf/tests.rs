@@ -158,9 +158,13 @@ fn a_server_that_is_gone_gets_no_clients_and_the_next_one_is_found() {
         let other = listen(LOOP);
         assert_eq!(bpf.find(&[other.address]), Ok(Found::Listener));
         assert_eq!(dial(own.address, &[own, &server, &other]).0, 2);
-        for (nowhere, why) in
-            [(own.address, Found::Own), (own.at("198.51.100.1"), Found::Elsewhere)]
-        {
+        let silent = bound(LOOP.parse().unwrap(), None).unwrap();
+        let nowhere = [
+            (silent.address, Found::Nobody),
+            (own.address, Found::Own),
+            (own.at("198.51.100.1"), Found::Elsewhere),
+        ];
+        for (nowhere, why) in nowhere {
             assert_eq!(bpf.find(&[nowhere]), Ok(why));
             assert_eq!(dial(own.address, &[own, &server, &other]).0, 0, "{why}");
             assert_eq!(bpf.find(&[other.address]), Ok(Found::Listener));
