@@ -51,7 +51,7 @@ struct Steering {
     unmarked: Mutex<Option<Vec<OwnedFd>>>,
     state: Mutex<State>,
     counting: Mutex<Counting>,
-    /// Set from a stop until the kernel has taken notice of it.
+    /// Set from a stop, and from the start, until the steered connections are counted behind it.
     is_unsettled: AtomicBool,
     /// Set while a successful dial is news: the server may listen again.
     heeds_dials: AtomicBool,
@@ -164,7 +164,7 @@ impl Starter {
                 active: 0,
                 next_look: Instant::now(),
             }),
-            is_unsettled: AtomicBool::new(false),
+            is_unsettled: AtomicBool::new(true),
             heeds_dials: AtomicBool::new(false),
             has_dialled: AtomicBool::new(false),
             wake,
@@ -313,7 +313,8 @@ impl Steer for Way {
 
     fn settle(&self) {
         // The thread clears this only behind a wait of its own.
-        if self.0.is_unsettled.load(Ordering::Acquire)
+        if self.0.bpf.get().is_some()
+            && self.0.is_unsettled.load(Ordering::Acquire)
             && let Err(Unavailable { why }) = Bpf::settle()
         {
             log::error!("connections that were steered a moment ago may still come: {why}");
@@ -364,12 +365,14 @@ impl Steer for Way {
     fn status(&self) -> SteeringStatus {
         let standing = self.0.lock().standing.clone();
         let is_steering = standing == Standing::Steering;
+        // Before the count: one of before a stop must not look like idle.
+        let is_unsettled = self.0.is_unsettled.load(Ordering::Acquire);
         let counted = if is_steering { self.0.count(Look::Open) } else { None };
         let active = counted.unwrap_or_else(|| self.0.lock_counting().active);
-        let (state, why) = match standing {
-            Standing::Steering => ("steering", None),
-            Standing::Relaying(why) => ("relaying", Some(why)),
-            Standing::Unavailable(why) => ("unavailable", Some(why)),
+        let (state, why, active) = match standing {
+            Standing::Steering => ("steering", None, active),
+            Standing::Relaying(why) => ("relaying", Some(why), active.max(is_unsettled.into())),
+            Standing::Unavailable(why) => ("unavailable", Some(why), active),
         };
         let total = self.0.bpf.get().map_or(0, Bpf::assigned);
         SteeringStatus { state: state.to_owned(), why, active, total }

@@ -34,8 +34,6 @@ pub(super) struct SteeringThread {
     /// Steered connections, each as a use of the upstream and a pass of the gate. Before the steering begins and until the
     /// first count behind its end, there is at least one.
     held: Vec<(TargetUse, Pass)>,
-    /// True until the first count behind a stop.
-    is_first_count: bool,
     /// Time from which on a successful dial is news again.
     heeds_dials_at: Instant,
     /// What was logged last: that connections are steered, or why not.
@@ -51,7 +49,6 @@ impl SteeringThread {
             shared,
             wakes,
             held: Vec::new(),
-            is_first_count: true,
             heeds_dials_at: Instant::now(),
             logged: None,
             taken: 0,
@@ -118,17 +115,14 @@ impl SteeringThread {
     fn count_down(&mut self) -> Option<Instant> {
         let (target, _) = self.held.first()?;
         let target = Arc::clone(target.target());
-        if self.steering.is_unsettled.load(Ordering::Acquire) {
-            if let Err(Unavailable { why }) = Bpf::settle() {
-                log::error!("connections that were steered a moment ago may still come: {why}");
-            }
+        let is_unsettled = self.steering.is_unsettled.load(Ordering::Acquire);
+        if is_unsettled && let Err(Unavailable { why }) = Bpf::settle() {
+            log::error!("connections that were steered a moment ago may still come: {why}");
+        }
+        let look = if is_unsettled { Look::First } else { Look::Later };
+        if let Some(count) = self.steering.count(look) {
             // Nobody but this thread raises the steering, so that no other stop has come since.
             self.steering.is_unsettled.store(false, Ordering::Release);
-            self.is_first_count = true;
-        }
-        let look = if self.is_first_count { Look::First } else { Look::Later };
-        if let Some(count) = self.steering.count(look) {
-            self.is_first_count = false;
             self.hold(count, &target);
         }
         (!self.held.is_empty()).then(|| self.steering.lock_counting().next_look)
