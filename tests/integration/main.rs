@@ -21,5 +21,6 @@ mod process;
 mod regression;
 mod reject;
 mod relay;
+mod steering;
 mod upgrade;
 mod upstream;

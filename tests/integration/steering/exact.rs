@@ -1,0 +1,139 @@
+//! A pause is exact for steered clients, too, and waits count them.
+
+use std::{thread, time::Duration};
+
+use super::{Client, Scene, clients::Clients, status, steering};
+use crate::{
+    harness::{Random, amount, wait_until},
+    process::exec::Exec,
+};
+
+/// Clients that connect, ask and leave, again and again.
+const BUSY_CLIENTS: usize = 12;
+
+/// Seed of the times for which clients are held.
+const SEED: u64 = 16;
+
+#[test]
+fn nothing_reaches_the_server_behind_the_answer_to_a_pause() {
+    let Some(scene) = Scene::start() else { return };
+    scene.wait_steering();
+    let (control, server) = (scene.control(), &scene.server);
+    let (cycles, mut random) = (amount(200, 2000), Random::new(SEED));
+    let clients = Clients::start(BUSY_CLIENTS, scene.proxy.addr());
+    let (mut late, mut unfinished, mut waits) = (0, 0, 0);
+    for cycle in 0..cycles {
+        clients.wait_served(BUSY_CLIENTS);
+        if cycle % 4 == 0 {
+            let answer = control.put("/paused?wait=20s");
+            assert_eq!(answer.status, 201, "{answer}");
+            unfinished += server.open();
+            waits += 1;
+        } else {
+            control.pause();
+        }
+        let before = server.accepted();
+        thread::sleep(Duration::from_millis(5 + random.next() % 16));
+        late += server.accepted() - before;
+        control.resume();
+        // Else each pause would meet relayed clients alone.
+        scene.wait_steering();
+    }
+    let tally = clients.end();
+    println!(
+        "{cycles} pauses: {late} connections reached the server behind the answer; {waits} waits: {unfinished} were left \
+         behind the answer; {} clients were steered, {} relayed, {} failed",
+        tally.steered,
+        tally.relayed,
+        tally.failures.len(),
+    );
+    assert_eq!((late, unfinished), (0, 0));
+    assert!(tally.failures.is_empty(), "{:?}", tally.failures);
+    assert!(tally.steered > cycles, "few were steered");
+    assert!(tally.relayed > 0, "nobody was held");
+}
+
+#[test]
+fn waits_count_the_steered_and_never_the_held() {
+    let Some(scene) = Scene::start() else { return };
+    scene.wait_steering();
+    let (control, server) = (scene.control(), &scene.server);
+    let mut busy: Vec<Client> = (0..3).map(|_| scene.connect_steered()).collect();
+    control.wait_status("all are counted", |status| status.active == 3);
+    assert_eq!(steering(control)["active"], 3);
+
+    let answer = control.put("/paused?wait=50ms&on-timeout=keep");
+    assert_eq!(answer.status, 504, "{answer}");
+    let held: Vec<_> = (0..5).map(|_| scene.proxy.connect_held()).collect();
+    let now = status(control);
+    assert_eq!((&now["active"], &now["held"]), (&3.into(), &5.into()), "{now}");
+    let accepted = server.accepted();
+    for left in (0..3).rev() {
+        let answer = control.get("/paused/block-until-idle?timeout=50ms");
+        assert_eq!(answer.status, 504, "{answer}");
+        let mut client = busy.pop().unwrap();
+        client.assert_served();
+        client.end();
+        wait_until("it is counted no more", || status(control)["active"] == left);
+    }
+    control.wait_idle();
+    assert_eq!((server.open(), server.accepted()), (0, accepted));
+    control.resume();
+    for stream in held {
+        let client = Client::greeted(stream);
+        assert!(!client.is_steered);
+        client.end();
+    }
+
+    scene.wait_steering();
+    let mut client = scene.connect_steered();
+    let mut exec = Exec::start(
+        control,
+        ["--wait=20s", "--ttl=1h", "--", "sh", "-c", "echo started; read ended"],
+    );
+    control.wait_status("it is paused", |status| status.paused);
+    let held = scene.proxy.connect_held();
+    client.assert_served();
+    assert!(exec.stdout.try_recv().is_err(), "the command runs while a client is served");
+    client.end();
+    exec.wait_started();
+    assert_eq!(server.open(), 0);
+    exec.end();
+    assert_eq!(exec.code(), 0);
+    assert!(!Client::greeted(held).is_steered);
+}
+
+#[test]
+fn the_held_come_first_and_newcomers_are_steered_behind_them() {
+    const HELD: usize = 40;
+    let Some(scene) = Scene::start() else { return };
+    let (control, server) = (scene.control(), &scene.server);
+    let rounds = amount(10, 100);
+    let (mut overtaken, mut relayed) = (0, 0);
+    for _round in 0..rounds {
+        scene.wait_steering();
+        control.pause();
+        let held: Vec<_> = (0..HELD).map(|_| scene.proxy.connect()).collect();
+        control.wait_status("all are held", |status| status.held == HELD as u64);
+        let before = server.accepted();
+        control.resume();
+        let newcomer = loop {
+            let newcomer = scene.connect();
+            if newcomer.is_steered {
+                break newcomer;
+            }
+            relayed += 1;
+        };
+        let held: Vec<_> = held.into_iter().map(Client::greeted).collect();
+        assert!(held.iter().all(|client| !client.is_steered));
+        let peers = server.peers_from(before);
+        let place = peers.iter().position(|peer| *peer == newcomer.peer).unwrap();
+        let behind = &peers[place..];
+        overtaken += held.iter().filter(|client| behind.contains(&client.peer)).count();
+    }
+    println!(
+        "{rounds} times {HELD} held clients: {overtaken} were overtaken by a steered one; {relayed} newcomers were relayed \
+         before the first was steered"
+    );
+    assert_eq!(overtaken, 0);
+}
