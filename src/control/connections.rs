@@ -48,6 +48,9 @@ struct Page {
     total: u64,
     connections: Vec<Entry>,
     next: Option<ConnectionId>,
+    /// Connections that were steered, which no list has; none where all are relayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steered: Option<u64>,
 }
 
 impl Choice {
@@ -154,7 +157,8 @@ impl Choice {
         };
         let Purpose::Kill { how, spread } = purpose else {
             let (total, next) = (selected.total, selected.next());
-            return page(&Page { total, connections: selected.entries, next });
+            let steered = handle.pauses().steered();
+            return page(&Page { total, connections: selected.entries, next, steered });
         };
         let killed = selected.total;
         if killed > 0 {

@@ -9,7 +9,7 @@ const TYPE: &str = "text/html; charset=utf-8";
 /// the file.
 const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-yliztjusez4VbsJ7WIG+prHsrUhAtY2MxJB3M8E+HGw='; \
-    script-src 'sha256-0yCiMvTmAP4IOUA7+LAP8PexNncxXnsZRYG1kaPuSP4='; \
+    script-src 'sha256-z6Slan3FbDf0Lw0OLotyTuRc29yB1if0oDcszEIo1H0='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Place for the address of the control API, where the page was not reached by it.

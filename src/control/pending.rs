@@ -254,8 +254,10 @@ fn time_is_up(handle: &Handle, oldest: Vec<String>, sentence: &str, field: &str)
     let seconds =
         handle.oldest().map_or("null".to_owned(), |age| format!("{:.3}", age.as_secs_f64()));
     let oldest = serde_json::Value::from(oldest);
+    let steered = handle.pauses().steered().filter(|steered| *steered > 0);
+    let steered = steered.map_or(String::new(), |steered| format!(", \"steered\": {steered}"));
     let body = format!(
-        "{{\"error\": \"The time is up: connections are still carried or dialled for. {sentence}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {seconds}, \"oldest\": {oldest}{field}}}\n"
+        "{{\"error\": \"The time is up: connections are still carried or dialled for. {sentence}\", \"status\": 504, \"active\": {active}, \"oldest_seconds\": {seconds}, \"oldest\": {oldest}{steered}{field}}}\n"
     );
     Response { status: 504, ..Response::json(body) }
 }

@@ -13,16 +13,25 @@ use crate::{
     sys,
 };
 
-/// Logs the begin of a pause, or the renewal of one, while that many connections run.
-pub(super) fn log_begin(terms: &Terms, is_renewed: bool, connections: u64) {
+/// Logs the begin of a pause, or the renewal of one, while that many connections run, some of them steered.
+pub(super) fn log_begin(terms: &Terms, is_renewed: bool, connections: u64, steered: Option<u64>) {
     let (event, verb) =
         if is_renewed { ("renewed", "pause renewed") } else { ("paused", "paused") };
     log::info!(
         event = event, pause = terms.name, by = terms.by, reason = terms.reason,
         mode = mode_name(terms.mode), ttl_seconds = terms.ttl.map(|ttl| ttl.as_secs_f64()),
-        connections = connections;
-        "{verb} by {terms}; connections that run: {connections}"
+        connections = connections, steered = steered;
+        "{verb} by {terms}; connections that run: {connections}{}", of_steered(steered, terms)
     );
+}
+
+/// Returns the words about the steered connections among those that run.
+fn of_steered(steered: Option<u64>, terms: &Terms) -> String {
+    match (steered, terms.quiet) {
+        (None | Some(0), _) => String::new(),
+        (Some(steered), None) => format!(", steered: {steered}"),
+        (Some(steered), Some(_)) => format!(", steered, which cannot be drained: {steered}"),
+    }
 }
 
 /// Logs the end of each of these pauses. If the proxy resumes with them, the last line tells it.

@@ -179,6 +179,8 @@ impl Pauses {
         request_id: u64,
     ) -> Result<bool, Full> {
         let shown = terms.clone();
+        // Before the stop, behind which they are counted in the background.
+        let steered = self.steered();
         let now = Timestamp { at: sys::now(), shown: Rfc3339::now() };
         let (is_renewed, was_open) = {
             let mut leases = self.lock();
@@ -187,7 +189,7 @@ impl Pauses {
             self.counts.begun.fetch_add(u64::from(!is_renewed), Ordering::Relaxed);
             (is_renewed, self.apply(&leases))
         };
-        lines::log_begin(&shown, is_renewed, self.gate.passes());
+        lines::log_begin(&shown, is_renewed, self.running(steered), steered);
         // Only after the log line, or the log could tell of the end of the pause before its begin.
         self.notify();
         Ok(was_open)

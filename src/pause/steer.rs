@@ -51,6 +51,19 @@ impl Pauses {
         self.steer.get().map(AsRef::as_ref)
     }
 
+    /// Returns the number of steered connections, as of the last look at them; none where all are relayed.
+    pub(crate) fn steered(&self) -> Option<u64> {
+        self.steer().map(|steer| steer.status().active)
+    }
+
+    /// Returns the number of connections that run, with that of the steered ones.
+    pub(super) fn running(&self, steered: Option<u64>) -> u64 {
+        let Some(steered) = steered else { return self.gate.passes() };
+        // While connections are steered, their passes stand for the time at which that began.
+        let relayed = self.workers.balance();
+        relayed.active + relayed.connecting + steered
+    }
+
     /// Runs `begin` unless it is paused. No pause begins meanwhile.
     pub(crate) fn while_open(&self, begin: impl FnOnce()) {
         let leases = self.lock();

@@ -73,6 +73,9 @@ impl SteeringThread {
         // Clients that came before the marks are accepted by now.
         self.shared.pauses.await_workers();
         self.steering.lock_counting().counter.spare(own_sockets());
+        log::info!(
+            "upstream.steer: the server sees steered clients at their own addresses and relayed ones at this host's; steered connections have no byte counts, log lines, max-connections or drain; see `tcpause help steering`"
+        );
         while self.shared.phase() == Phase::Running {
             let next = self.turn();
             let now = Instant::now();

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::{Family, Samples, Snapshot};
-use crate::handle::MemberStatus;
+use crate::handle::{MemberStatus, SteeringStatus};
 
 type Write = fn(&Snapshot, &mut Samples<'_>) -> fmt::Result;
 
@@ -22,6 +22,11 @@ const fn histogram(name: &'static str, help: &'static str, write: Write) -> Fami
 /// Returns the fleet, if there is one.
 fn fleet(snapshot: &Snapshot) -> Option<&MemberStatus> {
     snapshot.metrics.status.fleet.as_ref()
+}
+
+/// Returns the steering, if there is one.
+fn steering(snapshot: &Snapshot) -> Option<&SteeringStatus> {
+    snapshot.metrics.status.steering.as_ref()
 }
 
 /// Every metric, in the order of the answer.
@@ -174,6 +179,21 @@ pub(super) static FAMILIES: &[Family] = &[
         let (succeeded, failed) = it.metrics.upgrades;
         out.by("result", [("succeeded", succeeded), ("failed", failed)])
     }),
+    gauge(
+        "tcpause_steering",
+        "1 while new connections are steered straight to the server, else 0; absent where upstream.steer is off, as all of the steering are.",
+        |it, out| out.optional(steering(it).map(|it| u8::from(it.state == "steering"))),
+    ),
+    gauge(
+        "tcpause_steered_connections",
+        "Connections that were steered. They are among the active ones.",
+        |it, out| out.optional(steering(it).map(|it| it.active)),
+    ),
+    counter(
+        "tcpause_steered_syns_total",
+        "SYN packets that were steered, with repeated ones; anew from 0 after an upgrade.",
+        |it, out| out.optional(steering(it).map(|it| it.total)),
+    ),
     gauge(
         "tcpause_fleet_connected",
         "1 while etcd answers and has this host as a member, else 0; absent without a fleet, as all of the fleet are.",

@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, env, fs};
 
 use super::*;
-use crate::handle::MemberStatus;
+use crate::handle::{MemberStatus, SteeringStatus};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bin/tcpause/help/monitoring.md");
 const ALERTS: &str = include_str!("../../bin/tcpause/alerts.yml");
 
-/// Returns the metrics of a proxy that is paused and in a fleet, so that no family is absent.
+/// Returns the metrics of a proxy that steers, is paused and in a fleet, so that no family is absent.
 fn text() -> String {
     let handle = crate::control::tests::handle();
     handle.pause();
@@ -16,6 +16,7 @@ fn text() -> String {
     let mut snapshot = source.look(&handle);
     snapshot.metrics.resume_expected = Some(2e9);
     snapshot.metrics.status.fleet = Some(member());
+    snapshot.metrics.status.steering = Some(SteeringStatus::default());
     snapshot.metrics.busy = vec![Duration::from_millis(1); 2];
     snapshot.to_text().unwrap()
 }
@@ -127,12 +128,31 @@ fn what_does_not_hold_now_is_absent() {
     assert!(running.contains("\ntcpause_paused 0\n"));
     assert!(!timestamps.iter().any(|name| running.contains(name)), "{running}");
     assert!(!running.contains("tcpause_fleet_"), "it is in none: {running}");
+    assert!(!running.contains("tcpause_steer"), "it is off: {running}");
     handle.pause();
     let paused = text(&handle);
     assert!(paused.contains("\ntcpause_paused 1\n"));
     assert!(paused.contains("\ntcpause_pauses{end=\"open\"} 1\n"));
     assert!(paused.contains(timestamps[0]), "{paused}");
     assert!(!paused.contains(timestamps[1]), "it is open-ended: {paused}");
+}
+
+#[test]
+fn the_steering_is_told_in_three_families() {
+    let mut snapshot = Source::new().look(&crate::control::tests::handle());
+    for (state, number) in [("steering", 1), ("relaying", 0), ("unavailable", 0)] {
+        let (state, why) = (state.to_owned(), None);
+        snapshot.metrics.status.steering =
+            Some(SteeringStatus { state, why, active: 12, total: 48 });
+        let text = snapshot.to_text().unwrap();
+        for line in [
+            &format!("\ntcpause_steering {number}\n"),
+            "\ntcpause_steered_connections 12\n",
+            "\ntcpause_steered_syns_total 48\n",
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
+    }
 }
 
 #[test]

@@ -46,6 +46,23 @@ fn the_socket_has_the_name_and_the_address_of_the_proxy() {
     );
 }
 
+/// `bpf` is among the privileged calls that the service does without.
+#[test]
+fn the_rights_of_steering_add_to_those_of_the_service() {
+    let rights = unit(&["steering"]);
+    for line in [
+        "\n[Service]\n",
+        "\nAmbientCapabilities=CAP_BPF CAP_NET_ADMIN\n",
+        "\nCapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN\n",
+        "\nSystemCallFilter=bpf\n",
+        "\nRestrictAddressFamilies=AF_NETLINK\n",
+    ] {
+        assert!(rights.contains(line), "{rights}");
+    }
+    // An empty list would take away what the service has.
+    assert!(!rights.lines().any(|line| line.ends_with('=')), "{rights}");
+}
+
 /// A unit with an option that does not exist would not start.
 #[test]
 fn the_service_calls_the_program_as_it_can_be_called() {
@@ -66,7 +83,10 @@ fn the_service_calls_the_program_as_it_can_be_called() {
 #[test]
 fn a_unit_that_does_not_exist_is_an_error_with_the_names() {
     for (args, told) in [
-        (&["timer"][..], "unit: unknown unit \"timer\"; there are service, socket, template"),
+        (
+            &["timer"][..],
+            "unit: unknown unit \"timer\"; there are service, socket, template, steering",
+        ),
         (&["socket", "x"], "unexpected argument \"x\"; remove it"),
     ] {
         let finished = program().arg("unit").args(args).run();

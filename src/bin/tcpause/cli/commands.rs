@@ -39,10 +39,11 @@ impl Word {
 pub(crate) const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
 /// Units of systemd, each with its text.
-pub(crate) const UNITS: [(&str, &str); 3] = [
+pub(crate) const UNITS: [(&str, &str); 4] = [
     ("service", include_str!("../units/tcpause.service")),
     ("socket", include_str!("../units/tcpause.socket")),
     ("template", include_str!("../units/tcpause@.service")),
+    ("steering", include_str!("../units/steering.conf")),
 ];
 
 /// Returns the names of the units.
@@ -214,8 +215,8 @@ pub(crate) static COMMANDS: [Word; 16] = [
     Word {
         name: "unit",
         argument: "KIND",
-        help: "Print a unit for systemd: service, which is the default, socket or template",
-        more: "The service runs one tcpause, with /etc/tcpause/tcpause.yml. The template runs several: tcpause@web reads /etc/tcpause/web.yml. The socket keeps the port of the proxy open while the service restarts. They belong into /etc/systemd/system, as tcpause.service, tcpause@.service and tcpause.socket; then run: systemctl daemon-reload.",
+        help: "Print a unit for systemd: service, which is the default, socket, template or steering",
+        more: "The service runs one tcpause, with /etc/tcpause/tcpause.yml. The template runs several: tcpause@web reads /etc/tcpause/web.yml. The socket keeps the port of the proxy open while the service restarts. Steering is no unit but a file of rights for upstream.steer, which belongs into tcpause.service.d, or tcpause@.service.d, as steering.conf. The units belong into /etc/systemd/system, as tcpause.service, tcpause@.service and tcpause.socket; then run: systemctl daemon-reload.",
         client: None,
         options: &[],
     },

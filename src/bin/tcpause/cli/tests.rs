@@ -84,6 +84,7 @@ fn reads_commands() {
         ("unit", Command::Unit(UNITS[0].1)),
         ("unit socket", Command::Unit(UNITS[1].1)),
         ("unit template", Command::Unit(UNITS[2].1)),
+        ("unit steering", Command::Unit(UNITS[3].1)),
         ("completion bash", Command::Completion(Shell::Bash)),
         ("completion zsh", Command::Completion(Shell::Zsh)),
         ("completion fish", Command::Completion(Shell::Fish)),

@@ -21,7 +21,7 @@ macro_rules! topics {
 }
 
 /// Every page, in the order of the help and of the man page.
-pub(crate) static TOPICS: [Topic; 23] = topics![
+pub(crate) static TOPICS: [Topic; 24] = topics![
     "maintenance",
     "many-hosts",
     "holding",
@@ -29,6 +29,7 @@ pub(crate) static TOPICS: [Topic; 23] = topics![
     "listing",
     "rejecting",
     "upstream",
+    "steering",
     "settings",
     "commands",
     "signals",

@@ -92,10 +92,14 @@ fn table(pages: &[Value]) -> String {
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
-    match total {
-        Some(total) if total > shown as u64 => text + &format!("{shown} of {total}\n"),
-        _ => text,
+    if let Some(total) = total.filter(|total| *total > shown as u64) {
+        text += &format!("{shown} of {total}\n");
     }
+    let steered = pages.last().and_then(|page| page.get("steered")?.as_u64());
+    if let Some(steered) = steered.filter(|steered| *steered > 0) {
+        text += &format!("steered, and not listed: {steered}\n");
+    }
+    text
 }
 
 /// Returns the cells of a connection's line.
@@ -181,7 +185,7 @@ mod tests {
     #[test]
     fn the_list_is_a_table() {
         let page = serde_json::json!({
-            "total": 9, "next": "0.48213",
+            "total": 9, "next": "0.48213", "steered": 12,
             "connections": [
                 {
                     "id": "1.7", "state": "active", "client": "tcp://10.0.0.7:51544",
@@ -200,6 +204,7 @@ ID       STATE                CLIENT                UPSTREAM              AGE   
 1.7      active, half-closed  tcp://10.0.0.7:51544  tcp://127.0.0.1:3002  31s    4s    1s     5.0 KiB      86.1 KiB
 0.48213  held                 uid 33, pid 812       -                     250ms  -     250ms  0 B          0 B
 2 of 9
+steered, and not listed: 12
 ";
         assert_eq!(table(&[page]), expected);
     }

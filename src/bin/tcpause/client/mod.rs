@@ -133,6 +133,7 @@ fn not_idle(body: &Value) -> Option<String> {
         return Some(format!("not idle in time, {left}; {fate}; {HOSTS_LEFT_REMEDY}"));
     }
     let active = body.get("active")?;
+    let steered = body.get("steered").and_then(Value::as_u64).unwrap_or_default();
     let oldest = body.get("oldest_seconds").and_then(Value::as_f64);
     let listed: Vec<&str> = body
         .get("oldest")
@@ -145,8 +146,8 @@ fn not_idle(body: &Value) -> Option<String> {
         ([], None) => String::new(),
         ([], Some(oldest)) => format!(", the oldest for {}", table::age(oldest)),
         (listed, _) => {
-            let oldest =
-                if active.as_u64() > Some(listed.len() as u64) { "the oldest: " } else { "" };
+            let more = active.as_u64() > Some(listed.len() as u64 + steered);
+            let oldest = if more { "the oldest: " } else { "" };
             format!(" ({oldest}{})", listed.join("; "))
         }
     };
@@ -156,7 +157,11 @@ fn not_idle(body: &Value) -> Option<String> {
         // It was a wait without a pause.
         None => String::new(),
     };
-    Some(format!("not idle in time, connections left: {active}{left}{rest}"))
+    let steered = match steered {
+        0 => String::new(),
+        steered => format!(", steered: {steered}"),
+    };
+    Some(format!("not idle in time, connections left: {active}{steered}{left}{rest}"))
 }
 
 /// Turns the API's sentences into the text of a command's error: its parameters are options there, no clause begins with a

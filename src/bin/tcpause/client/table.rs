@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use tcpause::{LeaseStatus, MemberStatus, Status, format_duration};
+use tcpause::{LeaseStatus, MemberStatus, Status, SteeringStatus, format_duration};
 
 use super::upgrade::stall;
 use crate::logger::OneLine;
@@ -53,6 +53,7 @@ pub(super) fn table(status: &Status, before: Option<&Status>) -> String {
             ("process", format!("{}, {file}", status.pid)),
             ("upgrades", upgrades(status)),
         ]);
+        rows.extend(status.steering.as_ref().map(|it| ("steering", steering(it))));
         rows.extend(status.fleet.as_ref().map(|fleet| ("fleet", member(fleet))));
     }
     rows.push(("tcpause", format!("{}, up for {}", status.version, age(status.uptime_seconds))));
@@ -112,6 +113,21 @@ fn upgrades(status: &Status) -> String {
     };
     let stall = stall(last.stall_seconds.unwrap_or_default());
     format!("{count}, the last at {}: {connections}, stalled for {stall}", last.at)
+}
+
+/// Returns the steering as a line: `yes, 12 connections`, or why not.
+fn steering(steering: &SteeringStatus) -> String {
+    let connections = match steering.active {
+        1 => "1 connection".to_owned(),
+        many => format!("{many} connections"),
+    };
+    let why = steering.why.as_deref().unwrap_or_default();
+    match (&*steering.state, steering.active) {
+        ("steering", _) => format!("yes, {connections}"),
+        ("relaying", 0) => format!("no: {why}"),
+        ("relaying", _) => format!("no, {connections} left: {why}"),
+        (state, _) => format!("{state}: {why}"),
+    }
 }
 
 /// Returns the fleet as a line, from the view of this host.
@@ -348,6 +364,22 @@ mod tests {
             row(fleet(false, None, &[])).unwrap(),
             "shop as web-1, etcd NOT reached, last never, without it: serve; 24 hosts, 1 lost; no answer"
         );
+    }
+
+    #[test]
+    fn the_steering_is_told_with_its_connections_or_the_reason() {
+        let row = |state: &str, why: Option<&str>, active: u64| {
+            let (state, why) = (state.to_owned(), why.map(str::to_owned));
+            let steering = Some(SteeringStatus { state, why, active, total: 0 });
+            let text = table(&Status { pid: 1, steering, ..status(1.0, 0, 0) }, None);
+            text.lines().find_map(|line| line.strip_prefix("steering    ")).unwrap().to_owned()
+        };
+        assert_eq!(row("steering", None, 12), "yes, 12 connections");
+        assert_eq!(row("relaying", Some("it is paused"), 1), "no, 1 connection left: it is paused");
+        assert_eq!(row("relaying", Some("it is paused"), 0), "no: it is paused");
+        assert_eq!(row("unavailable", Some("a reason"), 0), "unavailable: a reason");
+        let off = table(&Status { pid: 1, ..status(1.0, 0, 0) }, None);
+        assert!(!off.contains("steering"), "{off}");
     }
 
     #[test]
