@@ -215,7 +215,7 @@ pub(crate) static COMMANDS: [Word; 16] = [
     Word {
         name: "unit",
         argument: "KIND",
-        help: "Print a unit for systemd: service, which is the default, socket, template or steering",
+        help: "Print a unit for systemd: service (the default), socket, template or steering",
         more: "The service runs one tcpause, with /etc/tcpause/tcpause.yml. The template runs several: tcpause@web reads /etc/tcpause/web.yml. The socket keeps the port of the proxy open while the service restarts. Steering is no unit but a file of rights for upstream.steer, which belongs into tcpause.service.d, or tcpause@.service.d, as steering.conf. The units belong into /etc/systemd/system, as tcpause.service, tcpause@.service and tcpause.socket; then run: systemctl daemon-reload.",
         client: None,
         options: &[],
