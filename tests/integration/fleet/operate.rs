@@ -67,6 +67,8 @@ fn a_host_that_carries_is_named_left_out_or_reset() {
 
     let (run, began) = fleet.run(0, "without", &["--wait=20s", "--without=h01"]);
     busy.assert_echo(&[1]);
+    // Nobody waits for it, so it may be paused a moment later.
+    fleet.control(1).wait_status("it is paused", |status| status.paused);
     let mut held = fleet.host(1).connect_held();
     let (ended, _lines) = run.end();
     held.assert_echo(&[1]);
