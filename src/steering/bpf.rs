@@ -104,14 +104,14 @@ impl Bpf {
     /// forgotten.
     pub(super) fn find(&self, server: &[SocketAddr]) -> Result<Found, Unavailable> {
         let server: Vec<SocketAddr> = server.iter().copied().map(dialled).collect();
-        let here: Vec<SocketAddr> =
-            server.iter().copied().filter(|server| is_local(*server)).collect();
-        let strange: Vec<SocketAddr> =
-            here.iter().copied().filter(|server| !self.is_own(*server)).collect();
-        let mut found = match (here.is_empty(), strange.is_empty()) {
-            (true, _) => Found::Elsewhere,
-            (_, true) => Found::Own,
-            _ => Found::Nobody,
+        // Other hosts of the same name are to get their share, by relay.
+        let is_here = !server.is_empty() && server.iter().all(|server| is_local(*server));
+        let steered = server.iter().filter(|server| is_here && !self.is_own(**server));
+        let strange: Vec<SocketAddr> = steered.copied().collect();
+        let mut found = match (is_here, strange.is_empty()) {
+            (false, _) => Found::Elsewhere,
+            (true, true) => Found::Own,
+            (true, false) => Found::Nobody,
         };
         // Several addresses share the slots.
         let mut places = strange.iter().cycle();

@@ -9,7 +9,7 @@ pub(super) enum Found {
     Listener,
     /// No listener: a dial would be refused.
     Nobody,
-    /// An address of another host.
+    /// An address of another host is among them.
     Elsewhere,
     /// One of our own addresses.
     Own,
@@ -22,7 +22,7 @@ impl fmt::Display for Found {
         f.write_str(match self {
             Self::Listener => "the server listens",
             Self::Nobody => "nobody listens at upstream.addr in this network namespace",
-            Self::Elsewhere => "upstream.addr is not an address of this host and network namespace",
+            Self::Elsewhere => "upstream.addr is not, or not only, an address of this host and network namespace",
             Self::Own => "upstream.addr is an address of the proxy itself",
             Self::Mptcp => {
                 "the server listens by MPTCP, which the kernel does not steer to; a server in Go needs GODEBUG=multipathtcp=0"

@@ -209,8 +209,8 @@ fn a_command_goes_on_when_its_pause_is_lost_unless_it_is_to_be_killed() {
     assert_eq!(kept.code(), 7);
     kept.wait_told("hosts that have not resumed yet: web-3");
 
-    const FORCED: &[&str] = &["{\"forced\":[\"web-3\",\"web-4\"]}\n"];
-    let mut forced = begin("--if-lost=kill", &losing(FORCED));
+    let forced: &[&str] = &["{\"forced\":[\"web-3\",\"web-4\"]}\n"];
+    let mut forced = begin("--if-lost=kill", &losing(forced));
     forced.wait_told(
         "an operator has resumed hosts by force: web-3, web-4; the command is sent SIGTERM",
     );

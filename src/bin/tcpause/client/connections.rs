@@ -93,11 +93,11 @@ fn table(pages: &[Value]) -> String {
         text.push('\n');
     }
     if let Some(total) = total.filter(|total| *total > shown as u64) {
-        text += &format!("{shown} of {total}\n");
+        text.extend([format!("{shown} of {total}\n")]);
     }
     let steered = pages.last().and_then(|page| page.get("steered")?.as_u64());
     if let Some(steered) = steered.filter(|steered| *steered > 0) {
-        text += &format!("steered, and not listed: {steered}\n");
+        text.extend([format!("steered, and not listed: {steered}\n")]);
     }
     text
 }
