@@ -256,6 +256,14 @@ impl World {
         }
     }
 
+    /// Returns true if the store has a state that the process of this host has put.
+    pub(crate) fn has_state(&self, number: usize) -> bool {
+        let host = &self.hosts[number];
+        let begin = format!("{{\"instance\":\"{}-{}-", host.name, host.generation);
+        let state = self.etcd.keys.get(&format!("/t/f/state/{}", host.name));
+        state.is_some_and(|state| state.value.starts_with(&begin))
+    }
+
     /// An answer reaches a member.
     pub(crate) fn note_contact(
         &mut self,
@@ -269,7 +277,9 @@ impl World {
             return;
         };
         let Revision(revision) = *revision;
-        host.contact = Some(sent);
+        if host.thread.has_state {
+            host.contact = Some(sent);
+        }
         // Nobody can tell a backup that has caught up from the store that it has replaced.
         host.is_blind |= host
             .known

@@ -41,6 +41,8 @@ pub(crate) struct Thread {
     /// True if it is to be polled behind the answer to another coordinator of its host.
     is_blocked: bool,
     is_woken: bool,
+    /// True if the state of its process was in the store when its request was carried out.
+    pub(crate) has_state: bool,
     /// Requests within one second, and its begin.
     requests: (Micros, u32),
 }
@@ -325,6 +327,11 @@ impl World {
                 result
             }
         };
+        if let ThreadId::Member(number) = message.thread
+            && !message.is_copy
+        {
+            self.hosts[number].thread.has_state = self.has_state(number);
+        }
         self.tell(|| {
             let text = format!("{:?}", message.request);
             let kind: String = text.chars().take(400).collect();

@@ -97,7 +97,7 @@ pub(crate) struct Host {
     pub(crate) is_denied: bool,
     /// Of its member and of its coordinators.
     pub(crate) clients: [Client; 2],
-    /// Sending of the last read of all pauses that this process has an answer to.
+    /// Sending of the last read that this process has an answer to, and that has found its state in the store.
     pub(crate) contact: Option<BootTime>,
     /// Revision of the last answer, and the number of restores before it.
     pub(crate) known: Option<(u64, i64, u32)>,
