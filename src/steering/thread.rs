@@ -207,7 +207,8 @@ impl SteeringThread {
     /// Warns of another program of the network namespace that decides about clients first.
     fn warn_of_taken(&mut self) {
         let taken = self.steering.bpf.get().map_or(0, Bpf::taken);
-        if taken > self.taken {
+        // Where the program gives our own listener its clients, that of a predecessor does so until it ends.
+        if taken > self.taken && !self.steering.catches {
             log::warn!(
                 "another BPF program of this network namespace has taken clients of the proxy, {taken} until now: it decides before tcpause, and no pause holds them; detach it (`bpftool net` and `bpftool link` show it)"
             );
