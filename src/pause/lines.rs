@@ -137,3 +137,25 @@ impl fmt::Display for EndReason<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::pause::{gate::Mode, leases::Quiet};
+
+    #[test]
+    fn the_begin_of_a_pause_tells_the_steered_and_that_no_drain_closes_them() {
+        let (name, by) = ("a".to_owned(), "a test".to_owned());
+        let half_closed = HalfClosed::Serve;
+        let plain =
+            Terms { name, by, reason: None, mode: Mode::Hold, ttl: None, quiet: None, half_closed };
+        let drain = Terms { quiet: Some(Quiet::Any(Duration::ZERO)), ..plain.clone() };
+        for steered in [None, Some(0)] {
+            assert_eq!(of_steered(steered, &drain), "");
+        }
+        assert_eq!(of_steered(Some(3), &plain), ", steered: 3");
+        assert_eq!(of_steered(Some(3), &drain), ", steered, which cannot be drained: 3");
+    }
+}

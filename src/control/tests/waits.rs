@@ -1,6 +1,9 @@
 //! Callers that wait for idle: their places, their time, and their answers.
 
+use std::os::fd::BorrowedFd;
+
 use super::*;
+use crate::{handle::SteeringStatus, pause::steer::Steer};
 
 #[test]
 fn waiters_that_leave_are_forgotten() {
@@ -93,4 +96,45 @@ fn a_wait_ends_with_its_time() {
     assert_eq!(body.get("paused"), None);
     let head = answer(&mut api.send(&wait.replace("GET", "HEAD")));
     assert!(status(&head) == 504 && head.ends_with("\r\n\r\n"), "{head}");
+}
+
+/// Way past the workers with three connections that never end.
+#[derive(Debug)]
+struct Three;
+
+impl Steer for Three {
+    fn stop(&self) {}
+    fn settle(&self) {}
+    fn suspend(&self) {}
+    fn go_on(&self) {}
+    fn fence_at(&self, _: Option<Duration>) {}
+    fn mark(&self, _: BorrowedFd<'_>) {}
+    fn reset(&self) {}
+
+    fn status(&self) -> SteeringStatus {
+        SteeringStatus { state: "steering".to_owned(), why: None, active: 3, total: 3 }
+    }
+}
+
+#[test]
+fn a_wait_in_vain_and_a_list_tell_the_number_of_the_steered() {
+    let api = Api::start();
+    let body = |request: &str| -> serde_json::Value {
+        let text = answer(&mut api.send(request));
+        serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+    };
+    let (list, wait) = (
+        "GET /connections HTTP/1.0\r\n\r\n",
+        "GET /paused/block-until-idle?timeout=0s HTTP/1.0\r\n\r\n",
+    );
+    let _busy = Busy::new(&api.handle);
+    for request in [list, wait] {
+        assert_eq!(body(request).get("steered"), None, "{request}");
+    }
+    api.handle.pauses().steer_by(Box::new(Three));
+    for request in [list, wait] {
+        assert_eq!(body(request)["steered"], 3, "{request}");
+    }
+    let status = body("GET /status HTTP/1.0\r\n\r\n");
+    assert_eq!((&status["steering"]["active"], &status["active"]), (&3.into(), &3.into()));
 }

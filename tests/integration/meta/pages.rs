@@ -122,6 +122,10 @@ fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
         "--open",
         "--take-over",
         "--take-back",
+        "--reuid",
+        "--clear-groups",
+        "--inh-caps",
+        "--ambient-caps",
     ];
     let readme = ("README".to_owned(), read("README.md"));
     for (name, text) in topics().into_iter().chain([readme]) {
