@@ -137,24 +137,27 @@ fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
     }
 }
 
-/// An operator searches the page for the line that the log shows.
+/// An operator searches the page for the line that the log or the status shows.
 #[test]
-fn the_log_lines_of_the_page_on_troubles_are_those_of_the_program() {
-    let page = read("src/bin/tcpause/help/troubles.md");
-    let (_, table) = page.split_once("## Log lines\n").expect("the table of log lines");
+fn the_lines_and_reasons_of_the_pages_are_those_of_the_program() {
     let texts = sources(&["src"]);
-    let mut lines = 0;
-    for row in table.lines().filter(|line| line.starts_with("| `")) {
-        let cell = row.split(" | ").next().unwrap();
-        for line in cell.split('`').skip(1).step_by(2) {
-            for part in line.split("...").map(str::trim) {
-                let is_there = texts.iter().any(|(_, text)| text.contains(part));
-                assert!(is_there, "no log line has {part:?}");
+    for (page, heading) in [("troubles", "## Log lines\n"), ("steering", "## States and reasons\n")]
+    {
+        let page = read(&format!("src/bin/tcpause/help/{page}.md"));
+        let (_, table) = page.split_once(heading).expect(heading);
+        let mut lines = 0;
+        for row in table.lines().filter(|line| line.starts_with("| `")) {
+            let cell = row.split(" | ").next().unwrap();
+            for line in cell.split('`').skip(1).step_by(2) {
+                for part in line.split("...").map(str::trim) {
+                    let is_there = texts.iter().any(|(_, text)| text.contains(part));
+                    assert!(is_there, "nothing in the program says {part:?}");
+                }
+                lines += 1;
             }
-            lines += 1;
         }
+        assert!(lines > 5);
     }
-    assert!(lines > 5);
 }
 
 /// A rule that reads the log goes by these words.
