@@ -1,4 +1,4 @@
-//! tcpause is killed: who was steered goes on, and the next process counts them.
+//! tcpause ends: the steered go on, and the next process counts them.
 
 use std::{thread, time::Duration};
 
@@ -56,6 +56,22 @@ fn the_steered_outlive_a_crash_and_count_behind_it() {
         assert_eq!(scene.server.open(), 0);
     }
     println!("{starts} crashes: {CLIENTS} steered clients outlived each, and were counted");
+}
+
+#[test]
+fn a_stop_neither_waits_for_the_steered_nor_ends_them() {
+    let Some(mut scene) = Scene::start() else { return };
+    scene.wait_steering();
+    let mut kept = scene.connect_steered();
+    scene.proxy.terminate();
+    // The grace period is an hour.
+    assert_eq!(scene.proxy.exit_code(), 0);
+    kept.assert_served();
+    let proxy = builder(&scene.server).listen_at(scene.proxy.addr()).start();
+    wait_steering(proxy.control());
+    proxy.control().wait_status("it is counted", |status| status.active == 1);
+    kept.assert_served();
+    kept.end();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What cannot be steered: `on` is refused, and `auto` relays and says why.
 
 use super::{Client, Scene, server::Server, steering};
-use crate::harness::{Builder, Family, Proxy, Upstream, echo, wait_until};
+use crate::harness::{Builder, Family, Proxy, Upstream, echo, in_namespace, wait_until};
 
 /// Options that contradict steering, each with the key that a refusal names.
 const CONTRADICTIONS: [(&[&str], &str); 4] = [
@@ -41,6 +41,34 @@ fn auto_relays_and_says_why() {
     let proxy = super::builder(&server).listen(Family::Unix).start();
     assert_unavailable(&proxy, "proxy.addr");
     proxy.connect().receive(super::server::GREETING_BYTES);
+}
+
+/// In a container, root has no rights outside of it.
+#[test]
+fn where_the_system_refuses_bpf_auto_relays_and_on_does_not_start() {
+    let name = "steering::refuse::where_the_system_refuses_bpf_auto_relays_and_on_does_not_start";
+    in_namespace(name, || {
+        let server = Server::start();
+        let proxy = super::builder(&server).start();
+        proxy.wait_for_log("CAP_BPF");
+        wait_until("the refusal is known", || steering(proxy.control())["state"] == "unavailable");
+        assert_unavailable(&proxy, "CAP_BPF");
+        let mut client = Client::greeted(proxy.connect());
+        assert!(!client.is_steered);
+        let control = proxy.control();
+        assert_eq!(control.put("/paused?wait=50ms").status, 504);
+        control.pause();
+        let accepted = server.accepted();
+        let held = proxy.connect_held();
+        client.assert_served();
+        client.end();
+        control.wait_idle();
+        assert_eq!((server.accepted(), server.open()), (accepted, 0));
+        control.resume();
+        assert!(!Client::greeted(held).is_steered);
+        let on = Proxy::builder().upstream_at(&server.url()).arg("--upstream-steer=on").fail();
+        assert!(on.code != 0 && on.stderr.contains("CAP_BPF"), "{on:?}");
+    });
 }
 
 #[track_caller]
