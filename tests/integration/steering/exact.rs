@@ -4,12 +4,15 @@ use std::{thread, time::Duration};
 
 use super::{Client, Scene, clients::Clients, status, steering};
 use crate::{
-    harness::{Random, amount, wait_until},
+    harness::{Random, Status, Stream, amount, wait_until},
     process::exec::Exec,
 };
 
 /// Clients that connect, ask and leave, again and again.
 const BUSY_CLIENTS: usize = 12;
+
+/// Clients that are held together.
+const HELD: usize = 40;
 
 /// Seed of the times for which clients are held.
 const SEED: u64 = 16;
@@ -107,35 +110,65 @@ fn waits_count_the_steered_and_never_the_held() {
 
 #[test]
 fn the_held_come_first_and_newcomers_are_steered_behind_them() {
-    const HELD: usize = 40;
-    let Some(scene) = Scene::start() else { return };
-    let (control, server) = (scene.control(), &scene.server);
+    let Some(mut scene) = Scene::start() else { return };
     let rounds = amount(10, 100);
-    let (mut overtaken, mut relayed) = (0, 0);
+    let mut order = Order::default();
     for _round in 0..rounds {
         scene.wait_steering();
-        control.pause();
-        let held: Vec<_> = (0..HELD).map(|_| scene.proxy.connect()).collect();
-        control.wait_status("all are held", |status| status.held == HELD as u64);
-        let before = server.accepted();
-        control.resume();
+        scene.control().pause();
+        let held = hold(&scene, |status| status.held);
+        let before = scene.server.accepted();
+        scene.control().resume();
+        order.watch(&scene, before, held);
+    }
+    println!("{rounds} times {HELD} clients that a pause holds: {order:?}");
+    assert_eq!(order.overtaken, 0);
+
+    let (addr, rounds) = (scene.server.addr(), amount(5, 50));
+    let mut order = Order::default();
+    for _round in 0..rounds {
+        scene.wait_steering();
+        scene.server.kill();
+        let held = hold(&scene, |status| status.awaiting_upstream);
+        let before = scene.server.count();
+        scene.server.listen(&[addr]);
+        order.watch(&scene, before, held);
+    }
+    println!("{rounds} times {HELD} clients that wait for the server: {order:?}");
+    assert_eq!(order.overtaken, 0);
+}
+
+/// Has clients come, and waits until so many of them are held in this way.
+fn hold(scene: &Scene, count: fn(&Status) -> u64) -> Vec<Stream> {
+    let held = (0..HELD).map(|_| scene.proxy.connect()).collect();
+    scene.control().wait_status("all are held", |status| count(status) == HELD as u64);
+    held
+}
+
+/// Order in which clients have come to the server.
+#[derive(Debug, Default)]
+struct Order {
+    /// Held ones behind the first one that was steered.
+    overtaken: usize,
+    /// Newcomers before that one.
+    relayed: usize,
+}
+
+impl Order {
+    /// Has newcomers come until one is steered. The held ones were let go when the server had so many connections.
+    fn watch(&mut self, scene: &Scene, before: usize, held: Vec<Stream>) {
         let newcomer = loop {
             let newcomer = scene.connect();
             if newcomer.is_steered {
                 break newcomer;
             }
-            relayed += 1;
+            self.relayed += 1;
         };
         let held: Vec<_> = held.into_iter().map(Client::greeted).collect();
         assert!(held.iter().all(|client| !client.is_steered));
-        let peers = server.peers_from(before);
-        let place = peers.iter().position(|peer| *peer == newcomer.peer).unwrap();
+        let peers = scene.server.peers_from(before);
+        let place = peers.iter().position(|peer| *peer == newcomer.peer).expect("the newcomer");
         let behind = &peers[place..];
-        overtaken += held.iter().filter(|client| behind.contains(&client.peer)).count();
+        self.overtaken += held.iter().filter(|client| behind.contains(&client.peer)).count();
     }
-    println!(
-        "{rounds} times {HELD} held clients: {overtaken} were overtaken by a steered one; {relayed} newcomers were relayed \
-         before the first was steered"
-    );
-    assert_eq!(overtaken, 0);
 }

@@ -164,6 +164,11 @@ impl Server {
     pub(super) fn accepted(&self) -> usize {
         let running = self.running.as_ref().expect("a server that listens");
         self.seen.take_in(&running.listeners);
+        self.count()
+    }
+
+    /// Returns the number of connections that were accepted so far.
+    pub(super) fn count(&self) -> usize {
         self.seen.lock().peers.len()
     }
 
