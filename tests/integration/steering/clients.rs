@@ -108,7 +108,7 @@ impl Tally {
 /// Connects, makes some requests, and ends in good order. Returns true if it was steered.
 fn talk(addr: &Addr, requests: usize) -> io::Result<bool> {
     let mut stream = addr.try_connect()?;
-    let (is_steered, _peer) = greeting(&mut stream)?;
+    let (is_steered, _place) = greeting(&mut stream)?;
     for number in 0..requests {
         if number > 0 {
             thread::sleep(REST);

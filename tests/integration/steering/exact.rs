@@ -11,8 +11,9 @@ use crate::{
 /// Clients that connect, ask and leave, again and again.
 const BUSY_CLIENTS: usize = 12;
 
-/// Clients that are held together.
-const HELD: usize = 40;
+/// Clients that are held together, and those that come at a time when they are let go.
+const HELD: usize = 200;
+const NEWCOMERS: usize = 4;
 
 /// Seed of the times for which clients are held.
 const SEED: u64 = 16;
@@ -117,9 +118,8 @@ fn the_held_come_first_and_newcomers_are_steered_behind_them() {
         scene.wait_steering();
         scene.control().pause();
         let held = hold(&scene, |status| status.held);
-        let before = scene.server.accepted();
         scene.control().resume();
-        order.watch(&scene, before, held);
+        order.watch(&scene, held);
     }
     println!("{rounds} times {HELD} clients that a pause holds: {order:?}");
     assert_eq!(order.overtaken, 0);
@@ -130,9 +130,8 @@ fn the_held_come_first_and_newcomers_are_steered_behind_them() {
         scene.wait_steering();
         scene.server.kill();
         let held = hold(&scene, |status| status.awaiting_upstream);
-        let before = scene.server.count();
         scene.server.listen(&[addr]);
-        order.watch(&scene, before, held);
+        order.watch(&scene, held);
     }
     println!("{rounds} times {HELD} clients that wait for the server: {order:?}");
     assert_eq!(order.overtaken, 0);
@@ -155,20 +154,26 @@ struct Order {
 }
 
 impl Order {
-    /// Has newcomers come until one is steered. The held ones were let go when the server had so many connections.
-    fn watch(&mut self, scene: &Scene, before: usize, held: Vec<Stream>) {
-        let newcomer = loop {
-            let newcomer = scene.connect();
-            if newcomer.is_steered {
-                break newcomer;
+    /// Has newcomers come until they are steered.
+    fn watch(&mut self, scene: &Scene, held: Vec<Stream>) {
+        let come = || {
+            let mut relayed = 0;
+            loop {
+                let newcomer = scene.connect();
+                if newcomer.is_steered {
+                    return (newcomer.place, relayed);
+                }
+                relayed += 1;
             }
-            self.relayed += 1;
         };
+        let newcomers: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..NEWCOMERS).map(|_| scope.spawn(come)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        self.relayed += newcomers.iter().map(|(_place, relayed)| relayed).sum::<usize>();
         let held: Vec<_> = held.into_iter().map(Client::greeted).collect();
         assert!(held.iter().all(|client| !client.is_steered));
-        let peers = scene.server.peers_from(before);
-        let place = peers.iter().position(|peer| *peer == newcomer.peer).expect("the newcomer");
-        let behind = &peers[place..];
-        self.overtaken += held.iter().filter(|client| behind.contains(&client.peer)).count();
+        let first = newcomers.iter().map(|(place, _relayed)| *place).min().expect("newcomers");
+        self.overtaken += held.iter().filter(|client| client.place > first).count();
     }
 }

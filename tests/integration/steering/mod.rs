@@ -14,7 +14,7 @@ mod switch;
 mod terms;
 mod upgrade;
 
-use std::{env, net::SocketAddr};
+use std::env;
 
 use serde_json::Value;
 use server::{Server, greeting};
@@ -34,8 +34,8 @@ struct Scene {
 struct Client {
     stream: Stream,
     is_steered: bool,
-    /// Address that the server sees.
-    peer: SocketAddr,
+    /// Place in the order in which the server has accepted.
+    place: usize,
 }
 
 impl Scene {
@@ -95,8 +95,8 @@ impl Client {
     /// Waits until it is served.
     #[track_caller]
     fn greeted(mut stream: Stream) -> Self {
-        let (is_steered, peer) = greeting(&mut stream).expect("a greeting");
-        Self { stream, is_steered, peer }
+        let (is_steered, place) = greeting(&mut stream).expect("a greeting");
+        Self { stream, is_steered, place }
     }
 
     /// Checks that it is served.

@@ -20,8 +20,9 @@ use rustix::{
 
 use crate::harness::{Addr, PATIENCE, Stream, spawn};
 
-/// Bytes of the greeting, which is the client's address and spaces.
-pub(super) const GREETING_BYTES: usize = 64;
+/// Bytes of the greeting: the client's place in the order of acceptance, the port of the server's end, the client's address
+/// as the server sees it, and spaces.
+pub(super) const GREETING_BYTES: usize = 80;
 
 /// Byte at which the server closes first.
 pub(super) const GOODBYE: u8 = 0;
@@ -56,9 +57,7 @@ struct Seen {
 
 #[derive(Default)]
 struct State {
-    /// Addresses of all connections that were accepted, in their order.
-    peers: Vec<SocketAddr>,
-    /// Listeners by which they came, each by its number.
+    /// Listeners by which all connections came, each by its number.
     members: Vec<usize>,
     /// Connections that are not closed, by their place in that order.
     open: HashMap<usize, TcpStream>,
@@ -164,24 +163,13 @@ impl Server {
     pub(super) fn accepted(&self) -> usize {
         let running = self.running.as_ref().expect("a server that listens");
         self.seen.take_in(&running.listeners);
-        self.count()
-    }
-
-    /// Returns the number of connections that were accepted so far.
-    pub(super) fn count(&self) -> usize {
-        self.seen.lock().peers.len()
+        self.seen.lock().members.len()
     }
 
     /// Returns the number of connections that it has not closed.
     pub(super) fn open(&self) -> usize {
         self.accepted();
         self.seen.lock().open.len()
-    }
-
-    /// Returns the addresses of the connections behind the first so many, in their order.
-    pub(super) fn peers_from(&self, place: usize) -> Vec<SocketAddr> {
-        self.accepted();
-        self.seen.lock().peers[place..].to_vec()
     }
 
     /// Returns the listeners by which all connections came, each by its number.
@@ -234,21 +222,19 @@ impl Seen {
         let mut state = self.lock();
         for (member, listener) in listeners.iter().enumerate() {
             loop {
-                let (stream, peer) = match listener.socket.accept() {
-                    Ok(accepted) => accepted,
+                let stream = match listener.socket.accept() {
+                    Ok((stream, _peer)) => stream,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     // It was closed.
                     Err(_ended) => break,
                 };
-                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                let place = state.peers.len();
-                state.peers.push(peer);
+                let place = state.members.len();
                 state.members.push(member);
                 state.open.insert(place, stream.try_clone().expect("a second descriptor"));
                 let seen = Arc::clone(self);
                 drop(spawn(move || {
                     // The client or `kill` has ended it.
-                    serve(&stream, peer).ok();
+                    serve(&stream, place).ok();
                     // First: a client that counts is in the list.
                     let listed = seen.lock().open.remove(&place);
                     seen.changed.notify_all();
@@ -260,9 +246,12 @@ impl Seen {
     }
 }
 
-fn serve(mut stream: &TcpStream, peer: SocketAddr) -> io::Result<()> {
+fn serve(mut stream: &TcpStream, place: usize) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    write!(stream, "{peer:<GREETING_BYTES$}")?;
+    let (peer, own_port) = (stream.peer_addr()?, stream.local_addr()?.port());
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let greeting = format!("{place} {own_port} {peer}");
+    write!(stream, "{greeting:<GREETING_BYTES$}")?;
     let mut buffer = [0; 256];
     loop {
         match stream.read(&mut buffer)? {
@@ -300,12 +289,19 @@ fn bind(socket: &OwnedFd, addr: SocketAddr) -> SocketAddr {
     bound.try_into().expect("an IP address")
 }
 
-/// Reads the greeting. Returns true if the server sees the client's own address: no proxy is in between.
-pub(super) fn greeting(stream: &mut Stream) -> io::Result<(bool, SocketAddr)> {
+/// Reads the greeting. Returns true if no proxy is in between, and the client's place in the order of acceptance.
+///
+/// The server sees the client's own address then, and the port that the client has dialled. The one alone would be no proof,
+/// as both ends of a relay may have the same port by chance.
+pub(super) fn greeting(stream: &mut Stream) -> io::Result<(bool, usize)> {
     let mut greeting = [0; GREETING_BYTES];
     stream.read_exact(&mut greeting)?;
     let text = String::from_utf8_lossy(&greeting);
-    let peer: SocketAddr = text.trim_end().parse().map_err(io::Error::other)?;
-    let Stream::Tcp(own) = &*stream else { return Err(io::Error::other("a UNIX socket")) };
-    Ok((own.local_addr()? == peer, peer))
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let (&[place, port, peer], Stream::Tcp(own)) = (&words[..], &*stream) else {
+        return Err(io::Error::other(format!("no greeting over TCP: {text}")));
+    };
+    let is_steered =
+        own.local_addr()?.to_string() == peer && own.peer_addr()?.port().to_string() == port;
+    Ok((is_steered, place.parse().map_err(io::Error::other)?))
 }
