@@ -11,7 +11,7 @@ fn nothing_reaches_the_old_server_behind_the_answer_to_a_switch() {
     scene.wait_steering();
     let (control, other) = (scene.control(), Server::start());
     let clients = Clients::start(BUSY_CLIENTS, scene.proxy.addr());
-    let (switches, mut late, mut left) = (amount(40, 400), 0, 0);
+    let (switches, mut late, mut left) = (amount(20, 400), 0, 0);
     for switch in 0..switches {
         let (old, new) =
             if switch % 2 == 0 { (&scene.server, &other) } else { (&other, &scene.server) };

@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use super::{Client, Scene, clients::Clients, server::Server, status, steering};
 use crate::harness::{Builder, amount, wait_until};
 
-const BUSY_CLIENTS: usize = 12;
+const BUSY_CLIENTS: usize = 8;
 
 /// Variable by which a debug build is told of a fault.
 const FAULT: &str = "TCPAUSE_HANDOVER_AT";
