@@ -62,14 +62,15 @@ impl Handle {
 
     /// Returns true if no connection is relayed or connecting at this moment. Held and rejected clients do not count.
     pub fn is_idle(&self) -> bool {
-        self.pauses().gate.passes() == 0
+        let passes = self.pauses().gate.passes();
+        passes == 0 || self.pauses().steer().is_some_and(|steer| steer.await_idle(passes))
     }
 
     /// Waits until no connection is relayed or connecting. Returns false if `timeout` is over first.
     pub fn wait_idle(&self, timeout: Option<Duration>) -> bool {
         // A timeout beyond the clock's range means none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.pauses().gate.wait_idle(deadline)
+        self.is_idle() || self.pauses().gate.wait_idle(deadline)
     }
 
     /// Registers a callback for each begin and end of a pause and of an outage of the upstream. It runs on the thread that

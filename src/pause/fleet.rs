@@ -62,7 +62,13 @@ impl Pauses {
     /// Admits nobody from this time since the start of the host on, unless it is moved before; none takes it back. Released
     /// clients go through all the same.
     pub(crate) fn fence_at(&self, deadline: Option<Duration>) {
-        self.steer().into_iter().for_each(|steer| steer.fence_at(deadline));
+        if let Some(steer) = self.steer() {
+            // Those who wait behind the fence go first.
+            if self.gate.is_fenced() {
+                steer.stop();
+            }
+            steer.fence_at(deadline);
+        }
         if self.gate.fence_at(deadline) {
             self.workers.wake_all();
         }

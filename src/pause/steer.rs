@@ -20,6 +20,11 @@ pub(crate) trait Steer: fmt::Debug + Send + Sync {
     fn go_on(&self);
     /// Steers nobody from this time since the start of the host on, until another one is set.
     fn fence_at(&self, deadline: Option<Duration>);
+    /// Returns true if `passes`, all that the gate has given, are those of the steering, and nobody is steered at present. Else
+    /// the gate will have an idle moment once that is so.
+    fn await_idle(&self, passes: u64) -> bool;
+    /// Lends the map that marks tcpause's own connections, for a successor; none before the programs are loaded.
+    fn marks(&self) -> Option<BorrowedFd<'_>>;
     /// Tells of a listener of tcpause, whose clients do not count as steered.
     fn mark(&self, listener: BorrowedFd<'_>);
     /// Resets all steered connections.

@@ -168,6 +168,7 @@ impl Plan {
         let steering = Starter::new(
             &self.config,
             &listeners.proxy.caught,
+            rebuilding.as_mut().and_then(Rebuilding::take_marks),
             listeners.proxy.listeners.iter().flatten(),
         );
         let (shared, ends) = self.share(&mut listeners, limits, rebuilding.as_ref())?;

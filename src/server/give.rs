@@ -319,8 +319,8 @@ impl Giver {
         deadline: Instant,
     ) -> Result<(), Failure> {
         self.shared.freeze.describe(Arc::clone(outbox), deadline)?;
-        let parcel = outbox.parcel();
-        let rest = RestWords::describe(&self.shared, pauses, &parcel);
+        let mut parcel = outbox.parcel();
+        let rest = RestWords::describe(&self.shared, pauses, &mut parcel);
         fault::happen("giver", "rest");
         outbox.send(&Message::Rest(Box::new(rest)), parcel).map_err(told)
     }

@@ -15,7 +15,10 @@ use crate::{
         upgrades::UpgradesWords,
     },
     log_limit::LOG_LINES_DROPPED,
-    pause::words::{FrozenPauses, PausesWords},
+    pause::{
+        steer::Steer,
+        words::{FrozenPauses, PausesWords},
+    },
     shared::Shared,
     stats::{Counters, words::CountersWords},
     sys::socket_file::{SocketFile, SocketFileWords},
@@ -46,6 +49,16 @@ pub(super) struct RestWords {
     #[serde(default, skip_serializing)]
     fleet_contact: Option<Duration>,
     pub(super) files: FilesWords,
+    /// Steering of the giver, if there is one. Its map of marks is the parcel's one descriptor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) steering: Option<SteeringWords>,
+}
+
+/// Steering, as a taker has to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SteeringWords {
+    /// Connections that were steered and are there.
+    pub(super) active: u64,
 }
 
 /// Files of UNIX listeners.
@@ -59,14 +72,14 @@ pub(super) struct FilesWords {
 
 impl RestWords {
     /// Describes it while all stands still.
-    pub(super) fn describe(
-        shared: &Shared,
+    pub(super) fn describe<'a>(
+        shared: &'a Shared,
         pauses: &FrozenPauses<'_>,
-        parcel: &Outgoing<'_>,
+        parcel: &mut Outgoing<'a>,
     ) -> Self {
         // Without `..`, so that nothing new is forgotten.
         let Shared {
-            pauses: _,
+            pauses: all_pauses,
             admission,
             upstream,
             reject_policy: _,
@@ -85,6 +98,10 @@ impl RestWords {
             upgrades,
             fleet,
         } = shared;
+        let steer = all_pauses.steer();
+        let marks = steer.and_then(Steer::marks);
+        marks.into_iter().for_each(|marks| parcel.lend(marks));
+        let steering = steer.filter(|_| marks.is_some()).map(Steer::status);
         let proxy = socket_files.proxy.lock().unwrap_or_else(PoisonError::into_inner);
         let control = socket_files.control.lock().unwrap_or_else(PoisonError::into_inner);
         Self {
@@ -103,6 +120,7 @@ impl RestWords {
                 proxy: proxy.as_ref().map(SocketFile::describe),
                 control: control.iter().map(SocketFile::describe).collect(),
             },
+            steering: steering.map(|status| SteeringWords { active: status.active }),
         }
     }
 
@@ -126,6 +144,7 @@ impl RestWords {
             fleet: _,
             fleet_contact: _,
             files: _,
+            steering: _,
         } = self;
         let workers = &shared.workers;
         for (index, words) in counters.iter().enumerate() {

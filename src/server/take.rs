@@ -24,7 +24,7 @@ use super::{
     rest::{FilesWords, RestWords},
 };
 use crate::{
-    config::{Config, Steer, address::Address},
+    config::{Config, address::Address},
     control::{ControlListenersWords, ControlWords, Scope},
     error::Error,
     fleet,
@@ -34,8 +34,9 @@ use crate::{
         parcel::{Incoming, Misfit, Outgoing},
     },
     shared::Shared,
+    steering,
     sys::{
-        self, Listener,
+        self, Descriptor, Listener,
         socket_file::{Access, SocketFile},
     },
     worker::handover::{BatchWords, Inherited, ListenersWords},
@@ -131,6 +132,11 @@ impl Rebuilding {
     pub(super) fn restore(&self, shared: &Shared) {
         self.rest.restore(shared, &self.rest_parcel);
         shared.upgrade_requests.expect_program();
+    }
+
+    /// Takes the giver's map of marks, if it has steered.
+    pub(super) fn take_marks(&mut self) -> Option<Descriptor> {
+        self.rest.steering.as_ref().and_then(|_| self.rest_parcel.descriptor().ok())
     }
 
     /// Takes the connections of the worker `index` of so many.
@@ -336,9 +342,8 @@ impl Plan {
             if written.is_some() { listening.named(address) } else { listening }
         };
         let proxy = named(proxy, &self.written.proxy, &proxy_config.addr);
-        if !proxy.caught.is_empty() && self.config.upstream.steer == Steer::Off {
-            return Err(Error::Config("upstream.steer: off is not possible in an upgrade while steered connections have the port of proxy.addr, so that clients come by the steering alone; write auto, or stop and start".into()));
-        }
+        let steered = rebuilding.rest.steering.as_ref().map_or(0, |it| it.active);
+        steering::check_taker(&self.config, steered, !proxy.caught.is_empty())?;
         let control = named(control, &self.written.control, &control_config.addr);
         let monitor = match (monitor, &monitor_config.addr) {
             (Some(monitor), Some(address)) if self.keeps_monitor => {
@@ -434,9 +439,7 @@ impl Server {
     /// number of clients.
     fn go_on(&mut self, later: &Later, listened_at: &ListenedAt) -> (Duration, u64) {
         // What the giver has steered counts before anybody is told of an idle proxy.
-        if !later.is_halfway {
-            self.start_steering().unwrap_or_else(|error| log::error!("{error}"));
-        }
+        self.start_steering().unwrap_or_else(|error| log::error!("{error}"));
         let shared = &self.shared;
         shared.pauses.go_on();
         // As the giver has counted them, before any ends or joins.

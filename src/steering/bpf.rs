@@ -123,7 +123,7 @@ impl Bpf {
             };
             match self.ask(&question(slot, server))? {
                 Found::Listener => found = Found::Listener,
-                Found::Mptcp if found == Found::Nobody => found = Found::Mptcp,
+                other @ (Found::Mptcp | Found::Device) if found == Found::Nobody => found = other,
                 _ => {}
             }
         }
@@ -205,6 +205,7 @@ impl Bpf {
         match i32::try_from(answer.return_value).unwrap_or_default() {
             0 => Ok(Found::Listener),
             error if error == Errno::NOENT.raw_os_error() => Ok(Found::Nobody),
+            error if error == Errno::NODEV.raw_os_error() => Ok(Found::Device),
             error if error == Errno::OPNOTSUPP.raw_os_error() || error == NOT_SUPPORTED => {
                 Ok(Found::Mptcp)
             }

@@ -8,7 +8,7 @@ use crate::sys::tcp_table::{Row, SURE_BELOW, State};
 const LEAST_REST: Duration = Duration::from_millis(10);
 /// Rest after a dump, as a multiple of its time: so all dumps cost a tenth of a core at most.
 const REST_PER_DUMP: u32 = 10;
-/// Repeats of a SYN-ACK, after 3 s, behind which its handshake is given up: the client is gone, or would have answered.
+/// Repeats of a SYN-ACK, after 3 s, behind which its handshake is given up: the client has gone, or the server's queue is full.
 const REPEATS_MAX: u8 = 2;
 
 /// The memory of a count from one dump to the next.
@@ -20,8 +20,8 @@ pub(super) struct Counter {
     handshakes: HashSet<u64>,
     /// Set while the last dump has shown no steered connection.
     was_none: bool,
-    /// Inodes of tcpause's own connections that were there before a mark could be.
-    spared: HashSet<u32>,
+    /// Cookies of tcpause's own connections that were there before a mark could be.
+    spared: HashSet<u64>,
 }
 
 impl Counter {
@@ -31,9 +31,32 @@ impl Counter {
         Self { local, handshakes: HashSet::new(), was_none: false, spared: HashSet::new() }
     }
 
-    /// Counts no connection with one of these inodes.
-    pub(super) fn spare(&mut self, inodes: HashSet<u32>) {
-        self.spared = inodes;
+    /// Counts none of those that are tcpause's own by their inodes. Those in the queue of a listener have none yet: they are
+    /// its own unless the dump shows connections that an earlier process has steered.
+    pub(super) fn spare(&mut self, rows: &[Row], own: &HashSet<u32>) {
+        let unmarked = || rows.iter().filter(|row| !row.is_marked && row.state != State::SynRecv);
+        let has_steered = unmarked().any(|row| {
+            row.inode != 0 && !own.contains(&row.inode) && self.is_ours(row.local().ip())
+        });
+        let is_own = |row: &&Row| own.contains(&row.inode) || row.inode == 0 && !has_steered;
+        self.spared = unmarked().filter(is_own).map(Row::cookie).collect();
+    }
+
+    /// Has the next count be the first one behind a stop: no earlier one may stand for it.
+    pub(super) fn begin_anew(&mut self) {
+        self.was_none = false;
+    }
+
+    /// Returns the handshakes that are given up by now. A client whose ACK was lost, or a server whose queue is full, could
+    /// still complete them, so they have to go.
+    pub(super) fn given_up(&self, rows: &[Row]) -> Vec<Row> {
+        let is_given_up = |row: &&Row| {
+            row.state == State::SynRecv
+                && row.inode == 0
+                && row.repeats >= REPEATS_MAX
+                && self.handshakes.contains(&row.cookie())
+        };
+        rows.iter().filter(is_given_up).cloned().collect()
     }
 
     /// Returns the steered connections among those of a dump that follows a count. A handshake that has begun since is
@@ -43,7 +66,7 @@ impl Counter {
     }
 
     fn is_steered(&self, row: &Row) -> bool {
-        let is_own = row.is_marked || self.spared.contains(&row.inode);
+        let is_own = row.is_marked || self.spared.contains(&row.cookie());
         let is_in_use = match row.state {
             State::Established | State::CloseWait => true,
             // By TCP Fast Open, the server may have accepted it before the handshake ends.

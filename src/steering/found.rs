@@ -15,6 +15,8 @@ pub(super) enum Found {
     Own,
     /// A listener that the kernel does not steer to.
     Mptcp,
+    /// A listener that is bound to a device, by which alone it can answer.
+    Device,
 }
 
 impl fmt::Display for Found {
@@ -24,6 +26,9 @@ impl fmt::Display for Found {
             Self::Nobody => "nobody listens at upstream.addr in this network namespace",
             Self::Elsewhere => "upstream.addr is not, or not only, an address of this host and network namespace",
             Self::Own => "upstream.addr is an address of the proxy itself",
+            Self::Device => {
+                "the server's listener is bound to a device (SO_BINDTODEVICE), so that it could not answer steered clients of others"
+            }
             Self::Mptcp => {
                 "the server listens by MPTCP, which the kernel does not steer to; a server in Go needs GODEBUG=multipathtcp=0"
             }

@@ -17,7 +17,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,6 +28,7 @@ use self::{bpf::Bpf, count::Counter, found::Unavailable, thread::SteeringThread}
 use crate::{
     config::{self, Config},
     error::Error,
+    log_limit::LogLimit,
     pause::steer::{Steer, SteeringStatus},
     shared::Shared,
     sys::{
@@ -47,10 +48,17 @@ struct Steering {
     catches: bool,
     /// Programs in the kernel, once they are loaded.
     bpf: OnceLock<Bpf>,
+    /// Map of marks of the process before, whose connections bear its marks.
+    inherited: Option<OwnedFd>,
     /// Listeners that are to be marked as soon as the programs are loaded; none from then on.
     unmarked: Mutex<Option<Vec<OwnedFd>>>,
     state: Mutex<State>,
     counting: Mutex<Counting>,
+    /// Number of passes that the thread holds.
+    passes: AtomicU64,
+    /// Set while somebody waits for an idle proxy though nothing is paused.
+    is_awaited: AtomicBool,
+    failures: LogLimit,
     /// Set from a stop, and from the start, until the steered connections are counted behind it.
     is_unsettled: AtomicBool,
     /// Set while a successful dial is news: the server may listen again.
@@ -104,11 +112,23 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
     })
 }
 
+/// Refuses an upgrade that ends the steering while `steered` connections are there, or while clients come by it alone.
+pub(crate) fn check_taker(config: &Config, steered: u64, catches: bool) -> Result<(), Error> {
+    let ends = config.upstream.steer == config::Steer::Off || config.steering_conflict().is_some();
+    if ends && (steered > 0 || catches) {
+        return Err(Error::Config(format!(
+            "upstream.steer: an upgrade cannot end the steering while steered connections are there ({steered}), as nobody would count them; pause with a wait first, or write auto"
+        )));
+    }
+    Ok(())
+}
+
 /// Means to begin the steering of a proxy whose threads run.
 #[derive(Debug)]
 pub(crate) struct Starter {
     conflict: Option<String>,
     listeners: Vec<OwnedFd>,
+    inherited: Option<OwnedFd>,
     own: Vec<SocketAddr>,
     /// True if the listeners are not bound to `own`, so that clients come by the steering alone.
     catches: bool,
@@ -116,10 +136,11 @@ pub(crate) struct Starter {
 
 impl Starter {
     /// Keeps what is needed of these listeners, which are to get the clients of the addresses `caught`, if there are any, in
-    /// place of their own. Returns none if nothing is to be steered.
+    /// place of their own. `inherited` is the map of marks of the process before. Returns none if nothing is to be steered.
     pub(crate) fn new<'a>(
         config: &Config,
         caught: &[SocketAddr],
+        inherited: Option<OwnedFd>,
         listeners: impl Iterator<Item = &'a Listener>,
     ) -> Option<Self> {
         if config.upstream.steer == config::Steer::Off {
@@ -127,13 +148,19 @@ impl Starter {
         }
         let conflict = config.steering_conflict().map(|(key, why)| format!("{key} is set: {why}"));
         let catches = !caught.is_empty();
-        let mut starter = Self { conflict, listeners: Vec::new(), own: caught.into(), catches };
+        let (listeners_kept, own) = (Vec::new(), caught.into());
+        let mut starter = Self { conflict, listeners: listeners_kept, inherited, own, catches };
         for listener in listeners {
             let Ok(address) = listener.local_inet() else { continue };
             if !catches && !starter.own.contains(&address) {
                 starter.own.push(address);
             }
             starter.listeners.extend(listener.lend().try_clone_to_owned());
+        }
+        if starter.own.iter().any(|it| Some(it.port()) != starter.own.first().map(SocketAddr::port))
+        {
+            let why = "the sockets that were passed have several ports, and steering takes one";
+            starter.conflict.get_or_insert(why.to_owned());
         }
         Some(starter)
     }
@@ -145,7 +172,7 @@ impl Starter {
 
     /// Lets the thread begin. What an earlier process has steered counts from now on.
     pub(crate) fn start(self, shared: &Arc<Shared>) -> Result<(), Error> {
-        let Self { conflict, listeners, own, catches } = self;
+        let Self { conflict, listeners, inherited, own, catches } = self;
         let (wake, wakes) = bounded(1);
         let standing = match conflict {
             Some(why) => Standing::Unavailable(why),
@@ -153,6 +180,10 @@ impl Starter {
         };
         let steering = Arc::new(Steering {
             bpf: OnceLock::new(),
+            inherited,
+            passes: AtomicU64::new(0),
+            is_awaited: AtomicBool::new(false),
+            failures: LogLimit::default(),
             unmarked: Mutex::new(Some(listeners)),
             state: Mutex::new(State {
                 standing: standing.clone(),
@@ -196,7 +227,7 @@ impl Steering {
         self.wake.try_send(()).ok();
     }
 
-    /// Tells of a successful dial, if that is news.
+    /// Tells of the end of a dial, if that is news.
     fn tell_dial(&self) {
         if self.heeds_dials.load(Ordering::Relaxed)
             && self.heeds_dials.swap(false, Ordering::AcqRel)
@@ -220,15 +251,16 @@ impl Steering {
         let was_steering = state.standing == Standing::Steering;
         change(&mut state);
         let is_steering = state.standing == Standing::Steering;
-        if was_steering && !is_steering {
-            self.is_unsettled.store(true, Ordering::Release);
-        }
         if let Some(bpf) = self.bpf.get().filter(|_| was_steering || is_steering) {
             let fence = state.fence.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
             let until = if is_steering { fence.unwrap_or(u64::MAX) } else { 0 };
             if let Err(error) = bpf.steer_until(until) {
                 log::error!("a defect: the kernel keeps the steering of connections: {error}");
             }
+        }
+        // Under the lock, as the thread looks at both.
+        if was_steering && !is_steering {
+            self.is_unsettled.store(true, Ordering::Release);
         }
         was_steering && !is_steering
     }
@@ -255,7 +287,9 @@ impl Steering {
         if self.bpf.get().is_some() {
             return Ok(());
         }
-        let mut bpf = Bpf::load(&self.own, None)?;
+        let marks = self.inherited.as_ref().map(OwnedFd::try_clone).transpose();
+        let marks = marks.map_err(|error| Unavailable { why: error.to_string() })?;
+        let mut bpf = Bpf::load(&self.own, marks)?;
         let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
         for listener in unmarked.take().into_iter().flatten() {
             let catch = || if self.catches { bpf.catch(listener.as_fd()) } else { Ok(()) };
@@ -288,15 +322,36 @@ impl Steering {
         counting.next_look = Instant::now() + count::rest_after(began.elapsed());
         match rows {
             Ok(rows) => {
-                counting.active = match look {
-                    Look::Open | Look::First => counting.counter.count_all(&rows),
-                    Look::Later => counting.counter.count_known(&rows),
+                let counter = &mut counting.counter;
+                let given_up =
+                    if look == Look::Later { counter.given_up(&rows) } else { Vec::new() };
+                if look == Look::First {
+                    counter.begin_anew();
+                }
+                let active = match look {
+                    Look::Open | Look::First => counter.count_all(&rows),
+                    Look::Later => counter.count_known(&rows),
                 };
-                Some(counting.active)
+                counting.active = active;
+                drop(counting);
+                self.destroy(given_up);
+                Some(active)
             }
             Err(error) => {
-                log::warn!("cannot count the steered connections: {error}");
+                if let Some(more) = self.failures.allow(Instant::now()) {
+                    log::warn!("cannot count the steered connections{more}: {error}");
+                }
                 None
+            }
+        }
+    }
+
+    fn destroy(&self, rows: impl IntoIterator<Item = Row>) {
+        for row in rows {
+            if let Err(error) = tcp_table::destroy(&row)
+                && let Some(more) = self.failures.allow(Instant::now())
+            {
+                log::error!("cannot reset a steered connection{more}: {error}");
             }
         }
     }
@@ -355,11 +410,22 @@ impl Steer for Way {
             Ok(rows) => rows,
             Err(error) => return log::error!("cannot reset the steered connections: {error}"),
         };
-        for row in self.0.lock_counting().counter.steered(rows) {
-            if let Err(error) = tcp_table::destroy(&row) {
-                return log::error!("cannot reset the steered connections: {error}");
-            }
+        let steered: Vec<Row> = self.0.lock_counting().counter.steered(rows).collect();
+        self.0.destroy(steered);
+    }
+
+    fn await_idle(&self, passes: u64) -> bool {
+        let is_alone = passes == self.0.passes.load(Ordering::Acquire) && self.0.is_steering();
+        if is_alone && self.0.count(Look::Open) == Some(0) {
+            return true;
         }
+        self.0.is_awaited.store(true, Ordering::Release);
+        self.0.wake();
+        false
+    }
+
+    fn marks(&self) -> Option<BorrowedFd<'_>> {
+        self.0.bpf.get().map(Bpf::marks).or(self.0.inherited.as_ref().map(OwnedFd::as_fd))
     }
 
     fn status(&self) -> SteeringStatus {

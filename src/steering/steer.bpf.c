@@ -13,7 +13,7 @@ typedef unsigned long long u64;
 
 enum { ARRAY = 2, SOCKMAP = 15, SK_STORAGE = 24 }; // BPF_MAP_TYPE_
 enum { NO_PREALLOC = 1, CLONE = 512 }; // BPF_F_
-enum { PASS = 1, AF_INET = 2, TCP = 6, LISTEN = 10, ENOENT = 2, EINVAL = 22 };
+enum { PASS = 1, AF_INET = 2, TCP = 6, LISTEN = 10, ENOENT = 2, ENODEV = 19, EINVAL = 22 };
 
 struct bpf_sock {
     u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4], src_port;
@@ -153,7 +153,10 @@ SEC("classifier") int find(void *skb) {
                                                  : bpf_skc_lookup_tcp(skb, question.tuple, 36, -1ULL, 0);
     int error = ENOENT;
     if (found) {
-        if (found->state == LISTEN)
+        // What it accepts would be bound to its device too, and could answer nobody else.
+        if (found->bound_dev_if)
+            error = ENODEV;
+        else if (found->state == LISTEN)
             error = -bpf_map_update_elem(&servers, &question.slot, found, 0);
         bpf_sk_release(found);
     }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs, io, mem,
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     thread::Builder,
     time::{Duration, Instant},
@@ -34,7 +35,7 @@ pub(super) struct SteeringThread {
     /// Steered connections, each as a use of the upstream and a pass of the gate. Before the steering begins and until the
     /// first count behind its end, there is at least one.
     held: Vec<(TargetUse, Pass)>,
-    /// Time from which on a successful dial is news again.
+    /// Time from which on the end of a dial is news again.
     heeds_dials_at: Instant,
     /// What was logged last: that connections are steered, or why not.
     logged: Option<Result<(), String>>,
@@ -58,9 +59,16 @@ impl SteeringThread {
         thread
     }
 
-    pub(super) fn start(self) -> io::Result<()> {
+    pub(super) fn start(mut self) -> io::Result<()> {
         Builder::new().name("steering".into()).spawn(move || match self.steering.load() {
-            Ok(()) => self.run(),
+            Ok(()) => {
+                if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+                    let why = "a defect: its thread has panicked; see the log".to_owned();
+                    self.steering.change(|state| state.standing = Standing::Unavailable(why));
+                    // Nobody counts any more, so that no pause may be told idle.
+                    mem::forget(self.held);
+                }
+            }
             Err(Unavailable { why }) => {
                 log::warn!("upstream.steer: connections are relayed: {why}");
                 self.steering.change(|state| state.standing = Standing::Unavailable(why));
@@ -69,10 +77,12 @@ impl SteeringThread {
         Ok(())
     }
 
-    fn run(mut self) {
+    fn run(&mut self) {
         // Clients that came before the marks are accepted by now.
         self.shared.pauses.await_workers();
-        self.steering.lock_counting().counter.spare(own_sockets());
+        if let Some(Ok(rows)) = self.steering.bpf.get().map(|bpf| self.steering.table(bpf)) {
+            self.steering.lock_counting().counter.spare(&rows, &own_sockets());
+        }
         log::info!(
             "upstream.steer: the server sees steered clients at their own addresses and relayed ones at this host's; steered connections have no byte counts, log lines, max-connections or drain; see `tcpause help steering`"
         );
@@ -96,13 +106,14 @@ impl SteeringThread {
         if has_dialled {
             self.heeds_dials_at = Instant::now() + LOOK_INTERVAL;
         }
-        if self.steering.is_steering() {
-            // A client was relayed all the same: the server may have another listener by now.
-            if !has_dialled || self.look().is_ok() {
-                return None;
-            }
-        }
         self.warn_of_taken();
+        if self.steering.is_steering() {
+            // A client was relayed all the same: the server may have another listener by now, or none.
+            match if has_dialled { self.look() } else { Ok(()) } {
+                Ok(()) => return self.look_for_idle(),
+                Err(why) => self.steering.relay(&why),
+            };
+        }
         let next_count = self.count_down();
         match self.raise() {
             Ok(()) => None,
@@ -114,17 +125,46 @@ impl SteeringThread {
         }
     }
 
+    /// Makes an idle moment if somebody waits for one and nobody is steered. Returns the time of the next look, if there is to
+    /// be one.
+    fn look_for_idle(&mut self) -> Option<Instant> {
+        if !self.steering.is_awaited.load(Ordering::Acquire) {
+            return None;
+        }
+        if self.steering.count(Look::Open) == Some(0) {
+            self.steering.is_awaited.store(false, Ordering::Release);
+            let (held, shared) = (&mut self.held, &self.shared);
+            // Under the lock of the pauses: none may begin between the passes.
+            shared.pauses.while_open(|| {
+                if let Some((target, pass)) = held.pop() {
+                    held.clear();
+                    let target = Arc::clone(target.target());
+                    drop(pass);
+                    held.push((target.begin_use(), shared.pauses.gate.restore(true)));
+                }
+            });
+            return None;
+        }
+        Some(self.steering.lock_counting().next_look.max(Instant::now() + LOOK_INTERVAL))
+    }
+
     /// Holds as many passes as there are steered connections. Returns the time of the next count, if there is to be one.
     fn count_down(&mut self) -> Option<Instant> {
-        let (target, _) = self.held.first()?;
-        let target = Arc::clone(target.target());
-        let is_unsettled = self.steering.is_unsettled.load(Ordering::Acquire);
+        // Nobody but this thread raises the steering, so that no other stop comes meanwhile.
+        let is_unsettled = {
+            let _state = self.steering.lock();
+            self.steering.is_unsettled.load(Ordering::Acquire)
+        };
+        let target = match self.held.first() {
+            Some((target, _)) => Arc::clone(target.target()),
+            None if is_unsettled => self.shared.upstream.target(),
+            None => return None,
+        };
         if is_unsettled && let Err(Unavailable { why }) = Bpf::settle() {
             log::error!("connections that were steered a moment ago may still come: {why}");
         }
         let look = if is_unsettled { Look::First } else { Look::Later };
         if let Some(count) = self.steering.count(look) {
-            // Nobody but this thread raises the steering, so that no other stop has come since.
             self.steering.is_unsettled.store(false, Ordering::Release);
             self.hold(count, &target);
         }
@@ -137,18 +177,20 @@ impl SteeringThread {
         while self.held.len() < count {
             self.held.push((target.begin_use(), self.shared.pauses.gate.restore(true)));
         }
+        self.steering.passes.store(self.held.len() as u64, Ordering::Release);
     }
 
     /// Steers from now on, unless there is a reason not to, which it returns.
     fn raise(&mut self) -> Result<(), String> {
-        let Shared { pauses, upstream, workers, .. } = &*self.shared;
+        let Shared { pauses, upstream, workers, admission, .. } = &*self.shared;
         if self.steering.lock().is_suspended {
             return Err("it hands over or stops".into());
         }
         if pauses.gate.is_paused() || pauses.gate.is_fenced() {
             return Err(PAUSED.into());
         }
-        if workers.held() > 0 {
+        // With as many clients as there may be, others wait to be accepted.
+        if workers.held() > 0 || admission.clients.taken() >= admission.clients.max() {
             return Err("clients that have waited come first".into());
         }
         let target = upstream.target();

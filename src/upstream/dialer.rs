@@ -17,9 +17,15 @@ pub(crate) struct Dialer {
     has_ended_outage: bool,
 }
 
-/// Callback at each successful dial of any worker.
+/// Callback at each end of a dial of any worker, or of an attempt.
 #[derive(Default)]
 pub(super) struct DialWatcher(pub(super) OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl DialWatcher {
+    pub(super) fn tell(&self) {
+        self.0.get().into_iter().for_each(|watcher| watcher());
+    }
+}
 
 impl fmt::Debug for DialWatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,7 +37,7 @@ impl Dialer {
     /// Reports a successful dial.
     pub(crate) fn succeeded(&mut self, upstream: &Upstream) {
         self.has_ended_outage |= upstream.breaker().succeeded();
-        upstream.dials.0.get().into_iter().for_each(|watcher| watcher());
+        upstream.dials.tell();
     }
 
     /// Returns true once if the upstream is back, and the other workers are to be woken.

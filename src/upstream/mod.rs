@@ -147,7 +147,7 @@ impl Upstream {
         })
     }
 
-    /// Registers the callback for each successful dial. It runs on a worker, and must not wait. There is one.
+    /// Registers the callback for each successful dial and each failed attempt. It runs on a worker, and must not wait. There is one.
     pub(crate) fn watch_dials(&self, watcher: impl Fn() + Send + Sync + 'static) {
         self.dials.0.get_or_init(|| Box::new(watcher));
     }
@@ -187,6 +187,7 @@ impl Upstream {
         let timed_out = error.kind() == io::ErrorKind::TimedOut;
         let special = if timed_out { TIMED_OUT } else { NO_ADDRESS };
         self.last_error.store(error.raw_os_error().unwrap_or(special), Ordering::Relaxed);
+        self.dials.tell();
     }
 
     /// Returns the error of the last failed attempt.

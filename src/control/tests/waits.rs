@@ -108,6 +108,14 @@ impl Steer for Three {
     fn suspend(&self) {}
     fn go_on(&self) {}
     fn fence_at(&self, _: Option<Duration>) {}
+    fn await_idle(&self, _: u64) -> bool {
+        false
+    }
+
+    fn marks(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     fn mark(&self, _: BorrowedFd<'_>) {}
     fn reset(&self) {}
 

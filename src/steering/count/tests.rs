@@ -188,3 +188,29 @@ fn steered_connections_and_their_handshakes_count_until_they_end() {
     }
     drop((steered, half));
 }
+
+#[test]
+fn what_was_tcpauses_own_before_the_marks_does_not_count() {
+    let (mine, queued) = (row(State::Established, 7, 1), row(State::Established, 0, 2));
+    let (steered, accepted) = (row(State::Established, 8, 3), row(State::Established, 9, 2));
+    let own = HashSet::from([7]);
+    let mut first = counter();
+    first.spare(&[mine.clone(), queued.clone()], &own);
+    assert_eq!(first.count_all(&[mine.clone(), queued.clone()]), 0);
+    assert_eq!(first.count_all(&[mine.clone(), accepted, steered.clone()]), 1, "by its cookie");
+    // Beside what an earlier process has steered, nobody knows in which queue it waits.
+    let mut second = counter();
+    second.spare(&[mine.clone(), queued.clone(), steered.clone()], &own);
+    assert_eq!(second.count_all(&[mine, queued, steered]), 2);
+}
+
+#[test]
+fn a_handshake_that_is_given_up_is_to_go() {
+    let half = |repeats, number| Row { repeats, ..row(State::SynRecv, 0, number) };
+    let mut counter = counter();
+    assert_eq!(counter.count_all(&[half(0, 1), half(1, 2)]), 2);
+    assert_eq!(counter.given_up(&[half(1, 1), half(1, 2)]), []);
+    // A later one is the proxy's own.
+    assert_eq!(counter.given_up(&[half(1, 1), half(2, 2), half(5, 3)]), [half(2, 2)]);
+    assert_eq!(counter.count_known(&[half(1, 1), half(2, 2)]), 1);
+}

@@ -72,7 +72,7 @@ fn what_a_client_has_sent_before_it_closed_reaches_the_server() {
         let upstream = Upstream::tcp(record);
         let proxy = Proxy::builder().listen(family).upstream(&upstream).start();
         proxy.control().pause();
-        let (mut client, waits) = (proxy.connect(), proxy.connect_held());
+        let (mut client, waits) = (proxy.connect_held(), proxy.connect_held());
         client.send(b"a line of the log");
         drop(client);
         // The close is known by the time that this one's is.
