@@ -2,11 +2,12 @@
 //!
 //! Steered connections hold passes of the gate like all others, so that only their begin and their reset need words here.
 
-use std::{fmt, os::fd::BorrowedFd, time::Duration};
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::Pauses;
+use crate::sys::Lent;
 
 /// Way past the workers.
 pub(crate) trait Steer: fmt::Debug + Send + Sync {
@@ -24,9 +25,9 @@ pub(crate) trait Steer: fmt::Debug + Send + Sync {
     /// the gate will have an idle moment once that is so.
     fn await_idle(&self, passes: u64) -> bool;
     /// Lends the map that marks tcpause's own connections, for a successor; none before the programs are loaded.
-    fn marks(&self) -> Option<BorrowedFd<'_>>;
+    fn marks(&self) -> Option<Lent<'_>>;
     /// Tells of a listener of tcpause, whose clients do not count as steered.
-    fn mark(&self, listener: BorrowedFd<'_>);
+    fn mark(&self, listener: Lent<'_>);
     /// Resets all steered connections.
     fn reset(&self);
     fn status(&self) -> SteeringStatus;

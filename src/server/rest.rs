@@ -100,7 +100,9 @@ impl RestWords {
         } = shared;
         let steer = all_pauses.steer();
         let marks = steer.and_then(Steer::marks);
-        marks.into_iter().for_each(|marks| parcel.lend(marks));
+        if let Some(marks) = marks {
+            parcel.lend(marks);
+        }
         let steering = steer.filter(|_| marks.is_some()).map(Steer::status);
         let proxy = socket_files.proxy.lock().unwrap_or_else(PoisonError::into_inner);
         let control = socket_files.control.lock().unwrap_or_else(PoisonError::into_inner);

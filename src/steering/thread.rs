@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashSet,
-    fs, io, mem,
+    fs, io,
+    mem::ManuallyDrop,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
@@ -66,7 +67,7 @@ impl SteeringThread {
                     let why = "a defect: its thread has panicked; see the log".to_owned();
                     self.steering.change(|state| state.standing = Standing::Unavailable(why));
                     // Nobody counts any more, so that no pause may be told idle.
-                    mem::forget(self.held);
+                    let _held = ManuallyDrop::new(self.held);
                 }
             }
             Err(Unavailable { why }) => {

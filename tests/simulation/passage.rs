@@ -182,7 +182,7 @@ fn go_on(begin: Instant, describe: impl FnOnce(&Outbox)) {
 
 /// Returns the words of what a process has once.
 fn rest_of(shared: &Shared, begin: Instant) -> RestWords {
-    RestWords::describe(shared, &shared.pauses.freeze(), &Outgoing::new(begin))
+    RestWords::describe(shared, &shared.pauses.freeze(), &mut Outgoing::new(begin))
 }
 
 /// Returns the words that a taker has to have where its window is at most so wide.

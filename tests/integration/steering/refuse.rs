@@ -110,3 +110,12 @@ fn assert_relaying(scene: &Scene, why: &str) {
     assert_eq!(state["state"], "relaying", "{state}");
     assert!(state["why"].as_str().unwrap().contains(why), "{state}");
 }
+
+#[test]
+fn a_listener_of_one_device_is_relayed_to() {
+    let mut server = Server::away();
+    server.listen_at_device();
+    let Some(scene) = Scene::with(server, |builder| builder) else { return };
+    assert_relaying(&scene, "bound to a device");
+    assert!(!scene.connect().is_steered);
+}

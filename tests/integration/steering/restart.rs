@@ -144,3 +144,23 @@ fn a_server_that_comes_late_is_found() {
     println!("a server that comes late: steered {:?} behind the first client", listens.elapsed());
     assert!(listens.elapsed() < AGAIN);
 }
+
+#[test]
+fn a_server_that_is_away_or_changed_is_told_and_leaves_nobody_behind() {
+    let Some(mut scene) = Scene::start() else { return };
+    scene.wait_steering();
+    scene.server.kill();
+    let waiting = scene.proxy.connect();
+    wait_until("the absence is told", || {
+        let state = steering(scene.control());
+        state["state"] == "relaying" && state["why"].to_string().contains("nobody listens")
+    });
+    scene.server.listen_by_mptcp();
+    let client = Client::greeted(waiting);
+    wait_until("the change is told", || {
+        let state = steering(scene.control());
+        state["why"].to_string().contains("MPTCP") && state["active"] == 0
+    });
+    client.end();
+    assert_eq!(scene.control().put("/paused?wait=20s").status, 201);
+}

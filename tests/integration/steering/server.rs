@@ -13,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     net::{AddressFamily, Protocol, SocketFlags, SocketType, sockopt},
@@ -106,6 +107,15 @@ impl Server {
     /// Listens by MPTCP, as programs in Go do.
     pub(super) fn listen_by_mptcp(&mut self) {
         self.listen_by(&[self.addr], Some(rustix::net::ipproto::MPTCP));
+    }
+
+    /// Listens at the device `lo` alone.
+    pub(super) fn listen_at_device(&mut self) {
+        let socket = socket(self.addr, None);
+        share(&socket);
+        setsockopt(&socket, BindToDevice, &"lo".into()).expect("the right to bind to a device");
+        bind(&socket, self.addr);
+        self.serve([Listener::new(socket)].into());
     }
 
     fn listen_by(&mut self, addrs: &[SocketAddr], protocol: Option<Protocol>) {

@@ -1,5 +1,7 @@
 //! The terms of a pause, with clients that are steered: kill, expiry, several leases, reject, release.
 
+use std::thread;
+
 use super::{Client, Scene, steering};
 use crate::harness::End;
 
@@ -83,5 +85,24 @@ fn released_clients_are_relayed_and_nobody_else_comes() {
     control.resume();
     assert!([last, newcomer].map(Client::greeted).iter().all(|client| !client.is_steered));
     scene.wait_steering();
+    scene.connect_steered();
+}
+
+#[test]
+fn a_wait_without_a_pause_ends_once_nobody_is_steered() {
+    let Some(scene) = Scene::start() else { return };
+    scene.wait_steering();
+    let wait = |time: &str| {
+        let path = format!("/paused/block-until-idle?timeout={time}");
+        scene.control().request("GET", &path, &[]).status
+    };
+    assert_eq!(wait("20s"), 204, "nobody is there");
+    let client = scene.connect_steered();
+    assert_eq!(wait("50ms"), 504);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| wait("20s"));
+        client.end();
+        assert_eq!(waiting.join().unwrap(), 204);
+    });
     scene.connect_steered();
 }

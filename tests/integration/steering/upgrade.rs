@@ -1,9 +1,9 @@
 //! Upgrades with steering on: only one of both processes steers, and no client notices.
 
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use super::{Client, Scene, clients::Clients, server::Server, status, steering};
-use crate::harness::{Builder, amount, wait_until};
+use crate::harness::{Builder, Proxy, amount, wait_until};
 
 const BUSY_CLIENTS: usize = 8;
 
@@ -163,4 +163,48 @@ fn behind_an_upgrade_that_fails_the_old_process_steers_on() {
         assert_eq!(late, 0);
         drop(kept);
     }
+}
+
+#[test]
+fn clients_that_wait_to_be_accepted_do_not_count_behind_an_upgrade() {
+    let full = |builder: Builder| builder.args(["--hold-max=2", "--hold-overflow=backlog"]);
+    let Some(scene) = Scene::with(Server::start(), |builder| full(builder).followed()) else {
+        return;
+    };
+    scene.wait_steering();
+    let control = scene.control();
+    control.pause();
+    let clients: Vec<_> = (0..6).map(|_| scene.proxy.connect()).collect();
+    control.wait_status("two are held", |status| status.held == 2);
+    scene.proxy.upgrade();
+    let answer = control.put("/paused?wait=20s");
+    assert_eq!((answer.status, steering(control)["active"].as_u64()), (201, Some(0)), "{answer}");
+    control.resume();
+    for client in clients {
+        assert!(!Client::greeted(client).is_steered);
+    }
+}
+
+#[test]
+fn an_upgrade_does_not_end_the_steering_over_living_connections() {
+    let server = Server::start();
+    let url = server.url();
+    let text = |steer: &str| format!("upstream: {{ addr: '{url}', steer: {steer} }}\n");
+    let proxy = Proxy::builder().file("tcpause.yml", text("auto")).start();
+    let scene = Scene { proxy, server };
+    if !scene.has_bpf() {
+        return;
+    }
+    scene.wait_steering();
+    let mut client = scene.connect_steered();
+    fs::write(scene.proxy.dir().join("tcpause.yml"), text("off")).unwrap();
+    let answer = scene.control().request("POST", "/upgrade", &[]);
+    assert!(answer.assert_error(409).contains("upstream.steer: an upgrade cannot end"), "{answer}");
+    client.assert_served();
+    client.end();
+    scene.control().pause();
+    scene.control().wait_status("nobody is left", |status| status.active == 0);
+    scene.proxy.upgrade();
+    scene.control().resume();
+    assert!(!scene.connect().is_steered);
 }
