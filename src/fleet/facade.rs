@@ -131,7 +131,9 @@ impl Refusal {
 
     /// Refuses to forget a host that counts.
     pub(crate) fn has_session(host: &str) -> Self {
-        let text = format!("The host {host} is there: stop its tcpause before it is forgotten.");
+        let text = format!(
+            "The host {host} has a session: stop its tcpause before it is forgotten. If that was killed, wait for fleet.ttl."
+        );
         Self::new(RefusalKind::HasSession, text)
     }
 

@@ -42,6 +42,8 @@ use member::{
     parcel::{MemberWords, Stranded},
 };
 use proxy::Proxy;
+use serde::Deserialize as _;
+use serde_json::Value;
 use store::StoreSettings;
 #[cfg(test)]
 pub(crate) use table::Table;
@@ -237,6 +239,20 @@ fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         log::error!("a defect: a thread of the fleet panicked");
     }
+}
+
+/// Refuses an upgrade that takes a host with `hold` out of its fleet: pauses there would take it for quiet.
+pub(crate) fn check_taker(config: &Config, parcel: Option<&Value>) -> Result<(), Error> {
+    let fleet = &config.fleet;
+    let keys = KeySpace::new(&fleet.prefix.0, &fleet.name.0);
+    let keys = Some(&keys).filter(|_| !fleet.endpoints.is_empty());
+    let words = parcel.and_then(|it| MemberWords::deserialize(it).ok());
+    if words.is_some_and(|words| words.holds_outside(keys)) {
+        return Err(Error::Config(
+            "fleet: an upgrade cannot take a host with fleet.on-disconnect hold out of its fleet, whose pauses would take it for quiet while it serves; keep fleet.name, fleet.prefix and fleet.endpoints, or stop and start".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Forgets the fleet of the process before, as this one is in none.

@@ -30,10 +30,11 @@ impl Proxy {
         let mut take = |name| holding.remove(name) | forced.remove(name);
         let (is_starting, is_lost) = (take(STARTING), take(LOST));
         let balance = self.handle.balance();
+        let steered = self.handle.pauses().steer().map_or(0, |steer| steer.status().active);
         ProxyView {
             is_idle,
             held: balance.held,
-            active: balance.active,
+            active: balance.active + steered,
             connecting: balance.connecting,
             oldest: self.handle.oldest(),
             is_starting,

@@ -102,7 +102,7 @@ impl Pauses {
         if self.gate.is_fenced() && name.is_none_or(|name| name == lease_name(LOST)) {
             log::warn!(
                 event = "forced", by = by;
-                "{by} has this host alone let clients in, though it has lost its fleet"
+                "{by} has this host alone let clients in, though it has lost its fleet: pauses of the fleet take it for quiet, unless they leave it out (--without)"
             );
             self.fence_at(None);
         }

@@ -44,7 +44,7 @@ pub(super) struct RestWords {
     upgrades: UpgradesWords,
     /// Member of a fleet, in words of the fleet's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    fleet: Option<Value>,
+    pub(super) fleet: Option<Value>,
     /// Last contact with the fleet, since the start of the host: all that earlier programs tell of it.
     #[serde(default, skip_serializing)]
     fleet_contact: Option<Duration>,

@@ -342,6 +342,7 @@ impl Plan {
             if written.is_some() { listening.named(address) } else { listening }
         };
         let proxy = named(proxy, &self.written.proxy, &proxy_config.addr);
+        fleet::check_taker(&self.config, rebuilding.rest.fleet.as_ref())?;
         let steered = rebuilding.rest.steering.as_ref().map_or(0, |it| it.active);
         steering::check_taker(&self.config, steered, !proxy.caught.is_empty())?;
         let control = named(control, &self.written.control, &control_config.addr);

@@ -99,6 +99,9 @@ impl SteeringThread {
                 None => drop(self.wakes.recv()),
             }
         }
+        if let Some(left) = self.steering.count(Look::First).filter(|left| *left > 0) {
+            log::info!("steered connections go on without tcpause: {left}");
+        }
     }
 
     /// Does what is to be done now. Returns the time of the next look at the table of connections, if there is to be one.
@@ -190,6 +193,7 @@ impl SteeringThread {
         if pauses.gate.is_paused() || pauses.gate.is_fenced() {
             return Err(PAUSED.into());
         }
+        self.look()?;
         // With as many clients as there may be, others wait to be accepted.
         if workers.held() > 0 || admission.clients.taken() >= admission.clients.max() {
             return Err("clients that have waited come first".into());
@@ -201,7 +205,6 @@ impl SteeringThread {
             let address = earlier.target().address();
             return Err(format!("connections that were steered to {address} are still there"));
         }
-        self.look()?;
         // Before the first one is steered.
         self.hold((self.held.len() as u64).max(1), &target);
         let Shared { pauses, upstream, .. } = &*self.shared;

@@ -256,8 +256,13 @@ impl Coordinator {
         self.remember(snapshot, now);
         if let Phase::Waiting(_) = self.phase {
             let waiting_for = self.judge(snapshot, sent);
-            self.phase =
-                if waiting_for.is_empty() { Phase::Idle } else { Phase::Waiting(waiting_for) };
+            // No command begins under a pause that may end before the next look.
+            let is_sure = !self.needs_repair && now < self.lost_at();
+            self.phase = if waiting_for.is_empty() && is_sure {
+                Phase::Idle
+            } else {
+                Phase::Waiting(waiting_for)
+            };
         } else {
             self.note_forced(snapshot);
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Member, local::Local, session::json};
 use crate::fleet::{
     clock::BootTime,
-    keys::{KeySpace, MemberRecord},
+    keys::{KeySpace, MemberRecord, OnDisconnect},
     step::{Doing, ProxyView},
     store::Revision,
 };
@@ -52,6 +52,12 @@ impl MemberWords {
     /// Returns true if a coordinator may count on this host.
     pub(crate) fn has_joined(&self) -> bool {
         self.present.is_some()
+    }
+
+    /// Returns true if it has told a fleet that it holds without contact, and would not be in that one by `keys`.
+    pub(crate) fn holds_outside(&self, keys: Option<&KeySpace>) -> bool {
+        let holds = |it: &MemberRecord| it.on_disconnect == OnDisconnect::Hold;
+        self.promised.as_ref().is_some_and(holds) && self.keys.as_ref() != keys
     }
 
     /// Returns the members that stay behind if the host leaves its fleet without a word.
@@ -170,7 +176,6 @@ mod tests {
 
     use super::*;
     use crate::fleet::{
-        keys::OnDisconnect,
         member::{MemberConfig, local::Standing},
         step::Step,
     };
@@ -239,6 +244,16 @@ mod tests {
         let Step::Do(doing) = member.poll(now, view) else { return None };
         member.done(now);
         Some(doing)
+    }
+
+    #[test]
+    fn a_host_that_holds_is_not_taken_out_of_its_fleet() {
+        let (own, other) = (KeySpace::new("/t", "f"), KeySpace::new("/t", "g"));
+        let outside = |policy, keys| words(policy).holds_outside(keys);
+        assert!(!outside(OnDisconnect::Hold, Some(&own)));
+        assert!(outside(OnDisconnect::Hold, Some(&other)) && outside(OnDisconnect::Hold, None));
+        assert!(!outside(OnDisconnect::Serve, Some(&other)) && !outside(OnDisconnect::Serve, None));
+        assert!(!MemberWords::default().holds_outside(None), "it was in none");
     }
 
     #[test]

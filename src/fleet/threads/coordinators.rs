@@ -118,7 +118,13 @@ impl<S: Store> CoordinatorThread<S> {
         let ids: Vec<u64> = self.coordinators.keys().copied().collect();
         for id in ids {
             let polled = now();
-            let until_loss = self.until_loss(SLEEP_MAX, polled);
+            // A stop does not wait for each of many pauses that etcd does not take.
+            let leaves_at = self.leaving_since.map(|since| since + self.leave_timeout);
+            if leaves_at.is_some_and(|at| polled >= at) {
+                break;
+            }
+            let left = leaves_at.map_or(SLEEP_MAX, |at| at - polled);
+            let until_loss = self.until_loss(left, polled);
             let Some(coordinator) = self.coordinators.get_mut(&id) else { continue };
             match coordinator.poll(polled) {
                 Step::Ask(request, timeout) => {

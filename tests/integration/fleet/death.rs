@@ -37,7 +37,7 @@ fn a_killed_host_blocks_until_it_is_forgotten_and_is_paused_when_it_comes_back()
     let Some(mut fleet) = Fleet::start(3, 1) else { return };
     let clients = fleet.clients(0..2);
     let has_session = fleet.control(0).delete("/fleet/hosts?host=h02").assert_error(409);
-    assert!(has_session.contains("The host h02 is there"), "{has_session}");
+    assert!(has_session.contains("The host h02 has a session"), "{has_session}");
     fleet.kill(2);
     fleet.wait_table(0, "it is lost", |table| row(table, 2)["state"] == "lost");
     let (code, lines) = refused(fleet.exec(0, "too-early", &["--wait=1s"]));

@@ -123,6 +123,7 @@ fn the_readme_and_the_pages_name_no_option_that_does_not_exist() {
         "--take-over",
         "--take-back",
         "--reuid",
+        "--regid",
         "--clear-groups",
         "--inh-caps",
         "--ambient-caps",

@@ -14,8 +14,9 @@ const FUNCTION_LINES_MAX: usize = 70;
 const DEPTH_MAX: usize = 5;
 
 /// The most lines of code of the product. A new feature pays for its lines elsewhere, or raises this with a reason.
-/// The hand-over has some 2,300, as each struct that travels says what of it does, and the fleet some 1,800.
-const CODE_LINES_MAX: usize = 31_600;
+/// The hand-over has some 2,300, as each struct that travels says what of it does, the fleet some 5,500 with the client of its
+/// store, and the steering some 1,500.
+const CODE_LINES_MAX: usize = 31_900;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -48,9 +48,11 @@ fn a_wait_for_the_old_server_counts_the_steered() {
     let mut kept = [scene.connect_steered(), scene.connect_steered()];
     assert_eq!(control.put(&format!("/upstream?addr={}", other.url())).status, 200);
     let wait = format!("/upstream/block-until-idle?addr={}&timeout=", scene.server.url());
-    let answer = control.get(&format!("{wait}50ms"));
-    assert_eq!(answer.status, 504, "{answer}");
-    assert!(answer.text().contains("\"active\": 2"), "{answer}");
+    wait_until("both are counted", || {
+        let answer = control.get(&format!("{wait}50ms"));
+        assert_eq!(answer.status, 504, "{answer}");
+        answer.text().contains("\"active\": 2")
+    });
     let why = steering(control)["why"].to_string();
     assert!(why.contains(&scene.server.url().to_string()), "{why}");
     let (accepted, of_other) = (scene.server.accepted(), other.accepted());
