@@ -386,17 +386,20 @@ fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>
         api.send(&connection, "PUT", request)?;
         // The main thread renews from here on, and a renewal must not come before the request.
         drop(events.send(Event::Connected(Arc::clone(&connection))));
-        let answer = api.answer(&connection, wait, Ending::Line)?;
-        Ok((connection, answer))
+        let mut answer = api.answer(&connection, wait, Ending::Line)?;
+        let rest = std::mem::take(&mut answer.rest);
+        Ok((connection, rest, answer))
     });
     let (connection, answer) = match answer {
-        Ok((connection, answer)) => (Some(connection).filter(|_| answer.status == 201), Ok(answer)),
+        Ok((connection, rest, answer)) => {
+            (Some((connection, rest)).filter(|_| answer.status == 201), Ok(answer))
+        }
         Err(failure) => (None, Err(failure)),
     };
     drop(events.send(Event::Answered(answer)));
     // Without a pause, there is no end to wait for.
-    let Some(connection) = connection else { return };
-    connection.lines_to_end(|line| {
+    let Some((connection, rest)) = connection else { return };
+    connection.lines_to_end(rest, |line| {
         let line = serde_json::from_slice::<Value>(line).unwrap_or_default();
         let flag = |name| line.get(name).and_then(Value::as_bool);
         let hosts = |name| -> Vec<String> {

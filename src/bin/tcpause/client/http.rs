@@ -41,6 +41,8 @@ pub(crate) struct Api {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: Vec<u8>,
+    /// Bytes behind the first line that have come with it, for [`Ending::Line`].
+    pub(super) rest: Vec<u8>,
 }
 
 impl Answer {
@@ -207,15 +209,17 @@ impl Connection {
         let _ = shutdown(&self.0, Shutdown::Write);
     }
 
-    /// Waits until the connection ends. Hands each line on that comes until then; one that is too long ends it, too.
-    pub(super) fn lines_to_end(&self, mut take: impl FnMut(&[u8])) {
-        let mut bytes = Vec::new();
-        while bytes.len() < ANSWER_BYTES_MAX
-            && self.receive(&mut bytes, None).is_ok_and(|count| count > 0)
-        {
+    /// Waits until the connection ends. Hands each line on that comes until then, from `bytes` that have come already on;
+    /// one that is too long ends it, too.
+    pub(super) fn lines_to_end(&self, mut bytes: Vec<u8>, mut take: impl FnMut(&[u8])) {
+        loop {
             while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
                 take(bytes.get(..end).unwrap_or_default());
                 bytes.drain(..=end);
+            }
+            let is_short = bytes.len() < ANSWER_BYTES_MAX;
+            if !is_short || !self.receive(&mut bytes, None).is_ok_and(|count| count > 0) {
+                return;
             }
         }
     }
@@ -304,13 +308,15 @@ fn parse(bytes: &[u8], ending: Ending, is_over: bool) -> Result<Option<Answer>, 
         }
         None => None,
     };
-    let end = match length {
+    let line = body.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
+    let end = match (length, line) {
         _ if status == 204 => Some(0),
-        Some(length) => Some(length).filter(|length| body.len() >= *length),
-        None if ending == Ending::Line && body.contains(&b'\n') => Some(body.len()),
-        None => Some(body.len()).filter(|_| is_over),
+        (Some(length), _) => Some(length),
+        (None, Some(line)) if ending == Ending::Line => Some(line),
+        (None, _) => Some(body.len()).filter(|_| is_over),
     };
-    Ok(end.and_then(|end| body.get(..end)).map(|body| Answer { status, body: body.to_vec() }))
+    let parts = end.and_then(|end| body.split_at_checked(end));
+    Ok(parts.map(|(body, rest)| Answer { status, body: body.to_vec(), rest: rest.to_vec() }))
 }
 
 #[cfg(test)]
@@ -343,7 +349,11 @@ mod tests {
     /// An answer is complete at the same byte, and not before, for every way in which it may arrive.
     #[test]
     fn an_answer_ends_where_it_says() {
-        let whole = |status, body: &str| Some(Answer { status, body: body.as_bytes().to_vec() });
+        let parse = |bytes: &[u8], ending, is_over| {
+            let answer = super::parse(bytes, ending, is_over)?;
+            Ok::<_, &str>(answer.map(|it| (it.status, String::from_utf8(it.body).unwrap())))
+        };
+        let whole = |status, body: &str| Some((status, body.to_owned()));
         for (bytes, ending, least, answer) in [
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nabc",
@@ -359,6 +369,7 @@ mod tests {
                 40,
                 whole(504, "{}\n"),
             ),
+            ("HTTP/1.1 201 C\r\nA: b\r\n\r\n{}\n{", Ending::Line, 27, whole(201, "{}\n")),
         ] {
             for length in 0..=bytes.len() {
                 let found = parse(&bytes.as_bytes()[..length], ending, false).unwrap();
@@ -374,5 +385,20 @@ mod tests {
             assert!(parse(odd, Ending::Whole, false).is_err());
         }
         assert!(parse(&vec![b'a'; ANSWER_BYTES_MAX + 1], Ending::Whole, false).is_err());
+    }
+
+    /// A loss that comes with the answer in one segment is told as one that comes alone.
+    #[test]
+    fn lines_behind_the_first_are_handed_on() {
+        let bytes = b"HTTP/1.1 201 C\r\n\r\n{\"idle\": true}\n{\"lost\": true}\n{\"lo";
+        let answer = parse(bytes, Ending::Line, false).unwrap().unwrap();
+        answer.check_idle().unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        Connection(theirs.into()).send(b"st\": false}\ncut").unwrap();
+        let mut lines = Vec::new();
+        Connection(ours.into()).lines_to_end(answer.rest, |line| {
+            lines.push(String::from_utf8_lossy(line).into_owned());
+        });
+        assert_eq!(lines, ["{\"lost\": true}", "{\"lost\": false}"]);
     }
 }
