@@ -86,4 +86,6 @@ pub use server::{
     Farewell, Given, Giver, Heartbeat, Outcome, Predecessor, Server, Sockets, Stopper,
     TakerProcess, refuse,
 };
+#[doc(hidden)]
+pub use sys::boot::boot_time;
 pub use timestamp::Rfc3339;

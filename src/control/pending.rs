@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{command::Caller, fleet, response::Response};
 use crate::{
-    fleet::{Fleet, WaitingFor},
+    fleet::{BootTime, Fleet, WaitingFor},
     handle::Handle,
     handover::parcel::{Incoming, Moment, Outgoing},
     pause::WaitState,
@@ -103,6 +103,14 @@ impl PendingPause {
         match &self.pauser {
             Pauser::Proxy(_) => false,
             Pauser::Fleet(fleet) => fleet.is_lost(self.caller.request_id),
+        }
+    }
+
+    /// Returns the time up to which it holds without another proof; none for one that is lost, or of this proxy.
+    pub(super) fn kept_until(&self) -> Option<BootTime> {
+        match &self.pauser {
+            Pauser::Proxy(_) => None,
+            Pauser::Fleet(fleet) => fleet.kept_until(self.caller.request_id),
         }
     }
 

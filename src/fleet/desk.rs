@@ -82,6 +82,8 @@ pub(super) struct Outcome {
     pub(super) waiting_for: Vec<WaitingFor>,
     /// True while it cannot be proven that the pause holds.
     pub(super) is_lost: bool,
+    /// Time from which on it is lost without another proof. Each proof is news to the caller.
+    pub(super) lost_at: BootTime,
     /// Hosts that an operator has resumed since all were idle.
     pub(super) forced: Vec<String>,
     /// Time of the end. Until its caller has read of it, `waiting_for` has the hosts that have not resumed.
@@ -137,7 +139,7 @@ impl Desk {
         now: BootTime,
     ) -> Option<BootTime> {
         let lost_at = coordinator.lost_at();
-        let mut outcome = Outcome { is_lost: now >= lost_at, ..Outcome::default() };
+        let mut outcome = Outcome { is_lost: now >= lost_at, lost_at, ..Outcome::default() };
         match coordinator.phase() {
             Phase::Asking => return None,
             Phase::Ending => {
@@ -290,6 +292,12 @@ impl Fleets for Desk {
 
     fn is_lost(&self, request_id: u64) -> bool {
         self.cases().get(&request_id).is_none_or(|case| case.outcome.is_lost)
+    }
+
+    fn kept_until(&self, request_id: u64) -> Option<BootTime> {
+        let cases = self.cases();
+        let outcome = &cases.get(&request_id)?.outcome;
+        (!outcome.is_lost).then_some(outcome.lost_at)
     }
 
     fn forced(&self, request_id: u64) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    coordinator,
+    BootTime, coordinator,
     coordinator::{WaitingFor, Wanted},
     store::StoreError,
     table::{Table, time_of_day},
@@ -30,6 +30,9 @@ pub(crate) trait Fleets: fmt::Debug + Send + Sync {
 
     /// Returns true while it cannot be proven that a request's pause holds, from one second before another host may end it.
     fn is_lost(&self, request_id: u64) -> bool;
+
+    /// Returns the time up to which a request's pause holds without another proof; none for one that is lost.
+    fn kept_until(&self, request_id: u64) -> Option<BootTime>;
 
     /// Returns the hosts that an operator has resumed since all were idle. Each stays in its place.
     fn forced(&self, request_id: u64) -> Vec<String>;

@@ -30,7 +30,8 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use clock::{BootTime, Timing};
+pub(crate) use clock::BootTime;
+use clock::Timing;
 pub(crate) use coordinator::{WaitingFor, Wanted};
 use crossbeam_channel::{Sender, bounded};
 use desk::Desk;

@@ -38,8 +38,8 @@ use super::{
     response::Response,
 };
 use crate::{
-    config::address::Address, handle::Handle, handover::request::Attempt, log_limit::LogLimit,
-    sys::peer_process,
+    config::address::Address, fleet::BootTime, handle::Handle, handover::request::Attempt,
+    log_limit::LogLimit, sys::peer_process,
 };
 
 use switching::{Examination, upstream_in_use};
@@ -152,9 +152,9 @@ enum State {
     AwaitingUpstream { address: Address, until: Option<Instant> },
     /// The answer is being written.
     Answering { bytes: Vec<u8>, sent: usize, then: Then },
-    /// The answer is written; the pause lasts until the caller closes. It was told whether the pause is lost, and of so many hosts
-    /// that an operator has resumed.
-    ConnectionBound { told_lost: bool, told_forced: usize },
+    /// The answer is written; the pause lasts until the caller closes. It was told whether the pause is lost, of so many hosts
+    /// that an operator has resumed, and for how long the pause is kept.
+    ConnectionBound { told_lost: bool, told_forced: usize, told_kept: Option<BootTime> },
     /// The caller has ended its pause of the fleet, and waits until it has ended on all hosts.
     Ending,
     /// The answer is written; further bytes of the caller are discarded until it closes.
@@ -436,7 +436,8 @@ impl ControlConn {
                 self.end_answer()
             }
             Then::ConnectionBound => {
-                self.state = State::ConnectionBound { told_lost: false, told_forced: 0 };
+                self.state =
+                    State::ConnectionBound { told_lost: false, told_forced: 0, told_kept: None };
                 self.deadline = None;
                 Ok(())
             }

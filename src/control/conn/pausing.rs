@@ -17,8 +17,10 @@ use crate::{
         query::OnTimeout,
         response::Response,
     },
+    fleet::BootTime,
     handle::Handle,
     pause::WaitState,
+    sys::boot::boot_time,
 };
 
 /// Longest wait for the end of a pause of the fleet: a request to etcd, and the hosts' resume.
@@ -155,10 +157,11 @@ impl ControlConn {
         self.end_answer()
     }
 
-    /// Tells the caller in a line when it cannot be proven any more that its pause holds, and when it can be again; and which
-    /// hosts an operator has resumed.
+    /// Tells the caller in a line when it cannot be proven any more that its pause holds, and when it can be again; which hosts an
+    /// operator has resumed; and behind each proof, for how long it holds. A caller that hears nothing for so long knows that
+    /// this process stands still, while other hosts may resume.
     fn tell_news(&mut self) -> Result<(), Halt> {
-        let State::ConnectionBound { told_lost, told_forced } = &mut self.state else {
+        let State::ConnectionBound { told_lost, told_forced, told_kept } = &mut self.state else {
             return Ok(());
         };
         let Some(pause) = &self.pause else { return Ok(()) };
@@ -173,6 +176,15 @@ impl ControlConn {
             let line = serde_json::json!({"forced": new});
             if send_line(&self.socket, &format!("{line}\n"))? {
                 *told_forced = forced.len();
+            }
+        }
+        // By the time of now: a process that has stood still until now tells of no proof that is too old.
+        let now = BootTime(boot_time());
+        let kept = pause.kept_until().filter(|until| *until > now && Some(*until) != *told_kept);
+        if let Some(until) = kept {
+            let seconds = (until - now).as_secs_f64();
+            if send_line(&self.socket, &format!("{{\"kept_seconds\": {seconds:.3}}}\n"))? {
+                *told_kept = kept;
             }
         }
         Ok(())

@@ -148,7 +148,9 @@ impl State {
                 StateWords::Answering { bytes: parcel.append(bytes), sent: *sent, then: *then }
             }
             // Only pauses of the fleet can be lost, and they stay.
-            Self::ConnectionBound { told_lost: _, told_forced: _ } => StateWords::ConnectionBound,
+            Self::ConnectionBound { told_lost: _, told_forced: _, told_kept: _ } => {
+                StateWords::ConnectionBound
+            }
             Self::Lingering { discarded } => StateWords::Lingering { discarded: *discarded },
         })
     }
@@ -174,7 +176,7 @@ impl State {
                 Self::Answering { bytes: parcel.bytes(bytes)?.to_vec(), sent, then }
             }
             StateWords::ConnectionBound => {
-                Self::ConnectionBound { told_lost: false, told_forced: 0 }
+                Self::ConnectionBound { told_lost: false, told_forced: 0, told_kept: None }
             }
             StateWords::Lingering { discarded } => Self::Lingering { discarded },
         })
@@ -239,7 +241,7 @@ mod tests {
             },
             answer(0, Then::Linger),
             answer(12, Then::ConnectionBound),
-            State::ConnectionBound { told_lost: false, told_forced: 0 },
+            State::ConnectionBound { told_lost: false, told_forced: 0, told_kept: None },
             State::Lingering { discarded: 5 },
         ];
         for (_, on_timeout) in OnTimeout::ALL {

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    fleet::{Fleets, Refusal, RefusalKind, Table, WaitingFor, Wanted},
+    fleet::{BootTime, Fleets, Refusal, RefusalKind, Table, WaitingFor, Wanted},
     pause::WaitState,
+    sys::boot::boot_time,
 };
 
 type Watcher = Box<dyn Fn() + Send + Sync>;
@@ -26,6 +27,7 @@ struct Play {
     refusal: Option<Refusal>,
     waits: BTreeMap<u64, WaitState>,
     is_lost: bool,
+    kept_until: Option<BootTime>,
     forced: Vec<String>,
     /// True if the end of a pause takes its time.
     ends_late: bool,
@@ -101,6 +103,10 @@ impl Fleets for Played {
 
     fn is_lost(&self, _: u64) -> bool {
         self.lock().is_lost
+    }
+
+    fn kept_until(&self, _: u64) -> Option<BootTime> {
+        self.lock().kept_until
     }
 
     fn forced(&self, _: u64) -> Vec<String> {
@@ -328,6 +334,16 @@ fn a_bound_pause_lasts_as_long_as_its_caller() {
     for (forced, told) in [(&["a"][..], "[\"a\"]"), (&["a", "c", "b"], "[\"c\",\"b\"]")] {
         played.change(|play| play.forced = forced.iter().map(ToString::to_string).collect());
         assert_eq!(lines.next().unwrap(), format!("{{\"forced\":{told}}}"));
+    }
+    // One that is over by now is not told.
+    for seconds in [100.0, 0.0, 200.0] {
+        let until = BootTime(boot_time() + Duration::from_secs_f64(seconds));
+        played.change(|play| play.kept_until = Some(until));
+        if seconds > 0.0 {
+            let line: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
+            let left = seconds - line["kept_seconds"].as_f64().unwrap();
+            assert!((0.0..50.0).contains(&left), "{line}");
+        }
     }
     caller.shutdown(Shutdown::Write).unwrap();
     played.await_done("end: its caller has gone");

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::{Fleet, LINGER, TTL, clock, json, millis, row};
 use crate::harness::{End, etcd::Relay};
 
@@ -37,6 +39,32 @@ fn a_command_is_ended_before_hosts_resume_without_their_coordinator() {
     assert!(ended + LINGER < resumed, "too near to the resume");
     assert!(resumed < cut + TTL + LINGER + ROOM, "too late");
     relay.heal();
+    fleet.resumed_at(0, "deploy");
+    assert_eq!(run.0.code(), 128 + 15);
+}
+
+#[test]
+fn a_command_is_ended_before_hosts_resume_without_a_coordinator_that_stands_still() {
+    let Some(fleet) = Fleet::start(2, 1) else { return };
+    let (mut run, began) = fleet.run(0, "deploy", &["--wait=20s", "--if-lost=kill"]);
+    // It hears of no loss over more than the time to live.
+    std::thread::sleep(TTL + Duration::from_secs(1));
+    assert_eq!(run.0.stderr.try_iter().collect::<Vec<_>>(), [""; 0]);
+    fleet.host(0).signal(Signal::STOP);
+    let stopped = clock();
+    run.0.wait_told("it is not certain any more that all hosts are paused, as the proxy does not answer; the command is sent SIGTERM");
+    let told = clock();
+    let ended = run.told();
+    let resumed = fleet.resumed_at(1, "deploy");
+    println!(
+        "coordinator stopped by SIGSTOP: told after {} ms, the command ended after {} ms, the other host resumed after {} ms",
+        millis(stopped, told),
+        millis(stopped, ended),
+        millis(stopped, resumed)
+    );
+    assert!(ended + Duration::from_secs(2) < resumed, "too near to the resume");
+    fleet.assert_quiet(began, resumed, |_host| true);
+    fleet.host(0).signal(Signal::CONT);
     fleet.resumed_at(0, "deploy");
     assert_eq!(run.0.code(), 128 + 15);
 }

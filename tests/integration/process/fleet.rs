@@ -166,7 +166,7 @@ fn done_is_told_in_one_line() {
     assert!(asked.starts_with("DELETE /fleet/hosts?host=web-17 HTTP/1.1\r\n"), "{asked}");
 }
 
-/// Plays an API whose pause of the fleet begins, gets lost when a byte comes, and lasts to the end of its caller.
+/// Plays an API whose pause of the fleet begins, has a piece of news at each renewal, and lasts to the end of its caller.
 fn losing(lines: &'static [&'static str]) -> Upstream {
     Upstream::tcp(move |mut stream: Stream| {
         let mut request = Vec::new();
@@ -175,9 +175,9 @@ fn losing(lines: &'static [&'static str]) -> Upstream {
         }
         if request.starts_with(b"PUT") {
             stream.send(b"HTTP/1.1 201 Created\r\n\r\n{\"paused\": true, \"idle\": true, \"waited_seconds\": 0.1, \"reset\": 0}\n");
-            // The first renewal.
-            stream.receive(1);
             for line in lines {
+                // A renewal.
+                stream.receive(1);
                 stream.send(line.as_bytes());
             }
             stream.receive_all();
@@ -215,6 +215,15 @@ fn a_command_goes_on_when_its_pause_is_lost_unless_it_is_to_be_killed() {
         "an operator has resumed hosts by force: web-3, web-4; the command is sent SIGTERM",
     );
     assert_eq!(forced.code(), 128 + 15);
+
+    let mut silent = begin(
+        "--if-lost=keep",
+        &losing(&["{\"kept_seconds\": 0.1}\n", "{\"kept_seconds\": 60}\n"]),
+    );
+    silent.wait_told("it is not certain any more that all hosts are paused, as the proxy does not answer; the command goes on");
+    silent.wait_told("all hosts are paused, as the proxy answers again");
+    silent.end();
+    assert_eq!(silent.code(), 7);
 
     let api = losing(LOST);
     let mut killed = begin("--if-lost=kill", &api);

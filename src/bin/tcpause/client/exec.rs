@@ -19,19 +19,19 @@ use rustix::{
     io::retry_on_intr,
     process::{Pid, Signal, WaitId, WaitIdOptions, getpgid, getpgrp, kill_process, waitid},
 };
-use serde_json::Value;
 use signal_hook::{
     consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     flag,
     iterator::{SignalsInfo, exfiltrator::origin::WithOrigin},
     low_level::siginfo::{Cause, Origin},
 };
-use tcpause::{Error, parse_duration};
+use tcpause::{Error, boot_time, parse_duration};
 
 use super::{
-    Answer, Api, Failure, Idle, StillPaused, duration,
-    http::{ANSWER_TIMEOUT, Connection, Ending, target},
+    Api, Failure, Idle, StillPaused, duration,
+    http::{ANSWER_TIMEOUT, Connection, target},
     naming::{FLEET_REASON_BYTES_MAX, REASON_BYTES_MAX, own_name, reason_of},
+    news::{End, Event, talk},
     parameters, pause_path, program,
 };
 use crate::{cli::Invocation, tell};
@@ -42,6 +42,8 @@ const FLEET_TTL_DEFAULT: &str = "15s";
 const RENEWALS_PER_TTL: u32 = 3;
 /// Shortest time between two renewals.
 const RENEWAL_MIN: Duration = Duration::from_millis(10);
+/// Time for a proxy to tell of a loss itself, before its silence counts as one. No host resumes within it.
+const SILENCE_MARGIN: Duration = Duration::from_millis(500);
 
 /// Number of signals that make exec give up on its command if they come within [`SIGNALS_TIME`]. The time is bounded, as an
 /// interactive command may get any number of Ctrl-C over hours.
@@ -73,47 +75,6 @@ pub(super) fn run(api: Api, invocation: &Invocation) -> Result<ExitCode, Failure
     outcome.map(ExitCode::from)
 }
 
-/// An event of the pause, of the command or of this process.
-enum Event {
-    /// The connection that the pause depends on is established.
-    Connected(Arc<Connection>),
-    /// The API has answered, or cannot be asked.
-    Answered(Result<Answer, Failure>),
-    /// It is not certain any more that the pause holds, or it is again.
-    Lost(bool),
-    /// An operator has resumed these hosts.
-    Forced(Vec<String>),
-    /// The pause of a fleet has ended, or is going to, but for these hosts.
-    Resumed { ended: bool, still_paused: Vec<String> },
-    /// The pause has ended.
-    Ended(End),
-    /// This process was sent a signal.
-    Signal(Origin),
-    /// The command has ended.
-    Exited,
-}
-
-/// The end of the pause, as seen from here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It was lifted, or not renewed in time.
-    Lifted,
-    /// The proxy is gone.
-    ProxyGone,
-}
-
-impl End {
-    /// Returns the clause about an end that comes before the command's.
-    fn early(self) -> &'static str {
-        match self {
-            Self::Lifted => {
-                "the pause has ended before the command: it was lifted, or not renewed in time"
-            }
-            Self::ProxyGone => "the proxy has gone away",
-        }
-    }
-}
-
 struct Exec {
     api: Api,
     /// Name of a lease that ends only a moment after the pause.
@@ -124,6 +85,9 @@ struct Exec {
     /// Time of the next renewal.
     due: Instant,
     connection: Option<Arc<Connection>>,
+    /// Time from which on the silence of a proxy counts as a loss. Only a fleet's proxy tells it, and none that is older.
+    silent_at: Option<Duration>,
+    is_silent: bool,
     sender: Sender<Event>,
     events: Receiver<Event>,
     end: Option<End>,
@@ -177,6 +141,8 @@ impl Exec {
             renewal,
             due: begun + renewal,
             connection: None,
+            silent_at: None,
+            is_silent: false,
             sender,
             events,
             end: None,
@@ -188,8 +154,15 @@ impl Exec {
     /// Returns the next event. Until it comes, the lease is renewed.
     fn next(&mut self) -> Event {
         loop {
-            match self.events.recv_deadline(self.due) {
+            let left = self.silent_at.map(|at| at.saturating_sub(boot_time()));
+            let silent = left.and_then(|left| Instant::now().checked_add(left));
+            match self.events.recv_deadline(silent.map_or(self.due, |at| at.min(self.due))) {
                 Ok(event) => return event,
+                Err(_) if self.silent_at.is_some_and(|at| at <= boot_time()) => {
+                    self.silent_at = None;
+                    return Event::Silent;
+                }
+                Err(_) if Instant::now() < self.due => {}
                 // The channel is never disconnected, as `self` has a sender too.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     // An error shows in the `control` thread, which reads from this connection.
@@ -223,6 +196,8 @@ impl Exec {
                     ));
                 }
                 Event::Lost(_)
+                | Event::Kept(_)
+                | Event::Silent
                 | Event::Forced(_)
                 | Event::Resumed { .. }
                 | Event::Ended(_)
@@ -271,11 +246,7 @@ impl Exec {
                     }
                     insistence.check(Instant::now(), origin.signal)?;
                 }
-                Event::Lost(true) => self.note_loss(
-                    pid,
-                    "it is not certain any more that all hosts are paused, as the pause cannot be renewed in etcd",
-                ),
-                Event::Lost(false) => tell("all hosts are paused, as the pause is renewed in etcd again"),
+                Event::Lost(_) | Event::Kept(_) | Event::Silent => self.note_certainty(pid, &event),
                 Event::Forced(hosts) => {
                     let hosts = hosts.join(", ");
                     self.note_loss(
@@ -292,6 +263,31 @@ impl Exec {
         }
     }
 
+    /// Notes that it is not certain any more that the pause holds, or is again.
+    fn note_certainty(&mut self, pid: Pid, event: &Event) {
+        let lost = "it is not certain any more that all hosts are paused, as the";
+        match *event {
+            Event::Kept(until) => {
+                self.silent_at = Some(until.saturating_add(SILENCE_MARGIN));
+                if std::mem::take(&mut self.is_silent) {
+                    tell("all hosts are paused, as the proxy answers again");
+                }
+            }
+            Event::Silent => {
+                self.is_silent = true;
+                self.note_loss(pid, &format!("{lost} proxy does not answer"));
+            }
+            Event::Lost(true) => {
+                (self.silent_at, self.is_silent) = (None, false);
+                self.note_loss(pid, &format!("{lost} pause cannot be renewed in etcd"));
+            }
+            Event::Lost(false) => {
+                tell("all hosts are paused, as the pause is renewed in etcd again");
+            }
+            _ => {}
+        }
+    }
+
     /// Tells that the command may run without the pause, and ends it if that was asked for.
     fn note_loss(&self, pid: Pid, clause: &str) {
         if self.kills_if_lost {
@@ -303,7 +299,7 @@ impl Exec {
     }
 
     fn note_end(&mut self, end: End) {
-        self.end = Some(end);
+        (self.end, self.silent_at) = (Some(end), None);
         self.paused = self.begun.elapsed();
     }
 
@@ -377,47 +373,6 @@ fn pass_on(pid: Pid, signal: i32) {
         // An error means that the command has just ended.
         let _ = kill_process(pid, signal);
     }
-}
-
-/// Asks for the pause, and then waits for its end.
-fn talk(api: &Api, request: &str, wait: Option<Duration>, events: &Sender<Event>) {
-    let answer = api.connect().and_then(|connection| {
-        let connection = Arc::new(connection);
-        api.send(&connection, "PUT", request)?;
-        // The main thread renews from here on, and a renewal must not come before the request.
-        drop(events.send(Event::Connected(Arc::clone(&connection))));
-        let mut answer = api.answer(&connection, wait, Ending::Line)?;
-        let rest = std::mem::take(&mut answer.rest);
-        Ok((connection, rest, answer))
-    });
-    let (connection, answer) = match answer {
-        Ok((connection, rest, answer)) => {
-            (Some((connection, rest)).filter(|_| answer.status == 201), Ok(answer))
-        }
-        Err(failure) => (None, Err(failure)),
-    };
-    drop(events.send(Event::Answered(answer)));
-    // Without a pause, there is no end to wait for.
-    let Some((connection, rest)) = connection else { return };
-    connection.lines_to_end(rest, |line| {
-        let line = serde_json::from_slice::<Value>(line).unwrap_or_default();
-        let flag = |name| line.get(name).and_then(Value::as_bool);
-        let hosts = |name| -> Vec<String> {
-            let hosts = line.get(name).and_then(Value::as_array).into_iter().flatten();
-            hosts.filter_map(Value::as_str).map(str::to_owned).collect()
-        };
-        let (forced, still_paused) = (hosts("forced"), hosts("still_paused"));
-        if !forced.is_empty() {
-            drop(events.send(Event::Forced(forced)));
-        }
-        match (flag("lost"), flag("ended")) {
-            (Some(is_lost), _) => drop(events.send(Event::Lost(is_lost))),
-            (None, Some(ended)) => drop(events.send(Event::Resumed { ended, still_paused })),
-            (None, None) => {}
-        }
-    });
-    let is_there = api.ask("GET", "/paused", None).is_ok();
-    drop(events.send(Event::Ended(if is_there { End::Lifted } else { End::ProxyGone })));
 }
 
 pub(super) fn cannot_listen(error: &io::Error) -> Failure {

@@ -5,6 +5,7 @@ mod exec;
 mod fleet;
 mod http;
 mod naming;
+mod news;
 mod program;
 mod screen;
 mod status;
