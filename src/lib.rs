@@ -86,6 +86,10 @@ pub use server::{
     Farewell, Given, Giver, Heartbeat, Outcome, Predecessor, Server, Sockets, Stopper,
     TakerProcess, refuse,
 };
-#[doc(hidden)]
-pub use sys::boot::boot_time;
 pub use timestamp::Rfc3339;
+
+/// Returns the time since the start of the host, which goes on while the host is suspended.
+#[doc(hidden)]
+pub fn boot_time() -> std::time::Duration {
+    sys::boot::boot_time()
+}
