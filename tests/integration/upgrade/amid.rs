@@ -179,8 +179,10 @@ fn clients_wait_for_an_upstream_that_is_away_and_are_served_in_their_order() {
     assert!(!before.upstream_up && before.upstream_error.is_some(), "{before:?}");
     for _upgrade in 0..2 {
         proxy.upgrade();
-        let now = proxy.control().status();
-        assert_eq!(outage(&now), outage(&before));
+        // One of them may be the probe at this moment.
+        proxy
+            .control()
+            .wait_status("the outage is as before", |now| outage(now) == outage(&before));
     }
     let upstream = Counter::on(vacant.listen(), Manner::Answers);
     assert_served(&upstream, &mut clients);
