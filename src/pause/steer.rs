@@ -42,7 +42,7 @@ pub struct SteeringStatus {
     pub why: Option<String>,
     /// Connections that were steered and are there. They are among the active ones.
     pub active: u64,
-    /// SYN packets that were steered since the start, with repeated ones.
+    /// SYN packets that this process has steered, with repeated ones: an upgrade begins anew at 0.
     pub total: u64,
 }
 

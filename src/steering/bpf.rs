@@ -91,9 +91,6 @@ impl Bpf {
 
     /// Attaches the program to this thread's network namespace. It steers nothing before [`Self::steer_until`].
     pub(super) fn attach(&mut self) -> Result<(), Unavailable> {
-        if self.link.is_some() {
-            return Ok(());
-        }
         let namespace = File::open("/proc/thread-self/ns/net")
             .map_err(|error| unavailable("opens the network namespace", &error))?;
         self.link = Some(self.attach_to(namespace)?);

@@ -61,7 +61,7 @@ struct Steering {
     failures: LogLimit,
     /// Set from a stop, and from the start, until the steered connections are counted behind it.
     is_unsettled: AtomicBool,
-    /// Set while a successful dial is news: the server may listen again.
+    /// Set while the end of a dial is news: the server may listen again, or no more.
     heeds_dials: AtomicBool,
     has_dialled: AtomicBool,
     wake: Sender<()>,
@@ -148,8 +148,8 @@ impl Starter {
         }
         let conflict = config.steering_conflict().map(|(key, why)| format!("{key} is set: {why}"));
         let catches = !caught.is_empty();
-        let (listeners_kept, own) = (Vec::new(), caught.into());
-        let mut starter = Self { conflict, listeners: listeners_kept, inherited, own, catches };
+        let (kept, own) = (Vec::new(), caught.into());
+        let mut starter = Self { conflict, listeners: kept, inherited, own, catches };
         for listener in listeners {
             let Ok(address) = listener.local_inet() else { continue };
             if !catches && !starter.own.contains(&address) {

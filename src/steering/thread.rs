@@ -38,7 +38,7 @@ pub(super) struct SteeringThread {
     held: Vec<(TargetUse, Pass)>,
     /// Time from which on the end of a dial is news again.
     heeds_dials_at: Instant,
-    /// What was logged last: that connections are steered, or why not.
+    /// Last line of the log: connections are steered, or they are not, for this reason.
     logged: Option<Result<(), String>>,
     /// Number of SYNs that another program of the namespace has taken.
     taken: u64,
@@ -137,14 +137,16 @@ impl SteeringThread {
         }
         if self.steering.count(Look::Open) == Some(0) {
             self.steering.is_awaited.store(false, Ordering::Release);
-            let (held, shared) = (&mut self.held, &self.shared);
-            // Under the lock of the pauses: none may begin between the passes.
+            let (steering, shared) = (Arc::clone(&self.steering), Arc::clone(&self.shared));
+            // Under both locks: neither a pause nor another stop may come between the passes.
             shared.pauses.while_open(|| {
-                if let Some((target, pass)) = held.pop() {
-                    held.clear();
+                let state = steering.lock();
+                if state.standing == Standing::Steering
+                    && let Some((target, _)) = self.held.first()
+                {
                     let target = Arc::clone(target.target());
-                    drop(pass);
-                    held.push((target.begin_use(), shared.pauses.gate.restore(true)));
+                    self.hold(0, &target);
+                    self.hold(1, &target);
                 }
             });
             return None;

@@ -95,7 +95,7 @@ impl Row {
     }
 
     /// Returns the address of its client, in the same form.
-    #[allow(dead_code, reason = "lists of steered connections follow")]
+    #[cfg(test)]
     pub(crate) fn peer(&self) -> SocketAddr {
         self.address(2, 20)
     }
@@ -258,4 +258,4 @@ fn malformed() -> io::Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

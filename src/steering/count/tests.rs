@@ -7,20 +7,11 @@ use std::{
     time::Instant,
 };
 
-use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
+use nix::sys::socket::setsockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with};
 
 use super::{super::bpf::Bpf, *};
-use crate::sys::tcp_table::dump;
-
-sockopt_impl!(
-    /// `TCP_DEFER_ACCEPT`: the handshake lasts until the client sends bytes.
-    DeferAccept,
-    SetOnly,
-    libc::IPPROTO_TCP,
-    libc::TCP_DEFER_ACCEPT,
-    i32
-);
+use crate::sys::tcp_table::{dump, tests::DeferAccept};
 
 fn row(state: State, inode: u32, number: u8) -> Row {
     let mut id = [0; 48];
