@@ -13,7 +13,7 @@ use crate::fleet::{
 };
 
 /// All of a member that another process of its host goes on with. Its session stays behind: the other one joins anew.
-/// Whether it holds clients until it has joined, or as it has lost the store, is a lease of the ledger.
+/// Leases of the ledger tell that it holds clients until it has joined, or as it has lost the store.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct MemberWords {

@@ -1,6 +1,6 @@
 //! Steering: the real binary and the kernel, of which the server's sight of its clients tells what was steered.
 //!
-//! Where the system refuses BPF, each test says that it is skipped. With `TCPAUSE_NEEDS_BPF` set, it fails there.
+//! Each test says that it is skipped where the system refuses BPF. With `TCPAUSE_NEEDS_BPF` set, it fails there.
 
 mod addresses;
 mod clients;
@@ -14,7 +14,7 @@ mod switch;
 mod terms;
 mod upgrade;
 
-use std::env;
+use std::{env, thread, time::Duration};
 
 use serde_json::Value;
 use server::{Server, greeting};
@@ -74,6 +74,17 @@ impl Scene {
     #[track_caller]
     fn wait_steering(&self) {
         wait_steering(self.control());
+    }
+
+    /// Pauses for so long, and resumes. Returns the number of connections that have reached the server meanwhile.
+    #[track_caller]
+    fn late_in_a_pause(&self, hold: Duration) -> usize {
+        self.control().pause();
+        let before = self.server.accepted();
+        thread::sleep(hold);
+        let late = self.server.accepted() - before;
+        self.control().resume();
+        late
     }
 
     /// Connects a client and has it served.

@@ -1,4 +1,4 @@
-//! What cannot be steered: `on` is refused, and `auto` relays and says why.
+//! Connections that cannot be steered: `on` is refused, and `auto` relays and says why.
 
 use super::{Client, Scene, server::Server, steering};
 use crate::harness::{Builder, Family, Proxy, Upstream, echo, in_namespace, wait_until};

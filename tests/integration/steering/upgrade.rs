@@ -27,12 +27,8 @@ fn upgrades_under_load(options: fn(Builder) -> Builder) {
         kept.assert_served();
         // With two programs attached, one of them would go on in the pause of the other.
         for _pause in 0..5 {
-            control.pause();
-            let before = scene.server.accepted();
-            thread::sleep(HOLD);
-            late += scene.server.accepted() - before;
+            late += scene.late_in_a_pause(HOLD);
             pauses += 1;
-            control.resume();
             scene.wait_steering();
         }
     }
@@ -79,12 +75,8 @@ fn pauses_amid_upgrades_are_exact() {
         thread::scope(|scope| {
             let upgrade = scope.spawn(|| control.request("POST", "/upgrade", &[]));
             while !upgrade.is_finished() {
-                control.pause();
-                let before = scene.server.accepted();
-                thread::sleep(HOLD);
-                late += scene.server.accepted() - before;
+                late += scene.late_in_a_pause(HOLD);
                 pauses += 1;
-                control.resume();
                 // It takes over amid steering, too.
                 thread::sleep(HOLD);
             }
@@ -148,11 +140,7 @@ fn behind_an_upgrade_that_fails_the_old_process_steers_on() {
         scene.wait_steering();
         wait_until("newcomers are steered", || scene.connect().is_steered);
         kept.assert_served();
-        control.pause();
-        let before = scene.server.accepted();
-        thread::sleep(HOLD);
-        let late = scene.server.accepted() - before;
-        control.resume();
+        let late = scene.late_in_a_pause(HOLD);
         let tally = clients.end();
         println!(
             "{fault}: {} of {} clients failed; {late} connections reached the server in a pause behind it",

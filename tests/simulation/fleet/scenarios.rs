@@ -99,6 +99,20 @@ fn coordinate(coordinator: &mut Coordinator, etcd: &mut Etcd, now: BootTime) {
     }
 }
 
+/// Returns a store, the one host of its fleet, and the coordinator of a pause that is idle after two seconds.
+fn idle_at_two_seconds() -> (Etcd, (Member, Proxy), Coordinator) {
+    let mut etcd = Etcd::new();
+    let mut host = member("machine-1", "a");
+    drive(&mut host, &mut etcd, 0, 1);
+    let mut pause = coordinator("id-1", seconds(1));
+    coordinate(&mut pause, &mut etcd, seconds(1));
+    host.0.woken();
+    drive(&mut host, &mut etcd, 1, 2);
+    pause.woken();
+    coordinate(&mut pause, &mut etcd, seconds(2));
+    (etcd, host, pause)
+}
+
 #[test]
 fn the_name_of_a_host_with_a_session_is_taken() {
     let mut etcd = Etcd::new();
@@ -183,15 +197,7 @@ fn paused_and_idle_at_once_is_one_write() {
 
 #[test]
 fn a_force_in_the_middle_of_a_command_is_noticed_once() {
-    let mut etcd = Etcd::new();
-    let mut host = member("machine-1", "a");
-    drive(&mut host, &mut etcd, 0, 1);
-    let mut pause = coordinator("id-1", seconds(1));
-    coordinate(&mut pause, &mut etcd, seconds(1));
-    host.0.woken();
-    drive(&mut host, &mut etcd, 1, 2);
-    pause.woken();
-    coordinate(&mut pause, &mut etcd, seconds(2));
+    let (mut etcd, mut host, mut pause) = idle_at_two_seconds();
     assert_eq!((pause.phase(), pause.forced()), (&Phase::Idle, &[][..]));
 
     host.1.leases.clear();
@@ -247,15 +253,7 @@ fn coordinate_full(coordinator: &mut Coordinator, etcd: &mut Etcd, now: BootTime
 
 #[test]
 fn a_pause_that_a_full_store_lets_end_is_told_as_lost_before() {
-    let mut etcd = Etcd::new();
-    let mut host = member("machine-1", "a");
-    drive(&mut host, &mut etcd, 0, 1);
-    let mut pause = coordinator("id-1", seconds(1));
-    coordinate(&mut pause, &mut etcd, seconds(1));
-    host.0.woken();
-    drive(&mut host, &mut etcd, 1, 2);
-    pause.woken();
-    coordinate(&mut pause, &mut etcd, seconds(2));
+    let (mut etcd, mut host, mut pause) = idle_at_two_seconds();
     assert_eq!((pause.phase(), pause.lost_at()), (&Phase::Idle, seconds(1 + 15 - 1)));
 
     let lease = etcd.holder("db").and_then(|holder| holder.lease).expect("a holder");
